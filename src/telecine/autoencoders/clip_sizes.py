@@ -159,9 +159,11 @@ class ClipSizes:
             for hook in hooks:
                 hook.remove()
         if not called:
-            name = type(self.model).__name__
-            contract, got = f"a member of {name}, where gradients are compared", "no layer with a weight that is called"
-            raise argument_error("last_layer", contract, got, "Give the module the weight as `last_layer`.")
+            contract, remedy = (
+                f"a member of {type(self.model).__name__}",
+                "Add the weight where gradients are compared.",
+            )
+            raise argument_error("last_layer", contract, "no layer with a weight that is called", remedy)
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
@@ -205,10 +207,7 @@ class ProbedAutoencoder(VideoAutoencoder):
         return self.sizes.last_layer
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` with the nearest accepted value unless clips of this size are reproduced.
-
-        The first check of a size passes a clip through the model, which must not be sharded yet.
-        """
+        """Raise a `ValueError` unless this size is reproduced; the model must not be sharded at the first check."""
         self.sizes.check(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -212,7 +212,7 @@ class StudentAutoencoder(LatentAutoencoder):
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, from which checkpoints are written: without the teacher."""
+        # A copy, from which checkpoints are written, is without the teacher.
         modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
         return {**self.__dict__, "_modules": modules, "_frozen": None}
 

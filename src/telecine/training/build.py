@@ -115,13 +115,16 @@ def _folder_without_weights(name: str) -> tuple[str, Path]:
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
     """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
-        return _new_causal_vae(config, "causal_vae")
+        check_num_weights(lambda: CausalVAE(config), "causal_vae")
+        return CausalVAE(config)
     source, folder = _folder_without_weights(name)
     if is_class_path(name) or "." in class_in(folder):
         remedy = "Use `telecine train --dry_run`, which measures one update."
         raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
     if class_in(folder) == CausalVAE.__name__:
-        return _new_causal_vae(saved_config(folder), str(folder))
+        config = saved_config(folder)
+        check_num_weights(lambda: CausalVAE(config), str(folder))
+        return CausalVAE(config)
     if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -130,11 +133,6 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     if source.endswith(".json"):
         return DiffusersAutoencoder.from_config(source)
     return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
-
-
-def _new_causal_vae(config: CausalVAEConfig, source: str) -> CausalVAE:
-    check_num_weights(lambda: CausalVAE(config), source)
-    return CausalVAE(config)
 
 
 def build_objective(

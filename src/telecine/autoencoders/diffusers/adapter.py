@@ -87,10 +87,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         write_normalisation(self.module, statistics)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keep only the outputs of the model's blocks, and recompute their activations in the backward pass.
-
-        If a tiny clip has other gradients with it, or none, it is disabled again, and a `ValueError` is raised.
-        """
+        """Recompute the inside of the model's blocks; raise a `ValueError` if a tiny clip's gradients change."""
         enable_checked(self.module, self.sizes)
 
     @property
@@ -123,29 +120,22 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> DiffusersAutoencoder:
-        """Return the model of a folder or a Hub name, on the CPU, in training mode; arguments as `load_autoencoder`'s.
+        """Return the model of a folder or a Hub name; arguments and errors as `load_autoencoder`'s.
 
         Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
-
-        Raises:
-            ValueError: There is no configuration, its class is unknown, or weights are missing.
         """
         return cls(load_module(name_or_folder, subfolder=subfolder, revision=revision, dtype=dtype))
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersAutoencoder:
-        """Return a model with random weights, to train from scratch.
-
-        Args:
-            config: A `config.json` of diffusers, its folder, or its values: `_class_name` and the class's arguments.
+        """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The class or an argument is unknown; the message contains the nearest name.
+            ValueError: The class or an argument is unknown or wrong.
         """
         return cls(build_module(config))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, with caches cleared: tensors of the graph cannot be copied."""
         clear_caches(self.module)
         return self.__dict__
