@@ -15,6 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
 from telecine.runs.checkpoints import check_model, find_checkpoint
+from telecine.settings import SavedWeights
 
 
 def load_autoencoder(
@@ -92,10 +93,10 @@ def folder_of(
     return folder
 
 
-def load_model_or_run(name: str) -> VideoAutoencoder:
-    """Return the averaged weights of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
+def load_model_or_run(name: str | Path, weights: SavedWeights = "ema") -> VideoAutoencoder:
+    """Return the model of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
     checkpoint = find_checkpoint(Path(name))
-    return load_autoencoder(name if checkpoint is None else checkpoint / "ema")
+    return load_autoencoder(name if checkpoint is None else checkpoint / weights)
 
 
 def class_in(folder: Path) -> str:

@@ -125,7 +125,7 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
         raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
     if 4 * num_weights > memory:
         contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
-        raise argument_error(source, contract, f"one with {num_weights}", "Use a smaller one.")
+        raise argument_error(source, contract, f"one with {num_weights} weights", "Use a smaller one.")
     return num_weights
 
 

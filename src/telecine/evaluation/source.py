@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import Video
 from telecine.data import (
@@ -153,11 +154,8 @@ def load_model(checkpoint: Model, weights: SavedWeights, device: torch.device) -
     It is moved to the device and to eval mode.
     """
     if isinstance(checkpoint, nn.Module):
-        model = as_video_autoencoder(checkpoint)
-    else:
-        found = find_checkpoint(Path(checkpoint))
-        model = load_autoencoder(checkpoint if found is None else found / weights)
-    return model.to(device).eval()
+        return as_video_autoencoder(checkpoint).to(device).eval()
+    return load_model_or_run(checkpoint, weights).to(device).eval()
 
 
 def _video_source(
