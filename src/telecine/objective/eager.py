@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
 
+# The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
+torch._functorch.config.donated_buffer = False
+
 Gradients: TypeAlias = list[Tensor | None]
 
 

@@ -47,9 +47,6 @@ from telecine.settings import (
 )
 from telecine.settings.validate import validate
 
-# The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
-torch._functorch.config.donated_buffer = False
-
 
 class Update(NamedTuple):
     """The losses of both steps on one batch, and their logs."""
