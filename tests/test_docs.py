@@ -17,7 +17,7 @@ from telecine.training.diagnostics import RULES
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Of the pages about the loss; other tests run the code and the commands of the other pages.
-NUM_BLOCKS = {"choosing.md": 1, "extending.md": 6}
+NUM_BLOCKS = {"choosing.md": 1, "compilation.md": 1, "extending.md": 6}
 OTHERS = {
     "autoencoder.md",
     "command-line.md",

@@ -139,8 +139,10 @@ def test_distillation(folder, cached_weights):
     assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
     assert any("train/teacher_latent_loss" in record for record in History(Path("runs/both/metrics.jsonl")).read())
     names = {}
-    (code,) = blocks("distillation.md", "python")
-    exec(compile(code, "distillation.md", "exec"), names)
+    codes = blocks("distillation.md", "python")
+    assert len(codes) == 2
+    for code in codes:
+        exec(compile(code, "distillation.md", "exec"), names)
     assert names["video"].shape == (1, 3, 5, 64, 64)
 
 

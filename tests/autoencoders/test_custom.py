@@ -1,5 +1,10 @@
 """Any module with a `forward` becomes a `VideoAutoencoder`."""
 
+import copy
+import json
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 from diffusers import ModelMixin
@@ -12,8 +17,13 @@ from telecine.autoencoders import (
     Reconstruction,
     VideoAutoencoder,
     as_video_autoencoder,
+    load_autoencoder,
 )
+from telecine.autoencoders.custom import build_custom
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.pretrained import save_model
+from telecine.base import imports
+from telecine.base.imports import allow_code
 from telecine.settings import TrainableConfig
 from telecine.training.trainable import select_trainable
 
@@ -155,6 +165,141 @@ def test_another_output_size_is_refused():
         model(clip())
 
 
+PACKAGE = """
+from diffusers import ModelMixin, ConfigMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=4, kernel=1):
+        super().__init__()
+        self.config = {"width": width, "kernel": kernel}
+        self.layers = nn.Sequential(nn.Conv3d(3, width, kernel), nn.Conv3d(width, 3, 1))
+
+    def forward(self, video):
+        return self.layers(video)
+
+
+class Undeclared(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        del self.config
+
+
+class Bare(Tiny):
+    def __init__(self):
+        super().__init__(5)
+        del self.config
+
+
+class Unplain(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config["width"] = object()
+
+
+class Wrong(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config = {"height": 3}
+
+
+class OfDiffusers(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.layer(video)
+
+
+class NoModule:
+    pass
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return a module that is not allowed, with autoencoders; what the test allows is forgotten."""
+    monkeypatch.setattr(imports, "_allowed", {*imports._allowed})
+    (tmp_path / "mine_of_tests.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("mine_of_tests")
+    sys.modules.pop("mine_of_tests")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("Tiny", {"width": 6}), ("Bare", {}), ("OfDiffusers", {"width": 6})],
+)
+def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, name, arguments):
+    module = getattr(package, name)(**arguments)
+    as_video_autoencoder(module).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["_class_name"], config["_class_path"]) == (name, f"mine_of_tests.{name}")
+    with pytest.raises(ValueError, match=r"`_class_path in .*add `--allow_code mine_of_tests`, or call"):
+        load_autoencoder(tmp_path / "model")
+    allow_code("mine_of_tests")
+    loaded = load_autoencoder(tmp_path / "model")
+    assert type(loaded.module) is type(module)
+    assert torch.equal(loaded(clip()).video, module(clip()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Undeclared", r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments"),
+        ("Unplain", "an attribute `config`, a dict of its arguments"),
+        (
+            "Wrong",
+            r"those of mine_of_tests\.Wrong, but got \{'height': 3\}, with which it raises TypeError: .*'height'",
+        ),
+    ],
+)
+def test_a_module_that_does_not_declare_its_arguments(package, tmp_path, name, message):
+    as_video_autoencoder(getattr(package, name)()).save_pretrained(tmp_path)
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path)
+
+
+def test_a_class_that_cannot_be_imported(tmp_path):
+    class Local(Compressor):
+        pass
+
+    as_video_autoencoder(Local()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a class that can be imported, .*Move the class to a file"):
+        load_autoencoder(tmp_path)
+
+
+def test_no_module(package):
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=r"`model` must be a class of `torch\.nn\.Module`, .*NoModule, which is none"):
+        build_custom("mine_of_tests.NoModule", {}, "model")
+
+
+def test_a_configuration_calls_no_function(tmp_path):
+    """Functions of telecine are allowed without a word of the user's."""
+    arguments = {"path": str(tmp_path / "written"), "value": 1}
+    config = {"_class_path": "telecine.base.files.write_json", "_arguments": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"must be a class of `torch\.nn\.Module`, .*write_json, which is none"):
+        load_autoencoder(tmp_path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_module_that_an_older_version_saved(tmp_path):
+    save_model(Compressor(), {}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"got 'Compressor'\. .*In Python, a module of yours takes the place of its folder"
+    ):
+        load_autoencoder(tmp_path)
+    model = as_video_autoencoder(Compressor())
+    model.load_weights(tmp_path)
+
+
 def test_gradient_checkpointing_without_support_is_refused():
     with pytest.raises(ValueError, match=r"`model_gradient_checkpointing` must be false .* got true for Compressor"):
         CustomAutoencoder(Compressor()).enable_gradient_checkpointing()
@@ -233,3 +378,53 @@ def test_a_subclass_of_a_diffusers_class_is_called_by_its_forward():
         pass
 
     assert isinstance(as_video_autoencoder(Subclass()), CustomAutoencoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_module(tmp_path, in_place):
+    """Sizes and the last layer are found without compiled code; a copy and what is saved are those of the module."""
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+    torch._dynamo.reset()
+    module = Compressor()
+    expected = module(clip())
+    compiled = module if in_place else torch.compile(module, backend=backend)
+    if in_place:
+        module.compile(backend=backend)
+    model = as_video_autoencoder(compiled)
+    model.check_clip(2, 4, 4)
+    assert model.last_layer is module.decoder[1].weight
+    assert not calls
+    torch.testing.assert_close(model(clip()).video, expected)
+    assert calls
+    torch.testing.assert_close(copy.deepcopy(model)(clip()).video, expected)
+    model.save_pretrained(tmp_path)
+    loaded = as_video_autoencoder(Compressor())
+    loaded.load_weights(tmp_path)
+    torch.testing.assert_close(loaded(clip()).video, expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_of_telecine_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`autoencoder` must be compiled only if it is a module of your own, .*AutoencoderKLWan"
+    ):
+        as_video_autoencoder(torch.compile(tiny_model("wan")))
+
+
+def test_a_module_without_a_layer(tmp_path):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, 1, 1, 1))
+
+        def forward(self, video):
+            return self.scale * video
+
+    with pytest.raises(ValueError, match=r"`last_layer` must be a member of Functional, .*no layer with a weight"):
+        as_video_autoencoder(Functional()).last_layer  # noqa: B018

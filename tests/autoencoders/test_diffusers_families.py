@@ -240,6 +240,14 @@ def test_without_gradients_wan_works_in_its_own_chunks_which_need_less_memory():
     assert len(calls) == 1 + (video.shape[2] - 1) // 4 > 1
 
 
+def test_temporal_decoder_without_a_readable_signature(monkeypatch):
+    """The oldest supported diffusers wraps `decode` in a function of `*args` and `**kwargs`."""
+    raw = tiny_model("temporal_decoder")
+    decode = type(raw).decode
+    monkeypatch.setattr(type(raw), "decode", lambda self, *args, **kwargs: decode(self, *args, **kwargs))
+    DiffusersAutoencoder(raw).check_clip(3, 16, 16)
+
+
 @pytest.mark.parametrize("in_channels", [3, 4])
 def test_qwen_image21_may_have_an_alpha_channel(in_channels):
     raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")

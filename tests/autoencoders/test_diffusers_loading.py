@@ -10,9 +10,11 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from telecine.autoencoders import load_autoencoder, pretrained
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.pretrained import check_num_weights
 
-from .tiny_models import adapter, tiny_clip, tiny_model
+from .tiny_models import TINY_MODELS, adapter, every_model, tiny_clip, tiny_model
 
 
 def test_from_pretrained_returns_training_mode_in_the_given_dtype(tmp_path):
@@ -53,6 +55,91 @@ def test_an_invalid_config_is_refused(changes, message):
         DiffusersAutoencoder.from_config({"_class_name": "AutoencoderKLWan", "base_dim": 4, **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_dim": 65536}, r"weights fit into the .* GiB of this machine, but got one with \d{11,}"),
+        ({"num_res_blocks": 60000}, "raises ValueError: more than 1000 tensors"),
+        ({"dim_mult": [1.5, 2]}, "its class builds, but got one for which it raises TypeError: "),
+        ({"base_dim": "\x1b[31m"}, "its class builds, but got one for which it raises "),
+        ({"base_dim": -1}, "its class builds, but got one for which it raises "),
+        ({"_class_name": "AutoencoderVidTok", "codebook_size": 8**9, "z_channels": 9}, "at most 262144"),
+    ],
+)
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_configuration_is_checked_before_a_model_is_built(tmp_path, monkeypatch, changes, message, has_weights):
+    """Weights of any size are counted on the meta device."""
+    if has_weights:
+        adapter("wan").save_pretrained(tmp_path)
+        message = "that its weights belong to" if "weights fit" in message else message
+    values = {"_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], **changes}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    largest = 0
+    empty = torch.empty
+
+    def counted(*size, **options):
+        nonlocal largest
+        made = empty(*size, **options)
+        largest = max(largest, 0 if made.is_meta else made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "empty", counted)
+    monkeypatch.setattr(pretrained, "_MAX_TENSORS", 1000)
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path if has_weights else tmp_path / "config.json")
+    assert largest < 2**20
+
+
+def test_a_configuration_without_its_weights_is_compared_with_the_size_of_the_file(tmp_path):
+    adapter("wan").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "base_dim": 128}))
+    with pytest.raises(ValueError, match=r"weights belong to, but got one of \d{7,} weights, with files of \d+ bytes"):
+        load_autoencoder(tmp_path)
+
+
+def test_counting_weights_draws_nothing(tmp_path):
+    values = {"_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1]}
+    torch.manual_seed(0)
+    expected = diffusers.AutoencoderKLWan.from_config(values).state_dict()
+    torch.manual_seed(0)
+    found = DiffusersAutoencoder.from_config(values).module.state_dict()
+    assert len(found) > 50
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@every_model
+def test_weights_are_counted_without_memory(name):
+    build = TINY_MODELS[name]
+    assert check_num_weights(build, "config") == sum(weight.numel() for weight in build().parameters())
+
+
+def test_diffusers_prints_nothing_of_a_file(tmp_path, capfd):
+    """Its log does not escape what would change the terminal."""
+    adapter("wan").save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["decoder.conv_out.weight"]
+    save_file({**weights, "\x1b[31mkey": torch.zeros(1)}, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "\x1b[31mred": 1}))
+    with pytest.raises(ValueError, match="1 weights missing"):
+        DiffusersAutoencoder.from_pretrained(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_model_does_not_use_is_logged(tmp_path, caplog):
+    adapter("wan").save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), "more": torch.zeros(1)}, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "newer": 1}))
+    DiffusersAutoencoder.from_pretrained(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"AutoencoderKLWan does not use some of {tmp_path}: newer, more"
+    ]
+
+
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         DiffusersAutoencoder.from_config(tmp_path / "none.json")
@@ -67,7 +154,7 @@ def test_a_missing_config_is_named(tmp_path):
             ValueError,
             "which the Hub does not have or does not",
         ),
-        (EntryNotFoundError("no"), ValueError, "Set `subfolder` if the model is in another subfolder"),
+        (EntryNotFoundError("no"), ValueError, "Name the folder of the model itself"),
     ],
 )
 def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch, raised, error, message):

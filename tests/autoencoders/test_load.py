@@ -75,6 +75,12 @@ def test_a_folder_that_does_not_exist(tmp_path):
             load_autoencoder(name)
 
 
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "t.txt").write_text("a model")
+    with pytest.raises(FileNotFoundError, match=r"a folder with config\.json .* but got '.*t\.txt', which is a file"):
+        load_autoencoder(tmp_path / "t.txt")
+
+
 @pytest.mark.parametrize("subfolder", [None, "another"])
 def test_a_folder_without_a_model(tmp_path, subfolder):
     with pytest.raises(ValueError, match=r"a folder with config\.json, a pipeline with vae/config\.json"):

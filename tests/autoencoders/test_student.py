@@ -151,6 +151,23 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
         load_autoencoder(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": 3}, r"`teacher in .*config\.json` must be a text, but got 3 \(int\)"),
+        ({"teacher_encoder_sha256": None}, r"`teacher_encoder_sha256 in .* must be a text, but got None"),
+        ({"decoder": [1]}, r"`decoder in .*config\.json` must be a group of settings, but got \[1\]"),
+        ({"decoder": {"base_channels": "many"}}, r"`decoder\.base_channels` must be a whole number, but got 'many'"),
+    ],
+)
+def test_a_damaged_configuration(saved, tmp_path, changes, message):
+    student_of(saved).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path)
+
+
 def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     folder = tmp_path / "elsewhere" / "ema"
     student_of(saved).save_pretrained(folder)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine import Ramp
+from telecine import Ramp, VideoAutoencoderLoss
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
@@ -605,3 +605,27 @@ class TestMemory:
             return saved_bytes(loss, real, autoencoder(real), 0, 0, last_layer=autoencoder.last_layer)
 
         assert peak(eager=True) < 0.7 * peak(eager=False)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_whose_graph_is_used_by_more_terms_later():
+    """Compiled code would free or overwrite buffers in a first backward that needs the graph no longer."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.SiLU(), nn.Conv3d(4, 3, 1))
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")
+    loss = VideoAutoencoderLoss(
+        disc_start=1,
+        perceptual_weight=0,
+        adversarial_loss_weight=0.5,
+        adaptive_weight={"reference": "recon_and_perceptual"},
+        discr_3d_kwargs={**VIDEO, "frame_num": 2},
+    )
+    video = torch.rand(1, 3, 2, 16, 16) * 2 - 1
+    gradients = []
+    for each, layer in ((model, model[2]), (compiled, compiled._orig_mod[2])):
+        for step in range(2):
+            torch.manual_seed(0)
+            each.zero_grad()
+            loss.update(video, each(video), step, last_layer=layer.weight).loss.backward()
+        gradients.append([weight.grad.clone() for weight in each.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

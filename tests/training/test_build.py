@@ -23,6 +23,7 @@ from telecine.discriminators import (
 from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
+    CausalVAEConfig,
     DiscriminatorConfig,
     FeaturesConfig,
     ObjectiveConfig,
@@ -221,6 +222,12 @@ def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, oth
 def test_discriminators_of_no_run(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"`discriminator.init` must be a run with a checkpoint, .*, without one"):
         with_discriminators_of(tiny, str(tmp_path / "nothing"), dim=2)
+
+
+def test_a_configuration_that_does_not_fit_the_machine(tiny):
+    config = tiny(causal_vae=CausalVAEConfig(base_channels=2**16, blocks_per_level=3))
+    with pytest.raises(ValueError, match=r"`causal_vae` must be one whose weights fit into the .* GiB .* with \d{12,}"):
+        build_autoencoder(config)
 
 
 def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):

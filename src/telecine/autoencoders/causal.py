@@ -24,14 +24,13 @@ from telecine.autoencoders.causal_blocks import (
     unfold,
 )
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.interface import LatentAutoencoder, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
@@ -122,7 +121,7 @@ def enable_block_checkpointing(network: nn.Module) -> None:
             module.gradient_checkpointing = True
 
 
-class CausalVAE(VideoAutoencoder):
+class CausalVAE(LatentAutoencoder):
     """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
 
     Video `(B, 3, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
@@ -132,7 +131,8 @@ class CausalVAE(VideoAutoencoder):
 
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
-    training improves on that. The networks fold patches of `t` frames into channels and work on latent frames;
+    training improves on that. The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the
+    discrete bottleneck. The networks fold patches of `t` frames into channels and work on latent frames;
     they halve height and width with the shortcuts of DC-AE (arXiv:2410.10733).
 
     Args:
@@ -146,21 +146,6 @@ class CausalVAE(VideoAutoencoder):
         self.decoder = Decoder(self.config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
-
-    def forward(
-        self,
-        video: Video,
-        sample_posterior: bool = True,
-        generator: Generators = None,
-        posterior: Posterior | None = None,
-    ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode; the graph is kept.
-
-        The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the discrete bottleneck.
-        """
-        posterior = posterior or self.encode(video)
-        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
@@ -253,7 +238,7 @@ class CausalVAE(VideoAutoencoder):
             ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
         """
         config = saved_config(folder)
-        check_num_weights(lambda: cls(config), folder)
+        check_num_weights(lambda: cls(config), str(folder), folder)
         model = cls(config)
         mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
         model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)

@@ -6,7 +6,9 @@ sizes without an error.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Video
@@ -64,7 +67,10 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), autocast_off(device):
+    # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
+    is_compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
+    with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
         return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
 
 
@@ -147,6 +153,12 @@ class ClipSizes:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not called:
+            contract, remedy = (
+                f"a member of {type(self.model).__name__}",
+                "Add the weight where gradients are compared.",
+            )
+            raise argument_error("last_layer", contract, "no layer with a weight that is called", remedy)
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
@@ -177,6 +189,25 @@ class ClipSizes:
         around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
         nearest = min(around, key=lambda length: abs(length - num_frames))
         return size_error("num_frames", num_frames, accepted=_lengths(around), nearest=nearest)
+
+
+class ProbedAutoencoder(VideoAutoencoder):
+    """An autoencoder whose accepted sizes and last layer are found by passing tiny clips through it."""
+
+    sizes: ClipSizes
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last convolution or linear layer."""
+        return self.sizes.last_layer
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless this size is reproduced; the model must not be sharded at the first check."""
+        self.sizes.check(num_frames, height, width)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
+        return self.sizes.cover(num_frames, height, width)
 
 
 def _lengths(lengths: list[int]) -> str:

@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from functools import partial
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes
+from telecine.autoencoders.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
-from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
-from telecine.autoencoders.linear import LinearAutoencoder
+from telecine.autoencoders.latent import Posterior
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.pretrained import load_weights, save_model
-from telecine.base.checks import argument_error, describe
+from telecine.autoencoders.pretrained import CONFIG_FILE, load_weights, save_model
+from telecine.base.checks import argument_error, describe, shorten
+from telecine.base.files import read_json, write_json
+from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin_of
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
+
+# Methods of a module that replace those of its `CustomAutoencoder`.
+_METHODS = (
+    *("check_clip", "covering_clip", "decode", "enable_gradient_checkpointing", "enable_temporal_chunks"),
+    *("latent_normalisation", "linear_autoencoder", "set_latent_statistics"),
+)
+# Keys of the `config.json` beside a custom module's weights: the dotted path of its class, and the arguments of that.
+CLASS_PATH_KEY, ARGUMENTS_KEY = "_class_path", "_arguments"
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     """Return `module` as a `VideoAutoencoder`, unchanged if it is one.
 
     A diffusers model becomes a `DiffusersAutoencoder`, every other module a `CustomAutoencoder`.
+
+    Raises:
+        ValueError: `torch.compile` returned the module, and it is not a custom one.
     """
+    plain = getattr(module, "_orig_mod", module)  # that `torch.compile` was called with
+    is_diffusers = type(plain).__module__.startswith("diffusers.")
+    if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
+        return CustomAutoencoder(module)
+    if plain is not module:
+        contract, remedy = "compiled only if it is a module of your own", "Pass it without `torch.compile`."
+        raise argument_error("autoencoder", contract, f"a compiled {type(plain).__name__}", remedy)
     if isinstance(module, VideoAutoencoder):
         return module
-    if type(module).__module__.startswith("diffusers."):
-        from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
-        return DiffusersAutoencoder(module)
-    return CustomAutoencoder(module)
+    return DiffusersAutoencoder(module)
 
 
-class CustomAutoencoder(VideoAutoencoder):
+class CustomAutoencoder(ProbedAutoencoder):
     """A user's module that reconstructs video, with the methods that training needs.
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
@@ -44,25 +64,20 @@ class CustomAutoencoder(VideoAutoencoder):
     parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
     holds one generator for each clip, so that a run draws the same noise on one device and on many.
 
-    Optional members of the module replace the defaults:
-
-    - `last_layer`: weight for the adaptive weight. Default: the weight of the layer that is called last.
-    - `check_clip(num_frames, height, width)` and `covering_clip(num_frames, height, width)`: see `VideoAutoencoder`.
-      Default: run tiny clips through the module, see `ClipSizes`.
-    - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
-    - `decode(latent)`: the video of a latent, for terms of the loss that decode a changed latent. Default: not
-      supported.
-    - `latent_normalisation()` and `set_latent_statistics(statistics)`: see `VideoAutoencoder`. Default: none.
-    - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
-    - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
+    Optional members of the module, see docs/own-model.md, replace defaults.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
-        self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
+        self.module: nn.Module = getattr(module, "_orig_mod", module)
+        # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
+        self._compiled = () if self.module is module else (module,)
+        self.options = {"sample_posterior", "generator"} & set(inspect.signature(self.module.forward).parameters)
         deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
-        self.sizes = ClipSizes(module, partial(_reconstruct, options=deterministic))
+        self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic))
+        for name in _METHODS:
+            if (method := getattr(self.module, name, None)) is not None:
+                vars(self)[name] = method  # not registered if it is a module
 
     def forward(
         self,
@@ -81,7 +96,8 @@ class CustomAutoencoder(VideoAutoencoder):
             remedy = "Leave it out: the module's `forward` encodes."
             raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
         arguments = {"sample_posterior": sample_posterior, "generator": generator}
-        result = _as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
+        (module,) = self._compiled or (self.module,)
+        result = _as_reconstruction(module(video, **{name: arguments[name] for name in self.options}))
         if result.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
@@ -91,48 +107,63 @@ class CustomAutoencoder(VideoAutoencoder):
     def last_layer(self) -> nn.Parameter:
         """Weight of the last layer, where the adaptive weight compares gradients."""
         weight = getattr(self.module, "last_layer", None)
-        return self.sizes.last_layer if weight is None else weight
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the module's output has the same size as such a clip."""
-        getattr(self.module, "check_clip", self.sizes.check)(num_frames, height, width)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large."""
-        return getattr(self.module, "covering_clip", self.sizes.cover)(num_frames, height, width)
-
-    def decode(self, latent: Tensor) -> Video:
-        """Return the value of the module's `decode`; raise a `ValueError` if it has no such method."""
-        return getattr(self.module, "decode", super().decode)(latent)
-
-    def latent_normalisation(self) -> Normalisation:
-        """Return the value of the module's `latent_normalisation`; nothing if it has no such method."""
-        return getattr(self.module, "latent_normalisation", super().latent_normalisation)()
-
-    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Call the module's `set_latent_statistics`, if it has one."""
-        getattr(self.module, "set_latent_statistics", super().set_latent_statistics)(statistics)
-
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return the value of the module's `linear_autoencoder`, or None if it has no such method."""
-        return getattr(self.module, "linear_autoencoder", super().linear_autoencoder)(num_frames, height, width)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Call the module's `enable_gradient_checkpointing`; raise a `ValueError` if it has no such method."""
-        getattr(self.module, "enable_gradient_checkpointing", super().enable_gradient_checkpointing)()
-
-    def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Call the module's `enable_temporal_chunks`; raise a `ValueError` if it has no such method."""
-        getattr(self.module, "enable_temporal_chunks", super().enable_temporal_chunks)(num_frames)
+        return super().last_layer if weight is None else weight
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
         module = merge_low_rank(self.module)
         getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
+        if Path(folder).is_dir():
+            _name_class(module, Path(folder) / CONFIG_FILE)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
         getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not compiled.
+        return {**self.__dict__, "_compiled": ()}
+
+
+def _name_class(module: nn.Module, file: Path) -> None:
+    """Add the class of a module and its arguments to its configuration."""
+    found = read_json(file) if file.is_file() else {}
+    write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
+
+
+def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
+    """Return the arguments of a module's class, as JSON has them; None if the module does not declare them."""
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        return None if inspect.signature(type(module)).parameters else {}
+    try:
+        found = json.loads(json.dumps(dict(config)))
+    except (TypeError, ValueError):
+        return None
+    return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
+    """Return a module of the class at a dotted path, which `source` names, with new weights.
+
+    Raises:
+        ValueError: The class cannot be imported or is not allowed, see `allow_code`; its arguments are not known; or it
+            is no module.
+    """
+    if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
+        remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
+        raise argument_error(source, "a class that can be imported", describe(path), remedy)
+    found = import_allowed(path, source)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise argument_error(source, "a class of `torch.nn.Module`", f"{path}, which is none", "Name another.")
+    if not isinstance(arguments, Mapping):
+        remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
+        raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
+    try:
+        return as_video_autoencoder(found(**arguments))
+    except CODE_ERRORS as error:
+        got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
+        raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:

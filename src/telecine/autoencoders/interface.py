@@ -12,6 +12,7 @@ from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 
@@ -146,6 +147,39 @@ class VideoAutoencoder(nn.Module, ABC):
             ValueError: The model does not support it, which is the default, or not this number of frames.
         """
         raise chunks_error(self)
+
+
+class LatentAutoencoder(VideoAutoencoder):
+    """An autoencoder whose `forward` is encoding, sampling and decoding."""
+
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
+        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
+        posterior = posterior or self.encode(video)
+        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
+        decoded, losses = self.decode_with_losses(latent)
+        if decoded.shape != video.shape:
+            contract, got = (
+                f"of the video's shape {tuple(video.shape)}",
+                f"{tuple(decoded.shape)} from {_class_name(self)}",
+            )
+            remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
+            raise argument_error("the reconstruction", contract, got, remedy)
+        aux = {name: at_least_float32(loss) for name, loss in {**self.losses_of(posterior), **losses}.items()}
+        return Reconstruction(video=decoded, aux=aux, latent=latent)
+
+    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return the auxiliary losses of the latent by name, 0-d."""
+        return posterior.aux()
+
+    def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
+        """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""
+        return self.decode(latent), {}
 
 
 def check_input(model: VideoAutoencoder, video: Video) -> None:

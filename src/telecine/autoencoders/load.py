@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from telecine.autoencoders.causal import CausalVAE, saved_config
+from telecine.autoencoders.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
 from telecine.autoencoders.interface import VideoAutoencoder
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.imports import how_to_install
+from telecine.base.imports import how_to_install, is_class_path
 from telecine.runs.checkpoints import check_model, find_checkpoint
-from telecine.settings import CausalVAEConfig
-
-if TYPE_CHECKING:
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.settings import CausalVAEConfig, SavedWeights
 
 
 def load_autoencoder(
     name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
-) -> CausalVAE | StudentAutoencoder | DiffusersAutoencoder:
+) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
     Args:
         name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
             of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
-            diffusers configuration; its model has random weights.
+            diffusers configuration; its model has random weights. The class of a custom module must be in a package
+            that `telecine.allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
 
@@ -40,15 +39,21 @@ def load_autoencoder(
     """
     folder = _folder_of(name_or_folder, subfolder=subfolder, revision=revision)
     check_model(folder)
-    if _is_causal_vae(folder):
+    if class_in(folder) == CausalVAE.__name__:
         return CausalVAE.from_pretrained(folder)
-    if _class_in(folder) == StudentAutoencoder.__name__:
+    if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
+    if "." in class_in(folder):
+        model = build_custom_in(folder)
+        model.load_weights(folder)
+        return model
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
-        got = f"{str(name_or_folder)!r}, which does not exist"
-        raise argument_error("name_or_folder", contract, got, "Check the spelling.", FileNotFoundError)
+        is_file = Path(name_or_folder).is_file()
+        got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
+        remedy = "Name the model's folder." if is_file else "Check the spelling."
+        raise argument_error("name_or_folder", contract, got, remedy, FileNotFoundError)
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
     if is_config:
@@ -81,28 +86,37 @@ def _folder_of(
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
-    if _class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__):
+    kind = class_in(config.parent)
+    if kind in (CausalVAE.__name__, StudentAutoencoder.__name__) or "." in kind:
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder
 
 
-def load_model_or_run(name: str) -> VideoAutoencoder:
-    """Return the averaged weights of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
+def load_model_or_run(name: str | Path, weights: SavedWeights = "ema") -> VideoAutoencoder:
+    """Return the model of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
     checkpoint = find_checkpoint(Path(name))
-    return load_autoencoder(name if checkpoint is None else checkpoint / "ema")
+    return load_autoencoder(name if checkpoint is None else checkpoint / weights)
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights.
+
+    Raises:
+        ValueError: It is a custom module, or needs more memory than the machine has.
+    """
     if name is None:
+        check_num_weights(lambda: CausalVAE(config), "causal_vae")
         return CausalVAE(config)
-    checkpoint = find_checkpoint(Path(name))
-    source = name if checkpoint is None else str(checkpoint / "ema")
-    folder = _folder_of(source, with_weights=False)
-    if _is_causal_vae(folder):
-        return CausalVAE(saved_config(folder))
-    if _class_in(folder) == StudentAutoencoder.__name__:
+    source, folder = folder_without_weights(name)
+    if is_class_path(name) or "." in class_in(folder):
+        remedy = "Use `telecine train --dry_run`, which measures one update."
+        raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
+    if class_in(folder) == CausalVAE.__name__:
+        config = saved_config(folder)
+        check_num_weights(lambda: CausalVAE(config), str(folder))
+        return CausalVAE(config)
+    if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
@@ -112,15 +126,27 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
 
 
-def _is_causal_vae(folder: Path) -> bool:
-    """Return whether a folder contains a `CausalVAE`."""
-    return _class_in(folder) == CausalVAE.__name__
+def folder_without_weights(name: str) -> tuple[str, Path]:
+    """Return the model of a name, of a run its averaged weights, and its folder, without weights on the Hub."""
+    checkpoint = find_checkpoint(Path(name))
+    source = name if checkpoint is None else str(checkpoint / "ema")
+    return source, _folder_of(source, with_weights=False)
 
 
-def _class_in(folder: Path) -> object:
-    """Return the class name in a folder's configuration, or None if it has none."""
+def class_in(folder: Path) -> str:
+    """Return the class name in a folder's configuration, of a custom module its dotted path; "" if it has none."""
+    config = _config_in(folder)
+    return str(config.get(CLASS_PATH_KEY) or config.get(CLASS_KEY, ""))
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
     config = folder / CONFIG_FILE
-    return read_json(config).get(CLASS_KEY) if config.is_file() else None
+    return read_json(config) if config.is_file() else {}
+
+
+def build_custom_in(folder: Path) -> VideoAutoencoder:
+    """Return the custom module of a folder with new weights; see `build_custom`."""
+    return build_custom(class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
 
 
 def is_hub_name(text: str) -> bool:

@@ -14,13 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from telecine.base.checks import argument_error, nearest
+from telecine.base.checks import argument_error, nearest, shorten
+from telecine.base.devices import gigabytes, machine_memory
 from telecine.base.files import atomic_write, read_json
+from telecine.base.imports import CODE_ERRORS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CLASS_KEY = "_class_name"
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin")
+# Functions by which layers create their weights.
+_FACTORIES = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros)
+# More tensors than any autoencoder has; they are built in seconds.
+_MAX_TENSORS = 2**14
 # Modules that turn a latent into video; all others of an autoencoder compute the latent.
 DECODER = ("decoder", "post_quant_conv")
 # How many missing or mismatched weights an error lists.
@@ -70,8 +78,10 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
 
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Copy a folder's weights into `model`."""
-    path = _require_file(Path(folder) / WEIGHTS_FILE)
+    """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file."""
+    path = Path(folder) / WEIGHTS_FILE
+    others = [*Path(folder).glob("*.safetensors")]
+    path = _require_file(path if path.is_file() or len(others) != 1 else others[0])
     try:
         weights = load_file(path)
     except SafetensorError as error:
@@ -79,17 +89,44 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     copy_state(weights, into=model, source=str(path))
 
 
-def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
-    """Raise a `ValueError` if the model of `build` has more weights than the file in a folder has bytes.
+class _WithoutMemory(TorchFunctionMode):
+    """Creates weights on the meta device. Values that sizes are computed from, e.g. of `torch.tensor`, stay real."""
 
-    It is built without memory: a configuration from others may be of any size.
+    num_tensors = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _FACTORIES:
+            return func(*args, **(kwargs or {}))
+        self.num_tensors += 1
+        if self.num_tensors > _MAX_TENSORS:
+            raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        return func(*args, **{**(kwargs or {}), "device": "meta"})
+
+
+def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
+    """Return the number of weights of the model of `build`, which is built without memory and random numbers.
+
+    Configurations from others may be of any size.
+
+    Raises:
+        ValueError: The configuration `source` builds no model, or one with more weights than the files in `folder` have
+            bytes, or than fit into the memory.
     """
-    size = _require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
-    with torch.device("meta"):
-        num_weights = sum(weight.numel() for weight in build().parameters())
-    if num_weights > size:
-        got = f"one of {num_weights} weights, with a file of {size} bytes"
-        raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
+    try:
+        with torch.random.fork_rng(devices=[]), _WithoutMemory():
+            num_weights = sum(weight.numel() for weight in build().parameters())
+    except CODE_ERRORS as error:
+        got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"
+        raise argument_error(source, "a configuration that its class builds", got, "Correct it.") from error
+    files = [] if folder is None else [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
+    size, memory = sum(path.stat().st_size for path in files), machine_memory()
+    if files and num_weights > size:
+        got = f"one of {num_weights} weights, with files of {size} bytes"
+        raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
+    if 4 * num_weights > memory:
+        contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
+        raise argument_error(source, contract, f"one with {num_weights} weights", "Use a smaller one.")
+    return num_weights
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:

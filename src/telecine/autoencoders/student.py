@@ -16,12 +16,13 @@ from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
 from telecine.autoencoders.causal_blocks import CausalConv
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
+    CONFIG_FILE,
     check_num_weights,
     digest_of_encoder,
     load_config,
@@ -30,7 +31,6 @@ from telecine.autoencoders.pretrained import (
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
@@ -49,7 +49,7 @@ DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sh
 LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
-class StudentAutoencoder(VideoAutoencoder):
+class StudentAutoencoder(LatentAutoencoder):
     """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`.
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
@@ -105,25 +105,9 @@ class StudentAutoencoder(VideoAutoencoder):
             remedy = f"Put it beside the student's folder, or set `{TEACHER_KEY}` in its config.json to its path."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
-    def forward(
-        self,
-        video: Video,
-        sample_posterior: bool = True,
-        generator: Generators = None,
-        posterior: Posterior | None = None,
-    ) -> Reconstruction:
-        """Encode with the teacher, sample (or take the mode) and decode; the graph of the decoder is kept.
-
-        There are no auxiliary losses, as the encoder is frozen.
-        """
-        posterior = posterior or self.encode(video)
-        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        reconstruction = self.decode(latent)
-        if reconstruction.shape != video.shape:
-            contract, got = f"of the video's shape {tuple(video.shape)}", tuple(reconstruction.shape)
-            remedy = "The teacher does not encode the first frame apart and the others evenly."
-            raise argument_error("the reconstruction", contract, got, remedy)
-        return Reconstruction(video=reconstruction, aux={}, latent=latent)
+    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return nothing, as the encoder is frozen."""
+        return {}
 
     @torch.no_grad()
     def encode(self, video: Video) -> Posterior:
@@ -213,7 +197,7 @@ class StudentAutoencoder(VideoAutoencoder):
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), folder)
+        check_num_weights(lambda: Decoder(config), str(folder), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
         return model
@@ -222,23 +206,27 @@ class StudentAutoencoder(VideoAutoencoder):
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
+        check_num_weights(lambda: Decoder(config), str(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, from which checkpoints are written: without the teacher."""
+        # A copy, from which checkpoints are written, is without the teacher.
         modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
         return {**self.__dict__, "_modules": modules, "_frozen": None}
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
     """Return the decoder, the teacher and the other arguments of the student in a folder."""
-    known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
+    known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
-    for key in known:
+    for key, (kind, contract) in known.items():
         if key not in values:
             raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
+        if not isinstance(values[key], kind):
+            name = f"{key} in {folder / CONFIG_FILE}"
+            raise argument_error(name, contract, describe(values[key]), "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
     return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
 # error about the setting, because the command line prints no traceback of a `ValueError` or an `OSError`.
-_FAILURES = (
+CODE_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError),
 )
@@ -66,12 +66,12 @@ def import_allowed(path: str, name: str) -> object:
     try:
         imported = importlib.import_module(module)
         found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
-    except _FAILURES as error:
+    except CODE_ERRORS as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
     if found is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
         raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
-    origin = _origin_of(found)
+    origin = origin_of(found)
     if origin is not None and not _is_allowed(origin):
         raise _not_allowed_error(name, path, origin)
     return found
@@ -93,6 +93,11 @@ def is_dotted(path: str) -> bool:
     return "." in path and all(part.isidentifier() for part in path.split("."))
 
 
+def is_class_path(path: str) -> bool:
+    """Return whether a text can be the dotted path of a class, by the last name's capital."""
+    return is_dotted(path) and path.rpartition(".")[2][:1].isupper()
+
+
 def _why(error: BaseException, path: str) -> str:
     """Return why a module could not be imported, with the last line of its package that was run, and what to do."""
     if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
@@ -109,7 +114,7 @@ def _why(error: BaseException, path: str) -> str:
     return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
 
 
-def _origin_of(found: object) -> str | None:
+def origin_of(found: object) -> str | None:
     """Return the dotted path where a function or a class, or an object's class, was defined; None if it has none."""
     while isinstance(found, functools.partial):
         found = found.func

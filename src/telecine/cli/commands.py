@@ -167,7 +167,7 @@ def _data(
     _say(f"written to {page.parent}; open {page} in a browser")
 
 
-@command()
+@command(runs_code=True)
 def _evaluate(
     settings: EvaluateConfig,
     checkpoint: Annotated[
@@ -200,7 +200,7 @@ def _evaluate(
         _say(f"written to {output}")
 
 
-@command()
+@command(runs_code=True)
 def _reconstruct(
     settings: ReconstructConfig,
     checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
@@ -215,7 +215,7 @@ def _reconstruct(
     _say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 
-@command()
+@command(runs_code=True)
 def _latents(
     settings: LatentsConfig,
     models: Annotated[

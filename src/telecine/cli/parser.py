@@ -20,7 +20,7 @@ from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
 ALLOW_CODE = (
-    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run."
+    "A package whose code settings and models may name, besides telecine; can be given several times. Its code is run."
 )
 SEVERAL = "It can be given several times: later ones override earlier ones, and settings typed beside it override both."
 FILES_HELP = f"A YAML file of settings. {SEVERAL}"
@@ -39,7 +39,7 @@ class _Command:
     most_used: tuple[str, ...] = ()
     """The settings that `--help` shows; by default all."""
     runs_code: bool = False
-    """Whether settings may name functions of the user's."""
+    """Whether settings or models may name code of the user's."""
 
     @cached_property
     def _hints(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from telecine.evaluation.measure import (
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
-from telecine.evaluation.source import CLIP_SELECTION, ModelSource, VideoSource, open_source, select_clips
+from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
 from telecine.settings import EvaluateConfig
 
@@ -85,15 +85,16 @@ class Evaluation:
             console.print(f"no {name}: {reason}", soft_wrap=True)
 
 
-def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
+def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
     """Measure reconstructions of clips of `config.data`, computed by an autoencoder or read from videos.
 
     An autoencoder reconstructs the mode of each clip's posterior. Under `torchrun` the processes share the clips; all
     of them return the same results, and the main process writes the files.
 
     Args:
-        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a folder of
-            videos (or one video) that are the reconstructions of the videos of the same names in `config.data`.
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; a module, which
+            is moved to the device and to eval mode; or a folder of videos (or one video) that are the reconstructions
+            of the videos of the same names in `config.data`.
         config: The settings.
         output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
             position in a clip), and protocol.json (what was measured and how).
@@ -107,7 +108,7 @@ def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Pa
             raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
-        source, infos = open_source(Path(checkpoint), config, device)
+        source, infos = open_source(checkpoint, config, device)
         spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)

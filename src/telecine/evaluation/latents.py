@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Column, Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.bottleneck import Bottleneck
@@ -259,11 +259,11 @@ class LatentReport:
         console.print(table)
 
 
-def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -> LatentReport:
+def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: LatentsConfig) -> LatentReport:
     """Measure the latents of models on clips of `config.data`.
 
-    `models` are folders of runs, of checkpoints or of saved autoencoders, at least one. Clips have the size of the
-    first one's run.
+    `models` are folders of runs, of checkpoints or of saved autoencoders, or modules, at least one. Clips have the size
+    of the first one's run.
 
     Raises:
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
@@ -271,13 +271,13 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     if config.data is None:
         raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
-    first = model_source(Path(models[0]), config, device)
+    first = model_source(models[0], config, device)
     clips = first.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     size = {name: getattr(clips, name) for name in ("num_frames", "height", "width", "stride")}
     same = replace(config, **size)  # all models encode the same clips
-    sources = [first, *(model_source(Path(model), same, device) for model in models[1:])]
-    base = None if config.base is None else model_source(Path(config.base), same, device)
+    sources = [first, *(model_source(model, same, device) for model in models[1:])]
+    base = None if config.base is None else model_source(config.base, same, device)
     videos, digest = _find_clips(config, clips)
     reference = None if base is None else _encode_all(base, videos)
     protocol: dict[str, object] = {

@@ -15,7 +15,7 @@ from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import load_model
+from telecine.evaluation.source import Model, load_model
 from telecine.evaluation.tiling import (
     blended_chunks,
     count_chunks,
@@ -29,7 +29,7 @@ from telecine.settings import ReconstructConfig
 
 
 def reconstruct(
-    checkpoint: str | Path, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
+    checkpoint: Model, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
     """Reconstruct a video by chunks and tiles, write an MP4 with frames at the same times; return the mean PSNR in dB.
 
@@ -37,7 +37,8 @@ def reconstruct(
     and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
 
     Args:
-        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder.
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
+            which is moved to the device and to eval mode.
         video: The file.
         output: The MP4 to write.
         config: The settings.

@@ -7,10 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
+from torch import nn
 
-from telecine.autoencoders import VideoAutoencoder, load_autoencoder
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
 from telecine.data import (
@@ -35,6 +38,9 @@ from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWe
 from telecine.settings.validate import validate
 
 logger = logging.getLogger(__name__)
+
+Model: TypeAlias = str | Path | nn.Module
+"""A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
 # A folder with one of these files is a model, even if it contains videos.
@@ -115,15 +121,16 @@ class VideoSource:
 
 
 def open_source(
-    checkpoint: Path, config: EvaluateConfig, device: torch.device
+    checkpoint: Model, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
     """Return the source of the reconstructions, and the videos of `config.data`."""
     data = str(config.data)
-    if _contains_videos(checkpoint):
+    if not isinstance(checkpoint, nn.Module) and _contains_videos(Path(checkpoint)):
         infos = index_data(data)
-        return _video_source(checkpoint, infos, config, data), infos
+        return _video_source(Path(checkpoint), infos, config, data), infos
     source, infos = model_source(checkpoint, config, device), index_data(data)
-    _log_trained_on(checkpoint, data, infos)
+    if not isinstance(checkpoint, nn.Module):
+        _log_trained_on(Path(checkpoint), data, infos)
     return source, infos
 
 
@@ -142,10 +149,13 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
         logger.warning(text, number, len(infos), saved["data"] or "the sample videos")
 
 
-def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
+def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device)
-    found = find_checkpoint(checkpoint)
+    if isinstance(checkpoint, nn.Module):
+        found, checkpoint = None, type(checkpoint).__name__
+    else:
+        found = find_checkpoint(Path(checkpoint))
     title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None:
@@ -164,10 +174,14 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
     return PROTOCOLS[config.protocol] if isinstance(config, EvaluateConfig) and config.protocol else None
 
 
-def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode."""
-    found = find_checkpoint(Path(checkpoint))
-    return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
+def load_model(checkpoint: Model, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
+    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, or a module itself.
+
+    It is moved to the device and to eval mode.
+    """
+    if isinstance(checkpoint, nn.Module):
+        return as_video_autoencoder(checkpoint).to(device).eval()
+    return load_model_or_run(checkpoint, weights).to(device).eval()
 
 
 def _video_source(

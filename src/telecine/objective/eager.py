@@ -24,6 +24,9 @@ from telecine.losses import GANLoss
 # discriminator's gradients, and the input's gradient is scaled up afterwards: exactly, since this is a power of two.
 _TINY_COTANGENT = 2.0**-40
 
+# The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
+torch._functorch.config.donated_buffer = False
+
 Gradients: TypeAlias = list[Tensor | None]
 
 

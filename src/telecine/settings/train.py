@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,7 +98,10 @@ class TrainConfig(Settings):
     """Validation data, as `data`. Without it, a part of `data` is held out."""
     model: str | None = None
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
-    telecine; or a diffusers `config.json` to train from scratch. Without it, telecine's own, see `causal_vae`."""
+    telecine; a diffusers `config.json` to train from scratch; or the dotted path of a module's class, such as
+    `my_package.Tiny`, see `--allow_code`. Without it, telecine's own, see `causal_vae`."""
+    model_arguments: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
     output_dir: str = "runs/train"

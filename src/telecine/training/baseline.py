@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, LinearAutoencoder, VideoAutoencoder
+from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
@@ -52,8 +52,8 @@ def prepare_linear(
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = _fit_linear(model, clips, NUM_CLIPS)
-    if linear is None:
-        console.print("no linear baseline: the positions of this model's latent are not those of patches")
+    if isinstance(linear, str):
+        console.print(f"no linear baseline: {linear}")
         return {}
     if own is not None:
         own.start_from(linear)
@@ -67,15 +67,18 @@ def prepare_linear(
     return {f"{PREFIX}{name}": value for name, value in metrics.items()}
 
 
-def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | None:
+def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | str:
     """Return the linear autoencoder with the model's latent, fitted to the first training clips on the CPU.
 
-    None if there is none, see `VideoAutoencoder.linear_autoencoder`, or clips of a size do not consist of its patches.
+    Or the reason why there is none, see `VideoAutoencoder.linear_autoencoder`.
     """
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
-    sizes = [bucket.shape for bucket in clips.train.config.train_buckets]
-    if linear is None or not all(linear.encoder.accepts(*size) for size in sizes):
-        return None
+    if linear is None and isinstance(model, CustomAutoencoder):
+        return f"{type(model.module).__name__} has no method `linear_autoencoder`"
+    if linear is None:
+        return "the frames or pixels of a clip do not divide evenly over the positions of this model's latent"
+    if others := [str(each) for each in clips.train.config.train_buckets if not linear.encoder.accepts(*each.shape)]:
+        return f"clips of {others[0]} do not consist of its patches"
     return linear.fit(_training_clips(clips, num_clips))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
-from telecine.autoencoders.load import load_model_or_run, without_weights
+from telecine.autoencoders.custom import build_custom
+from telecine.autoencoders.load import (
+    build_custom_in,
+    class_in,
+    folder_without_weights,
+    load_model_or_run,
+    without_weights,
+)
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
-from telecine.base.imports import how_to_install
+from telecine.base.imports import how_to_install, is_class_path
 from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
@@ -82,6 +90,22 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
+def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
+    """Return the custom module that `config.model` names, by its class, its folder or its run; None for another model.
+
+    Raises:
+        ValueError: Its class cannot be built, see `build_custom`; or arguments are given to another model.
+    """
+    if config.model is not None and is_class_path(config.model) and not Path(config.model).exists():
+        return build_custom(config.model, config.model_arguments, "model")
+    if config.model_arguments:
+        contract = "left out unless `model` is the dotted path of a class"
+        raise argument_error("model_arguments", contract, describe(config.model_arguments), "Remove it.")
+    if config.model is None or "." not in class_in(folder := folder_without_weights(config.model)[1]):
+        return None
+    return build_custom_in(folder) if config.random_weights else load_model_or_run(config.model)
+
+
 def build_objective(
     objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
 ) -> VideoAutoencoderLoss:
@@ -125,8 +149,6 @@ def _accelerate_networks(
         perceptual = loss.perceptual.distance
         for network in networks if perceptual is None else [*networks, perceptual.distance]:
             network.compile(backend=dynamo_backend)
-        # The gradients of several terms are taken through the same graph, so its buffers must outlive the first.
-        torch._functorch.config.donated_buffer = False
 
 
 def build_state(

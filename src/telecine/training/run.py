@@ -74,7 +74,7 @@ def train(
         trainer.publish()
         return trainer.result()
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+        raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
     finally:
         trainer.close()
 
@@ -134,7 +134,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
                 trainer.validate(stop)
                 return _update(trainer, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+            raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
         finally:
             trainer.close()
 

@@ -28,7 +28,7 @@ from telecine.runs.lock import RunLock
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
@@ -78,6 +78,8 @@ class Trainer:
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
+            autoencoder = custom_module(config) if autoencoder is None else autoencoder
+            self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
         except BaseException:
             self._release_lock()
@@ -112,7 +114,7 @@ class Trainer:
         self.is_resumed = found is not None
         if found is not None:
             check_resumable(self.config, self.config.data, found, change_data=change_data)
-        self.config = config = self._with_batch_size(found, is_own=autoencoder is not None)
+        self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
@@ -162,13 +164,13 @@ class Trainer:
         changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
-    def _with_batch_size(self, found: Path | None, *, is_own: bool) -> TrainConfig:
+    def _with_batch_size(self, found: Path | None) -> TrainConfig:
         """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto"."""
         if self.config.batch_size != "auto":
             return self.config
         if found is not None:
             return replace(self.config, batch_size=read_saved_settings(found)["batch_size"])
-        if is_own:  # its memory cannot be planned
+        if self.is_custom:  # its memory cannot be planned
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
         size = largest_batch(self.config, self.accelerator)
         is_bound = self.accelerator.device.type == "cpu" and size == MAX_ON_CPU

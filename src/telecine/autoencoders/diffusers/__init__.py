@@ -1,5 +1,6 @@
-"""Diffusers' video autoencoders as `VideoAutoencoder`. No other folder imports diffusers."""
+"""Diffusers' video autoencoders as `VideoAutoencoder`, and the way back. No other folder imports diffusers."""
 
 from telecine.autoencoders.diffusers.adapter import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.pipeline import PipelineVAE
 
-__all__ = ["DiffusersAutoencoder"]
+__all__ = ["DiffusersAutoencoder", "PipelineVAE"]

@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes, Probe, output_shape
+from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
 from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.interface import LatentAutoencoder, check_input
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import copy_state, safetensors_write
-from telecine.base.checks import argument_error
-from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 
 
-class DiffusersAutoencoder(VideoAutoencoder):
+class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     """A diffusers autoencoder that can be trained: `forward` encodes, samples and decodes, with all gradients.
 
     Input and output are `(B, 3, T, H, W)` in [-1, 1] for every class, and the output is not clamped. Tiling and
-    slicing, which change outputs and gradients, are disabled. The accepted sizes and the last layer are found by
-    passing tiny clips through the model. Image autoencoders process each frame of a clip separately.
+    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
+    latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
+    sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
+    a clip separately.
 
     In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without a gradient. DDP
     then needs `find_unused_parameters=True`.
@@ -50,28 +50,6 @@ class DiffusersAutoencoder(VideoAutoencoder):
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         self.sizes = ClipSizes(module, self.family.reconstruct)
 
-    def forward(
-        self,
-        video: Video,
-        sample_posterior: bool = True,
-        generator: Generators = None,
-        posterior: Posterior | None = None,
-    ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode; the graph is kept.
-
-        The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, a quantizer's losses, or none, e.g.
-        for Cosmos, KVAE and finite scalar quantization.
-        """
-        posterior = posterior or self.encode(video)
-        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        decoded, losses = self.family.decode(self.module, latent)
-        if decoded.shape != video.shape:
-            remedy = "This class only reproduces small clips of this kind; report it with its configuration."
-            got = f"{tuple(decoded.shape)} from {type(self.module).__name__}"
-            raise argument_error("the reconstruction", f"of the video's shape {tuple(video.shape)}", got, remedy)
-        aux = {**posterior.aux(), **losses}
-        return Reconstruction(video=decoded, aux={name: loss.float() for name, loss in aux.items()}, latent=latent)
-
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
         check_input(self, video)
@@ -80,23 +58,11 @@ class DiffusersAutoencoder(VideoAutoencoder):
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped."""
         check_video("latent", latent)
-        return self.family.decode(self.module, latent).video
+        return self.decode_with_losses(latent)[0]
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution or linear layer."""
-        return self.sizes.last_layer
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size.
-
-        The first check of a size passes a clip through the model, which must not be sharded yet.
-        """
-        self.sizes.check(num_frames, height, width)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
-        return self.sizes.cover(num_frames, height, width)
+    def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
+        """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""
+        return self.family.decode(self.module, latent)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
@@ -121,10 +87,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         write_normalisation(self.module, statistics)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keep only the outputs of the model's blocks, and recompute their activations in the backward pass.
-
-        If a tiny clip has other gradients with it, or none, it is disabled again, and a `ValueError` is raised.
-        """
+        """Recompute the inside of the model's blocks; raise a `ValueError` if a tiny clip's gradients change."""
         enable_checked(self.module, self.sizes)
 
     @property
@@ -157,29 +120,22 @@ class DiffusersAutoencoder(VideoAutoencoder):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> DiffusersAutoencoder:
-        """Return the model of a folder or a Hub name, on the CPU, in training mode; arguments as `load_autoencoder`'s.
+        """Return the model of a folder or a Hub name; arguments and errors as `load_autoencoder`'s.
 
         Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
-
-        Raises:
-            ValueError: There is no configuration, its class is unknown, or weights are missing.
         """
         return cls(load_module(name_or_folder, subfolder=subfolder, revision=revision, dtype=dtype))
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersAutoencoder:
-        """Return a model with random weights, to train from scratch.
-
-        Args:
-            config: A `config.json` of diffusers, its folder, or its values: `_class_name` and the class's arguments.
+        """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The class or an argument is unknown; the message contains the nearest name.
+            ValueError: The class or an argument is unknown or wrong.
         """
         return cls(build_module(config))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, with caches cleared: tensors of the graph cannot be copied."""
         clear_caches(self.module)
         return self.__dict__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,9 +72,7 @@ CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("c
 class _WithoutClamp(TorchFunctionMode):
     """Skips clamps to [-1, 1]: the decoders of Wan and Qwen end with one, whose gradient is 0 outside this range."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in CLAMPS:
             arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
@@ -107,9 +104,9 @@ def _caches_cleared(module: DiffusersModel) -> Iterator[None]:
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return how a model is called: by its class or a base class in `FAMILIES`, otherwise by its signature and weights.
+    """Return how a model is called: by its class or a base class in `FAMILIES`, otherwise by its weights.
 
-    Frames `(B*T, 3, H, W)` are the input if `decode` has a parameter `num_frames`, or no weight is 3D.
+    Frames `(B*T, 3, H, W)` are the input if no weight is 3D.
     """
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
@@ -118,12 +115,7 @@ def family_of(module: nn.Module) -> Family:
     for parent in type(module).__mro__:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
-    is_2d = all(parameter.ndim < 5 for parameter in module.parameters())
-    return FRAMES if is_2d or _has_num_frames(module) else CLIPS
-
-
-def _has_num_frames(module: DiffusersModel) -> bool:
-    return "num_frames" in inspect.signature(module.decode).parameters
+    return FRAMES if all(parameter.ndim < 5 for parameter in module.parameters()) else CLIPS
 
 
 def _read_posterior(output: object) -> LatentPosterior:
@@ -186,11 +178,15 @@ def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode each frame separately, or all frames of a clip together if `decode` has a parameter `num_frames`."""
-    options = {"num_frames": latent.shape[2]} if _has_num_frames(module) else {}
+def _decode_frames(module: DiffusersModel, latent: Tensor, **options: int) -> Decoded:
+    """Decode each frame separately."""
     frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return Decoded(_clips_from_frames(frames, len(latent)), losses)
+
+
+def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> Decoded:
+    """Decode all frames of a clip together."""
+    return _decode_frames(module, latent, num_frames=latent.shape[2])
 
 
 def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -346,6 +342,7 @@ FAMILIES = {
     "AutoencoderKLQwenImage": Family(_encode_wan, partial(_decode_wan, has_first_chunk=False)),
     # Its kernels are 2D, but its input is clips.
     "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderKLTemporalDecoder": Family(_encode_frames, _decode_frames_together),
     "AutoencoderKLWan": Family(_encode_wan, _decode_wan),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, check_num_weights
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
+from telecine.settings.autoencoder import LARGEST_CODEBOOK
 
 try:
     import diffusers
@@ -26,8 +29,8 @@ except ImportError as missing:
 PIPELINE_SUBFOLDER = "vae"
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
 MAX_SIZE = 2**16
-# Numbers that no layer is built from.
-NO_SIZES = ("codebook_size",)
+
+_logger = logging.getLogger(__name__)
 
 
 def load_module(
@@ -35,14 +38,33 @@ def load_module(
 ) -> DiffusersModel:
     """Return the diffusers model of a folder or a Hub name, with all its weights."""
     config, place = find_config(name_or_folder, subfolder=subfolder, revision=revision)
-    module, report = _class_of(config, str(name_or_folder)).from_pretrained(
-        str(name_or_folder), subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
-    )
+    source = str(name_or_folder)
+    cls = _class_of(config, source)
+    with _quiet_diffusers():
+        check_num_weights(lambda: cls.from_config(config), source, Path(source) / (place or ""))
+        module, report = cls.from_pretrained(
+            source, subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
+        )
     if missing := sorted(report["missing_keys"]):
         # diffusers initialises missing weights with random numbers.
         got = f"one with {len(missing)} weights missing, e.g. {', '.join(missing[:MAX_LISTED])}"
-        raise argument_error(str(name_or_folder), "a model with all its weights", got, "Download or copy it again.")
+        raise argument_error(source, "a model with all its weights", got, "Download or copy it again.")
+    unused = {name for name in config if not name.startswith("_")} - _arguments_of(cls)
+    if names := [*sorted(unused), *sorted(report["unexpected_keys"])]:
+        _logger.warning("%s does not use some of %s: %s", cls.__name__, source, ", ".join(names[:MAX_LISTED]))
     return module
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from logging what a file holds, beside our own errors and without escapes."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def find_config(
@@ -72,7 +94,7 @@ def _read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, 
             remedy = "Check the spelling, or log in with `hf auth login`."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
-        remedy = "Set `subfolder` if the model is in another subfolder."
+        remedy = "Name the folder of the model itself."
         raise argument_error("name_or_folder", contract, got, remedy) from error
     return dict(config)
 
@@ -95,6 +117,7 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
         update = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
+        update += " In Python, a module of yours takes the place of its folder."
         remedy = nearest(name, known) or update
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
     return found
@@ -104,8 +127,9 @@ def _check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Raise a `ValueError` if a number in a configuration would build networks without end."""
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
-        if name not in NO_SIZES and any(isinstance(number, int) and number > MAX_SIZE for number in numbers):
-            raise argument_error(f"{name} in {source}", f"at most {MAX_SIZE}", describe(value), "Correct it.")
+        largest = LARGEST_CODEBOOK if name == "codebook_size" else MAX_SIZE
+        if any(isinstance(number, int) and number > largest for number in numbers):
+            raise argument_error(f"{name} in {source}", f"at most {largest}", describe(value), "Correct it.")
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -120,8 +144,14 @@ def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersMo
     values = dict(config) if isinstance(config, Mapping) else _read_json_config(Path(config))
     cls = _class_of(values, source)
     arguments = {name: value for name, value in values.items() if not name.startswith("_")}
-    check_known_keys(arguments, sorted(set(inspect.signature(cls.__init__).parameters) - {"self"}))
-    return cls.from_config(values)
+    check_known_keys(arguments, sorted(_arguments_of(cls)))
+    with _quiet_diffusers():
+        check_num_weights(lambda: cls.from_config(values), source)
+        return cls.from_config(values)
+
+
+def _arguments_of(cls: type) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}  # type: ignore[misc]
 
 
 def _read_json_config(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Pipelines read them from the model: `(z - latents_mean) / latents_std` for each 
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import Enum
 
 import torch
 
@@ -16,14 +16,10 @@ from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatis
 class _Normalisation(Enum):
     """How the pipelines of a class normalise the latent."""
 
-    CHANNELS = auto()
-    """By `latents_mean` and `latents_std` of the configuration, one number for each channel."""
-    BUFFERS = auto()
-    """By buffers of these names, which are saved with the weights."""
-    FACTOR = auto()
-    """By `scaling_factor` of the configuration, and by `shift_factor` if that is a number."""
-    NONE = auto()
-    """The model has no statistics for its latent."""
+    CHANNELS = "`latents_mean` and `latents_std` of the configuration, one number for each channel"
+    BUFFERS = "buffers of these names, which are saved with the weights"
+    FACTOR = "`scaling_factor` of the configuration, and `shift_factor` if that is a number"
+    NONE = "nothing"
 
 
 # Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.

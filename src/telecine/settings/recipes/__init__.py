@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error, nearest
+from telecine.base.imports import is_class_path
 
 RECIPES = Path(__file__).parent
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
@@ -51,7 +52,8 @@ def default_recipe(given: Mapping[str, str], *, is_data: bool = False) -> str:
         given: What was typed, by the dotted names of settings.
         is_data: Whether the data is given otherwise.
     """
-    has_weights = not given.get("model", ".json").endswith(".json")
+    model = given.get("model", ".json")
+    has_weights = not (model.endswith(".json") or is_class_path(model))
     if has_weights and given.get("random_weights") != "true":
         return "whole"
     return "gpu" if given.keys() & {"data", "model"} or is_data else "demo"

@@ -1,0 +1,119 @@
+"""A module of the user's, from `--model my_package.Tiny` to every command that loads its run."""
+
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from telecine.__main__ import main
+
+from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
+from telecine.autoencoders import load_autoencoder
+from telecine.base import imports
+from telecine.base.imports import allow_code
+from telecine.evaluation.latents import measure_latent_spaces
+from telecine.runs import find_checkpoint
+from telecine.settings import LatentsConfig
+from telecine.settings.recipes import default_recipe
+from telecine.training import train
+from telecine.training.build import build_autoencoder, custom_module
+
+NAME = "own_of_tests"
+PACKAGE = """
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.config = {"width": width}
+        self.encoder = nn.Conv3d(3, width, (1, 4, 4), stride=(1, 4, 4))
+        self.decoder = nn.ConvTranspose3d(width, 3, (1, 4, 4), stride=(1, 4, 4))
+
+    def decode(self, latent):
+        return self.decoder(latent)
+
+    def forward(self, video):
+        latent = self.encoder(video)
+        return self.decode(latent), {"energy_loss": latent.square().mean()}, latent
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Make a package importable that is not allowed; what the test allows is forgotten."""
+    monkeypatch.setattr(imports, "_allowed", {*imports._allowed})
+    (tmp_path / f"{NAME}.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop(NAME, None)
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, capsys):
+    config = tiny(model=f"{NAME}.Tiny", model_arguments={"width": 6}, steps=2, save_every=2, val_every=2)
+    with pytest.raises(ValueError, match=rf"`model` must be in telecine .*`--allow_code {NAME}`"):
+        train(config)
+    allow_code(NAME)
+    train(config)
+    run = config.output_dir
+    train(replace(config, steps=4))
+    assert find_checkpoint(Path(run)).name == "step-00000004"
+    model = load_autoencoder(find_checkpoint(Path(run)) / "ema")
+    assert model.module.encoder.out_channels == 6
+    train(tiny(model=run, output_dir=str(tmp_path / "tuned"), steps=1))  # as a base model
+    assert find_checkpoint(tmp_path / "tuned").name == "step-00000001"
+
+    measured = ["--data", config.data, "--num_frames", "5", "--height", "32", "--width", "32", "--device", "cpu"]
+    reconstructed = [config.data, "-o", str(tmp_path / "out.mp4"), "--device", "cpu", "--num_frames", "5"]
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["evaluate", run, *measured, "--max_clips", "1"],
+        ["reconstruct", run, *reconstructed],
+        ["latents", run, *measured, "--max_clips", "1"],
+    ):
+        monkeypatch.setattr(imports, "_allowed", {"telecine"})
+        assert main(command) == 2
+        assert f"add `--allow_code {NAME}`" in capsys.readouterr().err
+        assert main([*command, "--allow_code", NAME]) == 0
+
+
+def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):
+    allow_code(NAME)
+    config = tiny()
+    module = build_autoencoder(config, custom_module(tiny(model=f"{NAME}.Tiny"))).module
+    clips = {"data": config.data, "num_frames": 5, "height": 32, "width": 32, "max_clips": 1, "device": "cpu"}
+    found = evaluate(module, EvaluateConfig(**clips))
+    assert (found.protocol.subject, found.protocol.num_clips) == ("Tiny", 1)
+    decibel = reconstruct(module, config.data, tmp_path / "out.mp4", ReconstructConfig(num_frames=5, device="cpu"))
+    assert decibel == pytest.approx(found.metrics["psnr"], abs=3)
+    report = measure_latent_spaces([module], LatentsConfig(**clips))
+    assert report.models[0].title == "Tiny"
+    assert report.models[0].shape == [4, 5, 8, 8]
+
+
+@pytest.mark.slow
+def test_a_compiled_module_is_trained_and_resumed(tiny, package):
+    allow_code(NAME)
+    torch._dynamo.reset()
+    module = import_module(NAME).Tiny
+    for steps in (2, 4):
+        train(tiny(steps=steps, save_every=2), autoencoder=torch.compile(module(), backend="aot_eager"))
+    assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {"width": 4}
+
+
+def test_arguments_of_another_model(tiny):
+    with pytest.raises(ValueError, match="`model_arguments` must be left out unless `model` is the dotted path of a"):
+        custom_module(tiny(model_arguments={"width": 1}))
+
+
+def test_a_custom_module_is_not_planned(package, capsys):
+    assert main(["plan", "--model", f"{NAME}.Tiny", "--allow_code", NAME, "--device", "cpu"]) == 2
+    assert "`model` must be one of telecine or diffusers to be planned" in capsys.readouterr().err
+
+
+def test_random_weights_have_the_recipe_of_random_weights():
+    assert default_recipe({"model": "own_of_tests.Tiny", "data": "x"}) == "gpu"
+    assert default_recipe({"model": "runs/own", "data": "x"}) == "whole"
