@@ -111,7 +111,7 @@ def test_arguments_of_another_model(tiny):
 
 def test_a_custom_module_is_not_planned(package, capsys):
     assert main(["plan", "--model", f"{NAME}.Tiny", "--allow_code", NAME, "--device", "cpu"]) == 2
-    assert "`model` must be one of telecine or diffusers to be planned" in capsys.readouterr().err
+    assert "`--model` must be one of telecine or diffusers to be planned" in capsys.readouterr().err
 
 
 def test_random_weights_have_the_recipe_of_random_weights():
