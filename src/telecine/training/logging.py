@@ -84,7 +84,8 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # older releases of Rich would print an empty line
+            self._progress.stop()
 
     def restart_clock(self) -> None:
         """Exclude the time since the last update, which validation or a checkpoint took, from the speed."""

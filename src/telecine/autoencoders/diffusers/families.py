@@ -114,12 +114,9 @@ def family_of(module: nn.Module) -> Family:
     for parent in type(module).__mro__:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
-    is_2d = all(parameter.ndim < 5 for parameter in module.parameters())
-    return FRAMES if is_2d or _has_num_frames(module) else CLIPS
-
-
-def _has_num_frames(module: DiffusersModel) -> bool:
-    return "num_frames" in inspect.signature(module.decode).parameters
+    if "num_frames" in inspect.signature(module.decode).parameters:
+        return FRAMES_OF_A_CLIP
+    return FRAMES if all(parameter.ndim < 5 for parameter in module.parameters()) else CLIPS
 
 
 def _read_posterior(output: object) -> LatentPosterior:
@@ -182,11 +179,15 @@ def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode each frame separately, or all frames of a clip together if `decode` has a parameter `num_frames`."""
-    options = {"num_frames": latent.shape[2]} if _has_num_frames(module) else {}
+def _decode_frames(module: DiffusersModel, latent: Tensor, **options: int) -> Decoded:
+    """Decode each frame separately."""
     frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return Decoded(_clips_from_frames(frames, len(latent)), losses)
+
+
+def _decode_frames_of_a_clip(module: DiffusersModel, latent: Tensor) -> Decoded:
+    """Decode all frames of a clip together."""
+    return _decode_frames(module, latent, num_frames=latent.shape[2])
 
 
 def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -246,6 +247,7 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
 
 CLIPS = Family(_encode_clips, _decode_clips)
 FRAMES = Family(_encode_frames, _decode_frames)
+FRAMES_OF_A_CLIP = Family(_encode_frames, _decode_frames_of_a_clip)
 
 # Classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
 FAMILIES = {
@@ -254,6 +256,7 @@ FAMILIES = {
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
     # Its kernels are 2D, but its input is clips.
     "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderKLTemporalDecoder": FRAMES_OF_A_CLIP,  # older releases of diffusers hide its signature
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
