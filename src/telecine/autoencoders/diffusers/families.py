@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
@@ -102,7 +102,7 @@ def _caches_cleared(module: DiffusersModel) -> Iterator[None]:
         clear_caches(module)
 
 
-def family_of(module: nn.Module) -> Family:
+def family_of(module: DiffusersModel) -> Family:
     """Return how a model is called: by its class or a base class in `FAMILIES`, otherwise by its signature and weights.
 
     Frames `(B*T, 3, H, W)` are the input if `decode` has a parameter `num_frames`, or no weight is 3D.
