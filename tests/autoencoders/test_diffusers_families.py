@@ -11,7 +11,7 @@ import torch
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.diffusers.families import _WithoutClamp
 
-from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
+from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, tiny_clip, tiny_model
 
 slow = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_vidtok_pads_with_the_first_frame_before_encode():
 
 @slow
 def test_vidtok_without_causality_supports_multiples_of_16_frames():
-    raw = diffusers.AutoencoderVidTok(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
+    raw = newer("AutoencoderVidTok")(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
     model = DiffusersAutoencoder(raw)
     assert [length for length in range(1, 50) if model.sizes.reproduces_length(length)] == [16, 32, 48]
     with pytest.raises(ValueError, match="a multiple of 16"):
