@@ -5,7 +5,7 @@
 #       train --data /data --output_dir /runs/first
 #
 # `--ipc host`: processes that read clips hand them over in shared memory.
-FROM pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime
+FROM pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime
 
 WORKDIR /opt/telecine
 COPY pyproject.toml README.md LICENSE NOTICE ./

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test faults check lint types docs package weights clean
+.PHONY: demo test oldest newest faults check lint types docs package weights clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,19 @@ TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 # files, and sets up once what a file's tests share; `tests/conftest.py` decides their order.
 test: weights $(VENV)/.reference $(VENV)/.browser
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The fast tests with the oldest and with the newest releases that pyproject.toml allows. Old ones warn of each other.
+oldest: PYTHON := python3.10
+oldest: RELEASES := --resolution lowest-direct
+oldest: PYTEST := -W default
+newest: PYTHON := python3.13
+newest: RELEASES := --upgrade
+oldest newest:
+	$(PYTHON) -m venv --clear $(VENV).$@
+	$(VENV).$@/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV).$@/bin/uv pip install --quiet --python $(VENV).$@ $(RELEASES) --editable '.[train,demo,dev]'
+	$(VENV).$@/bin/telecine weights fetch
+	$(TEST_ENV) $(VENV).$@/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not faults' $(PYTEST)
 
 # Runs that are killed, stopped and given damaged files, see docs/reliability.md.
 faults: weights
@@ -77,4 +90,4 @@ package: $(VENV)/.release
 check: lint types docs package test faults
 
 clean:
-	rm -rf $(VENV) runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).* runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoModel
+from packaging.version import Version
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.diffusers.normalisation import (
@@ -24,7 +25,9 @@ STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.
 
 
 def test_every_class_is_declared_as_its_constructor_and_buffers_say():
-    for name, kind in NORMALISATIONS.items():
+    missing = {name for name in NORMALISATIONS if not hasattr(diffusers, name)}
+    assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 6)
+    for name, kind in ((name, kind) for name, kind in NORMALISATIONS.items() if name not in missing):
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         found = {
             _Normalisation.CHANNELS: {"latents_mean", "latents_std"} <= parameters,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from telecine.__main__ import main
 
 from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
+from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.base import imports
 from telecine.base.imports import allow_code

@@ -1,6 +1,4 @@
-"""The settings of `CausalVAE`, and their checks."""
-
-from __future__ import annotations
+"""The settings of `CausalVAE`, and their checks. Python 3.10 cannot evaluate an `InitVar` that is text."""
 
 import itertools
 import math

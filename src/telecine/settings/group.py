@@ -55,7 +55,7 @@ def _check_name(name: str, kind: Any, value: object) -> None:
     if choices and not (
         value in choices
         or (_takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value))))
-        or any(isinstance(value, each) for each in alternatives(kind) if isinstance(each, type) and each is not str)
+        or any(isinstance(value, each) for each in alternatives(kind) if get_origin(each) is None and each is not str)
     ):
         raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
 

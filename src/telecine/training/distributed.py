@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from telecine.base.checks import TrainingError, argument_error
-from telecine.ops.checkpointing import overwrite
+from telecine.ops.checkpointing import CheckpointedCall, overwrite
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -305,8 +305,11 @@ def _write_back_caches(block: nn.Module) -> None:
     def caches_in(args: tuple[object, ...], kwargs: dict[str, object]) -> list[Any]:
         return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
 
-    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    def before(module: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         callers[:] = caches_in(args, kwargs)
+        call = CheckpointedCall.running()
+        if call and not call.is_first_run:  # older PyTorch recomputes a second chunk with sharded weights
+            module.unshard()
 
     def after(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
         for original, copied in zip(callers, caches_in(args, kwargs), strict=True):

@@ -78,7 +78,8 @@ class Monitor:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # older releases of Rich would print an empty line
+            self._progress.stop()
 
     def restart_clock(self) -> None:
         """Exclude the time since the last update, which validation or a checkpoint took, from the speed."""
