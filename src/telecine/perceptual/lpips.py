@@ -55,11 +55,8 @@ class Perceptual(nn.Module):
         super().__init__()
         if isinstance(net, str):
             if net not in BACKBONES:
-                names = ", ".join(f'"{name}"' for name in BACKBONES)
-                remedy = (
-                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
-                )
-                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
+                remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for others."
+                raise argument_error("net", '"vgg", "alex", or a callable', describe(net), remedy)
             self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
         elif weights is not None:
             remedy = "Load the weights into the module instead."
@@ -182,13 +179,12 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
 
 def _run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept."""
+    """Return the feature map `(N, C', H', W')` at the end of `stage`."""
     if stage.pool:
         features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
     for layer in stage.convolutions:
         weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
-        # In place, only on the convolution's output: frozen convolutions store no input, so the graph holds one
-        # activation per layer.
+        # In place: frozen convolutions store no input, so the graph holds one activation per layer.
         features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
     return features
 
