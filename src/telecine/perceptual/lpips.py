@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -28,15 +28,8 @@ _SCALE = (0.458, 0.448, 0.450)
 # rounding error. Where all features are zero it bounds the gradient of the unit vector to 1e4.
 _EPSILON = 1e-8
 
-
-@runtime_checkable
-class FeatureTerm(Protocol):
-    """Compares the feature maps `(N, C, H, W)` of both videos' frames, one per stage, and returns a value per frame."""
-
-    def __call__(
-        self, *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
-    ) -> Float[Tensor, " frame"]:
-        """Return `(N,)`."""
+_FeatureTerm: TypeAlias = Callable[..., Float[Tensor, " frame"]]
+"""Compares `reconstruction_features` with `target_features`, a map `(N, C, H, W)` per stage; returns `(N,)`."""
 
 
 class Perceptual(nn.Module):
@@ -70,7 +63,7 @@ class Perceptual(nn.Module):
         return isinstance(self.distance, LPIPS)
 
     def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm] = ()
     ) -> tuple[Float[Tensor, " frame"], ...]:
         """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
 
@@ -131,7 +124,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             return _sum(_feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm]
     ) -> tuple[Float[Tensor, " frame"], ...]:
         """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
 
