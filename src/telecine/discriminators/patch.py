@@ -35,7 +35,6 @@ class _FullPrecisionWeightConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` as `nn.Conv2d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)

@@ -78,12 +78,7 @@ def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
-    """Import and check the functions that a run's settings name, before it reads any video.
-
-    Raises:
-        ValueError: If there is no such function, a term needs an unknown argument, or weights are sharded and a term
-            decodes.
-    """
+    """Import and check the functions that a run's settings name, before it reads any video."""
     decoding = [name for name, term in functions_of(config, "objective.").terms.items() if "decode" in term.arguments]
     if sharding != "none" and decoding:
         remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
@@ -144,12 +139,7 @@ class _TermFunction:
         return found
 
     def __call__(self, batch: Batch) -> Scalar:
-        """Return the term of a batch, a 0-d tensor with its graph.
-
-        Raises:
-            ValueError: If the function returns anything else, cannot take the mask or the weights of this call, or
-                needs a latent or a decoder that this call does not have.
-        """
+        """Return the term of a batch, a 0-d tensor with its graph."""
         if "weight" not in self.arguments and batch.clip_weight is not None:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
@@ -222,11 +212,7 @@ def _name(function: Callable[..., object]) -> str:
 
 
 class PerceptualTerm(nn.Module):
-    """The mean distance over the sampled frames, and additional terms of the same features.
-
-    Raises:
-        ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
-    """
+    """The mean distance over the sampled frames, and additional terms of the same features."""
 
     def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: _Functions) -> None:
         super().__init__()
@@ -274,10 +260,7 @@ class PerceptualTerm(nn.Module):
         assert self.distance is not None
         terms = [name for name in names if name != "perceptual"]
         compare = partial(self.distance, feature_terms=[self.feature_terms[name].function for name in terms])
-        size = self.config.chunk_size
-        if size is not None and size < len(frames):
-            compare = partial(in_chunks, compare, chunk_size=size)
-        distances = compare(reconstruction=frames, target=target)
+        distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
         for name, distance in zip(terms, distances[1:], strict=True):
             if distance.shape != frames.shape[:1]:
                 contract = f"of shape ({len(frames)},), one value per frame"
