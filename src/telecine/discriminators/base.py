@@ -137,16 +137,8 @@ class ConditionalDiscriminator(nn.Module):
     def __init__(self, network: GradientCheckpointing) -> None:
         super().__init__()
         self.network = network
-
-    @property
-    def sees(self) -> Sees:
-        """That of the network."""
-        return cast(Sees, self.network.sees)
-
-    @property
-    def samples_are_independent(self) -> bool:
-        """Whether the network declares it."""
-        return bool(getattr(self.network, "samples_are_independent", False))
+        self.sees = cast(Sees, network.sees)
+        self.samples_are_independent = bool(getattr(network, "samples_are_independent", False))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations inside the network's blocks in the backward."""

@@ -36,7 +36,7 @@ from telecine.losses.penalty import (
     r2,
     wgan_gp,
 )
-from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss, charbonnier, gaussian_nll, l1, mse
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
 from telecine.losses.temporal import temporal_difference
 from telecine.losses.wavelet import haar, wavelet_l1
 
@@ -49,7 +49,6 @@ __all__ = [
     "GANLoss",
     "GANLosses",
     "Penalty",
-    "ReconstructionLoss",
     "Reduction",
     "approximate_r1",
     "as_gan_loss",

@@ -53,10 +53,8 @@ class GANLoss:
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.is_separable = is_separable
-        self.uses_real = uses_real
-        self.boundary = boundary
-        self.margin = margin
+        self.is_separable, self.uses_real = is_separable, uses_real
+        self.boundary, self.margin = boundary, margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""

@@ -191,8 +191,7 @@ class LayerActivations:
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().to(dtype), inputs)
         with torch.enable_grad():
             output = functional_call(self.layer, zeros, args, kwargs)
-        (gradient,) = torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)
-        return gradient
+        return torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)[0]
 
     def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # In `functional_call` above, the weight is a plain tensor; that call is not recorded.

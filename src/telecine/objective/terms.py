@@ -23,7 +23,6 @@ from telecine.losses import (
     RECONSTRUCTION_LOSSES,
     GANLoss,
     Penalty,
-    ReconstructionLoss,
     as_gan_loss,
     as_penalty,
     temporal_difference,
@@ -33,15 +32,7 @@ from telecine.objective.batch import Batch
 from telecine.objective.eager import eager_backward
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import (
-    Alignment,
-    Perceptual,
-    WeightsSource,
-    gram,
-    in_chunks,
-    pick_frames,
-    sample_frame_indices,
-)
+from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.
@@ -59,7 +50,7 @@ FEATURES = ("reconstruction_features", "target_features")
 class _Functions(NamedTuple):
     """The functions that the settings of an objective name."""
 
-    recon_loss: ReconstructionLoss
+    recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
@@ -169,8 +160,7 @@ class _TermFunction:
         function = self.function
         if not isinstance(function, nn.Module):
             return function(**given)
-        trained = [(name, weight) for name, weight in function.named_parameters() if weight.requires_grad]
-        weights = {name: with_averaged_gradient(weight) for name, weight in trained}
+        weights = {name: with_averaged_gradient(w) for name, w in function.named_parameters() if w.requires_grad}
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
