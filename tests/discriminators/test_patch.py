@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import jaxtyping
 import pytest
@@ -15,12 +16,12 @@ from torch.nn import functional as F
 
 import telecine
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D, build_discriminator
-from telecine.discriminators.patch import NORMS, _num_groups
+from telecine.discriminators.patch import Norm, _num_groups
 from telecine.losses import gradient_penalty
 
 CLASSES = (PatchDiscriminator, PatchDiscriminator3D)
 both = pytest.mark.parametrize("cls", CLASSES)
-every_norm = pytest.mark.parametrize("norm", NORMS)
+every_norm = pytest.mark.parametrize("norm", get_args(Norm))
 
 
 def build(cls, seed=0, **config):

@@ -8,8 +8,8 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term
-from telecine.discriminators.patch import NORMS
-from telecine.discriminators.residual import TIME_WEIGHTINGS
+from telecine.discriminators.patch import Norm
+from telecine.discriminators.residual import TimeWeighting
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
@@ -158,8 +158,8 @@ CHOICES = {
     (PerceptualConfig, "net"): BACKBONES,
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
-    (DiscriminatorConfig, "time_weighting"): TIME_WEIGHTINGS,
-    (DiscriminatorConfig, "norm"): NORMS,
+    (DiscriminatorConfig, "time_weighting"): get_args(TimeWeighting),
+    (DiscriminatorConfig, "norm"): get_args(Norm),
 }
 
 

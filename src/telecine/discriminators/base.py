@@ -64,9 +64,7 @@ def _types(value: object) -> str:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Set `requires_grad` of all parameters to False inside the context, and restore each afterwards."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
+    trainable = [parameter.requires_grad_(False) for parameter in module.parameters() if parameter.requires_grad]
     try:
         yield
     finally:
@@ -90,14 +88,9 @@ class GradientCheckpointing(nn.Module):
     def run_block(self, block: nn.Module, x: Tensor) -> Any:
         """Return `block(x)`."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            contexts = partial(_contexts, block)
-            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            return run(block, x, context_fn=lambda: (nullcontext(), _Recomputation(block)))
         return block(x)
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of a block's first forward and of its recomputation."""
-    return nullcontext(), _Recomputation(block)
 
 
 class _Recomputation(AbstractContextManager[None]):
@@ -144,16 +137,8 @@ class ConditionalDiscriminator(nn.Module):
     def __init__(self, network: GradientCheckpointing) -> None:
         super().__init__()
         self.network = network
-
-    @property
-    def sees(self) -> Sees:
-        """That of the network."""
-        return cast(Sees, self.network.sees)
-
-    @property
-    def samples_are_independent(self) -> bool:
-        """Whether the network declares it."""
-        return bool(getattr(self.network, "samples_are_independent", False))
+        self.sees = cast(Sees, network.sees)
+        self.samples_are_independent = bool(getattr(network, "samples_are_independent", False))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations inside the network's blocks in the backward."""
@@ -199,6 +184,5 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
         finally:
             module.train(mode)
         (gradient,) = torch.autograd.grad(logits.sum(), frames)
-    by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
-    norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
+    norms = torch.linalg.vector_norm(at_least_float32(gradient).transpose(1, 2).flatten(2), dim=2).mean(0)
     return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)

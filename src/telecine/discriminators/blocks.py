@@ -104,7 +104,6 @@ class _SpaceToDepthConv(nn.Sequential):
         self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, n...)` to `(B, C, ceil(n / 2)...)`."""
         conv = self[1]
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
@@ -124,7 +123,6 @@ class _RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1) if channel_first else torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised tensor in the same shape and dtype, with statistics in at least float32."""
         wide = at_least_float32(x)
         # The epsilon is inside the root, so the gradient is finite if all channels of a position are zero.
         inverse = (wide.square().sum(self.axis, keepdim=True) + 1e-12).rsqrt()
@@ -139,7 +137,6 @@ class _Residual(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `fn(x) + x`."""
         return self.fn(x) + x
 
 
@@ -157,7 +154,6 @@ class _TaylorAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens `(B, N, C)` to tokens of the same shape."""
         q = rearrange(self.to_q(x) * self.scale, "b n (h d) -> (b h) n d", h=self.heads)
         k, v = rearrange(self.to_kv(x), "b n (kv h d) -> kv (b h) n d", kv=2, h=self.heads)
         num_tokens, dim_head = q.shape[1:]
@@ -210,7 +206,6 @@ class _GEGLU(nn.Module):
     """Multiply the first half of the channels by the GELU of the second (Shazeer, arXiv:2002.05202)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, 2 C, ...)` to `(B, C, ...)`."""
         value, gate = x.chunk(2, dim=1)
         return F.gelu(gate) * value
 

@@ -109,7 +109,7 @@ class _Head(nn.Module):
         self.to_logits = spectral_norm(FullPrecisionWeightConv3d(dim, 1, 3, padding=1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map `(B, C, T, h, w)` to logits `(B, 1, T, h, w)` and two activations."""
+        """Return logits `(B, 1, T, h, w)` and two activations."""
         first = F.leaky_relu(self.conv_in(x), 0.2)
         second = F.leaky_relu(self.conv(first), 0.2)
         return self.to_logits(second), (first, second)

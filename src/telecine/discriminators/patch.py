@@ -21,7 +21,6 @@ from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpoint
 from telecine.discriminators.blocks import padded_conv3d
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
 
 # Normalising fewer channels per group, on a map of one position, leaves almost no gradient.
 CHANNELS_PER_GROUP = 16
@@ -35,7 +34,6 @@ class _FullPrecisionWeightConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` as `nn.Conv2d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
@@ -61,7 +59,7 @@ class _PatchNetwork(GradientCheckpointing):
     ) -> None:
         super().__init__()
         check_counts(dim=dim, channels=channels, num_layers=num_layers, max_dim=max_dim)
-        check_choice("norm", norm, NORMS)
+        check_choice("norm", norm, get_args(Norm))
         self.channels, self.num_layers, self.norm = channels, num_layers, norm
         widths = [channels] + [min(dim * 2**level, max_dim) for level in range(num_layers + 1)]
         self.blocks = nn.Sequential()

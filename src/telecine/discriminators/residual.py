@@ -25,7 +25,6 @@ from telecine.discriminators.blocks import (
 ImageSize: TypeAlias = int | Sequence[int]
 """Height and width: one int for both, or a pair."""
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
-TIME_WEIGHTINGS: tuple[TimeWeighting, ...] = get_args(TimeWeighting)
 
 # The smallest size with at least one block, which published networks use too.
 _MIN_SIZE = 4
@@ -260,7 +259,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
             antialiased_downsample=antialiased_downsample,
             antialiased_time=antialiased_time,
         )
-        self.time_weighting = check_choice("time_weighting", time_weighting, TIME_WEIGHTINGS)
+        self.time_weighting = check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         check_choice("pad_mode", pad_mode, PAD_MODES)
         for module in self.modules():
             if isinstance(module, CausalConv3d):

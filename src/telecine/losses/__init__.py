@@ -4,7 +4,6 @@ from telecine.losses.adversarial import (
     GAN_LOSSES,
     GANLoss,
     GANLosses,
-    GANLossFunction,
     as_gan_loss,
     feature_matching,
     gan_loss,
@@ -37,7 +36,7 @@ from telecine.losses.penalty import (
     r2,
     wgan_gp,
 )
-from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss, charbonnier, gaussian_nll, l1, mse
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
 from telecine.losses.temporal import temporal_difference
 from telecine.losses.wavelet import haar, wavelet_l1
 
@@ -48,10 +47,8 @@ __all__ = [
     "RECONSTRUCTION_LOSSES",
     "Decode",
     "GANLoss",
-    "GANLossFunction",
     "GANLosses",
     "Penalty",
-    "ReconstructionLoss",
     "Reduction",
     "approximate_r1",
     "as_gan_loss",

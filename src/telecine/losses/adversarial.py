@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -25,14 +25,6 @@ class GANLosses(NamedTuple):
 
     discriminator: Scalar
     generator: Scalar
-
-
-@runtime_checkable
-class GANLossFunction(Protocol):
-    """Maps logits of real samples and of reconstructions to the losses of both sides."""
-
-    def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return both losses."""
 
 
 class GANLoss:
@@ -52,7 +44,7 @@ class GANLoss:
 
     def __init__(
         self,
-        function: GANLossFunction,
+        function: Callable[..., GANLosses],
         *,
         is_separable: bool = False,
         uses_real: bool = True,
@@ -61,10 +53,8 @@ class GANLoss:
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.is_separable = is_separable
-        self.uses_real = uses_real
-        self.boundary = boundary
-        self.margin = margin
+        self.is_separable, self.uses_real = is_separable, uses_real
+        self.boundary, self.margin = boundary, margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""
@@ -84,12 +74,12 @@ class GANLoss:
 
 def gan_loss(
     *, is_separable: bool, uses_real: bool, boundary: float | None = 0.0, margin: float | None = None
-) -> Callable[[GANLossFunction], GANLoss]:
+) -> Callable[[Callable[..., GANLosses]], GANLoss]:
     """Return a decorator that makes a function a `GANLoss` with these declarations."""
     return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
 
 
-def as_gan_loss(function: GANLossFunction) -> GANLoss:
+def as_gan_loss(function: Callable[..., GANLosses]) -> GANLoss:
     """Return a function as a `GANLoss`; one that declares nothing gets the defaults."""
     return function if isinstance(function, GANLoss) else GANLoss(function)
 

@@ -152,11 +152,9 @@ def as_penalty(function: Callable[..., Scalar]) -> Penalty:
     """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declarations."""
     if isinstance(function, Penalty):
         return function
-    if isinstance(function, functools.partial):
-        for known in GRAD_PENALTIES.values():
-            if known.function is function.func:
-                return replace(known, function=function)
-    return Penalty(function)
+    func = function.func if isinstance(function, functools.partial) else None
+    known = next((penalty for penalty in GRAD_PENALTIES.values() if penalty.function is func), Penalty(function))
+    return replace(known, function=function)
 
 
 def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Scalar:
@@ -184,5 +182,4 @@ def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:
     if not x.requires_grad:
         remedy = "Call `requires_grad_()` on it before its logits are computed."
         raise argument_error("real or fake", "a tensor that requires gradients", x, remedy)
-    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    return gradient
+    return torch.autograd.grad(logits.sum(), x, create_graph=True)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,13 +14,6 @@ from telecine.base.shapes import VALUE_RANGE, Scalar, check_same_shape
 
 # Identical clips have an infinite PSNR, which would make every mean infinite. Rounding to 8 bits alone gives 59 dB.
 MAX_PSNR = 100.0
-
-
-class ReconstructionLoss(Protocol):
-    """Compares a reconstruction with its target."""
-
-    def __call__(self, *, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
-        """Return the loss, a 0-d tensor with its graph."""
 
 
 def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
@@ -77,7 +70,7 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt(), weight)
 
 
-RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss] = {"mse": mse, "l1": l1, "charbonnier": charbonnier}
+RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {"mse": mse, "l1": l1, "charbonnier": charbonnier}
 
 
 def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:

@@ -41,19 +41,18 @@ def adaptive_weights(
     Gradients are compared at `grad_at`: the last layer's weight or activations, or the reconstruction.
     """
     reference = references.get(config.reference)
+    ones = {name: torch.ones_like(loss) for name, loss in losses.items()}
     if not losses or reference is None or not reference.requires_grad:
-        return {name: torch.ones_like(loss) for name, loss in losses.items()}
+        return ones
     if grad_at is None and not is_compiling():
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
-        return {name: torch.ones_like(loss) for name, loss in losses.items()}
+        return ones
     norms_of = _layer_gradient_norms if config.at == "last_layer" else _reconstruction_gradient_norms
     reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
-    return {
-        name: torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), torch.ones_like(ratio))
-        for name, ratio in zip(losses, ratios, strict=True)
-    }
+    weights = [torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1) for ratio in ratios]
+    return dict(zip(losses, weights, strict=True))
 
 
 def _layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
@@ -192,8 +191,7 @@ class LayerActivations:
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().to(dtype), inputs)
         with torch.enable_grad():
             output = functional_call(self.layer, zeros, args, kwargs)
-        (gradient,) = torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)
-        return gradient
+        return torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)[0]
 
     def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # In `functional_call` above, the weight is a plain tensor; that call is not recorded.

@@ -86,11 +86,7 @@ class AdversarialLosses:
         return terms
 
     def discriminator_losses(self) -> dict[str, Log]:
-        """Return the loss of each discriminator that trains at this step, its terms and its statistics, by name.
-
-        Raises:
-            ValueError: If there are no discriminators.
-        """
+        """Return the loss of each discriminator that trains at this step, its terms and its statistics, by name."""
         if not self.discriminators:
             remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
             raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
@@ -124,10 +120,6 @@ class AdversarialLosses:
         if self.weights["lecam"] > 0:
             terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
         return terms
-
-    def _is_separable(self) -> bool:
-        """Return whether a discriminator's loss is a sum of a real and a fake part."""
-        return self.gan_loss.is_separable and self.weights["lecam"] == 0 and not self.penalty.uses_fake
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
         """Return the loss of one discriminator, its terms, and statistics of its logits."""
@@ -222,17 +214,10 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
 
 @torch.no_grad()
 def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
-    """Return mean and spread of the logits and how many of them are right, 0-d float32; no synchronisation.
+    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
 
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions.
-        gan_loss: Declares the boundary between real and fake, and the margin. Without a boundary, a pair of a real
-            sample and its reconstruction is right if the real logit is larger, and both accuracies are equal.
-
-    Returns:
-        `logits_*`, `logits_*_std` (over the batch and all patches, 0 for a single logit) and `accuracy_*` in [0, 1];
-        with a margin also `hinge_active` in [0, 1], the fraction of logits that have a gradient.
+    Without a boundary, a pair of a real sample and its reconstruction is right if the real logit is larger. All are 0-d
+    float32; no synchronisation.
     """
     real, fake = real.detach().float(), fake.detach().float()
     boundary = gan_loss.boundary

@@ -98,7 +98,6 @@ class _PrecomputedGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:
-        """Keep the gradients."""
         inputs, gradients = inputs_and_gradients[:num_inputs], inputs_and_gradients[num_inputs:]
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [x.dtype for x in inputs if x is not None]
@@ -107,7 +106,6 @@ class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients."""
         scaled = [
             None if gradient is None else (grad_output * gradient).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -133,15 +131,8 @@ def shared_backward(
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
     The latter are `None` where the logits do not depend on a parameter; those in `add_to` are added as in
-    `gradients_of`.
-
-    Args:
-        gan_loss: A separable loss whose generator's part does not use the real logits.
-        logits: `(B,)`, of the reconstructions.
-        x: The discriminator's input `(B, ...)`.
-        parameters: The discriminator's.
-        retain_graph: Keep the graph of `logits`.
-        add_to: Gradients per parameter.
+    `gradients_of`. `gan_loss` is separable, and its generator's part does not use the real logits. `logits` `(B,)` are
+    those of the reconstructions; `x` is the input `(B, ...)` of the discriminator with these parameters.
     """
     generator_cotangent, discriminator_cotangent = _cotangents(gan_loss, logits)
     tiny = _TINY_COTANGENT * generator_cotangent

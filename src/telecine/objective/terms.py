@@ -23,7 +23,6 @@ from telecine.losses import (
     RECONSTRUCTION_LOSSES,
     GANLoss,
     Penalty,
-    ReconstructionLoss,
     as_gan_loss,
     as_penalty,
     temporal_difference,
@@ -33,15 +32,7 @@ from telecine.objective.batch import Batch
 from telecine.objective.eager import eager_backward
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import (
-    Alignment,
-    Perceptual,
-    WeightsSource,
-    gram,
-    in_chunks,
-    pick_frames,
-    sample_frame_indices,
-)
+from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.
@@ -59,7 +50,7 @@ FEATURES = ("reconstruction_features", "target_features")
 class _Functions(NamedTuple):
     """The functions that the settings of an objective name."""
 
-    recon_loss: ReconstructionLoss
+    recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
@@ -78,12 +69,7 @@ def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
-    """Import and check the functions that a run's settings name, before it reads any video.
-
-    Raises:
-        ValueError: If there is no such function, a term needs an unknown argument, or weights are sharded and a term
-            decodes.
-    """
+    """Import and check the functions that a run's settings name, before it reads any video."""
     decoding = [name for name, term in functions_of(config, "objective.").terms.items() if "decode" in term.arguments]
     if sharding != "none" and decoding:
         remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
@@ -144,12 +130,7 @@ class _TermFunction:
         return found
 
     def __call__(self, batch: Batch) -> Scalar:
-        """Return the term of a batch, a 0-d tensor with its graph.
-
-        Raises:
-            ValueError: If the function returns anything else, cannot take the mask or the weights of this call, or
-                needs a latent or a decoder that this call does not have.
-        """
+        """Return the term of a batch, a 0-d tensor with its graph."""
         if "weight" not in self.arguments and batch.clip_weight is not None:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
@@ -179,8 +160,7 @@ class _TermFunction:
         function = self.function
         if not isinstance(function, nn.Module):
             return function(**given)
-        trained = [(name, weight) for name, weight in function.named_parameters() if weight.requires_grad]
-        weights = {name: with_averaged_gradient(weight) for name, weight in trained}
+        weights = {name: with_averaged_gradient(w) for name, w in function.named_parameters() if w.requires_grad}
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
@@ -222,11 +202,7 @@ def _name(function: Callable[..., object]) -> str:
 
 
 class PerceptualTerm(nn.Module):
-    """The mean distance over the sampled frames, and additional terms of the same features.
-
-    Raises:
-        ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
-    """
+    """The mean distance over the sampled frames, and additional terms of the same features."""
 
     def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: _Functions) -> None:
         super().__init__()
@@ -274,10 +250,7 @@ class PerceptualTerm(nn.Module):
         assert self.distance is not None
         terms = [name for name in names if name != "perceptual"]
         compare = partial(self.distance, feature_terms=[self.feature_terms[name].function for name in terms])
-        size = self.config.chunk_size
-        if size is not None and size < len(frames):
-            compare = partial(in_chunks, compare, chunk_size=size)
-        distances = compare(reconstruction=frames, target=target)
+        distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
         for name, distance in zip(terms, distances[1:], strict=True):
             if distance.shape != frames.shape[:1]:
                 contract = f"of shape ({len(frames)},), one value per frame"

@@ -43,11 +43,7 @@ class Weights(dict[str, float]):
 
 
 class WeightSchedule:
-    """Every weight as a function of the step.
-
-    Args:
-        config: The settings of the objective.
-    """
+    """Every weight as a function of the step."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.terms = config.all_terms()
@@ -66,8 +62,7 @@ class WeightSchedule:
     def step_with_most_terms(self, num_steps: int | None = None) -> int:
         """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
 
-        Args:
-            num_steps: Only steps before this one; the penalty may be off then.
+        With `num_steps` it is before that step, and the penalty may be off.
         """
         ramps = [term.ramp for term in self.terms.values()]
         changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [self.disc_start, self.disc_train_start]
@@ -80,13 +75,12 @@ class WeightSchedule:
 
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""
-        values = {name: term.at(step) for name, term in self.terms.items()}
-        scheduled = {term.weight_key: values[n] for n, term in self.terms.items() if isinstance(term.weight, Ramp)}
-        trains = step >= self.disc_train_start
-        has_penalty = trains and step % self.penalty_every == 0
-        values["grad_penalty"] *= self.penalty_every if has_penalty else 0
-        weights = Weights(values)
-        weights.scheduled, weights.discriminators_train = scheduled, trains
+        weights = Weights({name: term.at(step) for name, term in self.terms.items()})
+        ramps = {name: term for name, term in self.terms.items() if isinstance(term.weight, Ramp)}
+        weights.scheduled = {term.weight_key: weights[name] for name, term in ramps.items()}
+        weights.discriminators_train = step >= self.disc_train_start
+        has_penalty = weights.discriminators_train and step % self.penalty_every == 0
+        weights["grad_penalty"] *= self.penalty_every if has_penalty else 0
         return weights
 
 

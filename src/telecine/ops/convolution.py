@@ -14,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.autograd.graph import Node
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from telecine.base.precision import autocast_dtype
@@ -63,18 +62,9 @@ def convolve(
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, tuple(stride), tuple(padding))
 
 
-class _Context(FunctionCtx):
-    """The attributes of a context that the functions below use."""
-
-    geometry: _Geometry
-    needs_input_grad: tuple[bool, ...]
-    next_functions: tuple[tuple[Node | None, int], ...]
-    saved_tensors: tuple[Tensor, ...]
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
         # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
         needs_values = ctx.needs_input_grad[1] or not _has_faster_kernel(x)
         ctx.save_for_backward(x if needs_values else x.new_zeros(()).expand(x.shape), weight)
@@ -82,12 +72,12 @@ class _Convolution(torch.autograd.Function):
         return _fastest_convolution(x, weight, bias, geometry)
 
     @staticmethod
-    def backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         return (*_ConvolutionBackward.apply(grad_output, x, weight, ctx.geometry, _output_mask(ctx)), None)
 
 
-def _output_mask(ctx: _Context) -> list[bool]:
+def _output_mask(ctx: Any) -> list[bool]:
     """Return whether the present backward needs the gradients of input, weight and bias.
 
     A penalty, which differentiates with respect to an input, needs no gradients of weights, and the discriminator's
@@ -104,7 +94,7 @@ def _output_mask(ctx: _Context) -> list[bool]:
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: list[bool]
+        ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: list[bool]
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, x, weight)
@@ -114,7 +104,7 @@ class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: _Context, grad_grad_input: Tensor | None, grad_grad_weight: Tensor | None, grad_grad_bias: Tensor | None
+        ctx: Any, grad_grad_input: Tensor | None, grad_grad_weight: Tensor | None, grad_grad_bias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of `grad_output`, `x` and `weight`.
 
@@ -122,15 +112,13 @@ class _ConvolutionBackward(torch.autograd.Function):
         """
         grad_output, x, weight = ctx.saved_tensors
         parts: list[Tensor] = []
-        grad_input, grad_weight = None, None
+        grad_input, grad_weight, geometry = None, None, ctx.geometry
         if grad_grad_input is not None:
-            parts.append(_fastest_convolution(grad_grad_input, weight, None, ctx.geometry))
-            mask = [False, True, False]
-            grad_weight = _fastest_backward(grad_output, grad_grad_input, weight, ctx.geometry, mask)[1]
+            parts.append(_fastest_convolution(grad_grad_input, weight, None, geometry))
+            grad_weight = _fastest_backward(grad_output, grad_grad_input, weight, geometry, [False, True, False])[1]
         if grad_grad_weight is not None:
-            parts.append(_fastest_convolution(x, grad_grad_weight, None, ctx.geometry))
-            mask = [True, False, False]
-            grad_input = _fastest_backward(grad_output, x, grad_grad_weight, ctx.geometry, mask)[0]
+            parts.append(_fastest_convolution(x, grad_grad_weight, None, geometry))
+            grad_input = _fastest_backward(grad_output, x, grad_grad_weight, geometry, [True, False, False])[0]
         if grad_grad_bias is not None:
             parts.append(grad_grad_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_output))
         return reduce(torch.add, parts) if parts else None, grad_input, grad_weight, None, None

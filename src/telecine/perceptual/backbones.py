@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from jaxtyping import Float
@@ -58,37 +59,22 @@ class Backbone:
         return shapes
 
 
+def _stage_of_3x3(pool: int, first: int, *channels: int) -> Stage:
+    """Return convolutions from each number of channels to the next; every second layer from `first` on is one."""
+    layers = enumerate(pairwise(channels))
+    return Stage(pool, tuple(_Convolution(f"features.{first + 2 * index}", *widths) for index, widths in layers))
+
+
 _VGG16 = Backbone(
     name="vgg16",
     title="VGG16",
     minimum_size=MIN_SIZES["vgg"],  # four halvings before the last stage
     stages=(
-        Stage(0, (_Convolution("features.0", 3, 64), _Convolution("features.2", 64, 64))),
-        Stage(2, (_Convolution("features.5", 64, 128), _Convolution("features.7", 128, 128))),
-        Stage(
-            2,
-            (
-                _Convolution("features.10", 128, 256),
-                _Convolution("features.12", 256, 256),
-                _Convolution("features.14", 256, 256),
-            ),
-        ),
-        Stage(
-            2,
-            (
-                _Convolution("features.17", 256, 512),
-                _Convolution("features.19", 512, 512),
-                _Convolution("features.21", 512, 512),
-            ),
-        ),
-        Stage(
-            2,
-            (
-                _Convolution("features.24", 512, 512),
-                _Convolution("features.26", 512, 512),
-                _Convolution("features.28", 512, 512),
-            ),
-        ),
+        _stage_of_3x3(0, 0, 3, 64, 64),
+        _stage_of_3x3(2, 5, 64, 128, 128),
+        _stage_of_3x3(2, 10, 128, 256, 256, 256),
+        _stage_of_3x3(2, 17, 256, 512, 512, 512),
+        _stage_of_3x3(2, 24, 512, 512, 512, 512),
     ),
 )
 _ALEXNET = Backbone(

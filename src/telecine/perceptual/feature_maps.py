@@ -102,25 +102,15 @@ class _LayerMaps(nn.Module):
         self.register_buffer("scale", 2 * scale, persistent=False)
 
     def forward(self, frames: Frames) -> list[Tensor]:
-        """Return the outputs for frames in [-1, 1]."""
         return list(self.net((frames.to(self.scale.dtype) - self.shift) / self.scale).values())
 
 
 def build_maps(
     net: str, weights: WeightsSource = None, layers: Sequence[str] = (), *, load: bool = True, prefix: str = ""
 ) -> nn.Module:
-    """Return the network that `net` names, as `FeatureMaps` needs it.
+    """Return the network that `net` names, as `FeatureMaps` needs it; see `FeatureDiscriminator`.
 
-    Args:
-        net: "vgg" or "alex", with the weights of LPIPS; "torchvision/NAME" or "timm/NAME".
-        weights: The path of a state dict, `.safetensors` or `.pth`; "vgg" and "alex" are downloaded without one.
-        layers: The layers whose outputs are taken, e.g. `("layer1", "layer2")`; none for "vgg" and "alex".
-        load: Load the weights. Without them the network is random.
-        prefix: Prefix of the arguments' names in errors.
-
-    Raises:
-        ValueError: There is no such network or layer, or the weights do not fit.
-        FileNotFoundError: There are no such weights.
+    Without `load` it is random. Errors have `prefix` before the names of arguments.
     """
     if net in BACKBONES:
         if layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
@@ -93,11 +94,9 @@ def in_chunks(
     if chunk_size is None or chunk_size >= len(reconstruction):
         return compare(reconstruction=reconstruction, target=target)
 
-    def run(x: Frames, y: Frames) -> Distance:
-        return compare(reconstruction=x, target=y)
-
-    pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
     # No random state is stored, because `compare` is deterministic. With gradients disabled this is a plain call.
-    parts = [checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs]
+    run = partial(checkpoint, lambda x, y: compare(reconstruction=x, target=y), preserve_rng_state=False)
+    pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
+    parts = [run(x, y, use_reentrant=False) for x, y in pairs]
     whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
     return cast(Distance, whole)

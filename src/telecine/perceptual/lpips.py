@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -28,15 +28,8 @@ _SCALE = (0.458, 0.448, 0.450)
 # rounding error. Where all features are zero it bounds the gradient of the unit vector to 1e4.
 _EPSILON = 1e-8
 
-
-@runtime_checkable
-class FeatureTerm(Protocol):
-    """Compares the feature maps `(N, C, H, W)` of both videos' frames, one per stage, and returns a value per frame."""
-
-    def __call__(
-        self, *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
-    ) -> Float[Tensor, " frame"]:
-        """Return `(N,)`."""
+_FeatureTerm: TypeAlias = Callable[..., Float[Tensor, " frame"]]
+"""Compares `reconstruction_features` with `target_features`, a map `(N, C, H, W)` per stage; returns `(N,)`."""
 
 
 class Perceptual(nn.Module):
@@ -55,11 +48,8 @@ class Perceptual(nn.Module):
         super().__init__()
         if isinstance(net, str):
             if net not in BACKBONES:
-                names = ", ".join(f'"{name}"' for name in BACKBONES)
-                remedy = (
-                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
-                )
-                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
+                remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for others."
+                raise argument_error("net", '"vgg", "alex", or a callable', describe(net), remedy)
             self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
         elif weights is not None:
             remedy = "Load the weights into the module instead."
@@ -73,7 +63,7 @@ class Perceptual(nn.Module):
         return isinstance(self.distance, LPIPS)
 
     def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm] = ()
     ) -> tuple[Float[Tensor, " frame"], ...]:
         """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
 
@@ -134,7 +124,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             return _sum(_feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm]
     ) -> tuple[Float[Tensor, " frame"], ...]:
         """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
 
@@ -182,13 +172,12 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
 
 def _run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept."""
+    """Return the feature map `(N, C', H', W')` at the end of `stage`."""
     if stage.pool:
         features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
     for layer in stage.convolutions:
         weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
-        # In place, only on the convolution's output: frozen convolutions store no input, so the graph holds one
-        # activation per layer.
+        # In place: frozen convolutions store no input, so the graph holds one activation per layer.
         features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
     return features
 
