@@ -31,8 +31,7 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
     groups = config.latent_channels // config.code_channels
     if config.bottleneck == "fsq":
         # Indices are computed when they are asked for: the library would make a table of all codes at once.
-        fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
-        return Bottleneck(fsq, config)
+        return Bottleneck(library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False), config)
     lfq = library.LFQ(
         codebook_size=config.codebook_size,
         num_codebooks=groups,

@@ -154,19 +154,15 @@ class ClipSizes:
             for hook in hooks:
                 hook.remove()
         if not called:
-            contract, remedy = (
-                f"a member of {type(self.model).__name__}",
-                "Add the weight where gradients are compared.",
-            )
-            raise argument_error("last_layer", contract, "no layer with a weight that is called", remedy)
+            contract, got = f"a member of {type(self.model).__name__}", "no layer with a weight that is called"
+            raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
         _, side, _ = self.smallest
-        offset = side % self.multiple
-        check_multiple("height", height, step=self.multiple, offset=offset, smallest=side)
-        check_multiple("width", width, step=self.multiple, offset=offset, smallest=side)
+        for name, value in (("height", height), ("width", width)):
+            check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
 
@@ -175,8 +171,7 @@ class ClipSizes:
         covering = next(self._lengths_from(max(num_frames, 1)), None)
         if covering is None:
             raise self._frames_error(num_frames)
-        _, side, _ = self.smallest
-        step = self.multiple
+        (_, side, _), step = self.smallest, self.multiple
         rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
         return covering, rows, columns
 

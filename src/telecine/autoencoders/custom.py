@@ -111,10 +111,11 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
-        module = merge_low_rank(self.module)
+        module, file = merge_low_rank(self.module), Path(folder) / CONFIG_FILE
         getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
-        if Path(folder).is_dir():
-            _name_class(module, Path(folder) / CONFIG_FILE)
+        if file.parent.is_dir():
+            found = read_json(file) if file.is_file() else {}
+            write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
@@ -123,12 +124,6 @@ class CustomAutoencoder(ProbedAutoencoder):
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled.
         return {**self.__dict__, "_compiled": ()}
-
-
-def _name_class(module: nn.Module, file: Path) -> None:
-    """Add the class of a module and its arguments to its configuration."""
-    found = read_json(file) if file.is_file() else {}
-    write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
 
 
 def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
@@ -146,9 +141,8 @@ def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
 def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
     """Return a module of the class at a dotted path, which `source` names, with new weights.
 
-    Raises:
-        ValueError: The class cannot be imported or is not allowed, see `allow_code`; its arguments are not known; or it
-            is no module.
+    A `ValueError` means that the class cannot be imported or is not allowed, see `allow_code`, that it is no module, or
+    that its arguments are not known.
     """
     if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
         remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."

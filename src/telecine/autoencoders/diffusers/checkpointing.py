@@ -17,7 +17,6 @@ from torch.func import functional_call
 
 from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.autoencoders.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
-from telecine.autoencoders.interface import chunks_error
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
@@ -54,14 +53,10 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         _disable(module)
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
     changes = [a - b for a, b in zip(found, plain, strict=True)]
-    difference = float(_norm(changes) / _norm(plain))
+    difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(plain))
     if not difference <= MAX_DIFFERENCE:  # also true for NaN
         _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
 def enable(module: DiffusersModel) -> None:
@@ -124,13 +119,11 @@ class _Chunks:
 
 
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips in chunks of `num_frames` frames; the first chunk has one more frame, or is the first frame.
+    """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now.
 
-    Return how the model is called from now on, or raise a `ValueError` if the class does not support this number.
+    The first chunk has one more frame, or is the first frame. Another number than the class supports is a `ValueError`.
     """
-    chunks = CHUNKS.get(type(module).__name__)
-    if chunks is None:
-        raise chunks_error(module)
+    chunks = CHUNKS[type(module).__name__]
     check_count("temporal_chunk", num_frames)
     if chunks.set_size is not None:
         check_multiple("temporal_chunk", num_frames, step=chunks.num_frames)
