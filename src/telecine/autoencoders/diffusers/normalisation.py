@@ -14,29 +14,22 @@ from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatis
 
 
 class _Normalisation(Enum):
-    """How the pipelines of a class normalise the latent."""
+    """How the pipelines of a class normalise the latent, with the classes' names: diffusers may lack some of them."""
 
-    CHANNELS = "`latents_mean` and `latents_std` of the configuration, one number for each channel"
-    BUFFERS = "buffers of these names, which are saved with the weights"
-    FACTOR = "`scaling_factor` of the configuration, and `shift_factor` if that is a number"
-    NONE = "nothing"
-
-
-# Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.
-_CLASSES = {
-    _Normalisation.CHANNELS: """
+    CHANNELS = """
         AutoencoderKLCosmos AutoencoderKLMiniMaxH3 AutoencoderKLMochi AutoencoderKLQwenImage AutoencoderKLQwenImage21
         AutoencoderKLWan
-    """,
-    _Normalisation.BUFFERS: "AutoencoderKLLTX2Video AutoencoderKLLTXVideo",
-    _Normalisation.FACTOR: """
+    """  # `latents_mean` and `latents_std` of the configuration; here and below, the `scaling_factor` is 1 and stays
+    BUFFERS = "AutoencoderKLLTX2Video AutoencoderKLLTXVideo"  # of these names, saved with the weights
+    FACTOR = """
         AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
         AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
         AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder Kandinsky6SRVAE
-    """,
-    _Normalisation.NONE: "AutoencoderKLKVAEVideo AutoencoderVidTok",
-}
-NORMALISATIONS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
+    """  # `scaling_factor` of the configuration, and `shift_factor` if that is a number
+    NONE = "AutoencoderKLKVAEVideo AutoencoderVidTok"
+
+
+NORMALISATIONS = {name: kind for kind in _Normalisation for name in kind.value.split()}
 
 
 def _normalisation_of(module: DiffusersModel) -> _Normalisation:
