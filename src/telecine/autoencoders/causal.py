@@ -214,8 +214,8 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config)}
-        save_model(merge_low_rank(self), config | self.latent_normalisation(), folder)
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config), **self.latent_normalisation()}
+        save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.autoencoders.bottleneck import Bottleneck, Latent
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import Video
 
@@ -29,7 +29,6 @@ RIDGE = 1e-9
 ROWS_AT_ONCE = 2**14
 
 Patches = Float[Tensor, "batch frame row column value"]
-Latent = Float[Tensor, "batch channel time height width"]
 
 
 class PatchEncoder(nn.Module):
@@ -43,10 +42,13 @@ class PatchEncoder(nn.Module):
         self.first = nn.Linear(3 * self.space**2, channels)
         self.rest = nn.Linear(3 * self.time * self.space**2, channels)
 
+    def accepts(self, num_frames: int, height: int, width: int) -> bool:
+        """Return whether clips of this size consist of patches."""
+        return not ((num_frames - 1) % self.time or height % self.space or width % self.space)
+
     def patches(self, video: Video) -> tuple[Patches, Patches]:
         """Return the patches of the first frame and those of the others."""
-        num_frames, height, width = video.shape[2:]
-        if (num_frames - 1) % self.time or height % self.space or width % self.space:
+        if not self.accepts(*video.shape[2:]):
             contract = f"of 1 + {self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
         return _split_patches(video, self.time, self.space)
@@ -178,10 +180,7 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and their videos.
-
-    Without a clip of several frames, only the map of the first frame is set.
-    """
+    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and videos."""
     layers = (decoder.first, decoder.rest)
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
     for latent, video in pairs:
@@ -189,7 +188,7 @@ def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) ->
         for total, z, patches in zip(sums, parts, _split_patches(video, decoder.time, decoder.space), strict=True):
             total += _normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
     for layer, total in zip(layers, sums, strict=True):
-        if total[0, 0] > 0:
+        if total[0, 0] > 0:  # else there is no clip of several frames
             _set_to_least_squares(layer, total)
 
 

@@ -65,10 +65,7 @@ def load_autoencoder(
 def _folder_of(
     source: str | PathLike[str], subfolder: str | None = None, revision: str | None = None, *, with_weights: bool = True
 ) -> Path:
-    """Return the folder of a model; one of telecine on the Hub is downloaded first, `with_weights` or without.
-
-    For other models on the Hub, which diffusers downloads, the folder does not exist.
-    """
+    """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
     name = str(source)
     folder = Path(name) / (subfolder or "")
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
@@ -96,11 +93,7 @@ def load_model_or_run(name: str | Path, weights: SavedWeights = "ema") -> VideoA
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights.
-
-    Raises:
-        ValueError: It is a custom module, or needs more memory than the machine has.
-    """
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
         check_num_weights(lambda: CausalVAE(config), "causal_vae")
         return CausalVAE(config)

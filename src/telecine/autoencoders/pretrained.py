@@ -67,8 +67,7 @@ def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
     """Return a folder's configuration without the class name; raise an error for another class, or an unknown key."""
     config = read_json(_require_file(Path(folder) / CONFIG_FILE))
-    written_by = config.pop(CLASS_KEY, None)
-    if written_by != class_name:
+    if (written_by := config.pop(CLASS_KEY, None)) != class_name:
         remedy = "Load it with the class that wrote it."
         raise argument_error("folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy)
     check_known_keys(config, sorted(known))
@@ -101,10 +100,9 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
-    """Return the number of weights of the model of `build`, which is built without memory and random numbers.
+    """Return the number of weights of `build()`, which is built without memory and random numbers.
 
-    A `ValueError` means that the configuration `source`, which may be of others, builds no model, or one with more
-    weights than the files in `folder` have bytes, or than fit into the memory.
+    The configuration `source`, which may be of others, must not build more than `folder` has bytes, or than fit.
     """
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():

@@ -38,8 +38,7 @@ from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
-LARGEST_PATCH = 4
-LARGEST_MULTIPLIER = 4
+LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
@@ -48,17 +47,11 @@ LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
 class StudentAutoencoder(CausalAutoencoder):
-    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`.
+    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder. A model
-    that was loaded decodes without the teacher, which it loads when the first video is encoded.
-
-    Args:
-        config: The decoder, see `student_config`.
-        teacher, load: A folder or a Hub name, and the function that loads it.
-        digest: Digest of the teacher's encoder, see `digest_of_encoder`.
-        normalisation: The teacher's `latent_normalisation`.
+    that was loaded decodes without the teacher, for which `load` is called when the first video is encoded.
     """
 
     def __init__(
@@ -138,8 +131,8 @@ class StudentAutoencoder(CausalAutoencoder):
         fit_decoder(self.decoder.linear, pairs())
         weight, bias = (self.decoder.network.get_parameter(f"0.conv.{name}") for name in ("weight", "bias"))
         mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in astuple(moments.statistics()))
-        weight /= std
-        bias -= (weight * mean).sum((1, 2, 3, 4))
+        weight.div_(std)
+        bias.sub_((weight * mean).sum((1, 2, 3, 4)))
 
     def latent_normalisation(self) -> Normalisation:
         """Return the teacher's."""
@@ -187,11 +180,9 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
     known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
     for key, (kind, contract) in known.items():
-        if key not in values:
-            raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
-        if not isinstance(values[key], kind):
-            name = f"{key} in {folder / CONFIG_FILE}"
-            raise argument_error(name, contract, describe(values[key]), "Copy it again.")
+        if not isinstance(values.get(key), kind):
+            got = describe(values[key]) if key in values else "none"
+            raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
     return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
@@ -225,7 +216,7 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
         remedy = "Train it with `telecine train`."
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
     patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
-    is_valid = isinstance(patch, int) and patch > 0
+    is_valid = isinstance(patch, int) and patch > 0  # else `validate` raises an error
     num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
     multipliers = [min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels)]
     values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}

@@ -30,10 +30,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
     latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
-    a clip separately.
-
-    In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without a gradient. DDP
-    then needs `find_unused_parameters=True`.
+    a clip separately. In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without
+    a gradient. DDP then needs `find_unused_parameters=True`.
 
     Args:
         module: The diffusers model, or any module with `encode` and `decode` of the same signatures. It is switched to

@@ -1,8 +1,7 @@
-"""Less memory for a diffusers model: gradient checkpointing, and clips in temporal chunks.
+"""Less memory for a diffusers model: gradient checkpointing that keeps the gradients, and clips in temporal chunks.
 
-Checkpointing is enabled only if it does not change the gradients. Chunks are for the classes that keep frames from one
-chunk to the next: their encoder and decoder are called once for each chunk, and each call is computed again in the
-backward pass, see `checkpoint_call`.
+Chunks are for classes that keep frames from one chunk to the next: their encoder and decoder are called once for each,
+and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
 from __future__ import annotations
@@ -112,17 +111,13 @@ class _Chunks:
     """How a class computes clips in chunks."""
 
     num_frames: int
-    """Frames of the class's own chunks."""
+    """Frames of the class's own chunks. The first chunk has one more, or is the first frame."""
     set_size: Callable[[DiffusersModel, Family, int], Family] | None = None
-    """Sets a multiple of `num_frames` as the size, and returns how the model is called then. None if the values would
-    change, e.g. because a norm is computed over the frames of a chunk."""
+    """Sets a multiple as the size, and returns how the model is called then. None if a chunk's norms would change."""
 
 
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now.
-
-    The first chunk has one more frame, or is the first frame. Another number than the class supports is a `ValueError`.
-    """
+    """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now."""
     chunks = CHUNKS[type(module).__name__]
     check_count("temporal_chunk", num_frames)
     if chunks.set_size is not None:

@@ -227,14 +227,9 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
 # Wan and QwenImage call their networks once for each latent frame, and keep frames for the next call. Training knows
 # the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
 # the temporal resampling, which leaves the first frame apart, works with kept frames alone.
-
-
 def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> LatentPosterior:
-    """Encode whole clips; or the first frame, then chunks of `num_frames` frames.
-
-    Without gradients, whose graph keeps every frame anyway, the class's own chunks need less memory.
-    """
-    if num_frames is None and not torch.is_grad_enabled():
+    """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
+    if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
         return _encode_clips(module, video)
     video = video[:, :, : (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1]  # as the class does
     if patch := getattr(module.config, "patch_size", None):
@@ -249,13 +244,11 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_wan(
-    module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, has_first_chunk: bool = True
-) -> Decoded:
-    """Decode whole latents; or the first latent frame, then chunks that are `num_frames` frames of the video."""
+def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> Decoded:
+    """Decode whole latents; or the first latent frame, with `is_first`, then chunks of `num_frames` video frames."""
     if num_frames is None and not torch.is_grad_enabled():
         return _decode_clips(module, latent)
-    latent, is_first = module.post_quant_conv(latent), {"first_chunk": True} if has_first_chunk else {}
+    latent = module.post_quant_conv(latent)
     if num_frames is None:
         video = module.decoder(latent, **is_first)
     else:
@@ -272,16 +265,6 @@ def _decode_wan(
 def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
     """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
     return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
-
-
-def _resample_whole_clips(module: DiffusersModel) -> None:
-    """Make the temporal resampling of Wan and QwenImage work on whole clips, too."""
-    for resample in module.modules():
-        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
-        if mode == "downsample3d":
-            resample.register_forward_hook(_downsample_time, with_kwargs=True)
-        elif mode == "upsample3d":
-            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
 
 
 def _downsample_time(
@@ -313,19 +296,23 @@ FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
-    # Its decoder has no argument `first_chunk`.
-    "AutoencoderKLQwenImage": Family(_encode_wan, partial(_decode_wan, has_first_chunk=False)),
+    "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     # Its kernels are 2D, but its input is clips.
     "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
-    "AutoencoderKLWan": Family(_encode_wan, _decode_wan),
+    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True)),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips."""
-    _resample_whole_clips(module)
+    for resample in module.modules():  # of Wan and QwenImage
+        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
+        if mode == "downsample3d":
+            resample.register_forward_hook(_downsample_time, with_kwargs=True)
+        elif mode == "upsample3d":
+            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)

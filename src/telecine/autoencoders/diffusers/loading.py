@@ -89,8 +89,7 @@ def _read_config_at(source: str, subfolder: str | None, revision: str | None) ->
             remedy = "Check the spelling, or log in with `hf auth login`."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
-        remedy = "Name the folder of the model itself."
-        raise argument_error("name_or_folder", contract, got, remedy) from error
+        raise argument_error("name_or_folder", contract, got, "Name the folder of the model itself.") from error
     return dict(config)
 
 

@@ -55,8 +55,7 @@ def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) ->
     per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
     if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
-            buffer = module.get_buffer(name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+            module.get_buffer(name).copy_(torch.tensor(values, dtype=torch.float64))
     elif kind is _Normalisation.CHANNELS:
         module.register_to_config(**per_channel)
     elif kind is _Normalisation.FACTOR:
