@@ -31,8 +31,7 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
     groups = config.latent_channels // config.code_channels
     if config.bottleneck == "fsq":
         # Indices are computed when they are asked for: the library would make a table of all codes at once.
-        fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
-        return Bottleneck(fsq, config)
+        return Bottleneck(library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False), config)
     lfq = library.LFQ(
         codebook_size=config.codebook_size,
         num_codebooks=groups,
@@ -46,10 +45,8 @@ class Bottleneck(nn.Module):
     """Rounds each channel of a latent to one of a few values between -1 and 1, without learned weights.
 
     Groups of `code_channels` neighbouring channels are the codes of a position, each one of `codebook_size`. The
-    gradient passes straight through the rounding (arXiv:1308.3432).
-
-    This class is finite scalar quantization (FSQ, arXiv:2309.15505): the values are evenly spaced, and the latent is
-    bounded by a hyperbolic tangent before. There is no auxiliary loss.
+    gradient passes straight through the rounding (arXiv:1308.3432). Here (FSQ, arXiv:2309.15505) the values are evenly
+    spaced, after the latent is bounded by a hyperbolic tangent, and there is no auxiliary loss.
     """
 
     def __init__(self, quantizer: nn.Module, config: CausalVAEConfig) -> None:
@@ -102,12 +99,9 @@ class _LookupFreeBottleneck(Bottleneck):
             remedy = "Train on one device, or use `fsq`."
             raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
         (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)
-        entropy = parts.per_sample_entropy - parts.batch_entropy
-        losses = {
-            "entropy_loss": self.quantizer.entropy_loss_weight * entropy,
-            "commitment_loss": self.quantizer.commitment_loss_weight * parts.commitment,
-        }
-        return DeterministicPosterior(quantized, losses)
+        entropy = self.quantizer.entropy_loss_weight * (parts.per_sample_entropy - parts.batch_entropy)
+        commitment = self.quantizer.commitment_loss_weight * parts.commitment
+        return DeterministicPosterior(quantized, {"entropy_loss": entropy, "commitment_loss": commitment})
 
     def indices(self, latent: Latent) -> Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""

@@ -49,10 +49,7 @@ def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]
 
 
 def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames, with the same values.
-
-    The backward pass recomputes the activations, one chunk at a time. Layers keep frames between chunks.
-    """
+    """Return `network(video)`; for a `size` above 0, in chunks of `size` frames that are recomputed in the backward."""
     if size == 0:
         return network(video)
     earlier: EarlierFrames = {}
@@ -60,10 +57,7 @@ def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> V
 
 
 class _Encoder(nn.Module):
-    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start.
-
-    With a discrete bottleneck there is no logvar, and the mean is quantized.
-    """
+    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
@@ -82,7 +76,7 @@ class _Encoder(nn.Module):
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
-        """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`; the latter is empty if there is none."""
+        """Return mean and logvar, `(B, latent_channels, 1 + k, h, w)`; logvar is empty with a discrete bottleneck."""
         outputs = _in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
@@ -108,20 +102,51 @@ class Decoder(nn.Module):
         residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
+
+class CausalAutoencoder(LatentAutoencoder):
+    """An autoencoder whose `decoder` is a `Decoder` of its `config`."""
+
+    config: CausalVAEConfig
+    decoder: Decoder
+
+    def decode(self, latent: Tensor) -> Video:
+        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
+        check_video("latent", latent)
+        if latent.shape[1] != self.config.latent_channels:
+            contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
+            raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
+        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
+
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution of the network."""
-        return self.network.get_parameter(f"{len(self.network) - 1}.conv.weight")
+        """Weight of the last convolution of the decoder's network."""
+        return self.decoder.network.get_parameter(f"{len(self.decoder.network) - 1}.conv.weight")
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
+        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
+        compression = self.config.time_compression, self.config.spatial_compression
+        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.gradient_checkpointing = True
+
+    @property
+    def smallest_temporal_chunk(self) -> int:
+        """The frames of a latent frame."""
+        return self.config.time_compression
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
+        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
+        for module in self.children():
+            if isinstance(module, (_Encoder, Decoder)):
+                module.chunk_size = num_frames // self.config.time_compression
 
 
-def enable_block_checkpointing(network: nn.Module) -> None:
-    """Recompute the inside of the residual blocks in the backward pass."""
-    for module in network.modules():
-        if isinstance(module, ResidualBlock):
-            module.gradient_checkpointing = True
-
-
-class CausalVAE(LatentAutoencoder):
+class CausalVAE(CausalAutoencoder):
     """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
 
     Video `(B, 3, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
@@ -155,42 +180,10 @@ class CausalVAE(LatentAutoencoder):
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
-        check_video("latent", latent)
-        if latent.shape[1] != self.config.latent_channels:
-            contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
-            raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
-        enable_block_checkpointing(self)
-
-    @property
-    def smallest_temporal_chunk(self) -> int:
-        """The frames of a latent frame."""
-        return self.config.time_compression
-
-    def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
-        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
-        self.encoder.chunk_size = self.decoder.chunk_size = num_frames // self.config.time_compression
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution of the decoder's network."""
-        return self.decoder.last_layer
-
     @property
     def codebook(self) -> Bottleneck | None:
         """The discrete bottleneck, if the model has one."""
         return self.bottleneck
-
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
-        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        compression = self.config.time_compression, self.config.spatial_compression
-        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
 
     def start_from(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
@@ -221,8 +214,8 @@ class CausalVAE(LatentAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config)}
-        save_model(merge_low_rank(self), config | self.latent_normalisation(), folder)
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config), **self.latent_normalisation()}
+        save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""

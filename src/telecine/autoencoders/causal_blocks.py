@@ -25,10 +25,7 @@ def _repeat_first_frame(video: Video, count: int) -> Video:
 
 
 def fold(video: Video, time: int, space: int) -> Video:
-    """Move blocks of `time x space x space` values into channels; the first frame is repeated `time` times.
-
-    `(B, C, 1 + time * k, H, W)` becomes `(B, C * time * space^2, 1 + k, H / space, W / space)`.
-    """
+    """Move blocks of `time x space x space` values into channels; the first frame is repeated `time` times."""
     padded = _repeat_first_frame(video, time - 1)
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
@@ -40,15 +37,11 @@ def unfold(video: Video, time: int, space: int) -> Video:
 
 
 class CausalConv(nn.Module):
-    """A convolution whose output at a frame depends on that frame and earlier ones; space is padded with zeros.
-
-    Time is padded with copies of the first frame, so that an image equals a still video. `kernel` is the size in time,
-    and in height and width (odd).
-    """
+    """A convolution over a frame and earlier ones. The first frame pads time, so that an image equals a still video."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
         super().__init__()
-        time, side = kernel
+        time, side = kernel  # the size in time, and in height and width (odd)
         self.num_repeats = time - 1
         self.conv = nn.Conv3d(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
 
@@ -85,10 +78,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`x + f(x)`, `f` being a causal convolution over space and `time_kernel` frames, then one over space.
-
-    `f` is 0 at the start.
-    """
+    """`x + f(x)`: `f` convolves space and `time_kernel` frames, then space, and is 0 at the start."""
 
     def __init__(self, num_channels: int, time_kernel: int = 1) -> None:
         super().__init__()
@@ -117,11 +107,7 @@ def init_zero(layer: CausalConv) -> CausalConv:
 
 
 class Downsample(nn.Module):
-    """Fold 2 x 2 positions into channels and mix these, plus a shortcut that averages groups of them.
-
-    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2). The number of output channels
-    divides `4 * in_channels`.
-    """
+    """Fold 2 x 2 positions into channels and mix these, plus DC-AE's shortcut that averages them (arXiv:2410.10733)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

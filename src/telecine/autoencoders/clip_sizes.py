@@ -1,7 +1,6 @@
 """Which clip sizes a model reproduces, and which layer is its last: found by passing tiny clips through it.
 
-Attributes that state the compression are missing or wrong for many classes, and most models truncate or pad other
-sizes without an error.
+Many classes state no or a wrong compression, and most models truncate or pad other sizes without an error.
 """
 
 from __future__ import annotations
@@ -57,10 +56,7 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
 
 @torch.no_grad()
 def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.Size:
-    """Return the output's shape for one clip of a size; weights, buffers and random state do not change.
-
-    On the meta device only shapes are computed, which takes a fraction of a second for a model of any size.
-    """
+    """Return the output's shape for a clip of a size, `on_meta` without values; buffers and random state stay."""
     device = torch.device("meta") if on_meta else next(reconstruct.parameters()).device
     tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
     if on_meta:
@@ -68,8 +64,7 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
     # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
-    is_compiling = "torch._dynamo" in sys.modules
-    eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
         return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
 
@@ -87,10 +82,7 @@ class Probe(nn.Module):
 
 
 class ClipSizes:
-    """The clip sizes that a model reproduces, and its last layer. Each size is probed once and cached.
-
-    `reconstruct` returns the reconstruction for the model and a clip, without randomness.
-    """
+    """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached."""
 
     def __init__(self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor]) -> None:
         self.model = model
@@ -154,19 +146,15 @@ class ClipSizes:
             for hook in hooks:
                 hook.remove()
         if not called:
-            contract, remedy = (
-                f"a member of {type(self.model).__name__}",
-                "Add the weight where gradients are compared.",
-            )
-            raise argument_error("last_layer", contract, "no layer with a weight that is called", remedy)
+            contract, got = f"a member of {type(self.model).__name__}", "no layer with a weight that is called"
+            raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
         _, side, _ = self.smallest
-        offset = side % self.multiple
-        check_multiple("height", height, step=self.multiple, offset=offset, smallest=side)
-        check_multiple("width", width, step=self.multiple, offset=offset, smallest=side)
+        for name, value in (("height", height), ("width", width)):
+            check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
 
@@ -175,8 +163,7 @@ class ClipSizes:
         covering = next(self._lengths_from(max(num_frames, 1)), None)
         if covering is None:
             raise self._frames_error(num_frames)
-        _, side, _ = self.smallest
-        step = self.multiple
+        (_, side, _), step = self.smallest, self.multiple
         rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
         return covering, rows, columns
 

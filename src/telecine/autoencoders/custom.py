@@ -60,11 +60,9 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
     clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
-    `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. If `forward` has a
-    parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
-    holds one generator for each clip, so that a run draws the same noise on one device and on many.
-
-    Optional members of the module, see docs/own-model.md, replace defaults.
+    `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. Parameters of `forward`
+    named `sample_posterior`, false in validation, and `generator`, one for each clip, are passed. Optional members of
+    the module, see docs/own-model.md, replace defaults.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -111,10 +109,11 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
-        module = merge_low_rank(self.module)
+        module, file = merge_low_rank(self.module), Path(folder) / CONFIG_FILE
         getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
-        if Path(folder).is_dir():
-            _name_class(module, Path(folder) / CONFIG_FILE)
+        if file.parent.is_dir():
+            found = read_json(file) if file.is_file() else {}
+            write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
@@ -123,12 +122,6 @@ class CustomAutoencoder(ProbedAutoencoder):
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled.
         return {**self.__dict__, "_compiled": ()}
-
-
-def _name_class(module: nn.Module, file: Path) -> None:
-    """Add the class of a module and its arguments to its configuration."""
-    found = read_json(file) if file.is_file() else {}
-    write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
 
 
 def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
@@ -144,12 +137,7 @@ def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
 
 
 def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
-    """Return a module of the class at a dotted path, which `source` names, with new weights.
-
-    Raises:
-        ValueError: The class cannot be imported or is not allowed, see `allow_code`; its arguments are not known; or it
-            is no module.
-    """
+    """Return a module of the class at a dotted path, which `source` names and `allow_code` allows, with new weights."""
     if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
         remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
         raise argument_error(source, "a class that can be imported", describe(path), remedy)
@@ -171,15 +159,13 @@ def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> V
 
 
 def _as_reconstruction(output: object) -> Reconstruction:
-    """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`.
-
-    Any other output raises a `TypeError`: a `ValueError` would mean an unsupported clip size while sizes are probed.
-    """
+    """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`."""
     parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
     video, losses, latent = parts if len(parts) == 3 else (*parts, None)
     if not isinstance(video, Tensor) or not isinstance(losses, Mapping) or not isinstance(latent, Tensor | None):
         remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
         contract = "a video, or a tuple of a video, a dict and a latent"
+        # Not a `ValueError`, which means an unsupported size while sizes are probed.
         raise argument_error("the module's output", contract, describe(output), remedy, TypeError)
     latent = None if latent is None else at_least_float32(latent)
     return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()}, latent=latent)

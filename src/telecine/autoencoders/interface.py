@@ -95,8 +95,8 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
         """
-        contract, got = "a method of the model", f"{type(self).__name__} without it"
-        raise argument_error("encode", contract, got, "Leave out what needs the encoder alone.")
+        remedy = "Leave out what needs the encoder alone."
+        raise argument_error("encode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
@@ -130,7 +130,7 @@ class VideoAutoencoder(nn.Module, ABC):
             ValueError: The model does not support it, which is the default.
         """
         remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
-        contract, got = "false for a model without gradient checkpointing", f"true for {_class_name(self)}"
+        contract, got = "false for a model without gradient checkpointing", f"true for {_name(self)}"
         raise argument_error("model_gradient_checkpointing", contract, got, remedy)
 
     @property
@@ -146,7 +146,10 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model does not support it, which is the default, or not this number of frames.
         """
-        raise chunks_error(self)
+        remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
+        remedy += ", or give the model a method `enable_temporal_chunks`."
+        contract = "left out for a model that does not keep frames between chunks"
+        raise argument_error("temporal_chunk", contract, f"a number for {_name(self)}", remedy)
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -164,10 +167,7 @@ class LatentAutoencoder(VideoAutoencoder):
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         decoded, losses = self.decode_with_losses(latent)
         if decoded.shape != video.shape:
-            contract, got = (
-                f"of the video's shape {tuple(video.shape)}",
-                f"{tuple(decoded.shape)} from {_class_name(self)}",
-            )
+            contract, got = f"of the video's shape {tuple(video.shape)}", f"{tuple(decoded.shape)} from {_name(self)}"
             remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
             raise argument_error("the reconstruction", contract, got, remedy)
         aux = {name: at_least_float32(loss) for name, loss in {**self.losses_of(posterior), **losses}.items()}
@@ -190,14 +190,6 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
     model.check_clip(*video.shape[2:])
 
 
-def chunks_error(model: nn.Module) -> Exception:
-    """Return the error for temporal chunks of a model that does not support them."""
-    remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
-    remedy += ", or give the model a method `enable_temporal_chunks`."
-    contract = "left out for a model that does not keep frames between chunks"
-    return argument_error("temporal_chunk", contract, f"a number for {_class_name(model)}", remedy)
-
-
-def _class_name(model: nn.Module) -> str:
+def _name(model: nn.Module) -> str:
     """Return the name of a model's class, or of the class that it wraps."""
     return type(getattr(model, "module", model)).__name__

@@ -110,10 +110,7 @@ class LatentStatistics:
 
 
 class ChannelMoments:
-    """Sums over the values of each channel, from which the statistics of any number of latents follow exactly.
-
-    The sums are float64 on the CPU, and can be added over processes.
-    """
+    """Sums over the values of each channel of any number of latents, float64 on the CPU; processes can add them."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(3, 0, dtype=torch.float64)  # number, sum and sum of squares of each channel
@@ -121,8 +118,7 @@ class ChannelMoments:
     def add(self, latent: Tensor) -> None:
         """Add a latent `(B, C, ...)`; raise a `ValueError` if those before have another number of channels."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
-        count = torch.full((len(rows),), float(rows.shape[1]), dtype=torch.float64)
-        sums = torch.stack([count, rows.sum(1), rows.square().sum(1)])
+        sums = torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)])
         if self.sums.shape[1] not in (0, len(rows)):
             contract = f"of {self.sums.shape[1]} channels, as the latents before"
             raise argument_error("latent", contract, latent, "Measure one model at a time.")

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.autoencoders.bottleneck import Bottleneck, Latent
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import Video
 
@@ -29,7 +29,6 @@ RIDGE = 1e-9
 ROWS_AT_ONCE = 2**14
 
 Patches = Float[Tensor, "batch frame row column value"]
-Latent = Float[Tensor, "batch channel time height width"]
 
 
 class PatchEncoder(nn.Module):
@@ -87,10 +86,9 @@ class PatchDecoder(nn.Module):
 class LinearAutoencoder(nn.Module):
     """A linear autoencoder with the latent of a causal video autoencoder.
 
-    The first frame is coded alone, then every `time_compression` frames together, each patch of `spatial_compression`
-    pixels squared by `latent_channels` values. After `fit` these are its first principal components, scaled to unit
-    variance, in which it has the smallest mean squared error of all linear maps of patches (Pearson, 1901). A
-    worse autoencoder has learned less than a matrix.
+    The first frame is coded alone, then every `time_compression` frames together, each patch by `latent_channels`
+    values. After `fit` these are its first principal components, scaled to unit variance: no linear map of patches has
+    a smaller mean squared error (Pearson, 1901). A worse autoencoder has learned less than a matrix.
 
     Args:
         time_compression: Frames per latent frame.
@@ -132,7 +130,7 @@ class LinearAutoencoder(nn.Module):
         if not kept[0]:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
         self._fit_maps(self.encoder.first, self.decoder.first, torch.cat(kept[0]))
-        if sum(map(len, kept[1])) > 0:
+        if any(map(len, kept[1])):
             self._fit_maps(self.encoder.rest, self.decoder.rest, torch.cat(kept[1]))
         return self
 
@@ -173,8 +171,7 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
     missing = max(num_values - size, 0)
     std = F.pad(scales / len(patches) ** 0.5, (0, missing))[:num_values]
     components = F.pad(components, (0, missing))[:, :num_values]
-    mean = patches.mean(0)
-    to_latent = components.T / std.clamp_min(SMALLEST_STD)[:, None]
+    mean, to_latent = patches.mean(0), components.T / std.clamp_min(SMALLEST_STD)[:, None]
     encoder.weight.copy_(to_latent)
     encoder.bias.copy_(-to_latent @ mean)
     decoder.weight.copy_(components * std)
@@ -183,19 +180,15 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and their videos.
-
-    Without a clip of several frames, only the map of the first frame is set.
-    """
+    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and videos."""
     layers = (decoder.first, decoder.rest)
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
     for latent, video in pairs:
-        z_of_frames = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
-        patches_of_frames = _split_patches(video, decoder.time, decoder.space)
-        for total, z, patches in zip(sums, z_of_frames, patches_of_frames, strict=True):
+        parts = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
+        for total, z, patches in zip(sums, parts, _split_patches(video, decoder.time, decoder.space), strict=True):
             total += _normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
     for layer, total in zip(layers, sums, strict=True):
-        if total[0, 0] > 0:
+        if total[0, 0] > 0:  # else there is no clip of several frames
             _set_to_least_squares(layer, total)
 
 

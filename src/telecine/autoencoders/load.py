@@ -37,13 +37,14 @@ def load_autoencoder(
             part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
-    folder = _folder_of(name_or_folder, subfolder=subfolder, revision=revision)
+    folder = _folder_of(name_or_folder, subfolder, revision)
     check_model(folder)
-    if class_in(folder) == CausalVAE.__name__:
+    kind = class_in(folder)
+    if kind == CausalVAE.__name__:
         return CausalVAE.from_pretrained(folder)
-    if class_in(folder) == StudentAutoencoder.__name__:
+    if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
-    if "." in class_in(folder):
+    if "." in kind:
         model = build_custom_in(folder)
         model.load_weights(folder)
         return model
@@ -62,26 +63,18 @@ def load_autoencoder(
 
 
 def _folder_of(
-    name_or_folder: str | PathLike[str],
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    with_weights: bool = True,
+    source: str | PathLike[str], subfolder: str | None = None, revision: str | None = None, *, with_weights: bool = True
 ) -> Path:
-    """Return the folder of a model; one of telecine on the Hub is downloaded into the Hub's cache first.
-
-    For other models on the Hub, which diffusers downloads, the folder does not exist. Arguments as for
-    `load_autoencoder`; without `with_weights`, the weights are not downloaded.
-    """
-    folder = Path(name_or_folder) / (subfolder or "")
-    if folder.exists() or folder.suffix == ".json" or not is_hub_name(str(name_or_folder)):
+    """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
+    name = str(source)
+    folder = Path(name) / (subfolder or "")
+    if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
     except ImportError as missing:
         raise ImportError(f"Models on the Hub need huggingface_hub. {how_to_install('train')}") from missing
-    name = str(name_or_folder)
     try:
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
@@ -100,30 +93,26 @@ def load_model_or_run(name: str | Path, weights: SavedWeights = "ema") -> VideoA
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights.
-
-    Raises:
-        ValueError: It is a custom module, or needs more memory than the machine has.
-    """
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
         check_num_weights(lambda: CausalVAE(config), "causal_vae")
         return CausalVAE(config)
     source, folder = folder_without_weights(name)
-    if is_class_path(name) or "." in class_in(folder):
+    kind = class_in(folder)
+    if is_class_path(name) or "." in kind:
         remedy = "Use `telecine train --dry_run`, which measures one update."
         raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
-    if class_in(folder) == CausalVAE.__name__:
+    if kind == CausalVAE.__name__:
         config = saved_config(folder)
         check_num_weights(lambda: CausalVAE(config), str(folder))
         return CausalVAE(config)
-    if class_in(folder) == StudentAutoencoder.__name__:
+    if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 
-    if source.endswith(".json"):
-        return DiffusersAutoencoder.from_config(source)
-    return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
+    is_config = source.endswith(".json")
+    return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
 
 
 def folder_without_weights(name: str) -> tuple[str, Path]:
@@ -140,8 +129,7 @@ def class_in(folder: Path) -> str:
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
-    config = folder / CONFIG_FILE
-    return read_json(config) if config.is_file() else {}
+    return read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
 
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:

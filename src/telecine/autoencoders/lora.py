@@ -1,8 +1,7 @@
 """Low-rank updates of weights (LoRA, arXiv:2106.09685).
 
-The update is a parametrization of the weight. Adapters that run a second convolution beside the first, as peft's do,
-do not compute the same as the merged weight where a layer pads or caches frames in its own `forward`, as the causal
-convolutions of video autoencoders do; peft also cannot build adapters for such classes.
+The update is a parametrization of the weight. A second convolution beside the first, as in peft's adapters, differs
+from the merged weight where a layer pads or caches frames in its own `forward`, as causal convolutions do.
 """
 
 from __future__ import annotations
@@ -24,17 +23,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _LowRankUpdate(nn.Module):
-    """Adds `alpha / rank * B @ A` to a weight `(out, ...)` (equation 3 of the paper).
-
-    `down` is the paper's A, with `rank` rows and a column for each element of a kernel; `up` is its B.
-    """
+    """Adds `alpha / rank * B @ A` to a weight (equation 3 of the paper): `down` is A, of `rank` rows, and `up` is B."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
-        # Zero, so that the model computes the same at the start.
-        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))  # the model computes the same at the start
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -43,10 +38,7 @@ class _LowRankUpdate(nn.Module):
 
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Freeze a model and add low-rank updates, which start at 0, to the linear layers and convolutions of these names.
-
-    The scale of the updates is `alpha / rank`.
-    """
+    """Freeze a model and add low-rank updates, which start at 0, to the linear layers and convolutions of `names`."""
     check_count("lora_rank", rank)
     model.requires_grad_(False)
     for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from telecine.base.checks import argument_error, nearest, shorten
 from telecine.base.devices import gigabytes, machine_memory
-from telecine.base.files import atomic_write, read_json
+from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.imports import CODE_ERRORS
 
 CONFIG_FILE = "config.json"
@@ -40,10 +39,9 @@ def save_model(model: nn.Module, config: Mapping[str, object], folder: str | Pat
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
-    text = json.dumps({CLASS_KEY: type(model).__name__, **config}, indent=2) + "\n"
     with safetensors_write(path):
         atomic_write(path / WEIGHTS_FILE, lambda partial: save_file(weights, partial, metadata={"format": "pt"}))
-    atomic_write(path / CONFIG_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(path / CONFIG_FILE, {CLASS_KEY: type(model).__name__, **config})
 
 
 @contextmanager
@@ -69,8 +67,7 @@ def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
     """Return a folder's configuration without the class name; raise an error for another class, or an unknown key."""
     config = read_json(_require_file(Path(folder) / CONFIG_FILE))
-    written_by = config.pop(CLASS_KEY, None)
-    if written_by != class_name:
+    if (written_by := config.pop(CLASS_KEY, None)) != class_name:
         remedy = "Load it with the class that wrote it."
         raise argument_error("folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy)
     check_known_keys(config, sorted(known))
@@ -79,8 +76,7 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file."""
-    path = Path(folder) / WEIGHTS_FILE
-    others = [*Path(folder).glob("*.safetensors")]
+    path, others = Path(folder) / WEIGHTS_FILE, [*Path(folder).glob("*.safetensors")]
     path = _require_file(path if path.is_file() or len(others) != 1 else others[0])
     try:
         weights = load_file(path)
@@ -104,13 +100,9 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
-    """Return the number of weights of the model of `build`, which is built without memory and random numbers.
+    """Return the number of weights of `build()`, which is built without memory and random numbers.
 
-    Configurations from others may be of any size.
-
-    Raises:
-        ValueError: The configuration `source` builds no model, or one with more weights than the files in `folder` have
-            bytes, or than fit into the memory.
+    The configuration `source`, which may be of others, must not build more than `folder` has bytes, or than fit.
     """
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():
@@ -158,8 +150,7 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
     missing = [f"no {name}" for name in expected if name not in found]
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
     shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
-    other_shape = [f"{name} of shape {is_} instead of {other}" for name, (is_, other) in shapes.items() if is_ != other]
-    return missing + unexpected + other_shape
+    return missing + unexpected + [f"{name} of shape {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
 
 
 def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
@@ -173,7 +164,6 @@ def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
 def _require_file(path: Path) -> Path:
     """Return `path`, or raise a `FileNotFoundError` if there is no such file."""
     if not path.is_file():
-        contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        got = f"{str(path.parent)!r} without {path.name}"
+        contract, got = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}", f"{str(path.parent)!r} without {path.name}"
         raise argument_error("folder", contract, got, "Check the path.", FileNotFoundError)
     return path

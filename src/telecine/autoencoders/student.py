@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
-from telecine.autoencoders.causal_blocks import CausalConv
-from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
+from telecine.autoencoders.causal import CausalAutoencoder, Decoder
+from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
-from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
+from telecine.autoencoders.linear import fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
@@ -31,7 +29,7 @@ from telecine.autoencoders.pretrained import (
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.base.shapes import Video, check_video
+from telecine.base.shapes import Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
@@ -40,8 +38,7 @@ from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
-LARGEST_PATCH = 4
-LARGEST_MULTIPLIER = 4
+LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
@@ -49,18 +46,12 @@ DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sh
 LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
-class StudentAutoencoder(LatentAutoencoder):
-    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`.
+class StudentAutoencoder(CausalAutoencoder):
+    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder. A model
-    that was loaded decodes without the teacher, which it loads when the first video is encoded.
-
-    Args:
-        config: The decoder, see `student_config`.
-        teacher, load: A folder or a Hub name, and the function that loads it.
-        digest: Digest of the teacher's encoder, see `digest_of_encoder`.
-        normalisation: The teacher's `latent_normalisation`.
+    that was loaded decodes without the teacher, for which `load` is called when the first video is encoded.
     """
 
     def __init__(
@@ -79,10 +70,9 @@ class StudentAutoencoder(LatentAutoencoder):
         """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
         if isinstance(loaded, StudentAutoencoder):
             teacher = loaded.teacher
-        source = loaded.latent_model
-        digest, normalisation = digest_of_encoder(source), loaded.latent_normalisation()
+        digest, normalisation = digest_of_encoder(loaded.latent_model), loaded.latent_normalisation()
         student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
-        student._frozen = Frozen(source)
+        student._frozen = Frozen(loaded.latent_model)
         return student
 
     @property
@@ -114,16 +104,6 @@ class StudentAutoencoder(LatentAutoencoder):
         """Return the teacher's posterior, without a graph."""
         return self.latent_model.encode(video)
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped."""
-        check_video("latent", latent)
-        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution of the decoder."""
-        return self.decoder.last_layer
-
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the teacher accepts clips of this size."""
         self.latent_model.check_clip(num_frames, height, width)
@@ -137,10 +117,6 @@ class StudentAutoencoder(LatentAutoencoder):
         """The teacher's."""
         return self.latent_model.codebook
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
-        """Return a linear autoencoder with the same number of latent values; it is not fitted."""
-        return LinearAutoencoder(*(getattr(self.config, name) for name in COMPRESSION))
-
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
         """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents."""
@@ -153,32 +129,14 @@ class StudentAutoencoder(LatentAutoencoder):
                 yield latent, video
 
         fit_decoder(self.decoder.linear, pairs())
-        statistics = moments.statistics()
-        first = self.decoder.network[0]
-        assert isinstance(first, CausalConv)
-        assert first.conv.bias is not None
-        weight = first.conv.weight
-        mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in (statistics.mean, statistics.std))
-        weight /= std
-        first.conv.bias -= (weight * mean).sum((1, 2, 3, 4))
+        weight, bias = (self.decoder.network.get_parameter(f"0.conv.{name}") for name in ("weight", "bias"))
+        mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in astuple(moments.statistics()))
+        weight.div_(std)
+        bias.sub_((weight * mean).sum((1, 2, 3, 4)))
 
     def latent_normalisation(self) -> Normalisation:
         """Return the teacher's."""
         return self.normalisation
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the inside of the decoder's blocks in the backward pass."""
-        enable_block_checkpointing(self.decoder)
-
-    @property
-    def smallest_temporal_chunk(self) -> int:
-        """The frames of a latent frame."""
-        return self.config.time_compression
-
-    def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Decode in chunks of `num_frames` frames, a multiple of the time compression; encode whole clips."""
-        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
-        self.decoder.chunk_size = num_frames // self.config.time_compression
 
     def to_json_string(self) -> str:
         """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
@@ -222,11 +180,9 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
     known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
     for key, (kind, contract) in known.items():
-        if key not in values:
-            raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
-        if not isinstance(values[key], kind):
-            name = f"{key} in {folder / CONFIG_FILE}"
-            raise argument_error(name, contract, describe(values[key]), "Copy it again.")
+        if not isinstance(values.get(key), kind):
+            got = describe(values[key]) if key in values else "none"
+            raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
     return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
@@ -239,10 +195,9 @@ def _public_name(teacher: str) -> str:
 
 def _find_teacher(name: str, folder: Path) -> str:
     """Return the path of a named teacher: from the run's settings, or a folder beside the student; or else its name."""
-    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
+    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / name
     if isinstance(path, str) and _public_name(path) == name:
         return path
-    beside = folder.parent / name
     return str(beside) if beside.is_dir() else name
 
 
@@ -261,7 +216,7 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
         remedy = "Train it with `telecine train`."
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
     patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
-    is_valid = isinstance(patch, int) and patch > 0
+    is_valid = isinstance(patch, int) and patch > 0  # else `validate` raises an error
     num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
     multipliers = [min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels)]
     values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}
@@ -272,7 +227,7 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
     linear = teacher.linear_autoencoder(*clip)
     compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
     if linear is None or any(factor & (factor - 1) for factor in compression):
-        got = "another one" if linear is None else "{0} x {1} x {1}".format(*compression)
+        got = "{0} x {1} x {1}".format(*compression) if compression else "another one"
         contract = "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others"
         contract += ", with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")

@@ -30,10 +30,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
     latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
-    a clip separately.
-
-    In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without a gradient. DDP
-    then needs `find_unused_parameters=True`.
+    a clip separately. In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without
+    a gradient. DDP then needs `find_unused_parameters=True`.
 
     Args:
         module: The diffusers model, or any module with `encode` and `decode` of the same signatures. It is switched to
@@ -70,8 +68,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         None if the frames after the first, or the pixels, do not divide evenly over the positions of the latent.
         """
         _, side, _ = self.sizes.smallest
-        size = (num_frames, side, side)
-        encode = Probe(self.module, self.family.encode_mode)
+        encode, size = Probe(self.module, self.family.encode_mode), (num_frames, side, side)
         _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
         following = max(latent_frames - 1, 1)
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
@@ -93,11 +90,13 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     @property
     def smallest_temporal_chunk(self) -> int | None:
         """The frames of the class's own chunks; None if it keeps no frames between chunks."""
-        chunks = CHUNKS.get(type(self.module).__name__)
-        return None if chunks is None else chunks.num_frames
+        name = type(self.module).__name__
+        return CHUNKS[name].num_frames if name in CHUNKS else None
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips."""
+        if self.smallest_temporal_chunk is None:
+            super().enable_temporal_chunks(num_frames)
         self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -108,7 +107,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy a folder's weights into this model, which keeps its device and dtype."""
-        loaded = load_module(folder, subfolder=None, revision=None, dtype=torch.float32)
+        loaded = load_module(str(folder), subfolder=None, revision=None, dtype=torch.float32)
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
     @classmethod
@@ -124,7 +123,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
         Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
         """
-        return cls(load_module(name_or_folder, subfolder=subfolder, revision=revision, dtype=dtype))
+        return cls(load_module(str(name_or_folder), subfolder, revision, dtype))
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersAutoencoder:

@@ -1,8 +1,7 @@
-"""Less memory for a diffusers model: gradient checkpointing, and clips in temporal chunks.
+"""Less memory for a diffusers model: gradient checkpointing that keeps the gradients, and clips in temporal chunks.
 
-Checkpointing is enabled only if it does not change the gradients. Chunks are for the classes that keep frames from one
-chunk to the next: their encoder and decoder are called once for each chunk, and each call is computed again in the
-backward pass, see `checkpoint_call`.
+Chunks are for classes that keep frames from one chunk to the next: their encoder and decoder are called once for each,
+and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch.func import functional_call
 
 from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.autoencoders.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
-from telecine.autoencoders.interface import chunks_error
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
@@ -54,14 +52,10 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         _disable(module)
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
     changes = [a - b for a, b in zip(found, plain, strict=True)]
-    difference = float(_norm(changes) / _norm(plain))
+    difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(plain))
     if not difference <= MAX_DIFFERENCE:  # also true for NaN
         _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
 def enable(module: DiffusersModel) -> None:
@@ -117,20 +111,14 @@ class _Chunks:
     """How a class computes clips in chunks."""
 
     num_frames: int
-    """Frames of the class's own chunks."""
+    """Frames of the class's own chunks. The first chunk has one more, or is the first frame."""
     set_size: Callable[[DiffusersModel, Family, int], Family] | None = None
-    """Sets a multiple of `num_frames` as the size, and returns how the model is called then. None if the values would
-    change, e.g. because a norm is computed over the frames of a chunk."""
+    """Sets a multiple as the size, and returns how the model is called then. None if a chunk's norms would change."""
 
 
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips in chunks of `num_frames` frames; the first chunk has one more frame, or is the first frame.
-
-    Return how the model is called from now on, or raise a `ValueError` if the class does not support this number.
-    """
-    chunks = CHUNKS.get(type(module).__name__)
-    if chunks is None:
-        raise chunks_error(module)
+    """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now."""
+    chunks = CHUNKS[type(module).__name__]
     check_count("temporal_chunk", num_frames)
     if chunks.set_size is not None:
         check_multiple("temporal_chunk", num_frames, step=chunks.num_frames)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from einops import rearrange
@@ -21,6 +20,8 @@ DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
 
 LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
+Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
+"""The output of a decoder, and the losses of a quantizer inside it by name, 0-d."""
 
 # MiniMax-H3 was trained on colours in [0, 1], normalised with ImageNet's statistics.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,14 +29,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps video to video."
-
-
-class Decoded(NamedTuple):
-    """Output of a decoder."""
-
-    video: Video
-    losses: dict[str, Tensor]
-    """Losses of a quantizer inside the decoder by name, 0-d."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +42,18 @@ class Family:
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
-        with _caches_cleared(module):
+        try:
             return self.encoder(module, video.to(next(module.parameters()).dtype))
+        finally:
+            clear_caches(module)
 
     def decode(self, module: DiffusersModel, latent: Tensor) -> Decoded:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
-        with _caches_cleared(module), _WithoutClamp():
-            return self.decoder(module, latent.to(next(module.parameters()).dtype))
+        try:
+            with _WithoutClamp():
+                return self.decoder(module, latent.to(next(module.parameters()).dtype))
+        finally:
+            clear_caches(module)
 
     def encode_mode(self, module: DiffusersModel, video: Video) -> Tensor:
         """Return the mode of the posterior, `(B, C, t, h, w)`."""
@@ -63,7 +61,7 @@ class Family:
 
     def reconstruct(self, module: DiffusersModel, video: Video) -> Video:
         """Return the reconstruction from the mode of the posterior."""
-        return self.decode(module, self.encode_mode(module, video)).video
+        return self.decode(module, self.encode_mode(module, video))[0]
 
 
 CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("clamp", "clamp_", "clip", "clip_"))
@@ -94,20 +92,8 @@ def clear_caches(module: DiffusersModel) -> None:
             submodule.causal_cache = None
 
 
-@contextmanager
-def _caches_cleared(module: DiffusersModel) -> Iterator[None]:
-    """Clear a model's caches at the end, also after an error."""
-    try:
-        yield
-    finally:
-        clear_caches(module)
-
-
 def family_of(module: nn.Module) -> Family:
-    """Return how a model is called: by its class or a base class in `FAMILIES`, otherwise by its weights.
-
-    Frames `(B*T, 3, H, W)` are the input if no weight is 3D.
-    """
+    """Return how a model is called: by its class or a base class in `FAMILIES`, or of frames if no weight is 3D."""
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
@@ -115,15 +101,13 @@ def family_of(module: nn.Module) -> Family:
     for parent in type(module).__mro__:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
-    return FRAMES if all(parameter.ndim < 5 for parameter in module.parameters()) else CLIPS
+    if all(parameter.ndim < 5 for parameter in module.parameters()):
+        return Family(_encode_frames, _decode_frames)
+    return Family(_encode_clips, _decode_clips)
 
 
 def _read_posterior(output: object) -> LatentPosterior:
-    """Return the posterior in the output of `encode`, in float32 at least.
-
-    The output is an object with `latent_dist`, `latents` or `latent`, a tensor, or a tuple that starts with one of
-    these. Other 0-d floating-point tensors of the tuple are a quantizer's losses.
-    """
+    """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses."""
     first, *rest = output if isinstance(output, tuple) else (output,)
     for name in ("latent_dist", "latents", "latent"):
         first = getattr(first, name, first)
@@ -146,7 +130,7 @@ def _read_decoded(output: object) -> Decoded:
         contract = "a video (`sample`) or a tensor"
         raise argument_error("the output of `decode`", contract, describe(output), UNSUPPORTED_REMEDY)
     loss = getattr(first, "commit_loss", None)
-    return Decoded(video, {} if loss is None else {"commit_loss": loss.mean()})
+    return video, {} if loss is None else {"commit_loss": loss.mean()}
 
 
 def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -178,15 +162,11 @@ def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor, **options: int) -> Decoded:
-    """Decode each frame separately."""
+def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> Decoded:
+    """Decode the frames of a clip separately, or all `together`."""
+    options = {"num_frames": latent.shape[2]} if together else {}
     frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
-    return Decoded(_clips_from_frames(frames, len(latent)), losses)
-
-
-def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode all frames of a clip together."""
-    return _decode_frames(module, latent, num_frames=latent.shape[2])
+    return _clips_from_frames(frames, len(latent)), losses
 
 
 def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -198,7 +178,7 @@ def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
 
 def _decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
     features = _clips_from_frames(module.post_quant_conv(_frames_from_clips(latent)), len(latent))
-    return Decoded(module.decoder(features), {})
+    return module.decoder(features), {}
 
 
 def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -215,7 +195,7 @@ def _encode_imagenet(module: DiffusersModel, video: Video) -> LatentPosterior:
 def _decode_imagenet(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode, then convert ImageNet's normalised colours to [-1, 1]."""
     video, losses = _decode_clips(module, latent)
-    return Decoded((video * _per_channel(IMAGENET_STD, video) + _per_channel(IMAGENET_MEAN, video)) * 2 - 1, losses)
+    return (video * _per_channel(IMAGENET_STD, video) + _per_channel(IMAGENET_MEAN, video)) * 2 - 1, losses
 
 
 def _per_channel(values: tuple[float, ...], like: Video) -> Tensor:
@@ -233,7 +213,7 @@ def _encode_rgba(module: DiffusersModel, video: Video) -> LatentPosterior:
 def _decode_rgb(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode, and drop the alpha channel."""
     video, losses = _decode_clips(module, latent)
-    return Decoded(video[:, :3], losses)
+    return video[:, :3], losses
 
 
 def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -247,14 +227,9 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
 # Wan and QwenImage call their networks once for each latent frame, and keep frames for the next call. Training knows
 # the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
 # the temporal resampling, which leaves the first frame apart, works with kept frames alone.
-
-
 def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> LatentPosterior:
-    """Encode whole clips; or the first frame, then chunks of `num_frames` frames.
-
-    Without gradients, whose graph keeps every frame anyway, the class's own chunks need less memory.
-    """
-    if num_frames is None and not torch.is_grad_enabled():
+    """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
+    if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
         return _encode_clips(module, video)
     video = video[:, :, : (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1]  # as the class does
     if patch := getattr(module.config, "patch_size", None):
@@ -269,16 +244,11 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_wan(
-    module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, has_first_chunk: bool = True
-) -> Decoded:
-    """Decode whole latents; or the first latent frame, then chunks that are `num_frames` frames of the video.
-
-    QwenImage's decoder has no argument `first_chunk`.
-    """
+def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> Decoded:
+    """Decode whole latents; or the first latent frame, with `is_first`, then chunks of `num_frames` video frames."""
     if num_frames is None and not torch.is_grad_enabled():
         return _decode_clips(module, latent)
-    latent, is_first = module.post_quant_conv(latent), {"first_chunk": True} if has_first_chunk else {}
+    latent = module.post_quant_conv(latent)
     if num_frames is None:
         video = module.decoder(latent, **is_first)
     else:
@@ -289,22 +259,12 @@ def _decode_wan(
         video = torch.cat(parts, dim=2)
     if patch := getattr(module.config, "patch_size", None):
         video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
-    return Decoded(video, {})
+    return video, {}
 
 
 def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
     """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
     return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
-
-
-def _resample_whole_clips(module: DiffusersModel) -> None:
-    """Make the temporal resampling of Wan and QwenImage work on whole clips, too."""
-    for resample in module.modules():
-        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
-        if mode == "downsample3d":
-            resample.register_forward_hook(_downsample_time, with_kwargs=True)
-        elif mode == "upsample3d":
-            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
 
 
 def _downsample_time(
@@ -331,26 +291,28 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return len(args) > 1 or kwargs.get("feat_cache") is not None
 
 
-CLIPS = Family(_encode_clips, _decode_clips)
-FRAMES = Family(_encode_frames, _decode_frames)
-
 # Classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
 FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
-    "AutoencoderKLQwenImage": Family(_encode_wan, partial(_decode_wan, has_first_chunk=False)),
+    "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     # Its kernels are 2D, but its input is clips.
     "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
-    "AutoencoderKLTemporalDecoder": Family(_encode_frames, _decode_frames_together),
-    "AutoencoderKLWan": Family(_encode_wan, _decode_wan),
+    "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
+    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True)),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips."""
-    _resample_whole_clips(module)
+    for resample in module.modules():  # of Wan and QwenImage
+        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
+        if mode == "downsample3d":
+            resample.register_forward_hook(_downsample_time, with_kwargs=True)
+        elif mode == "upsample3d":
+            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)

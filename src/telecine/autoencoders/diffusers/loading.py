@@ -33,12 +33,9 @@ MAX_SIZE = 2**16
 _logger = logging.getLogger(__name__)
 
 
-def load_module(
-    name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None, dtype: torch.dtype
-) -> DiffusersModel:
+def load_module(source: str, subfolder: str | None, revision: str | None, dtype: torch.dtype) -> DiffusersModel:
     """Return the diffusers model of a folder or a Hub name, with all its weights."""
-    config, place = find_config(name_or_folder, subfolder=subfolder, revision=revision)
-    source = str(name_or_folder)
+    config, place = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
     with _quiet_diffusers():
         check_num_weights(lambda: cls.from_config(config), source, Path(source) / (place or ""))
@@ -67,24 +64,22 @@ def _quiet_diffusers() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def find_config(
-    name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None
-) -> tuple[dict[str, Any], str | None]:
+def find_config(source: str, subfolder: str | None, revision: str | None) -> tuple[dict[str, Any], str | None]:
     """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given."""
     try:
-        return _read_config_at(name_or_folder, subfolder, revision), subfolder
+        return _read_config_at(source, subfolder, revision), subfolder
     except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
         if subfolder is not None:
             raise
-    return _read_config_at(name_or_folder, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
+    return _read_config_at(source, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
 
 
-def _read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, revision: str | None) -> dict[str, Any]:
+def _read_config_at(source: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
     """Return the configuration in a subfolder; raise a `ConnectionError` if it is on the Hub, which is not reached."""
     try:
-        config: Any = _AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
+        config: Any = _AutoencoderConfig.load_config(source, subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
-        got = repr(str(name_or_folder))
+        got = repr(source)
         if isinstance(error.__context__, LocalEntryNotFoundError):
             got += ", which is not in the cache, and the Hub cannot be reached"
             remedy = "Check the network, or download the model and use its folder."
@@ -94,8 +89,7 @@ def _read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, 
             remedy = "Check the spelling, or log in with `hf auth login`."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
-        remedy = "Name the folder of the model itself."
-        raise argument_error("name_or_folder", contract, got, remedy) from error
+        raise argument_error("name_or_folder", contract, got, "Name the folder of the model itself.") from error
     return dict(config)
 
 
@@ -159,5 +153,5 @@ def _read_json_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         remedy = "Write a configuration as diffusers does, with the class name and its arguments."
         contract = f"a JSON file or a folder with {CONFIG_FILE}"
-        raise argument_error("config", contract, f"{str(path)!r}", remedy, FileNotFoundError)
+        raise argument_error("config", contract, repr(str(path)), remedy, FileNotFoundError)
     return read_json(file)

@@ -14,29 +14,22 @@ from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatis
 
 
 class _Normalisation(Enum):
-    """How the pipelines of a class normalise the latent."""
+    """How the pipelines of a class normalise the latent, with the classes' names: diffusers may lack some of them."""
 
-    CHANNELS = "`latents_mean` and `latents_std` of the configuration, one number for each channel"
-    BUFFERS = "buffers of these names, which are saved with the weights"
-    FACTOR = "`scaling_factor` of the configuration, and `shift_factor` if that is a number"
-    NONE = "nothing"
-
-
-# Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.
-_CLASSES = {
-    _Normalisation.CHANNELS: """
+    CHANNELS = """
         AutoencoderKLCosmos AutoencoderKLMiniMaxH3 AutoencoderKLMochi AutoencoderKLQwenImage AutoencoderKLQwenImage21
         AutoencoderKLWan
-    """,
-    _Normalisation.BUFFERS: "AutoencoderKLLTX2Video AutoencoderKLLTXVideo",
-    _Normalisation.FACTOR: """
+    """  # `latents_mean` and `latents_std` of the configuration; here and below, the `scaling_factor` is 1 and stays
+    BUFFERS = "AutoencoderKLLTX2Video AutoencoderKLLTXVideo"  # of these names, saved with the weights
+    FACTOR = """
         AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
         AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
         AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder Kandinsky6SRVAE
-    """,
-    _Normalisation.NONE: "AutoencoderKLKVAEVideo AutoencoderVidTok",
-}
-NORMALISATIONS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
+    """  # `scaling_factor` of the configuration, and `shift_factor` if that is a number
+    NONE = "AutoencoderKLKVAEVideo AutoencoderVidTok"
+
+
+NORMALISATIONS = {name: kind for kind in _Normalisation for name in kind.value.split()}
 
 
 def _normalisation_of(module: DiffusersModel) -> _Normalisation:
@@ -62,8 +55,7 @@ def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) ->
     per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
     if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
-            buffer = module.get_buffer(name)
-            buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
+            module.get_buffer(name).copy_(torch.tensor(values, dtype=torch.float64))
     elif kind is _Normalisation.CHANNELS:
         module.register_to_config(**per_channel)
     elif kind is _Normalisation.FACTOR:
