@@ -63,24 +63,21 @@ class _SpanPool:
 class ClipDataset(Dataset[Clip]):
     """An infinite sequence of random clips. Item `(step, index)` depends only on the spans, the settings and the seed.
 
-    A resumed run therefore reads the same clips as an uninterrupted one, with any number of workers and processes. The
-    step determines the size of its clips and whether they are images, so that they can be batched; the index determines
-    the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With `config.num_clips`, the index
-    counts modulo that number.
+    A resumed run therefore reads the same clips, with any number of workers and processes. The step determines the size
+    of its clips and whether they are images, so that they can be batched; the index determines the rest. With
+    `config.num_clips`, it counts modulo that number. `dataset[index]` is `dataset[index, index]`.
 
-    All first frames of clips are equally likely, and so are all images. A long film is drawn more often than a short
-    video, and splitting it into several files changes nothing, unless `config.weighting` is "files". A clip that cannot
-    be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16 in a row,
-    reading raises a `DataError`.
+    All first frames of clips are equally likely, and so are all images, unless `config.weighting` is "files". A clip
+    that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
+    in a row, reading raises a `DataError`.
 
     Args:
-        spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
-        config: The clip settings. If `cache` is on, the constructor decodes all frames.
+        spans: Frames of videos, images, or both. If there are only images, all clips are images.
+        config: If its `cache` is on, the constructor decodes all frames.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
-        DataError: no span is long enough for a clip of one of the sizes, `config.image_ratio` is above 0 and there are
-            no images, or no frames can be cached.
+        DataError: no span is long enough for a size of clips, `config.image_ratio` needs images, or nothing decodes.
     """
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
@@ -150,9 +147,7 @@ class ClipDataset(Dataset[Clip]):
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
         crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
         is_flipped = self.config.random_flip and flip < 0.5
-        upside_down, transpose = map(bool, turns)
-        stride = self.config.stride
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, stride)
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, *map(bool, turns), stride=self.config.stride)
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
@@ -182,7 +177,7 @@ class _DecodedCache:
     """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
-        _check_memory(spans, config)
+        _check_memory(num_cached_bytes(spans, config))
         self.config = config
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
@@ -220,12 +215,12 @@ def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, 
 
 
 def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
-    """Return the key of decoded frames. Its tar member has an offset, because names may repeat."""
+    """Return the key of decoded frames."""
     return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
 
 
-def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
-    memory, needed = machine_memory(), num_cached_bytes(spans, config)
+def _check_memory(needed: int) -> None:
+    memory = machine_memory()
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, set by `torchrun`
     if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
         each = f" in each of {num_processes} processes" if num_processes > 1 else ""

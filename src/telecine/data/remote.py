@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
@@ -39,6 +40,7 @@ from telecine.data.source import (
     file_of,
     is_address,
     is_hidden,
+    is_media,
 )
 
 if TYPE_CHECKING:
@@ -52,8 +54,7 @@ FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE
 _DEFAULT_GB = 50.0
 # Seconds between attempts.
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
-# No attempt after the second begins later than this. One at a web server that hangs takes 60 seconds, so that the last
-# ends within `clips.timeout`.
+# No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
 # More attempts cannot help: the request is wrong, or the disk of the cache is full.
 _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -61,7 +62,7 @@ _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENO
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
 # Seconds between two looks for room, while other processes fetch files that fill the cache.
 _POLL_SECONDS = 0.1
-# How often a copy may be removed between its arrival and its opening: another process has taken its room.
+# How often another process may remove a copy between its arrival and its opening.
 _MAX_REMOVALS = 10
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
@@ -72,18 +73,10 @@ _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | I
 class _Library:
     """The library of a protocol for fsspec."""
 
-    package: str
-    """The package to install."""
-    temporary: tuple[str, ...]
-    """Errors after which another attempt may succeed, besides those of the operating system."""
-    permanent: tuple[str, ...] = ()
-    """Errors after which none can."""
-    options: Callable[[], dict[str, Any]] = dict
-    """Returns the options of the file system."""
-
-
-def _bucket_options() -> dict[str, Any]:
-    return {"use_listings_cache": False}  # with it, a change after the listing would not be noticed
+    package: str  # to install
+    temporary: tuple[str, ...]  # errors after which another attempt may succeed, besides the operating system's
+    permanent: tuple[str, ...] = ()  # errors after which none can
+    options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
 def _http_options() -> dict[str, Any]:
@@ -93,6 +86,7 @@ def _http_options() -> dict[str, Any]:
     return {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=30)}
 
 
+_bucket_options = partial(dict, use_listings_cache=False)  # with it, a change after the listing would not be noticed
 _HTTP = _Library("aiohttp", ("aiohttp:ClientError",), options=_http_options)
 _LIBRARIES = {
     "s3": _Library(
@@ -114,14 +108,11 @@ _LIBRARIES = {
 
 
 def match(address: str) -> list[RemotePath]:
-    """Return the file or folder at an address, or those that match a pattern with `*` or `?`; there may be none.
-
-    Web servers have no listings, so `https://` has neither patterns nor folders.
-    """
+    """Return the file or folder at an address, or those that match a pattern with `*` or `?`; there may be none."""
     try:
         return [look_up(RemotePath(address), Deadline(address))]
     except FileNotFoundError:
-        if address.startswith("http") or not has_magic(address):
+        if address.startswith("http") or not has_magic(address):  # web servers have no listings
             return []
     return _with_retries(address, lambda fs: _sorted_paths(fs, fs.glob(address, detail=True)))
 
@@ -151,9 +142,7 @@ def sibling(file: File, name: str) -> File:
 
 
 def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
-    """Call `opening` with a local source: the source itself, or its copy in the cache, which is fetched if needed.
-
-    The copy may be removed once `opening` has returned. Open files stay readable.
+    """Call `opening` with the local source, or with its copy in the cache, which may be removed afterwards.
 
     Raises:
         DecodeError: the file does not exist.
@@ -223,10 +212,7 @@ def _sorted_paths(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]
 def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline: Deadline | None = None) -> T:
     """Call a function with the file system of an address; again, after a pause, while the server does not answer.
 
-    Raises:
-        FileNotFoundError: the server says that the file does not exist.
-        DataError: the server refuses the request, or did not answer in any attempt, or by the deadline.
-        ImportError: the package that the protocol needs is not installed.
+    Only a file that does not exist is a `FileNotFoundError`; other answers, and a deadline, are `DataError`s.
     """
     library = _LIBRARIES[address.partition("://")[0]]
     fs = _file_system(address, library)
@@ -301,16 +287,12 @@ def _max_bytes() -> int:
 
 
 def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
-    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache.
-
-    Names in the folder are hashes, so that no address leads out of it.
-    """
-    folder = _cache_folder()
-    suffix = file.suffix.lower() if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else ""
-    identity = f"{file.url}\n{file.size}\n{file.version}"
-    copy = folder / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
+    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache."""
+    suffix = file.suffix.lower() if is_media(file) else ""
+    identity = f"{file.url}\n{file.size}\n{file.version}"  # hashed, so that no address leads out of the folder
+    copy = _cache_folder() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
     if not _mark_used(copy):
-        folder.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_lock_of(copy)):  # other processes that need the file wait for it
             if not _mark_used(copy):
                 _fetch(file, copy, deadline)
@@ -382,30 +364,27 @@ def _read_total(folder: Path) -> int | None:
 
 
 def _make_room(limit: int, own: Path) -> int:
-    """Remove copies until the others have at most `limit` bytes, and return their bytes.
+    """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes.
 
-    At least one copy in a hundred is removed, because counting takes long in a large folder. This thread holds the lock
-    of the copy that `own` becomes.
+    At least one copy in a hundred is removed, because counting takes long in a large folder.
     """
-    sizes: dict[Path, int] = {}
-    last_used: dict[Path, float] = {}
+    copies: list[tuple[float, Path, int]] = []  # time of last use, path, bytes
     for path in own.parent.iterdir():
         if match := _COPY.fullmatch(path.name):
             status = path.stat()
-            sizes[path] = int(match[3] or status.st_size)
-            last_used[path] = status.st_mtime
-    total, at_least = sum(sizes.values()), len(sizes) // 100
-    for number, path in enumerate(sorted(sizes, key=last_used.__getitem__)):
-        if total <= limit and number >= at_least:
+            copies.append((status.st_mtime, path, int(match[3] or status.st_size)))
+    total = sum(size for *_, size in copies)
+    for number, (_, path, size) in enumerate(sorted(copies)):
+        if total <= limit and number >= len(copies) // 100:
             break
         if path.suffix != _PARTIAL or _is_abandoned(path, own):
             path.unlink()
-            total -= sizes[path]
+            total -= size
     return total
 
 
 def _is_abandoned(part: Path, own: Path) -> bool:
-    """Return whether no process fetches a file any more."""
+    """Return whether no process fetches a file any more. This thread holds the lock of the copy that `own` becomes."""
     if _lock_of(part) == _lock_of(own):
         return True
     try:
