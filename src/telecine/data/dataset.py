@@ -26,8 +26,7 @@ from telecine.settings import Bucket, ClipConfig
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16
-# The rest of the memory is left to the model and to other processes.
-_MAX_MEMORY_FRACTION = 0.8
+_MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
 

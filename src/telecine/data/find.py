@@ -49,8 +49,7 @@ _ARCHIVE_SUFFIX = ".tar"
 _WRITTEN = "written by telecine"  # why a folder is skipped
 _CHECK = "Check the path. Subfolders are searched too."
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-# Two letters or more: one letter is a Windows drive.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: one letter is a Windows drive
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

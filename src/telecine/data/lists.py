@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import logging
+import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 from telecine.base.checks import count, describe, shorten
-from telecine.data.remote import open_local, sibling
+from telecine.data.remote import open_local
 from telecine.data.source import (
     DataError,
     Deadline,
     DecodeError,
     File,
+    RemotePath,
     Source,
     Span,
     VideoInfo,
+    is_address,
     is_file_name,
     open_file,
 )
@@ -115,11 +118,15 @@ class _RowError(ValueError):
 
 
 def _named_file(path: File, name: str) -> File:
-    """Return the file of a name in the list at `path`."""
-    if not isinstance(path, Path) and PurePosixPath(name).is_absolute():
+    """Return the file of a name in the list at `path`: an address, or a path relative to the list."""
+    if is_address(name):
+        return RemotePath(name)
+    if isinstance(path, Path):
+        return path.parent / name
+    if PurePosixPath(name).is_absolute():
         got = f"but got {describe(name)}. A list at an address cannot name local files."
         raise _RowError(f"`path` must be relative to the list, or an address, {got}")
-    return sibling(path, name)
+    return RemotePath(f"{path.url.partition('://')[0]}://{posixpath.normpath(path.path.parent / name)}")
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:

@@ -30,10 +30,8 @@ from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks, while waiting for a batch, at the workers and at signals.
-POLL_SECONDS = 1.0
-# A killed process ends at once, unless the kernel waits for a disk.
-_KILL_SECONDS = 5.0
+POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
+_KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -41,8 +39,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(si
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 _WAIT_MESSAGE = "DataLoader timed out after"
-# From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 

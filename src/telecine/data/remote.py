@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -33,12 +32,10 @@ from telecine.data.source import (
     DataError,
     Deadline,
     DecodeError,
-    File,
     RemotePath,
     Source,
     TarMember,
     file_of,
-    is_address,
     is_hidden,
     is_media,
 )
@@ -52,18 +49,15 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
 _DEFAULT_GB = 50.0
-# Seconds between attempts.
-RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
+RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
 # No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
 # More attempts cannot help: the request is wrong, or the disk of the cache is full.
 _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
-# Seconds between two looks for room, while other processes fetch files that fill the cache.
-_POLL_SECONDS = 0.1
-# How often another process may remove a copy between its arrival and its opening.
-_MAX_REMOVALS = 10
+_POLL_SECONDS = 0.1  # between two looks for room, while other processes fetch files that fill the cache
+_MAX_REMOVALS = 10  # how often another process may remove a copy between its arrival and its opening
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
 _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
@@ -129,16 +123,6 @@ def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
     if file.size is not None or file.is_folder:
         return file
     return _with_retries(file.url, lambda fs: _info(file.url, fs, deadline), deadline)
-
-
-def sibling(file: File, name: str) -> File:
-    """Return the file at the address `name`, or at this path relative to the folder of `file`."""
-    if is_address(name):
-        return RemotePath(name)
-    if isinstance(file, Path):
-        return file.parent / name
-    protocol, _, _ = file.url.partition("://")
-    return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
 
 
 def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:

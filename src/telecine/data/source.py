@@ -26,15 +26,12 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-# Why such a file is not used.
-ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 _MAX_PATH_BYTES = 4096
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
 # Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
 _TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
-# Protocols of addresses, see `telecine.data.remote`.
-PROTOCOLS = ("s3", "gs", "hf", "https", "http")
+PROTOCOLS = ("s3", "gs", "hf", "https", "http")  # of addresses, see `telecine.data.remote`
 
 
 class DataError(ValueError):

@@ -48,8 +48,7 @@ HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
 DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
 STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
-# Of all frames, in one file.
-LARGE_FRACTION = 0.2
+LARGE_FRACTION = 0.2  # of all frames, in one file
 SCENES_FILE = "scenes.csv"
 MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
 
@@ -71,12 +70,9 @@ class SampledClip:
     source: str
     start: int
     fps: float
-    seconds: float
-    """Reading time on one core."""
-    remarks: tuple[str, ...]
-    """What is unusual about it: black, static, a cut."""
-    orientation: str
-    """How it was mirrored and turned, in words; empty if it was not."""
+    seconds: float  # reading time on one core
+    remarks: tuple[str, ...]  # what is unusual about it: black, static, a cut
+    orientation: str  # how it was mirrored and turned, in words; empty if it was not
 
 
 @dataclass(frozen=True)
@@ -84,19 +80,16 @@ class _FileRow:
     """A file in the table of files."""
 
     path: str
-    use: str
-    """Its use, or why it is not used."""
+    use: str  # or why it is not used
     is_used: bool
-    is_image: bool = False
-    """False also for a file that cannot be read."""
+    is_image: bool = False  # false also for a file that cannot be read
     codec: str = ""
     num_bytes: int = 0
     width: int = 0
     height: int = 0
     fps: float = 0.0
     num_frames: int = 0
-    keyframe_distance: int | None = None
-    """Most frames from a keyframe to the next one, or to the end; None for an image."""
+    keyframe_distance: int | None = None  # most frames from a keyframe to the next, or to the end; None for an image
 
 
 @dataclass(frozen=True)
@@ -105,20 +98,14 @@ class DataReport:
 
     data: str
     clips: list[SampledClip]
-    files: list[_FileRow]
-    """The usable files, then the others."""
-    ignored: dict[str, int]
-    """Number of files of other kinds in the folder, by suffix."""
+    files: list[_FileRow]  # the usable files, then the others
+    ignored: dict[str, int]  # number of files of other kinds in the folder, by suffix
     copies: list[list[str]]
-    scenes: list[Span]
-    """The parts of the training data between the cuts that were found; nothing without cuts."""
-    num_searched: int
-    """Files that were searched for cuts."""
-    num_train: int
-    """Frames to train on."""
+    scenes: list[Span]  # the parts of the training data between the cuts that were found; nothing without cuts
+    num_searched: int  # files that were searched for cuts
+    num_train: int  # frames to train on
     num_held_out: int
-    cache_bytes: int
-    """Size of all training frames, decoded at the size of the clips."""
+    cache_bytes: int  # of all training frames, decoded at the size of the clips
     advice: list[str]
 
     @property
@@ -139,11 +126,7 @@ class DataReport:
 def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100_000) -> DataReport:
     """Read `num_clips` clips as a training run does that draws all files equally often, and list the files of its data.
 
-    Files are searched for cuts up to `max_frames` together.
-
-    Raises:
-        ValueError: `num_clips` is below 1.
-        DataError: There is no usable video.
+    Files are searched for cuts up to `max_frames` together. Raises a `DataError` if there is no usable video.
     """
     check_count("num_clips", num_clips)
     spans = find_spans(config.data, config.val_data, config.clips)
@@ -177,9 +160,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
 
 def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
     """Yield the first clips of a run in one process, in its order."""
-    for clip_number in islice(chain.from_iterable(sampler), num_clips):
+    for item in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
-        decoded, spec, bucket = dataset.decode(clip_number)
+        decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
@@ -303,10 +286,8 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     )
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > LONG_DISTANCE for distance in distances):
-        yield (
-            f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. Reading a clip "
-            f"decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
-        )
+        text = f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. Reading a clip "
+        yield f"{text}decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
     cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
     yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."

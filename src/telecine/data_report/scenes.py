@@ -43,10 +43,7 @@ def cuts(found: Sequence[float]) -> list[int]:
 
 
 def find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int]]:
-    """Return the cuts in each of the first videos that have `max_frames` together, by decoding them whole.
-
-    A video is left out if not all of its frames can be decoded.
-    """
+    """Return the cuts in each of the first videos that have `max_frames` together, unless a frame does not decode."""
     found: dict[Source, list[int]] = {}
     videos = [info for info in infos if not info.is_image]
     ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
