@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob, has_magic
 from importlib import metadata
@@ -303,9 +304,7 @@ def sample_videos() -> list[Path]:
 
 
 def _installed_file(distribution: str, name: str) -> Path | None:
-    try:
-        files = metadata.files(distribution) or []
-    except metadata.PackageNotFoundError:
-        return None
-    paths = (Path(str(entry.locate())).resolve() for entry in files if entry.name == name)
-    return next((path for path in paths if path.is_file()), None)
+    with suppress(metadata.PackageNotFoundError):
+        paths = (Path(str(file.locate())).resolve() for file in metadata.files(distribution) or () if file.name == name)
+        return next((path for path in paths if path.is_file()), None)
+    return None

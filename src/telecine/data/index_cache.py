@@ -126,15 +126,13 @@ class IndexCache:
 
 def _index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
-    cache = user_cache_folder() / "indices"
-    if is_address(str(data)):
-        return cache / f"{_short_hash(str(data))}{_INDEX_NAME}"
-    data = Path(data)
-    root = deepest_folder(data)
-    name = _INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}"
-    if os.access(root, os.W_OK):
-        return root / name
-    return cache / f"{_short_hash(str(data.absolute()))}{_INDEX_NAME}"
+    identity = str(data)
+    if not is_address(identity):
+        data = Path(data)
+        root, identity = deepest_folder(data), str(data.absolute())
+        if os.access(root, os.W_OK):
+            return root / (_INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}")
+    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{_INDEX_NAME}"
 
 
 def deepest_folder(data: Path) -> Path:

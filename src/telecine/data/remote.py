@@ -143,10 +143,8 @@ def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline |
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
     for _ in range(_MAX_REMOVALS):
         copy = _copy_of(known, deadline)
-        try:
+        with suppress(FileNotFoundError):
             return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
-        except FileNotFoundError:
-            continue
     remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
     raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
 
@@ -285,11 +283,10 @@ def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
 
 def _mark_used(copy: Path) -> bool:
     """Set the time of last use of a copy, and return whether it exists."""
-    try:
+    with suppress(FileNotFoundError):
         os.utime(copy)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _lock_of(path: Path) -> Path:
@@ -341,10 +338,9 @@ def _reserve(part: Path, size: int, limit: int) -> bool:
 
 def _read_total(folder: Path) -> int | None:
     """Return the bytes of all files, or None if they must be counted. After a crash it may be too high."""
-    try:
+    with suppress(FileNotFoundError, ValueError):
         return int((folder / _TOTAL).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+    return None
 
 
 def _make_room(limit: int, own: Path) -> int:
@@ -371,8 +367,6 @@ def _is_abandoned(part: Path, own: Path) -> bool:
     """Return whether no process fetches a file any more. This thread holds the lock of the copy that `own` becomes."""
     if _lock_of(part) == _lock_of(own):
         return True
-    try:
-        with FileLock(_lock_of(part), timeout=0):
-            return True
-    except Timeout:
-        return False
+    with suppress(Timeout), FileLock(_lock_of(part), timeout=0):
+        return True
+    return False

@@ -8,7 +8,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -139,8 +139,7 @@ Source: TypeAlias = File | TarMember
 
 def is_address(text: str) -> bool:
     """Return whether a text is an address of one of `PROTOCOLS`, and not a local path."""
-    protocol, separator, _ = text.partition("://")
-    return bool(separator) and protocol in PROTOCOLS
+    return text.startswith(tuple(f"{protocol}://" for protocol in PROTOCOLS))
 
 
 def as_source(path: str | PathLike[str] | Source) -> Source:
@@ -157,19 +156,16 @@ def file_of(source: Source) -> File:
 
 def resolve_source(source: Source) -> Source:
     """Resolve links and `..`, so that all names of one file compare equal."""
-    if isinstance(source, RemotePath):
-        return source
-    if isinstance(source, Path):
-        return source.resolve()
-    return source if isinstance(source.archive, RemotePath) else replace(source, archive=source.archive.resolve())
+    if isinstance(source, TarMember) and isinstance(source.archive, Path):
+        return replace(source, archive=source.archive.resolve())
+    return source.resolve() if isinstance(source, Path) else source
 
 
 def is_file_name(text: str) -> bool:
     """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
-    try:
+    with suppress(UnicodeEncodeError):
         return "\0" not in text and 0 < len(os.fsencode(text)) < _MAX_PATH_BYTES
-    except UnicodeEncodeError:
-        return False
+    return False
 
 
 def is_image(source: Source) -> bool:

@@ -286,8 +286,8 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     )
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > LONG_DISTANCE for distance in distances):
-        text = f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. Reading a clip "
-        yield f"{text}decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
+        advice = f"Reading a clip decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
+        yield f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. {advice}"
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
     cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
     yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
@@ -295,21 +295,15 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
         yield f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
     videos = [row for row in report.files if row.is_used and not row.is_image]
     if report.scenes:
-        yield (
-            f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. "
-            f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
-        )
+        advice = f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
+        yield f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. {advice}"
     elif report.num_searched < len(videos):
         yield f"Searched for cuts: {report.num_searched} of {len(videos)} videos. `--max_frames` searches more."
     longest = max(videos, key=lambda row: row.num_frames, default=None)
     fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
     if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
-        yield (
-            f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. "
-            "`--clips.weighting files` draws all files equally often, as the clips shown here."
-        )
+        advice = "`--clips.weighting files` draws all files equally often, as the clips shown here."
+        yield f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. {advice}"
     if report.copies:
-        yield (
-            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: held-out clips may be copies of "
-            "training clips."
-        )
+        advice = "Keep one of each: held-out clips may be copies of training clips."
+        yield f"Groups of files that are copies: {len(report.copies)}. {advice}"
