@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import TypeAlias
 
 import torch
@@ -104,9 +104,14 @@ class ClipDataset(Dataset[Clip]):
         pool, bucket = self._draw_pool(step)
         for attempt in range(MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
-            frames = self._decode(spec, bucket)
-            if frames is not None:
-                return frames, spec, bucket
+            try:
+                if self.cache:
+                    return self.cache.read(spec.span, spec.start, bucket), spec, bucket
+                return decode_clip(spec, bucket, self.config), spec, bucket
+            except DecodeError as error:
+                if (path := spec.span.info.path) not in self._logged:
+                    self._logged.add(path)
+                    logger.warning("replacing clips that cannot be decoded: %s", error)
         got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
@@ -127,17 +132,6 @@ class ClipDataset(Dataset[Clip]):
         if is_image and self._images is not None:
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
-
-    def _decode(self, spec: ClipSpec, bucket: Bucket) -> Tensor | None:
-        try:
-            if self.cache:
-                return self.cache.read(spec.span, spec.start, bucket)
-            return decode_clip(spec, bucket, self.config)
-        except DecodeError as error:
-            if (path := spec.span.info.path) not in self._logged:
-                self._logged.add(path)
-                logger.warning("replacing clips that cannot be decoded: %s", error)
-            return None
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self._number(index), attempt))
@@ -208,8 +202,7 @@ def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, 
     buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values()
     return [
         (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
-        for bucket in buckets
-        for span in spans
+        for bucket, span in product(buckets, spans)
     ]
 
 

@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_counts
 from telecine.data.remote import open_local
 from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import MAX_PIXELS
@@ -181,8 +181,7 @@ def read_clip(
         ValueError: a frame is outside the video, or an argument is below 1.
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
     """
-    check_count("num_frames", num_frames)
-    check_count("stride", stride)
+    check_counts(num_frames=num_frames, stride=stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
     if start < 0 or indices[-1] >= info.num_frames:
         contract = f"inside the {info.num_frames} frames of {info.path}"

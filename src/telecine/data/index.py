@@ -113,8 +113,7 @@ def index_videos(
 ) -> tuple[list[VideoInfo], list[Skipped]]:
     """Index videos and images in parallel threads with the function `index`.
 
-    Return the infos of decodable files in order, and the skipped files, which are also logged. Raises a `DataError`
-    with the first few reasons if no file can be decoded.
+    Return the infos in order, and the skipped files, also logged. Raise a `DataError` with reasons if all are skipped.
     """
 
     def index_or_skip(source: Source) -> VideoInfo | Skipped:

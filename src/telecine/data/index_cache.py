@@ -147,9 +147,9 @@ def _short_hash(text: str) -> str:
 
 
 def fingerprint_of(source: Source) -> _Fingerprint:
-    """Return integers that identify the content of a source: size and modification time in ns.
+    """Return integers that identify the content of a source: size, and time of change in ns or a hash of its version.
 
-    A tar member adds its offset and size. A remote file has a hash of its version instead of a modification time.
+    A tar member adds its offset and size.
     """
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size

@@ -78,9 +78,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
     and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged.
-
-    Raises:
-        DataError: the list cannot be read. The message has the line number.
+    Raises a `DataError` with the line number if the list cannot be read.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     segments: list[Segment] = []

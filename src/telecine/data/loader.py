@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_counts
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
 from telecine.data.source import DataError, thread_errors
@@ -110,8 +110,7 @@ def clip_loader(
     if not 0 <= start_step <= num_steps:
         remedy = "`start_step` is the number of completed steps, `num_steps` that of the whole run."
         raise argument_error("start_step", f"from 0 to `num_steps` ({num_steps})", start_step, remedy)
-    check_count("batch_size", batch_size)
-    check_count("num_micro_batches", num_micro_batches)
+    check_counts(batch_size=batch_size, num_micro_batches=num_micro_batches)
     if not 0 <= rank < num_ranks:
         raise argument_error("rank", f"at least 0 and below `num_ranks` ({num_ranks})", rank, "Ranks start at 0.")
     batches = range(start_step * num_micro_batches, num_steps * num_micro_batches)
@@ -122,9 +121,8 @@ def clip_loader(
 class ClipLoader:
     """The batches of a sampler, in order. Workers that die or do not answer are replaced, and read the same clips.
 
-    Args:
-        dataset: Its `config` has the number of worker processes and the time limit for a batch.
-        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
+    The `config` of the dataset has the number of worker processes and the time limit for a batch. `should_stop` is
+    asked once a second while waiting for one.
 
     Raises:
         DataError: workers failed several times without a batch in between, or the data cannot be used.

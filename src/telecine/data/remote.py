@@ -80,7 +80,7 @@ def _http_options() -> dict[str, Any]:
     return {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=30)}
 
 
-_bucket_options = partial(dict, use_listings_cache=False)  # with it, a change after the listing would not be noticed
+_bucket_options: Callable[[], dict[str, Any]] = partial(dict, use_listings_cache=False)  # so that changes are noticed
 _HTTP = _Library("aiohttp", ("aiohttp:ClientError",), options=_http_options)
 _LIBRARIES = {
     "s3": _Library(
@@ -344,10 +344,7 @@ def _read_total(folder: Path) -> int | None:
 
 
 def _make_room(limit: int, own: Path) -> int:
-    """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes.
-
-    At least one copy in a hundred is removed, because counting takes long in a large folder.
-    """
+    """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes."""
     copies: list[tuple[float, Path, int]] = []  # time of last use, path, bytes
     for path in own.parent.iterdir():
         if match := _COPY.fullmatch(path.name):
@@ -355,7 +352,7 @@ def _make_room(limit: int, own: Path) -> int:
             copies.append((status.st_mtime, path, int(match[3] or status.st_size)))
     total = sum(size for *_, size in copies)
     for number, (_, path, size) in enumerate(sorted(copies)):
-        if total <= limit and number >= len(copies) // 100:
+        if total <= limit and number >= len(copies) // 100:  # more room: counting takes long in a large folder
             break
         if path.suffix != _PARTIAL or _is_abandoned(path, own):
             path.unlink()

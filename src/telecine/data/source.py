@@ -27,8 +27,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
 _MAX_PATH_BYTES = 4096
-# A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
-_MAX_ASPECT_RATIO = 100
+_MAX_ASPECT_RATIO = 100  # a clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000
 # Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
 _TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")  # of addresses, see `telecine.data.remote`

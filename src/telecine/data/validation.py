@@ -109,11 +109,8 @@ def read_validation_clips(
 
     The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
     do not overlap, so there may be fewer. All have the validation size of `config`. Images are used if there are no
-    videos, or if `config.image_ratio` is 1. Undecodable clips are logged and skipped. Errors name the setting `name`.
-
-    Raises:
-        ValueError: `max_clips` is below 1.
-        DataError: no span is long enough for a clip, or no clip can be decoded.
+    videos, or if `config.image_ratio` is 1. Undecodable clips are logged and skipped. A `DataError`, if there is
+    no clip, names the setting `name`.
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:

@@ -17,23 +17,13 @@ from torch.nn import functional as F
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import with_progress
-from telecine.data import (
-    ClipBatchSampler,
-    ClipDataset,
-    DecodeError,
-    Span,
-    TarMember,
-    VideoInfo,
-    bytes_from_video,
-    num_cached_bytes,
-    read_clip,
-)
-from telecine.data.clip import make_clip
-from telecine.data.decode import open_video
+from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, num_cached_bytes
+from telecine.data.clip import bytes_from_video, make_clip
+from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, open_file
+from telecine.data.source import Source, TarMember, open_file
 from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
@@ -145,7 +135,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
-        files=[*_rows(infos, spans, config.clips), *skipped],
+        files=[*_rows(infos, spans, config.clips, shortest), *skipped],
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=_groups_of_copies(infos),
         scenes=scenes if any(found.values()) else [],
@@ -181,9 +171,8 @@ def _remarks(grid: Tensor) -> Iterator[str]:
         yield f"cut before frame {position}"
 
 
-def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[_FileRow]:
-    """Yield a row for each file that can be decoded."""
-    shortest = min(map(clips.span_of, clips.train_buckets))
+def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest: int) -> Iterator[_FileRow]:
+    """Yield a row for each file that can be decoded; a clip has at least `shortest` frames."""
     uses: defaultdict[Source, dict[str, None]] = defaultdict(dict)
     for use, used in (("training", spans.train), ("held out", spans.held_out)):
         for span in used:
@@ -208,9 +197,8 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
         distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
-    video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
-    size = num_bytes(info.path)
-    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=size, keyframe_distance=distance, **video)
+    facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
+    return _FileRow(str(info.path), use, is_used, info.is_image, *facts, distance)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:

@@ -27,8 +27,7 @@ from telecine.report.video import shrink
 PAGE_FILE = "data.html"
 VIDEO_FILE = "clips.mp4"
 MAX_ROWS = 200  # files on the page; the JSON has all
-# Pixels of the longer side of a frame on the contact sheet, and of a clip in the video.
-SHEET_SIDE, VIDEO_SIDE = 160, 192
+SHEET_SIDE, VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
 VIDEO_COLUMNS = 6
 
 

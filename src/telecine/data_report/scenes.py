@@ -17,8 +17,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, VideoInfo, iterate_frames
 from telecine.data.source import RemotePath, Source
 
-# At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
-CUT = 0.06
+CUT = 0.06  # at a cut the mean change is above it, and more than CUT_RATIO times the changes before and after
 CUT_RATIO = 2.5
 GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 _DECODED_SIZE = (64, 64)
