@@ -140,7 +140,8 @@ class ClipDataset(Dataset[Clip]):
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
         crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
         is_flipped = self.config.random_flip and flip < 0.5
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, *map(bool, turns), stride=self.config.stride)
+        upside_down, transpose = map(bool, turns)
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, self.config.stride)
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
@@ -212,8 +213,7 @@ def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
 
 
 def _check_memory(needed: int) -> None:
-    memory = machine_memory()
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, set by `torchrun`
+    memory, num_processes = machine_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
     if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
         each = f" in each of {num_processes} processes" if num_processes > 1 else ""
         contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
