@@ -20,14 +20,10 @@ from telecine.settings import Bucket, ClipConfig
 class Clip(TypedDict):
     """Frames for the model, and their source."""
 
-    video: Tensor
-    """Float32 in [-1, 1], shape `(C, T, H, W)`."""
-    source: str
-    """The file."""
-    start: int
-    """Index of its first frame in that file."""
-    fps: float
-    """Its frames per second."""
+    video: Tensor  # float32 in [-1, 1], shape `(C, T, H, W)`
+    source: str  # the file
+    start: int  # index of its first frame in that file
+    fps: float  # its frames per second
 
 
 @dataclass(frozen=True)
@@ -35,22 +31,14 @@ class ClipSpec:
     """The frames of a clip, and their crop and flips."""
 
     span: Span
-    start: int
-    """Index of the first frame in the video."""
-    crop_scale: float
-    """Side of the crop relative to the side of the clip; the crop is resized to the clip."""
-    top: float
-    """Position of the crop, from 0 at the top to 1 at the bottom."""
-    left: float
-    """Position of the crop, from 0 at the left to 1 at the right."""
-    flip: bool
-    """Whether the clip is flipped left to right."""
-    upside_down: bool = False
-    """Whether it is flipped top to bottom."""
-    transpose: bool = False
-    """Whether its rows and columns are then exchanged."""
-    stride: int = 1
-    """Distance of its frames in the video."""
+    start: int  # index of the first frame in the video
+    crop_scale: float  # side of the crop relative to the side of the clip; the crop is resized to the clip
+    top: float  # position of the crop, from 0 at the top to 1 at the bottom
+    left: float  # from 0 at the left to 1 at the right
+    flip: bool  # left to right
+    upside_down: bool = False  # flipped top to bottom
+    transpose: bool = False  # whether rows and columns are then exchanged
+    stride: int = 1  # distance of the frames in the video
 
     @property
     def orientation(self) -> str:
@@ -129,8 +117,8 @@ class _SupportsClipSizes(Protocol):
 
 def check_buckets(buckets: Sequence[Bucket], model: _SupportsClipSizes, *, images: bool) -> None:
     """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
-    clips = [("a clip", bucket) for bucket in buckets]
-    for kind, size in [*clips, *(("an image", bucket.as_image()) for bucket in buckets if images)]:
+    single_frames = [("an image", bucket.as_image()) for bucket in buckets if images]
+    for kind, size in [*(("a clip", bucket) for bucket in buckets), *single_frames]:
         try:
             model.check_clip(*size.shape)
         except ValueError as error:  # noqa: PERF203 - a few sizes

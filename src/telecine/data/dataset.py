@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import TypeAlias
 
 import torch
@@ -26,8 +26,7 @@ from telecine.settings import Bucket, ClipConfig
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16
-# The rest of the memory is left to the model and to other processes.
-_MAX_MEMORY_FRACTION = 0.8
+_MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
 
@@ -63,24 +62,21 @@ class _SpanPool:
 class ClipDataset(Dataset[Clip]):
     """An infinite sequence of random clips. Item `(step, index)` depends only on the spans, the settings and the seed.
 
-    A resumed run therefore reads the same clips as an uninterrupted one, with any number of workers and processes. The
-    step determines the size of its clips and whether they are images, so that they can be batched; the index determines
-    the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With `config.num_clips`, the index
-    counts modulo that number.
+    A resumed run therefore reads the same clips, with any number of workers and processes. The step determines the size
+    of its clips and whether they are images, so that they can be batched; the index determines the rest. With
+    `config.num_clips`, it counts modulo that number. `dataset[index]` is `dataset[index, index]`.
 
-    All first frames of clips are equally likely, and so are all images. A long film is drawn more often than a short
-    video, and splitting it into several files changes nothing, unless `config.weighting` is "files". A clip that cannot
-    be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16 in a row,
-    reading raises a `DataError`.
+    All first frames of clips are equally likely, and so are all images, unless `config.weighting` is "files". A clip
+    that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
+    in a row, reading raises a `DataError`.
 
     Args:
-        spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
-        config: The clip settings. If `cache` is on, the constructor decodes all frames.
+        spans: Frames of videos, images, or both. If there are only images, all clips are images.
+        config: If its `cache` is on, the constructor decodes all frames.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
-        DataError: no span is long enough for a clip of one of the sizes, `config.image_ratio` is above 0 and there are
-            no images, or no frames can be cached.
+        DataError: no span is long enough for a size of clips, `config.image_ratio` needs images, or nothing decodes.
     """
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
@@ -108,9 +104,14 @@ class ClipDataset(Dataset[Clip]):
         pool, bucket = self._draw_pool(step)
         for attempt in range(MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
-            frames = self._decode(spec, bucket)
-            if frames is not None:
-                return frames, spec, bucket
+            try:
+                if self.cache:
+                    return self.cache.read(spec.span, spec.start, bucket), spec, bucket
+                return decode_clip(spec, bucket, self.config), spec, bucket
+            except DecodeError as error:
+                if (path := spec.span.info.path) not in self._logged:
+                    self._logged.add(path)
+                    logger.warning("replacing clips that cannot be decoded: %s", error)
         got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
@@ -132,17 +133,6 @@ class ClipDataset(Dataset[Clip]):
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
 
-    def _decode(self, spec: ClipSpec, bucket: Bucket) -> Tensor | None:
-        try:
-            if self.cache:
-                return self.cache.read(spec.span, spec.start, bucket)
-            return decode_clip(spec, bucket, self.config)
-        except DecodeError as error:
-            if (path := spec.span.info.path) not in self._logged:
-                self._logged.add(path)
-                logger.warning("replacing clips that cannot be decoded: %s", error)
-            return None
-
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self._number(index), attempt))
         span, start = pool.draw(generator)
@@ -151,8 +141,7 @@ class ClipDataset(Dataset[Clip]):
         crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
         is_flipped = self.config.random_flip and flip < 0.5
         upside_down, transpose = map(bool, turns)
-        stride = self.config.stride
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, stride)
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, self.config.stride)
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
@@ -182,7 +171,7 @@ class _DecodedCache:
     """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
-        _check_memory(spans, config)
+        _check_memory(num_cached_bytes(spans, config))
         self.config = config
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
@@ -214,19 +203,17 @@ def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, 
     buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values()
     return [
         (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
-        for bucket in buckets
-        for span in spans
+        for bucket, span in product(buckets, spans)
     ]
 
 
 def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
-    """Return the key of decoded frames. Its tar member has an offset, because names may repeat."""
+    """Return the key of decoded frames."""
     return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
 
 
-def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
-    memory, needed = machine_memory(), num_cached_bytes(spans, config)
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, set by `torchrun`
+def _check_memory(needed: int) -> None:
+    memory, num_processes = machine_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
     if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
         each = f" in each of {num_processes} processes" if num_processes > 1 else ""
         contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"

@@ -25,19 +25,9 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_counts
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    ANIMATED,
-    DataError,
-    Deadline,
-    DecodeError,
-    Source,
-    TarMember,
-    VideoInfo,
-    as_source,
-    open_file,
-)
+from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import MAX_PIXELS
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -52,22 +42,20 @@ _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
 _MAX_SKIPPED = 32
 # FFmpeg reads these as videos. They count as images, of which only still ones are used.
 _ANIMATED_IMAGES = frozenset({"gif", "apng"})
+_ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# FFmpeg knows a format by its content, whatever the name. Left out are those that name other files, such as `concat`,
-# `hls`, `dash` and `sdp`.
-_FORMATS = (
-    "mov mp4 avi flv h264 hevc m4v matroska webm mpeg mpegvideo mpegts ogg asf ivf obu mxf nut dv rm yuv4mpegpipe"
-)
+# FFmpeg knows a format by its content, whatever the name. Left out are those that name other files, such as `hls`.
+_FORMATS = "mov mp4 avi flv h264 hevc m4v matroska webm mpeg mpegvideo mpegts ogg asf ivf obu mxf nut dv rm "
+_FORMATS += "yuv4mpegpipe"
 _OPEN_OPTIONS["options"] = {"format_whitelist": ",".join([*_FORMATS.split(), *sorted(_ANIMATED_IMAGES)])}
-# Pillow knows a format by its content, too, and runs Ghostscript for some. A GIF is named in its error.
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-# Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-# An image in a tar file is read whole before its header is parsed.
-MAX_MEMBER_BYTES = 2**29
 # The formats of animations. A JPEG of a phone may hold several pictures, too, of which the first is the photo.
 _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
+# Pillow knows a format by its content, too, and runs Ghostscript for some. A GIF is named in its error.
+_IMAGE_FORMATS = ("JPEG", *_MAY_BE_ANIMATED)
+# Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
 
 
 @contextmanager
@@ -88,13 +76,12 @@ def open_video(
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
     Raises:
-        DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block, also
-            for a frame of more than `max_pixels`.
+        DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
     with errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
         if container.format.name in _ANIMATED_IMAGES:
-            raise DecodeError(f"{path}: {ANIMATED}")
+            raise DecodeError(f"{path}: {_ANIMATED}")
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise DecodeError(f"{path}: has no video stream")
@@ -129,12 +116,8 @@ def _num_quarter_turns(frame: VideoFrame) -> int:
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    """Return whether a frame is flipped upside down for display, before it is rotated.
-
-    PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF. Such a frame counts as not mirrored;
-    its rotation is known.
-    """
-    with suppress(ValueError):
+    """Return whether a frame is flipped upside down for display, before it is rotated."""
+    with suppress(ValueError):  # PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF
         if isinstance(matrix := frame.side_data.get("DISPLAYMATRIX"), Buffer):
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
             return bool(a * d < b * c)
@@ -174,10 +157,7 @@ def _rgb_frames(
 def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
     """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, resized to `size`, `(height, width)`.
 
-    The default keeps the displayed size. The memory is constant.
-
-    Raises:
-        DecodeError: the file cannot be opened, or a frame is corrupt.
+    The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
     """
     with open_video(path) as (container, stream):
         frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
@@ -194,15 +174,14 @@ def read_clip(
 ) -> Tensor:
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 RGB `(T, H, W, 3)`.
 
-    Frames are counted in display order, from 0. `size` is `(height, width)` to resize to, with an antialiased bicubic
-    filter. The default keeps the displayed size.
+    Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
+    the default keeps the displayed size.
 
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
     """
-    check_count("num_frames", num_frames)
-    check_count("stride", stride)
+    check_counts(num_frames=num_frames, stride=stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
     if start < 0 or indices[-1] >= info.num_frames:
         contract = f"inside the {info.num_frames} frames of {info.path}"
@@ -255,8 +234,8 @@ def _packets_from_keyframe(
 ) -> Generator[Packet[VideoStream], None, None]:
     """Yield packets from a keyframe displayed at or before frame `start`.
 
-    Containers seek by decoding time or by byte position, so a seek may end after the requested frame. If the first
-    packet is too late, try an earlier keyframe, then the start of the file.
+    Containers seek by decoding time or by byte position. If a seek ends too late, try an earlier keyframe, then the
+    start of the file.
     """
     nearest = bisect_right(info.keyframes, start) - 1
     # The last two keyframes, without the first one of the file, which is its start.
@@ -298,7 +277,7 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
     try:
         with open_local(source, _open_pillow, deadline) as image:
             if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
-                raise ValueError(ANIMATED)
+                raise ValueError(_ANIMATED)
             yield image
     except DataError:
         raise

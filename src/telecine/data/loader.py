@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_counts
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
 from telecine.data.source import DataError, thread_errors
@@ -30,20 +30,16 @@ from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks, while waiting for a batch, at the workers and at signals.
-POLL_SECONDS = 1.0
-# A killed process ends at once, unless the kernel waits for a disk.
-_KILL_SECONDS = 5.0
+POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
+_KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)
+_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 _WAIT_MESSAGE = "DataLoader timed out after"
-# From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
@@ -59,14 +55,10 @@ class _WorkerError(RuntimeError):
 class _ClipBatch(TypedDict):
     """Clips of one size."""
 
-    video: Tensor
-    """Float32 in [-1, 1], shape `(B, C, T, H, W)`."""
-    source: list[str]
-    """The file of each clip."""
-    start: Tensor
-    """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
-    fps: Tensor
-    """Frames per second of each clip, float64, shape `(B,)`."""
+    video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
+    source: list[str]  # the file of each clip
+    start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
+    fps: Tensor  # of each clip, float64, shape `(B,)`
 
 
 @dataclass(frozen=True)
@@ -74,19 +66,14 @@ class ClipBatchSampler:
     """The items of each batch of one process.
 
     The items of a step are numbered across processes and micro-batches: first those of the first micro-batch of each
-    process, then those of the second, and so on. A step therefore has the same clips for any split of its size into
-    processes, micro-batches and `batch_size`.
+    process, then those of the second, and so on. A step has the same clips for any split of its size.
     """
 
-    batches: Sequence[int]
-    """Numbers of the micro-batches, counted from the start of training."""
-    batch_size: int
-    """Clips per batch."""
-    num_micro_batches: int
-    """Consecutive batches per step of this process, for gradient accumulation."""
+    batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
+    batch_size: int  # clips per batch
+    num_micro_batches: int  # consecutive batches per step of this process, for gradient accumulation
     rank: int
-    num_ranks: int
-    """Number of processes that train together; each reads its part of every step."""
+    num_ranks: int  # number of processes that train together; each reads its part of every step
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -117,20 +104,13 @@ def clip_loader(
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
-    Args:
-        dataset, should_stop: See `ClipLoader`.
-        batch_size, num_micro_batches, rank, num_ranks: See `ClipBatchSampler`.
-        start_step: The first step. When resuming, the number of completed steps.
-        num_steps: Number of steps of the whole run.
-
-    Raises:
-        ValueError: a number is out of range.
+    When resuming, `start_step` is the number of completed steps; `num_steps` is that of the whole run. See `ClipLoader`
+    and `ClipBatchSampler` for the others. Raises a `ValueError` for a number out of range.
     """
     if not 0 <= start_step <= num_steps:
         remedy = "`start_step` is the number of completed steps, `num_steps` that of the whole run."
         raise argument_error("start_step", f"from 0 to `num_steps` ({num_steps})", start_step, remedy)
-    check_count("batch_size", batch_size)
-    check_count("num_micro_batches", num_micro_batches)
+    check_counts(batch_size=batch_size, num_micro_batches=num_micro_batches)
     if not 0 <= rank < num_ranks:
         raise argument_error("rank", f"at least 0 and below `num_ranks` ({num_ranks})", rank, "Ranks start at 0.")
     batches = range(start_step * num_micro_batches, num_steps * num_micro_batches)
@@ -141,12 +121,11 @@ def clip_loader(
 class ClipLoader:
     """The batches of a sampler, in order. Workers that die or do not answer are replaced, and read the same clips.
 
-    Args:
-        dataset: The clips. Its `config` has the number of worker processes and the time limit for a batch.
-        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
+    The `config` of the dataset has the number of worker processes and the time limit for a batch. `should_stop` is
+    asked once a second while waiting for one.
 
     Raises:
-        DataError: workers failed several times in a row without a batch in between, or the data cannot be used.
+        DataError: workers failed several times without a batch in between, or the data cannot be used.
         ReadingStopped: `should_stop` returned true.
     """
 
@@ -159,8 +138,7 @@ class ClipLoader:
     def __iter__(self) -> Iterator[_ClipBatch]:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
-            # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
-            stop = num_done + 1 if num_failures else None
+            stop = num_done + 1 if num_failures else None  # then alone, so that a failure loses no other batch
             sampler = replace(self.sampler, batches=self.sampler.batches[num_done:stop])
             requests = _ReadRequests(self.dataset)
             try:
@@ -226,8 +204,7 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
     except BaseException:
         _kill(set(multiprocessing.active_children()) - other_processes)
         raise
-    # A traceback or a variable may keep the loader alive. The interpreter then waits at exit for its workers, which
-    # ignore SIGTERM: kill them.
+    # The interpreter waits at exit for workers of a loader that is still alive, and they ignore SIGTERM.
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
     try:
@@ -263,10 +240,9 @@ def _next_batch(batches: Iterator[_ClipBatch], watchdog: _Watchdog) -> _ClipBatc
 
 
 class _Watchdog:
-    """Kills the workers and keeps the reason: no batch came in time, or waiting should stop.
+    """A thread that kills the workers and keeps the reason: no batch came in time, or waiting should stop.
 
-    It runs in a thread. PyTorch waits without a limit for a worker that is stopped before it has handed over the memory
-    of a batch, until the worker is killed.
+    PyTorch waits without a limit for a worker that is stopped before it has handed over the memory of a batch.
     """
 
     def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Stop) -> None:
@@ -319,9 +295,8 @@ def _remove_sigchld_handler() -> None:
 
 
 def _initialise_worker(parent: int, worker: int) -> None:
-    """Let a worker ignore `STOP_SIGNALS`, and end with the training process, however that ends.
+    """Let a worker ignore `STOP_SIGNALS`, at which training saves a checkpoint, and end with the training process.
 
-    The training process gets the same signals, finishes its step and saves a checkpoint. A worker ends with its loader.
     PyTorch's workers look for their parent every five seconds, and never while they are stopped.
     """
     for number in STOP_SIGNALS:

@@ -9,13 +9,10 @@ from typing import BinaryIO
 
 from telecine.data.source import Deadline, DecodeError, Source, TarMember, open_file
 
-# A day at 48 frames a second.
-MAX_FRAMES = 2**22
+MAX_FRAMES = 2**22  # a day at 48 frames a second
 # Boxes with boxes inside, after some bytes. FFmpeg looks for them in free space, too.
 _PARENTS = dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"dinf"), 0)
 _PARENTS |= dict.fromkeys((b"udta", b"free", b"skip", b"hoov", b"wave", b"tref"), 0) | {b"meta": 4}
-# Old formats of sound have up to six samples, which count as a byte each, in a byte.
-_SAMPLES_PER_BYTE = 8
 
 
 def check_tables(source: Source, deadline: Deadline) -> None:
@@ -46,7 +43,10 @@ def _claimed(kind: bytes, content: bytes) -> tuple[int, int]:
         return 0, 0
     size, num_samples = struct.unpack_from(">II", content, 4)
     if kind == b"stsz" and size > 0:
-        return 0, num_samples * size if size > 1 else num_samples // _SAMPLES_PER_BYTE
+        return (
+            0,
+            num_samples * size if size > 1 else num_samples // 8,
+        )  # old sound: up to six samples "of a byte" in one
     return num_samples, num_samples // 2  # a size has 4 bits or more
 
 

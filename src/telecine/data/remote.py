@@ -11,12 +11,12 @@ import hashlib
 import logging
 import math
 import os
-import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
@@ -32,13 +32,12 @@ from telecine.data.source import (
     DataError,
     Deadline,
     DecodeError,
-    File,
     RemotePath,
     Source,
     TarMember,
     file_of,
-    is_address,
     is_hidden,
+    is_media,
 )
 
 if TYPE_CHECKING:
@@ -50,19 +49,15 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
 _DEFAULT_GB = 50.0
-# Seconds between attempts.
-RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
-# No attempt after the second begins later than this. One at a web server that hangs takes 60 seconds, so that the last
-# ends within `clips.timeout`.
+RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
+# No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
 # More attempts cannot help: the request is wrong, or the disk of the cache is full.
 _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
-# Seconds between two looks for room, while other processes fetch files that fill the cache.
-_POLL_SECONDS = 0.1
-# How often a copy may be removed between its arrival and its opening: another process has taken its room.
-_MAX_REMOVALS = 10
+_POLL_SECONDS = 0.1  # between two looks for room, while other processes fetch files that fill the cache
+_MAX_REMOVALS = 10  # how often another process may remove a copy between its arrival and its opening
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
 _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
@@ -72,18 +67,10 @@ _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | I
 class _Library:
     """The library of a protocol for fsspec."""
 
-    package: str
-    """The package to install."""
-    temporary: tuple[str, ...]
-    """Errors after which another attempt may succeed, besides those of the operating system."""
-    permanent: tuple[str, ...] = ()
-    """Errors after which none can."""
-    options: Callable[[], dict[str, Any]] = dict
-    """Returns the options of the file system."""
-
-
-def _bucket_options() -> dict[str, Any]:
-    return {"use_listings_cache": False}  # with it, a change after the listing would not be noticed
+    package: str  # to install
+    temporary: tuple[str, ...]  # errors after which another attempt may succeed, besides the operating system's
+    permanent: tuple[str, ...] = ()  # errors after which none can
+    options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
 def _http_options() -> dict[str, Any]:
@@ -93,6 +80,7 @@ def _http_options() -> dict[str, Any]:
     return {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=30)}
 
 
+_bucket_options: Callable[[], dict[str, Any]] = partial(dict, use_listings_cache=False)  # so that changes are noticed
 _HTTP = _Library("aiohttp", ("aiohttp:ClientError",), options=_http_options)
 _LIBRARIES = {
     "s3": _Library(
@@ -114,14 +102,11 @@ _LIBRARIES = {
 
 
 def match(address: str) -> list[RemotePath]:
-    """Return the file or folder at an address, or those that match a pattern with `*` or `?`; there may be none.
-
-    Web servers have no listings, so `https://` has neither patterns nor folders.
-    """
+    """Return the file or folder at an address, or those that match a pattern with `*` or `?`; there may be none."""
     try:
         return [look_up(RemotePath(address), Deadline(address))]
     except FileNotFoundError:
-        if address.startswith("http") or not has_magic(address):
+        if address.startswith("http") or not has_magic(address):  # web servers have no listings
             return []
     return _with_retries(address, lambda fs: _sorted_paths(fs, fs.glob(address, detail=True)))
 
@@ -140,20 +125,8 @@ def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
     return _with_retries(file.url, lambda fs: _info(file.url, fs, deadline), deadline)
 
 
-def sibling(file: File, name: str) -> File:
-    """Return the file at the address `name`, or at this path relative to the folder of `file`."""
-    if is_address(name):
-        return RemotePath(name)
-    if isinstance(file, Path):
-        return file.parent / name
-    protocol, _, _ = file.url.partition("://")
-    return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
-
-
 def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
-    """Call `opening` with a local source: the source itself, or its copy in the cache, which is fetched if needed.
-
-    The copy may be removed once `opening` has returned. Open files stay readable.
+    """Call `opening` with the local source, or with its copy in the cache, which may be removed afterwards.
 
     Raises:
         DecodeError: the file does not exist.
@@ -170,10 +143,8 @@ def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline |
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
     for _ in range(_MAX_REMOVALS):
         copy = _copy_of(known, deadline)
-        try:
+        with suppress(FileNotFoundError):
             return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
-        except FileNotFoundError:
-            continue
     remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
     raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
 
@@ -223,10 +194,7 @@ def _sorted_paths(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]
 def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline: Deadline | None = None) -> T:
     """Call a function with the file system of an address; again, after a pause, while the server does not answer.
 
-    Raises:
-        FileNotFoundError: the server says that the file does not exist.
-        DataError: the server refuses the request, or did not answer in any attempt, or by the deadline.
-        ImportError: the package that the protocol needs is not installed.
+    Only a file that does not exist is a `FileNotFoundError`; other answers, and a deadline, are `DataError`s.
     """
     library = _LIBRARIES[address.partition("://")[0]]
     fs = _file_system(address, library)
@@ -301,16 +269,12 @@ def _max_bytes() -> int:
 
 
 def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
-    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache.
-
-    Names in the folder are hashes, so that no address leads out of it.
-    """
-    folder = _cache_folder()
-    suffix = file.suffix.lower() if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else ""
-    identity = f"{file.url}\n{file.size}\n{file.version}"
-    copy = folder / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
+    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache."""
+    suffix = file.suffix.lower() if is_media(file) else ""
+    identity = f"{file.url}\n{file.size}\n{file.version}"  # hashed, so that no address leads out of the folder
+    copy = _cache_folder() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
     if not _mark_used(copy):
-        folder.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_lock_of(copy)):  # other processes that need the file wait for it
             if not _mark_used(copy):
                 _fetch(file, copy, deadline)
@@ -319,11 +283,10 @@ def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
 
 def _mark_used(copy: Path) -> bool:
     """Set the time of last use of a copy, and return whether it exists."""
-    try:
+    with suppress(FileNotFoundError):
         os.utime(copy)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _lock_of(path: Path) -> Path:
@@ -375,41 +338,32 @@ def _reserve(part: Path, size: int, limit: int) -> bool:
 
 def _read_total(folder: Path) -> int | None:
     """Return the bytes of all files, or None if they must be counted. After a crash it may be too high."""
-    try:
+    with suppress(FileNotFoundError, ValueError):
         return int((folder / _TOTAL).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+    return None
 
 
 def _make_room(limit: int, own: Path) -> int:
-    """Remove copies until the others have at most `limit` bytes, and return their bytes.
-
-    At least one copy in a hundred is removed, because counting takes long in a large folder. This thread holds the lock
-    of the copy that `own` becomes.
-    """
-    sizes: dict[Path, int] = {}
-    last_used: dict[Path, float] = {}
+    """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes."""
+    copies: list[tuple[float, Path, int]] = []  # time of last use, path, bytes
     for path in own.parent.iterdir():
         if match := _COPY.fullmatch(path.name):
             status = path.stat()
-            sizes[path] = int(match[3] or status.st_size)
-            last_used[path] = status.st_mtime
-    total, at_least = sum(sizes.values()), len(sizes) // 100
-    for number, path in enumerate(sorted(sizes, key=last_used.__getitem__)):
-        if total <= limit and number >= at_least:
+            copies.append((status.st_mtime, path, int(match[3] or status.st_size)))
+    total = sum(size for *_, size in copies)
+    for number, (_, path, size) in enumerate(sorted(copies)):
+        if total <= limit and number >= len(copies) // 100:  # more room: counting takes long in a large folder
             break
         if path.suffix != _PARTIAL or _is_abandoned(path, own):
             path.unlink()
-            total -= sizes[path]
+            total -= size
     return total
 
 
 def _is_abandoned(part: Path, own: Path) -> bool:
-    """Return whether no process fetches a file any more."""
+    """Return whether no process fetches a file any more. This thread holds the lock of the copy that `own` becomes."""
     if _lock_of(part) == _lock_of(own):
         return True
-    try:
-        with FileLock(_lock_of(part), timeout=0):
-            return True
-    except Timeout:
-        return False
+    with suppress(Timeout), FileLock(_lock_of(part), timeout=0):
+        return True
+    return False

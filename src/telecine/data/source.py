@@ -8,7 +8,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -26,16 +26,11 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-
-# Why such a file is not used.
-ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 _MAX_PATH_BYTES = 4096
-# A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
-_MAX_ASPECT_RATIO = 100
+_MAX_ASPECT_RATIO = 100  # a clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000
 # Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
 _TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
-# Protocols of addresses, see `telecine.data.remote`.
-PROTOCOLS = ("s3", "gs", "hf", "https", "http")
+PROTOCOLS = ("s3", "gs", "hf", "https", "http")  # of addresses, see `telecine.data.remote`
 
 
 class DataError(ValueError):
@@ -72,10 +67,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def seconds_left(self) -> float:
-        """Return the seconds until the deadline; raise a `DataError` after it.
-
-        If the file were skipped instead, which data is used would depend on the speed of the machine.
-        """
+        """Return the seconds until the deadline; raise a `DataError` after it, since a skip would depend on speed."""
         if (left := self._end - time.monotonic()) > 0:
             return left
         remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
@@ -93,10 +85,8 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    size: int | None = field(default=None, compare=False)
-    """In bytes; None until the server is asked."""
-    version: str = field(default="", compare=False)
-    """ETag or modification time; empty if the server sends none."""
+    size: int | None = field(default=None, compare=False)  # in bytes; None until the server is asked
+    version: str = field(default="", compare=False)  # ETag or modification time; empty if the server sends none
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -119,7 +109,7 @@ class RemotePath:
         return self.path.suffix
 
     def is_dir(self) -> bool:
-        """Return whether it is a folder, as `Path.is_dir`."""
+        """Return `is_folder`, as `Path.is_dir`."""
         return self.is_folder
 
     def is_file(self) -> bool:
@@ -136,10 +126,8 @@ class TarMember:
 
     archive: File
     name: str
-    offset: int
-    """Of its first byte in the tar file."""
-    size: int
-    """In bytes."""
+    offset: int  # of its first byte in the tar file
+    size: int  # in bytes
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -150,8 +138,7 @@ Source: TypeAlias = File | TarMember
 
 def is_address(text: str) -> bool:
     """Return whether a text is an address of one of `PROTOCOLS`, and not a local path."""
-    protocol, separator, _ = text.partition("://")
-    return bool(separator) and protocol in PROTOCOLS
+    return text.startswith(tuple(f"{protocol}://" for protocol in PROTOCOLS))
 
 
 def as_source(path: str | PathLike[str] | Source) -> Source:
@@ -168,19 +155,16 @@ def file_of(source: Source) -> File:
 
 def resolve_source(source: Source) -> Source:
     """Resolve links and `..`, so that all names of one file compare equal."""
-    if isinstance(source, RemotePath):
-        return source
-    if isinstance(source, Path):
-        return source.resolve()
-    return source if isinstance(source.archive, RemotePath) else replace(source, archive=source.archive.resolve())
+    if isinstance(source, TarMember) and isinstance(source.archive, Path):
+        return replace(source, archive=source.archive.resolve())
+    return source.resolve() if isinstance(source, Path) else source
 
 
 def is_file_name(text: str) -> bool:
     """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
-    try:
+    with suppress(UnicodeEncodeError):
         return "\0" not in text and 0 < len(os.fsencode(text)) < _MAX_PATH_BYTES
-    except UnicodeEncodeError:
-        return False
+    return False
 
 
 def is_image(source: Source) -> bool:
@@ -238,23 +222,17 @@ class VideoInfo:
     """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
 
     path: Source
-    width: int
-    """In square pixels, as displayed."""
+    width: int  # in square pixels, as displayed
     height: int
-    fps: float
-    """Average number of frames per second; 1 for an image."""
+    fps: float  # average number of frames per second; 1 for an image
     pts: array[int] = field(repr=False, hash=False)
     """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
     In some files they are in decoding order. They then do not increase, and only tell frames apart."""
-    keyframes: array[int] = field(repr=False, hash=False)
-    """Indices in display order."""
-    seekable: bool = True
-    """Whether frames have timestamps to seek to; otherwise files are decoded from their start."""
-    time_base: float = 1.0
-    """Unit of `pts` in seconds."""
+    keyframes: array[int] = field(repr=False, hash=False)  # indices in display order
+    seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
+    time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    sample_aspect_ratio: float = 1.0
-    """Width of a stored pixel divided by its height, after rotation."""
+    sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
 
     @property
     def num_frames(self) -> int:
@@ -284,8 +262,7 @@ class Span:
 
     info: VideoInfo
     first_frame: int
-    last_frame: int
-    """Inclusive."""
+    last_frame: int  # inclusive
 
     @property
     def num_frames(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
@@ -20,9 +21,9 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
     """Split data into spans to train on and held-out spans. The two have no frame in common.
 
     Of ten videos or more, whole videos are held out, evenly spaced in their order, so that a folder sorted by subject
-    is sampled across subjects. Of fewer videos, the end of each is held out, at least one clip long; a video that is
-    too short for one clip in each part is used for training only. All held-out spans of videos are at least one clip
-    long. Images are split separately, and always whole.
+    is sampled across subjects. Of fewer videos, the end of each is held out; a video that is too short for one clip in
+    each part is used for training only. All held-out spans of videos are at least one clip long. Images are always
+    whole.
 
     Args:
         spans: The frames to split. Spans of one video may overlap.
@@ -79,8 +80,7 @@ def _group_by_video(spans: Sequence[Span]) -> list[list[Span]]:
 
 
 def _hold_out_videos(videos: Sequence[Sequence[Span]], fraction: float) -> tuple[list[Span], list[Span]]:
-    num_held_out = max(1, round(len(videos) * fraction))
-    chosen = set(_middles(len(videos), num_held_out))
+    chosen = set(_middles(len(videos), max(1, round(len(videos) * fraction))))
     train = [span for i, spans in enumerate(videos) if i not in chosen for span in spans]
     return train, [span for i in sorted(chosen) for span in videos[i]]
 
@@ -94,8 +94,8 @@ def _hold_out_ends(videos: Sequence[Sequence[Span]], fraction: float, clip_span:
         cut = max(span.last_frame for span in spans) + 1 - num_held_out
         before = [Span(span.info, span.first_frame, min(span.last_frame, cut - 1)) for span in spans]
         after = [Span(span.info, max(span.first_frame, cut), span.last_frame) for span in spans]
-        if any(span.num_frames >= clip_span for span in before):
-            train += [span for span in before if span.num_frames >= clip_span]
+        if long_enough := [span for span in before if span.num_frames >= clip_span]:
+            train += long_enough
             held_out += [span for span in after if span.num_frames >= clip_span]
         else:
             train += spans
@@ -108,13 +108,9 @@ def read_validation_clips(
     """Read the validation clips: the same in every call, with a centre crop and no flip.
 
     The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
-    do not overlap, so there may be fewer than `max_clips`. All have the validation size of `config`. Images are used if
-    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped. Errors
-    name the setting `name`.
-
-    Raises:
-        ValueError: `max_clips` is below 1.
-        DataError: no span is long enough for a clip, or no clip can be decoded.
+    do not overlap, so there may be fewer. All have the validation size of `config`. Images are used if there are no
+    videos, or if `config.image_ratio` is 1. Undecodable clips are logged and skipped. A `DataError`, if there is
+    no clip, names the setting `name`.
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
@@ -161,13 +157,9 @@ def _middles(total: int, count: int) -> list[int]:
 
 def _distribute(total: int, capacities: Sequence[int]) -> list[int]:
     """Distribute `total` clips in turn, so that no share exceeds its capacity."""
-    shares = [0] * len(capacities)
-    while total > 0 and shares != list(capacities):
-        for i, capacity in enumerate(capacities):
-            if total > 0 and shares[i] < capacity:
-                shares[i] += 1
-                total -= 1
-    return shares
+    turns = sorted((turn, i) for i, capacity in enumerate(capacities) for turn in range(min(capacity, total)))
+    shares = Counter(i for _, i in turns[:total])
+    return [shares[i] for i in range(len(capacities))]
 
 
 def _evenly_spaced(num_starts: int, count: int) -> list[int]:

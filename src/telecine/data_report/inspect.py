@@ -17,23 +17,13 @@ from torch.nn import functional as F
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import with_progress
-from telecine.data import (
-    ClipBatchSampler,
-    ClipDataset,
-    DecodeError,
-    Span,
-    TarMember,
-    VideoInfo,
-    bytes_from_video,
-    num_cached_bytes,
-    read_clip,
-)
-from telecine.data.clip import make_clip
-from telecine.data.decode import open_video
+from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, num_cached_bytes
+from telecine.data.clip import bytes_from_video, make_clip
+from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, open_file
+from telecine.data.source import Source, TarMember, open_file
 from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
@@ -48,8 +38,7 @@ HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
 DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
 STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
-# Of all frames, in one file.
-LARGE_FRACTION = 0.2
+LARGE_FRACTION = 0.2  # of all frames, in one file
 SCENES_FILE = "scenes.csv"
 MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
 
@@ -71,12 +60,9 @@ class SampledClip:
     source: str
     start: int
     fps: float
-    seconds: float
-    """Reading time on one core."""
-    remarks: tuple[str, ...]
-    """What is unusual about it: black, static, a cut."""
-    orientation: str
-    """How it was mirrored and turned, in words; empty if it was not."""
+    seconds: float  # reading time on one core
+    remarks: tuple[str, ...]  # what is unusual about it: black, static, a cut
+    orientation: str  # how it was mirrored and turned, in words; empty if it was not
 
 
 @dataclass(frozen=True)
@@ -84,19 +70,16 @@ class _FileRow:
     """A file in the table of files."""
 
     path: str
-    use: str
-    """Its use, or why it is not used."""
+    use: str  # or why it is not used
     is_used: bool
-    is_image: bool = False
-    """False also for a file that cannot be read."""
+    is_image: bool = False  # false also for a file that cannot be read
     codec: str = ""
     num_bytes: int = 0
     width: int = 0
     height: int = 0
     fps: float = 0.0
     num_frames: int = 0
-    keyframe_distance: int | None = None
-    """Most frames from a keyframe to the next one, or to the end; None for an image."""
+    keyframe_distance: int | None = None  # most frames from a keyframe to the next, or to the end; None for an image
 
 
 @dataclass(frozen=True)
@@ -105,20 +88,14 @@ class DataReport:
 
     data: str
     clips: list[SampledClip]
-    files: list[_FileRow]
-    """The usable files, then the others."""
-    ignored: dict[str, int]
-    """Number of files of other kinds in the folder, by suffix."""
+    files: list[_FileRow]  # the usable files, then the others
+    ignored: dict[str, int]  # number of files of other kinds in the folder, by suffix
     copies: list[list[str]]
-    scenes: list[Span]
-    """The parts of the training data between the cuts that were found; nothing without cuts."""
-    num_searched: int
-    """Files that were searched for cuts."""
-    num_train: int
-    """Frames to train on."""
+    scenes: list[Span]  # the parts of the training data between the cuts that were found; nothing without cuts
+    num_searched: int  # files that were searched for cuts
+    num_train: int  # frames to train on
     num_held_out: int
-    cache_bytes: int
-    """Size of all training frames, decoded at the size of the clips."""
+    cache_bytes: int  # of all training frames, decoded at the size of the clips
     advice: list[str]
 
     @property
@@ -139,11 +116,7 @@ class DataReport:
 def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100_000) -> DataReport:
     """Read `num_clips` clips as a training run does that draws all files equally often, and list the files of its data.
 
-    Files are searched for cuts up to `max_frames` together.
-
-    Raises:
-        ValueError: `num_clips` is below 1.
-        DataError: There is no usable video.
+    Files are searched for cuts up to `max_frames` together. Raises a `DataError` if there is no usable video.
     """
     check_count("num_clips", num_clips)
     spans = find_spans(config.data, config.val_data, config.clips)
@@ -162,7 +135,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
-        files=[*_rows(infos, spans, config.clips), *skipped],
+        files=[*_rows(infos, spans, config.clips, shortest), *skipped],
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=_groups_of_copies(infos),
         scenes=scenes if any(found.values()) else [],
@@ -177,9 +150,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
 
 def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
     """Yield the first clips of a run in one process, in its order."""
-    for clip_number in islice(chain.from_iterable(sampler), num_clips):
+    for item in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
-        decoded, spec, bucket = dataset.decode(clip_number)
+        decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
@@ -198,9 +171,8 @@ def _remarks(grid: Tensor) -> Iterator[str]:
         yield f"cut before frame {position}"
 
 
-def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[_FileRow]:
-    """Yield a row for each file that can be decoded."""
-    shortest = min(map(clips.span_of, clips.train_buckets))
+def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest: int) -> Iterator[_FileRow]:
+    """Yield a row for each file that can be decoded; a clip has at least `shortest` frames."""
     uses: defaultdict[Source, dict[str, None]] = defaultdict(dict)
     for use, used in (("training", spans.train), ("held out", spans.held_out)):
         for span in used:
@@ -225,9 +197,8 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
         distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
-    video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
-    size = num_bytes(info.path)
-    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=size, keyframe_distance=distance, **video)
+    facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
+    return _FileRow(str(info.path), use, is_used, info.is_image, *facts, distance)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
@@ -303,10 +274,8 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     )
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > LONG_DISTANCE for distance in distances):
-        yield (
-            f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. Reading a clip "
-            f"decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
-        )
+        advice = f"Reading a clip decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
+        yield f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. {advice}"
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
     cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
     yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
@@ -314,21 +283,15 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
         yield f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
     videos = [row for row in report.files if row.is_used and not row.is_image]
     if report.scenes:
-        yield (
-            f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. "
-            f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
-        )
+        advice = f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
+        yield f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. {advice}"
     elif report.num_searched < len(videos):
         yield f"Searched for cuts: {report.num_searched} of {len(videos)} videos. `--max_frames` searches more."
     longest = max(videos, key=lambda row: row.num_frames, default=None)
     fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
     if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
-        yield (
-            f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. "
-            "`--clips.weighting files` draws all files equally often, as the clips shown here."
-        )
+        advice = "`--clips.weighting files` draws all files equally often, as the clips shown here."
+        yield f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. {advice}"
     if report.copies:
-        yield (
-            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: held-out clips may be copies of "
-            "training clips."
-        )
+        advice = "Keep one of each: held-out clips may be copies of training clips."
+        yield f"Groups of files that are copies: {len(report.copies)}. {advice}"

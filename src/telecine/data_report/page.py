@@ -27,9 +27,7 @@ from telecine.report.video import shrink
 PAGE_FILE = "data.html"
 VIDEO_FILE = "clips.mp4"
 MAX_ROWS = 200  # files on the page; the JSON has all
-# Pixels of the longer side of a frame on the contact sheet, and of a clip in the video.
-SHEET_SIDE = 160
-VIDEO_SIDE = 192
+SHEET_SIDE, VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
 VIDEO_COLUMNS = 6
 
 
@@ -85,8 +83,8 @@ def _summary(report: DataReport) -> list[tuple[str, str]]:
 def print_data(console: Console, report: DataReport) -> None:
     """Print the most important values about a data set, and the advice."""
     table = Table("data", Column(report.data, overflow="fold"))
-    for name, value in _summary(report):
-        table.add_row(name, value)
+    for row in _summary(report):
+        table.add_row(*row)
     console.print(table)
     for text in report.advice:
         console.print(text, soft_wrap=True)
@@ -126,5 +124,4 @@ def _moving_sheet(clips: list[SampledClip]) -> Tensor:
 def _padded(frames: Tensor, height: int, width: int) -> Tensor:
     """Put frames `(T, H, W, 3)` into the middle of a black picture."""
     top, left = (height - frames.shape[1]) // 2, (width - frames.shape[2]) // 2
-    sides = (0, 0, left, width - frames.shape[2] - left, top, height - frames.shape[1] - top)
-    return F.pad(frames, sides)
+    return F.pad(frames, (0, 0, left, width - frames.shape[2] - left, top, height - frames.shape[1] - top))

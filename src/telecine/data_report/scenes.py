@@ -17,8 +17,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, VideoInfo, iterate_frames
 from telecine.data.source import RemotePath, Source
 
-# At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
-CUT = 0.06
+CUT = 0.06  # at a cut the mean change is above it, and more than CUT_RATIO times the changes before and after
 CUT_RATIO = 2.5
 GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 _DECODED_SIZE = (64, 64)
@@ -43,10 +42,7 @@ def cuts(found: Sequence[float]) -> list[int]:
 
 
 def find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int]]:
-    """Return the cuts in each of the first videos that have `max_frames` together, by decoding them whole.
-
-    A video is left out if not all of its frames can be decoded.
-    """
+    """Return the cuts in each of the first videos that have `max_frames` together, unless a frame does not decode."""
     found: dict[Source, list[int]] = {}
     videos = [info for info in infos if not info.is_image]
     ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
