@@ -53,10 +53,7 @@ class Checkpoints:
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
 
-        Other notes are about what has the name of a checkpoint and is none. It stays where it is.
-
-        Raises:
-            DamagedError: There are checkpoints, but all are damaged. They stay where they are.
+        If all are damaged, they stay, and a `DamagedError` is raised. What is no checkpoint stays, with a note.
         """
         damaged: dict[Path, DamagedError] = {}
         found = self.all()
@@ -68,10 +65,8 @@ class Checkpoints:
                 return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
-            remedy = f"To start again, move {self.folder} away."
-            raise DamagedError(
-                f"No checkpoint of {self.run} is intact. {' '.join(map(str, damaged.values()))} {remedy}"
-            )
+            errors, remedy = " ".join(map(str, damaged.values())), f"To start again, move {self.folder} away."
+            raise DamagedError(f"No checkpoint of {self.run} is intact. {errors} {remedy}")
         return None, notes
 
     def begin(self, step: int) -> Path:
@@ -84,10 +79,7 @@ class Checkpoints:
     def finish(
         self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
     ) -> Path:
-        """Flush the files in the folder of `begin` to disk, rename it, and return its path, see `_write_manifest`.
-
-        Older checkpoints are deleted, see `remove_old`.
-        """
+        """Complete the checkpoint in the folder of `begin`, call `remove_old`, and return the checkpoint's path."""
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
@@ -168,10 +160,9 @@ def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = 
     digests = dict(known or {})
     own = [path for path in paths if path not in digests]
     digests |= zip(own, _in_threads(digest_of, own), strict=True)
-    entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digests[path]} for path in paths
-    }
-    manifest = {"format": _FORMAT, "step": step, "files": entries}
+    entries = {path: {"size": path.stat().st_size, "sha256": digests[path]} for path in paths}
+    files = {path.relative_to(folder).as_posix(): entry for path, entry in entries.items()}
+    manifest = {"format": _FORMAT, "step": step, "files": files}
     manifest[_DIGEST] = _digest_of_values(manifest)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
@@ -182,10 +173,7 @@ def _digest_of_values(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_manifest(folder: Path, *, part: str = "") -> None:
-    """Raise a `DamagedError` if a file of a checkpoint is not as it was written, or it has the name of another step.
-
-    Of a `part`, a folder below it, only the files are checked. The checkpoint may have another name then.
-    """
+    """Raise a `DamagedError` if the files of a checkpoint, or of a `part`, differ, or the whole has another name."""
     manifest = _read_manifest(folder, follow=bool(part))
     name = step_name(manifest["step"])
     if not part and folder.resolve().name != name:

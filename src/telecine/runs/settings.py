@@ -21,12 +21,10 @@ ABSENT = "not set"
 
 @dataclass(frozen=True)
 class _Setting:
-    """One setting of several runs."""
+    """One setting, by its dotted name, of several runs: a value for each, `ABSENT` if it has none."""
 
     name: str
-    """The dotted name, as on the command line."""
     values: list[str]
-    """One value per run; `ABSENT` for a run without this setting."""
 
     @property
     def differs(self) -> bool:
@@ -35,13 +33,7 @@ class _Setting:
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings in the folder of a run or of a checkpoint, or nothing if the file does not exist.
-
-    They are plain and nested: functions of the user that they name are not imported.
-
-    Raises:
-        ValueError: The file is not a YAML mapping.
-    """
+    """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file."""
     path = folder / SETTINGS_FILE
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
@@ -56,7 +48,6 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def _as_yaml(settings: Settings) -> str:
-    """Return settings as YAML that `--config` reads."""
     return yaml.safe_dump(plain_settings(settings), sort_keys=False)
 
 
