@@ -32,12 +32,7 @@ _console = PlainConsole()
 
 
 def run(typed: Sequence[str]) -> None:
-    """Run what is typed: a command, its help, or `--help` and `--version`, which end the process.
-
-    Raises:
-        ValueError, OSError, TrainingError, ImportError: The command failed.
-        Interrupted: A signal interrupted a run.
-    """
+    """Run what is typed: a command, its help, or `--help` and `--version`, which end the process."""
     if not typed or typed[0] not in COMMANDS:
         _run_without_command(typed)
     name, words = typed[0], typed[1:]
@@ -135,8 +130,7 @@ def _plan(
     from telecine.training.planning.capacity import make_plan
 
     available = None if memory is None else parse_memory(memory)
-    check_count("num_processes", num_processes)
-    make_plan(settings, available, num_processes).print_to(_console)
+    make_plan(settings, available, check_count("num_processes", num_processes)).print_to(_console)
 
 
 @command(
@@ -211,8 +205,7 @@ def _reconstruct(
     """Encode and decode a video with an autoencoder, and write the result."""
     from telecine.evaluation.reconstruct import reconstruct
 
-    psnr = reconstruct(checkpoint, video, output, settings)
-    _say(f"wrote {output}, PSNR {psnr:.2f} dB")
+    _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
 
 
 @command(runs_code=True)

@@ -117,11 +117,7 @@ class DiscriminatorConfig(Settings):
             check_count(name, getattr(self, name))
 
     def check_size(self, shortest: int) -> None:
-        """Raise a `ValueError` if a side of a clip is too short, which would fail only when discriminators train.
-
-        Args:
-            shortest: The shortest height or width.
-        """
+        """Raise a `ValueError` if the `shortest` side of the clips is too short for a discriminator."""
         factor = 2**self.num_scales if self.video in ("patch", "features") else 1
         smallest = -(-shortest // factor)
         most = smallest.bit_length() - 1
@@ -129,9 +125,8 @@ class DiscriminatorConfig(Settings):
             contract = f"at most {most}, which halve {smallest} pixels to one"
             remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
-        shortest_side = MIN_SIZES.get(self.features.net, 0)
-        if self.video == "features" and (self.features.size or smallest) < shortest_side:
-            contract = f"a network that accepts {self.features.size or smallest} pixels"
-            got = f"{self.features.net!r}, which needs {shortest_side}"
+        given, needed = self.features.size or smallest, MIN_SIZES.get(self.features.net, 0)
+        if self.video == "features" and given < needed:
+            contract, got = f"a network that accepts {given} pixels", f"{self.features.net!r}, which needs {needed}"
             remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.features.net", contract, got, remedy)

@@ -38,12 +38,7 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
 
 @contextmanager
 def _naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
-    """Say of each mistake in settings where it is: the line of the last file that has the setting.
-
-    Args:
-        files: Files or recipes, later ones override earlier ones.
-        others: Settings that override those of files, each with the sentence that says where it is.
-    """
+    """Say of each mistake in settings where it is: the line of the last file that has it, or the text in `others`."""
     try:
         yield
     except ValueError as error:
@@ -70,12 +65,7 @@ def config_from(*layers: Nested) -> TrainConfig:
 
 
 def read_layer(name: str | PathLike[str]) -> Nested:
-    """Return the settings of a recipe or of a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not YAML, or has a setting twice, as a dotted name and in its group.
-    """
+    """Return the settings of a recipe or of a file; raise a `ValueError` if it has one twice, also as a dotted name."""
     path = find_recipe(name)
     values = read_yaml(path) or {}
     names = list(_flat_names(values))
@@ -87,12 +77,8 @@ def read_layer(name: str | PathLike[str]) -> Nested:
 def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
     """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
 
-    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        SettingsError: A setting is unknown, of the wrong type or out of range, or settings contradict each other; it
-            has all such mistakes, each with the file and the line or the variable of the environment that it is in.
+    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
+    all mistakes, each with its place.
     """
     is_run = issubclass(kind, TrainConfig)
     places = {option: "" for option, _ in typed}
