@@ -86,7 +86,7 @@ class CausalVAEConfig(Settings):
         for name, value in with_presets({"size": size, "latent": latent}).items():
             if getattr(self, name) == defaults[name]:
                 object.__setattr__(self, name, value)
-        lists = {"channel_multipliers": ("powers of two", "(1, 2)"), "fsq_levels": ("numbers of values", "(8, 5, 5, 5)")}
+        lists = {"channel_multipliers": ("powers of two", (1, 2)), "fsq_levels": ("numbers of values", (8, 5, 5, 5))}
         for name, (items, example) in lists.items():
             if not isinstance(value := getattr(self, name), (list, tuple)) or not value:
                 raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
