@@ -103,7 +103,8 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     allow_code(*found.pop("allow_code", None) or [])
     if command.settings is None:
         return found, []
-    files = found.pop("config") or _default_files(command, dict(texts))
+    del found["config"]
+    files = _files_typed(command, typed)
     return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
@@ -118,19 +119,17 @@ def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
     return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
-def _default_files(command: _Command, given: Mapping[str, str]) -> list[str]:
-    """Return the recipes of a command without `--config`, from the settings that are given."""
-    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe(given, is_data=has_data)] if command.trains else []
-
-
 def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
-    """Return the recipes and settings files of a command whose other arguments may be missing."""
+    """Return the recipes and settings files of a command, or its default; other arguments may be missing."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append")
     _add_typed(parser, command, typed)
     found = vars(parser.parse_known_args(typed)[0])
-    return found.pop("config") or _default_files(command, {key[2:]: texts[-1] for key, texts in found.items()})
+    if files := found.pop("config"):
+        return files
+    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
+    given = {key[2:]: texts[-1] for key, texts in found.items()}
+    return [default_recipe(given, is_data=has_data)] if command.trains else []
 
 
 def _parser(

@@ -224,11 +224,9 @@ def _read_manifest(folder: Path, *, follow: bool) -> dict[str, Any]:
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
-    except OSError as error:
-        got = f"one that cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:
+        got = f"one that cannot be read ({error})"
         raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
-    except ValueError as error:
-        raise DamagedError(str(error)) from error
     if manifest.get("format") != _FORMAT:
         contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
         raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)

@@ -111,8 +111,7 @@ class ClipConfig(Settings):
         if not 1.0 <= self.scale_jitter <= 8.0:
             raise argument_error("scale_jitter", "from 1 to 8", self.scale_jitter, "Use 1 for no zoom.")
         if not 0.0 < self.val_fraction <= 0.5:
-            remedy = "Use 0.1 to hold out a tenth."
-            raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, remedy)
+            raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, "Use 0.1 for a tenth.")
         if self.random_orientation and any(bucket.height != bucket.width for bucket in self.train_buckets):
             contract = "false for clips that are not square"
             raise argument_error("random_orientation", contract, True, "Use the same height and width.")
