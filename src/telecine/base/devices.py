@@ -71,10 +71,7 @@ def machine_memory() -> int:
 
 
 def _control_group_limits() -> Iterator[int]:
-    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7).
-
-    In a container, a group may have its name on the host; its files are then at the root.
-    """
+    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7)."""
     if not CONTROL_GROUP.is_file():
         return
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
@@ -85,7 +82,7 @@ def _control_group_limits() -> Iterator[int]:
             if "memory" not in controllers.split(","):
                 continue
         place = root / group.lstrip("/")
-        for folder in (place, *place.parents):
+        for folder in (place, *place.parents):  # in a container, the files of a group may be at the root
             file = folder / name
             if folder.is_relative_to(root) and file.is_file() and (limit := file.read_text("utf-8").strip()) != "max":
                 yield int(limit)

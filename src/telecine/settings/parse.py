@@ -80,16 +80,12 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
     Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
     all mistakes, each with its place.
     """
-    is_run = issubclass(kind, TrainConfig)
-    places = {option: "" for option, _ in typed}
-    places |= {name: f"It is {each} of the environment." for name, each in _environment().items() if is_run}
-    if is_run:
-        places = {**{name: "It is from `accelerate launch`." for name in launcher_layer()}, **places}
+    launched, variables = (launcher_layer(), _environment()) if issubclass(kind, TrainConfig) else ({}, {})
+    places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
+    places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
     with _naming_lines(files, places):
-        layers = [*map(read_layer, files), _typed_layer(kind, typed)]
-        if is_run:
-            layers[-1:] = [launcher_layer(), layers[-1], _environment_layer(kind)]
-        values = merged(layers)
+        environment = _typed_layer(kind, ((name, os.environ[each]) for name, each in variables.items()))
+        values = merged([*map(read_layer, files), launched, _typed_layer(kind, typed), environment])
         if "allow_code" in values:
             remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
             got = f"{values['allow_code']} in a settings file"
@@ -100,11 +96,6 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
-
-
-def _environment_layer(kind: type) -> Nested:
-    """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
-    return _typed_layer(kind, ((name, os.environ[variable]) for name, variable in _environment().items()))
 
 
 def _environment() -> dict[str, str]:
