@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from telecine.base.files import atomic_write, open_regular
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE, _MAX_BYTES = 2**20, 2**30
-_adapter = cache(TypeAdapter)
+_adapter: Any = cache(TypeAdapter)
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
@@ -156,7 +156,7 @@ def _metrics(record: Mapping[str, float]) -> dict[str, float]:
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
     """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
     try:
-        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
+        return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         value = "no value" if first["type"] == "missing" else describe(first["input"])

@@ -13,6 +13,7 @@ import yaml
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
 from telecine.settings.group import Settings
+from telecine.settings.parse import flat_items
 from telecine.settings.yaml_file import read_yaml
 
 SETTINGS_FILE = "config.yaml"
@@ -74,15 +75,10 @@ def check_encoding(settings: Settings) -> None:
             raise argument_error(name, contract, repr(text), remedy)
 
 
-def flat_settings(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     """Return nested settings as text by dotted name."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= flat_settings(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return found
+    pairs = flat_items(values)
+    return {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in pairs}
 
 
 def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:

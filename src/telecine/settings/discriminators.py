@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count, check_counts
 from telecine.settings.group import Settings
 
 # The shortest side that the networks of LPIPS accept.
@@ -104,7 +104,6 @@ class DiscriminatorConfig(Settings):
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
     Source: batch norm in most others, which makes clips depend on each other; "spectral" in arXiv:1802.05957.
     Fails: "none" needs a penalty."""
-
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The frozen network of "features"."""
 
@@ -113,8 +112,7 @@ class DiscriminatorConfig(Settings):
         if self.init is not None:
             object.__setattr__(self, "init", os.path.expanduser(self.init))
         check_count("num_scales", self.num_scales, at_least=0)
-        for name in ("dim", "max_dim", "num_layers"):
-            check_count(name, getattr(self, name))
+        check_counts(dim=self.dim, max_dim=self.max_dim, num_layers=self.num_layers)
 
     def check_size(self, shortest: int) -> None:
         """Raise a `ValueError` if the `shortest` side of the clips is too short for a discriminator."""

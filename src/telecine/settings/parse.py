@@ -68,7 +68,7 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     """Return the settings of a recipe or of a file; raise a `ValueError` if it has one twice, also as a dotted name."""
     path = find_recipe(name)
     values = read_yaml(path) or {}
-    names = list(_flat_names(values))
+    names = [name for name, _ in flat_items(values)]
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
         raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
     return nested(values.items())
@@ -151,10 +151,10 @@ def merged(layers: Iterable[Nested]) -> Nested:
     return found
 
 
-def _flat_names(values: Nested, before: str = "") -> Iterator[str]:
-    """Yield the dotted names of nested settings."""
+def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested settings with their dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat_names(value, f"{before}{name}.")
+            yield from flat_items(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}"
+            yield f"{before}{name}", value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from functools import cache, reduce
 from operator import getitem
@@ -18,6 +18,7 @@ from telecine.settings.group import alternatives, choices_of, describe_type, kin
 from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
 T = TypeVar("T")
+_adapter: Any = cache(TypeAdapter)
 # Settings as YAML has them.
 Nested = dict[str, Any]
 # Settings of older files that are no more, and their value now.
@@ -79,7 +80,7 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
     """
     values = _without_removed(values)
     try:
-        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
+        return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
         found: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
         for details in error.errors(include_url=False):
@@ -104,12 +105,6 @@ def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
     path, details = error
     is_check = details["type"] == "value_error"
     return len(path) + is_check, is_check
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return pydantic's reader of a dataclass."""
-    return TypeAdapter(kind)
 
 
 def _without_removed(values: Nested, before: str = "") -> Nested:
@@ -172,4 +167,4 @@ def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, pr
 
 def json_schema(kind: type) -> str:
     """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
-    return json.dumps(_adapter(cast(Hashable, kind)).json_schema(), indent=2)
+    return json.dumps(_adapter(kind).json_schema(), indent=2)
