@@ -125,11 +125,10 @@ def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
     parser.add_argument("--config", action="append")
     _add_typed(parser, command, typed)
     found = vars(parser.parse_known_args(typed)[0])
-    if files := found.pop("config"):
-        return files
+    if (files := found.pop("config")) or not command.trains:
+        return files or []
     has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    given = {key[2:]: texts[-1] for key, texts in found.items()}
-    return [default_recipe(given, is_data=has_data)] if command.trains else []
+    return [default_recipe({key[2:]: texts[-1] for key, texts in found.items()}, is_data=has_data)]
 
 
 def _parser(

@@ -25,7 +25,6 @@ _FORMAT = 1
 _DIGEST = "digest"
 _ENTRY = {"size": int, "sha256": str}
 _OTHER = "other bytes"
-_TENSORS = "**/*.safetensors"
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -47,8 +46,8 @@ class Checkpoints:
 
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
-        # One that has lost all other files has tensors.
-        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or any(each[1].glob(_TENSORS))]
+        found = step_folders(self.folder)  # one that has lost all other files has tensors
+        return [each for each in found if is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
@@ -60,8 +59,7 @@ class Checkpoints:
         others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
         notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
         for _, folder in reversed(found):
-            error = damage_of(folder)
-            if error is None:
+            if (error := damage_of(folder)) is None:
                 return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:

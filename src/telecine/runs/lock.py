@@ -38,14 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """The lock on the folder of a run, which is created, until `release`.
+    """The lock on the folder of a run, which is created, until `release`; a `ValueError` if another process has it.
 
     A file names the holder, who has the kernel's lock on it (`flock`): it ends with the process, and depends on no
     clock and on no name or number, which two containers may share. On a file system without such locks the file alone
     decides: that of a process of this machine that has ended is taken over. With `steal`, that of any process is.
-
-    Raises:
-        ValueError: Another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, run: Path, *, steal: bool = False) -> None:

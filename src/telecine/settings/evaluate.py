@@ -14,8 +14,6 @@ ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbenc
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
 
-DEFAULT_MAX_CLIPS = 100
-
 
 @dataclass(frozen=True)
 class Tiling(Settings):
@@ -74,7 +72,7 @@ class MeasuredClips(Settings):
     @property
     def clip_limit(self) -> int:
         """`max_clips`, or its default."""
-        return DEFAULT_MAX_CLIPS if self.max_clips is None else self.max_clips
+        return 100 if self.max_clips is None else self.max_clips
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""

@@ -80,7 +80,10 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
     Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
     all mistakes, each with its place.
     """
-    launched, variables = (launcher_layer(), _environment()) if issubclass(kind, TrainConfig) else ({}, {})
+    is_run = issubclass(kind, TrainConfig)
+    launched = launcher_layer() if is_run else {}
+    found = [name for name in os.environ if is_run and name.startswith(ENVIRONMENT)]
+    variables = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
     places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
     places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
     with _naming_lines(files, places):
@@ -96,12 +99,6 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
-
-
-def _environment() -> dict[str, str]:
-    """Return the variables of the environment that are settings, by the settings' dotted names."""
-    found = (name for name in os.environ if name.startswith(ENVIRONMENT))
-    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def launcher_layer() -> Nested:
