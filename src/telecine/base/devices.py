@@ -77,10 +77,10 @@ def _control_group_limits() -> Iterator[int]:
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
         root, name = CONTROL_GROUPS, "memory.max"
-        if controllers:  # version 1
+        if "memory" in controllers.split(","):  # version 1
             root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
-            if "memory" not in controllers.split(","):
-                continue
+        elif controllers:
+            continue
         place = root / group.lstrip("/")
         for folder in (place, *place.parents):  # in a container, the files of a group may be at the root
             file = folder / name

@@ -204,14 +204,19 @@ class TrainConfig(Settings):
         for name in (*counts, "log_every", "val_every", "save_every"):
             check_count(name, getattr(self, name))
         check_count("latent_clips", self.latent_clips, at_least=0)
-        self._check_process_timeout()
+        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
+        # While a process replaces workers that do not answer, the others must not give it up.
+        if self.process_timeout <= (shortest := MAX_FAILURES * self.clips.timeout):
+            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
+            remedy = "Lower `clips.timeout`, or raise it."
+            raise argument_error("process_timeout", contract, self.process_timeout, remedy)
         self._check_discriminators()
         smallest = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
-        shortest = min(smallest.height, smallest.width)
-        self.discriminator.check_size(shortest)
+        side = min(smallest.height, smallest.width)
+        self.discriminator.check_size(side)
         if self.sharding != "none":
             self._check_sharding()
-        if shortest < MIN_SIZES["alex"]:
+        if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(smallest), "Use larger clips.")
 
@@ -236,14 +241,6 @@ class TrainConfig(Settings):
     def clips_per_step(self, num_processes: int) -> int:
         """Return the number of clips in an update, over all processes."""
         return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
-
-    def _check_process_timeout(self) -> None:
-        """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
-        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
-        if self.process_timeout <= (shortest := MAX_FAILURES * self.clips.timeout):
-            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
-            remedy = "Lower `clips.timeout`, or raise it."
-            raise argument_error("process_timeout", contract, self.process_timeout, remedy)
 
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""
