@@ -35,28 +35,23 @@ __version__ = "0.1.0"
 # The module of each name, which is imported on first use: `telecine --version` need not wait for PyTorch, the objective
 # needs torchvision, and `train`, `evaluate` and `reconstruct` need the extra.
 _MODULES = {
-    "train": "telecine.training",
-    "TrainConfig": "telecine.settings",
-    "read_config": "telecine.settings.parse",
-    "evaluate": "telecine.evaluation.evaluate",
-    "EvaluateConfig": "telecine.settings",
-    "reconstruct": "telecine.evaluation.reconstruct",
-    "ReconstructConfig": "telecine.settings",
-    "VideoAutoencoderLoss": "telecine.objective",
-    "Term": "telecine.settings",
-    "Ramp": "telecine.settings",
-    "allow_code": "telecine.base.imports",
-    "LPIPS": "telecine.perceptual",
-    "Discriminator": "telecine.discriminators",
-    "Discriminator3D": "telecine.discriminators",
-    "Discriminator3DWithfirstframe": "telecine.discriminators",
-    "DiscriminatorOutput": "telecine.discriminators",
-    "PatchDiscriminator": "telecine.discriminators",
-    "PatchDiscriminator3D": "telecine.discriminators",
-    "frame_gradients": "telecine.discriminators",
-    "gradient_penalty": "telecine.losses",
-    "kl_to_standard_normal": "telecine.losses",
-    "mse": "telecine.losses",
+    name: f"telecine.{module}"
+    for module, names in {
+        "training": ["train"],
+        "evaluation.evaluate": ["evaluate"],
+        "evaluation.reconstruct": ["reconstruct"],
+        "settings": ["TrainConfig", "EvaluateConfig", "ReconstructConfig", "Term", "Ramp"],
+        "settings.parse": ["read_config"],
+        "objective": ["VideoAutoencoderLoss"],
+        "perceptual": ["LPIPS"],
+        "discriminators": [
+            *("Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe", "DiscriminatorOutput"),
+            *("PatchDiscriminator", "PatchDiscriminator3D", "frame_gradients"),
+        ],
+        "losses": ["gradient_penalty", "kl_to_standard_normal", "mse"],
+        "base.imports": ["allow_code"],
+    }.items()
+    for name in names
 }
 
 __all__ = [*_MODULES]

@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from telecine.base.checks import Interrupted, SettingsError, TrainingError, printable
 from telecine.base.imports import how_to_install
 
-USER_ERROR = 2
-INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
@@ -34,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as interruption:
         if os.environ.get("RANK", "0") == "0":
             print(printable(str(interruption)) or "interrupted")
-        return INTERRUPTED
+        return 130
     return 0
 
 
@@ -49,7 +46,7 @@ def _fail(*errors: str, typed: Sequence[str] = ()) -> int:
         if names and (as_typed[0] != names[0] or names[0] in short):
             words[1::2] = [short.get(name, name) for name in as_typed]
         print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
-    return USER_ERROR
+    return 2
 
 
 if __name__ == "__main__":

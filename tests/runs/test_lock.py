@@ -100,7 +100,7 @@ def test_a_lock_that_another_process_just_took_over_is_put_back(tmp_path, monkey
     path = tmp_path / ".lock"
     path.write_text(stale())
     os.utime(path, (time.time() - 60,) * 2)
-    move, moved, waited = lock._move, [], []
+    move, moved, waited = lock.Path.rename, [], []
 
     def move_late(source, target):
         if not moved:
@@ -109,7 +109,7 @@ def test_a_lock_that_another_process_just_took_over_is_put_back(tmp_path, monkey
         moved.append(source)
         return move(source, target)
 
-    monkeypatch.setattr(lock, "_move", move_late)
+    monkeypatch.setattr(lock.Path, "rename", move_late)
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: (waited.append(seconds), write(tmp_path)))
     with pytest.raises(ValueError, match=f"process {os.getppid()} on"):
         RunLock(tmp_path)

@@ -7,9 +7,8 @@ import pytest
 from telecine import Ramp, Term
 from telecine.cli import commands  # noqa: F401 - registers them
 from telecine.cli.parser import parse
-from telecine.settings import Bucket, TrainConfig
+from telecine.settings import Bucket, OptimizerConfig, TrainConfig
 from telecine.settings.parse import (
-    _environment_layer,
     _typed_layer,
     config_from,
     launcher_layer,
@@ -17,6 +16,7 @@ from telecine.settings.parse import (
     nested,
     read_config,
     read_layer,
+    settings_from,
 )
 from telecine.settings.validate import REMOVED, json_schema, validate
 
@@ -172,7 +172,7 @@ def test_a_list_is_typed_with_commas_in_brackets_or_without(name, text, value):
 def test_the_environment(monkeypatch):
     monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
-    assert _environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
+    assert settings_from(TrainConfig, [], []) == TrainConfig(optimizer=OptimizerConfig(lr=1e-5))
 
 
 @pytest.mark.parametrize(

@@ -71,21 +71,18 @@ def machine_memory() -> int:
 
 
 def _control_group_limits() -> Iterator[int]:
-    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7).
-
-    In a container, a group may have its name on the host; its files are then at the root.
-    """
+    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7)."""
     if not CONTROL_GROUP.is_file():
         return
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
         root, name = CONTROL_GROUPS, "memory.max"
-        if controllers:  # version 1
+        if "memory" in controllers.split(","):  # version 1
             root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
-            if "memory" not in controllers.split(","):
-                continue
+        elif controllers:
+            continue
         place = root / group.lstrip("/")
-        for folder in (place, *place.parents):
+        for folder in (place, *place.parents):  # in a container, the files of a group may be at the root
             file = folder / name
             if folder.is_relative_to(root) and file.is_file() and (limit := file.read_text("utf-8").strip()) != "max":
                 yield int(limit)

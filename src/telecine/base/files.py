@@ -24,14 +24,10 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link", stat.S_IFIF
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file to read its bytes; raise a `ValueError` at once for anything else: a FIFO would wait.
-
-    Without `follow`, a symbolic link is refused; links in the path of its folder are followed.
-    """
+    """Open a regular file to read its bytes; raise a `ValueError` for all else, without `follow` for links, too."""
     kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
-    if kind != stat.S_IFREG:
-        contract, got = "a regular file", _KINDS.get(kind, "a device")
-        raise argument_error(str(path), contract, got, "Copy its content to a file.")
+    if kind != stat.S_IFREG:  # opening a FIFO would wait
+        raise argument_error(str(path), "a regular file", _KINDS.get(kind, "a device"), "Copy its content to a file.")
     # Should it be replaced meanwhile, the open does not wait either.
     flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     return open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))
@@ -40,19 +36,17 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
     with open_regular(path, follow=follow) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = b"" if size > max_bytes else file.read(max_bytes + 1)
-    if max(size, len(content)) > max_bytes:
-        got = f"{max(size, len(content))} bytes"
-        raise argument_error(str(path), f"a file of at most {max_bytes} bytes", got, "Check the path.")
+        content = file.read(max_bytes + 1)
+        size = max(len(content), os.fstat(file.fileno()).st_size)
+    if size > max_bytes:
+        raise argument_error(str(path), f"a file of at most {max_bytes} bytes", f"{size} bytes", "Check the path.")
     return content
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename that file to `path`.
 
-    Readers see the old file or the new one, never a part of it, also after a power failure. If `write` fails, nothing
-    remains.
+    Readers see the old or the new file, never a part, also after a power failure. If `write` fails, nothing remains.
     """
     partial = partial_path(path)
     partial.touch(exist_ok=False)

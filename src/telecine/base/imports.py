@@ -13,7 +13,6 @@ from typing import TypeVar, cast
 from telecine.base.checks import argument_error, describe, nearest, suggestion
 
 T = TypeVar("T")
-
 # What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
 # error about the setting, because the command line prints no traceback of a `ValueError` or an `OSError`.
 CODE_ERRORS = (
@@ -53,10 +52,9 @@ def _not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
 
 
 def import_allowed(path: str, name: str) -> object:
-    """Return the object at the dotted path in the setting `name`, if its package is allowed.
+    """Return the object at the dotted path in the setting `name`, else raise a `ValueError`.
 
-    A name that a module only imported, such as `my_package.os.system`, must be allowed where it was defined, too.
-    Any failure is a `ValueError`. Nothing is imported if the path is not allowed.
+    Its package must be allowed, and that where it was defined, too: `my_package.os.system` is refused.
     """
     module, _, attribute = path.rpartition(".")
     if not is_dotted(path):

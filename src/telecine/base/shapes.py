@@ -61,10 +61,9 @@ def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor)
 
 
 def check_range(name: str, value: Tensor) -> None:
-    """Raise a `ValueError` if a CPU tensor exceeds [-1, 1]; NaN passes, and so do tensors on other devices.
+    """Raise a `ValueError` if a CPU tensor exceeds [-1, 1], and warn if no value is below 0; NaN passes.
 
-    Warn once if it may have been meant for [0, 1], because no value is below 0.
-    Reading a value from an accelerator would make the host wait for it in every step. Fake tensors have no values.
+    Tensors on other devices pass: reading a value would make the host wait in every step. Fake ones have no values.
     """
     if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
         return

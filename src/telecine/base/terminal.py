@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
-from telecine.base.checks import argument_error, printable
+from telecine.base.checks import printable
 
 Item = TypeVar("Item")
-
 # Without a terminal, a line of progress is printed this often.
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -42,15 +41,8 @@ def escape_logs() -> None:
 
 
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
-
-    `total` is the number of items. It may be left out if `items` has a length.
-    """
-    if total is None:
-        if not isinstance(items, Sized):
-            remedy = "Pass the number of items."
-            raise argument_error("total", "given for items without a length", "nothing", remedy, TypeError)
-        total = len(items)
+    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal."""
+    total = len(items) if total is None else total  # type: ignore[arg-type]
     console = Console(stderr=True)
     if console.is_terminal:
         from rich.progress import track  # takes time that help and mistakes on the command line must not spend

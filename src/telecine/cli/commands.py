@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from telecine import __version__
 from telecine.base.checks import argument_error, check_count, nearest
@@ -32,12 +32,7 @@ _console = PlainConsole()
 
 
 def run(typed: Sequence[str]) -> None:
-    """Run what is typed: a command, its help, or `--help` and `--version`, which end the process.
-
-    Raises:
-        ValueError, OSError, TrainingError, ImportError: The command failed.
-        Interrupted: A signal interrupted a run.
-    """
+    """Run what is typed: a command, its help, or `--help` and `--version`, which end the process."""
     if not typed or typed[0] not in COMMANDS:
         _run_without_command(typed)
     name, words = typed[0], typed[1:]
@@ -81,6 +76,14 @@ def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
 
 
+def _print_once(result: Any) -> None:
+    """Print the result of a run in one of its processes."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        result.print_to(_console)
+
+
 @command(*_MOST_USED, runs_code=True)
 def _train(
     settings: TrainConfig,
@@ -94,31 +97,21 @@ def _train(
     ] = False,
 ) -> None:
     """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
-    from accelerate import PartialState
-
     from telecine.training import train
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
-        tried = try_update(settings, console=_console)
-        if PartialState().is_main_process:
-            tried.print_to(_console)
-        return
-    result = train(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
-    if PartialState().is_main_process:
-        result.print_to(_console)
+        _print_once(try_update(settings, console=_console))
+    else:
+        _print_once(train(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
 
 
 @command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
 def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_data: _ChangeData = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from accelerate import PartialState
-
     from telecine.training.distillation import distill
 
-    result = distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
-    if PartialState().is_main_process:
-        result.print_to(_console)
+    _print_once(distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
 
 
 @command(*_MOST_USED, runs_code=True)
@@ -135,8 +128,7 @@ def _plan(
     from telecine.training.planning.capacity import make_plan
 
     available = None if memory is None else parse_memory(memory)
-    check_count("num_processes", num_processes)
-    make_plan(settings, available, num_processes).print_to(_console)
+    make_plan(settings, available, check_count("num_processes", num_processes)).print_to(_console)
 
 
 @command(
@@ -211,8 +203,7 @@ def _reconstruct(
     """Encode and decode a video with an autoencoder, and write the result."""
     from telecine.evaluation.reconstruct import reconstruct
 
-    psnr = reconstruct(checkpoint, video, output, settings)
-    _say(f"wrote {output}, PSNR {psnr:.2f} dB")
+    _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
 
 
 @command(runs_code=True)

@@ -36,10 +36,8 @@ class _Command:
     """A command of `telecine`."""
 
     run: Callable[..., None]
-    most_used: tuple[str, ...] = ()
-    """The settings that `--help` shows; by default all."""
-    runs_code: bool = False
-    """Whether settings or models may name code of the user's."""
+    most_used: tuple[str, ...]  # the settings that `--help` shows; none for all
+    runs_code: bool  # whether settings or models may name code of the user's
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -88,12 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of a command's function, its settings among them, and the recipes that they are from.
-
-    Raises:
-        FileNotFoundError: There is no such settings file or recipe.
-        ValueError: An argument is unknown, missing or wrong, or a settings file is.
-    """
+    """Return the arguments of a command's function, its settings among them, and the recipes that they are from."""
     command = COMMANDS[name]
     parser = _parser(command, [])
     _add_typed(parser, command, typed)
@@ -110,7 +103,8 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     allow_code(*found.pop("allow_code", None) or [])
     if command.settings is None:
         return found, []
-    files = found.pop("config") or _default_files(command, dict(texts))
+    del found["config"]
+    files = _files_typed(command, typed)
     return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
@@ -125,19 +119,16 @@ def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
     return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
-def _default_files(command: _Command, given: Mapping[str, str]) -> list[str]:
-    """Return the recipes of a command without `--config`, from the settings that are given."""
-    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe(given, is_data=has_data)] if command.trains else []
-
-
 def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
-    """Return the recipes and settings files of a command whose other arguments may be missing."""
+    """Return the recipes and settings files of a command, or its default; other arguments may be missing."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append")
     _add_typed(parser, command, typed)
     found = vars(parser.parse_known_args(typed)[0])
-    return found.pop("config") or _default_files(command, {key[2:]: texts[-1] for key, texts in found.items()})
+    if (files := found.pop("config")) or not command.trains:
+        return files or []
+    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
+    return [default_recipe({key[2:]: texts[-1] for key, texts in found.items()}, is_data=has_data)]
 
 
 def _parser(
@@ -161,12 +152,11 @@ def _parser(
     if with_arguments and command.runs_code:
         others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=ALLOW_CODE)
     groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
-    for item in settings:
-        if not item.is_group:
-            group, _, last = item.name.rpartition(".")
-            text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
-            name = f"--{item.name}"
-            groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
+    for item in (each for each in settings if not each.is_group):
+        group, _, last = item.name.rpartition(".")
+        text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
+        name = f"--{item.name}"
+        groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
     return parser
 
 
@@ -206,15 +196,9 @@ def _facts(item: Setting, values: Nested) -> str:
 
 
 def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
-    """Return the help of a command.
+    """Return the help of a command about "all", a setting or a group, by default the settings that are used most.
 
-    Args:
-        name: The command.
-        topic: "all", the name of a setting or that of a group, to explain; by default the settings that are used most.
-        typed: The command's arguments. The values of the settings files that it would use are shown as defaults.
-
-    Raises:
-        ValueError: There is no setting of that name, or a settings file cannot be read.
+    The values of the settings files that the command would use with what is `typed` are shown as defaults.
     """
     command = COMMANDS[name]
     settings = _settings(command)
@@ -267,9 +251,8 @@ def completion_script(shell: str) -> str:
     parser.add_argument("--version", action="store_true", help="Print the version.")
     commands = parser.add_subparsers()
     for name, command in COMMANDS.items():
-        of_command = commands.add_parser(
-            name, help=command.summary, parents=[_parser(command, _settings(command))], add_help=True
-        )
+        parents = [_parser(command, _settings(command))]
+        of_command = commands.add_parser(name, help=command.summary, parents=parents, add_help=True)
         for action in of_command._actions:
             kind = kind_at(command.settings, action.dest.removeprefix("--")) or str
             if (name, action.dest) == ("recipes", "name"):

@@ -25,7 +25,6 @@ _FORMAT = 1
 _DIGEST = "digest"
 _ENTRY = {"size": int, "sha256": str}
 _OTHER = "other bytes"
-_TENSORS = "**/*.safetensors"
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -47,31 +46,25 @@ class Checkpoints:
 
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
-        # One that has lost all other files has tensors.
-        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or any(each[1].glob(_TENSORS))]
+        found = step_folders(self.folder)  # one that has lost all other files has tensors
+        return [each for each in found if is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
 
-        Other notes are about what has the name of a checkpoint and is none. It stays where it is.
-
-        Raises:
-            DamagedError: There are checkpoints, but all are damaged. They stay where they are.
+        If all are damaged, they stay, and a `DamagedError` is raised. What is no checkpoint stays, with a note.
         """
         damaged: dict[Path, DamagedError] = {}
         found = self.all()
         others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
         notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
         for _, folder in reversed(found):
-            error = damage_of(folder)
-            if error is None:
+            if (error := damage_of(folder)) is None:
                 return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
-            remedy = f"To start again, move {self.folder} away."
-            raise DamagedError(
-                f"No checkpoint of {self.run} is intact. {' '.join(map(str, damaged.values()))} {remedy}"
-            )
+            errors, remedy = " ".join(map(str, damaged.values())), f"To start again, move {self.folder} away."
+            raise DamagedError(f"No checkpoint of {self.run} is intact. {errors} {remedy}")
         return None, notes
 
     def begin(self, step: int) -> Path:
@@ -84,10 +77,7 @@ class Checkpoints:
     def finish(
         self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
     ) -> Path:
-        """Flush the files in the folder of `begin` to disk, rename it, and return its path, see `_write_manifest`.
-
-        Older checkpoints are deleted, see `remove_old`.
-        """
+        """Complete the checkpoint in the folder of `begin`, call `remove_old`, and return the checkpoint's path."""
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
@@ -168,10 +158,9 @@ def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = 
     digests = dict(known or {})
     own = [path for path in paths if path not in digests]
     digests |= zip(own, _in_threads(digest_of, own), strict=True)
-    entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digests[path]} for path in paths
-    }
-    manifest = {"format": _FORMAT, "step": step, "files": entries}
+    entries = {path: {"size": path.stat().st_size, "sha256": digests[path]} for path in paths}
+    files = {path.relative_to(folder).as_posix(): entry for path, entry in entries.items()}
+    manifest = {"format": _FORMAT, "step": step, "files": files}
     manifest[_DIGEST] = _digest_of_values(manifest)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
@@ -182,10 +171,7 @@ def _digest_of_values(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_manifest(folder: Path, *, part: str = "") -> None:
-    """Raise a `DamagedError` if a file of a checkpoint is not as it was written, or it has the name of another step.
-
-    Of a `part`, a folder below it, only the files are checked. The checkpoint may have another name then.
-    """
+    """Raise a `DamagedError` if the files of a checkpoint, or of a `part`, differ, or the whole has another name."""
     manifest = _read_manifest(folder, follow=bool(part))
     name = step_name(manifest["step"])
     if not part and folder.resolve().name != name:
@@ -236,11 +222,9 @@ def _read_manifest(folder: Path, *, follow: bool) -> dict[str, Any]:
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
-    except OSError as error:
-        got = f"one that cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:
+        got = f"one that cannot be read ({error})"
         raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
-    except ValueError as error:
-        raise DamagedError(str(error)) from error
     if manifest.get("format") != _FORMAT:
         contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
         raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from telecine.base.files import atomic_write, open_regular
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE, _MAX_BYTES = 2**20, 2**30
-_adapter = cache(TypeAdapter)
+_adapter: Any = cache(TypeAdapter)
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
@@ -31,9 +31,7 @@ class TrainingWarning:
     step: Count
     rule: str
     message: str
-    """What was observed."""
     remedy: str
-    """What to try."""
 
 
 class _JSONLines:
@@ -136,13 +134,8 @@ class History(_JSONLines):
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         record = super()._parse(number, line)
-        # An integer of more bits is no float.
-        numbers = (
-            type(value) is float or (type(value) is int and value.bit_length() < 1024) for value in record.values()
-        )
-        wrong = [name for name, is_number in zip(record, numbers, strict=True) if not is_number]
-        if wrong or not _is_step(record.get("step")):
-            name = wrong[0] if wrong else "step"
+        name = next((name for name, value in record.items() if not _is_number(value)), "step")
+        if name != "step" or not _is_step(record.get("step")):
             contract, got = "numbers by name, with a whole `step`", f"{describe(record.get(name))} as {name!r}"
             raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
         return record
@@ -153,17 +146,17 @@ class History(_JSONLines):
         if not found:
             remedy = "Use another --output_dir, or a larger --steps."
             raise argument_error(str(self.path), "a file with a validation", "none", remedy)
-        first, last = (
-            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
-            for record in (found[0], found[-1])
-        )
-        return first, last
+        return _metrics(found[0]), _metrics(found[-1])
+
+
+def _metrics(record: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
 
 
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
     """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
     try:
-        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
+        return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         value = "no value" if first["type"] == "missing" else describe(first["input"])
@@ -188,14 +181,15 @@ def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Return the record of the best validation after step 0, the earliest of equals, or None if there is none.
-
-    LPIPS is better when smaller, other metrics when larger. Values that are not finite are skipped.
-    """
+    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
     name = f"val/{metric}"
     trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
-    sign = -1 if "lpips" in metric else 1
+    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
     return max(trained, key=lambda record: sign * record[name], default=None)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and value.bit_length() < 1024)  # what fits into a float
 
 
 def _is_step(value: object) -> bool:

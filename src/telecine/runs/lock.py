@@ -38,14 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """The lock on the folder of a run, which is created, until `release`.
+    """The lock on the folder of a run, which is created, until `release`; a `ValueError` if another process has it.
 
     A file names the holder, who has the kernel's lock on it (`flock`): it ends with the process, and depends on no
     clock and on no name or number, which two containers may share. On a file system without such locks the file alone
     decides: that of a process of this machine that has ended is taken over. With `steal`, that of any process is.
-
-    Raises:
-        ValueError: Another process holds the lock, or the folder cannot be written.
     """
 
     def __init__(self, run: Path, *, steal: bool = False) -> None:
@@ -60,8 +57,7 @@ class RunLock:
             self._file.truncate(0)
             self._file.write(json.dumps(self.holder).encode())
             os.fsync(self._file.fileno())
-            self.taken_at = os.fstat(self._file.fileno()).st_ctime
-            """Seconds since the epoch, by the clock of the file system."""
+            self.taken_at = os.fstat(self._file.fileno()).st_ctime  # by the clock of the file system
         except OSError as error:
             mount = next(str(folder) for folder in run.absolute().parents if folder.is_mount())
             got = f"{run} ({error.strerror}; its file system is mounted at {mount})"
@@ -102,13 +98,12 @@ class RunLock:
         """Remove the file of a process that has ended, on a file system without locks of the kernel."""
         if found and not (steal or _is_over(found, is_locked=False)):
             self._refuse(found)
-        moved = partial_path(self.path)  # renaming succeeds in one process only
-        if not _move(self.path, moved):
-            return
-        if _read(moved) == found:
-            moved.unlink()
-        else:  # the lock of another process, which has taken the stale one over since it was read here
-            os.replace(moved, self.path)
+        moved = partial_path(self.path)
+        with suppress(FileNotFoundError):
+            self.path.rename(moved)  # succeeds in one process only
+            if _read(moved) != found:  # that of another process, which has taken the stale one over meanwhile
+                os.replace(moved, self.path)
+            moved.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Remove the lock, unless it was stolen, and the folder if nothing was written into it."""
@@ -158,14 +153,6 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
     """Return whether an open file is still that of a path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
-
-
-def _move(path: Path, target: Path) -> bool:
-    """Rename a file, and return whether it existed."""
-    with suppress(FileNotFoundError):
-        path.rename(target)
-        return True
     return False
 
 

@@ -35,37 +35,25 @@ class ValidationClips:
     num_frames: _Size
     height: _Size
     width: _Size
-    sha256: str
-    """Hash of the pixels of all clips, in order."""
+    sha256: str  # of the pixels of all clips, in order
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """The size, data, time and memory of a run: `summary.json`."""
 
-    num_parameters: Count
-    """Of the autoencoder."""
-    num_trained: Count
-    """Those of them that are trained."""
+    num_parameters: Count  # of the autoencoder
+    num_trained: Count  # those of them that are trained
     num_disc_parameters: Count
-    """Of the discriminators."""
-    num_videos: Count
-    """Videos that are used."""
-    num_skipped: Count
-    """Files that are not."""
-    num_frames: Count
-    """Frames to train on."""
+    num_videos: Count  # that are used
+    num_skipped: Count  # files that are not used
+    num_frames: Count  # to train on
     clips_per_update: _Size
     validation: ValidationClips
-    seconds: Annotated[_Finite, Field(ge=0)]
-    """Duration of the run with its validations; the times of a run that was resumed are added."""
-    peak_memory: Count | None
-    """Bytes at the peak of the first process: of the GPU as PyTorch allocated them, on a CPU of the process. None on
-    other devices."""
-    num_images: Count = 0
-    """Still images that are used."""
-    data_sha256: str = ""
-    """Hash of the names, the sizes and the trained frames of the files; empty before telecine 0.3."""
+    seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
+    peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
+    num_images: Count = 0  # that are used
+    data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
 
 
 @dataclass(frozen=True)
@@ -74,22 +62,15 @@ class SavedClip:
 
     video: str
     """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: InstanceOf[str]
-    """Its file in the data; a name may have bytes that are not UTF-8."""
-    start: Count
-    """Position of its first frame in the file."""
+    source: InstanceOf[str]  # its file in the data; a name may have bytes that are not UTF-8
+    start: Count  # position of its first frame in the file
     num_frames: _Size
-    height: _Size
-    """Height of the clip in pixels. In the video, small clips are enlarged by 2."""
+    height: _Size  # pixels of the clip; in the video, small clips are enlarged by 2
     width: _Size
     metrics: dict[str, Annotated[float, Field(strict=True)]]
-    """Its metrics by name."""
-    frame_psnr: list[_Finite]
-    """PSNR of each frame in dB."""
-    sha256: str = ""
-    """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
-    fps: _Positive | None = None
-    """Frames per second of its video; None where older versions wrote one rate for all."""
+    frame_psnr: list[_Finite]  # dB
+    sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty before telecine 0.2
+    fps: _Positive | None = None  # None where older versions wrote one rate for all
 
 
 @dataclass(frozen=True)
@@ -97,13 +78,10 @@ class SavedValidation:
     """The clips of one validation."""
 
     step: Count
-    fps: _Positive
-    """Frames per second of the fastest clip."""
-    amplification: _Positive
-    """The factor of the difference in the videos."""
+    fps: _Positive  # of the fastest clip
+    amplification: _Positive  # of the difference in the videos
     clips: list[SavedClip]
-    folder: Path
-    """The folder of the videos."""
+    folder: Path  # of the videos
 
 
 class Run:
@@ -128,10 +106,7 @@ class Run:
         return os.path.lexists(self.history.path)
 
     def check_links(self) -> None:
-        """Raise a `ValueError` if something of the run is a symbolic link: that of a foreign run leads anywhere.
-
-        The folder of the run may be one, and `best` is one.
-        """
+        """Raise a `ValueError` if something inside, except `best`, is a symbolic link: it may lead anywhere."""
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
         files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
         files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OUTPUT_MARKER]
@@ -153,8 +128,8 @@ class Run:
         notes = [f"{path}: {dropped} lines could not be read and are dropped" for path, _, dropped in cuts if dropped]
         path, num_kept, _ = cuts[0]
         if num_kept != expected:
-            gap = f"{num_kept} records up to the checkpoint instead of {expected}; the curves have a gap"
-            notes.append(f"{path}: {gap}")
+            text = f"{num_kept} records up to the checkpoint instead of {expected}; the curves have a gap"
+            notes.append(f"{path}: {text}")
         return num_kept, notes
 
     def best_step(self, metric: str | None, step: int) -> int | None:
@@ -205,11 +180,7 @@ class Run:
     def write_validation(
         self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
     ) -> Path:
-        """Write the clips of the validation at `step` into a folder that appears whole, and return the folder.
-
-        `write` writes the videos into a folder and yields their descriptions, at least one; for others, see
-        `SavedValidation`.
-        """
+        """Return a folder that appears whole, into which `write` writes the videos; it yields their descriptions."""
         folder = self._validations / step_name(step)
         partial = partial_path(folder)
         partial.mkdir(parents=True)
@@ -217,8 +188,8 @@ class Run:
             clips = [asdict(clip) for clip in write(partial)]
             if not clips:
                 raise argument_error("clips", "at least one clip", "none", "Validate on at least one clip.")
-            values = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
-            write_json(partial / _CLIPS_FILE, values)
+            described = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
+            write_json(partial / _CLIPS_FILE, described)
             shutil.rmtree(folder, ignore_errors=True)  # the folder of this step from before the run was resumed
             os.replace(partial, folder)
         finally:
@@ -226,14 +197,10 @@ class Run:
         return folder
 
     def remove_residue(self, before: float) -> None:
-        """Remove what interrupted writes and deletions have left, for the process that took the lock at a time.
-
-        `before` is in seconds since the epoch. A report may be writing later partial files.
-        """
+        """Remove what interrupted writes and deletions have left, and partial files from `before`, see `RunLock`."""
         self.checkpoints.remove_unfinished()
         for folder in self._validations.glob("*"):
-            is_complete = (folder / _CLIPS_FILE).is_file() and not folder.name.startswith(".")
-            if folder.is_dir() and not is_complete:
+            if folder.is_dir() and (folder.name.startswith(".") or not (folder / _CLIPS_FILE).is_file()):
                 shutil.rmtree(folder)
         for folder in (self.folder, self._videos):
             remove_partial(folder, before)

@@ -13,6 +13,7 @@ import yaml
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
 from telecine.settings.group import Settings
+from telecine.settings.parse import flat_items
 from telecine.settings.yaml_file import read_yaml
 
 SETTINGS_FILE = "config.yaml"
@@ -21,12 +22,10 @@ ABSENT = "not set"
 
 @dataclass(frozen=True)
 class _Setting:
-    """One setting of several runs."""
+    """One setting, by its dotted name, of several runs: a value for each, `ABSENT` if it has none."""
 
     name: str
-    """The dotted name, as on the command line."""
     values: list[str]
-    """One value per run; `ABSENT` for a run without this setting."""
 
     @property
     def differs(self) -> bool:
@@ -35,13 +34,7 @@ class _Setting:
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings in the folder of a run or of a checkpoint, or nothing if the file does not exist.
-
-    They are plain and nested: functions of the user that they name are not imported.
-
-    Raises:
-        ValueError: The file is not a YAML mapping.
-    """
+    """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file."""
     path = folder / SETTINGS_FILE
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
@@ -56,7 +49,6 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def _as_yaml(settings: Settings) -> str:
-    """Return settings as YAML that `--config` reads."""
     return yaml.safe_dump(plain_settings(settings), sort_keys=False)
 
 
@@ -83,15 +75,10 @@ def check_encoding(settings: Settings) -> None:
             raise argument_error(name, contract, repr(text), remedy)
 
 
-def flat_settings(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     """Return nested settings as text by dotted name."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= flat_settings(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return found
+    pairs = flat_items(values)
+    return {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in pairs}
 
 
 def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:

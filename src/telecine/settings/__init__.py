@@ -1,66 +1,37 @@
 """The settings of all commands, and how they are read. Needs no PyTorch."""
 
-from telecine.settings.autoencoder import CausalVAEConfig
-from telecine.settings.data import MAX_PIXELS, TIMEOUT, Bucket, ClipConfig
-from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig, FeaturesConfig
-from telecine.settings.evaluate import (
-    EvaluateConfig,
-    LatentsConfig,
-    MeasuredClips,
-    ProtocolName,
-    ReconstructConfig,
-    SavedWeights,
-    Tiling,
-    check_overlap,
-)
-from telecine.settings.objective import (
-    AdaptiveWeightConfig,
-    Augmentation,
-    GANConfig,
-    Need,
-    ObjectiveConfig,
-    ObjectiveTerm,
-    PenaltyConfig,
-    PerceptualConfig,
-    Ramp,
-    ReconstructionConfig,
-    Term,
-    Weight,
-)
-from telecine.settings.train import MAX_FAILURES, DistillConfig, OptimizerConfig, TrainableConfig, TrainConfig
+from telecine.settings.autoencoder import CausalVAEConfig as CausalVAEConfig
+from telecine.settings.data import MAX_PIXELS as MAX_PIXELS
+from telecine.settings.data import TIMEOUT as TIMEOUT
+from telecine.settings.data import Bucket as Bucket
+from telecine.settings.data import ClipConfig as ClipConfig
+from telecine.settings.discriminators import MIN_SIZES as MIN_SIZES
+from telecine.settings.discriminators import DiscriminatorConfig as DiscriminatorConfig
+from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig
+from telecine.settings.evaluate import EvaluateConfig as EvaluateConfig
+from telecine.settings.evaluate import LatentsConfig as LatentsConfig
+from telecine.settings.evaluate import MeasuredClips as MeasuredClips
+from telecine.settings.evaluate import ProtocolName as ProtocolName
+from telecine.settings.evaluate import ReconstructConfig as ReconstructConfig
+from telecine.settings.evaluate import SavedWeights as SavedWeights
+from telecine.settings.evaluate import Tiling as Tiling
+from telecine.settings.evaluate import check_overlap as check_overlap
+from telecine.settings.objective import AdaptiveWeightConfig as AdaptiveWeightConfig
+from telecine.settings.objective import Augmentation as Augmentation
+from telecine.settings.objective import GANConfig as GANConfig
+from telecine.settings.objective import Need as Need
+from telecine.settings.objective import ObjectiveConfig as ObjectiveConfig
+from telecine.settings.objective import ObjectiveTerm as ObjectiveTerm
+from telecine.settings.objective import PenaltyConfig as PenaltyConfig
+from telecine.settings.objective import PerceptualConfig as PerceptualConfig
+from telecine.settings.objective import Ramp as Ramp
+from telecine.settings.objective import ReconstructionConfig as ReconstructionConfig
+from telecine.settings.objective import Term as Term
+from telecine.settings.objective import Weight as Weight
+from telecine.settings.train import MAX_FAILURES as MAX_FAILURES
+from telecine.settings.train import DistillConfig as DistillConfig
+from telecine.settings.train import OptimizerConfig as OptimizerConfig
+from telecine.settings.train import TrainableConfig as TrainableConfig
+from telecine.settings.train import TrainConfig as TrainConfig
 
-__all__ = [
-    "MAX_FAILURES",
-    "MAX_PIXELS",
-    "MIN_SIZES",
-    "TIMEOUT",
-    "AdaptiveWeightConfig",
-    "Augmentation",
-    "Bucket",
-    "CausalVAEConfig",
-    "ClipConfig",
-    "DiscriminatorConfig",
-    "DistillConfig",
-    "EvaluateConfig",
-    "FeaturesConfig",
-    "GANConfig",
-    "LatentsConfig",
-    "MeasuredClips",
-    "Need",
-    "ObjectiveConfig",
-    "ObjectiveTerm",
-    "OptimizerConfig",
-    "PenaltyConfig",
-    "PerceptualConfig",
-    "ProtocolName",
-    "Ramp",
-    "ReconstructConfig",
-    "ReconstructionConfig",
-    "SavedWeights",
-    "Term",
-    "Tiling",
-    "TrainConfig",
-    "TrainableConfig",
-    "Weight",
-    "check_overlap",
-]
+__all__ = [name for name in dir() if name[0].isupper()]  # for the pages of the Python API

@@ -24,15 +24,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {"base_channels": 192, "blocks_per_level": 3},
     "large": {"base_channels": 256, "blocks_per_level": 4},
 }
+_LATENT = ("time_compression", "spatial_compression", "latent_channels", "channel_multipliers")
 LATENTS: dict[str, dict[str, Any]] = {
-    name: dict(
-        zip(("time_compression", "spatial_compression", "latent_channels", "channel_multipliers"), values, strict=True)
-    )
-    for name, values in {
-        "4x8x8": (4, 8, 16, (1, 2)),
-        "4x16x16": (4, 16, 48, (1, 2, 4)),
-        "8x32x32": (8, 32, 128, (1, 2, 4, 4)),
-    }.items()
+    "4x8x8": dict(zip(_LATENT, (4, 8, 16, (1, 2)), strict=True)),
+    "4x16x16": dict(zip(_LATENT, (4, 16, 48, (1, 2, 4)), strict=True)),
+    "8x32x32": dict(zip(_LATENT, (8, 32, 128, (1, 2, 4, 4)), strict=True)),
 }
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
 
@@ -88,12 +84,10 @@ class CausalVAEConfig(Settings):
         for name, value in with_presets({"size": size, "latent": latent}).items():
             if getattr(self, name) == defaults[name]:
                 object.__setattr__(self, name, value)
-        if not isinstance(self.channel_multipliers, (list, tuple)):
-            raise argument_error(
-                "channel_multipliers", "a list of powers of two", self.channel_multipliers, "Use (1, 2)."
-            )
-        if not isinstance(self.fsq_levels, (list, tuple)) or not self.fsq_levels:
-            raise argument_error("fsq_levels", "a list of numbers of values", self.fsq_levels, "Use (8, 5, 5, 5).")
+        lists = {"channel_multipliers": ("powers of two", (1, 2)), "fsq_levels": ("numbers of values", (8, 5, 5, 5))}
+        for name, (items, example) in lists.items():
+            if not isinstance(value := getattr(self, name), (list, tuple)) or not value:
+                raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
         super().__post_init__()
         for name, largest in LARGEST.items():
             if check_count(name, getattr(self, name)) > largest:
@@ -162,11 +156,7 @@ class CausalVAEConfig(Settings):
 
 
 def with_presets(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place.
-
-    Raises:
-        ValueError: There is no such preset.
-    """
+    """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place."""
     found: dict[str, Any] = {}
     for name, presets in (("size", SIZES), ("latent", LATENTS)):
         if (chosen := values.get(name)) is not None:

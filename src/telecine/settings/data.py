@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from telecine.base.checks import argument_error, check_count, check_positive
+from telecine.base.checks import argument_error, check_count, check_counts, check_positive
 from telecine.settings.group import Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
-
 PILLOW_MAX_PIXELS = 178_956_970
 # Seconds.
 TIMEOUT = 180.0
@@ -31,8 +30,7 @@ class Bucket(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_frames", "height", "width"):
-            check_count(name, getattr(self, name))
+        check_counts(num_frames=self.num_frames, height=self.height, width=self.width)
         check_positive("weight", self.weight, remedy="Remove buckets that are not used.")
 
     def __str__(self) -> str:
@@ -97,8 +95,7 @@ class ClipConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_frames", "height", "width", "stride"):
-            check_count(name, getattr(self, name))
+        check_counts(num_frames=self.num_frames, height=self.height, width=self.width, stride=self.stride)
         if self.num_clips is not None:
             check_count("num_clips", self.num_clips)
         check_count("num_workers", self.num_workers, at_least=0)
@@ -111,8 +108,7 @@ class ClipConfig(Settings):
         if not 1.0 <= self.scale_jitter <= 8.0:
             raise argument_error("scale_jitter", "from 1 to 8", self.scale_jitter, "Use 1 for no zoom.")
         if not 0.0 < self.val_fraction <= 0.5:
-            remedy = "Use 0.1 to hold out a tenth."
-            raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, remedy)
+            raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, "Use 0.1 for a tenth.")
         if self.random_orientation and any(bucket.height != bucket.width for bucket in self.train_buckets):
             contract = "false for clips that are not square"
             raise argument_error("random_orientation", contract, True, "Use the same height and width.")

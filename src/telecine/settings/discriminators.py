@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count, check_counts
 from telecine.settings.group import Settings
 
 # The shortest side that the networks of LPIPS accept.
@@ -104,7 +104,6 @@ class DiscriminatorConfig(Settings):
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
     Source: batch norm in most others, which makes clips depend on each other; "spectral" in arXiv:1802.05957.
     Fails: "none" needs a penalty."""
-
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The frozen network of "features"."""
 
@@ -113,15 +112,10 @@ class DiscriminatorConfig(Settings):
         if self.init is not None:
             object.__setattr__(self, "init", os.path.expanduser(self.init))
         check_count("num_scales", self.num_scales, at_least=0)
-        for name in ("dim", "max_dim", "num_layers"):
-            check_count(name, getattr(self, name))
+        check_counts(dim=self.dim, max_dim=self.max_dim, num_layers=self.num_layers)
 
     def check_size(self, shortest: int) -> None:
-        """Raise a `ValueError` if a side of a clip is too short, which would fail only when discriminators train.
-
-        Args:
-            shortest: The shortest height or width.
-        """
+        """Raise a `ValueError` if the `shortest` side of the clips is too short for a discriminator."""
         factor = 2**self.num_scales if self.video in ("patch", "features") else 1
         smallest = -(-shortest // factor)
         most = smallest.bit_length() - 1
@@ -129,9 +123,8 @@ class DiscriminatorConfig(Settings):
             contract = f"at most {most}, which halve {smallest} pixels to one"
             remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
-        shortest_side = MIN_SIZES.get(self.features.net, 0)
-        if self.video == "features" and (self.features.size or smallest) < shortest_side:
-            contract = f"a network that accepts {self.features.size or smallest} pixels"
-            got = f"{self.features.net!r}, which needs {shortest_side}"
+        given, needed = self.features.size or smallest, MIN_SIZES.get(self.features.net, 0)
+        if self.video == "features" and given < needed:
+            contract, got = f"a network that accepts {given} pixels", f"{self.features.net!r}, which needs {needed}"
             remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.features.net", contract, got, remedy)

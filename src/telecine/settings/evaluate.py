@@ -14,8 +14,6 @@ ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbenc
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
 
-DEFAULT_MAX_CLIPS = 100
-
 
 @dataclass(frozen=True)
 class Tiling(Settings):
@@ -74,15 +72,14 @@ class MeasuredClips(Settings):
     @property
     def clip_limit(self) -> int:
         """`max_clips`, or its default."""
-        return DEFAULT_MAX_CLIPS if self.max_clips is None else self.max_clips
+        return 100 if self.max_clips is None else self.max_clips
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
         values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
         values = {name: value for name, value in values.items() if value is not None}
-        return replace(
-            base, **values, buckets=(), image_ratio=0.0, random_orientation=False, scale_jitter=1.0, cache=False
-        )
+        values |= {"buckets": (), "image_ratio": 0.0, "random_orientation": False, "scale_jitter": 1.0, "cache": False}
+        return replace(base, **values)
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,7 @@ class EvaluateConfig(MeasuredClips):
         self.tiling()
 
     def tiling(self) -> Tiling:
-        """Return the tiles that are compared with whole frames.
-
-        Raises:
-            ValueError: The tile is smaller than 1, or not larger than its overlap.
-        """
+        """Return the tiles that are compared with whole frames."""
         return _tiling(self.tile, self.tile_overlap)
 
 
@@ -165,22 +158,15 @@ class ReconstructConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_frames", "height", "width"):
-            value = getattr(self, name)
-            if value is not None:
-                check_count(name, value, remedy="Leave it out for the default.")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), remedy="Leave it out for the default.")
         check_overlap(self.num_frames, self.overlap_frames)
         self.tiling()
 
     def tiling(self) -> Tiling:
-        """Return how frames are cut into tiles.
-
-        Raises:
-            ValueError: The tile is smaller than 1, or not larger than its overlap.
-        """
+        """Return how frames are cut into tiles."""
         return _tiling(self.tile, self.tile_overlap)
 
 
 def _tiling(tile: int | None, overlap: int | None) -> Tiling:
-    if tile is None:
-        return Tiling()
-    return Tiling(tile, tile // 4 if overlap is None else overlap)
+    return Tiling() if tile is None else Tiling(tile, tile // 4 if overlap is None else overlap)

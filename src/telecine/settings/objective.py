@@ -12,13 +12,6 @@ from telecine.settings.group import Function, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
-# Settings of older files that are no more, and their value now.
-REMOVED_OF_OBJECTIVE: Mapping[str, object] = {
-    "reconstruction.logvar_init": 0.0,
-    "perceptual.stride": 1,
-    "gan.lecam_decay": 0.999,
-    "adaptive_weight.decay": 0.0,
-}
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
@@ -66,32 +59,25 @@ Weight: TypeAlias = float | Ramp
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
 
-# What the adversarial terms have in common as an `ObjectiveTerm`.
-ADVERSARIAL = {"label": "generator loss", "logged_as": "gen_loss", "starts_late": True, "is_saved": True}
+# The adversarial terms, as far as they are alike, and LeCam regularisation, as an `ObjectiveTerm`.
+_ADVERSARIAL = {"label": "generator loss", "logged_as": "gen_loss", "starts_late": True, "is_saved": True}
+_LECAM = {"label": "LeCam regularisation", "step": "discriminators", "needs": "any discriminator", "is_saved": True}
 
 
 @dataclass(frozen=True)
 class ObjectiveTerm:
     """A term of the objective: its weight, the place of that in the settings, its start, its needs and its label."""
 
-    name: str
-    """By it the objective looks the weight up, as in `weights["perceptual"]`."""
-    setting: str
-    """The dotted name of the weight in `ObjectiveConfig`."""
+    name: str  # by which the objective looks the weight up, as in `weights["perceptual"]`
+    setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
     disc_start: int
-    label: str
-    """What plots and tables call it."""
-    logged_as: str = ""
-    """The name in the log, by default `{name}_loss`."""
-    starts_late: bool = False
-    """Whether its weight counts as 0 before `disc_start`."""
-    step: Literal["autoencoder", "discriminators"] = "autoencoder"
-    """The step whose loss it is part of."""
-    needs: Need | None = None
-    """The kind of discriminator that it is computed with."""
-    is_saved: bool = False
-    """Whether a checkpoint has further tensors if the weight is above 0 at any step."""
+    label: str  # in plots and tables
+    logged_as: str = ""  # the name in the log, by default `{name}_loss`
+    starts_late: bool = False  # whether its weight counts as 0 before `disc_start`
+    step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
+    needs: Need | None = None  # the kind of discriminator that it is computed with
+    is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
 
     @property
     def weight_key(self) -> str:
@@ -107,8 +93,7 @@ class ObjectiveTerm:
     def ramp(self) -> Ramp:
         """The weight as a ramp, which starts at `disc_start` if the term starts late and the settings say no step."""
         ramp = self.weight if isinstance(self.weight, Ramp) else Ramp(self.weight)
-        start = self.disc_start if self.starts_late else 0
-        return ramp if ramp.start is not None else replace(ramp, start=start)
+        return ramp if ramp.start is not None else replace(ramp, start=self.disc_start if self.starts_late else 0)
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
@@ -244,15 +229,7 @@ class GANConfig(Settings):
     """Weight of the mean absolute difference of the discriminators' features, from `disc_start` on. Stabilises a GAN.
     Source: 4 in TATS and OmniTokenizer.
     Fails: features of an untrained discriminator mean little."""
-    lecam_loss_weight: Weight = field(
-        default=0.0,
-        metadata={
-            "label": "LeCam regularisation",
-            "step": "discriminators",
-            "needs": "any discriminator",
-            "is_saved": True,
-        },
-    )
+    lecam_loss_weight: Weight = field(default=0.0, metadata=_LECAM)
     """Weight of LeCam regularisation, which keeps logits near running means. For little data.
     Source: 0.005 in VidTok, 0.001 in 1D-tokenizer.
     Fails: a large weight makes the discriminator ignore its input."""
@@ -334,12 +311,12 @@ class ObjectiveConfig(Settings):
     """Weight of LPIPS: structure and texture as a trained network sees them.
     Source: 1 in CogVideo; 0.1 in MAGVIT-2 and Cosmos.
     Fails: too large, it prints a grid on flat regions."""
-    adversarial_loss_weight: Weight = field(default=0.0, metadata=ADVERSARIAL | {"needs": "discriminator"})
+    adversarial_loss_weight: Weight = field(default=0.0, metadata=_ADVERSARIAL | {"needs": "discriminator"})
     """Weight of the adversarial terms of the image and video discriminators, times their adaptive weight.
     Source: 0 in CogVideo; 0.1 to 1 elsewhere.
     Fails: too large, it invents texture and PSNR falls."""
     multiscale_adversarial_loss_weight: Weight = field(
-        default=0.0, metadata=ADVERSARIAL | {"needs": "multiscale discriminator"}
+        default=0.0, metadata=_ADVERSARIAL | {"needs": "multiscale discriminator"}
     )
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
     Source: an argument of CogVideo without effect there.
@@ -392,8 +369,8 @@ class ObjectiveConfig(Settings):
         reserved = list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
-                contract = f"an identifier other than {', '.join(reserved)}"
-                raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
+                contract = f"named by an identifier other than {', '.join(reserved)}"
+                raise argument_error("terms", contract, repr(name), "Rename the term.")
         object.__setattr__(self, "terms", {name: _as_term(name, value) for name, value in self.terms.items()})
 
     @property
@@ -412,16 +389,10 @@ class ObjectiveConfig(Settings):
     def _own_terms(self) -> list[ObjectiveTerm]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
-            ObjectiveTerm(
-                item.name.removesuffix("_weight").removesuffix("_loss"),
-                prefix + item.name,
-                getattr(group, item.name),
-                self.disc_start,
-                **item.metadata,
-            )
+            ObjectiveTerm(name, prefix + item.name, getattr(group, item.name), self.disc_start, **item.metadata)
             for prefix, group in (("", self), ("gan.", self.gan))
             for item in fields(group)
-            if item.metadata
+            if item.metadata and (name := item.name.removesuffix("_weight").removesuffix("_loss"))
         ]
 
     def arguments(self) -> dict[str, Any]:

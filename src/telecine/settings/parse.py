@@ -38,12 +38,7 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
 
 @contextmanager
 def _naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
-    """Say of each mistake in settings where it is: the line of the last file that has the setting.
-
-    Args:
-        files: Files or recipes, later ones override earlier ones.
-        others: Settings that override those of files, each with the sentence that says where it is.
-    """
+    """Say of each mistake in settings where it is: the line of the last file that has it, or the text in `others`."""
     try:
         yield
     except ValueError as error:
@@ -70,15 +65,10 @@ def config_from(*layers: Nested) -> TrainConfig:
 
 
 def read_layer(name: str | PathLike[str]) -> Nested:
-    """Return the settings of a recipe or of a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not YAML, or has a setting twice, as a dotted name and in its group.
-    """
+    """Return the settings of a recipe or of a file; raise a `ValueError` if it has one twice, also as a dotted name."""
     path = find_recipe(name)
     values = read_yaml(path) or {}
-    names = list(_flat_names(values))
+    names = [name for name, _ in flat_items(values)]
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
         raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
     return nested(values.items())
@@ -87,23 +77,18 @@ def read_layer(name: str | PathLike[str]) -> Nested:
 def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
     """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
 
-    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        SettingsError: A setting is unknown, of the wrong type or out of range, or settings contradict each other; it
-            has all such mistakes, each with the file and the line or the variable of the environment that it is in.
+    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
+    all mistakes, each with its place.
     """
     is_run = issubclass(kind, TrainConfig)
-    places = {option: "" for option, _ in typed}
-    places |= {name: f"It is {each} of the environment." for name, each in _environment().items() if is_run}
-    if is_run:
-        places = {**{name: "It is from `accelerate launch`." for name in launcher_layer()}, **places}
+    launched = launcher_layer() if is_run else {}
+    found = [name for name in os.environ if is_run and name.startswith(ENVIRONMENT)]
+    variables = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
+    places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
+    places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
     with _naming_lines(files, places):
-        layers = [*map(read_layer, files), _typed_layer(kind, typed)]
-        if is_run:
-            layers[-1:] = [launcher_layer(), layers[-1], _environment_layer(kind)]
-        values = merged(layers)
+        environment = _typed_layer(kind, ((name, os.environ[each]) for name, each in variables.items()))
+        values = merged([*map(read_layer, files), launched, _typed_layer(kind, typed), environment])
         if "allow_code" in values:
             remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
             got = f"{values['allow_code']} in a settings file"
@@ -114,17 +99,6 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
-
-
-def _environment_layer(kind: type) -> Nested:
-    """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
-    return _typed_layer(kind, ((name, os.environ[variable]) for name, variable in _environment().items()))
-
-
-def _environment() -> dict[str, str]:
-    """Return the variables of the environment that are settings, by the settings' dotted names."""
-    found = (name for name in os.environ if name.startswith(ENVIRONMENT))
-    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def launcher_layer() -> Nested:
@@ -174,10 +148,10 @@ def merged(layers: Iterable[Nested]) -> Nested:
     return found
 
 
-def _flat_names(values: Nested, before: str = "") -> Iterator[str]:
-    """Yield the dotted names of nested settings."""
+def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested settings with their dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat_names(value, f"{before}{name}.")
+            yield from flat_items(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}"
+            yield f"{before}{name}", value

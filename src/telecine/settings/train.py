@@ -204,15 +204,21 @@ class TrainConfig(Settings):
         for name in (*counts, "log_every", "val_every", "save_every"):
             check_count(name, getattr(self, name))
         check_count("latent_clips", self.latent_clips, at_least=0)
-        self._check_process_timeout()
+        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
+        # While a process replaces workers that do not answer, the others must not give it up.
+        if self.process_timeout <= (shortest := MAX_FAILURES * self.clips.timeout):
+            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
+            remedy = "Lower `clips.timeout`, or raise it."
+            raise argument_error("process_timeout", contract, self.process_timeout, remedy)
         self._check_discriminators()
-        self.discriminator.check_size(min(min(each.height, each.width) for each in self.clips.train_buckets))
+        smallest = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
+        side = min(smallest.height, smallest.width)
+        self.discriminator.check_size(side)
         if self.sharding != "none":
             self._check_sharding()
-        for bucket in self.clips.train_buckets:
-            if min(bucket.height, bucket.width) < MIN_SIZES["alex"]:
-                contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
-                raise argument_error("clips", contract, str(bucket), "Use larger clips.")
+        if side < MIN_SIZES["alex"]:
+            contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
+            raise argument_error("clips", contract, str(smallest), "Use larger clips.")
 
     def _check_sharding(self) -> None:
         """Raise a `ValueError` if a setting does not go with sharded weights."""
@@ -236,23 +242,12 @@ class TrainConfig(Settings):
         """Return the number of clips in an update, over all processes."""
         return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
 
-    def _check_process_timeout(self) -> None:
-        """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
-        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
-        shortest = MAX_FAILURES * self.clips.timeout
-        if self.process_timeout <= shortest:
-            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
-            raise argument_error(
-                "process_timeout", contract, self.process_timeout, "Lower `clips.timeout`, or raise it."
-            )
-
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""
         objective, discriminator, terms = self.objective, self.discriminator, self.objective.all_terms()
-        has_any = discriminator.image != "none" or discriminator.video != "none"
         adversarial = terms["adversarial"].ramp.is_ever_on
         multiscale = terms["multiscale_adversarial"].ramp.is_ever_on
-        if adversarial and not has_any:
+        if adversarial and discriminator.image == discriminator.video == "none":
             remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
             got = objective.adversarial_loss_weight
             raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", got, remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from functools import cache, reduce
 from operator import getitem
@@ -15,14 +15,17 @@ from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
-from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
 T = TypeVar("T")
+_adapter: Any = cache(TypeAdapter)
 # Settings as YAML has them.
 Nested = dict[str, Any]
 # Settings of older files that are no more, and their value now.
 REMOVED: Mapping[str, object] = {
-    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }
@@ -32,12 +35,9 @@ REMOVED: Mapping[str, object] = {
 class Setting:
     """A setting, or a group of settings."""
 
-    name: str
-    """With the names of the groups that it is in, such as `clips.num_frames`."""
-    text: str
-    """The docstring below it."""
+    name: str  # with the names of its groups, such as `clips.num_frames`
+    text: str  # the docstring below it
     kind: Any
-    """Its type."""
     default: Any = MISSING
 
     @property
@@ -49,13 +49,9 @@ class Setting:
 def settings_of(
     kind: type, prefix: str = "", *, all_names: bool = False, texts: Mapping[str, Mapping[str, str]] | None = None
 ) -> Iterator[Setting]:
-    """Yield the settings of a dataclass, each group before its own.
+    """Yield the settings of a dataclass, each group before its own, with a prefix before the names.
 
-    Args:
-        kind: The dataclass.
-        prefix: What stands before the names.
-        all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
-        texts: The docstrings, by default read.
+    With `all_names`, also the fields of a value that may be a group instead of a number, such as a ramp.
     """
     texts = texts or _docstrings(kind)
     for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
@@ -69,10 +65,7 @@ def settings_of(
 
 @cache
 def _docstrings(kind: type) -> dict[str, dict[str, str]]:
-    """Return the docstrings below the fields of a dataclass, of those that it extends, and of the groups in them.
-
-    By the name of the dataclass that has the field, or for inherited fields of `kind` by its own name, and the field's.
-    """
+    """Return the docstrings below the fields of a dataclass, its bases and groups, by its name and the field's."""
     found: dict[str, dict[str, str]] = {kind.__name__: {}}
     for each in filter(is_dataclass, reversed(kind.__mro__)):
         schema = _adapter(each).json_schema()
@@ -83,19 +76,13 @@ def _docstrings(kind: type) -> dict[str, dict[str, str]]:
 
 
 def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
-    """Return settings as an instance of their dataclass.
+    """Return settings, with groups and ramps as dicts or as instances, as their dataclass.
 
-    Args:
-        kind: The dataclass.
-        values: Its settings; groups and ramps as dicts or as instances.
-        prefix: What stands before the names of settings in errors.
-
-    Raises:
-        SettingsError: Settings are unknown, of the wrong type or out of range, or contradict each other.
+    A `SettingsError` has the mistakes; `prefix` stands before the names of settings in it.
     """
     values = _without_removed(values)
     try:
-        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
+        return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
         found: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
         for details in error.errors(include_url=False):
@@ -122,12 +109,6 @@ def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
     return len(path) + is_check, is_check
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return pydantic's reader of a dataclass."""
-    return TypeAdapter(kind)
-
-
 def _without_removed(values: Nested, before: str = "") -> Nested:
     """Return settings without those that are no more, if they have the value that they have now."""
     kept = {}
@@ -139,9 +120,7 @@ def _without_removed(values: Nested, before: str = "") -> Nested:
 
 
 def _path_of(kind: Any, location: Sequence[str | int]) -> tuple[list[str], int | None]:
-    """Return the names of a setting's groups and its own, without those of a union's alternatives, and how many of
-    these names lead to the first union.
-    """
+    """Return a setting's dotted name in parts, without a union's alternatives, and how many lead to the first union."""
     path: list[str] = []
     union = None
     is_alternative = False
@@ -190,4 +169,4 @@ def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, pr
 
 def json_schema(kind: type) -> str:
     """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
-    return json.dumps(_adapter(cast(Hashable, kind)).json_schema(), indent=2)
+    return json.dumps(_adapter(kind).json_schema(), indent=2)

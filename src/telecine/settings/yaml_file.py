@@ -53,14 +53,9 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the plain values in a YAML file.
+    """Return the plain values in a YAML file of `key: value` lines in UTF-8, each key once; else raise a `ValueError`.
 
     Aliases (`*name`) are refused: a few lines of them stand for billions of values.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not `key: value` lines of YAML in UTF-8, each key once; too large; nested too deeply; or
-            has an alias.
     """
     content = read_bounded(path, MAX_BYTES)
     try:

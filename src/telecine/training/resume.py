@@ -44,7 +44,7 @@ def _check_same_data(data: str | None, folder: Path) -> None:
         raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
 
 
-def check_same_clips(config: TrainConfig, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
+def check_same_clips(config: Settings, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
     """Return what has changed of the data since the summary `before`; `data` is that of `summary.data_of`.
 
     Raises:

@@ -30,11 +30,7 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:
-    """Return the path of the recipe of that name, or the name itself if it is that of a file.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
+    """Return the path of the recipe of that name, or the name itself if it is that of a file."""
     known, path = recipes(), Path(name)
     if str(name) in known or path.is_file():
         return known.get(str(name), path)
@@ -44,13 +40,9 @@ def find_recipe(name: str | PathLike[str]) -> Path:
 
 
 def default_recipe(given: Mapping[str, str], *, is_data: bool = False) -> str:
-    """Return the recipe of a training command without `--config`: "whole" for a `--model` with weights, else "gpu".
+    """Return the recipe of a training command without `--config`, from the settings that were typed, by dotted names.
 
-    Without `--data`, it is "demo".
-
-    Args:
-        given: What was typed, by the dotted names of settings.
-        is_data: Whether the data is given otherwise.
+    It is "whole" for a `--model` with weights, else "gpu", or "demo" without data, which `is_data` may say is there.
     """
     model = given.get("model", ".json")
     has_weights = not (model.endswith(".json") or is_class_path(model))
@@ -72,12 +64,7 @@ def describe_recipes() -> Iterator[str]:
 
 
 def copy_recipe(name: str, file: str | PathLike[str]) -> Path:
-    """Copy a recipe to a file, to be changed there, and return the file's path.
-
-    Raises:
-        FileNotFoundError: There is no such recipe.
-        FileExistsError: There is such a file.
-    """
+    """Copy a recipe to a new file, to be changed there, and return the file's path."""
     source, target = find_recipe(name), Path(file)
     if target.exists():
         got = f"{target}, which exists"
