@@ -28,7 +28,6 @@ CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
 MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
-ROW_HEIGHT = 0.62
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
@@ -58,7 +57,6 @@ class _Difference:
         return "B" if (self.interval[0] > 0) == self.larger_is_better else "A"
 
     def text(self) -> str:
-        """Return the difference with its interval, for a table."""
         interval = "" if self.interval is None else f" [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
         return f"{self.mean:+.4g}{interval}"
 
@@ -170,12 +168,10 @@ def _paired_differences(
     a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
     figures = torch.stack([a.mean(0), b.mean(0), (b - a).mean(0), *_bootstrap_interval(b - a)], dim=1).tolist()
     differences = []
-    for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
+    for name, (*means, low, high) in zip(names, figures, strict=True):
         label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
         interval = (low, high) if len(a) > 1 else None
-        differences.append(
-            _Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger")
-        )
+        differences.append(_Difference(label, *means, interval, larger_is_better=better[name] == "larger"))
     return differences
 
 
@@ -218,10 +214,9 @@ def _plot_differences(differences: Sequence[_Difference], title: str, path: Path
     """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
-    figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(differences)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
-    rows = figure.subplots(len(differences), 1, squeeze=False).flat
-    for difference, axes in zip(differences, rows, strict=True):
+    for difference, axes in zip(differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True):
         _plot_difference(axes, difference)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
