@@ -89,9 +89,6 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults.
 
     These are a uniform window of 7 x 7, sample covariance, and no border.
-
-    Raises:
-        ImportError: scikit-image is not installed.
     """
     from skimage.metrics import structural_similarity
 
@@ -131,10 +128,7 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
 def flicker(*, reconstruction: Video, target: Video) -> Tensor:
     """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better.
 
-    It is 0 if both clips change equally from frame to frame.
-
-    Raises:
-        ValueError: The clips have one frame.
+    It is 0 if both change equally from frame to frame. Clips of one frame raise a `ValueError`.
     """
     if target.shape[2] < 2:
         raise argument_error("target", "clips of at least 2 frames", target, "Leave `flicker` out for images.")
@@ -166,18 +160,12 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if a grid
     of the target was removed (such as the block edges of a codec).
 
-    Grey frames are cut into patches of 32 x 32, and the quarter with the smallest variance in the target is kept. Each
-    patch's mean and slope are removed, then the spectra of its rows and columns are averaged. 32 pixels hold a whole
-    number of every period, so no window function is needed. The result is the mean over patches in dB, so that flat
-    patches count as much as busy ones. Sharp grid lines also appear at the multiples of their frequency: the largest
-    period with a large value is the period of the grid. The variance of 8-bit rounding is added to all powers, so that
-    constant clips have a finite value.
-
-    Raises:
-        ValueError: The period is not 2, 4, 8 or 16, or a frame is smaller than a patch.
+    The quarter of the grey patches of 32 x 32 with the smallest variance in the target is kept, less their mean and
+    slope. 32 pixels hold a whole number of every period, so no window function is needed. The mean over patches is one
+    in dB, so that flat patches count as much as busy ones. Sharp grid lines also appear at the multiples of their
+    frequency: the largest period with a large value is the period of the grid. Rounding to 8 bits is added to all
+    powers, so that constant clips have a finite value.
     """
-    if period not in GRID_PERIODS:
-        raise argument_error("period", f"one of {GRID_PERIODS}", period, "Use the autoencoder's spatial stride.")
     _check_side(target, GRID_PATCH)
     excess = []
     for pair in zip(reconstruction, target, strict=True):

@@ -45,14 +45,9 @@ VALUES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedProtocol:
-    """How published figures were measured. Figures compare only if all fields are equal.
-
-    Raises:
-        ValueError: Fields contradict each other.
-    """
+    """How published figures were measured. Figures compare only if all fields are equal."""
 
     name: ProtocolName
-    """The name, for `--protocol`."""
     data: str
     """The videos that the figures are of. They are passed by path."""
     num_videos: int | None = None
@@ -60,7 +55,7 @@ class PublishedProtocol:
     clips: Literal["all", "first", "whole"]
     """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
     num_frames: int | None = None
-    """Frames in a clip. None: as many as the video has."""
+    """Frames in a clip. None: as many as the video has, for `clips` "whole" only."""
     sample_fps: float | None = None
     """Every n-th frame is used, with n the file's frame rate over this one, rounded. None: every frame."""
     max_length: tuple[int, float] | None = None
@@ -76,24 +71,16 @@ class PublishedProtocol:
     posterior: Literal["sample", "mode"]
     """What is decoded."""
     chunk: int | None = None
-    """Frames that the autoencoder gets at once; consecutive chunks share none. None: the clip."""
+    """Frames that the autoencoder gets at once, for the mode only; chunks share none. None: the clip."""
     values: Literal["float", "rounded", "truncated"]
     """The values that are measured, a key of `VALUES`."""
     metrics: tuple[str, ...]
-    """The metrics, by the names of their definitions."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
     """What the sources do not state, with what is done here."""
     deviations: tuple[str, ...]
     """What the published code does otherwise, with what is done here."""
-
-    def __post_init__(self) -> None:
-        if (self.clips == "whole") != (self.num_frames is None):
-            remedy = "Leave `num_frames` out for whole videos only."
-            raise argument_error("clips", "whole, or of a number of frames", self.clips, remedy)
-        if self.chunk is not None and self.posterior != "mode":
-            raise argument_error("posterior", "the mode in chunks", self.posterior, "Leave `chunk` out.")
 
     def check_options(self, config: EvaluateConfig) -> None:
         """Raise a `ValueError` if a setting contradicts the protocol."""
@@ -166,9 +153,8 @@ class PublishedProtocol:
             logger.warning("skipping a clip: %s", error)
             return None
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
-        if self.num_frames is not None and num_frames < self.num_frames:
-            last = video[:, -1:].expand(-1, self.num_frames - num_frames, -1, -1)
-            video = torch.cat([video, last], dim=1)
+        if (num_missing := (self.num_frames or 0) - num_frames) > 0:
+            video = torch.cat([video, video[:, -1:].expand(-1, num_missing, -1, -1)], dim=1)
         fps = span.info.fps / stride
         return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": fps}
 
