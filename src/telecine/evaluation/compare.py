@@ -122,10 +122,11 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
         raise argument_error("compare", "two evaluations with the same protocol", "; ".join(differing), remedy)
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
-    warnings = [_warning(name, first.get(name), second.get(name)) for name in SHOULD_MATCH]
-    unshared = sorted(metrics[0].keys() ^ metrics[1].keys())
-    warnings.append(f"only one has {', '.join(unshared)}" if unshared else "")
-    return [warning for warning in warnings if warning]
+    other = [name for name in SHOULD_MATCH if first.get(name) != second.get(name)]
+    warnings = [_warning(name, first.get(name), second.get(name)) for name in other]
+    if unshared := sorted(metrics[0].keys() ^ metrics[1].keys()):
+        warnings.append(f"only one has {', '.join(unshared)}")
+    return warnings
 
 
 def _table(protocol: _Table, field: str) -> _Table:
@@ -145,9 +146,7 @@ def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> 
 
 
 def _warning(name: str, first: object, second: object) -> str:
-    """Return a warning if a field differs, else an empty text."""
-    if first == second:
-        return ""
+    """Return a warning about a field that differs."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return f"{name}: {first} and {second}"
     keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
@@ -168,10 +167,10 @@ def _paired_differences(
     a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
     figures = torch.stack([a.mean(0), b.mean(0), (b - a).mean(0), *_bootstrap_interval(b - a)], dim=1).tolist()
     differences = []
-    for name, (*means, low, high) in zip(names, figures, strict=True):
+    for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
         label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
         interval = (low, high) if len(a) > 1 else None
-        differences.append(_Difference(label, *means, interval, larger_is_better=better[name] == "larger"))
+        differences.append(_Difference(label, mean_a, mean_b, mean, interval, better[name] == "larger"))
     return differences
 
 
@@ -233,6 +232,5 @@ def _plot_difference(axes: Axes, difference: _Difference) -> None:
     axes.set_yticks([])
     axes.tick_params(labelsize=7)
     axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "left", "right"]].set_visible(False)
     axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)

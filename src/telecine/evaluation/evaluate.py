@@ -50,7 +50,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     """Each metric's mean over clips, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, str | int | float]]
+    per_clip: list[dict[str, object]]
     """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""

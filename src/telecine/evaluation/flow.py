@@ -89,12 +89,10 @@ class _RAFTFlow:
 
 @dataclass(frozen=True)
 class WarpingError:
-    """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input.
+    """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input; see `DEFINITIONS`.
 
-    `warping_error` is the mean squared difference in [0, 1] of a frame and the next one, warped to it; smaller is
-    better. Pixels that leave the frame or are occluded are left out. It responds to flicker, and to motion that differs
-    from the input's. Blur lowers it. `warping_excess` is the same less that of the input: 0 for the input itself,
-    negative for a blurred one, positive for a flickering, frozen or warped one.
+    It responds to flicker, and to motion that differs from the input's. Blur lowers it. `warping_excess` is 0 for the
+    input itself, negative for a blurred one, positive for a flickering, frozen or warped one.
     """
 
     flow: _DISFlow | _RAFTFlow
@@ -113,10 +111,7 @@ class WarpingError:
 
 
 def _warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
-    """Return the mean over frame pairs of the mean squared difference in [0, 1] of visible pixels, a scalar.
-
-    `visible` has the pixels to count of each frame but the last, `(T - 1, H, W)`. If none is set, all count.
-    """
+    """Return the error, a scalar, of the `visible` pixels `(T - 1, H, W)` of each frame but the last, or of all."""
     error = 0.25 * (_warp(frames[1:], flow) - frames[:-1]).square().mean(1)
     visible = torch.where(visible.any(dim=(1, 2), keepdim=True), visible, True)
     return ((error * visible).sum((1, 2)) / visible.sum((1, 2))).mean()

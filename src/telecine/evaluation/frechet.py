@@ -29,12 +29,8 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64 on the
     CPU, with the root through eigenvalues, whose negative rounding errors are set to 0.
 
-    Args:
-        features: `(N, D)`, a row for each video of one set.
-        reference: `(M, D)`, a row for each video of the other set.
-
-    Raises:
-        ValueError: An argument is not such a matrix, or has fewer rows than columns + 1.
+    `features` and `reference` have a row for each video, `(N, D)` and `(M, D)`. Fewer rows than D + 1 raise a
+    `ValueError`, as other shapes do.
     """
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
@@ -64,10 +60,10 @@ def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
 
 
 class _I3DFeatures:
-    """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
+    """Features of an I3D trained on Kinetics-400, on which FVD is defined, from StyleGAN-V's file `i3d_torchscript.pt`.
 
-    Videos are preprocessed as in TATS and later papers for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
-    rescaling and resizing stay off. TorchScript contains code: only load files that you trust.
+    Videos are preprocessed as in TATS and later papers; the file's own rescaling and resizing stay off.
+    TorchScript contains code: only load files that you trust.
     """
 
     name = "fvd"
@@ -91,7 +87,6 @@ class _I3DFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        # D is 400 for the published file.
         return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 

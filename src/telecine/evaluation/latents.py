@@ -114,8 +114,7 @@ def _radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
 
 def _high_frequency_share(latents: Tensor) -> float:
     """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
-    spectrum = zip(*_radial_spectrum(latents), strict=True)
-    return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
+    return sum(share for frequency, share in zip(*_radial_spectrum(latents), strict=True) if frequency > HIGH_FREQUENCY)
 
 
 def _autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:

@@ -28,7 +28,6 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-FRECHET_METRICS = ("fvd", "fvd_single")  # from the features of all clips, or of one
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
     built_in = [name for name in protocol.metrics if name in KNOWN_METRICS]
     perceptual, backbones = _load_lpips(protocol.metrics, device)
-    (frechet,) = (name for name in protocol.metrics if name in FRECHET_METRICS)
+    (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     if features is not None:
         network, absent = load_feature_network(features, device), {}

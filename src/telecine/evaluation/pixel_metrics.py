@@ -157,14 +157,13 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     A grid's power lies at one frequency and its multiples, while the spectrum of a natural image falls off smoothly. In
     flat regions, the power at the grid's frequency divided by the geometric mean of the powers at the two neighbouring
     frequencies is therefore about 1 without a grid and far larger with one. The result is 10 log10 of this ratio in the
-    reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if a grid
-    of the target was removed (such as the block edges of a codec).
+    reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if one of
+    the target (such as the block edges of a codec) was removed.
 
-    The quarter of the grey patches of 32 x 32 with the smallest variance in the target is kept, less their mean and
-    slope. 32 pixels hold a whole number of every period, so no window function is needed. The mean over patches is one
-    in dB, so that flat patches count as much as busy ones. Sharp grid lines also appear at the multiples of their
-    frequency: the largest period with a large value is the period of the grid. Rounding to 8 bits is added to all
-    powers, so that constant clips have a finite value.
+    The flattest quarter of the target's grey patches is kept, less their mean and slope. Patches hold a whole number of
+    every period, so no window function is needed. Their mean is one in dB, so that flat patches count as much as busy
+    ones. Sharp grid lines also appear at the multiples of their frequency: the largest period with a large value is the
+    period of the grid. The variance of rounding is added to all powers, so that constant clips have a finite value.
     """
     _check_side(target, GRID_PATCH)
     excess = []

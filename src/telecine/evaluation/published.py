@@ -155,8 +155,7 @@ class PublishedProtocol:
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
         if (num_missing := (self.num_frames or 0) - num_frames) > 0:
             video = torch.cat([video, video[:, -1:].expand(-1, num_missing, -1, -1)], dim=1)
-        fps = span.info.fps / stride
-        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": fps}
+        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": span.info.fps / stride}
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
@@ -210,7 +209,6 @@ class PublishedProtocol:
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
-        strides = {self._stride(span.info) for span in spans}
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {
@@ -221,7 +219,7 @@ class PublishedProtocol:
             "crop": "none" if self.crop is None else "center",
             "places": CLIP_CHOICES[self.clips],
             "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
-            "frame_stride": max(strides),
+            "frame_stride": max(self._stride(span.info) for span in spans),
             "reconstruction": VALUES[self.values],
             "published": tuple(fields.items()),
         }

@@ -183,14 +183,12 @@ def _video_source(
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
-        clips = config.clip_config(ClipConfig())
-        if config.height is None or config.width is None:
-            sizes = sorted({(info.height, info.width) for info in infos})
-            if len(sizes) > 1:
-                got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-                remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-                raise argument_error("data", "videos of one size", got, remedy)
-            clips = config.clip_config(replace(clips, height=sizes[0][0], width=sizes[0][1]))
+        sizes = sorted({(info.height, info.width) for info in infos})
+        if len(sizes) > 1 and None in (config.height, config.width):
+            got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+            remedy = "Set `height` and `width`, to which all videos are resized and cropped."
+            raise argument_error("data", "videos of one size", got, remedy)
+        clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 

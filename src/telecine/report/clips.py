@@ -55,7 +55,6 @@ class ValidationClip:
     start: int
     """Position of its first frame in the file."""
     fps: float
-    """Its frames per second."""
 
 
 def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
@@ -103,13 +102,8 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
-    Args:
-        inputs: Clips of uint8 frames `(T, H, W, 3)`, all of one shape.
-        reconstructions: As many clips of the same shape.
-
-    Returns:
-        uint8 frames `(T, H', W', 3)` with labels. `H'` and `W'` are even. Small clips are enlarged by an integer factor
-        (nearest neighbour) so that a panel has at least 192 rows.
+    All clips are uint8 frames `(T, H, W, 3)` of one shape. The result, `(T, H', W', 3)` with even `H'` and `W'`, has
+    labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192 rows or more.
     """
     _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])

@@ -115,7 +115,6 @@ class _VideoFolder:
         return self.url(name)
 
     def url(self, name: str) -> str:
-        """Return the relative URL of a file."""
         return quote(os.fsencode(f"{self.path.name}/{name}"))
 
     def write_version(self, version: str | None) -> None:
@@ -235,13 +234,9 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
         "url": videos.add(saved.folder / clip.video, name),
         "title": f"{Path(clip.source).name}, frame {clip.start}",
         "panes": 3,
-        "num_frames": clip.num_frames,
         "fps": clip.fps or saved.fps,
-        "height": clip.height,
-        "width": clip.width,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
-        "frame_psnr": clip.frame_psnr,
-        "sha256": clip.sha256,
+        **{name: getattr(clip, name) for name in ("num_frames", "height", "width", "frame_psnr", "sha256")},
     }
 
 

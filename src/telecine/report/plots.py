@@ -89,8 +89,7 @@ _TRAINING_PANELS = (
     _Panel("fraction of the gradient, of the updates", _train(*_FRACTIONS)),
 )
 _LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"), is_smoothed=False)
-_FIXED_PANELS = (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL)
-_FIXED_NAMES = frozenset(name for panel in _FIXED_PANELS for name in panel.names)
+_FIXED_NAMES = {name for panel in (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL) for name in panel.names}
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
