@@ -294,7 +294,7 @@ def _label_of(name: str) -> str:
         return f"{metric_label(rest)}, {_SOURCES[prefix]}"
     known = [key for key in _TRAINING if prefix == "train" and (rest == key or rest.startswith(f"{key}_"))]
     if not known or (rest.endswith("_weight") and rest != "adaptive_weight"):
-        return name.removeprefix("train/").replace("/", " ").replace("_", " ")
+        return (rest if prefix == "train" else name.replace("/", " ")).replace("_", " ")
     key = max(known, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
     return _TRAINING[key] if rest == key else f"{_TRAINING[key]}, {rest.removeprefix(f'{key}_')}"
 
