@@ -82,6 +82,13 @@ class PublishedProtocol:
     deviations: tuple[str, ...]
     """What the published code does otherwise, with what is done here."""
 
+    def __post_init__(self) -> None:
+        if (self.clips == "whole") != (self.num_frames is None):
+            remedy = "Leave `num_frames` out for whole videos only."
+            raise argument_error("clips", "whole, or of a number of frames", self.clips, remedy)
+        if self.chunk is not None and self.posterior != "mode":
+            raise argument_error("posterior", "the mode in chunks", self.posterior, "Leave `chunk` out.")
+
     def check_options(self, config: EvaluateConfig) -> None:
         """Raise a `ValueError` if a setting contradicts the protocol."""
         size = {"num_frames": self.num_frames, "height": self.crop, "width": self.crop}
