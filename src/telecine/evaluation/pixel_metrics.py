@@ -86,10 +86,7 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
 
 
 def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults.
-
-    These are a uniform window of 7 x 7, sample covariance, and no border.
-    """
+    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults."""
     from skimage.metrics import structural_similarity
 
     _check_side(target, UNIFORM_WINDOW)
@@ -126,10 +123,7 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
 
 
 def flicker(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better.
-
-    It is 0 if both change equally from frame to frame. Clips of one frame raise a `ValueError`.
-    """
+    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better."""
     if target.shape[2] < 2:
         raise argument_error("target", "clips of at least 2 frames", target, "Leave `flicker` out for images.")
     pairs = zip(reconstruction.split(1), target.split(1), strict=True)

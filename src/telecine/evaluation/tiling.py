@@ -41,10 +41,7 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
 def blended_chunks(
     chunks: Iterable[Tensor], overlap: int, reconstruct: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield consecutive input frames and their reconstructions, both `(T, ...)`, each frame once.
-
-    `chunks` are those of `overlapping_chunks`. Overlapping reconstructions are blended linearly.
-    """
+    """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`."""
     pending: tuple[Tensor, Tensor] | None = None
     for chunk in chunks:
         recon = reconstruct(chunk)
