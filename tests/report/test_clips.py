@@ -9,7 +9,7 @@ import torch
 
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
-from telecine.report.clips import _KEYFRAME_EVERY, _frame_psnr, at_one_rate, write_clips
+from telecine.report.clips import _KEYFRAME_EVERY, ValidationClip, at_one_rate, write_clips
 from telecine.report.page import _clip, _VideoFolder
 from telecine.runs import Run
 
@@ -54,15 +54,14 @@ def test_keyframes_are_frequent_and_no_frame_depends_on_a_later_one(tmp_path):
     assert packets[0].pts == 0
 
 
-def test_psnr_of_each_frame():
+def test_psnr_of_each_frame(tmp_path):
     target = torch.full((3, 8, 8, 3), 100, dtype=torch.uint8)
     reconstruction = target.clone()
     reconstruction[1] += 5
     reconstruction[2, 0, 0, 0] -= 100
-    values = _frame_psnr(target=target, reconstruction=reconstruction)
-    assert values == pytest.approx(
-        [MAX_PSNR, 20 * math.log10(255 / 5), 20 * math.log10(255 / 100) + 10 * math.log10(192)]
-    )
+    write_clips(Run(tmp_path), 0, [ValidationClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS)
+    expected = [MAX_PSNR, 20 * math.log10(255 / 5), 20 * math.log10(255 / 100) + 10 * math.log10(192)]
+    assert Run(tmp_path).validations()[0].clips[0].frame_psnr == pytest.approx(expected, abs=5e-4)
 
 
 def test_every_validation_is_kept(tmp_path):

@@ -84,11 +84,6 @@ def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: i
     assert max(after - before for before, after in pairwise([*keys, 10])) == longest
 
 
-def test_an_invalid_distance_of_keyframes_raises(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`keyframe_every` must be a positive int"):
-        Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=0)
-
-
 def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
     with Mp4Writer(path, 25, crf=0) as writer:
         for part in parts:
@@ -114,10 +109,10 @@ def test_a_failure_keeps_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("fps", "crf", "name"), [(0, 18, "fps"), (25, 52, "crf"), (25, -1, "crf")])
-def test_invalid_settings_raise(tmp_path: Path, fps: float, crf: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        Mp4Writer(tmp_path / "video.mp4", fps, crf=crf)
+@pytest.mark.parametrize("fps", [0, float("nan"), float("inf")])
+def test_an_invalid_frame_rate_raises(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(ValueError, match="`fps` must be"):
+        Mp4Writer(tmp_path / "video.mp4", fps)
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])

@@ -28,7 +28,6 @@ CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
 MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
-ROW_HEIGHT = 0.62
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
@@ -58,7 +57,6 @@ class _Difference:
         return "B" if (self.interval[0] > 0) == self.larger_is_better else "A"
 
     def text(self) -> str:
-        """Return the difference with its interval, for a table."""
         interval = "" if self.interval is None else f" [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
         return f"{self.mean:+.4g}{interval}"
 
@@ -124,10 +122,11 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
         raise argument_error("compare", "two evaluations with the same protocol", "; ".join(differing), remedy)
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
-    warnings = [_warning(name, first.get(name), second.get(name)) for name in SHOULD_MATCH]
-    unshared = sorted(metrics[0].keys() ^ metrics[1].keys())
-    warnings.append(f"only one has {', '.join(unshared)}" if unshared else "")
-    return [warning for warning in warnings if warning]
+    other = [name for name in SHOULD_MATCH if first.get(name) != second.get(name)]
+    warnings = [_warning(name, first.get(name), second.get(name)) for name in other]
+    if unshared := sorted(metrics[0].keys() ^ metrics[1].keys()):
+        warnings.append(f"only one has {', '.join(unshared)}")
+    return warnings
 
 
 def _table(protocol: _Table, field: str) -> _Table:
@@ -147,9 +146,7 @@ def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> 
 
 
 def _warning(name: str, first: object, second: object) -> str:
-    """Return a warning if a field differs, else an empty text."""
-    if first == second:
-        return ""
+    """Return a warning about a field that differs."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return f"{name}: {first} and {second}"
     keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
@@ -173,9 +170,7 @@ def _paired_differences(
     for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
         label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
         interval = (low, high) if len(a) > 1 else None
-        differences.append(
-            _Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger")
-        )
+        differences.append(_Difference(label, mean_a, mean_b, mean, interval, better[name] == "larger"))
     return differences
 
 
@@ -218,10 +213,9 @@ def _plot_differences(differences: Sequence[_Difference], title: str, path: Path
     """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
-    figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(differences)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
-    rows = figure.subplots(len(differences), 1, squeeze=False).flat
-    for difference, axes in zip(differences, rows, strict=True):
+    for difference, axes in zip(differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True):
         _plot_difference(axes, difference)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
@@ -238,6 +232,5 @@ def _plot_difference(axes: Axes, difference: _Difference) -> None:
     axes.set_yticks([])
     axes.tick_params(labelsize=7)
     axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
-    for side in ("top", "left", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "left", "right"]].set_visible(False)
     axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)

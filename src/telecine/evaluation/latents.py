@@ -28,8 +28,7 @@ from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig
 
-# A channel is dead if its standard deviation is below this fraction of the largest one.
-DEAD_FRACTION = 0.01
+DEAD_FRACTION = 0.01  # of the largest standard deviation; a channel with a smaller one is dead
 HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row of positions is 1/2
 EPSILON = 1e-12
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
@@ -102,10 +101,7 @@ def _effective_rank(eigenvalues: list[float]) -> float:
 
 
 def _radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
-    """Return frequencies in cycles per position, and the share of the spatial power at each, see `DEFINITIONS`.
-
-    The power of a frame's mean, at frequency 0, is left out. The other shares, of the corners beyond 1/2 too, sum to 1.
-    """
+    """Return frequencies in cycles per position, 0 left out, and the share of the spatial power at each; sum 1."""
     power = torch.fft.fft2(_standardised(latents)).abs().square().mean((0, 1, 2))
     rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in power.shape)
     radius = (rows[:, None].square() + columns.square()).sqrt()
@@ -118,20 +114,15 @@ def _radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
 
 def _high_frequency_share(latents: Tensor) -> float:
     """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
-    spectrum = zip(*_radial_spectrum(latents), strict=True)
-    return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
+    return sum(share for frequency, share in zip(*_radial_spectrum(latents), strict=True) if frequency > HIGH_FREQUENCY)
 
 
 def _autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
-    """Return the correlation of positions at distances 1, 2, ... up to `max_lag`, a mean over all channels and `axes`.
-
-    Axes 3 and 4 of latents `(B, C, t, h, w)` are space, axis 2 is time.
-    """
+    """Return the correlation of positions 1, 2, ... up to `max_lag` apart, a mean over all channels and `axes`."""
     z = _standardised(latents)
 
     def correlation(axis: int, lag: int) -> float:
-        size = z.shape[axis] - lag
-        return (z.narrow(axis, 0, size) * z.narrow(axis, lag, size)).mean().item()
+        return (z.narrow(axis, 0, z.shape[axis] - lag) * z.narrow(axis, lag, z.shape[axis] - lag)).mean().item()
 
     lags = range(1, min(max_lag + 1, *(z.shape[axis] for axis in axes)))
     return [sum(correlation(axis, lag) for axis in axes) / len(axes) for lag in lags]
@@ -147,11 +138,9 @@ def _scaled_video(video: Video, latent: Tensor) -> Video:
 
 
 def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:
-    """Return how latents `(B, C, t, h, w)` use their codebook, means over the codes of a position; nothing without one.
+    """Return how latents `(B, C, t, h, w)` use their codebook, see `DEFINITIONS`: NaN if a latent is not finite.
 
-    `codes_used` is the share of the codebook that occurs, at most the number of codes divided by its size;
-    `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power. They are NaN if
-    a latent is not finite.
+    `codes_used` is at most the number of codes divided by the codebook's size. Without a codebook, nothing is returned.
     """
     if codebook is None:
         return {}
@@ -233,13 +222,10 @@ class LatentSpace:
             "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
             "equivariance error, MSE": sum(changed) / len(changed),
         }
-        if self.codes:
-            found["codes used"] = self.codes["codes_used"]
-            found["entropy of the codes, bits"] = self.codes["code_entropy"]
-            found["perplexity of the codes"] = self.codes["code_perplexity"]
-        if self.drift:
-            assert isinstance(self.drift["relative_error"], float)
-            found["drift from the base"] = self.drift["relative_error"]
+        names = ("codes used", "entropy of the codes, bits", "perplexity of the codes")
+        found |= dict(zip(names, self.codes.values(), strict=False))  # as `code_usage` orders them, if any
+        if isinstance(drift := self.drift.get("relative_error"), float):
+            found["drift from the base"] = drift
         return found
 
 
@@ -274,19 +260,17 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
     first = model_source(models[0], config, device)
     clips = first.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
-    size = {name: getattr(clips, name) for name in ("num_frames", "height", "width", "stride")}
-    same = replace(config, **size)  # all models encode the same clips
+    size = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
+    same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]
     base = None if config.base is None else model_source(config.base, same, device)
-    videos, digest = _find_clips(config, clips)
+    videos, digest = _find_clips(config.data, clips, config.clip_limit)
     reference = None if base is None else _encode_all(base, videos)
     protocol: dict[str, object] = {
         "data": config.data,
         "base": None if base is None else base.title,
         "num_clips": len(videos),
-        "num_frames": clips.num_frames,
-        "height": clips.height,
-        "width": clips.width,
+        **size,
         "frame_stride": clips.stride,
         "places": CLIP_SELECTION,
         "clips_sha256": digest,
@@ -315,10 +299,9 @@ class _ClipsOnDisk:
             yield clip["video"][None]
 
 
-def _find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[_ClipsOnDisk, str]:
+def _find_clips(data: str, clips: ClipConfig, max_clips: int) -> tuple[_ClipsOnDisk, str]:
     """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
-    assert config.data is not None
-    spans = select_clips(index_data(config.data), clips, config.clip_limit)
+    spans = select_clips(index_data(data), clips, max_clips)
     found = [
         (span, pixels_sha256(bytes_from_video(clip["video"])))
         for span in with_progress(spans, "reading")
@@ -391,16 +374,14 @@ def _decode_changed(
     for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):
         for name, found in errors.items():
             transform = TRANSFORMS.get(name, torch.clone)
-            decoded = decode(transform(latent.to(device)))
-            target = transform(video)
+            decoded, target = decode(transform(latent.to(device))), transform(video)
             if target.shape != decoded.shape:
                 target = resized(video, list(decoded.shape[-2:]))
             pair = {"reconstruction": decoded, "target": target}
             found.append((mse(**pair).item(), psnr(**pair).item()))
         noise = torch.randn(latent.shape, generator=generator) * scale
         for size, values in noisy.items():
-            decoded = decode(latent + float(size) * noise)
-            values.append(psnr(reconstruction=decoded, target=video).item())
+            values.append(psnr(reconstruction=decode(latent + float(size) * noise), target=video).item())
     means = {name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()}
     equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in means.items()}
     return equivariance, {size: sum(values) / len(values) for size, values in noisy.items()}

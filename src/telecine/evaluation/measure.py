@@ -28,7 +28,6 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-FRECHET_METRICS = ("fvd", "fvd_single")  # from the features of all clips, or of one
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class MetricSet:
     perceptual: Mapping[str, nn.Module]
     """LPIPS modules by metric name."""
     features: FeatureNetwork | None
-    """The network of the Frechet distance."""
     backbones: Mapping[str, str]
     """The weights of each network, by metric name."""
     absent: Mapping[str, str]
@@ -80,21 +78,15 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
+    built_in = [name for name in protocol.metrics if name in KNOWN_METRICS]
     perceptual, backbones = _load_lpips(protocol.metrics, device)
-    (frechet,) = (name for name in protocol.metrics if name in FRECHET_METRICS)
+    (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     if features is not None:
         network, absent = load_feature_network(features, device), {}
         backbones[frechet] = network.source
-    return MetricSet(
-        built_in=[name for name in protocol.metrics if name in KNOWN_METRICS],
-        perceptual=perceptual,
-        features=network,
-        backbones=backbones,
-        absent=absent,
-        per_clip_frechet=frechet == "fvd_single",
-        values=protocol.measured_values,
-    )
+    is_single, values = frechet == "fvd_single", protocol.measured_values
+    return MetricSet(built_in, perceptual, network, backbones, absent, is_single, values)
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,6 @@ class ClipResult:
     """Position of its first frame in the file."""
     metrics: Mapping[str, float]
     per_frame: Mapping[str, list[float]]
-    """The values of its frames, for PSNR and metrics of single frames."""
     sha256: str
     """Hash of its input's pixels at 8 bits."""
     features: tuple[Tensor, Tensor] | None = None
@@ -124,7 +115,6 @@ class _Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process prints and writes files."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
@@ -145,10 +135,7 @@ class _Processes:
 
 @contextmanager
 def process_group() -> Iterator[_Processes]:
-    """Use the current process group, or initialize one under `torchrun` and destroy it at the end.
-
-    The backend is gloo on every device, because only Python objects are exchanged.
-    """
+    """Use the current process group, or initialize one of gloo under `torchrun` and destroy it at the end."""
     joins = dist.is_available() and dist.is_initialized()
     starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if starts:
@@ -195,15 +182,8 @@ def _measure_clip(
             values["fvd_single"] = float((features[0].double() - features[1].double()).square().sum())
     for measure in metric_set.requested:
         values |= measure(reconstruction=reconstruction, target=target)
-    return ClipResult(
-        index=index,
-        source=clip["source"],
-        start=clip["start"],
-        metrics=values,
-        per_frame=metrics.per_frame()[0],
-        sha256=pixels_sha256(bytes_from_video(clip["video"])),
-        features=features,
-    )
+    sha256 = pixels_sha256(bytes_from_video(clip["video"]))
+    return ClipResult(index, clip["source"], clip["start"], values, metrics.per_frame()[0], sha256, features)
 
 
 def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
@@ -221,8 +201,8 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
     num_clips, num_features = features.shape
-    if num_clips < (needed := num_features + 1):
-        reason = f"needs at least {needed} clips, not {num_clips}: with fewer, the covariance of its "
+    if num_clips <= num_features:
+        reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
         reason += f"{num_features} features is singular"
     elif not (features.isfinite().all() and reference.isfinite().all()):
         reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"

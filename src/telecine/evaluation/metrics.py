@@ -30,11 +30,7 @@ def available_metrics(
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over clips, with equal weights.
-
-    Raises:
-        ValueError: There is no clip.
-    """
+    """Return the mean of each metric over clips, with equal weights; raise a `ValueError` if there is no clip."""
     if not per_clip:
         raise argument_error("per_clip", "the values of at least one clip", "none", "Call `update` before `compute`.")
     return {name: sum(clip[name] for clip in per_clip) / len(per_clip) for name in per_clip[0]}
@@ -94,7 +90,14 @@ class ReconstructionMetrics:
             ValueError: A shape is not `(B, 3, T, H, W)`, the shapes differ, the target leaves [-1, 1], a clip is too
                 small for a metric, or a distance does not return one value per frame.
         """
-        _check_pair(reconstruction=reconstruction, target=target)
+        check_video("reconstruction", reconstruction)
+        check_video("target", target)
+        if target.shape[1] != 3:
+            remedy = "Repeat a grey channel 3 times."
+            raise argument_error("target", "RGB video of shape (B, 3, T, H, W)", target, remedy)
+        remedy = "Crop both to the same frames and size."
+        check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
+        check_range("target", target)
         with autocast_off(target.device):
             reconstruction = at_least_float32(reconstruction).clamp(*VALUE_RANGE)
             target = at_least_float32(target).to(reconstruction.dtype)
@@ -107,11 +110,7 @@ class ReconstructionMetrics:
         self._per_frame += _rows(per_frame)
 
     def compute(self) -> dict[str, float]:
-        """Return each metric's mean over all clips so far.
-
-        Raises:
-            ValueError: No clip was added.
-        """
+        """Return each metric's mean over all clips so far; raise a `ValueError` if there is none."""
         return mean_over_clips(self._per_clip)
 
     def per_clip(self) -> list[dict[str, float]]:
@@ -128,8 +127,7 @@ class ReconstructionMetrics:
         metrics = {name: built_in[name] for name in self.metrics if name in built_in} | self.perceptual
         chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
         frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (reconstruction, target))
-        pairs = zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True)
-        for recon_frames, target_frames in pairs:
+        for recon_frames, target_frames in zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True):
             for name, metric in metrics.items():
                 values = metric(reconstruction=recon_frames, target=target_frames)
                 if values.shape != (len(target_frames),):
@@ -144,14 +142,3 @@ def _rows(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """Return one dict per clip from one tensor `(B, ...)` per name."""
     values = (column.tolist() for column in columns.values())
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _check_pair(*, reconstruction: Video, target: Video) -> None:
-    """Raise a `ValueError` unless both are RGB videos of one shape and the target lies in [-1, 1]."""
-    check_video("reconstruction", reconstruction)
-    check_video("target", target)
-    if target.shape[1] != 3:
-        raise argument_error("target", "RGB video of shape (B, 3, T, H, W)", target, "Repeat a grey channel 3 times.")
-    remedy = "Crop both to the same frames and size."
-    check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
-    check_range("target", target)

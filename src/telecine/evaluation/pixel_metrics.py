@@ -86,13 +86,7 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
 
 
 def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults.
-
-    These are a uniform window of 7 x 7, sample covariance, and no border.
-
-    Raises:
-        ImportError: scikit-image is not installed.
-    """
+    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults."""
     from skimage.metrics import structural_similarity
 
     _check_side(target, UNIFORM_WINDOW)
@@ -129,13 +123,7 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
 
 
 def flicker(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better.
-
-    It is 0 if both clips change equally from frame to frame.
-
-    Raises:
-        ValueError: The clips have one frame.
-    """
+    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better."""
     if target.shape[2] < 2:
         raise argument_error("target", "clips of at least 2 frames", target, "Leave `flicker` out for images.")
     pairs = zip(reconstruction.split(1), target.split(1), strict=True)
@@ -163,21 +151,14 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     A grid's power lies at one frequency and its multiples, while the spectrum of a natural image falls off smoothly. In
     flat regions, the power at the grid's frequency divided by the geometric mean of the powers at the two neighbouring
     frequencies is therefore about 1 without a grid and far larger with one. The result is 10 log10 of this ratio in the
-    reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if a grid
-    of the target was removed (such as the block edges of a codec).
+    reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if one of
+    the target (such as the block edges of a codec) was removed.
 
-    Grey frames are cut into patches of 32 x 32, and the quarter with the smallest variance in the target is kept. Each
-    patch's mean and slope are removed, then the spectra of its rows and columns are averaged. 32 pixels hold a whole
-    number of every period, so no window function is needed. The result is the mean over patches in dB, so that flat
-    patches count as much as busy ones. Sharp grid lines also appear at the multiples of their frequency: the largest
-    period with a large value is the period of the grid. The variance of 8-bit rounding is added to all powers, so that
-    constant clips have a finite value.
-
-    Raises:
-        ValueError: The period is not 2, 4, 8 or 16, or a frame is smaller than a patch.
+    The flattest quarter of the target's grey patches is kept, less their mean and slope. Patches hold a whole number of
+    every period, so no window function is needed. Their mean is one in dB, so that flat patches count as much as busy
+    ones. Sharp grid lines also appear at the multiples of their frequency: the largest period with a large value is the
+    period of the grid. The variance of rounding is added to all powers, so that constant clips have a finite value.
     """
-    if period not in GRID_PERIODS:
-        raise argument_error("period", f"one of {GRID_PERIODS}", period, "Use the autoencoder's spatial stride.")
     _check_side(target, GRID_PATCH)
     excess = []
     for pair in zip(reconstruction, target, strict=True):

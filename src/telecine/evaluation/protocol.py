@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from telecine.base.checks import argument_error, check_count, check_counts
+from telecine.base.checks import argument_error, check_counts
 from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.losses.reconstruction import MAX_PSNR
 
-VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
 UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
@@ -33,7 +32,6 @@ class _Definition:
     text: str
     """Formula, settings, source and averaging."""
     better: Literal["larger", "smaller", "nearest to 0", "nearest to 1"] = "larger"
-    """Which values are better."""
     min_side: int = 1
     """Smallest height and width of a frame."""
     min_frames: int = 1
@@ -189,9 +187,8 @@ class EvaluationProtocol:
 
     def __post_init__(self) -> None:
         check_counts(num_clips=self.num_clips, num_videos=self.num_videos, frame_stride=self.frame_stride)
-        for name in ("num_frames", "height", "width"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        size = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
+        check_counts(**{name: value for name, value in size.items() if value is not None})
         if unknown := [name for name in self.metrics if name not in self._definitions()]:
             raise argument_error("metrics", "metrics with a definition", str(unknown), "Add them to `definitions`.")
 
@@ -209,9 +206,8 @@ class EvaluationProtocol:
         values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "published")}
         values["value_range"] = list(VALUE_RANGE)
         values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
-        versions = {package: version(package) for package in VERSIONED_PACKAGES}
-        values["versions"] = {"python": platform.python_version()} | versions
-        return values
+        versions = {package: version(package) for package in ("telecine", "torch", "torchmetrics", "av")}
+        return values | {"versions": {"python": platform.python_version()} | versions}
 
     def write(self, path: str | Path) -> None:
         """Write `as_dict()` as JSON to `path`, atomically."""

@@ -45,14 +45,9 @@ VALUES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedProtocol:
-    """How published figures were measured. Figures compare only if all fields are equal.
-
-    Raises:
-        ValueError: Fields contradict each other.
-    """
+    """How published figures were measured. Figures compare only if all fields are equal."""
 
     name: ProtocolName
-    """The name, for `--protocol`."""
     data: str
     """The videos that the figures are of. They are passed by path."""
     num_videos: int | None = None
@@ -60,7 +55,7 @@ class PublishedProtocol:
     clips: Literal["all", "first", "whole"]
     """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
     num_frames: int | None = None
-    """Frames in a clip. None: as many as the video has."""
+    """Frames in a clip. None: as many as the video has, for `clips` "whole" only."""
     sample_fps: float | None = None
     """Every n-th frame is used, with n the file's frame rate over this one, rounded. None: every frame."""
     max_length: tuple[int, float] | None = None
@@ -76,11 +71,10 @@ class PublishedProtocol:
     posterior: Literal["sample", "mode"]
     """What is decoded."""
     chunk: int | None = None
-    """Frames that the autoencoder gets at once; consecutive chunks share none. None: the clip."""
+    """Frames that the autoencoder gets at once, for the mode only; chunks share none. None: the clip."""
     values: Literal["float", "rounded", "truncated"]
     """The values that are measured, a key of `VALUES`."""
     metrics: tuple[str, ...]
-    """The metrics, by the names of their definitions."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
@@ -166,11 +160,9 @@ class PublishedProtocol:
             logger.warning("skipping a clip: %s", error)
             return None
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
-        if self.num_frames is not None and num_frames < self.num_frames:
-            last = video[:, -1:].expand(-1, self.num_frames - num_frames, -1, -1)
-            video = torch.cat([video, last], dim=1)
-        fps = span.info.fps / stride
-        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": fps}
+        if (num_missing := (self.num_frames or 0) - num_frames) > 0:
+            video = torch.cat([video, video[:, -1:].expand(-1, num_missing, -1, -1)], dim=1)
+        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": span.info.fps / stride}
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
@@ -224,7 +216,6 @@ class PublishedProtocol:
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
-        strides = {self._stride(span.info) for span in spans}
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {
@@ -235,7 +226,7 @@ class PublishedProtocol:
             "crop": "none" if self.crop is None else "center",
             "places": CLIP_CHOICES[self.clips],
             "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
-            "frame_stride": max(strides),
+            "frame_stride": max(self._stride(span.info) for span in spans),
             "reconstruction": VALUES[self.values],
             "published": tuple(fields.items()),
         }

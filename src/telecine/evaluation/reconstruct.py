@@ -51,16 +51,12 @@ def reconstruct(
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
     info = index_video(video)
-    pts = sorted(info.pts)
+    start = min(info.pts)
+    pts = sorted(each - start for each in info.pts)
+    # Stored pixels need not be square.
+    aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
     frame_psnr: list[Tensor] = []
-    with Mp4Writer(
-        output,
-        info.fps,
-        pts=[each - pts[0] for each in pts],
-        time_base=info.time_base,
-        # Stored pixels need not be square.
-        sample_aspect_ratio=info.sample_aspect_ratio if config.height is None and config.width is None else 1.0,
-    ) as writer:
+    with Mp4Writer(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())

@@ -43,9 +43,7 @@ Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
-# A folder with one of these files is a model, even if it contains videos.
-MODEL_FILES = ("config.json", "model_index.json")
-MAX_NAMES_LISTED = 3  # in an error
+MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them is a model, even if it contains videos
 
 
 def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
@@ -68,11 +66,8 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
         remedy = "Set a smaller `num_frames` or `stride`."
         raise argument_error("data", f"videos of at least {length} frames", got, remedy)
     log_too_short(map(whole_video, infos), length)
-    spans = [
-        Span(info, start, start + length - 1)
-        for info in infos
-        for start in range(0, info.num_frames - length + 1, length)
-    ]
+    starts = ((info, start) for info in infos for start in range(0, info.num_frames - length + 1, length))
+    spans = [Span(info, start, start + length - 1) for info, start in starts]
     count = min(max_clips, len(spans))
     return [spans[(2 * index + 1) * len(spans) // (2 * count)] for index in range(count)]
 
@@ -164,8 +159,8 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
     saved = read_saved_settings(found).get("clips") if found else {}
     if not isinstance(saved, dict):
         raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
-    values = saved | {"buckets": ()}  # they only matter for training
-    clips = config.clip_config(validate(ClipConfig, values, prefix=f"{found}: clips."))
+    saved = saved | {"buckets": ()}  # they only matter for training
+    clips = config.clip_config(validate(ClipConfig, saved, prefix=f"{found}: clips."))
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
 
@@ -175,10 +170,7 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 
 
 def load_model(checkpoint: Model, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, or a module itself.
-
-    It is moved to the device and to eval mode.
-    """
+    """Return the autoencoder of a folder or a name, see `Model`, or a module itself; on the device, in eval mode."""
     if isinstance(checkpoint, nn.Module):
         return as_video_autoencoder(checkpoint).to(device).eval()
     return load_model_or_run(checkpoint, weights).to(device).eval()
@@ -191,14 +183,12 @@ def _video_source(
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
-        clips = config.clip_config(ClipConfig())
-        if config.height is None or config.width is None:
-            sizes = sorted({(info.height, info.width) for info in infos})
-            if len(sizes) > 1:
-                got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-                remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-                raise argument_error("data", "videos of one size", got, remedy)
-            clips = config.clip_config(replace(clips, height=sizes[0][0], width=sizes[0][1]))
+        sizes = sorted({(info.height, info.width) for info in infos})
+        if len(sizes) > 1 and None in (config.height, config.width):
+            got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+            remedy = "Set `height` and `width`, to which all videos are resized and cropped."
+            raise argument_error("data", "videos of one size", got, remedy)
+        clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 
@@ -211,12 +201,9 @@ def _contains_videos(path: Path) -> bool:
 
 
 def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
-    """Return the reconstruction of each video of `data`, by the path of the video.
+    """Return the reconstruction of each video of `data`, by the path of the video; raise a `ValueError` for no match.
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
-
-    Raises:
-        ValueError: A video has no match, or one of another length or size.
     """
     inputs = _by_name(infos, data)
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
@@ -249,5 +236,4 @@ def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInf
 
 
 def _listed(names: Sequence[str]) -> str:
-    num_more = len(names) - MAX_NAMES_LISTED
-    return ", ".join(names[:MAX_NAMES_LISTED]) + (f" and {num_more} more" if num_more > 0 else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

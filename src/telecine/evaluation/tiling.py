@@ -1,7 +1,4 @@
-"""Reconstruction in chunks over time and tiles over space, which bound memory, and its difference from that of a clip.
-
-A chunk is a part of a clip in time, a tile one in space.
-"""
+"""Reconstruction in chunks of time and tiles of space, which bound memory, and its difference from the whole clip's."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ from telecine.settings import Tiling, check_overlap
 
 
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
-    """Yield chunks `(T, ...)` of `num_frames` frames, each starting with the last `overlap` of the previous chunk.
-
-    The last chunk has the remaining frames, at least one of which is not in the previous chunk.
-    """
+    """Yield chunks `(T, ...)` of `num_frames` frames or, the last one, fewer; neighbours share `overlap` frames."""
     check_overlap(num_frames, overlap)
     chunk: list[Tensor] = []
     num_new = 0
@@ -47,10 +41,7 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
 def blended_chunks(
     chunks: Iterable[Tensor], overlap: int, reconstruct: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield consecutive input frames and their reconstructions, both `(T, ...)`, each frame once.
-
-    `chunks` are those of `overlapping_chunks`. Overlapping reconstructions are blended linearly.
-    """
+    """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`."""
     pending: tuple[Tensor, Tensor] | None = None
     for chunk in chunks:
         recon = reconstruct(chunk)
@@ -85,8 +76,7 @@ def reconstruct_in_chunks(
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
     """Return the tiling with sizes that the model accepts, rounded up; raise a `ValueError` if tiles cannot overlap.
 
-    Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
-    those of the whole frame. Results then differ only within the receptive field of a tile's edges.
+    Overlaps become multiples of the stride, so that the latent cells of every tile are those of the whole frame.
     """
     if tiling.size is None:
         return tiling
@@ -112,15 +102,14 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     tile_height, tile_width = (side if tiling.size is None else min(tiling.size, side) for side in padded.shape[2:])
     tops, lefts = (_tile_starts(side, tiling) for side in padded.shape[2:])
     if len(tops) == len(lefts) == 1:
-        reconstruction = model(padded[None], sample_posterior=False).video[0]
-        return reconstruction[:, :time, :height, :width]
+        return model(padded[None], sample_posterior=False).video[0, :, :time, :height, :width]
     weighted_sum, total_weight = torch.zeros_like(padded), padded.new_zeros(padded.shape[2:])
     for top, left in product(tops, lefts):
         rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
-        tile = padded[:, :, rows, columns]
         row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
         weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
-        weighted_sum[:, :, rows, columns] += weight * model(tile[None], sample_posterior=False).video[0]
+        tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
+        weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
     return weighted_sum.div_(total_weight)[:, :time, :height, :width]
 
@@ -142,10 +131,7 @@ def _tile_starts(side: int, tiling: Tiling) -> list[int]:
 
 
 def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge.
-
-    The weights of two tiles that share `overlap` pixels add up to 1 there.
-    """
+    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge."""
     rise = torch.arange(1, overlap + 1) / (overlap + 1)
     weight = torch.ones(size)
     if start > 0:
@@ -159,8 +145,7 @@ def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
 class TilingDifference:
     """Compares a reconstruction in chunks and tiles, as of `telecine reconstruct`, with that of the whole clip.
 
-    `pieces_psnr` is the PSNR between the two. `seam_psnr` is that of the worst frame over its pixels at a seam, see
-    `_seams`. Both are in dB, at most 100; larger is better.
+    `pieces_psnr` and `seam_psnr` are in dB, at most 100; larger is better. See `DEFINITIONS` of the protocol.
     """
 
     model: VideoAutoencoder
@@ -180,10 +165,7 @@ class TilingDifference:
 
     @torch.no_grad()
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1].
-
-        The clip is reconstructed whole again, from the mode of its posterior; `reconstruction` is not used.
-        """
+        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1], reconstructed again: from the posterior's mode."""
         video = target[0]
         time, height, width = video.shape[1:]
         num_frames = time if self.chunk is None else self.model.covering_clip(self.chunk, height, width)[0]
@@ -215,10 +197,7 @@ class TilingDifference:
 
 
 def _seams(starts: Sequence[int], size: int, total: int) -> Tensor:
-    """Return which of `total` positions are at a seam of chunks or tiles that have `size` positions, `(total,)`.
-
-    These are the positions that two of them share, or the two beside the edge where they meet.
-    """
+    """Return which of `total` positions two chunks or tiles of `size` share, or are beside the edge where they meet."""
     at_seam = torch.zeros(total, dtype=torch.bool)
     for start, following in pairwise(starts):
         first, last = (following, start + size) if following < start + size else (following - 1, following + 1)

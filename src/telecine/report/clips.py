@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 _AMPLIFICATION = 4.0
-# High quality, so that visible artifacts come from the autoencoder and not from this encoder.
-_CRF = 12
-# To show a frame, a browser decodes all frames from the last keyframe on.
-_KEYFRAME_EVERY = 8
+_CRF = 12  # high quality, so that visible artifacts come from the autoencoder and not from this encoder
+_KEYFRAME_EVERY = 8  # to show a frame, a browser decodes all frames from the last keyframe on
 # A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
 MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
 _MAX_REPEATS = 8.0
@@ -57,7 +55,6 @@ class ValidationClip:
     start: int
     """Position of its first frame in the file."""
     fps: float
-    """Its frames per second."""
 
 
 def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
@@ -74,6 +71,8 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     with Mp4Writer(folder / name, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
         writer.add(_panes(target=clip.target, reconstruction=clip.reconstruction))
     num_frames, height, width, _ = clip.target.shape
+    errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
+    frame_psnr = psnr_of_mse(errors.double(), value_range=255.0).tolist()
     return SavedClip(
         video=name,
         source=clip.source,
@@ -82,16 +81,10 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
         height=height,
         width=width,
         metrics={name: round(value, 5) for name, value in clip.metrics.items()},
-        frame_psnr=[round(value, 3) for value in _frame_psnr(target=clip.target, reconstruction=clip.reconstruction)],
+        frame_psnr=[round(value, 3) for value in frame_psnr],
         sha256=pixels_sha256(clip.target),
         fps=clip.fps,
     )
-
-
-def _frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
-    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
-    errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
-    return psnr_of_mse(errors.double(), value_range=255.0).tolist()
 
 
 def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
@@ -109,31 +102,21 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
-    Args:
-        inputs: Clips of uint8 frames `(T, H, W, 3)`, all of one shape.
-        reconstructions: As many clips of the same shape.
-
-    Returns:
-        uint8 frames `(T, H', W', 3)` with labels. `H'` and `W'` are even. Small clips are enlarged by an integer factor
-        (nearest neighbour) so that a panel has at least 192 rows.
+    All clips are uint8 frames `(T, H, W, 3)` of one shape. The result, `(T, H', W', 3)` with even `H'` and `W'`, has
+    labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192 rows or more.
     """
     _check_pairs(inputs, reconstructions)
-    rows = []
-    for clip, recon in zip(inputs, reconstructions, strict=True):
-        factor = -(-_MIN_PANEL_HEIGHT // clip.shape[1])
-        rows.append(_join([_enlarge(panel, factor) for panel in _panels(clip, recon)], dim=2))
-    picture = _join(rows, dim=1)
-    bar = _label_bar(picture.shape[2])
-    return pad_to_even(torch.cat([bar.expand(picture.shape[0], -1, -1, -1), picture], dim=1))
+    factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
+    pairs = zip(inputs, reconstructions, strict=True)
+    picture = _join([_join([_enlarge(panel, factor) for panel in _panels(*pair)], dim=2) for pair in pairs], dim=1)
+    bar = _label_bar(picture.shape[2]).expand(len(picture), -1, -1, -1)
+    return pad_to_even(torch.cat([bar, picture], dim=1))
 
 
 def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
-    """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them.
-
-    Clips lower than 192 pixels are enlarged by 2 (nearest neighbour), so that the format's half resolution of colours
-    is the clip's full resolution.
-    """
+    """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     _check_pairs([target], [reconstruction])
+    # The format has half the resolution of colours: the full one of a clip that is enlarged.
     factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
     return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction)], dim=2)
 
@@ -163,17 +146,13 @@ def _enlarge(frames: Tensor, factor: int) -> Tensor:
 
 def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
     """Concatenate `(T, H, W, 3)` panels along `dim` with black gaps."""
-    shape = list(panels[0].shape)
-    shape[dim] = _GAP
-    gap = torch.zeros(shape, dtype=torch.uint8)
-    parts = [part for panel in panels for part in (gap, panel)]
-    return torch.cat(parts[1:], dim=dim)
+    gap = torch.zeros_like(panels[0].narrow(dim, 0, 1)).repeat_interleave(_GAP, dim)
+    return torch.cat([part for panel in panels for part in (gap, panel)][1:], dim=dim)
 
 
 def _label_bar(width: int) -> Tensor:
     """Draw each label at the left edge of its panel on a black bar, uint8 `(1, height, width, 3)`."""
-    image = Image.new("RGB", (width, _LABEL_HEIGHT))
-    draw = ImageDraw.Draw(image)
+    draw = ImageDraw.Draw(image := Image.new("RGB", (width, _LABEL_HEIGHT)))
     font = ImageFont.load_default(size=15)
     for i, label in enumerate(_LABELS):
         left = round(i * (width + _GAP) / len(_LABELS)) + 4
@@ -207,8 +186,7 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
 
     skip = -(-len(frames) // _MAX_FRAMES)
     small = shrink(frames[::skip], _MAX_SIDE)
-    _, height, width, channels = small.shape
     gif = gif_bytes(small, fps / skip, num_colours=_NUM_COLOURS)
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+    image = Summary.Image(height=small.shape[1], width=small.shape[2], colorspace=3, encoded_image_string=gif)
     tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
     tracker.writer.flush()

@@ -38,8 +38,7 @@ from telecine.runs import Run
 from telecine.runs.run import SavedClip, SavedValidation
 from telecine.runs.settings import side_by_side_settings
 
-# In the folder of videos: tells an open page that it was written again.
-_VERSION_FILE = "version.js"
+_VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
 # A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
 _PlayerData: TypeAlias = dict[str, object]
 logger = logging.getLogger(__name__)
@@ -71,10 +70,9 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
-    version = uuid.uuid4().hex if is_live else None
-    live = {"version": version, "url": videos.url(_VERSION_FILE)} if is_live else None
-    write_page(page, _render(reported, validations, live, problems))
-    videos.write_version(version)
+    live = {"version": uuid.uuid4().hex, "url": videos.url(_VERSION_FILE)} if is_live else {}
+    write_page(page, _render(reported, validations, live or None, problems))
+    videos.write_version(live.get("version"))
     videos.remove_others()
     return page
 
@@ -89,8 +87,7 @@ def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     if not reported:
         raise next(iter(errors.values()))
     found = [*errors.items(), *((run.name, problem) for run in reported for problem in run.problems)]
-    problems = [f"{name}: {problem}" for name, problem in found]
-    for problem in problems:
+    for problem in (problems := [f"{name}: {problem}" for name, problem in found]):
         logger.warning("not in the report: %s", problem)
     return reported, problems
 
@@ -101,9 +98,7 @@ class _VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
-        if (
-            self.path.is_symlink() and Run(page.parent).exists()
-        ):  # the folder may be a link elsewhere, where it is the user's
+        if self.path.is_symlink() and Run(page.parent).exists():  # elsewhere, the link may be the user's
             contract, got = "in the run's folder itself", f"a symbolic link to {os.readlink(self.path)}"
             raise argument_error(str(self.path), contract, got, "Remove the link.")
 
@@ -120,15 +115,13 @@ class _VideoFolder:
         return self.url(name)
 
     def url(self, name: str) -> str:
-        """Return the relative URL of a file."""
         return quote(os.fsencode(f"{self.path.name}/{name}"))
 
     def write_version(self, version: str | None) -> None:
         """Write the script that calls `pageVersion` in a live page; a last time for pages that are still open."""
-        path = self.path / _VERSION_FILE
+        path, script = self.path / _VERSION_FILE, f'pageVersion("{version or "finished"}");\n'
         if version is not None or path.exists():
             self.path.mkdir(exist_ok=True)
-            script = f'pageVersion("{version or "finished"}");\n'
             atomic_write(path, lambda temporary: temporary.write_text(script, encoding="utf-8"))
 
     def remove_others(self) -> None:
@@ -142,22 +135,14 @@ def _render(
     runs: Sequence[ReportedRun], validations: Sequence[_PlayerData], live: object, problems: Sequence[str]
 ) -> str:
     """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
-    all_plots = plots_of(runs)
-    names = [run.name for run in runs]
-    data = {
-        "runs": names,
-        "file": "metrics.jsonl",
-        "metrics": METRICS,
-        "plots": [plot_data(plot) for plot in all_plots],
-        "validations": validations,
-        "live": live,
-    }
+    names, all_plots = [run.name for run in runs], plots_of(runs)
+    data = {"runs": names, "file": "metrics.jsonl", "metrics": METRICS, "validations": validations, "live": live}
     return render_page(
         "page.html",
         titles=names,
         runs=runs,
         problems=problems,
-        data=data,
+        data=data | {"plots": [plot_data(plot) for plot in all_plots]},
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),
         training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], "not recorded"),
@@ -194,7 +179,7 @@ def _page_environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """Return the name of a setting or a file, which a narrow table breaks after its parts instead of within a word."""
+    """Return the name of a setting or a file with a place to break after each of its parts."""
     return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
 
 
@@ -249,28 +234,15 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
         "url": videos.add(saved.folder / clip.video, name),
         "title": f"{Path(clip.source).name}, frame {clip.start}",
         "panes": 3,
-        "num_frames": clip.num_frames,
         "fps": clip.fps or saved.fps,
-        "height": clip.height,
-        "width": clip.width,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
-        "frame_psnr": clip.frame_psnr,
-        "sha256": clip.sha256,
+        **{name: getattr(clip, name) for name in ("num_frames", "height", "width", "frame_psnr", "sha256")},
     }
 
 
 def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _PlayerData:
     """Describe a video that shows several clips and their labels in one picture."""
     info = index_video(video)
-    return {
-        "url": videos.add(video, f"run-{run}-step-{step:08d}-all.mp4"),
-        "title": "several clips",
-        "panes": 1,
-        "num_frames": info.num_frames,
-        "fps": info.fps,
-        "height": info.height,
-        "width": info.width,
-        "metrics": {},
-        "frame_psnr": [],
-        "sha256": "",
-    }
+    size = {name: getattr(info, name) for name in ("num_frames", "fps", "height", "width")}
+    url = videos.add(video, f"run-{run}-step-{step:08d}-all.mp4")
+    return {"url": url, "title": "several clips", "panes": 1, **size, "metrics": {}, "frame_psnr": [], "sha256": ""}

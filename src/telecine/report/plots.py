@@ -22,8 +22,7 @@ METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS (Alex)", "lpips_
 # LPIPS of the training clips, under the name of its network; `metrics.jsonl` has it as `_PERCEPTUAL_LOSS`.
 _TRAIN_LPIPS = "train/lpips_"
 _PERCEPTUAL_LOSS = "train/perceptual_loss"
-# Computed from the mean squared error.
-_TRAIN_PSNR = "train/psnr"
+_TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
 _SOURCES = {"train": "training", "val": "held out", "linear": "linear baseline"}
 _TRAINING = {
     **{term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()},
@@ -56,14 +55,8 @@ _TRAINING = {
     "clips_per_second": "clips a second",
     "ema_psnr_behind": "PSNR of the raw weights above the averaged ones",
 }
-# Maximum number of points of one curve, about the width of a screen. A bucket of values is one point.
-MAX_POINTS = 600
-# Prefixes of values of the held-out clips.
-_HELD_OUT = ("val/", "linear/", "latent/")
-# Significant digits of the values; float32 has seven.
-_DIGITS = 6
-# Relative difference of values that are the same but for the order in which they were summed.
-_SAME = 1e-5
+MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of values is one point
+_HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
 
 
 @dataclass(frozen=True)
@@ -96,8 +89,7 @@ _TRAINING_PANELS = (
     _Panel("fraction of the gradient, of the updates", _train(*_FRACTIONS)),
 )
 _LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"), is_smoothed=False)
-_FIXED_PANELS = (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL)
-_FIXED_NAMES = frozenset(name for panel in _FIXED_PANELS for name in panel.names)
+_FIXED_NAMES = {name for panel in (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL) for name in panel.names}
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
@@ -112,12 +104,10 @@ class _Curve:
     """The positions on the horizontal axis."""
     values: list[float]
     """The values, or the mean of each bucket."""
+    # The minimum and the maximum of each bucket, and the first and the last value; empty without buckets.
     low: list[float] = field(default_factory=list)
-    """The minimum of each bucket; empty without buckets."""
     high: list[float] = field(default_factory=list)
-    """The maximum of each bucket; empty without buckets."""
     ends: list[float] = field(default_factory=list)
-    """The first and the last value; empty without buckets."""
     num_left_out: int = 0
     """How many values were left out because they are not finite."""
 
@@ -159,8 +149,7 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     other name. A curve is left out if every run that has it also has its `_duplicates`.
     """
     columns = [_columns_of(run.records, run.perceptual_net) for run in runs]
-    same = [_duplicates(of_run) for of_run in columns]
-    distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
+    distinct = {name for of_run in columns for name in of_run.keys() - _duplicates(of_run)}
     finite = {name for of_run in columns for name in of_run if any(math.isfinite(y) for _, y in of_run[name])}
     names = sorted(distinct & finite)
     grouped = _panels(names)
@@ -188,14 +177,14 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
     num_left_out = len(points) - len(finite)
     if len(values) <= MAX_POINTS:
         return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
-    ends = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
-    buckets = [slice(first, last) for first, last in pairwise(ends)]
+    edges = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
+    buckets = [values[first:last] for first, last in pairwise(edges)]
     return _Curve(
         run,
-        [steps[(bucket.start + bucket.stop) // 2] for bucket in buckets],
-        _rounded(sum(values[bucket]) / (bucket.stop - bucket.start) for bucket in buckets),
-        _rounded(min(values[bucket]) for bucket in buckets),
-        _rounded(max(values[bucket]) for bucket in buckets),
+        [steps[(first + last) // 2] for first, last in pairwise(edges)],
+        _rounded(sum(bucket) / len(bucket) for bucket in buckets),
+        _rounded(map(min, buckets)),
+        _rounded(map(max, buckets)),
         _rounded([values[0], values[-1]]),
         num_left_out,
     )
@@ -232,7 +221,7 @@ def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
-    return [float(f"{value:.{_DIGITS}g}") for value in values]
+    return [float(f"{value:.6g}") for value in values]  # float32 has seven significant digits
 
 
 def _panels(names: Collection[str]) -> list[_Panel]:
@@ -284,36 +273,28 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
 def _duplicates(columns: Columns) -> set[str]:
     """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not."""
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS]
-    candidates = {
-        "train/recon_loss": ["train/mse"],
-        "train/total_disc_loss": ["train/discr_loss"],
-        "train/aux_losses": terms,
-    }
-    return {
-        name
-        for name, others in candidates.items()
-        if any(_is_same(columns[name], columns.get(other, [])) for other in others if name in columns)
-    }
+    candidates = {"recon_loss": ["train/mse"], "total_disc_loss": ["train/discr_loss"], "aux_losses": terms}
+    pairs = ((f"train/{name}", term) for name, of_sum in candidates.items() for term in of_sum)
+    return {name for name, term in pairs if name in columns and _is_same(columns[name], columns.get(term, []))}
 
 
 def _is_same(some: Points, others: Points) -> bool:
+    """Return whether values are equal, but for the order in which they were summed."""
     return len(some) == len(others) and all(
-        a == b and math.isclose(x, y, rel_tol=_SAME) for (a, x), (b, y) in zip(some, others, strict=True)
+        a == b and math.isclose(x, y, rel_tol=1e-5) for (a, x), (b, y) in zip(some, others, strict=True)
     )
 
 
 def _label_of(name: str) -> str:
-    """Return what a value is called, from its name in the records or that of `plotted_values`."""
+    """Return what a value is called, from its name in `_columns_of`."""
     if (frame := frame_of(name)) is not None:
         return f"frame {frame}"
     prefix, _, rest = name.partition("/")
     if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(rest)}, {_SOURCES[prefix]}"
-    if prefix != "train":
-        return _words(name.replace("/", " "))
-    known = [key for key in _TRAINING if rest == key or rest.startswith(f"{key}_")]
+    known = [key for key in _TRAINING if prefix == "train" and (rest == key or rest.startswith(f"{key}_"))]
     if not known or (rest.endswith("_weight") and rest != "adaptive_weight"):
-        return _words(rest)
+        return (rest if prefix == "train" else name.replace("/", " ")).replace("_", " ")
     key = max(known, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
     return _TRAINING[key] if rest == key else f"{_TRAINING[key]}, {rest.removeprefix(f'{key}_')}"
 
@@ -328,7 +309,3 @@ def _key_of(name: str) -> str:
     if name.startswith(_TRAIN_LPIPS):
         return _PERCEPTUAL_LOSS
     return "train/mse" if name == _TRAIN_PSNR else name
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

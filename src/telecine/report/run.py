@@ -20,15 +20,12 @@ from telecine.runs.settings import flat_settings, read_saved_settings
 
 
 class _HeldOutMetric(NamedTuple):
-    """A metric of the held-out clips."""
+    """A metric of the held-out clips, at the first and the last validation, and of the linear baseline if measured."""
 
     name: str
     first: float
-    """At the first validation."""
     last: float
-    """At the last validation."""
     linear: float | None
-    """That of the linear baseline; None if the run did not measure it."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,7 @@ def check_are_runs(folders: Iterable[Path]) -> None:
 
 
 def read_run(folder: Path, name: str) -> ReportedRun:
-    """Read the folder of a run; raise a `ValueError` if it is another folder, or one of its files is damaged.
-
-    A damaged validation is left out, and named in the `problems`.
-    """
+    """Read a run's folder; raise a `ValueError` if a file is damaged. `problems` name damaged validations."""
     check_are_runs([folder])
     run = Run(folder)
     run.check_links()
@@ -171,8 +165,7 @@ def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, 
 
 def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:
     """Return why the metrics of runs do not compare with those of the first, one sentence for each such run."""
-    reasons = []
-    first = summaries[0]
+    reasons, first = [], summaries[0]
     for name, summary in zip(names[1:], summaries[1:], strict=True):
         if first is None or summary is None:
             unknown = name if summary is None else names[0]
@@ -180,8 +173,7 @@ def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None])
         elif first.validation != summary.validation:
             a, b = asdict(first.validation), asdict(summary.validation)
             differing = [f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key] and key != "sha256"]
-            reason = ", ".join(differing) or "other pixels in the held-out clips"
-            reasons.append(f"{names[0]} and {name}: {reason}")
+            reasons.append(f"{names[0]} and {name}: {', '.join(differing) or 'other pixels in the held-out clips'}")
     return reasons
 
 

@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
 
 # As numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
 _BT709 = _LIMITED_RANGE = 1
-# FFmpeg's fractions have 32 bits.
-_MAX_INT = 2**31 - 1
+_MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
 class Mp4Writer:
@@ -55,12 +54,7 @@ class Mp4Writer:
         time_base: float | None = None,
         sample_aspect_ratio: float = 1.0,
     ) -> None:
-        if not fps > 0:
-            raise argument_error("fps", "above 0", fps, "Use 25 if it is unknown.")
-        if not 0 <= crf <= 51:
-            raise argument_error("crf", "from 0 to 51", crf, "Use 18; smaller is better and larger.")
-        if keyframe_every is not None:
-            check_count("keyframe_every", keyframe_every, remedy="Leave it out for the default.")
+        check_positive("fps", fps, remedy="Use 25 if it is unknown.")
         self.path = Path(path)
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
         self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
@@ -68,7 +62,7 @@ class Mp4Writer:
         self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
         self._crf = crf
         self._keyframe_every = keyframe_every
-        self._size: tuple[int, int] | None = None
+        self._size = (0, 0)
         self._stream: VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._num_frames = 0
@@ -120,8 +114,7 @@ class Mp4Writer:
     def _add_stream(self, height: int, width: int) -> VideoStream:
         stream = self._container.add_stream("libx264", rate=self._rate)
         stream.height, stream.width = height + height % 2, width + width % 2
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(self._crf)}
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
         context = stream.codec_context
         context.time_base = self._time_base
         context.sample_aspect_ratio = self._aspect
@@ -160,17 +153,14 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
 
 def check_rgb_frames(name: str, frames: Tensor) -> None:
     """Raise a `ValueError` if `frames` are not uint8 of shape `(T, H, W, 3)`, or empty."""
-    is_valid = isinstance(frames, Tensor) and frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
-    if not is_valid or 0 in frames.shape:
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
         raise argument_error(name, "uint8 of shape (T, H, W, 3), not empty", frames, remedy)
 
 
 def pad_to_even(frames: Tensor) -> Tensor:
     """Repeat the last row and column of `(T, H, W, 3)` where their number is odd."""
-    height, width = frames.shape[1:3]
-    if height % 2:
-        frames = torch.cat([frames, frames[:, -1:]], dim=1)
-    if width % 2:
-        frames = torch.cat([frames, frames[:, :, -1:]], dim=2)
+    for dim in (1, 2):
+        if (size := frames.shape[dim]) % 2:
+            frames = torch.cat([frames, frames.narrow(dim, size - 1, 1)], dim)
     return frames

@@ -11,20 +11,14 @@ from telecine.report.run import value_or_error
 from telecine.runs import Run
 from telecine.runs.settings import read_saved_settings
 
-# Between two looks at the files of the runs.
-SECONDS = 15.0
+SECONDS = 15.0  # between two looks at the files of the runs
 
 
 def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
     """Write the report again whenever a run has new records, until all runs have made their last validation.
 
-    Args:
-        runs: Folders of runs.
-        output: The page, see `write_report`.
-        written: Called with the page each time that it was written. The last one does not load itself again.
-
-    Raises:
-        ValueError: See `write_report`.
+    For `runs`, `output` and errors see `write_report`. `written` is called with the page each time that it was written.
+    The last one does not load itself again.
     """
     before = None
     while True:
