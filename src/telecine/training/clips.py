@@ -70,7 +70,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         spans = find_spans(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
+        # Without zoom, as `telecine evaluate` reads clips.
         val_config, name = replace(config.clips, scale_jitter=1.0), "data" if config.val_data is None else "val_data"
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)

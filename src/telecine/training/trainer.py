@@ -40,7 +40,7 @@ from telecine.training.latents import describe_change, fill_latent_cache, measur
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.resume import check_resumable, check_same_clips
+from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter, data_of
@@ -114,7 +114,9 @@ class Trainer:
         found = self._newest_intact()
         self.is_resumed = found is not None
         if found is not None:
-            check_resumable(self.config, self.config.data, found, change_data=change_data)
+            check_same_networks(self.config, found)
+            if not change_data:
+                check_same_data(self.config.data, found)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
