@@ -303,21 +303,21 @@ class Trainer:
 
     def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
-        clips, device = self.clips.train, self.accelerator.device
+        clips, accelerator = self.clips.train, self.accelerator
         loader = clip_loader(
             clips,
             batch_size=self.config.clips_per_pass,
             start_step=self.state.step,
             num_steps=self.config.steps,
-            rank=self.accelerator.process_index,
-            num_ranks=self.accelerator.num_processes,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
             num_micro_batches=self.config.gradient_accumulation_steps,
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
         for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(device, non_blocking=True)
-            posterior = None if self.latents is None else self.latents.read(clips.names_of(items), device)
+            video = batch["video"].to(accelerator.device, non_blocking=True)
+            posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
                 yield batches

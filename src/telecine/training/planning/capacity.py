@@ -106,11 +106,6 @@ class _LongestClip:
         half = shortest + (clips.num_frames - shortest) // step // 2 * step
         return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
 
-    def planned(self, need: _MemoryNeed, other: _MemoryNeed) -> _LongestClip:
-        """Add the growth between the needs of the two lengths."""
-        per_frame = (need.of(1) - other.of(1)) / (self.num_frames - self.other)
-        return replace(self, per_frame=per_frame / need.clip_bytes)
-
     def within(self, memory: int, need: _MemoryNeed) -> int:
         """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
         room = memory - need.of(1)
@@ -250,7 +245,8 @@ def _what_fits(
     for (title, num_frames), need in needs.items():
         if num_frames == lengths.num_frames:
             if (title, lengths.other) in needs:
-                lengths = lengths.planned(need, needs[title, lengths.other])
+                growth = (need.of(1) - needs[title, lengths.other].of(1)) / (num_frames - lengths.other)
+                lengths = replace(lengths, per_frame=growth / need.clip_bytes)
             yield _LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
 
 
