@@ -19,8 +19,8 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.objective.adaptive_weight import LayerActivations
-from telecine.training.build import _owner_of
+from telecine.settings import AdaptiveWeightConfig
+from telecine.training.build import last_layer_of
 
 from .tiny_models import CLIPS, FAST, TINY_MODELS, adapter, every_model, shared, tiny_clip, tiny_model
 
@@ -313,7 +313,7 @@ def relative_error(found, expected):
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
-    activations = LayerActivations(_owner_of(model.last_layer, model))
+    activations = last_layer_of(model, AdaptiveWeightConfig(), is_sharded=True, has_chunks=False)
     loss = model(tiny_clip(name)).video.sin().sum()
     (expected,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
     torch.testing.assert_close(activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,6 @@ from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
     _describe_lost,
-    _is_lost,
     _open_store,
     all_gather,
     any_rank,
@@ -32,6 +31,7 @@ from telecine.training.distributed import (
     fsdp_blocks,
     full_tensor,
     local_shard,
+    lost_process_named,
     on_every_process,
     process_group_settings,
     shard,
@@ -328,8 +328,12 @@ def test_containers_without_forward_or_weights_are_no_blocks():
         (torch.OutOfMemoryError("out of memory"), False),
     ],
 )
-def test_errors_that_say_that_another_process_is_lost(error, lost):
-    assert _is_lost(error) == lost
+def test_errors_that_say_that_another_process_is_lost(monkeypatch, error, lost):
+    monkeypatch.setattr(distributed, "_describe_lost", lambda where, timeout: f"lost {where}")
+    with pytest.raises(RuntimeError) as raised, lost_process_named(1.0, lambda: "here"):
+        raise error
+    assert (str(raised.value) == "lost here") == lost
+    assert (raised.value is error) != lost
 
 
 @pytest.fixture

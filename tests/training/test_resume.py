@@ -10,7 +10,7 @@ from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.runs.settings import _as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
-from telecine.training.resume import _check_same_data, _check_same_networks, changed_settings, check_same_clips
+from telecine.training.resume import changed_settings, check_same_clips, check_same_data, check_same_networks
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ CHANGED_NETWORKS = [
 
 @pytest.mark.parametrize(("change", "message"), CHANGED_NETWORKS)
 def test_settings_that_change_the_networks_are_refused(tiny, saved, change, message):
-    _check_same_networks(tiny(), saved)
+    check_same_networks(tiny(), saved)
     with pytest.raises(ValueError, match=message):
-        _check_same_networks(replace(tiny(), **change(tiny())), saved)
+        check_same_networks(replace(tiny(), **change(tiny())), saved)
 
 
 def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, saved):
     settings = yaml.safe_load((saved / "config.yaml").read_text())
     del settings["causal_vae"]["bottleneck"]
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    _check_same_networks(tiny(), saved)
+    check_same_networks(tiny(), saved)
     discrete = replace(tiny().causal_vae, bottleneck="fsq")
     with pytest.raises(ValueError, match=r"`causal_vae.bottleneck` must be 'gaussian' as in"):
-        _check_same_networks(tiny(causal_vae=discrete), saved)
+        check_same_networks(tiny(causal_vae=discrete), saved)
 
 
 def test_other_settings_may_change(tiny, saved):
@@ -68,7 +68,7 @@ def test_other_settings_may_change(tiny, saved):
         reconstruction=ReconstructionConfig(loss="l1"),
         disc_start=3,
     )
-    _check_same_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"), saved)
+    check_same_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"), saved)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
     settings["objective"] = {"recon_loss": "mse", "disc_train_start": 1}
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
-        _check_same_networks(tiny(), saved)
+        check_same_networks(tiny(), saved)
 
 
 def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
@@ -88,20 +88,20 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
     (tmp_path / "config.yaml").write_text(_as_yaml(config))
-    _check_same_networks(config, tmp_path)
+    check_same_networks(config, tmp_path)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
-        _check_same_data(now, tmp_path)
+        check_same_data(now, tmp_path)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
-    _check_same_data(now, tmp_path)
+    check_same_data(now, tmp_path)
 
 
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
@@ -152,12 +152,12 @@ def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, gro
         of_group = of_group[part]
     of_group[name] = now
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    _check_same_networks(tiny(), saved)
+    check_same_networks(tiny(), saved)
     assert changed_settings(tiny(), saved) == []
     of_group[name] = other
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=message):
-        _check_same_networks(tiny(), saved)
+        check_same_networks(tiny(), saved)
 
 
 def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
@@ -165,6 +165,6 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     settings["objective"]["gan"]["lecam_decay"] = 0.99
     settings["discriminator"]["init_optimizer"] = True
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    _check_same_networks(tiny(), saved)
+    check_same_networks(tiny(), saved)
     changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
     assert sorted(changed_settings(tiny(), saved)) == sorted(changes)

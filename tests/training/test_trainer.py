@@ -581,7 +581,7 @@ def test_each_process_trains_on_its_part_of_the_clips(tiny, monkeypatch):
 
     run = Trainer(tiny(), quiet())
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
-    monkeypatch.setattr("telecine.training.clips.clip_loader", fail)
+    monkeypatch.setattr("telecine.training.trainer.clip_loader", fail)
     with pytest.raises(CalledError) as error:
         next(run.batches(StopRequest()))
     assert (error.value.args[0]["rank"], error.value.args[0]["num_ranks"]) == (1, 3)

@@ -16,6 +16,7 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs import Run
+from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -27,40 +28,33 @@ PREFIX = "linear/"
 
 
 def prepare_linear(
+    config: TrainConfig,
     model: VideoAutoencoder,
     clips: Clips,
     perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
     *,
-    start: bool,
     is_new: bool,
-    measure: bool,
-    num_steps: int,
 ) -> dict[str, float]:
-    """Fit the baseline, start telecine's own autoencoder or a student as the baseline, and measure it.
-
-    `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`. Unless the model `is_new`, with random
-    weights, only the decoder of a student starts so; the console says if `num_steps` are few for it. Return the
-    baseline's metrics, if measured, to log with each validation.
-    """
-    if start and isinstance(model, StudentAutoencoder):
+    """Fit the baseline, start a new `CausalVAE` or a student's decoder as it, and return its metrics to log."""
+    if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
-    own = model if start and is_new and isinstance(model, CausalVAE) else None
-    if own is None and not measure:
+    new = model if config.linear_start and is_new and isinstance(model, CausalVAE) else None
+    if new is None and not config.linear_baseline:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = _fit_linear(model, clips, NUM_CLIPS)
     if isinstance(linear, str):
         console.print(f"no linear baseline: {linear}")
         return {}
-    if own is not None:
-        own.start_from(linear)
-        if num_steps < FEWEST_STEPS:
-            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
+    if new is not None:
+        new.start_from(linear)
+        if config.steps < FEWEST_STEPS:
+            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
             console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
-    if not measure:
+    if not config.linear_baseline:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
@@ -68,10 +62,7 @@ def prepare_linear(
 
 
 def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | str:
-    """Return the linear autoencoder with the model's latent, fitted to the first training clips on the CPU.
-
-    Or the reason why there is none, see `VideoAutoencoder.linear_autoencoder`.
-    """
+    """Return the linear autoencoder with the model's latent, fitted to clips on the CPU, or why there is none."""
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
         return f"{type(model.module).__name__} has no method `linear_autoencoder`"

@@ -43,11 +43,7 @@ from telecine.training.weight_files import load_discriminators
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Return Accelerate's handle of the device, the processes, the precision and the trackers.
-
-    Raises:
-        ValueError: The device is missing, or does not go with the precision or the processes.
-    """
+    """Return Accelerate's handle of the device, the processes, the precision and the trackers."""
     device = pick_device(config.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -91,11 +87,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
 
 
 def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
-    """Return the custom module that `config.model` names, by its class, its folder or its run; None for another model.
-
-    Raises:
-        ValueError: Its class cannot be built, see `build_custom`; or arguments are given to another model.
-    """
+    """Return the custom module that `config.model` names by its class, folder or run; None for another model."""
     if config.model is not None and is_class_path(config.model) and not Path(config.model).exists():
         return build_custom(config.model, config.model_arguments, "model")
     if config.model_arguments:
@@ -109,10 +101,7 @@ def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
 def build_objective(
     objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
 ) -> VideoAutoencoderLoss:
-    """Return the loss with the discriminators that have a weight, built for the size of the clips.
-
-    Without `load`, the frozen network of the discriminators is random.
-    """
+    """Return the loss with the discriminators that have a weight; without `load`, their frozen network is random."""
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
@@ -128,12 +117,8 @@ def build_objective(
 def _accelerate_networks(
     loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
 ) -> None:
-    """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding only.
-
-    Raises:
-        ValueError: The gradient penalty needs a double backward, which compiled code and the CPU's channels-last
-            convolutions do not support.
-    """
+    """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding."""
+    # Compiled code and the CPU's channels-last convolutions do not support the double backward of an exact penalty.
     differentiates_twice = loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward
     remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
     if channels_last:
@@ -145,33 +130,30 @@ def _accelerate_networks(
     if dynamo_backend != "no":
         if differentiates_twice:
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
-        networks = [d.module for d in loss.discriminators + loss.multiscale_discriminators]
-        perceptual = loss.perceptual.distance
-        for network in networks if perceptual is None else [*networks, perceptual.distance]:
-            network.compile(backend=dynamo_backend)
+        for discriminator in loss.discriminators + loss.multiscale_discriminators:
+            discriminator.module.compile(backend=dynamo_backend)
+        if loss.perceptual.distance is not None:
+            loss.perceptual.distance.distance.compile(backend=dynamo_backend)
 
 
 def build_state(
     config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
 ) -> TrainState:
-    """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
+    """Return the state of a run on the accelerator's device, the same on every process; the model is moved in place.
 
-    The model, see `build_autoencoder`, is moved in place, and sharded if `config` says so. A resumed run does not need
-    `discriminator.init`: a checkpoint is loaded next.
+    A resumed run does not need `discriminator.init`: a checkpoint is loaded next.
     """
     device, is_sharded = accelerator.device, config.sharding == "fsdp2"
     objective = build_objective(config.objective, config.discriminator, config.clips)
     if config.discriminator.init is not None and not is_resumed:
         load_discriminators(objective, config.discriminator.init)
     objective.to(device)
-    _accelerate_networks(
-        objective, channels_last=config.channels_last, dynamo_backend=config.dynamo_backend, device=device
-    )
+    compiler = config.dynamo_backend
+    _accelerate_networks(objective, channels_last=config.channels_last, dynamo_backend=compiler, device=device)
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(
-        model, config.objective.adaptive_weight, is_sharded=is_sharded, has_chunks=config.temporal_chunk is not None
-    )
+    adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
+    last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
     broadcast_module(model)
     if is_sharded:
         shard(model)
@@ -230,9 +212,6 @@ def last_layer_of(
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
-
-    Raises:
-        ValueError: Gradients are compared at a layer that is not trained, and so has none.
     """
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
@@ -241,9 +220,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    return LayerActivations(_owner_of(weight, model)) if is_sharded or has_chunks else weight
-
-
-def _owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:
-    """Return the layer of which `weight` is the weight."""
-    return next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight)
+    if not is_sharded and not has_chunks:
+        return weight
+    return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

@@ -75,14 +75,12 @@ class _SavedState(TypedDict):
 class Checkpointer:
     """Saves and loads the state of a run, made before `model` is sharded. All processes have to call all but `close`.
 
-    Saving copies the state to the memory of the host. The first process writes the copy in a thread while training
-    continues, one checkpoint at a time. If the weights are sharded, each process copies and writes its shards in a
-    thread of its own, and none gathers them. The next `save` or `wait` raises an error of a thread.
+    Saving copies the state to the memory of the host. The first process, or with sharded weights each its own shards,
+    writes the copy in a thread while training continues. The next `save` or `wait` raises an error of a thread.
     """
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
-        self.config = config
-        self.run = Run(config.output_dir)
+        self.config, self.run = config, Run(config.output_dir)
         self.saved_step: int | None = None
         self.latents: _SavedStatistics | None = None
         self._is_main = is_main
@@ -105,12 +103,7 @@ class Checkpointer:
         state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
-        """Copy the state and begin to write the checkpoint of the present step, unless it has been; return its folder.
-
-        Raises:
-            DivergenceError: A value of the last save's state was not finite; its checkpoint was not written.
-            OSError: The last save's checkpoint could not be written.
-        """
+        """Copy the state, begin to write the checkpoint of this step unless it is saved, and return its folder."""
         if self.saved_step != state.step:
             self.wait()
             self._copy(state)
@@ -195,19 +188,17 @@ class Checkpointer:
 
     def _check_finite(self, step: int) -> None:
         groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
-        if (name := _first_not_finite(groups, self._buffers)) is not None:
+        if name := _first_not_finite(groups, self._buffers):
             raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
-        """Write the file of this process, and return its path and its digest."""
         path = shard_file(folder, dist.get_rank(), dist.get_world_size())
         save_shards(path, {name: self._copies[name] for name in _SHARDED})
         flush([path])
         return path, digest_of(path)
 
     def _fill(self, folder: Path, saved: _SavedState) -> None:
-        """Write what the first process writes."""
-        statistics = _statistics_of(saved["latents"])
+        statistics, written = _statistics_of(saved["latents"]), (MODEL, EMA) if self._group is None else _SHARDED
         if self._group is None:
             self.weights.save(folder, MODEL, statistics)
             self.weights.put_into_copy(self._copies[EMA].tensors)
@@ -215,7 +206,6 @@ class Checkpointer:
         else:
             for name in (MODEL, EMA):
                 self.weights.save_from_shards(folder, name, statistics)
-        written = (MODEL, EMA) if self._group is None else _SHARDED
         for name, copy in self._copies.items():
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
@@ -223,11 +213,7 @@ class Checkpointer:
         write_checkpoint_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
-        """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact.
-
-        Raises:
-            ValueError: The checkpoint is of another model.
-        """
+        """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
         saved = cast(_SavedState, read_checkpoint_state(folder, set(_SavedState.__annotations__)))
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
@@ -257,11 +243,9 @@ class Checkpointer:
 
     def _notes(self, accelerator: Accelerator, saved: _SavedState, folder: Path) -> list[str]:
         """Return lines for the user: what changed, and what is not exact with other numbers of clips or processes."""
-        notes = [f"resuming from {folder}"]
-        model = read_saved_settings(folder)["model"]
-        if model != self.config.model:
-            now = f"the model is now {self.config.model} instead of {model}"
-            notes.append(f"{now}; its weights are those of the checkpoint")
+        notes, model, now = [f"resuming from {folder}"], read_saved_settings(folder)["model"], self.config.model
+        if model != now:
+            notes.append(f"the model is now {now} instead of {model}; its weights are those of the checkpoint")
         num_processes = accelerator.num_processes
         num_clips = self.config.clips_per_step(num_processes)
         if saved["clips_per_step"] != num_clips:
@@ -281,7 +265,6 @@ class Checkpointer:
 
 
 def _statistics_of(saved: _SavedStatistics | None) -> LatentStatistics | None:
-    """Return the statistics of the latent in `state.json`, if there are any."""
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 

@@ -1,12 +1,10 @@
-"""The clips of a run: the videos that it uses, what is held out, and the micro-batches of each step."""
+"""The clips of a run: the videos that it uses, and what is held out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-
-from accelerate import Accelerator
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import count, count_files
@@ -17,7 +15,6 @@ from telecine.data import (
     ReadingStopped,
     Skipped,
     Span,
-    clip_loader,
     index_videos,
     load_spans,
     log_too_short,
@@ -29,7 +26,6 @@ from telecine.data import (
 from telecine.data.clip import check_buckets
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
-from telecine.training.latents import LatentCache
 from telecine.training.step import MicroBatch
 
 
@@ -66,18 +62,15 @@ class Spans:
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
-    """Find, index and split the videos, and read the validation clips. Every process has to call this.
-
-    The first process indexes the videos, the others then read its index. They wait without a time limit.
-    """
+    """Find, index and split the videos, and read the validation clips. Every process has to call this."""
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with barrier_without_time_limit() as wait_for_everyone:
-        if rank() > 0:
+        if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = find_spans(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
+        # Without zoom, as `telecine evaluate` reads clips.
         val_config, name = replace(config.clips, scale_jitter=1.0), "data" if config.val_data is None else "val_data"
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
@@ -108,38 +101,6 @@ def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Sp
     else:
         train, (held_out, _) = found, load(val_data, name="val_data")
     return Spans(found, train, held_out, skipped, num_short)
-
-
-def read_batches(
-    clips: ClipDataset,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    num_micro_batches: int,
-    start_step: int,
-    num_steps: int,
-    latents: LatentCache | None,
-    should_stop: Callable[[], bool],
-) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
-    loader = clip_loader(
-        clips,
-        batch_size=batch_size,
-        start_step=start_step,
-        num_steps=num_steps,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
-        num_micro_batches=num_micro_batches,
-        should_stop=should_stop,
-    )
-    batches: list[MicroBatch] = []
-    for items, batch in zip(loader.sampler, loader, strict=True):
-        video = batch["video"].to(accelerator.device, non_blocking=True)
-        posterior = None if latents is None else latents.read(clips.names_of(items), accelerator.device)
-        batches.append(MicroBatch(video, [index for _, index in items], posterior))
-        if len(batches) == num_micro_batches:
-            yield batches
-            batches = []
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -79,29 +79,20 @@ class _RecentValues:
 
     def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
         self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
-        self._first: dict[str, list[float]] = {}
-        self._last: dict[str, deque[tuple[int, float]]] = {}
+        self.first: defaultdict[str, list[float]] = defaultdict(list)
+        self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=LONG))
 
     def add(self, step: int, record: Mapping[str, float]) -> None:
         """Append the values of a record."""
         for name, value in record.items():
-            first = self._first.setdefault(name, [])
-            if len(first) < RECENT:
-                first.append(value)
-            self._last.setdefault(name, deque(maxlen=LONG)).append((step, value))
+            if len(self.first[name]) < RECENT:
+                self.first[name].append(value)
+            self._last[name].append((step, value))
 
     def last(self, name: str, count: int = RECENT, *, after: int = 0) -> list[float]:
         """Return the last `count` values, or none if fewer were logged after the step `after`."""
         values = [value for step, value in list(self._last.get(name, ()))[-count:] if step > after]
         return values if len(values) == count else []
-
-    def first(self, name: str) -> list[float]:
-        """Return the first values, at most `RECENT`."""
-        return self._first.get(name, [])
-
-    def names(self) -> list[str]:
-        """Return the logged names, sorted."""
-        return sorted(self._last)
 
 
 # Returns what was found, with figures, or None. Its docstring says why this is a failure.
@@ -210,7 +201,7 @@ def _perceptual_flat(history: _RecentValues) -> str | None:
     (weight,) = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weight <= 0:
         return None
-    first, now = fmean(history.first(name)), fmean(last)
+    first, now = fmean(history.first[name]), fmean(last)
     if now <= LOW_PERCEPTUAL or now < FLAT * first:
         return None
     return f"LPIPS was {first:.3g} at the start and is {now:.3g} now"
@@ -222,7 +213,7 @@ def _perceptual_flat(history: _RecentValues) -> str | None:
 )
 def _frames_without_gradient(history: _RecentValues) -> str | None:
     """Frames without a gradient do not improve."""
-    values = {frame_of(name): history.last(name) for name in history.names()}
+    values = {frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < MIN_FRAME_GRADIENT]
     found = f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
@@ -303,11 +294,7 @@ def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> 
 
 
 class Diagnostics:
-    """Checks the rules on each record of a run. Each rule warns once per run.
-
-    The run has the records and warnings up to the step at which it starts or resumes. The warnings are written again,
-    with a line for each rollback.
-    """
+    """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
     def __init__(
         self,
@@ -327,8 +314,7 @@ class Diagnostics:
         lines = [line for line in run.warnings.all() or () if line.rule != _ROLLED_BACK]
         self.warned = {line.rule for line in lines}
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
-        for number, rollback in enumerate(rollbacks, 1):
-            lines.append(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy))
+        lines += [TrainingWarning(r.to, _ROLLED_BACK, r.describe(n), remedy) for n, r in enumerate(rollbacks, 1)]
         run.warnings.write(map(asdict, sorted(lines, key=lambda line: line.step)))
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
@@ -337,11 +323,8 @@ class Diagnostics:
         for rule in RULES:
             message = None if rule.name in self.warned else rule.check(self.history)
             if message is not None:
-                self._warn(TrainingWarning(step, rule.name, message, rule.remedy))
-
-    def _warn(self, warning: TrainingWarning) -> None:
-        self.warned.add(warning.rule)
-        self.run.warnings.add(warning)
-        text = f"step {warning.step}: {warning.message} ({warning.rule}). {warning.remedy}"
-        self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
-        logger.warning("%s", text)
+                self.warned.add(rule.name)
+                self.run.warnings.add(TrainingWarning(step, rule.name, message, rule.remedy))
+                text = f"step {step}: {message} ({rule.name}). {rule.remedy}"
+                self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
+                logger.warning("%s", text)

@@ -31,13 +31,7 @@ class TeacherReconstruction(nn.Module):
         self.teacher = Frozen(load_model_or_run(teacher))
 
     def forward(self, *, reconstruction: Video, latent: Tensor, weight: Tensor | None = None) -> Scalar:
-        """Return the error, 0-d, at least float32; smaller is better. The graph reaches the reconstruction.
-
-        Args:
-            reconstruction: `(B, 3, T, H, W)`, of `latent`.
-            latent: `(B, C, t, h, w)`.
-            weight: Non-negative sample weights `(B,)`.
-        """
+        """Return the error, 0-d, of the reconstruction of a latent `(B, C, t, h, w)`, with sample weights `(B,)`."""
         with torch.no_grad():
             target = self.teacher.module.decode(latent)
         return l1(reconstruction=reconstruction, target=target, weight=weight)
@@ -54,13 +48,7 @@ class TeacherLatent(nn.Module):
         self.teacher = Frozen(load_model_or_run(teacher))
 
     def forward(self, *, latent: Tensor, target: Video, weight: Tensor | None = None) -> Scalar:
-        """Return the error, 0-d, float32; smaller is better. The graph reaches the latent.
-
-        Args:
-            latent: `(B, C, t, h, w)`.
-            target: The encoded video `(B, 3, T, H, W)` in [-1, 1].
-            weight: Non-negative sample weights `(B,)`.
-        """
+        """Return the error, 0-d, of a latent `(B, C, t, h, w)` of the video `target`, with sample weights `(B,)`."""
         with torch.no_grad():
             of_teacher = self.teacher.module.encode(target).mode()
             variance = of_teacher.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(1e-6)
@@ -70,14 +58,10 @@ class TeacherLatent(nn.Module):
 def distill(
     config: DistillConfig, *, console: Console | None = None, steal_lock: bool = False, change_data: bool = False
 ) -> TrainResult:
-    """Train a student of a teacher, as `train` does: the same objective, checkpoints and report.
+    """Train a student of a teacher, as `train` does: the same arguments, objective, checkpoints and report.
 
     By default the student is the teacher's encoder and a small decoder; the teacher is frozen and in no checkpoint.
     With its own encoder it is a `CausalVAE`, which needs the teacher in training only.
-
-    Args:
-        config: The settings.
-        console, steal_lock, change_data: See `train`.
 
     Raises:
         ValueError: A setting or the data is wrong, or the student cannot have the teacher's compression.

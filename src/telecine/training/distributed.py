@@ -91,14 +91,9 @@ def lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[Non
     try:
         yield
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in LOST_MESSAGES):
             raise
         raise TrainingError(_describe_lost(where(), timeout)) from error
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Return whether an error says that another process has ended or does not answer."""
-    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_MESSAGES)
 
 
 @cache
@@ -119,10 +114,9 @@ def answer_questions() -> None:
 
 
 def _describe_lost(where: str, timeout: float) -> str:
-    """Return a message that names the lost process and a remedy, after an error with `_is_lost`."""
+    """Return a message that names the lost process and a remedy."""
     again = "then run the same command again: it resumes from the newest checkpoint."
-    silent = _silent_ranks() if dist.is_initialized() else None
-    this = f"process {os.environ['RANK']}"
+    silent, this = _silent_ranks() if dist.is_initialized() else None, f"process {os.environ['RANK']}"
     if silent == []:
         reason = f"waited {timeout:g} seconds {where} for another process, which runs, but did not take part"
         return f"{this} {reason}. See what it does, use a larger --process_timeout if it needs that long, {again}"
@@ -160,10 +154,7 @@ def _silent_ranks() -> list[int] | None:
 
 @contextmanager
 def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
-    """Yield a barrier without the time limit of the process group; every process has to enter the block.
-
-    Signals are handled while it waits. If a process ends, the others get an error with `_is_lost`.
-    """
+    """Yield a barrier without time limit, in which signals are handled; every process has to enter the block."""
     if num_ranks() == 1:
         yield lambda: None
         return
@@ -189,8 +180,7 @@ def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
             outcome = [call()]
         except (ValueError, OSError) as error:
             outcome = [error]
-    broadcast_object_list(outcome)
-    (result,) = outcome
+    (result,) = broadcast_object_list(outcome)
     if isinstance(result, (ValueError, OSError)):
         raise result
     return cast(T, result)
@@ -261,17 +251,11 @@ def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def shard(model: nn.Module) -> None:
-    """Shard `model` in place over all processes (FSDP2, arXiv:2304.11277): each block, and the remaining weights.
-
-    Create optimizers afterwards: parameters become `DTensor`s.
-
-    Raises:
-        ValueError: A weight has no dimensions, such as the timestep scale of LTX 0.9.1 and later.
-    """
+    """Shard `model` in place over all processes (FSDP2, arXiv:2304.11277), so that parameters become `DTensor`s."""
     from torch.distributed.fsdp import fully_shard
 
     for name, weight in model.named_parameters():
-        if weight.ndim == 0:
+        if weight.ndim == 0:  # such as the timestep scale of LTX 0.9.1 and later
             raise argument_error("sharding", "none for a model with a 0-d weight", name, "Train it without sharding.")
     for block in fsdp_blocks(model):
         fully_shard(block)
@@ -347,10 +331,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_module(source: nn.Module, *, into: nn.Module) -> None:
-    """Copy parameters and buffers by name between two copies of a model, either of which may be sharded.
-
-    Every process has to call this. A whole `source` must be the same on every process.
-    """
+    """Copy tensors between copies of a model, each sharded or the same everywhere. Every process has to call this."""
     from torch.distributed.tensor import distribute_tensor
 
     tensors = source.state_dict()

@@ -37,10 +37,7 @@ Averaged weights after {steps} updates.
 
 
 def create_repository(name: str) -> str:
-    """Create the repository for the upload, if it does not exist, and return its full name.
-
-    A run calls this before it trains. It raises a `ValueError` if the Hub cannot be reached, or refuses.
-    """
+    """Create the repository for the upload, if it does not exist, and return its full name."""
     try:
         return create_repo(name, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
@@ -49,13 +46,7 @@ def create_repository(name: str) -> str:
 
 
 def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
-    """Upload a checkpoint's averaged weights, and a model card with the metrics of the last validation.
-
-    The card names the library that loads the model, and `base`, the model that the run started from, if any.
-
-    Raises:
-        ValueError: The Hub cannot be reached, or refuses.
-    """
+    """Upload a checkpoint's averaged weights, and a model card with the last metrics and the model's origin, `base`."""
     folder = checkpoint / "ema"
     config = folder / CONFIG_FILE
     library = "diffusers" if config.is_file() and _DIFFUSERS_KEY in read_json(config) else "telecine"

@@ -25,10 +25,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
-    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`. A second of the same acts at once, as usual.
-
-    With `acknowledge`, standard error says so at once. In other threads than the main one the request is never set.
-    """
+    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`, which standard error acknowledges if asked to."""
     request = StopRequest()
 
     def set_request() -> None:
@@ -42,10 +39,7 @@ def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
 
 @contextmanager
 def interrupt_on_signal() -> Iterator[None]:
-    """Raise `Interrupted` at the first of each of `STOP_SIGNALS`, where there is no checkpoint to save yet.
-
-    Without it, all but that of Ctrl-C end the process without any clean-up.
-    """
+    """Raise `Interrupted` at the first of each of `STOP_SIGNALS`, where there is no checkpoint to save yet."""
 
     def interrupt() -> None:
         raise Interrupted(None)
@@ -58,15 +52,14 @@ def interrupt_on_signal() -> Iterator[None]:
 def _on_first_signal(react: Callable[[], None]) -> Iterator[None]:
     """Call a function at the first of each of `STOP_SIGNALS`; a second of the same acts as before.
 
-    A SIGHUP that is ignored, as below `nohup`, stays so. Python handles signals in the main thread only; in other
-    threads this does nothing.
+    Python handles signals in the main thread only; in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     hangup = getattr(signal, "SIGHUP", None)  # does not exist on Windows
-    if previous.get(hangup) == signal.SIG_IGN:
+    if previous.get(hangup) == signal.SIG_IGN:  # as below `nohup`
         del previous[hangup]
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -27,6 +27,7 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
+from telecine.settings import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -48,9 +49,7 @@ NUM_SHOWN = 4
 
 
 class LatentCache:
-    """Posteriors of clips by name, in safetensors files of an existing folder; each file appears whole.
-
-    A file has a digest, which is compared when the file is first read.
+    """Posteriors of clips by name, in safetensors files of an existing folder, which appear whole and with a digest.
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
     another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
@@ -61,7 +60,7 @@ class LatentCache:
         self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
         self._new: dict[str, Tensor] = {}
         self._new_orders: dict[str, str] = {}
-        self._intact: set[Path] = set()
+        self._intact: set[Path] = set()  # whose digest was compared, when they were first read
         self.find_files()
 
     def find_files(self) -> None:
@@ -117,9 +116,9 @@ class LatentCache:
             raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
         path = self._files[key]
         with _opened(path) as file:
-            names, metadata = file.keys(), file.metadata()
+            metadata = file.metadata()
             if path not in self._intact and DIGEST in metadata:
-                found = _digest_of({name: file.get_tensor(name) for name in names}, metadata)
+                found = _digest_of({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
                 if found != metadata[DIGEST]:
                     raise _damaged(path, f"other values ({DIGEST} {found})")
             self._intact.add(path)
@@ -169,11 +168,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def open_cache(
     folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
 ) -> LatentCache | None:
-    """Return the cache in a folder, which is created if needed; None without one. Every process has to call this.
-
-    Raises:
-        ValueError: The encoder is trained, or the latents are of another encoder, other data or other clips.
-    """
+    """Return the cache in a folder, which is created if needed; None without one. Every process has to call this."""
     if folder is None:
         return None
     if model.latent_model is model and trains_encoder(model):
@@ -231,14 +226,12 @@ def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSamp
 
 
 def fill_latent_cache(
+    config: TrainConfig,
     cache: LatentCache,
     state: TrainState,
     clips: ClipDataset,
     console: Console,
     *,
-    num_steps: int,
-    batch_size: int,
-    num_micro_batches: int,
     before_each: Callable[[], None],
 ) -> None:
     """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
@@ -248,9 +241,9 @@ def fill_latent_cache(
     """
     accelerator = state.accelerator
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    per_step = num_micro_batches * num_ranks
-    numbers = range(state.step * per_step, num_steps * per_step)
-    sampler = ClipBatchSampler(numbers, batch_size, per_step, rank=0, num_ranks=1)
+    per_step = config.gradient_accumulation_steps * num_ranks
+    numbers = range(state.step * per_step, config.steps * per_step)
+    sampler = ClipBatchSampler(numbers, config.clips_per_pass, per_step, rank=0, num_ranks=1)
     missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
     if num_clips == 0:
         return
@@ -278,7 +271,6 @@ def fill_latent_cache(
 
 
 def _check_disk(folder: Path, size: int) -> None:
-    """Raise a `ValueError` if `size` bytes do not fit on the disk of a folder."""
     if size > (free := shutil.disk_usage(folder).free):
         contract, remedy = f"on a disk with {gigabytes(size)} free", "Use another disk, or a smaller `clips.num_clips`."
         raise argument_error("latent_cache", contract, gigabytes(free), remedy)
@@ -291,7 +283,7 @@ def measure_latents(
     """Return statistics of the posterior's mode over the first `num_clips` clips; None if the model offers no latent.
 
     The processes share the clips, and the result is the same for any number of processes. Every process has to call
-    this. The model is in eval mode meanwhile. Its whole `forward` runs: sharded weights are gathered there only.
+    this. The whole `forward` runs: sharded weights are gathered there only.
     """
     was_training = model.training
     model.eval()

@@ -53,11 +53,8 @@ class Monitor:
     """
 
     def __init__(self, console: Console, *, num_steps: int, start: int, batch_size: int) -> None:
-        self.console = console
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.clips_per_second = 0.0
-        self._seconds = 0.0
+        self.console, self.num_steps, self.batch_size = console, num_steps, batch_size
+        self.clips_per_second = self._seconds = 0.0
         self._last_update = time.perf_counter()
         self._last_line = time.monotonic()
         self._progress = Progress(
@@ -127,10 +124,10 @@ class CoreWait:
 
 
 class ReconstructionGradient:
-    """Logs the gradient at the reconstruction: the share of each frame, and the share of the discriminators.
+    """Logs the gradient at a reconstruction `(B, C, T, H, W)`: the share of each frame, and of the discriminators.
 
-    Hooks measure it in each backward from a `reconstruction` `(B, C, T, H, W)`. The adaptive weight runs backwards of
-    its own first; the log is that of the last one. This takes the memory of one video, without a host sync.
+    Hooks measure it in each backward, without a host sync. The adaptive weight runs backwards of its own first; the log
+    is that of the last one.
     """
 
     def __init__(self, reconstruction: Tensor) -> None:

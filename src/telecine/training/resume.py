@@ -28,18 +28,10 @@ def changed_settings(config: Settings, folder: Path) -> list[str]:
     ]
 
 
-def check_resumable(config: Settings, data: str | None, folder: Path, *, change_data: bool) -> None:
-    """Raise a `ValueError` if a checkpoint is of other networks or, unless `change_data`, of other data."""
-    _check_same_networks(config, folder)
-    if not change_data:
-        _check_same_data(data, folder)
-
-
-def _check_same_data(data: str | None, folder: Path) -> None:
+def check_same_data(data: str | None, folder: Path) -> None:
     """Raise a `ValueError` if `data` is not that of a checkpoint: other data rarely continues a run on purpose."""
     saved = read_saved_settings(folder)["data"]
-    paths = {None if path is None else os.path.realpath(path) for path in (saved, data)}
-    if len(paths) > 1:
+    if len({None if path is None else os.path.realpath(path) for path in (saved, data)}) > 1:
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
 
@@ -47,8 +39,7 @@ def _check_same_data(data: str | None, folder: Path) -> None:
 def check_same_clips(config: Settings, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
     """Return what has changed of the data since the summary `before`; `data` is that of `summary.data_of`.
 
-    Raises:
-        ValueError: The held-out clips are others, with the settings of the checkpoint: metrics would not compare.
+    Raise a `ValueError` for other held-out clips with the settings of the checkpoint: metrics would not compare.
     """
     numbers = {"num_videos": "videos", "num_images": "images", "num_skipped": "skipped files", "num_frames": "frames"}
     pairs = {words: (getattr(before, name), data[name]) for name, words in numbers.items()}
@@ -69,7 +60,7 @@ def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
     return [settings.get("val_data"), settings.get("val_clips"), *(settings["clips"].get(name) for name in names)]
 
 
-def _check_same_networks(config: Settings, folder: Path) -> None:
+def check_same_networks(config: Settings, folder: Path) -> None:
     """Raise a `ValueError` for the first setting that differs from a checkpoint's and changes the networks."""
     settings = read_saved_settings(folder)
     if "gan" not in settings["objective"]:

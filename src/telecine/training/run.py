@@ -51,9 +51,6 @@ def train(
         steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
 
-    Returns:
-        The run's folder and its first and last validation.
-
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
@@ -81,16 +78,15 @@ def train(
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run has found."""
+    """The update of a dry run."""
 
     step: int
-    """The step whose update was computed: one at which as many terms as possible are on."""
+    """One at which as many terms as possible are on."""
     seconds: float
-    """Of the update. The first one of a process is slower than the others."""
     peak_memory: int | None
     """Bytes at the peak: of a GPU as PyTorch allocated them, on a CPU of the whole process; None on other devices."""
     values: dict[str, float]
-    """What the update would have logged, by name."""
+    """The log of the update."""
     off: list[str]
     """The weights of terms that are not on at that step."""
     num_steps: int
@@ -106,14 +102,10 @@ class DryRun:
             if name.endswith("_loss"):
                 table.add_row(name.removeprefix("train/"), f"{value:.4g}")
         console.print(table)
-        if self.off:
-            console.print(f"not on in this update: {', '.join(self.off)}", soft_wrap=True)
-        else:
-            console.print("every term is on in this update")
-        hours = self.seconds * self.num_steps / 3600
-        console.print(
-            f"{self.num_steps} such updates take {hours:.2g} hours; the first one of a process is the slowest"
-        )
+        off = f"not on in this update: {', '.join(self.off)}" if self.off else "every term is on in this update"
+        console.print(off, soft_wrap=True)
+        time_of_run = f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.2g} hours"
+        console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
 def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
@@ -149,6 +141,5 @@ def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     set_learning_rates(trainer.state, config.optimizer, config.steps)
     start = time.perf_counter()
     values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
-    seconds = time.perf_counter() - start
-    peak = peak_memory(trainer.accelerator.device)
+    seconds, peak = time.perf_counter() - start, peak_memory(trainer.accelerator.device)
     return DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)

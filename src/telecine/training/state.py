@@ -133,8 +133,8 @@ class TrainState:
     @property
     def optimizers(self) -> dict[str, Optimizer]:
         """The optimizers, by the name of their file in a checkpoint."""
-        optimizers = {"optimizer": self.optimizer, "disc_optimizer": self.disc_optimizer}
-        return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}
+        discriminators = {} if self.disc_optimizer is None else {"disc_optimizer": self.disc_optimizer}
+        return {"optimizer": self.optimizer, **discriminators}
 
     @property
     def trains_discriminators(self) -> bool:
@@ -166,5 +166,5 @@ class TrainState:
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
         late = self.objective.schedule.disc_train_start
         never = f", not trained before step {late} (`objective.gan.disc_train_start`)" if late >= steps else ""
-        in_them = f"{discriminators / 1e6:.2f} M in discriminators" + (never if discriminators else "")
+        in_them = f"{discriminators / 1e6:.2f} M in discriminators{never if discriminators else ''}"
         return f"{total / 1e6:.2f} M parameters{part}, {in_them}"

@@ -54,18 +54,10 @@ class MicroBatch:
 def train_step(
     state: TrainState, batches: Sequence[MicroBatch], *, measure_update_ratio: bool = False
 ) -> dict[str, float]:
-    """Update both networks once and return the log of both, averaged over processes.
+    """Update both networks once, with the mean loss of micro-batches of one shape; return the log of all processes.
 
     The autoencoder runs once for each clip: the discriminators train on the reconstruction of its step.
-
-    Args:
-        state: The networks and optimizers; its `step` grows by one.
-        batches: One or more micro-batches of one shape. Gradients are those of the mean of their losses.
-        measure_update_ratio: Log the size of each network's update relative to its weights. This copies the weights
-            after the activations are freed, and needs one more host sync.
-
-    Raises:
-        TrainingError: The data, a term of the loss or a gradient is not finite. That network is not updated.
+    `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
     """
     logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
     log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
@@ -135,14 +127,13 @@ def _optimizer_step(
     if not is_finite and scaler is None:
         raise _divergence_error(f"train/{prefix}grad_norm", norm, state.step)
     before = [weight.detach().clone() for weight in weights] if measure_update_ratio else []
+    log = {"grad_norm": norm, "grad_clipped": float(norm > state.grad_clip)} if is_finite else {}
     if scaler is None:
         optimizer.step()
     else:
         scaler.step(optimizer)
-    optimizer.zero_grad(set_to_none=True)
-    log = {"grad_norm": norm, "grad_clipped": float(norm > state.grad_clip)} if is_finite else {}
-    if scaler is not None:
         log["grad_overflow"] = float(not is_finite)
+    optimizer.zero_grad(set_to_none=True)
     if measure_update_ratio:
         log["update_ratio"] = _update_ratio(before, weights)
     return {f"train/{prefix}{name}": value for name, value in log.items()}
@@ -168,7 +159,7 @@ def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the total 2-norm of whole and sharded tensors. If some are sharded, every process has to call this."""
+    """Return the total 2-norm of whole and sharded tensors; with sharded ones, every process has to call this."""
     groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
     each = (torch.stack(torch._foreach_norm(group)) for group in groups if group)  # type: ignore[arg-type]
     norms = [full_tensor(torch.linalg.vector_norm(norms)) for norms in each]

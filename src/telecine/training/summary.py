@@ -32,15 +32,8 @@ class SummaryWriter:
         console: Console,
     ) -> None:
         self.run, self.device = run, state.accelerator.device
-        num_parameters, num_trained, num_disc_parameters = state.sizes()
         self.summary = RunSummary(
-            num_parameters=num_parameters,
-            num_trained=num_trained,
-            num_disc_parameters=num_disc_parameters,
-            clips_per_update=clips_per_update,
-            **data_of(clips),
-            seconds=0.0,
-            peak_memory=None,
+            *state.sizes(), clips_per_update=clips_per_update, **data_of(clips), seconds=0.0, peak_memory=None
         )
         before = self.summary
         try:

@@ -28,10 +28,9 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 class HostCopy:
-    """Copies of tensors in the memory of the host; of sharded tensors, the shards of this process.
+    """Copies of tensors in the memory of the host: the shards of this process, and in the main one all whole tensors.
 
-    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`. Only
-    the main process keeps copies of tensors that are not sharded.
+    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`.
     """
 
     def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
@@ -84,7 +83,7 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
     """Write the copies of this process as "name of the group.name of the tensor".
 
     The file has the format of PyTorch's `HuggingFaceStorageWriter(save_distributed=True)`, which itself would first
-    hold all bytes of the file a second time, and let the processes communicate. Raises an `OSError` as `save_tensors`.
+    hold all bytes of the file a second time, and let the processes communicate.
     """
     tensors, offsets = {}, {}
     for group, copy in groups.items():
@@ -117,10 +116,7 @@ class _Part(NamedTuple):
 
 
 class _SavedTensors:
-    """Tensors whose first dimension may be divided over several files. They are read when they are asked for.
-
-    With a `prefix`, only those whose name begins with it, which is removed. A damaged file raises a `DamagedError`.
-    """
+    """Tensors with a prefix, which is removed, whose rows may be divided over several files, and are read on demand."""
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
         parts: defaultdict[str, list[_Part]] = defaultdict(list)
@@ -144,10 +140,8 @@ class _SavedTensors:
         parts = self._parts[name]
         if self.whole[name].ndim == 0:
             return parts[0].file.get_tensor(parts[0].key)
-        begin, end = 0, len(self.whole[name])
-        if like is not None and is_sharded(like):
-            begin = offsets_of(like)[0]
-            end = begin + len(local_shard(like))
+        begin = 0 if like is None else offsets_of(like)[0]
+        end = begin + len(self.whole[name] if like is None else local_shard(like))
         read = []
         for part in parts:
             first, last = (min(max(row, part.begin), part.end) - part.begin for row in (begin, end))
@@ -193,22 +187,19 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_optimizer(optimizer: Optimizer, saved: _SavedTensors) -> None:
-    """Load what `optimizer_tensors` returned into an optimizer of the same parameters, which keeps its hyperparameters.
-
-    Tensors of a parameter's shape are sharded as the parameter is.
-    """
+    """Load what `optimizer_tensors` returned into an optimizer of the same parameters; its hyperparameters stay."""
     parameters = parameters_of(optimizer)
-    state: dict[int, dict[str, Tensor | int]] = {}
+    state: defaultdict[int, dict[str, Tensor | int]] = defaultdict(dict)
     for key, whole in saved.whole.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
         is_elementwise = whole.shape == parameter.shape and whole.ndim > 0
         tensor = saved.read(key, like=parameter if is_elementwise else None)
-        if is_elementwise and is_sharded(parameter):
+        if is_elementwise and is_sharded(parameter):  # sharded as the parameter is
             shard, tensor = tensor, torch.empty_like(parameter, dtype=tensor.dtype)
             local_shard(tensor).copy_(shard)
         is_int = tensor.ndim == 0 and not tensor.is_floating_point()  # the steps of bitsandbytes, not those of PyTorch
-        state.setdefault(int(index), {})[name] = int(tensor) if is_int else tensor
+        state[int(index)][name] = int(tensor) if is_int else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

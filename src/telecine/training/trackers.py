@@ -24,9 +24,6 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
 
     After a resume at a step, Weights & Biases and trackio continue the run that they had, by an id in the run's folder;
     TensorBoard drops what was logged after that step.
-
-    Raises:
-        ValueError: A tracker refuses to start, or one of `tracker_options`.
     """
     names = settings["trackers"]
     options = merged([_options(names, run, resumed_at), settings["tracker_options"]])

@@ -19,11 +19,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     """Set `requires_grad` of the chosen weights, freeze all others, and return the chosen ones.
 
     Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
-    `module.` in front. Frozen modules behave as in eval mode and keep their buffers in both modes. LoRA updates are
-    part of the autoencoder's `state_dict`, so load weights after it.
-
-    Raises:
-        ValueError: The choice does not go with the model, or a chosen weight is in half precision.
+    `module.` in front. LoRA updates are part of the autoencoder's `state_dict`, so load weights after it.
     """
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
     if config.weights == "lora":

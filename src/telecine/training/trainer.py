@@ -16,6 +16,7 @@ from torch import nn
 
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.files import mark_output
+from telecine.data import clip_loader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -30,7 +31,7 @@ from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, read_batches, read_next
+from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
@@ -39,7 +40,7 @@ from telecine.training.latents import describe_change, fill_latent_cache, measur
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.resume import check_resumable, check_same_clips
+from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter, data_of
@@ -113,7 +114,9 @@ class Trainer:
         found = self._newest_intact()
         self.is_resumed = found is not None
         if found is not None:
-            check_resumable(self.config, self.config.data, found, change_data=change_data)
+            check_same_networks(self.config, found)
+            if not change_data:
+                check_same_data(self.config.data, found)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -130,16 +133,9 @@ class Trainer:
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
+            is_new, device = autoencoder is None and config.model is None, self.accelerator.device
             self.linear = prepare_linear(
-                model,
-                self.clips,
-                self.perceptual,
-                self.console,
-                self.accelerator.device,
-                start=config.linear_start,
-                is_new=autoencoder is None and config.model is None,
-                measure=config.linear_baseline,
-                num_steps=config.steps,
+                config, model, self.clips, self.perceptual, self.console, device, is_new=is_new
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
@@ -156,7 +152,7 @@ class Trainer:
             self._remove_old_checkpoints()
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        """Return a warning if the files are other ones than before; raise a `ValueError` for other held-out clips."""
+        """Return a warning if the files are other ones than before, see `check_same_clips`."""
         try:
             before = self.files.summary()
         except ValueError:  # `SummaryWriter` warns
@@ -200,9 +196,8 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            config, console = self.config, self.console
-            settings = (config.objective, config.optimizer, config.steps)
-            self.diagnostics = Diagnostics(self.files, *settings, console, self.state.rollbacks)
+            settings = (self.config.objective, self.config.optimizer, self.config.steps)
+            self.diagnostics = Diagnostics(self.files, *settings, self.console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -215,16 +210,8 @@ class Trainer:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
             with self._saved_if_stopped(stop) as check_stop:
-                fill_latent_cache(
-                    self.latents,
-                    self.state,
-                    self.clips.train,
-                    self.console,
-                    num_steps=self.config.steps,
-                    batch_size=self.config.clips_per_pass,
-                    num_micro_batches=self.config.gradient_accumulation_steps,
-                    before_each=check_stop,
-                )
+                clips = self.clips.train
+                fill_latent_cache(self.config, self.latents, self.state, clips, self.console, before_each=check_stop)
         while self.state.step < self.config.steps:
             self._train(stop)
 
@@ -301,10 +288,7 @@ class Trainer:
                 monitor.restart_clock()
 
     def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step; before each update, save and raise if a process has to stop.
-
-        The error is that of reading this process' batch, or `Interrupted` after a signal or another process' error.
-        """
+        """Yield the micro-batches of each remaining step; before each, save and raise if a process has to stop."""
         batches = self.batches(stop)
         while self.state.step < self.config.steps:
             batch, error = read_next(batches)
@@ -318,17 +302,26 @@ class Trainer:
             yield batch
 
     def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step, see `read_batches`."""
-        return read_batches(
-            self.clips.train,
-            self.accelerator,
+        """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
+        clips, accelerator = self.clips.train, self.accelerator
+        loader = clip_loader(
+            clips,
             batch_size=self.config.clips_per_pass,
-            num_micro_batches=self.config.gradient_accumulation_steps,
             start_step=self.state.step,
             num_steps=self.config.steps,
-            latents=self.latents,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+            num_micro_batches=self.config.gradient_accumulation_steps,
             should_stop=lambda: stop.is_set,
         )
+        batches: list[MicroBatch] = []
+        for items, batch in zip(loader.sampler, loader, strict=True):
+            video = batch["video"].to(accelerator.device, non_blocking=True)
+            posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
+            batches.append(MicroBatch(video, [index for _, index in items], posterior))
+            if len(batches) == self.config.gradient_accumulation_steps:
+                yield batches
+                batches = []
 
     def _is_due(self, every: int, *, ahead: int = 0) -> bool:
         step = self.state.step + ahead
@@ -344,18 +337,14 @@ class Trainer:
         self.state.num_records += 1
 
     def validate(self, stop: StopRequest) -> None:
-        """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
-
-        Once `stop` is set on a process, raise `Interrupted`. When the run resumes, it starts with this validation.
-        """
+        """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
             result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
         lag: dict[str, float] = {}
         if step > 0:
-            few = self.clips.val[:_NUM_COMPARED]
-            raw = validate_model(model, few, {}).metrics["psnr"]
-            lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
+            raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
+            lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]}
         if self.is_main:
             self._record(result, lag)
         if self.config.best_metric is not None:
@@ -367,8 +356,7 @@ class Trainer:
 
     def _measure_latents(self) -> None:
         """If the encoder is trained, measure the latent of the averaged weights, which the next checkpoint carries."""
-        state, num_clips = self.state, self.config.latent_clips
-        known = self.checkpointer.latents
+        state, num_clips, known = self.state, self.config.latent_clips, self.checkpointer.latents
         if num_clips == 0 or not trains_encoder(state.autoencoder) or (known and known["step"] == state.step):
             return
         with state.ema.applied():
@@ -382,9 +370,9 @@ class Trainer:
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step = self.state.step
-        values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
-        values |= {f"latent/{name}": value for name, value in result.latent.items()}
-        self._add_record(values)
+        values = {f"val/{name}": value for name, value in result.metrics.items()}
+        latent = {f"latent/{name}": value for name, value in result.latent.items()}
+        self._add_record(values | self.linear | lag | latent)
         log_preview(self.accelerator.trackers, step, result.picture, result.fps)
         write_clips(self.files, step, result.clips, fps=result.fps)
         write_preview(self.files.video_file, result.picture, result.fps)
@@ -414,13 +402,10 @@ class Trainer:
         return result
 
     def close(self) -> None:
-        """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends.
-
-        Gloo's threads can outlive the interpreter if a model's wrapper does.
-        """
+        """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends."""
         if (error := self.checkpointer.close()) is not None:  # another error ended the run before this one was raised
             self._warn([str(error)])
-        del self.state
+        del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()

@@ -54,14 +54,8 @@ def validate_model(
 ) -> Validation:
     """Reconstruct every clip from the mode of its posterior, and measure it; every process has to call this.
 
-    Args:
-        model: An autoencoder; it is in eval mode meanwhile.
-        clips: Held-out clips, the same on every process. The processes share them.
-        perceptual: Perceptual distances by name.
-        before_each: Called before each clip, on every process equally often. Its errors end the validation.
-
-    Returns:
-        Metrics of all clips, the same on every process, and pictures of this process' clips.
+    The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
+    each clip, equally often on every process; its errors end the validation.
     """
     was_training = model.training
     model.eval()
@@ -81,9 +75,8 @@ def validate_model(
             metrics.update(reconstruction=output.video, target=target)
             if position in kept:
                 frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
-                shown.append(
-                    ValidationClip(*frames, metrics.per_clip()[-1], clip["source"], clip["start"], clip["fps"])
-                )
+                found = metrics.per_clip()[-1]
+                shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
     finally:
         model.train(was_training)
     per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
@@ -101,10 +94,8 @@ def validate_model(
 
 
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
-    """Return the indices of the clips that a process measures, equally many on each: sharded models compute together.
-
-    If the clips do not divide evenly, some are measured on two processes; `_gather_metrics` counts them once.
-    """
+    """Return the indices of the clips that a process measures, equally many each: sharded models compute together."""
+    # If the clips do not divide evenly, some are measured on two processes; `_gather_metrics` counts them once.
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
@@ -123,8 +114,7 @@ def _in_order(values: Tensor, num_clips: int) -> Tensor:
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
     """Return up to `count` indices below `total`, evenly spaced."""
-    count = min(total, count)
-    return [index * total // count for index in range(count)]
+    return [index * total // min(total, count) for index in range(min(total, count))]
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,11 @@ class _HasJSONConfig(Protocol):
 class WeightFiles:
     """Saves and loads the weights of an autoencoder, made before it is sharded.
 
-    Weights are saved from a copy of the autoencoder in the host's memory, while the autoencoder itself trains. If the
-    autoencoder is sharded, no process has such a copy: each saves its shards, and the first one makes the folder that
-    other programs load from these, with one tensor at a time in memory.
+    Weights are saved from a copy in the host's memory, while the autoencoder trains. If it is sharded, each process
+    saves its shards, and the first one makes the folder that other programs load, with one tensor at a time in memory.
 
-    LoRA updates are merged into the weights that other programs load. To resume, a run needs them separately, so
-    without shards they are also saved in a file beside the folder. The frozen weights below them are not in that file;
-    `base` is a digest of these, by which a resumed run recognises another base model. Without LoRA it is None.
+    LoRA updates are merged into the weights that other programs load. To resume, they are also saved separately, in a
+    file beside the folder, without the frozen weights below them; `base` is a digest of these, None without LoRA.
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
@@ -98,18 +96,13 @@ class WeightFiles:
             raise argument_error("model", contract, "a model with other weights", remedy)
 
     def load(self, model: VideoAutoencoder, folder: Path, name: str) -> None:
-        """Copy the weights "model" or "ema" of a checkpoint into `model`; every process has to call this.
-
-        From shards, each process reads its own, and of "ema" the trained weights only, which are all that it has.
-        Without shards a process that trains sharded loads the whole model for a moment, as at the start of a run.
-        Weights that are missing (`FileNotFoundError`), damaged or of another model (`ValueError`) raise.
-        """
-        if (folder / SHARDS).is_dir():
+        """Copy the weights "model" or "ema" of a checkpoint into `model`; every process has to call this."""
+        if (folder / SHARDS).is_dir():  # each process reads its own
             targets = model.state_dict()
-            if name == EMA:
+            if name == EMA:  # which has no other weights
                 targets = {key: targets[key] for key, weight in model.named_parameters() if weight.requires_grad}
             saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
-        elif self._without_memory is not None:
+        elif self._without_memory is not None:  # loads the whole model for a moment, as at the start of a run
             whole = _copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder / name)
@@ -119,11 +112,7 @@ class WeightFiles:
 
 
 def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
-    """Return a copy of a model, whose saved tensors are those that `make` returns for their name and value, if given.
-
-    Raises:
-        ValueError: It cannot be copied, as a module with `torch.nn.utils.weight_norm` cannot.
-    """
+    """Return a copy of a model, whose saved tensors are those that `make` returns for name and value, if given."""
     memo: dict[int, Any] = {}  # where `deepcopy` looks up what it has copied already
     if make is not None:
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -168,10 +157,8 @@ def _load_whole(model: VideoAutoencoder, folder: Path) -> None:
 
 
 def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) -> None:
-    """Raise a `ValueError` about the model `name`, if its architecture differs from that of the weights in a folder.
-
-    Settings that change no shape of a weight would not make loading fail, but the output would differ.
-    """
+    """Raise a `ValueError` about the model `name`, if its architecture differs from that of the weights in a folder."""
+    # Settings that change no shape of a weight would not make loading fail, but the output would differ.
     config = folder / CONFIG_FILE
     saved = read_json(config) if config.is_file() else {}
     for key, value in architecture_of(model).items():
@@ -181,16 +168,13 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
-    """Return the settings that a model saves with its weights, without the normalisation of the latent, which changes.
-
-    A custom module has none.
-    """
+    """Return the settings that a model saves with its weights, but for the latent's normalisation, which changes."""
     module: object = getattr(model, "module", model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
     elif isinstance(module, _HasJSONConfig):
         values = json.loads(module.to_json_string())
-    else:
+    else:  # a custom module has none
         return {}
     left_out = {key for key in values if key.startswith("_") and key != CLASS_KEY}.union(NORMALISATION_KEYS)
     return {key: value for key, value in values.items() if key not in left_out}
@@ -202,7 +186,6 @@ def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
 
 
 def _digest_of_frozen(model: nn.Module) -> str:
-    """Return a digest of the names and values of the frozen weights."""
     return digest_of_tensors((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
@@ -211,11 +194,7 @@ def _updates_file(folder: Path) -> Path:
 
 
 def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
-    """Copy the discriminators of another run, of its last checkpoint, into an objective.
-
-    Raises:
-        ValueError: There is no checkpoint, one of the two runs has no discriminator, or names or shapes differ.
-    """
+    """Copy the discriminators of another run, of its last checkpoint, into an objective."""
     setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
     if checkpoint is None:
         raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,6 @@ from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import (
-    HALF,
     HOST_COPY,
     SMALLER,
     DeviceType,
@@ -107,11 +106,6 @@ class _LongestClip:
         half = shortest + (clips.num_frames - shortest) // step // 2 * step
         return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
 
-    def planned(self, need: _MemoryNeed, other: _MemoryNeed) -> _LongestClip:
-        """Add the growth between the needs of the two lengths."""
-        per_frame = (need.of(1) - other.of(1)) / (self.num_frames - self.other)
-        return replace(self, per_frame=per_frame / need.clip_bytes)
-
     def within(self, memory: int, need: _MemoryNeed) -> int:
         """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
         room = memory - need.of(1)
@@ -121,15 +115,12 @@ class _LongestClip:
         return self.shortest + int(frames - self.shortest) // self.step * self.step if frames >= self.shortest else 0
 
 
-@dataclass(frozen=True)
-class _LargestBatch:
-    """The largest batch, and the longest clip, that fit with some switches."""
+class _LargestBatch(NamedTuple):
+    """The clips of the configured size and, about, the frames of a single one that fit with some switches, or 0."""
 
     title: str
     batch_size: int
-    """Clips of the configured size in each process; 0 if not one fits."""
     num_frames: int
-    """About the frames of the longest single clip of the configured height and width; 0 if none fits."""
     one_clip: int
     """Bytes that an update with one clip needs at most."""
 
@@ -170,15 +161,9 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
-    """Plan a run; nothing is trained.
+    """Plan a run for `memory` bytes, by default the free ones of the device at hand; nothing is trained.
 
-    Args:
-        config: The settings. With a given memory and `device` "auto", the plan is for a GPU.
-        memory: Bytes of the device to plan for; None for the free memory of the device at hand.
-        num_processes: How many processes share the weights if they are sharded.
-
-    Raises:
-        ValueError: A setting is wrong, or not one clip fits with every switch.
+    With a given memory and `device` "auto", the plan is for a GPU. With sharding `num_processes` share the weights.
     """
     at_hand = pick_device("auto" if memory is not None else config.device)
     device_type = _device_type(at_hand.type if memory is None else config.device)
@@ -186,15 +171,13 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
     to_plan = _configurations(config, model)
-    objective, clips = config.objective, config.clips
-    is_lazy = objective.penalty.every > 1
+    clips, is_lazy = config.clips, config.objective.penalty.every > 1
     others = [_with_setting(config, "objective.grad_penalty_loss_weight", 0.0)] if is_lazy else []
     plan = functools.partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
-    dtype = HALF.get(config.mixed_precision, torch.float32)
     measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
-    speed = Speed.of(objective, update, without_penalty, num_steps=config.steps, device=measured, dtype=dtype)
+    speed = Speed.of(config, update, without_penalty, measured)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
@@ -211,7 +194,6 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
 
 
 def _device_type(name: str) -> DeviceType:
-    """Return the kind of device to plan for: a GPU, except for "cpu"."""
     return "cpu" if name == "cpu" else "cuda"
 
 
@@ -263,37 +245,29 @@ def _what_fits(
     for (title, num_frames), need in needs.items():
         if num_frames == lengths.num_frames:
             if (title, lengths.other) in needs:
-                lengths = lengths.planned(need, needs[title, lengths.other])
+                growth = (need.of(1) - needs[title, lengths.other].of(1)) / (num_frames - lengths.other)
+                lengths = replace(lengths, per_frame=growth / need.clip_bytes)
             yield _LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
-    """Estimate the bytes that sharding over `num_processes` processes saves.
-
-    A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
-    weights of two blocks at a time, beside the gradients of one.
-    """
+    """Estimate the bytes that sharding over `num_processes` processes saves."""
+    # A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
+    # weights of two blocks at a time, beside the gradients of one.
     sharded = sum((4 if weight.requires_grad else 1) * weight.nbytes for weight in model.parameters())
     largest = max((sum(weight.nbytes for weight in block.parameters()) for block in fsdp_blocks(model)), default=0)
     return round(sharded * (1 - 1 / num_processes)) - 3 * largest
 
 
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Return the largest batch size that fits the free memory of every process, all of which have to call this.
-
-    On a CPU it is at most `MAX_ON_CPU`.
-
-    Raises:
-        ValueError: Not one clip fits; the message has the remedies.
-    """
+    """Return the largest batch size, at most `MAX_ON_CPU` on a CPU, that fits in every process, which all call this."""
     device, num_processes = accelerator.device, accelerator.num_processes
     is_gpu = device.type != "cpu"
     share = 1 if is_gpu else num_processes  # of the memory of this machine
     memory = min(int(free) for free in all_gather(torch.tensor(free_memory(device) // share, device=device)))
 
     def search() -> int:
-        model = fake_autoencoder(config)
-        saved = 0
+        model, saved = fake_autoencoder(config), 0
         if config.sharding != "none":
             saved = _saved_by_sharding(model, num_processes)
         elif num_processes > 1:  # DDP copies the gradients

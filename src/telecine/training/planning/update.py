@@ -54,7 +54,6 @@ AUTOENCODER = "autoencoder"
 PERCEPTUAL = "perceptual network"
 LOSSES = "losses"
 HOST_COPY = "copy for checkpoints"
-_SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)  # by a checkpoint
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
 _OF_CLIPS = ("a smaller --batch_size", "smaller clips")
@@ -68,9 +67,7 @@ _REMEDIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((DATA, LOSSES), ()),
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _OF_WEIGHTS),
 }
-_OF_DISCRIMINATORS = (
-    *("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim"),
-)
+_OF_GAN = ("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim")
 
 # Operators that allocate memory, or read one number.
 _WITHOUT_KERNEL = {
@@ -135,7 +132,7 @@ class UpdatePlan:
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
-        remedies = [each for each in (*_REMEDIES.get(part, _OF_DISCRIMINATORS), *_OF_CLIPS) if each not in self.is_on]
+        remedies = [each for each in (*_REMEDIES.get(part, _OF_GAN), *_OF_CLIPS) if each not in self.is_on]
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
         return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {', '.join(remedies)}."
 
@@ -143,7 +140,7 @@ class UpdatePlan:
 def _remedies_in(config: Any) -> tuple[str, ...]:
     """Return the remedies `--name value` whose value a setting has already; half precision is one value."""
     found = ["a smaller --batch_size"] if config.batch_size == 1 else []
-    for remedy in {*chain(*_REMEDIES.values()), *_OF_DISCRIMINATORS}:
+    for remedy in {*chain(*_REMEDIES.values()), *_OF_GAN}:
         name, value = remedy.split()[:2]
         now = str(reduce(getattr, name[2:].split("."), config)).lower() if name.startswith("--") else ""
         if now == value or {now, value} <= {*HALF}:
@@ -161,14 +158,9 @@ class _MemoryCounter(TorchDispatchMode):
         super().__init__()
         self.part = part
         """The part that allocates from here on."""
-        self.flops: Counter[str] = Counter()
-        self.operators: Counter[str] = Counter()
-        self.moved: Counter[str] = Counter()
         self.by_part: Counter[str] = Counter()
-        self.largest: Counter[str] = Counter()
-        self.at_peak: dict[str, int] = {}
-        self._peak = 0
         self._parts: dict[int, tuple[str, int]] = {}
+        self.restart()
 
     def hold(self, part: str, tensors: Iterable[Tensor]) -> None:
         """Count tensors that exist already, or that another part made, as those of `part`."""
@@ -184,8 +176,8 @@ class _MemoryCounter(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget the peak and the operations so far."""
-        self.flops, self.operators, self.moved = Counter(), Counter(), Counter()
-        self._peak, self.at_peak = 0, {}
+        self.flops, self.operators, self.moved = Counter[str](), Counter[str](), Counter[str]()
+        self._peak, self.at_peak = 0, dict[str, int]()
         self.largest = Counter(self.by_part)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -223,13 +215,10 @@ class _MemoryCounter(TorchDispatchMode):
 
 
 def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
-    """Return the memory and the operations of one update with every term.
+    """Return the memory and the operations of one update with every term; `config.batch_size` must be a number.
 
-    The update runs on tensors that have shapes but no values: what it allocates is exact. `config.batch_size` must be a
-    number. By default the model is that of `fake_autoencoder`.
-
-    Raises:
-        ValueError: The model does not reproduce clips of this size, or a setting is wrong.
+    The update runs on tensors that have shapes but no values: what it allocates is exact. By default the model is that
+    of `fake_autoencoder`.
     """
     model = fake_autoencoder(config) if model is None else model
     config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
@@ -254,10 +243,9 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
 def _count_update(
     state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
 ) -> UpdatePlan:
-    """Return the plan of an update of micro-batches of these shapes."""
     _hold_networks(state, counter)
     _create_optimizer_states(state, counter)
-    checkpoint = sum(counter.by_part[part] for part in _SAVED)
+    checkpoint = sum(counter.by_part[part] for part in (PARAMETERS, OPTIMIZER, AVERAGE))
     counter.part = HOST_COPY
     copy = torch.empty(checkpoint, dtype=torch.uint8) if device_type == "cpu" else None
     held = dict(counter.by_part)
@@ -279,15 +267,8 @@ def _count_update(
     for hook in hooks:
         hook.remove()
     del copy
-    return UpdatePlan(
-        held,
-        counter.at_peak,
-        dict(counter.largest),
-        dict(counter.flops),
-        dict(counter.operators),
-        dict(counter.moved),
-        checkpoint,
-    )
+    largest, flops, operators, moved = map(dict, (counter.largest, counter.flops, counter.operators, counter.moved))
+    return UpdatePlan(held, counter.at_peak, largest, flops, operators, moved, checkpoint)
 
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
@@ -299,11 +280,9 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         else:  # needs no network
             random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if not config.model_gradient_checkpointing:
-            return model
-        if isinstance(model, (CausalVAE, StudentAutoencoder)):
+        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, StudentAutoencoder)):
             model.enable_gradient_checkpointing()
-        else:
+        elif config.model_gradient_checkpointing:
             from telecine.autoencoders.diffusers.checkpointing import enable
 
             enable(cast(Any, model).module)  # without comparing gradients, which needs values
@@ -359,12 +338,10 @@ def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[...
 
 
 def _fake_lpips(net: str) -> LPIPS:
-    """Return an LPIPS without weights."""
     return LPIPS(net, weights={name: torch.empty(shape) for name, shape in backbone_of(net).tensor_shapes().items()})
 
 
 def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
-    """Count the networks of a run before its first update."""
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
