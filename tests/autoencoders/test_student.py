@@ -147,7 +147,7 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
         load_autoencoder(folder)
     del config["teacher"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="`teacher in .*config.json` must be a text, but got none"):
+    with pytest.raises(ValueError, match=r"`teacher in .*config.json` must be a text, but got none"):
         load_autoencoder(folder)
 
 

@@ -35,6 +35,7 @@ from telecine.report.run import (
     value_or_error,
 )
 from telecine.runs import Run
+from telecine.runs.history import History
 from telecine.runs.run import SavedClip, SavedValidation
 from telecine.runs.settings import side_by_side_settings
 
@@ -136,7 +137,7 @@ def _render(
 ) -> str:
     """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
     names, all_plots = [run.name for run in runs], plots_of(runs)
-    data = {"runs": names, "file": "metrics.jsonl", "metrics": METRICS, "validations": validations, "live": live}
+    data = {"runs": names, "file": History.file, "metrics": METRICS, "validations": validations, "live": live}
     return render_page(
         "page.html",
         titles=names,

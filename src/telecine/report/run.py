@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
-from telecine.runs.history import T, TrainingWarning, validations
+from telecine.runs.history import History, TrainingWarning, validations
 from telecine.runs.run import RunSummary, SavedClip, SavedValidation, read_validation
 from telecine.runs.settings import flat_settings, read_saved_settings
+
+T = TypeVar("T")
 
 
 class _HeldOutMetric(NamedTuple):
@@ -86,7 +88,7 @@ def check_are_runs(folders: Iterable[Path]) -> None:
     for folder in folders:
         if not Run(folder).exists():
             got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
-            raise argument_error("runs", "folders of runs, with metrics.jsonl", got, "Pass the run's `--output_dir`.")
+            raise argument_error("runs", f"folders of runs, with {History.file}", got, "Pass the run's `--output_dir`.")
 
 
 def read_run(folder: Path, name: str) -> ReportedRun:

@@ -116,8 +116,9 @@ class Warnings(_JSONLines):
 
 
 class History(_JSONLines):
-    """The records of a run, `metrics.jsonl`: `step`, and the logged values by name; the oldest first."""
+    """The records of a run: `step`, and the logged values by name; the oldest first."""
 
+    file = "metrics.jsonl"
     # What was read before: where it ended, the number of lines, the last one, and the validations.
     _end, _num_lines, _last = 0, 0, b""
     _validations: tuple[dict[str, float], ...] = ()

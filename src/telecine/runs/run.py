@@ -89,7 +89,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.history = History(self.folder / "metrics.jsonl")
+        self.history = History(self.folder / History.file)
         self.warnings = Warnings(self.folder / "health.jsonl")
         self.checkpoints = Checkpoints(self.folder)
         self.settings_file = self.folder / SETTINGS_FILE

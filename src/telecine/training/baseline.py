@@ -16,7 +16,6 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs import Run
-from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -28,7 +27,6 @@ PREFIX = "linear/"
 
 
 def prepare_linear(
-    config: TrainConfig,
     model: VideoAutoencoder,
     clips: Clips,
     perceptual: Mapping[str, nn.Module],
@@ -36,13 +34,19 @@ def prepare_linear(
     device: torch.device,
     *,
     is_new: bool,
+    start: bool,
+    measure: bool,
+    num_steps: int,
 ) -> dict[str, float]:
-    """Fit the baseline, start a new `CausalVAE` or a student's decoder as it, and return its metrics to log."""
-    if config.linear_start and isinstance(model, StudentAutoencoder):
+    """Fit the baseline, `start` a new `CausalVAE` or a student's decoder as it, and return its metrics to log.
+
+    `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`.
+    """
+    if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
-    new = model if config.linear_start and is_new and isinstance(model, CausalVAE) else None
-    if new is None and not config.linear_baseline:
+    new = model if start and is_new and isinstance(model, CausalVAE) else None
+    if new is None and not measure:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = _fit_linear(model, clips, NUM_CLIPS)
@@ -51,10 +55,10 @@ def prepare_linear(
         return {}
     if new is not None:
         new.start_from(linear)
-        if config.steps < FEWEST_STEPS:
-            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
+        if num_steps < FEWEST_STEPS:
+            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
             console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
-    if not config.linear_baseline:
+    if not measure:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)

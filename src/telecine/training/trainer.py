@@ -135,7 +135,15 @@ class Trainer:
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             is_new, device = autoencoder is None and config.model is None, self.accelerator.device
             self.linear = prepare_linear(
-                config, model, self.clips, self.perceptual, self.console, device, is_new=is_new
+                model,
+                self.clips,
+                self.perceptual,
+                self.console,
+                device,
+                is_new=is_new,
+                start=config.linear_start,
+                measure=config.linear_baseline,
+                num_steps=config.steps,
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
@@ -211,7 +219,16 @@ class Trainer:
         if self.latents is not None:
             with self._saved_if_stopped(stop) as check_stop:
                 clips = self.clips.train
-                fill_latent_cache(self.config, self.latents, self.state, clips, self.console, before_each=check_stop)
+                fill_latent_cache(
+                    self.latents,
+                    self.state,
+                    clips,
+                    self.console,
+                    num_steps=self.config.steps,
+                    batch_size=self.config.clips_per_pass,
+                    num_micro_batches=self.config.gradient_accumulation_steps,
+                    before_each=check_stop,
+                )
         while self.state.step < self.config.steps:
             self._train(stop)
 

@@ -26,6 +26,7 @@ from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import (
+    HALF,
     HOST_COPY,
     SMALLER,
     DeviceType,
@@ -176,8 +177,9 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     plan = functools.partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
+    dtype = HALF.get(config.mixed_precision, torch.float32)
     measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
-    speed = Speed.of(config, update, without_penalty, measured)
+    speed = Speed.of(config.objective, update, without_penalty, num_steps=config.steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]

@@ -11,8 +11,8 @@ from torch.utils.benchmark import Timer
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
-from telecine.settings import TrainConfig
-from telecine.training.planning.update import HALF, UpdatePlan, plan_update
+from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.training.planning.update import UpdatePlan, plan_update
 
 # The convolution of the calibration: shape of the input, and the seconds of its repetition.
 CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
@@ -40,19 +40,25 @@ class Speed:
 
     @classmethod
     def of(
-        cls, config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device | None
+        cls,
+        objective: ObjectiveConfig,
+        plan: UpdatePlan,
+        without_penalty: UpdatePlan,
+        *,
+        num_steps: int,
+        device: torch.device | None,
+        dtype: torch.dtype,
     ) -> Speed:
         """Measure the device, if it is at hand, for about a second, and divide the operations of a run by the result.
 
         `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
         """
         flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-        mean = without + (flops - without) / config.objective.penalty.every
-        num_without = min(config.objective.gan.disc_train_start, config.steps)
-        total = config.steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+        mean = without + (flops - without) / objective.penalty.every
+        num_without = min(objective.gan.disc_train_start, num_steps)
+        total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
         if device is None:
             return cls(None, mean, math.nan, "")
-        dtype = HALF.get(config.mixed_precision, torch.float32)
         per_second = _measured_flops(device, dtype)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
         return cls(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
