@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def new_state(
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
     decay, disc_optimizer = settings.weight_decay, None
-    kind = AdamW if settings.name == "adamw" else _adamw_8bit(accelerator.device)
+    fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
+    kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
         disc_optimizer = kind(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from telecine.base.terminal import PlainConsole
 from telecine.settings import ClipConfig
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
@@ -215,20 +216,22 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
-    Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest).print_to(console)
+    Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest, False).print_to(console)
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
 
 
 def test_what_fits_is_readable_in_80_columns():
-    console = Console(record=True, width=80)
+    console = PlainConsole()  # that of the commands
+    console.record, console.width = True, 80
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits).print_to(console)
+    Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits, False).print_to(console)
     lines = console.export_text().splitlines()
+    assert not any("\\n" in line for line in lines)
     assert len(fits) == 5
     for fit in fits:
         row = ["", fit.title, "4", "165", "90.00 GiB", ""]

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder
@@ -24,6 +25,7 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
+from telecine.training.planning.cards import table_of_cards
 from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import (
     HALF,
@@ -135,6 +137,8 @@ class Plan:
     speed: Speed
     memory: int
     largest: list[_LargestBatch]
+    is_half: bool
+    """Whether autocast computes in half precision."""
 
     def print_to(self, console: Console) -> None:
         """Print the bytes of each part, the time, and the largest batches."""
@@ -149,11 +153,16 @@ class Plan:
             host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
             console.print(host, soft_wrap=True)
         console.print(self.speed.describe(), soft_wrap=True)
+        if HOST_COPY not in update.held:
+            console.print(table_of_cards(update, is_half=self.is_half))
         if update.peak > self.memory * USED_FRACTION:
             console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
         usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
-        columns = (Column("settings", overflow="fold"), "largest\nbatch", "most\nframes", "one clip\nneeds")
-        fits = Table(*columns, title=f"what fits {usable}; frames are estimates")
+        # Texts, as the console of the commands shows the line breaks of plain strings.
+        titles = map(Text, ("largest\nbatch", "most\nframes", "one clip\nneeds"))
+        fits = Table(
+            Column("settings", overflow="fold"), *map(Column, titles), title=f"what fits {usable}; frames are estimates"
+        )
         for row in self.largest:
             counts = (str(row.batch_size or "none"), str(row.num_frames or "none"))
             fits.add_row(row.title, *counts, gigabytes(row.one_clip))
@@ -192,7 +201,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return Plan(title, update, speed, memory, largest)
+    return Plan(title, update, speed, memory, largest, is_half=config.mixed_precision in HALF)
 
 
 def _device_type(name: str) -> DeviceType:

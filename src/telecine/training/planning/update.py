@@ -259,7 +259,7 @@ def _count_update(
     counter.part = OPTIMIZER
     for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
         for group in optimizer.param_groups:
-            group["fused"], group["foreach"] = device_type == "cuda", False  # as `build_optimizers` chooses
+            group["fused"], group["foreach"] = device_type == "cuda", False  # as `new_state` chooses
         clip_gradients(parameters_of(optimizer), state.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
