@@ -18,13 +18,19 @@ from telecine.settings.validate import REMOVED
 
 
 def changed_settings(config: Settings, folder: Path) -> list[str]:
-    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder."""
-    both = (read_saved_settings(folder), plain_settings(config))
-    settings = side_by_side_settings([flat_settings(_with_removed(each)) for each in both])
+    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder.
+
+    A setting that an older version lacks had its default.
+    """
+    saved, now, default = (
+        flat_settings(_with_removed(each))
+        for each in (read_saved_settings(folder), plain_settings(config), plain_settings(TrainConfig()))
+    )
     return [
         f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
-        for setting in settings
+        for setting in side_by_side_settings([saved, now])
         if setting.differs and setting.name not in ("model", "output_dir")
+        if setting.name in saved or now[setting.name] != default.get(setting.name)
     ]
 
 
