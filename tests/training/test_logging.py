@@ -110,7 +110,9 @@ def waited(monkeypatch, tmp_path):
     return write
 
 
-def test_a_run_says_once_that_another_process_uses_its_cores(clock, waited):
+@pytest.mark.parametrize(("threads", "remedy"), [(2, "; `OMP_NUM_THREADS=1` may be faster"), (1, "")])
+def test_a_run_says_once_that_another_process_uses_its_cores(clock, waited, monkeypatch, threads, remedy):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     wait, said = CoreWait(), []
     # Seconds that pass between two records, and those of them that the thread waits for a core.
     records = [(0.0, 0.0), (12.0, 2.3), (8.0, 7.0), (1.0, 0.0), (4.0, 0.0), (20.0, 20.0)]
@@ -122,7 +124,7 @@ def test_a_run_says_once_that_another_process_uses_its_cores(clock, waited):
         said.append(wait.describe())
     line = "another process uses this machine: training waited for a core for 54% of the time"
     # 12 s with 19 %; then 8 + 1 s are too short alone, and 13 s with 7 waited are 54 %; later it stays silent.
-    assert said == [[], [], [], [], [f"{line}; `OMP_NUM_THREADS=1` may be faster"], []]
+    assert said == [[], [], [], [], [line + remedy], []]
 
 
 def test_where_the_system_does_not_count_the_waiting_nothing_is_said(clock, waited, monkeypatch, tmp_path):

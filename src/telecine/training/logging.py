@@ -120,7 +120,8 @@ class CoreWait:
         fraction = (waited - self._waited) / (now - self._time)
         self._time, self._waited, self._is_over = now, waited, fraction > _MAX_WAIT
         line = f"another process uses this machine: training waited for a core for {fraction:.0%} of the time"
-        return [f"{line}; `OMP_NUM_THREADS=1` may be faster"] if self._is_over else []
+        remedy = "; `OMP_NUM_THREADS=1` may be faster" if torch.get_num_threads() > 1 else ""
+        return [line + remedy] if self._is_over else []
 
 
 class ReconstructionGradient:
