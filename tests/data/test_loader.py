@@ -97,6 +97,13 @@ def test_a_finished_run_has_no_batches(spans: list[Span]) -> None:
     assert len(batches) == len(list(batches)) == 0
 
 
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at workers and signals ten times a second."""
+    monkeypatch.setattr(loader, "POLL_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("short_waits")
 def test_a_killed_worker_is_replaced(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
     expected = [dataset[i] for i in range(8)]
@@ -165,12 +172,6 @@ def test_a_dead_pin_memory_thread_is_a_death(
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
     assert len(list(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))) == 3
     assert caplog.text.count("Pin memory thread exited unexpectedly while reading step 0") == 1
-
-
-@pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at workers and signals ten times a second."""
-    monkeypatch.setattr(loader, "POLL_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("short_waits")

@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from telecine.perceptual import LPIPS
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 
 
+@cache
 def perceptual():
     """Return settings of a small LPIPS that compares all frames."""
     lpips = LPIPS("vgg", weights=helpers["random_vgg"]())

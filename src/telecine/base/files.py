@@ -36,8 +36,9 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
     with open_regular(path, follow=follow) as file:
-        content = file.read(max_bytes + 1)
-        size = max(len(content), os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(max_bytes + 1) if size <= max_bytes else b""
+    size = max(size, len(content))
     if size > max_bytes:
         raise argument_error(str(path), f"a file of at most {max_bytes} bytes", f"{size} bytes", "Check the path.")
     return content
