@@ -100,7 +100,7 @@ def test_start(folder, cached_weights, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning(folder, cached_weights):
+def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     torch.manual_seed(0)
     model = TINY_MODELS["cogvideox"]()
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
@@ -205,8 +205,10 @@ def test_own_model():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("folder", "cached_weights", "small_training")
-def test_the_notebook(monkeypatch):
+@pytest.mark.usefixtures("cached_weights", "small_training")
+def test_the_notebook(folder, monkeypatch):
+    write_mp4(folder / "small.mp4", read_clip(index_video(sample_videos()[0]), 0, 90, size=(64, 64)), fps=25)
+    monkeypatch.setattr("telecine.data.sample_videos", lambda: 3 * [folder / "small.mp4"])
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
     notebook = nbformat.read(ROOT / "docs" / "own-module.ipynb", as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import telecine.evaluation.compare  # noqa: F401 - before `plot_frames`, which it imports, is replaced
 from telecine.__main__ import main
 from telecine.evaluation import METRIC_DEFINITIONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 SMALL = {
-    "evaluate": ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "2", "--device", "cpu"],
+    "evaluate": ["--num_frames", "5", "--height", "16", "--width", "16", "--max_clips", "2", "--device", "cpu"],
     # The Frechet distance of I3D's features needs more frames, and more clips than features.
-    "--features": ["--num_frames", "13", "--height", "32", "--width", "32", "--max_clips", "5", "--device", "cpu"],
+    "--features": ["--num_frames", "13", "--height", "16", "--width", "16", "--max_clips", "5", "--device", "cpu"],
     "--chunk": [
         "--num_frames",
         "9",

@@ -163,7 +163,7 @@ def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeyp
 @pytest.mark.usefixtures("cached_weights")
 def test_two_processes_give_the_same_figures(model_folder, videos, fake_i3d, tmp_path, forks):
     """Evaluates 5 clips, so that the processes get different numbers of them."""
-    settings = {"data": str(videos), "num_frames": 13, "height": 32, "width": 48, "max_clips": 5, "device": "cpu"}
+    settings = {"data": str(videos), "num_frames": 13, "height": 16, "width": 24, "max_clips": 5, "device": "cpu"}
     settings["features"] = str(fake_i3d)
     alone = evaluate(model_folder, EvaluateConfig(**settings))
     (line,) = re.findall(r"^torchrun (.*) evaluate ", PAGE, flags=re.MULTILINE)
