@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import distribution
+from typing import Any
 
 import lpips
 import torch
 from piq import DISTS, fsim
 from piq.perceptual import VGG16_LAYERS, ContentLoss
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import vgg16
 
 from telecine.perceptual import load_backbone
@@ -20,9 +22,20 @@ LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 CHANNELS = (3, 64, 128, 256, 512, 512)
 
 
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Leaves out the drawing of weights, which takes seconds for VGG16 whose weights are loaded afterwards."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def vgg16_features() -> nn.Sequential:
     """Return VGG16's convolutions with the weights of telecine's cache."""
-    features = vgg16().features
+    with _WithoutRandomWeights():
+        features = vgg16().features
     features.load_state_dict({name.removeprefix("features."): value for name, value in load_backbone("vgg").items()})
     return features.eval()
 
@@ -30,7 +43,8 @@ def vgg16_features() -> nn.Sequential:
 @cache
 def published_lpips(net: str) -> nn.Module:
     """Return LPIPS of its authors' package, frozen, with the same weights of the backbone as telecine's."""
-    module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    with _WithoutRandomWeights():
+        module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = load_backbone(net)
     module.net.load_state_dict({key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()})
     return module.requires_grad_(False)

@@ -69,12 +69,13 @@ def both_kinds(setup: Setup) -> list[tuple[Setup, Sequence[str], str]]:
     return [(setup, VIDEO_STEPS, ""), (single_frames, FRAME_STEPS, f"{NUM_SINGLE_FRAMES} single frames: ")]
 
 
-def measure_times(setup: Setup, rounds: int) -> Seconds:
-    """Return the seconds of each round by step and implementation."""
+def measure_times(setup: Setup, rounds: int, warmup: int) -> Seconds:
+    """Return the seconds of each round after the warm-up by step and implementation."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for kind, titles, prefix in both_kinds(setup):
         steps = {name: steps_of(name, kind) for name in implementations_of(kind)}
-        measured = interleaved({(title, name): steps[name][title] for title in titles for name in steps}, rounds=rounds)
+        pairs = {(title, name): steps[name][title] for title in titles for name in steps}
+        measured = interleaved(pairs, rounds=rounds, warmup=warmup)
         for (title, name), values in measured.items():
             seconds.setdefault(prefix + title, {})[name] = values
     return seconds
@@ -167,6 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.rounds = 1
+    arguments.warmup = 0 if arguments.smoke else 1
     setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
     changes = {"discriminator_name": arguments.discriminator, "options": dict(arguments.option)}
     arguments.setups = [replace(setup, **changes) for setup in setups]
@@ -177,7 +179,7 @@ def main() -> None:
     """Measure all sizes and print each table when it is complete."""
     arguments = parse_arguments()
     tables: dict[str, Callable[[Setup], str]] = {
-        "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, arguments.rounds))),
+        "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, arguments.rounds, arguments.warmup))),
         "memory": lambda setup: memory_table(measure_memory(setup)),
         "work": lambda setup: work_table(setup, min(arguments.rounds, MAX_PROFILED_ROUNDS)),
     }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from telecine.data import sample_videos
 from telecine.settings.recipes import find_recipe
@@ -20,11 +21,29 @@ SMALL = {
     "device": "cpu",
     "clips": {"num_frames": 5, "height": 32, "width": 32, "num_workers": 0},
     "causal_vae": {"base_channels": 8, "blocks_per_level": 1},
-    "objective": {"adversarial_loss_weight": 0.0, "disc_start": 3, "gan": {"disc_train_start": 2}},
+    "objective": {
+        "adversarial_loss_weight": 0.0,
+        "disc_start": 3,
+        "gan": {"disc_train_start": 2},
+        "perceptual": {"net": "alex"},
+    },
     "discriminator": {"dim": 1},
 }
 WITH_GAN = SMALL | {"objective": SMALL["objective"] | {"adversarial_loss_weight": 1.0}}
 EARLY = SMALL | {"objective": {"adversarial_loss_weight": 1.0, "disc_start": 1, "gan": {"disc_train_start": 0}}}
+
+
+class PixelDistance(nn.Module):
+    """Stands for the slow DISTS and FSIM, which `test_distances_of_frames` measures."""
+
+    def forward(self, *, reconstruction, target):
+        return (reconstruction - target).abs().mean((1, 2, 3))
+
+
+@pytest.fixture
+def fast_distances(benchmark_module, monkeypatch):
+    for name in ("OfflineDISTS", "FSIM"):
+        monkeypatch.setattr(benchmark_module("image_distances"), name, PixelDistance)
 
 
 @pytest.fixture
@@ -36,7 +55,7 @@ def videos(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_pictures", "fast_distances")
 def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_path, videos):
     grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
     grid.write_text(json.dumps({"no GAN": SMALL, "GAN": WITH_GAN}))
@@ -126,7 +145,7 @@ def test_runs_equal_the_trainers_bit_for_bit(benchmark_module, run_until, withou
 def test_diagnostics_include_the_shared_start(benchmark_module, run_until):
     config = demo_with(benchmark_module, SMALL, {"log_every": 2})
     runs = [run_until(4, config), run_until(4, config, run_until(1, config).save())]
-    first, second = (run.diagnostics.history.first("train/perceptual_loss") for run in runs)
+    first, second = (run.diagnostics.history.first["train/perceptual_loss"] for run in runs)
     assert len(first) == 2
     assert first == second
 

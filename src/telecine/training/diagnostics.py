@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
@@ -80,7 +81,7 @@ class _RecentValues:
     def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
         self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
-        self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=LONG))
+        self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=LONG))
 
     def add(self, step: int, record: Mapping[str, float]) -> None:
         """Append the values of a record."""
