@@ -39,10 +39,11 @@ OBJECTIVE = ObjectiveConfig(
     grad_penalty_loss_weight=10.0,
     quantizer_aux_loss_weight=1e-6,
     gan=GANConfig(disc_train_start=0),
-    perceptual=PerceptualConfig(net="alex"),
+    perceptual=PerceptualConfig(net="alex", num_frames=2),
     penalty=PenaltyConfig(every=2),
 )
 OPTIMIZER = OptimizerConfig(lr=5e-3, disc_lr=1e-4, warmup_steps=2, ema_decay=0.9, betas=(0.9, 0.99))
+DISCRIMINATOR = DiscriminatorConfig(dim=2, video="patch", num_layers=1)
 NO_DISCRIMINATOR = {"adversarial_loss_weight": 0.0}
 
 
@@ -65,13 +66,16 @@ def run(tiny):
         config = tiny(
             steps=steps,
             clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0, cache=True),
+            causal_vae=replace(tiny().causal_vae, patch_size=4, channel_multipliers=(1,)),
+            batch_size=1,
             log_every=1,
             val_clips=1,
+            latent_clips=0,
             save_every=steps,
             trackers=(),
             objective=replace(OBJECTIVE, **(objective or {})),
             optimizer=replace(OPTIMIZER, **(optimizer or {})),
-            **{"val_every": steps, **changes},
+            **{"val_every": steps, "discriminator": DISCRIMINATOR, **changes},
         )
         console = Console(record=True, width=40, highlight=False, file=io.StringIO())
         trainer = Trainer(config, console, autoencoder)
@@ -90,12 +94,12 @@ def warnings(config):
 
 @pytest.mark.slow
 def test_no_rule_fires_in_a_healthy_run(run):
-    config, warned, text = run(LONG + 15, val_every=18)
+    config, warned, text = run(LONG + 8, val_every=14)
     # After so few updates discriminators may still guess. The test of the demo run below includes that rule.
     assert set(warned) <= {"discriminator_collapsed"}
     assert text.count("warning: ") == len(warned)
     records = Run(Path(config.output_dir)).history.read()
-    assert sum("train/accuracy_real" in record for record in records) == LONG + 15
+    assert sum("train/accuracy_real" in record for record in records) == LONG + 8
     assert sum(EMA_BEHIND in record for record in records) == 2
     assert len(read_run(Path(config.output_dir), "run").warnings) == len(warned)
 
@@ -104,13 +108,13 @@ def test_no_rule_fires_in_a_healthy_run(run):
 def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, caplog):
     caplog.set_level(logging.WARNING, logger="telecine.training.diagnostics")
     wrong = {"objective": {"grad_penalty_loss_weight": 0.0}, "optimizer": {"lr": 1e-10, "disc_lr": 1e-3}}
-    config, warned, text = run(30, **wrong)
+    config, warned, text = run(28, **wrong)
     assert set(warned) == {"discriminator_saturated", "learns_nothing", "perceptual_flat"}
     for line in warned.values():
         assert f"step {line['step']}: {line['message']} ({line['rule']}). {line['remedy']}" in text
         assert sum(line["message"] in message for message in caplog.messages) == 1
     before = (Path(config.output_dir) / "health.jsonl").read_text()
-    run(34, **wrong)
+    run(30, **wrong)
     assert (Path(config.output_dir) / "health.jsonl").read_text() == before, "a resumed run does not repeat warnings"
 
 

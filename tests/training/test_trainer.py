@@ -30,6 +30,7 @@ from telecine.runs.checkpoints import _write_manifest
 from telecine.runs.history import History, validations
 from telecine.settings import (
     ClipConfig,
+    DiscriminatorConfig,
     GANConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -44,6 +45,16 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.run import dry_run
 from telecine.training.step import DivergenceError, _divergence_error, train_step
 from telecine.training.trainer import Trainer
+
+# A reconstruction loss alone, for tests of what a run reads, saves and prints.
+LIGHT = {
+    "objective": ObjectiveConfig(perceptual_weight=0.0),
+    "discriminator": DiscriminatorConfig("none"),
+    "batch_size": 1,
+    "val_clips": 1,
+    "latent_clips": 0,
+    "trackers": (),
+}
 
 
 class StopAfter:
@@ -134,27 +145,38 @@ def assert_equal_runs(straight, resumed):
 
 @pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
-    steps = {"steps": 8, "val_every": 4, "save_every": 4}
+    steps = {"steps": 4, "val_every": 2, "save_every": 2}
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "resumed"))
     train(straight, console=quiet())
-    run_to(resumed, 3)  # between two records, each a mean over two updates
-    run_to(resumed, 4)
+    run_to(resumed, 1)  # between two records, each a mean over two updates
+    run_to(resumed, 2)
     train(resumed, console=quiet())
     assert assert_equal_runs(straight, resumed) > 200
 
 
+@pytest.fixture(scope="module")
+def folder_of_module(tmp_path_factory):
+    return tmp_path_factory.mktemp("with_every_term")
+
+
+@pytest.fixture
+def with_every_term(tiny, everything, folder_of_module):
+    """Return the settings of a finished run with every term, one for all tests; each record is a mean of 3 updates."""
+    config = tiny(output_dir=str(folder_of_module / "run"), steps=3, log_every=3, batch_size=1, **everything)
+    if not Path(config.output_dir).exists():
+        train(config, console=quiet())
+    return config
+
+
 @pytest.mark.slow
-def test_with_every_term_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, everything, tmp_path):
-    straight, resumed = (
-        tiny(output_dir=str(tmp_path / name), steps=4, **everything) for name in ("straight", "resumed")
-    )
-    train(straight, console=quiet())
+def test_with_every_term_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(with_every_term, tmp_path):
+    resumed = replace(with_every_term, output_dir=str(tmp_path / "resumed"))
     run_to(resumed, 2)
     train(resumed, console=quiet())
-    assert assert_equal_runs(straight, resumed) > 300
-    kept = tensors(Run(tmp_path / "straight").checkpoints.all()[-1][1])["objective.safetensors"]
+    assert assert_equal_runs(with_every_term, resumed) > 300
+    kept = tensors(find_checkpoint(Path(with_every_term.output_dir)))["objective.safetensors"]
     assert kept["logvar"] != 0, "it was trained"
-    assert kept["lecam.discr_3d.real.num_values"] == 4
+    assert kept["lecam.discr_3d.real.num_values"] == 3
     assert not [name for name in kept if name.startswith("perceptual")], "frozen networks are not saved"
 
 
@@ -164,27 +186,26 @@ def test_an_interrupted_run_restores_its_loss_scale(tiny, tmp_path, monkeypatch)
 
     def with_scaler(config):
         accelerator = build_accelerator(config)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
         return accelerator
 
     monkeypatch.setattr("telecine.training.trainer.build_accelerator", with_scaler)
-    straight, resumed = (tiny(output_dir=str(tmp_path / name)) for name in ("straight", "resumed"))
+    straight, resumed = (tiny(output_dir=str(tmp_path / name), steps=3) for name in ("straight", "resumed"))
     train(straight, console=quiet())
-    run_to(resumed, 3)
+    run_to(resumed, 1)
     train(resumed, console=quiet())
     assert_equal_runs(straight, resumed)
     ours, theirs = (
         json.loads((find_checkpoint(Path(config.output_dir)) / "state.json").read_text())["scaler"]
         for config in (straight, resumed)
     )
-    assert (ours["scale"], ours["_growth_tracker"]) == (2.0**9, 2)
+    assert (ours["scale"], ours["_growth_tracker"]) == (2.0**9, 1)
     assert theirs == ours
 
 
 @pytest.mark.slow
-def test_every_term_is_recorded_and_can_be_drawn(tiny, everything, tmp_path):
-    result = train(tiny(steps=3, log_every=3, **everything), console=quiet())
-    records = Run(result.run).history.read()
+def test_every_term_is_recorded_and_can_be_drawn(with_every_term):
+    records = Run(Path(with_every_term.output_dir)).history.read()
     (means,) = (record for record in records if "train/total_loss" in record)
     discriminators = ("discr", "discr_3d", "multiscale_discrs.0")
     terms = (
@@ -214,31 +235,31 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny, monkeypat
     monkeypatch.setattr(
         Trainer, "close", lambda self, close=Trainer.close: closed.append(self.state.step) or close(self)
     )
-    first = train(tiny(), console=quiet())
-    assert closed == [6]
+    first = train(tiny(steps=2, **LIGHT), console=quiet())
+    assert closed == [2]
     before = tensors(first.checkpoint)
-    again = train(tiny(), console=quiet())
+    again = train(tiny(steps=2, **LIGHT), console=quiet())
     assert again == first
     after = tensors(again.checkpoint)
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
-    longer = train(tiny(steps=8), console=quiet())
-    assert longer.checkpoint.name == "step-00000008"
-    train(tiny(steps=2), console=quiet())
-    assert "steps: 8\n" in (longer.run / "config.yaml").read_text(), "the settings that it was trained with"
+    longer = train(tiny(steps=3, **LIGHT), console=quiet())
+    assert longer.checkpoint.name == "step-00000003"
+    train(tiny(steps=1, **LIGHT), console=quiet())
+    assert "steps: 3\n" in (longer.run / "config.yaml").read_text(), "the settings that it was trained with"
 
 
 @pytest.mark.slow
 def test_damaged_clips_do_not_end_a_finished_run(tiny, monkeypatch):
-    first = train(tiny(steps=1), console=quiet())
+    first = train(tiny(steps=1, **LIGHT), console=quiet())
     monkeypatch.setattr(trainer, "write_report", write_report)
     folder = first.run / "validation" / "step-00000001"
     folder.mkdir(parents=True)
     (folder / "clips.json").write_bytes(bytes(99))
-    assert train(tiny(steps=1), console=quiet()) == first
+    assert train(tiny(steps=1, **LIGHT), console=quiet()) == first
     assert "clips.json` must be JSON" in (first.run / "report.html").read_text()
     (first.run / "config.yaml").write_bytes(bytes(99))
     console = Console(record=True, width=1000, file=io.StringIO())
-    assert train(tiny(steps=1), console=console) == first
+    assert train(tiny(steps=1, **LIGHT), console=console) == first
     assert "warning: no report: `" in console.export_text()
 
 
@@ -257,12 +278,12 @@ def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
 @pytest.mark.slow
 def test_with_a_later_best_metric_only_existing_checkpoints_count(tiny):
     """The checkpoint of the best validation is gone: `best_metric` was not set then."""
-    config = tiny(steps=3, val_every=1, save_every=3, keep=1)
+    config = tiny(steps=2, val_every=1, save_every=2, keep=1, **LIGHT)
     train(config, console=quiet())
-    best = {"step": 2, "val/psnr": 99.0, "val/ssim": 0.1, "val/lpips_alex": 0.1}
+    best = {"step": 1, "val/psnr": 99.0, "val/ssim": 0.1, "val/lpips_alex": 0.1}
     path = Path(config.output_dir) / "metrics.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in [*History(path).read()[:1], best]))
-    result = train(replace(config, steps=4, best_metric="psnr"), console=quiet())
+    result = train(replace(config, steps=3, best_metric="psnr"), console=quiet())
     assert (result.run / "best").resolve() == result.checkpoint.resolve()
     assert find_checkpoint(result.run / "best") is not None
 
@@ -286,9 +307,9 @@ def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
 
 @pytest.mark.slow
 def test_settings_that_do_not_change_the_networks_may_change(tiny):
-    run_to(tiny(), 2)
+    run_to(tiny(steps=3), 2)
     settings = OptimizerConfig(lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0)
-    config = tiny(optimizer=settings)
+    config = tiny(optimizer=settings, steps=3)
     trainer = Trainer(config, quiet())
     trainer.run(StopRequest())
     assert "lr: 0.0001" in (trainer.files.folder / "config.yaml").read_text()
@@ -366,7 +387,7 @@ def test_a_run_on_a_cpu_says_that_another_process_uses_it(tiny, monkeypatch):
     monkeypatch.setattr(logging, "_SCHEDULE", always_waiting)
     monkeypatch.setattr(logging, "_SHORTEST_INTERVAL", 0.0)
     console = Console(record=True, width=40, file=io.StringIO())
-    train(tiny(steps=3, log_every=1, val_clips=1, latent_clips=0), console=console)
+    train(tiny(steps=3, log_every=1, **LIGHT), console=console)
     (line,) = [line for line in console.export_text().splitlines() if "another process" in line]
     assert "training waited for a core for 100% of the time; " in line
 
@@ -476,7 +497,7 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
 
     monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", fail)
     with pytest.raises(OSError, match="no space for step 1"):
-        train(tiny(steps=3, save_every=1, val_every=3), console=quiet())
+        train(tiny(steps=3, save_every=1, val_every=3, **LIGHT), console=quiet())
     assert steps == [1]
     console = Console(record=True, width=1000, file=io.StringIO())
     run = Trainer(tiny(), console)
@@ -523,7 +544,7 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
 
 @pytest.mark.slow
 def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
-    run = Trainer(tiny(save_every=1, val_clips=1), quiet())
+    run = Trainer(tiny(save_every=1, **LIGHT), quiet())
     with pytest.raises(Interrupted):
         run.run(StopAfter(run, 1))
     diverge(monkeypatch, lambda state: True)
@@ -547,7 +568,7 @@ def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch)
             raise DataError("deleted")
         return decode(dataset, item)
 
-    config = tiny(steps=4, save_every=4)
+    config = tiny(steps=4, save_every=4, **LIGHT)
     console = Console(record=True, width=1000, file=io.StringIO())
     with monkeypatch.context() as patch:
         patch.setattr(ClipDataset, "__getitem__", read)
@@ -559,7 +580,7 @@ def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch)
 
 @pytest.mark.slow
 def test_the_link_to_the_best_checkpoint_is_mended_at_the_start(tiny):
-    config = tiny(steps=2, val_every=1, save_every=1, best_metric="psnr", keep=4)
+    config = tiny(steps=2, val_every=1, save_every=1, best_metric="psnr", keep=4, **LIGHT)
     result = train(config, console=quiet())
     best = (result.run / "best").resolve()
     other = next(folder for _, folder in Run(result.run).checkpoints.all() if folder.resolve() != best)
@@ -589,8 +610,8 @@ def test_each_process_trains_on_its_part_of_the_clips(tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(tiny):
-    Trainer(tiny(), quiet()).validate(StopRequest())
-    train(tiny(steps=1), console=quiet())
+    Trainer(tiny(**LIGHT), quiet()).validate(StopRequest())
+    train(tiny(steps=1, **LIGHT), console=quiet())
     records = validations(Run(Path(tiny().output_dir)).history.read())
     assert [record["step"] for record in records] == [0, 1]
 
@@ -660,7 +681,7 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     data = tmp_path / "videos"
     data.mkdir()
     shutil.copy(small_video, data / "a.mp4")
-    config = tiny(data=str(data))
+    config = tiny(data=str(data), **LIGHT)
     run_to(config, 1)
     write_mp4(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
     with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
-from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.runs import Run
@@ -20,13 +20,14 @@ from telecine.settings import (
     DiscriminatorConfig,
     GANConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     PenaltyConfig,
     PerceptualConfig,
     TrainableConfig,
 )
 from telecine.training import Interrupted, train
+from telecine.training.build import build_autoencoder, build_state
 from telecine.training.interrupt import StopRequest
-from telecine.training.state import parameters_of
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
@@ -41,6 +42,13 @@ FULL = ObjectiveConfig(
     penalty=PenaltyConfig(every=1),
     perceptual=PerceptualConfig(net="alex"),
 )
+# A reconstruction loss alone, for tests of what a run saves and checks.
+LIGHT = {
+    "objective": ObjectiveConfig(perceptual_weight=0.0),
+    "discriminator": DiscriminatorConfig("none"),
+    "batch_size": 1,
+    "latent_clips": 0,
+}
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
 
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
@@ -54,7 +62,7 @@ def diffusers_config(tiny, tmp_path):
         tiny_model(name).save_pretrained(tmp_path / name)
         frames, height, width = CLIPS[name]
         clips = ClipConfig(num_frames=frames, height=max(height, MIN_SIZE), width=max(width, MIN_SIZE), num_workers=0)
-        settings = {"steps": 1, "batch_size": 2, "val_clips": 1, "trackers": (), "objective": FULL}
+        settings = {"steps": 1, "batch_size": 1, "val_clips": 1, "trackers": (), "objective": FULL}
         discriminator = DiscriminatorConfig(dim=1, video="patch")
         return tiny(
             **settings | {"model": str(tmp_path / name), "clips": clips, "discriminator": discriminator} | changes
@@ -166,7 +174,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(diffusers_co
 
 @pytest.mark.slow
 def test_the_base_model_may_move(diffusers_config, tmp_path):
-    config = diffusers_config("wan")
+    config = diffusers_config("wan", **LIGHT)
     train(config, console=quiet())
     (tmp_path / "wan").rename(tmp_path / "moved")
     console = Console(record=True, width=1000, file=StringIO())
@@ -176,21 +184,20 @@ def test_the_base_model_may_move(diffusers_config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"base_dim": 8}, {"scale_factor_spatial": 16}])
-def test_a_base_model_of_another_architecture_is_refused(diffusers_config, tmp_path, change):
+def test_a_base_model_of_another_architecture_is_refused(diffusers_config, tmp_path):
     """The second change does not change the shape of a weight."""
-    config = diffusers_config("wan")
+    config = diffusers_config("wan", **LIGHT)
     train(config, console=quiet())
     values = json.loads((tmp_path / "wan" / "config.json").read_text())
-    (tmp_path / "other.json").write_text(json.dumps(values | change))
-    (name,) = change
-    with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
-        Trainer(replace(config, model=str(tmp_path / "other.json")), quiet())
+    for name, value in (("base_dim", 8), ("scale_factor_spatial", 16)):
+        (tmp_path / "other.json").write_text(json.dumps(values | {name: value}))
+        with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
+            Trainer(replace(config, model=str(tmp_path / "other.json")), quiet())
 
 
 @pytest.mark.slow
 def test_lora_refuses_a_base_model_that_has_changed(diffusers_config, tmp_path):
-    config = diffusers_config("wan", trainable=TrainableConfig(weights="lora", lora_rank=2))
+    config = diffusers_config("wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT)
     train(config, console=quiet())
     other = AutoModel.from_pretrained(config.model)
     with torch.no_grad():
@@ -210,7 +217,7 @@ def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
 
 @pytest.mark.slow
 def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config, monkeypatch):
-    Trainer(diffusers_config("cogvideox", model_gradient_checkpointing=True), quiet())
+    build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
     monkeypatch.setattr(checkpointing, "CACHED_BLOCKS", {})
     with pytest.raises(ValueError, match="gradients stay the same"):
         Trainer(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
@@ -218,23 +225,35 @@ def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config
 
 @pytest.mark.slow
 def test_temporal_chunks_train_the_same_weights(diffusers_config):
-    """Three updates with the adversarial term and its adaptive weight."""
+    """Two updates with the adversarial term and its adaptive weight.
+
+    Adam's first update moves each weight by the learning rate, also where the gradient is zero but for rounding. So the
+    rate is small, and what is compared is the mean of the gradients.
+    """
+    clips = ClipConfig(num_frames=13, height=32, width=32, num_workers=0)
+    optimizer = OptimizerConfig(lr=1e-7, disc_lr=1e-7, warmup_steps=0)
 
     def trained(temporal_chunk):
-        clips = ClipConfig(num_frames=13, height=32, width=32, num_workers=0)
-        trainer = Trainer(diffusers_config("wan", clips=clips, temporal_chunk=temporal_chunk), quiet())
-        losses, before = [], parameters_to_vector(parameters_of(trainer.state.optimizer))
-        for step in range(3):
+        config = diffusers_config("wan", clips=clips, optimizer=optimizer, temporal_chunk=temporal_chunk)
+        state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
+        logs = []
+        for step in range(2):
             video = 2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1
-            log = train_step(trainer.state, [MicroBatch(video, [step])])
-            losses.append([log["train/total_loss"], log["train/adaptive_weight"]])
-        return losses, parameters_to_vector(parameters_of(trainer.state.optimizer)) - before
+            log = train_step(state, [MicroBatch(video, [step])])
+            logs.append([log["train/total_loss"], log["train/adaptive_weight"]])
+        moments = [
+            torch.cat([values["exp_avg"].flatten() for values in optimizer.state.values()])
+            for optimizer in state.optimizers.values()
+        ]
+        return logs, moments
 
-    losses, change = trained(None)
+    losses, gradients = trained(None)
     assert all(loss[1] not in (0, 1) for loss in losses), "the adaptive weight is computed"
-    losses_of_chunks, change_of_chunks = trained(4)
-    assert losses_of_chunks == [pytest.approx(loss, rel=1e-4) for loss in losses]
-    assert (change_of_chunks - change).norm() < 1e-2 * change.norm()
+    losses_of_chunks, gradients_of_chunks = trained(4)
+    assert losses_of_chunks == [pytest.approx(loss, rel=1e-5) for loss in losses]
+    assert len(gradients) == 2
+    for whole, chunks in zip(gradients, gradients_of_chunks, strict=True):
+        assert (chunks - whole).norm() < 1e-4 * whole.norm()
 
 
 def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(diffusers_config):

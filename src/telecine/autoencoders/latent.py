@@ -118,7 +118,7 @@ class ChannelMoments:
     def add(self, latent: Tensor) -> None:
         """Add a latent `(B, C, ...)`; raise a `ValueError` if those before have another number of channels."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
-        sums = torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)])
+        sums = torch.stack([rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)])
         if self.sums.shape[1] not in (0, len(rows)):
             contract = f"of {self.sums.shape[1]} channels, as the latents before"
             raise argument_error("latent", contract, latent, "Measure one model at a time.")

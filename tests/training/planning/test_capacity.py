@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from telecine.base.terminal import PlainConsole
-from telecine.settings import ClipConfig
+from telecine.settings import ClipConfig, PenaltyConfig
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
-from telecine.training.planning import capacity
+from telecine.training.planning import capacity, speed
 from telecine.training.planning.capacity import (
     AS_CONFIGURED,
     SWITCHES,
@@ -61,8 +61,26 @@ def test_processes_are_forked_before_a_thread_draws_the_bar(monkeypatch):
     assert shown == [(3, 2), (1, 0)]
 
 
+@pytest.fixture(scope="module")
+def known_plans():
+    return {}
+
+
 @pytest.fixture
-def largest_within(monkeypatch):
+def plan_each_configuration_once(monkeypatch, known_plans):
+    """Let searches in different folders share their plans. `test_update.py` tests these."""
+
+    def plan(config, model=None, *, device_type):
+        key = str(replace(config, output_dir="", val_clips=1, latent_clips=0, trackers=())), device_type
+        if key not in known_plans:
+            known_plans[key] = plan_update(config, model, device_type=device_type)
+        return known_plans[key]
+
+    monkeypatch.setattr(capacity, "plan_update", plan)
+
+
+@pytest.fixture
+def largest_within(monkeypatch, plan_each_configuration_once):
     """Return a function that returns the largest batch for a CPU with a memory."""
 
     def find(config, memory, max_on_cpu=10_000):
@@ -75,7 +93,7 @@ def largest_within(monkeypatch):
 
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light, largest_within):
-    config = light(batch_size="auto")
+    config = light(batch_size="auto", steps=1)
     memory = 100 * MB
     found = largest_within(config, memory)
     peak = plan_update(replace(config, batch_size=found), device_type="cpu").peak
@@ -99,8 +117,9 @@ def test_a_batch_on_a_cpu_is_bounded_and_the_rates_are_named(light, largest_with
 def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, monkeypatch):
     monkeypatch.setattr(capacity, "SWITCHES", {})
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
-        largest_within(light(), 5 * MB)
+        largest_within(light(steps=1), 5 * MB)
     image = light(clips=ClipConfig(num_frames=1, height=32, width=32))
+    monkeypatch.setattr(capacity, "_plan_in_processes", lambda plan, configs: [*map(plan, configs)])
     with pytest.raises(ValueError, match=r"enough for one clip"):
         make_plan(replace(image, temporal_chunk=4), 5 * MB, 2)
 
@@ -113,6 +132,23 @@ def test_a_plan_for_a_card_has_no_time_of_this_cpu(light, monkeypatch):
     text = made.speed.describe()
     assert text.endswith("TFLOP an update. For the time, run this command where the GPU is.")
     assert not re.search(r"\d h\b", text)
+
+
+@pytest.mark.parametrize(("weight", "every", "expected"), [(0.0, 2, []), (10.0, 1, []), (10.0, 2, [0.0])])
+def test_updates_without_the_penalty_are_planned_if_there_are_both(light, monkeypatch, weight, every, expected):
+    def plan_in_processes(plan, configs):
+        planned.extend(configs)
+        return [update_plan(30 * MB)] * len(configs)
+
+    planned = []
+    monkeypatch.setattr(capacity, "_plan_in_processes", plan_in_processes)
+    monkeypatch.setattr(speed, "_measured_flops", lambda device, dtype: 1e9)
+    config = light()
+    objective = replace(config.objective, grad_penalty_loss_weight=weight, penalty=PenaltyConfig(every=every))
+    make_plan(replace(config, objective=objective), 200 * MB, 1)
+    weights = [each.objective.grad_penalty_loss_weight for each in planned]
+    assert [each for each in weights if each != weight] == expected
+    assert len({*map(str, planned)}) == len(planned) > 4, "none is planned twice"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +180,9 @@ def test_a_plan_knows_what_its_settings_have(light):
 
 
 @pytest.mark.slow
-def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_time(light):
+def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_time(light, monkeypatch):
+    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
     made = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4)
     fits = made.largest
     titles = [
@@ -161,20 +199,18 @@ def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_ti
     assert 5 < plain.num_frames < recomputed.num_frames
     assert plain.num_frames % 4 == 1, "a length that the model reproduces"
 
-    speed = made.speed
-    assert speed.flops_per_second > 1e8
-    assert "Estimate" in speed.describe()
-    assert "cpu in bfloat16" in speed.describe()
+    assert made.speed.flops_per_second > 1e8
+    assert "Estimate" in made.speed.describe()
+    assert "cpu in bfloat16" in made.speed.describe()
 
 
 @pytest.mark.slow
 def test_an_automatic_batch_size_is_recorded_and_kept(light, largest_within, monkeypatch):
-    config = light(batch_size="auto", steps=1)
-    monkeypatch.setattr(capacity, "MAX_ON_CPU", 10_000)
-    monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
+    config = light(batch_size="auto", steps=1, val_clips=1, latent_clips=0, trackers=())
+    expected = largest_within(config, 60 * MB)
     result = train(config, console=Console(quiet=True))
     chosen = read_config(result.run / "config.yaml").batch_size
-    assert chosen == largest_within(config, 60 * MB) > 1
+    assert chosen == expected > 1
     monkeypatch.setattr(capacity, "free_memory", lambda device: 90 * MB)
     resumed = train(replace(config, steps=2), console=Console(quiet=True))
     assert read_config(resumed.run / "config.yaml").batch_size == chosen
@@ -214,9 +250,9 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
     """Nine tenths of the memory are used."""
     console = Console(record=True, width=200)
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
+    on_cpu = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
-    Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest, False).print_to(console)
+    Plan("4 x 17 x 256 x 256, float32", update, on_cpu, memory, largest, False).print_to(console)
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
 
@@ -224,12 +260,12 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
 def test_what_fits_is_readable_in_80_columns():
     console = PlainConsole()  # that of the commands
     console.record, console.width = True, 80
-    speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
+    on_cpu = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits, False).print_to(console)
+    Plan("4 x 17 x 256 x 256, float32", update, on_cpu, 100, fits, False).print_to(console)
     lines = console.export_text().splitlines()
     assert not any("\\n" in line for line in lines)
     assert len(fits) == 5

@@ -181,8 +181,9 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
     to_plan = _configurations(config, model)
-    clips, is_lazy = config.clips, config.objective.penalty.every > 1
-    others = [_with_setting(config, "objective.grad_penalty_loss_weight", 0.0)] if is_lazy else []
+    clips, unpenalised = config.clips, _with_setting(config, "objective.grad_penalty_loss_weight", 0.0)
+    is_lazy = config.objective.penalty.every > 1 and unpenalised != config
+    others = [unpenalised] if is_lazy else []
     plan = functools.partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
