@@ -15,7 +15,7 @@ from telecine.base.devices import gigabytes
 from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation, read_validation
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation, check_video, read_validation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     run = Run(folder)
     run.check_links()
     read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
-    video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
+    video = value_or_error(_index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,
         records=run.history.read(),
@@ -109,6 +109,11 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         summary=run.summary(),
         problems=[str(each) for each in (*read, video) if isinstance(each, Exception)],
     )
+
+
+def _index_video(path: Path) -> VideoInfo:
+    check_video(path)
+    return index_video(path)
 
 
 def value_or_error(read: Callable[..., T], *arguments: object) -> T | OSError | ValueError:

@@ -21,6 +21,7 @@ from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
+_MAX_VIDEO = 2**32  # bytes; the report copies videos
 # Numbers as the files of a run have them. These may be anyone's, or damaged.
 _Size = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
 _Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -211,6 +212,12 @@ def is_run_or_checkpoint(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
 
 
+def check_video(path: Path) -> None:
+    """Raise a `ValueError` if a video in a run's folder has more bytes than the report copies, as a sparse file can."""
+    if path.exists() and (size := path.stat().st_size) > _MAX_VIDEO:
+        raise argument_error(str(path), f"a file of at most {_MAX_VIDEO} bytes", f"{size} bytes", "Remove it.")
+
+
 def read_validation(folder: Path) -> SavedValidation:
     """Return the clips of the validation in a folder; raise a `ValueError` if their description is damaged."""
     path = folder / _CLIPS_FILE
@@ -219,4 +226,5 @@ def read_validation(folder: Path) -> SavedValidation:
     for name in (clip.video for clip in saved.clips):  # the report copies these files
         if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
             raise argument_error(str(path), contract, f"the video {name!r}, which is not a file of its folder", remedy)
+        check_video(folder / name)
     return saved
