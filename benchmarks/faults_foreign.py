@@ -156,8 +156,10 @@ def ends_well(call: Callable[[], int], *codes: int) -> bool:
     """Return whether a command has one of these exit codes, with one line of error unless it is 0."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
         code = call()
-    lines = [line for line in errors.getvalue().splitlines() if "error: " in line]
-    held = code in codes and len(lines) == (code != 0) and all(map(is_one_line, lines))
+    lines = errors.getvalue().splitlines()
+    num_errors = sum(line.startswith("telecine: error: ") for line in lines)
+    held = code in codes and num_errors == (code != 0) and all(map(is_one_line, lines))
+    held = held and not any(line.startswith("error: ") for line in lines)  # of a value in the files
     if not held:
         print(code, errors.getvalue()[-1000:], file=sys.stderr)
     return held
