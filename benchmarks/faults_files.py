@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import torch
 from faults_row import Row
+from torch import Tensor
 
+from telecine.autoencoders import DiagonalGaussian
 from telecine.runs import Run
 from telecine.runs.checkpoints import DamagedError
+from telecine.training.latents import LatentCache
 from telecine.training.tensor_files import save_tensors
 
 # What Python reports of operations that change files.
@@ -181,6 +186,67 @@ def damage(folder: Path) -> Row:
             row.add(held=held, what=f"{name}: {way.__name__}")
             shutil.rmtree(run)
     return row
+
+
+def manifest_bits(folder: Path, number: int) -> Row:
+    """Flip a bit of the newest manifest: the checkpoint must be named and set aside, and the older one be used."""
+    row = Row("one bit of a manifest is damage, and the checkpoint before it is used")
+    chance, original = random.Random(0), folder / "bits"
+    for step in (1, 2):
+        write_checkpoint(original, step, keep=2)
+    for _ in range(number):
+        run = shutil.copytree(original, folder / "flipped")
+        first, second = (checkpoint for _, checkpoint in Run(run).checkpoints.all())
+        what = flip_any_bit(second / "manifest.json", chance)
+        found, notes = Run(run).checkpoints.newest_intact()
+        aside = second.with_name(f"damaged-{second.name}")
+        row.add(held=found == first and len(notes) == 1 and str(second) in notes[0] and aside.is_dir(), what=what)
+        shutil.rmtree(run)
+    return row
+
+
+def flip_any_bit(path: Path, chance: random.Random) -> str:
+    """Change one bit, and return which one."""
+    content = bytearray(path.read_bytes())
+    index, bit = chance.randrange(len(content)), chance.randrange(8)
+    content[index] ^= 1 << bit
+    path.write_bytes(content)
+    return f"bit {bit} of byte {index}"
+
+
+def latent_cache(folder: Path, number: int) -> Row:
+    """Flip a bit of a latent cache or zero half of it: it must be named, or lack a clip, which is encoded again."""
+    row = Row("a flipped bit or a zeroed half of a latent cache is named, and no other latent is read")
+    chance, names = random.Random(0), ("a", "b", "c")
+    values = torch.randn(2, len(names), 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    original = folder / "latents"
+    original.mkdir()
+    cache = LatentCache(original)
+    cache.add(names, DiagonalGaussian(mean=values[0], logvar=values[1]))
+    cache.write()
+    for index in range(number):
+        copy = shutil.copytree(original, folder / "damaged-latents")
+        (path,) = copy.iterdir()
+        if index % 4 == 0:
+            what = "half"
+            clear_half(path, path)
+        else:
+            what = flip_any_bit(path, chance)
+        row.add(held=is_named_or_lost(path, names, values), what=what)
+        shutil.rmtree(copy)
+    return row
+
+
+def is_named_or_lost(path: Path, names: Sequence[str], values: Tensor) -> bool:
+    """Return whether an error names the file of a latent cache, or a clip is missing, or the values are the same."""
+    try:
+        cache = LatentCache(path.parent)
+        if not all(name in cache for name in names):
+            return True
+        found = cache.read(names, torch.device("cpu"))
+    except ValueError as error:
+        return str(path) in str(error) and "\n" not in str(error)
+    return isinstance(found, DiagonalGaussian) and torch.equal(torch.stack([found.mean, found.logvar]), values)
 
 
 def all_damaged(folder: Path) -> Row:

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import resource
+import signal
 import struct
 import sys
 import time
@@ -15,14 +16,15 @@ from pathlib import Path
 
 import av
 import torch
-from faults_row import Row
+from faults_row import USER_ERROR, Row
 
 from telecine import __main__ as cli
 from telecine.data import ClipDataset, DataError, index_videos, read_clip, whole_video
 from telecine.settings import ClipConfig
 
-# What a process may take to read one broken file: processor seconds, and peak memory in KiB above that before it.
-CPU_SECONDS, KIBIBYTES = 30, 512 * 1024
+# What a process may take to read one broken file: processor seconds, seconds if it waits on a busy machine, and peak
+# memory in KiB above that before it.
+CPU_SECONDS, WALL_SECONDS, KIBIBYTES = 30, 120, 512 * 1024
 CONTAINERS = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx"}
 IMAGES = (".png", ".jpg", ".webp")
 
@@ -122,6 +124,7 @@ def in_a_fork(check: Callable[[], bool]) -> tuple[bool, str]:
         os.close(output_end)
         os.dup2(input_end, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        signal.alarm(WALL_SECONDS)  # ends the process: nothing handles it
         try:
             held = check()
         except BaseException as error:
@@ -158,7 +161,7 @@ def is_refused(words: list[str], names: Sequence[str]) -> bool:
         code = cli.main(words)
     lines = [line for line in errors.getvalue().splitlines() if "error: " in line]
     is_named = any(name in line for line in lines for name in names if name)
-    if code == cli.USER_ERROR and len(lines) == 1 and is_one_line(lines[0]) and is_named:
+    if code == USER_ERROR and len(lines) == 1 and is_one_line(lines[0]) and is_named:
         return True
     print(code, errors.getvalue(), file=sys.stderr)
     return False

@@ -16,14 +16,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from threading import Barrier
 
 import torch
-from faults_row import Row
+from faults_row import INTERRUPTED, USER_ERROR, Row
 from safetensors.torch import load_file
 
 from telecine import __main__ as cli
 from telecine import runs
 from telecine.data import sample_videos
+from telecine.runs.lock import RunLock
 from telecine.runs.settings import _as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.interrupt import STOP_SIGNALS
@@ -34,6 +36,7 @@ NUM_STEPS = 12
 WITHIN = 0.5
 # Seconds that a process may take for its whole run, on a busy machine.
 LIMIT = 400.0
+NUM_STARTERS = 10
 
 
 def tiny(output: Path) -> TrainConfig:
@@ -213,7 +216,7 @@ def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: b
     if code == -sent and (not trained or run.step() == NUM_STEPS):  # as usual, while it starts or when it is done
         return True
     is_saved = not trained or run.step() == result(run.config)["step"]
-    return code == cli.INTERRUPTED and "Traceback" not in errors and "error:" not in errors and is_saved
+    return code == INTERRUPTED and "Traceback" not in errors and "error:" not in errors and is_saved
 
 
 def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
@@ -224,11 +227,41 @@ def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Ro
         first = start(tiny(folder / f"two-{attempt}"), "first")
         if first.wait_for(chance.randint(1, NUM_STEPS // 2)):
             code, errors = start(first.config, "second").end()
-            refused = code == cli.USER_ERROR and is_one_line(errors, f"process {first.process.pid} on", "--steal_lock")
+            refused = code == USER_ERROR and is_one_line(errors, f"process {first.process.pid} on", "--steal_lock")
             held = refused and first.end()[0] == 0 and is_equal(first.config, expected)
             row.add(held=held, what=f"attempt {attempt}: {code}, {errors}")
         first.end()
     return row
+
+
+def starters(folder: Path, number: int) -> Row:
+    """Let ten processes take a stale lock at once: one gets it, and the others are refused."""
+    row = Row("of processes that start together after a stale lock, one trains")
+    run = folder / "starters"
+    for count in (1, *number * (NUM_STARTERS,)):  # the holder of each attempt leaves the stale lock of the next one
+        barrier = FORK.Barrier(count)
+        processes = [FORK.Process(target=_take_lock, args=(run, barrier)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(LIMIT)
+        codes = sorted(str(process.exitcode) for process in processes)
+        assert (run / ".lock").exists()
+        if count > 1:
+            row.add(held=codes == ["0", *(count - 1) * [str(USER_ERROR)]], what=f"codes {codes}")
+    return row
+
+
+def _take_lock(run: Path, barrier: Barrier) -> None:
+    """Take the lock when all are there, hold it until all have tried, and end without a release, as if killed."""
+    barrier.wait(LIMIT)
+    try:
+        RunLock(run)
+        code = 0
+    except ValueError as error:
+        code = USER_ERROR if "used by one run at a time" in str(error) else 1
+    barrier.wait(LIMIT)
+    os._exit(code)
 
 
 def ranks(folder: Path, number: int) -> Row:
@@ -252,7 +285,7 @@ def ranks(folder: Path, number: int) -> Row:
         code, errors = runs[1 - lost].end()
         runs[lost].send(signal.SIGKILL)
         runs[lost].end()
-        named = code == cli.USER_ERROR and is_one_line(errors, f"process {1 - lost} lost process {lost} at step")
+        named = code == USER_ERROR and is_one_line(errors, f"process {1 - lost} lost process {lost} at step")
         codes = [run.end()[0] for run in start_two(config)]
         what = f"rank {lost}, signal {sent}: {code}, {errors[-600:]}, then {codes}"
         row.add(held=named and codes == [0, 0] and is_equal(config, expected), what=what)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+# Exit codes of telecine.
+USER_ERROR, INTERRUPTED = 2, 130
+
 
 @dataclass
 class Row:

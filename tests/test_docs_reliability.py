@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import run
 
+from telecine.cli import commands  # noqa: F401, which registers the commands
 from telecine.cli.parser import parse
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")

@@ -206,7 +206,9 @@ DAMAGE = {
     "source number": (clip(source=3), r"3 \(int\) as `clips.0.source`"),
     "video NUL": (clip(video="a\0.mp4"), "the video .* which is not a file of its folder"),
     "video above": (clip(video=".."), "the video '..', which is not a file of its folder"),
-    "video empty": (text("side_by_side.mp4", ""), "side_by_side.mp4"),
+    "video sparse": (of_40_gb("validation/step-00000020/clip-01.mp4"), "clip-01.mp4` must be a file of at most"),
+    "side by side empty": (text("side_by_side.mp4", ""), "side_by_side.mp4"),
+    "side by side sparse": (of_40_gb("side_by_side.mp4"), "side_by_side.mp4` must be a file of at most"),
 }
 
 
@@ -215,7 +217,7 @@ def test_a_damaged_run_is_marked_beside_the_others(run, tmp_path, name, caplog):
     other = write_run(tmp_path / "other", records(5))
     damage, message = DAMAGE[name]
     damage(run)
-    if name == "video empty":
+    if name.startswith("side by side"):
         shutil.rmtree(run / "validation")
     page = write_report([other, run], tmp_path / "page.html")
     (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.page")

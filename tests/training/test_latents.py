@@ -70,7 +70,9 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
         assert ("d" in each, "e" in each) == (True, False)
 
 
-@pytest.mark.parametrize("damage", ["half of it is zero", "one bit is another", "a value is not a number"])
+@pytest.mark.parametrize(
+    "damage", ["half of it is zero", "one bit is another", "a value is not a number", "the name of an order is another"]
+)
 def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
     cache = LatentCache(tmp_path)
     cache.add(["a", "b"], gaussian(2))
@@ -81,6 +83,8 @@ def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
         content[-144:] = bytes(144)  # of 288 bytes of values
     elif damage == "one bit is another":
         content[-7] ^= 1
+    elif damage == "the name of an order is another":
+        content[content.index(b'"a/mean":"') + 1] ^= 2
     else:
         content[-4:] = b"\xff" * 4
     path.write_bytes(content)

@@ -43,10 +43,8 @@ def _claimed(kind: bytes, content: bytes) -> tuple[int, int]:
         return 0, 0
     size, num_samples = struct.unpack_from(">II", content, 4)
     if kind == b"stsz" and size > 0:
-        return (
-            0,
-            num_samples * size if size > 1 else num_samples // 8,
-        )  # old sound: up to six samples "of a byte" in one
+        # Old sound: up to six samples "of a byte" in one.
+        return 0, num_samples * size if size > 1 else num_samples // 8
     return num_samples, num_samples // 2  # a size has 4 bits or more
 
 

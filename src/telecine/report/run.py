@@ -95,7 +95,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run's folder; raise a `ValueError` if a file is damaged. `problems` name damaged validations."""
     check_are_runs([folder])
     run = Run(folder)
-    run.check_links()
+    run.check_files()
     read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
     video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
@@ -136,8 +136,7 @@ def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
     found = []
     for name in names:
         values = {index: clip.metrics.get(name, math.nan) for index, clip in enumerate(clips)}
-        finite = [index for index, value in values.items() if math.isfinite(value)]
-        order = sorted(finite, key=values.__getitem__, reverse=name == "psnr")
+        order = sorted((i for i in values if math.isfinite(values[i])), key=values.__getitem__, reverse=name == "psnr")
         if len(order) > 1:
             found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
     return found

@@ -21,6 +21,7 @@ from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
+_MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos
 # Numbers as the files of a run have them. These may be anyone's, or damaged.
 _Size = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
 _Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -105,8 +106,8 @@ class Run:
         """Return whether the folder is that of a run, which may be damaged."""
         return os.path.lexists(self.history.path)
 
-    def check_links(self) -> None:
-        """Raise a `ValueError` if something inside, except `best`, is a symbolic link: it may lead anywhere."""
+    def check_files(self) -> None:
+        """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
         files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
         files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OUTPUT_MARKER]
@@ -115,6 +116,8 @@ class Run:
             if path.is_symlink():
                 got = f"a symbolic link to {os.readlink(path)}"
                 raise argument_error(str(path), "in the run's folder itself", got, "Replace it by what it points to.")
+            if path.suffix == ".mp4" and path.exists() and (size := path.stat().st_size) > _MAX_VIDEO:
+                raise argument_error(str(path), f"a file of at most {_MAX_VIDEO} bytes", f"{size} bytes", "Remove it.")
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
         """Remove the records, warnings and clips after the step of a checkpoint; the run writes the later ones again.

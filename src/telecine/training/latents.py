@@ -128,7 +128,7 @@ class LatentCache:
 def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {orders[name]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(f"{name} {orders.get(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -95,7 +95,7 @@ class Trainer:
 
     def _take_lock(self, data: str | None, *, steal: bool) -> None:
         check_output("output_dir", data, self.files.folder)
-        self.files.check_links()
+        self.files.check_files()
         self.lock = RunLock(self.files.folder, steal=steal)
         mark_output(self.files.folder)
 
