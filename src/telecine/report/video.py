@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
 
-# As numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
+# Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
 _BT709 = _LIMITED_RANGE = 1
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
