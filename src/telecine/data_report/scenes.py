@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ CUT = 0.06  # at a cut the mean change is above it, and more than CUT_RATIO time
 CUT_RATIO = 2.5
 GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 _DECODED_SIZE = (64, 64)
+logger = logging.getLogger(__name__)
 
 
 def brightness(frames: Tensor) -> Tensor:
@@ -51,7 +53,8 @@ def find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[
         grids = (brightness(frame[None]) for frame in iterate_frames(info.path, _DECODED_SIZE))
         try:
             all_changes = [float(changes(torch.cat(pair))) for pair in pairwise(grids)]
-        except DecodeError:  # training replaces its clips, too, and logs the file
+        except DecodeError as error:  # training replaces the clips of such a file, too
+            logger.warning("no cuts were searched for in %s: %s", info.path, error)
             continue
         if len(all_changes) == info.num_frames - 1:  # an edit list may leave out some
             found[info.path] = cuts(all_changes)
