@@ -33,14 +33,14 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import (
-    _accelerate_networks,
+    _to_channels_last,
     build_accelerator,
     build_autoencoder,
     build_objective,
     build_state,
     new_state,
 )
-from telecine.training.step import set_learning_rates
+from telecine.training.step import MicroBatch, set_learning_rates, train_step
 from telecine.training.tensor_files import save_tensors
 
 
@@ -280,44 +280,46 @@ def figures(loss):
     return results
 
 
-def patches():
-    """Return a discriminator that is traced in a fraction of the time."""
-    torch.manual_seed(0)
-    return PatchDiscriminator3D(dim=2, num_layers=2, num_temporal_layers=1)
-
-
-@pytest.mark.parametrize(
-    ("make_discriminator", "options"),
-    [
-        (PLAIN_3D.copy, {"channels_last": True, "dynamo_backend": "no"}),
-        pytest.param(patches, {"channels_last": False, "dynamo_backend": "eager"}, marks=pytest.mark.slow),
-    ],
-)
-def test_losses_and_gradients_are_the_same(cached_weights, make_discriminator, options):
-    plain, loss = (objective_with(discr_3d_kwargs=make_discriminator()) for _ in range(2))
-    _accelerate_networks(loss, **options, device=torch.device("cpu"))
+def test_losses_and_gradients_in_channels_last_layout(cached_weights):
+    plain, loss = (objective_with() for _ in range(2))
+    _to_channels_last(loss, torch.device("cpu"))
     torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
     weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
     laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
-    assert (len(laid_out) == len([w for w in weights if w.ndim > 3])) == options["channels_last"]
-    compiled = [
-        network._compiled_call_impl is not None for network in (loss.discr_3d, loss.perceptual.distance.distance)
-    ]
-    assert compiled == [options["dynamo_backend"] != "no"] * 2
+    assert len(laid_out) == len([w for w in weights if w.ndim > 3])
 
 
 @pytest.mark.slow
-def test_an_exact_penalty_is_refused(cached_weights):
+def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
     exact = objective_with(grad_penalty_loss_weight=1)
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
-        _accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
-    with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with an exact .*approximate_r1"):
-        _accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
+        _to_channels_last(exact, cpu)
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
-    _accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
+    _to_channels_last(approximate, cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))
+
+
+@pytest.mark.slow
+def test_a_compiled_update_equals_an_eager_one(tiny, monkeypatch):
+    """The autoencoder's parts and LPIPS; the options are those that `accelerate launch` passes on."""
+    torch._dynamo.reset()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
+    logs = {}
+    for backend in ("no", "aot_eager"):
+        config = tiny(dynamo_backend=backend, objective=ObjectiveConfig())
+        state = build_state(config, build_accelerator(config), build_autoencoder(config))
+        video = (
+            torch.rand(2, 3, *config.clips.train_buckets[0].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        )
+        logs[backend] = [train_step(state, [MicroBatch(video, [0, 1])]) for _ in range(2)]
+        assert (state.objective.compiler is None) == (backend == "no")
+        compiled = [part for part in state.autoencoder.modules() if part._compiled_call_impl is not None]
+        assert len(compiled) == (0 if backend == "no" else 4)
+    assert state.objective.compiler.options == {"backend": backend, "mode": None, "fullgraph": True, "dynamic": None}
+    for compiled, eager in zip(*logs.values(), strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-4)
 
 
 def test_an_optimizer_of_eight_bits(tiny, monkeypatch):

@@ -5,9 +5,7 @@ Many classes state no or a wrong compression, and most models truncate or pad ot
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
@@ -20,6 +18,7 @@ from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Video
+from telecine.ops.compilation import uncompiled
 
 Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -63,9 +62,7 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
-    # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
+    with uncompiled(), torch.random.fork_rng(devices=devices), autocast_off(device):
         return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
 
 

@@ -31,6 +31,15 @@ from telecine.ops.convolution import differentiated_twice
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 
+def _uniform_of_clips(x: Tensor, generator: Generators) -> Tensor:
+    dtype = at_least_float32(x).dtype
+    return rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=dtype)
+
+
+def _normal(x: Tensor, generator: Generators) -> Tensor:
+    return randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+
+
 @dataclass(frozen=True)
 class Penalty:
     """A penalty function with its needs. The defaults hold for any function."""
@@ -45,12 +54,17 @@ class Penalty:
     """The penalty is a function of a gradient. Autocast is then off for all logits of the step."""
     uses_fake: bool = True
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
+    noise: Callable[[Tensor, Generators], Tensor] | None = None
+    """Draws the penalty's random numbers for `real`. Compiled code cannot: it passes them as the argument `noise`."""
 
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
+        return self.function(**{name: x for name, x in arguments.items() if self.takes(name)})
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function has an argument."""
         parameters = inspect.signature(self.function).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        return self.function(**{name: x for name, x in arguments.items() if takes_all or name in parameters})
+        return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
@@ -77,7 +91,14 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
-def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
+def wgan_gp(
+    *,
+    discriminator: LogitsFunction,
+    real: Tensor,
+    fake: Tensor,
+    generator: Generators = None,
+    noise: Tensor | None = None,
+) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
@@ -88,7 +109,7 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     """
     x, x_tilde = real.detach(), fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    epsilon = rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    epsilon = _uniform_of_clips(x, generator) if noise is None else noise
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():
@@ -102,6 +123,7 @@ def approximate_r1(
     real: Tensor,
     real_logits: Tensor,
     generator: Generators = None,
+    noise: Tensor | None = None,
     sigma: float = 0.01,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
@@ -124,8 +146,7 @@ def approximate_r1(
     if not sigma > 0:
         raise argument_error("sigma", "above 0", sigma, "Use `r1` for the limit at 0.")
     x = real.detach()
-    noise = randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
-    moved = x + sigma * noise  # in the noise's type, at least float32
+    moved = x + sigma * (_normal(x, generator) if noise is None else noise)  # in the noise's type, at least float32
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         with autocast_off(x.device):
             logits, moved_logits = discriminator(torch.cat((x.to(moved.dtype), moved))).chunk(2)
@@ -141,9 +162,14 @@ GRAD_PENALTIES: dict[str, Penalty] = {
     "r1": Penalty(r1, differentiates_fake=False, uses_fake=False),
     "r2": Penalty(r2, differentiates_real=False),
     "r1_and_r2": Penalty(r1_and_r2),
-    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False),
+    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False, noise=_uniform_of_clips),
     "approximate_r1": Penalty(
-        approximate_r1, differentiates_real=False, differentiates_fake=False, double_backward=False, uses_fake=False
+        approximate_r1,
+        differentiates_real=False,
+        differentiates_fake=False,
+        double_backward=False,
+        uses_fake=False,
+        noise=_normal,
     ),
 }
 

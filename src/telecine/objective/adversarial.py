@@ -46,7 +46,7 @@ class AdversarialLosses:
     penalty: Penalty
     """`NO_PENALTY` in a step without one."""
     lecam: nn.ModuleDict
-    discriminator_loss: Callable[[Log], Scalar]
+    discriminator_loss: Callable[..., Scalar]
     """The weighted sum of the terms of one discriminator."""
     batch: Batch
     weights: Weights

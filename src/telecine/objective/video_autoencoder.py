@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
-from telecine.base.checks import check_choice
+from telecine.base.checks import argument_error, check_choice, describe
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import gaussian_nll
@@ -20,9 +21,11 @@ from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.compiled import CompiledAdversarialLosses
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
+from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
@@ -120,6 +123,7 @@ class VideoAutoencoderLoss(nn.Module):
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
         self.config = validate(ObjectiveConfig, settings)
         self.schedule = WeightSchedule(self.config)
+        self.compiler: Compiler | None = None
         self._build_terms(vgg_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
 
@@ -166,6 +170,22 @@ class VideoAutoencoderLoss(nn.Module):
             for level, d in enumerate(self.multiscale_discrs)
             for sees in (getattr(d, "sees", "video"),)
         ]
+
+    def compile_networks(self, compiler: Compiler) -> None:
+        """Compile discriminators and LPIPS in place; values change by rounding, the state dict stays as it is.
+
+        Raises:
+            ValueError: A setting cannot be compiled.
+        """
+        if self.schedule.is_ever_on("grad_penalty") and self.penalty.noise is None and self.penalty.takes("generator"):
+            remedy = "Give its `Penalty` a function `noise`, which draws the argument `noise`."
+            raise argument_error("penalty.kind", "without random numbers of its own", describe(self.penalty), remedy)
+        if self.lecam and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            remedy = "Leave the compiler out, or use one process."
+            raise argument_error("gan.lecam_loss_weight", "0 in compiled code of several processes", "above 0", remedy)
+        self.compiler = compiler
+        if self.perceptual.distance is not None:
+            self.perceptual.distance.compile(**compiler.options)
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every discriminator, for the second optimizer."""
@@ -287,7 +307,9 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         losses: Callable[..., AdversarialLosses] = AdversarialLosses
-        if self.config.eager_gradients:
+        if self.compiler is not None:
+            losses = partial(CompiledAdversarialLosses, both_steps=both_steps, compiler=self.compiler)
+        elif self.config.eager_gradients:
             losses = partial(EagerAdversarialLosses, both_steps=both_steps)
         return losses(
             discriminators=self.discriminators + self.multiscale_discriminators,

@@ -54,7 +54,7 @@ def convolve(
     Inside `differentiated_twice`, and for float32 videos on the CPU, the double backward is fast and third derivatives
     are not available. Under autocast, in compiled code and elsewhere, this calls PyTorch's functions.
     """
-    is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_compiling()
+    is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
     if is_plain and (is_differentiated_twice() or _has_faster_kernel(x)):
         # Views, because the engine does not report whether a leaf's gradient is needed.
         inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
@@ -135,7 +135,8 @@ def _has_faster_kernel(x: Tensor) -> bool:
     """Return whether `_fastest_convolution` chooses the kernel for `x`: float32 videos on a CPU with oneDNN."""
     onednn = torch.backends.mkldnn
     is_plain_video = x.ndim == 5 and x.device.type == "cpu" and x.dtype == torch.float32
-    return is_plain_video and onednn.is_available() and bool(onednn.enabled)
+    is_enabled = onednn.is_available() and bool(onednn.enabled) and not torch.compiler.is_compiling()
+    return is_plain_video and is_enabled
 
 
 def _fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:

@@ -137,8 +137,8 @@ class TrainConfig(Settings):
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
     dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
-    """Compile discriminators and LPIPS with `torch.compile`. Needs `objective.penalty.kind: approximate_r1`, or no
-    penalty."""
+    """Compile discriminators, LPIPS and the autoencoder with `torch.compile`: the first updates take minutes. Not with
+    sharding, temporal chunks, gradient checkpointing or fp16."""
     log_every: int = 10
     """Steps between two records in `metrics.jsonl` and TensorBoard."""
     val_every: int = 1_000
@@ -216,6 +216,8 @@ class TrainConfig(Settings):
         self.discriminator.check_size(side)
         if self.sharding != "none":
             self._check_sharding()
+        if self.dynamo_backend != "no":
+            self._check_compilation()
         if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(smallest), "Use larger clips.")
@@ -231,6 +233,20 @@ class TrainConfig(Settings):
         if self.mixed_precision == "fp16":
             remedy = "Use bf16: with a loss scale per process the weights would diverge."
             raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+
+    def _check_compilation(self) -> None:
+        """Raise a `ValueError` if a setting does not go with compiled code."""
+        on = {
+            "sharding": self.sharding != "none",
+            "temporal_chunk": self.temporal_chunk is not None,
+            "model_gradient_checkpointing": self.model_gradient_checkpointing,
+            "mixed_precision": self.mixed_precision == "fp16",
+            "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
+            "objective.eager_gradients": not self.objective.eager_gradients,
+        }
+        if found := [name for name, is_on in on.items() if is_on]:
+            contract, remedy = f"no with this value of `{found[0]}`", "Change one of the two."
+            raise argument_error("dynamo_backend", contract, self.dynamo_backend, remedy)
 
     @property
     def clips_per_pass(self) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
-from telecine.autoencoders.custom import build_custom
+from telecine.autoencoders.custom import CustomAutoencoder, build_custom
 from telecine.autoencoders.load import (
     build_custom_in,
     class_in,
@@ -29,6 +30,7 @@ from telecine.discriminators.build import build_image_discriminator, build_video
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
+from telecine.ops.compilation import Compiler
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -115,26 +117,26 @@ def build_objective(
     )
 
 
-def _accelerate_networks(
-    loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
-) -> None:
-    """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding."""
-    # Compiled code and the CPU's channels-last convolutions do not support the double backward of an exact penalty.
-    differentiates_twice = loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward
-    remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
-    if channels_last:
-        if differentiates_twice and device.type == "cpu":
-            # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
-            raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
-    if dynamo_backend != "no":
-        if differentiates_twice:
-            raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
-        for discriminator in loss.discriminators + loss.multiscale_discriminators:
-            discriminator.module.compile(backend=dynamo_backend)
-        if loss.perceptual.distance is not None:
-            loss.perceptual.distance.distance.compile(backend=dynamo_backend)
+def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
+    """Change the memory layout of discriminators and LPIPS in place; values change by rounding."""
+    if loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward and device.type == "cpu":
+        # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
+        remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
+        raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
+
+
+def _compile_networks(config: TrainConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
+    """Compile discriminators, LPIPS and the autoencoder in place; custom modules are left to their authors."""
+    plugin = TorchDynamoPlugin(backend=config.dynamo_backend)  # with the options of `accelerate launch`
+    clips = config.clips
+    has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
+    mode = None if plugin.mode == "default" else plugin.mode
+    compiler = Compiler(config.dynamo_backend, mode, is_dynamic=has_sizes or bool(plugin.dynamic))
+    loss.compile_networks(compiler)
+    if not isinstance(model, CustomAutoencoder):
+        compiler.compile_parts(model, model.last_layer)
 
 
 def build_state(
@@ -149,13 +151,15 @@ def build_state(
     if config.discriminator.init is not None and not is_resumed:
         load_discriminators(objective, config.discriminator.init)
     objective.to(device)
-    compiler = config.dynamo_backend
-    _accelerate_networks(objective, channels_last=config.channels_last, dynamo_backend=compiler, device=device)
+    if config.channels_last:
+        _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
     adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
     last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
     broadcast_module(model)
+    if config.dynamo_backend != "no":
+        _compile_networks(config, objective, model)
     if is_sharded:
         shard(model)
     state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)

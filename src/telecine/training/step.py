@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,9 @@ def train_step(
     The autoencoder runs once for each clip: the discriminators train on the reconstruction of its step.
     `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
     """
-    logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
+    compiler, scale = state.objective.compiler, 1 / len(batches)
+    with nullcontext() if compiler is None else compiler.update():
+        logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
     log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
