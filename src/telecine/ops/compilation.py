@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import FunctionType
 from typing import Any, TypeAlias
 
@@ -24,8 +25,8 @@ from telecine.base.frozen import frozen_parts
 
 Tensors: TypeAlias = dict[str, Tensor]
 
-# Parts of a network times sizes of clips.
-_RECOMPILE_LIMIT = 256
+# PyTorch's 8 is too small for sizes of clips that need code of their own.
+_RECOMPILE_LIMIT = 64
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -40,11 +41,11 @@ class Compiler:
     def __init__(self, backend: str, mode: str | None = None, *, is_dynamic: bool = False) -> None:
         import torch._dynamo  # slow, and needed only here
 
-        # All compiled modules share the code object of `nn.Module.__call__`, which PyTorch compiles 8 times at most.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
         # Without `fullgraph`, what cannot be compiled would run as it is, and nobody would know.
         dynamic = None if is_dynamic else False
         self.options: dict[str, Any] = {"backend": backend, "mode": mode, "fullgraph": True, "dynamic": dynamic}
+        self.count = 0
         self.functions: dict[Hashable, _CompiledTerms] = {}
 
     def terms(
@@ -56,8 +57,7 @@ class Compiler:
         `inputs` and `module`.
         """
         if key not in self.functions:
-            self.functions[key] = _CompiledTerms(function, module, leaf)
-            self.functions[key].compile_with(self.options, f"terms_{len(self.functions)}")
+            self.functions[key] = _CompiledTerms(function, module, leaf, self._compiled)
         return self.functions[key].terms(inputs, is_dynamic=self.options["dynamic"] is None)
 
     def compile_parts(self, module: nn.Module, last_layer: nn.Parameter) -> list[nn.Module]:
@@ -68,10 +68,27 @@ class Compiler:
         """
         parts = list(_parts_without(last_layer, module))
         for part in parts:
-            part.compile(**self.options)
-            assert part._compiled_call_impl is not None
-            part._compiled_call_impl = _without_modes(part._compiled_call_impl)
+            part._compiled_call_impl = self._compiled(part._call_impl)  # as `part.compile` sets it
         return parts
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return compiled code of its own: PyTorch limits how often it compiles one, and skips frames of its own files.
+
+        Modes of Python around it, which Dynamo would trace into each call, are off.
+        """
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        self.count += 1
+        code = run.__code__.replace(co_name=f"compiled_{self.count}")
+        compiled = torch.compile(FunctionType(code, run.__globals__, closure=run.__closure__), **self.options)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                return compiled(*args, **kwargs)
+
+        return call
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -86,16 +103,6 @@ class Compiler:
             raise argument_error(
                 "dynamo_backend", contract, got, "PyTorch's message, above, names the code."
             ) from error
-
-
-def _without_modes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function outside of the modes of Python around it, which Dynamo would trace into each call."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._C.DisableTorchFunction():
-            return function(*args, **kwargs)
-
-    return call
 
 
 def _parts_without(weight: nn.Parameter, module: nn.Module) -> Iterator[nn.Module]:
@@ -140,7 +147,13 @@ class _CompiledTerms(nn.Module):
     in their place.
     """
 
-    def __init__(self, function: Callable[[Tensors], Tensors], module: nn.Module, leaf: str) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensors], Tensors],
+        module: nn.Module,
+        leaf: str,
+        compiled: Callable[[Callable[..., Any]], Callable[..., Any]],
+    ) -> None:
         super().__init__()
         self.function, self.module = function, module
         frozen = list(frozen_parts(module))
@@ -150,16 +163,7 @@ class _CompiledTerms(nn.Module):
         self.input_names: list[str] = []
         # Written while the function is traced: the scalars' names, and which gradients each has.
         self.found: dict[str, list[bool]] = {}
-
-    def compile_with(self, options: Mapping[str, Any], name: str) -> None:
-        """Compile the function. PyTorch limits how often it compiles one code object, so that it gets its own."""
-        traced = torch.compiler.allow_in_graph(self._values_and_gradients)
-
-        def run(*tensors: Tensor) -> list[Tensor]:
-            return traced(*tensors)
-
-        own = FunctionType(run.__code__.replace(co_name=name), run.__globals__, name, None, run.__closure__)
-        self.run = torch.compile(own, **options)
+        self.run = compiled(torch.compiler.allow_in_graph(self._values_and_gradients))
 
     def terms(self, inputs: Tensors, *, is_dynamic: bool) -> dict[str, tuple[Tensor, list[Tensor | None]]]:
         """Return each scalar, detached, and its gradients."""
@@ -197,10 +201,8 @@ class _CompiledTerms(nn.Module):
             finally:
                 for part, own in zip(self.dicts, before, strict=True):
                     part |= own
-            gradients = {
-                name: torch.autograd.grad(value, [*leaves.values()], allow_unused=True) if value.requires_grad else ()
-                for name, value in values.items()
-            }
+            grad = partial(torch.autograd.grad, inputs=[*leaves.values()], retain_graph=True, allow_unused=True)
+            gradients = {name: grad(value) if value.requires_grad else () for name, value in values.items()}
         self.found = {name: [gradient is not None for gradient in of] for name, of in gradients.items()}
         lists = ([value.detach(), *(x for x in gradients[name] if x is not None)] for name, value in values.items())
         return [x for each in lists for x in each]

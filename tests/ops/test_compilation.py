@@ -1,0 +1,85 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.base.frozen import Frozen
+from telecine.ops import compilation
+from telecine.ops.compilation import Compiler, report_compilation, uncompiled
+from telecine.ops.convolution import convolve, differentiated_twice
+
+
+class Network(nn.Module):
+    """Parts with several layers, and a last layer inside one more module."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4)) for _ in range(2)])
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def test_parts_leave_the_last_layer_out():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network = Network()
+    plain, x = copy.deepcopy(network), torch.rand(1, 3, 4, 4)
+    parts = Compiler("eager").compile_parts(network, network.head[1].weight)
+    assert parts == list(network.blocks)
+    found = []
+    for each in (plain, network):
+        value = each(x).square().sum()
+        (at_last,) = torch.autograd.grad(value, each.head[1].weight, retain_graph=True)
+        value.backward()
+        found.append([at_last, *(weight.grad for weight in each.parameters())])
+    torch.testing.assert_close(*found)
+    with uncompiled(), torch.no_grad():
+        torch.testing.assert_close(network(x.expand(3, -1, -1, -1)), plain(x.expand(3, -1, -1, -1)))
+
+
+def test_lines_while_it_compiles(monkeypatch):
+    torch._dynamo.reset()
+    lines, now = [], iter([100.0, 104.0, 111.0])
+    monkeypatch.setattr(compilation.time, "monotonic", lambda: next(now))
+    functions = [torch.compile(function, backend="eager") for function in (torch.sin, torch.cos, torch.exp)]
+    with report_compilation(lines.append):
+        for function in functions:
+            function(torch.ones(1))
+    functions[0](torch.ones(2, 2))  # compiled outside of the block
+    assert lines == ["compiling: function 1, 0 s after the first", "compiling: function 3, 11 s after the first"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_double_backward_of_a_convolution(stride):
+    """Its backward is written by hand, as an `autograd.Function`."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    conv = nn.Conv3d(2, 3, 3, dtype=torch.float64)
+    scale = Frozen({"scale": torch.tensor(3.0, dtype=torch.float64)})  # a tensor that is no parameter
+
+    def penalty(inputs):
+        x = inputs["x"]
+        with differentiated_twice():
+            y = convolve(x, conv.weight, conv.bias, stride=[stride] * 3, padding=[1, 1, 1]).tanh()
+        (gradient,) = torch.autograd.grad(scale.module["scale"] * y.sum(), x, create_graph=True)
+        return {"value": y.mean(), "penalty": gradient.square().sum()}
+
+    inputs = {"x": torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)}
+    module = nn.ModuleList([conv, scale])
+    found = Compiler("aot_eager").terms("key", penalty, module, inputs, leaf="x")
+    leaves = [inputs["x"].requires_grad_(), *conv.parameters()]
+    for name, value in penalty(inputs).items():
+        torch.testing.assert_close(found[name][0], value.detach())
+        expected = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        assert [x is None for x in found[name][1]] == [x is None for x in expected]
+        for gradient, by_eager in zip(found[name][1], expected, strict=True):
+            if by_eager is not None:
+                torch.testing.assert_close(gradient, by_eager)
+    assert scale.module["scale"] == 3
