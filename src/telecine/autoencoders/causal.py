@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, fields
+from dataclasses import astuple, fields
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck, build_bottleneck
@@ -16,24 +16,27 @@ from telecine.autoencoders.causal_blocks import (
     CausalSequential,
     ChannelNorm,
     Downsample,
-    EarlierFrames,
     ResidualBlock,
-    Upsample,
     fold,
+    in_temporal_chunks,
     init_zero,
-    unfold,
+    residual_blocks,
 )
+from telecine.autoencoders.causal_decoder import Decoder, FlowDecoder, build_decoder
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import LatentAutoencoder, check_input
+from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
-from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
+from telecine.autoencoders.linear import LinearAutoencoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video, check_video
-from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
+from telecine.settings.validate import validate
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
@@ -41,19 +44,6 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
-
-
-def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
-    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
-    return [ResidualBlock(config.channels[level], time_kernel) for _ in range(config.blocks_per_level)]
-
-
-def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, in chunks of `size` frames that are recomputed in the backward."""
-    if size == 0:
-        return network(video)
-    earlier: EarlierFrames = {}
-    return torch.cat([checkpoint_call(network, chunk, earlier) for chunk in video.split(size, dim=2)], dim=2)
 
 
 class _Encoder(nn.Module):
@@ -66,8 +56,8 @@ class _Encoder(nn.Module):
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3))]
         for level, (outer, inner) in enumerate(config.halvings()):
-            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
-        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+            layers += [*residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
         self.latent_channels = config.latent_channels
         num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
         last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
@@ -77,30 +67,9 @@ class _Encoder(nn.Module):
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, `(B, latent_channels, 1 + k, h, w)`; logvar is empty with a discrete bottleneck."""
-        outputs = _in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
+        outputs = in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
-
-
-class Decoder(nn.Module):
-    """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
-
-    def __init__(self, config: CausalVAEConfig) -> None:
-        super().__init__()
-        self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
-        channels = config.channels
-        layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
-        for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers += [*_residual_blocks(config, level + 1), Upsample(inner, outer)]
-        layers += [*_residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
-        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
-        self.chunk_size = 0  # latent frames; 0 for whole clips
-
-    def forward(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
-        residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
-        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
 
 class CausalAutoencoder(LatentAutoencoder):
@@ -109,13 +78,44 @@ class CausalAutoencoder(LatentAutoencoder):
     config: CausalVAEConfig
     decoder: Decoder
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
+    def set_decoder(self, config: CausalVAEConfig) -> None:
+        """Build the decoder, with random weights; one that generates is sampled in one step."""
+        self.config, self.decoder = config, build_decoder(config)
+        self.sampler = Sampler() if isinstance(self.decoder, FlowDecoder) else None
+
+    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
+
+        A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
+        """
         check_video("latent", latent)
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
+        latent = latent.to(self.last_layer.dtype)
+        if self.sampler is None:
+            return cast(Video, self.decoder(latent))
+        time, space = self.config.time_compression, self.config.spatial_compression
+        num_frames, height, width = 1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4]
+        if noise is None:
+            noise = self.sampler.noise((len(latent), 3, num_frames, height, width), latent.device)
+        levels = self.sampler.levels(self.config.flow.shift_of(height, width))
+        return integrate(partial(self.decoder, latent), noise, levels)
+
+    def decode_in_training(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """With a decoder that generates, remove the noise that is added to each video, at a random level."""
+        if self.sampler is None:
+            return super().decode_in_training(latent, video, generator)
+        level = random_levels(self.config.flow, video, generator)
+        video = at_least_float32(video)
+        noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
+        denoised = self.decoder(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
+        weight = level_weights(self.config.flow, level)
+        return Reconstruction(denoised, {}, weight=weight, target=self.sample_of_teacher(latent, noise))
+
+    def sample_of_teacher(self, latent: Tensor, noise: Video) -> Video | None:
+        """Return what the decoder shall make of a latent and noise instead of the video; by default None."""
+        return None
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -166,9 +166,9 @@ class CausalVAE(CausalAutoencoder):
 
     def __init__(self, config: CausalVAEConfig | None = None) -> None:
         super().__init__()
-        self.config = config or CausalVAEConfig()
-        self.encoder = _Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        config = config or CausalVAEConfig()
+        self.encoder = _Encoder(config)
+        self.set_decoder(config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
 
@@ -214,7 +214,7 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config), **self.latent_normalisation()}
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -247,4 +247,4 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
-    return CausalVAEConfig(**values)
+    return validate(CausalVAEConfig, values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.base.checks import argument_error
@@ -27,6 +28,10 @@ class Reconstruction(NamedTuple):
     latent: Tensor | None = None
     """The decoded latent, `(B, C, t, h, w)` in at least float32, with its graph: the posterior's sample or mode. None
     if the model does not return it; terms of the loss that read the latent then raise an error."""
+    weight: Tensor | None = None
+    """The weight of each clip's reconstruction and perceptual errors, `(B,)`; None for 1."""
+    target: Video | None = None
+    """What the reconstruction is compared with, of its shape and without a graph; None for the input."""
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -34,6 +39,9 @@ class VideoAutoencoder(nn.Module, ABC):
 
     `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
     """
+
+    sampler: Sampler | None = None
+    """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
 
     @abstractmethod
     def forward(
@@ -165,17 +173,25 @@ class LatentAutoencoder(VideoAutoencoder):
         """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        decoded, losses = self.decode_with_losses(latent)
-        if decoded.shape != video.shape:
-            contract, got = f"of the video's shape {tuple(video.shape)}", f"{tuple(decoded.shape)} from {_name(self)}"
+        if self.training and sample_posterior:
+            output = self.decode_in_training(latent, video, generator)
+        else:
+            output = Reconstruction(*self.decode_with_losses(latent))
+        if output.video.shape != video.shape:
+            contract = f"of the video's shape {tuple(video.shape)}"
+            got = f"{tuple(output.video.shape)} from {_name(self)}"
             remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
             raise argument_error("the reconstruction", contract, got, remedy)
-        aux = {name: at_least_float32(loss) for name, loss in {**self.losses_of(posterior), **losses}.items()}
-        return Reconstruction(video=decoded, aux=aux, latent=latent)
+        losses = {**self.losses_of(posterior), **output.aux}
+        return output._replace(aux={name: at_least_float32(loss) for name, loss in losses.items()}, latent=latent)
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
         """Return the auxiliary losses of the latent by name, 0-d."""
         return posterior.aux()
+
+    def decode_in_training(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Return the reconstruction of a video from its latent, and the losses of the decoder, for an update."""
+        return Reconstruction(*self.decode_with_losses(latent))
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import CausalAutoencoder, Decoder
+from telecine.autoencoders.causal import CausalAutoencoder
+from telecine.autoencoders.causal_decoder import build_decoder
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -58,8 +59,8 @@ class StudentAutoencoder(CausalAutoencoder):
         self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
     ) -> None:
         super().__init__()
-        self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
-        self.decoder = Decoder(config)
+        self.teacher, self.digest, self.normalisation = teacher, digest, normalisation
+        self.set_decoder(config)
         self._load = load
         self._frozen: Frozen[VideoAutoencoder] | None = None
 
@@ -140,11 +141,11 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def to_json_string(self) -> str:
         """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
-        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: asdict(self.config), DIGEST_KEY: self.digest})
+        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: self.config.saved(), DIGEST_KEY: self.digest})
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: asdict(self.config), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
+        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
         save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -155,7 +156,7 @@ class StudentAutoencoder(CausalAutoencoder):
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), str(folder), folder)
+        check_num_weights(lambda: build_decoder(config), str(folder), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
         return model
@@ -164,7 +165,7 @@ class StudentAutoencoder(CausalAutoencoder):
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), str(folder))
+        check_num_weights(lambda: build_decoder(config), str(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
         return model
