@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -158,6 +161,17 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy += ", or give the model a method `enable_temporal_chunks`."
         contract = "left out for a model that does not keep frames between chunks"
         raise argument_error("temporal_chunk", contract, f"a number for {_name(self)}", remedy)
+
+
+@contextmanager
+def sampling(model: VideoAutoencoder, **changes: Any) -> Iterator[None]:
+    """Change fields of a model's `sampler` inside a `with`; a model without one stays as it is."""
+    before = model.sampler
+    model.sampler = None if before is None else replace(before, **changes)
+    try:
+        yield
+    finally:
+        model.sampler = before
 
 
 class LatentAutoencoder(VideoAutoencoder):

@@ -115,6 +115,8 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
             raise argument_error("data", "videos with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
         description |= {"data": config.data, "subject": source.title}
+        if isinstance(source, ModelSource):
+            description["sampler"] = tuple(source.sampler().items())
         evaluation = replace(_summarize(results, metric_set, description), is_main_process=processes.is_main)
         if output is not None and processes.is_main:
             evaluation.write(Path(output))

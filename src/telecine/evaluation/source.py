@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
@@ -35,6 +36,7 @@ from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -88,11 +90,16 @@ class ModelSource:
     title: str
     """The folder of the model, and which of its weights; for the protocol."""
 
+    def sampler(self) -> dict[str, object]:
+        """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
+        return {} if self.model.sampler is None else self.model.sampler.describe()
+
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, 3, T, H, W)`: of its posterior's mode, or as a protocol says."""
-        if isinstance(self.clips, PublishedProtocol):
-            return self.clips.reconstruct(self.model, span, target)
-        return self.model(target, sample_posterior=False).video
+        with sampling(self.model, first_frame=span.first_frame):
+            if isinstance(self.clips, PublishedProtocol):
+                return self.clips.reconstruct(self.model, span, target)
+            return self.model(target, sample_posterior=False).video
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
 
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
-    model = load_model(checkpoint, config.weights, device)
+    model = load_model(checkpoint, config.weights, device, config)
     if isinstance(checkpoint, nn.Module):
         found, checkpoint = None, type(checkpoint).__name__
     else:
@@ -169,17 +176,39 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
     return PROTOCOLS[config.protocol] if isinstance(config, EvaluateConfig) and config.protocol else None
 
 
-def load_model(checkpoint: Model, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a folder or a name, see `Model`, or a module itself; on the device, in eval mode."""
-    if isinstance(checkpoint, nn.Module):
-        return as_video_autoencoder(checkpoint).to(device).eval()
-    return load_model_or_run(checkpoint, weights).to(device).eval()
+def load_model(
+    checkpoint: Model, weights: SavedWeights, device: torch.device, config: ModelUse | None = None
+) -> VideoAutoencoder:
+    """Return the autoencoder of a folder or a name, see `Model`, or a module itself; on the device, in eval mode.
+
+    The steps and the seed in `config` replace those of its sampler, if they are given.
+    """
+    is_module = isinstance(checkpoint, nn.Module)
+    model = as_video_autoencoder(checkpoint) if is_module else load_model_or_run(checkpoint, weights)  # type: ignore[arg-type]
+    given = _given_sampling(config)
+    if given and model.sampler is None:
+        _refuse_sampling(given, f"{type(model).__name__}")
+    model.sampler = None if model.sampler is None else replace(model.sampler, **given)
+    return model.to(device).eval()
+
+
+def _given_sampling(config: ModelUse | None) -> dict[str, int]:
+    """Return the fields of a `Sampler` that settings give."""
+    given = {} if config is None else {"steps": config.decode_steps, "seed": config.decode_seed}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse_sampling(given: Mapping[str, int], got: str) -> None:
+    name = f"decode_{next(iter(given))}"
+    raise argument_error(name, "left out unless a model's decoder generates", f"a number for {got}", "Leave it out.")
 
 
 def _video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
+    if given := _given_sampling(config):
+        _refuse_sampling(given, "reconstructions as videos")
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:

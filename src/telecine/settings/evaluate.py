@@ -41,13 +41,25 @@ def check_overlap(num_frames: int, overlap: int) -> None:
 
 
 @dataclass(frozen=True)
-class MeasuredClips(Settings):
+class ModelUse(Settings):
+    """Which weights of a run are used, where, and how they decode."""
+
+    weights: SavedWeights = "ema"
+    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
+    device: DeviceName = "auto"
+    """Device to compute on."""
+    decode_steps: int | None = None
+    """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
+    decode_seed: int | None = None
+    """Seed of the noise that such a decoder starts from. Default: 0."""
+
+
+@dataclass(frozen=True)
+class MeasuredClips(ModelUse):
     """Which clips are measured, and with which weights of a run."""
 
     data: str | None = None
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
-    weights: SavedWeights = "ema"
-    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int | None = None
     """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
     of the protocol."""
@@ -60,8 +72,6 @@ class MeasuredClips(Settings):
     """Width of a clip. Default: like `height`."""
     stride: int | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +140,7 @@ class LatentsConfig(MeasuredClips):
 
 
 @dataclass(frozen=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
     num_frames: int = 17
@@ -150,10 +160,6 @@ class ReconstructConfig(Settings):
     """Width to resize the video to. Default: like `height`."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""
-    weights: SavedWeights = "ema"
-    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
