@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from telecine.autoencoders.pretrained import (
     digest_of_encoder,
     load_config,
     load_weights,
+    mismatches,
     save_model,
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
@@ -39,6 +41,7 @@ from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
+LIKE_TEACHER = "teacher"
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
@@ -63,6 +66,7 @@ class StudentAutoencoder(CausalAutoencoder):
         self.set_decoder(config)
         self._load = load
         self._frozen: Frozen[VideoAutoencoder] | None = None
+        self._sampled: Frozen[CausalAutoencoder] | None = None
 
     @classmethod
     def of(
@@ -87,6 +91,23 @@ class StudentAutoencoder(CausalAutoencoder):
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
+
+    def imitate(self, teacher: CausalAutoencoder) -> bool:
+        """Train on the samples of a teacher that generates, from the same noise, instead of on the videos.
+
+        The decoder starts from the teacher's weights if it has the same; return whether it does.
+        """
+        self._sampled = Frozen(teacher)
+        weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
+        if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
+            return False
+        self.decoder.load_state_dict(weights)
+        return True
+
+    @torch.no_grad()
+    def sample_of_teacher(self, latent: Tensor, noise: Video) -> Video | None:
+        """Return the video that the teacher decodes, see `imitate`."""
+        return None if self._sampled is None else at_least_float32(self._sampled.module.decode(latent, noise))
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:
@@ -172,8 +193,8 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, from which checkpoints are written, is without the teacher.
-        modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
-        return {**self.__dict__, "_modules": modules, "_frozen": None}
+        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "_sampled")}
+        return {**self.__dict__, "_modules": modules, "_frozen": None, "_sampled": None}
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
@@ -205,9 +226,15 @@ def _find_teacher(name: str, folder: Path) -> str:
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    `size` is one of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`; `clip` is the clips' size.
+    `size` is one of `SIZES`, `LIKE_TEACHER` for the teacher's own, or a YAML or JSON file with settings of
+    `CausalVAEConfig`; `clip` is the clips' size.
     """
     teacher.check_clip(*clip)
+    if size == LIKE_TEACHER:
+        if not isinstance(teacher, CausalAutoencoder):
+            got = f"that of a {type(teacher).__name__}"
+            raise argument_error("student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}.")
+        return replace(teacher.config, bottleneck="gaussian")
     of_teacher = _compression_of(teacher, clip)
     settings = _read_decoder(size)
     for name, value in of_teacher.items():
@@ -240,6 +267,6 @@ def _read_decoder(size: str) -> dict[str, Any]:
     if size in SIZES:
         return with_presets({"size": size})
     if not Path(size).is_file():
-        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file"
+        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {LIKE_TEACHER}"
         raise argument_error("student", contract, repr(size), "Check the spelling.", FileNotFoundError)
     return with_presets(read_yaml(Path(size)) or {})
