@@ -32,7 +32,7 @@ from telecine.autoencoders.pretrained import (
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Video
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
@@ -106,8 +106,10 @@ class StudentAutoencoder(CausalAutoencoder):
 
     @torch.no_grad()
     def sample_of_teacher(self, latent: Tensor, noise: Video) -> Video | None:
-        """Return the video that the teacher decodes, see `imitate`."""
-        return None if self._sampled is None else at_least_float32(self._sampled.module.decode(latent, noise))
+        """Return the video that the teacher decodes, clamped to [-1, 1] as videos are; see `imitate`."""
+        if self._sampled is None:
+            return None
+        return at_least_float32(self._sampled.module.decode(latent, noise)).clamp(*VALUE_RANGE)
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:
