@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
+from telecine.autoencoders.causal import FlowDecoder
 from telecine.autoencoders.causal_blocks import ResidualBlock
-from telecine.autoencoders.causal_decoder import FlowDecoder
 from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
 from telecine.base.randomness import clip_generators
 from telecine.settings import CausalVAEConfig

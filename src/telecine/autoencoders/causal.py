@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, fields
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck, build_bottleneck
@@ -16,25 +18,29 @@ from telecine.autoencoders.causal_blocks import (
     CausalSequential,
     ChannelNorm,
     Downsample,
+    EarlierFrames,
     ResidualBlock,
+    Upsample,
+    call_layer,
     fold,
     in_temporal_chunks,
     init_zero,
     residual_blocks,
+    unfold,
 )
-from telecine.autoencoders.causal_decoder import Decoder, FlowDecoder, build_decoder
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
 from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
-from telecine.autoencoders.linear import LinearAutoencoder, PatchEncoder
+from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
-from telecine.base.shapes import Video, check_video
+from telecine.base.shapes import VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
 from telecine.settings.validate import validate
 
@@ -44,6 +50,8 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
+# Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
+_LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
 class _Encoder(nn.Module):
@@ -72,6 +80,85 @@ class _Encoder(nn.Module):
         return self.linear(video) + residual, logvar
 
 
+class Decoder(nn.Module):
+    """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
+
+    def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size)
+        self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        channels = config.channels
+        layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
+        for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+            layers += [*residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
+        layers += [*residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
+        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
+        self.chunk_size = 0  # latent frames; 0 for whole clips
+
+    def forward(self, latent: Tensor) -> Video:
+        """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
+        residual = in_temporal_chunks(self.network, self.chunk_size, latent)
+        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
+
+
+class FlowDecoder(Decoder):
+    """From a latent and a noisy video to the clean video, see `autoencoders.flow`.
+
+    The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
+    layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
+    32 x 32 pixels, its first layer would have more weights than all others.
+
+    The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
+    `v = (x_t - linear(z)) / t + F`, so that `x0 = x_t - t v = linear(z) - t F`. At the start both are `linear(z)`.
+    """
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__(config, _LEVEL_FEATURES)
+        self.predicts_velocity = config.flow.prediction == "velocity"
+        halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
+        self.noisy = nn.ModuleList([CausalConv(config.folded_channels, config.channels[0], (1, 3)), *halvings])
+        size = _LEVEL_FEATURES
+        self.level = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+
+    def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
+        """Return the predicted clean video.
+
+        Args:
+            latent: `(B, latent_channels, 1 + k, h, w)`.
+            noisy: The noisy video, of the shape of the result.
+            level: `(B,)`, in (0, 1].
+        """
+        features = self.level(_waves(level).to(latent.dtype))
+        folded = fold(noisy.to(latent.dtype), *self.patch)
+        residual = in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
+        video = unfold(residual, *self.patch)
+        if self.predicts_velocity:
+            video = -level.to(video.dtype).view(-1, 1, 1, 1, 1) * video
+        return cast(Video, self.linear(latent) + video)
+
+    def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
+        noisy, x = [folded], latent
+        for layer in self.noisy:
+            noisy.append(layer(noisy[-1]))
+        for index, layer in enumerate(self.network):
+            x = call_layer(layer, x, earlier, level)
+            if index == 0 or isinstance(layer, Upsample):
+                x = x + noisy.pop()
+        return x
+
+
+def _waves(level: Tensor) -> Tensor:
+    """Return cosines and sines of 1000 times levels `(B,)`, `(B, _LEVEL_FEATURES)`."""
+    half = torch.arange(_LEVEL_FEATURES // 2, device=level.device, dtype=level.dtype)
+    angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def build_decoder(config: CausalVAEConfig) -> Decoder:
+    """Return the decoder that settings name, with random weights."""
+    return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
+
+
 class CausalAutoencoder(LatentAutoencoder):
     """An autoencoder whose `decoder` is a `Decoder` of its `config`."""
 
@@ -82,6 +169,7 @@ class CausalAutoencoder(LatentAutoencoder):
         """Build the decoder, with random weights; one that generates is sampled in one step."""
         self.config, self.decoder = config, build_decoder(config)
         self.sampler = Sampler() if isinstance(self.decoder, FlowDecoder) else None
+        self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
@@ -102,20 +190,19 @@ class CausalAutoencoder(LatentAutoencoder):
         levels = self.sampler.levels(self.config.flow.shift_of(height, width))
         return integrate(partial(self.decoder, latent), noise, levels)
 
-    def decode_in_training(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """With a decoder that generates, remove the noise that is added to each video, at a random level."""
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
         if self.sampler is None:
-            return super().decode_in_training(latent, video, generator)
+            return None
         level = random_levels(self.config.flow, video, generator)
         video = at_least_float32(video)
         noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
         denoised = self.decoder(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
-        weight = level_weights(self.config.flow, level)
-        return Reconstruction(denoised, {}, weight=weight, target=self.sample_of_teacher(latent, noise))
-
-    def sample_of_teacher(self, latent: Tensor, noise: Video) -> Video | None:
-        """Return what the decoder shall make of a latent and noise instead of the video; by default None."""
-        return None
+        target = None
+        if self.imitated is not None:
+            with torch.no_grad():
+                target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
+        return Reconstruction(denoised, {}, weight=level_weights(self.config.flow, level), target=target)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -126,19 +126,13 @@ def residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0
     return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
 
 
-def in_temporal_chunks(
-    network: Callable[..., Video], size: int, *videos: Video, constant: Tensor | None = None
-) -> Video:
-    """Return `network(*videos)`, followed by a `constant` if there is one.
-
-    For a `size` above 0, it is computed in chunks of `size` frames that are recomputed in the backward.
-    """
-    others = () if constant is None else (constant,)
+def in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
     if size == 0:
-        return network(*videos, *others)
+        return network(*videos)
     earlier: EarlierFrames = {}
     chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
-    return torch.cat([checkpoint_call(network, *chunk, *others, earlier) for chunk in chunks], dim=2)
+    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
 
 
 def init_zero(layer: Layer) -> Layer:

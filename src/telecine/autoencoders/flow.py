@@ -45,10 +45,6 @@ class Sampler:
     def __post_init__(self) -> None:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
 
-    def describe(self) -> dict[str, object]:
-        """Return name, steps and seed, for protocols."""
-        return {"name": "euler", "steps": self.steps, "seed": self.seed}
-
     def noise(self, shape: Sequence[int], device: torch.device) -> Video:
         """Return normal noise of `shape`, `(B, 3, T, H, W)`: the same on every device."""
         num_clips, channels, num_frames, height, width = shape
@@ -88,14 +84,13 @@ def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
     return None if config.weighting == "uniform" else level.clamp(min=_SMALLEST_LEVEL) ** -2
 
 
-def integrate(denoise: Callable[[Video, Tensor], Video], noise: Video, levels: Sequence[float]) -> Video:
+def integrate(denoise: Callable[[Video, Tensor], Video], video: Video, levels: Sequence[float]) -> Video:
     """Return the video to which Euler's method takes noise `(B, C, T, H, W)`, from level to level and to 0.
 
     `denoise(x_t, t)` predicts `x` at levels `(B,)`. One step from level 1 returns its prediction.
     """
-    video = noise
     for t, following in pairwise([*levels, 0.0]):
-        x0 = denoise(video, noise.new_full((len(noise),), t))
+        x0 = denoise(video, torch.full((len(video),), t, device=video.device))
         eps = (video - (1 - t) * x0) / t
         video = x0 if following == 0 else (1 - following) * x0 + following * eps
     return video

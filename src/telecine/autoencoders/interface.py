@@ -187,10 +187,8 @@ class LatentAutoencoder(VideoAutoencoder):
         """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        if self.training and sample_posterior:
-            output = self.decode_in_training(latent, video, generator)
-        else:
-            output = Reconstruction(*self.decode_with_losses(latent))
+        denoised = self.denoise(latent, video, generator) if self.training and sample_posterior else None
+        output = denoised or Reconstruction(*self.decode_with_losses(latent))
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             got = f"{tuple(output.video.shape)} from {_name(self)}"
@@ -203,9 +201,9 @@ class LatentAutoencoder(VideoAutoencoder):
         """Return the auxiliary losses of the latent by name, 0-d."""
         return posterior.aux()
 
-    def decode_in_training(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Return the reconstruction of a video from its latent, and the losses of the decoder, for an update."""
-        return Reconstruction(*self.decode_with_losses(latent))
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+        """Return what a decoder that generates makes of a noisy video in an update; None, the default, for others."""
+        return None
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.causal_decoder import build_decoder
+from telecine.autoencoders.causal import CausalAutoencoder, build_decoder
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -31,8 +30,7 @@ from telecine.autoencoders.pretrained import (
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.base.precision import at_least_float32
-from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.shapes import Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
@@ -66,7 +64,6 @@ class StudentAutoencoder(CausalAutoencoder):
         self.set_decoder(config)
         self._load = load
         self._frozen: Frozen[VideoAutoencoder] | None = None
-        self._sampled: Frozen[CausalAutoencoder] | None = None
 
     @classmethod
     def of(
@@ -97,19 +94,12 @@ class StudentAutoencoder(CausalAutoencoder):
 
         The decoder starts from the teacher's weights if it has the same; return whether it does.
         """
-        self._sampled = Frozen(teacher)
+        self.imitated = Frozen(teacher)
         weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
         if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
             return False
         self.decoder.load_state_dict(weights)
         return True
-
-    @torch.no_grad()
-    def sample_of_teacher(self, latent: Tensor, noise: Video) -> Video | None:
-        """Return the video that the teacher decodes, clamped to [-1, 1] as videos are; see `imitate`."""
-        if self._sampled is None:
-            return None
-        return at_least_float32(self._sampled.module.decode(latent, noise)).clamp(*VALUE_RANGE)
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:
@@ -195,8 +185,8 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, from which checkpoints are written, is without the teacher.
-        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "_sampled")}
-        return {**self.__dict__, "_modules": modules, "_frozen": None, "_sampled": None}
+        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "imitated")}
+        return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:

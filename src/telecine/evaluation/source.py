@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.interface import sampling
 from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
@@ -92,7 +93,8 @@ class ModelSource:
 
     def sampler(self) -> dict[str, object]:
         """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
-        return {} if self.model.sampler is None else self.model.sampler.describe()
+        sampler = self.model.sampler
+        return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, 3, T, H, W)`: of its posterior's mode, or as a protocol says."""
@@ -179,36 +181,28 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 def load_model(
     checkpoint: Model, weights: SavedWeights, device: torch.device, config: ModelUse | None = None
 ) -> VideoAutoencoder:
-    """Return the autoencoder of a folder or a name, see `Model`, or a module itself; on the device, in eval mode.
-
-    The steps and the seed in `config` replace those of its sampler, if they are given.
-    """
-    is_module = isinstance(checkpoint, nn.Module)
-    model = as_video_autoencoder(checkpoint) if is_module else load_model_or_run(checkpoint, weights)  # type: ignore[arg-type]
-    given = _given_sampling(config)
-    if given and model.sampler is None:
-        _refuse_sampling(given, f"{type(model).__name__}")
-    model.sampler = None if model.sampler is None else replace(model.sampler, **given)
+    """Return an autoencoder, see `Model`, on the device, in eval mode, with the steps and seed of `config` if given."""
+    if not isinstance(checkpoint, nn.Module):
+        checkpoint = load_model_or_run(checkpoint, weights)
+    model = as_video_autoencoder(checkpoint)
+    if config is not None:
+        model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
     return model.to(device).eval()
 
 
-def _given_sampling(config: ModelUse | None) -> dict[str, int]:
-    """Return the fields of a `Sampler` that settings give."""
-    given = {} if config is None else {"steps": config.decode_steps, "seed": config.decode_seed}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _refuse_sampling(given: Mapping[str, int], got: str) -> None:
-    name = f"decode_{next(iter(given))}"
-    raise argument_error(name, "left out unless a model's decoder generates", f"a number for {got}", "Leave it out.")
+def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
+    """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
+    if sampler is None and config.sampling:
+        contract = "left out unless a model's decoder generates"
+        raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
+    return None if sampler is None else replace(sampler, **config.sampling)
 
 
 def _video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
-    if given := _given_sampling(config):
-        _refuse_sampling(given, "reconstructions as videos")
+    _changed_sampler(None, config, "reconstructions as videos")
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
@@ -52,6 +52,12 @@ class ModelUse(Settings):
     """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
     decode_seed: int | None = None
     """Seed of the noise that such a decoder starts from. Default: 0."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The steps and the seed that are given, as fields of a sampler."""
+        given = {"steps": self.decode_steps, "seed": self.decode_seed}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 import torch
 from accelerate.utils import set_seed
@@ -96,8 +96,8 @@ def distill(
         target = f"{__name__}.TeacherReconstruction"
         steps = {"decode_steps": config.teacher_decode_steps} if _generates(teacher) else {}
         terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name, **steps})
-    has_samples = _generates(teacher) and architecture.decoder == "flow" and not config.train_encoder
-    if has_samples:
+    sampled = teacher if architecture.decoder == "flow" and _generates(teacher) and not config.train_encoder else None
+    if sampled is not None:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
@@ -105,7 +105,7 @@ def distill(
         return run(replace(config, model=None))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
-    if has_samples and student.imitate(cast(CausalAutoencoder, teacher)):
+    if sampled is not None and student.imitate(sampled):
         config = replace(config, linear_start=False)
     return run(replace(config, model=name), autoencoder=student)
 

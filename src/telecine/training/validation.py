@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -87,8 +86,9 @@ def validate_model(
                 shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
     finally:
         model.train(was_training)
-    few_steps = ({f"{name}_{FEW_STEPS}_steps": x for name, x in each.items()} for each in of_few_steps.per_clip())
-    of_rank = [one | few for one, few in zip_longest(metrics.per_clip(), few_steps, fillvalue={})]
+    of_rank = metrics.per_clip()
+    for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
+        of_clip |= {f"{name}_{FEW_STEPS}_steps": value for name, value in of_few.items()}
     per_clip = _gather_metrics(of_rank, len(clips), device)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     rates = [clip.fps for clip in few]
