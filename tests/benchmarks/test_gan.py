@@ -94,6 +94,21 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
         run_here(*command)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures", "fast_distances")
+def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(run_here, tables_in, tmp_path, videos):
+    grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
+    flow = SMALL | {"causal_vae": SMALL["causal_vae"] | {"decoder": "flow"}}
+    grid.write_text(json.dumps({"no GAN": SMALL, "flow": flow}))
+    tables = tables_in(run_here("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3"))
+    rows = ["flow", "flow, 2 steps", "flow, 4 steps"]
+    names = [[row[0] for row in rows] for _, rows in tables]
+    assert names == [["no GAN", *rows], rows] * 2 + [["no GAN", "flow"]]
+    one, two, four = (row[1:] for row in tables[0][1][1:])
+    assert one[0] == two[0] == four[0] == "1"
+    assert len({tuple(one), tuple(two), tuple(four)}) == 3
+
+
 def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
     gan, runs = benchmark_module("gan"), benchmark_module("gan_runs")
     outcomes = {("GAN", 0): runs.Outcome({}, {}, ["not_finite"]), ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, [])}
