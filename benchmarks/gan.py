@@ -96,7 +96,8 @@ class Measure:
         model = state.autoencoder.eval()
         with state.ema.applied(), torch.no_grad():
             values, picture = self._measure(model)
-            for steps in DECODE_STEPS if model.sampler is not None else ():
+            has_steps = model.sampler is not None and not model.config.flow.one_step
+            for steps in DECODE_STEPS if has_steps else ():
                 with sampling(model, steps=steps):
                     found, _ = self._measure(model)
                 values |= {prefix_of(steps) + name: value for name, value in found.items()}

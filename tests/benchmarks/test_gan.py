@@ -99,12 +99,15 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
 def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(run_here, tables_in, tmp_path, videos):
     grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
     flow = SMALL | {"causal_vae": SMALL["causal_vae"] | {"decoder": "flow"}}
-    grid.write_text(json.dumps({"no GAN": SMALL, "flow": flow}))
+    student = SMALL | {"teacher": "flow", "causal_vae": flow["causal_vae"] | {"flow": {"one_step": True}}}
+    grid.write_text(json.dumps({"no GAN": SMALL, "flow": flow, "one step": student}))
     tables = tables_in(run_here("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3"))
-    rows = ["flow", "flow, 2 steps", "flow, 4 steps"]
+    rows = ["flow", "flow, 2 steps", "flow, 4 steps", "one step"]
     names = [[row[0] for row in rows] for _, rows in tables]
-    assert names == [["no GAN", *rows], rows] * 2 + [["no GAN", "flow"]]
-    one, two, four = (row[1:] for row in tables[0][1][1:])
+    assert names == [["no GAN", *rows], rows] * 2 + [["no GAN", "flow", "one step"]]
+    one, two, four = (row[1:] for row in tables[0][1][1:4])
+    teacher = load_file(runs / "flow-3" / "model.safetensors")
+    assert any(name.startswith("decoder.noisy.") for name in teacher)
     assert one[0] == two[0] == four[0] == "1"
     assert len({tuple(one), tuple(two), tuple(four)}) == 3
 
