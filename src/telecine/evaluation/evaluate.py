@@ -185,10 +185,11 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 
 
 def _summarize(
-    results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: Mapping[str, float]
+    results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
 ) -> Evaluation:
     """Return the results of the whole set, with the protocol."""
-    metrics, absent = mean_over_clips([result.metrics for result in results]) | flat, dict(metric_set.absent)
+    metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
+    absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}
     if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
