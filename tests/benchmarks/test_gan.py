@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,3 +181,13 @@ def test_distances_of_frames(benchmark_module, cached_weights):
     assert (dists(reconstruction=brighter, target=target) < 0.1).all()
     assert fsim(reconstruction=target, target=target) == pytest.approx([1, 1], abs=1e-5)
     assert (fsim(reconstruction=grey, target=target) < 0.9).all()
+
+
+def test_the_shipped_runs_are_valid(benchmark_module, tmp_path):
+    module = benchmark_module("gan_runs")
+    runs = module.Runs(Path(module.__file__).with_name("gan.yaml"), tmp_path)
+    assert len(runs.settings) == 6
+    assert runs.teachers == {"flow, one step": "flow", "flow, one step and GAN": "flow"}
+    for name, teacher in runs.teachers.items():
+        student, other = runs.config(name, 1).causal_vae, runs.config(teacher, 1).causal_vae
+        assert student == replace(other, flow=replace(other.flow, one_step=True)), "the weights of the teacher fit"

@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
+from telecine.evaluation.flat import flat_colours
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
     ClipResult,
@@ -30,7 +32,7 @@ from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import EvaluateConfig
+from telecine.settings import ClipConfig, EvaluateConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +111,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
+        flat = _of_flat_clips(source, config)
         results = processes.gather(measure_clips(source, metric_set, spans, processes, device))
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
@@ -117,7 +120,8 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         description |= {"data": config.data, "subject": source.title}
         if isinstance(source, ModelSource):
             description["sampler"] = tuple(source.sampler().items())
-        evaluation = replace(_summarize(results, metric_set, description), is_main_process=processes.is_main)
+        evaluation = _summarize(results, metric_set, description, flat)
+        evaluation = replace(evaluation, is_main_process=processes.is_main)
         if output is not None and processes.is_main:
             evaluation.write(Path(output))
         return evaluation
@@ -158,19 +162,36 @@ def _with_requested(
         requested.append(WarpingError(flow))
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
-        if isinstance(source, VideoSource):
-            contract = "left out, as `tile`, for reconstructions that are given as videos"
-            remedy = "Pass a model, which reconstructs in chunks and tiles."
-            raise argument_error("chunk", contract, source.title, remedy)
-        difference = TilingDifference(source.model, config.chunk, config.overlap_frames, config.tiling())
+        model = _model_of("chunk" if config.tile is None else "tile", source)
+        difference = TilingDifference(model, config.chunk, config.overlap_frames, config.tiling())
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
 
 
-def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any]) -> Evaluation:
+def _of_flat_clips(source: ModelSource | VideoSource, config: EvaluateConfig) -> dict[str, float]:
+    """Return the measures of clips of one colour, if they are requested; these have the size of the other clips."""
+    if not config.flat:
+        return {}
+    model, clips = _model_of("flat", source), source.clips
+    assert isinstance(clips, ClipConfig)  # `flat` is refused with a protocol
+    return flat_colours(model, clips.num_frames, clips.height, clips.width)
+
+
+def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
+    """Return the model that a setting needs; raise a `ValueError` if reconstructions are given as videos."""
+    if isinstance(source, VideoSource):
+        contract = "left out for reconstructions that are given as videos"
+        raise argument_error(setting, contract, source.title, "Pass a model, which reconstructs other clips.")
+    return source.model
+
+
+def _summarize(
+    results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
+) -> Evaluation:
     """Return the results of the whole set, with the protocol."""
-    metrics, absent = mean_over_clips([result.metrics for result in results]), dict(metric_set.absent)
+    metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
+    absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}
     if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
