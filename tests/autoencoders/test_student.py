@@ -316,3 +316,20 @@ def test_another_decoder_starts_by_itself(tmp_path):
     assert student(video()).target is not None
     with pytest.raises(ValueError, match=r'`student` must be "teacher" for a decoder of telecine, but got that of'):
         student_config("teacher", adapter("wan"), CLIPS["wan"])
+
+
+def test_a_student_of_another_model_generates(tmp_path):
+    """Its teacher does not: it is trained on the videos, at random levels."""
+    (tmp_path / "student.yaml").write_text(SETTINGS + "decoder: flow\n")
+    loaded = adapter("wan")
+    config = student_config(str(tmp_path / "student.yaml"), loaded, CLIPS["wan"])
+    student = StudentAutoencoder.of(loaded, "name", load_model_or_run, config)
+    x = torch.rand(1, 3, *CLIPS["wan"]) * 2 - 1
+    student.start_from([x])
+    output = student(x, generator=clip_generators(0, [0], torch.device("cpu")))
+    assert output.video.shape == x.shape
+    assert output.target is None
+    assert output.aux == {}
+    assert student(x, sample_posterior=False).video.shape == x.shape
+    student.save_pretrained(tmp_path)
+    assert load_autoencoder(tmp_path).sampler == Sampler()

@@ -133,7 +133,7 @@ class FlowDecoder(Decoder):
         residual = in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
         video = unfold(residual, *self.patch)
         if self.predicts_velocity:
-            video = -level.to(video.dtype).view(-1, 1, 1, 1, 1) * video
+            video = -level.view(-1, 1, 1, 1, 1) * video
         return cast(Video, self.linear(latent) + video)
 
     def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
