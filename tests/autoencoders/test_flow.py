@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
-from telecine.autoencoders.causal import FlowDecoder
+from telecine.autoencoders.causal import _FlowDecoder
 from telecine.autoencoders.causal_blocks import ResidualBlock
 from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
 from telecine.base.randomness import clip_generators
@@ -281,7 +281,7 @@ class TestAutoencoder:
         vae = model(dtype=torch.float32, prediction="velocity", shift=2.0)
         vae.save_pretrained(tmp_path)
         loaded = load_autoencoder(tmp_path)
-        assert isinstance(loaded.decoder, FlowDecoder)
+        assert isinstance(loaded.decoder, _FlowDecoder)
         assert loaded.config == vae.config
         assert torch.equal(loaded.decode(latent().float()), vae.decode(latent().float()))
 

@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
 
-class FlowDecoder(Decoder):
+class _FlowDecoder(Decoder):
     """From a latent and a noisy video to the clean video, see `autoencoders.flow`.
 
     The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
@@ -156,7 +156,7 @@ def _waves(level: Tensor) -> Tensor:
 
 def build_decoder(config: CausalVAEConfig) -> Decoder:
     """Return the decoder that settings name, with random weights."""
-    return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
+    return _FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
 
 
 class CausalAutoencoder(LatentAutoencoder):
@@ -168,7 +168,7 @@ class CausalAutoencoder(LatentAutoencoder):
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
         self.config, self.decoder = config, build_decoder(config)
-        self.sampler = Sampler() if isinstance(self.decoder, FlowDecoder) else None
+        self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:

@@ -15,7 +15,7 @@ from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
 
-Layer = TypeVar("Layer", bound=nn.Module)
+_Layer = TypeVar("_Layer", bound=nn.Module)
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
@@ -135,7 +135,7 @@ def in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video)
     return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
 
 
-def init_zero(layer: Layer) -> Layer:
+def init_zero(layer: _Layer) -> _Layer:
     """Set a layer's parameters to 0, so that a residual block starts as the identity (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -19,7 +19,7 @@ from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
 from telecine.settings.autoencoder import FlowConfig
 
-Level = TypeVar("Level", float, Tensor)
+_Level = TypeVar("_Level", float, Tensor)
 # Limits the weight of an error of the video, 1 / level^2, to 100.
 _SMALLEST_LEVEL = 0.1
 
@@ -60,7 +60,7 @@ class Sampler:
         return [_shifted((self.steps - step) / self.steps, shift) for step in range(self.steps)]
 
 
-def _shifted(level: Level, shift: float) -> Level:
+def _shifted(level: _Level, shift: float) -> _Level:
     """Return a level, or a tensor of levels, after a `FlowConfig.shift`."""
     return shift * level / (1 + (shift - 1) * level)
 

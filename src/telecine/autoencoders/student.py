@@ -39,7 +39,7 @@ from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
-LIKE_TEACHER = "teacher"
+_LIKE_TEACHER = "teacher"
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
@@ -218,11 +218,11 @@ def _find_teacher(name: str, folder: Path) -> str:
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    `size` is one of `SIZES`, `LIKE_TEACHER` for the teacher's own, or a YAML or JSON file with settings of
+    `size` is one of `SIZES`, "teacher" for the teacher's own, or a YAML or JSON file with settings of
     `CausalVAEConfig`; `clip` is the clips' size.
     """
     teacher.check_clip(*clip)
-    if size == LIKE_TEACHER:
+    if size == _LIKE_TEACHER:
         if not isinstance(teacher, CausalAutoencoder):
             got = f"that of a {type(teacher).__name__}"
             raise argument_error("student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}.")
@@ -259,6 +259,6 @@ def _read_decoder(size: str) -> dict[str, Any]:
     if size in SIZES:
         return with_presets({"size": size})
     if not Path(size).is_file():
-        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {LIKE_TEACHER}"
+        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {_LIKE_TEACHER}"
         raise argument_error("student", contract, repr(size), "Check the spelling.", FileNotFoundError)
     return with_presets(read_yaml(Path(size)) or {})

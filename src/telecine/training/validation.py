@@ -22,7 +22,7 @@ from telecine.runs import Run
 from telecine.training.distributed import all_gather, num_ranks, rank
 
 # Steps in which decoders that generate are measured beside one step.
-FEW_STEPS = 4
+_FEW_STEPS = 4
 # Clips in the side-by-side video.
 NUM_SHOWN = 4
 # Clips that are kept for the report.
@@ -59,7 +59,7 @@ def validate_model(
 
     The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
     each clip, equally often on every process; its errors end the validation. A decoder that generates is measured in
-    one step and, under names such as `psnr_4_steps`, in `FEW_STEPS`.
+    one step and, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
     model.eval()
@@ -78,7 +78,7 @@ def validate_model(
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
             if model.sampler is not None:
-                with sampling(model, steps=FEW_STEPS):
+                with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
                 frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
@@ -88,7 +88,7 @@ def validate_model(
         model.train(was_training)
     of_rank = metrics.per_clip()
     for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
-        of_clip |= {f"{name}_{FEW_STEPS}_steps": value for name, value in of_few.items()}
+        of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
     per_clip = _gather_metrics(of_rank, len(clips), device)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     rates = [clip.fps for clip in few]
