@@ -231,8 +231,7 @@ def _report(
     ] = False,
 ) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
-    from telecine.report.page import write_report
-    from telecine.report.watch import watch as watch_runs
+    from telecine.report.page import watch_runs, write_report
 
     def written(page: Path) -> None:
         _say(f"written to {page}; open it in a browser")

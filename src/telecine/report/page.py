@@ -1,4 +1,4 @@
-"""The report: one HTML page that works offline, and a folder with its videos."""
+"""The report: one HTML page that works offline, and a folder with its videos; kept up to date while runs train."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import math
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,11 +38,12 @@ from telecine.report.run import (
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.runs.run import SavedClip, SavedValidation
-from telecine.runs.settings import side_by_side_settings
+from telecine.runs.settings import read_saved_settings, side_by_side_settings
 
 _VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
 # A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
 _PlayerData: TypeAlias = dict[str, object]
+_SECONDS = 15.0  # between two looks at the files of runs that are watched
 logger = logging.getLogger(__name__)
 
 
@@ -91,6 +93,41 @@ def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     for problem in (problems := [f"{name}: {problem}" for name, problem in found]):
         logger.warning("not in the report: %s", problem)
     return reported, problems
+
+
+def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
+    """Write the report again whenever a run has new records, until all runs have made their last validation.
+
+    For `runs`, `output` and errors see `write_report`. `written` is called with the page each time that it was written.
+    The last one does not load itself again.
+    """
+    before = None
+    while True:
+        state = [_state(Run(run)) for run in runs]
+        if state != before:
+            is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
+            try:
+                page = write_report(runs, output, is_live=is_live)
+            except FileNotFoundError:  # a run that resumes removes its later validations
+                pass
+            else:
+                written(page)
+                if not is_live:
+                    return
+                before = state
+        time.sleep(_SECONDS)
+
+
+def _is_finished(run: Run) -> bool:
+    """Return whether a run has recorded the validation of its last step."""
+    num_steps = read_saved_settings(run.folder).get("steps")
+    return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
+
+
+def _state(run: Run) -> tuple[object, ...]:
+    """Return what changes when a run records something."""
+    files = [file.path.stat() for file in (run.history, run.warnings) if file.path.exists()]
+    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in run.validation_folders()))
 
 
 class _VideoFolder:
@@ -172,8 +209,13 @@ def _page_environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
-    environment.filters["below"] = lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/")
+    environment.filters |= {
+        "short": short,
+        # For a column: the same number of digits for values of similar size.
+        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",
+        "breakable": _breakable,
+        "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
+    }
     # A style sheet or script of the package must not be escaped.
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
@@ -199,11 +241,6 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
 def short(value: float) -> str:
     """Format a number with four significant digits."""
     return f"{value:.4g}"
-
-
-def _even(value: float) -> str:
-    """Format a number for a column, with the same number of digits for values of similar size."""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def plot_data(plot: Plot) -> dict[str, object]:

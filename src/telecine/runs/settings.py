@@ -44,12 +44,8 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
-    text = _as_yaml(settings)
+    text = yaml.safe_dump(plain_settings(settings), sort_keys=False)
     atomic_write(folder / SETTINGS_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _as_yaml(settings: Settings) -> str:
-    return yaml.safe_dump(plain_settings(settings), sort_keys=False)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
