@@ -13,8 +13,7 @@ import yaml
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
 from telecine.settings.group import Settings
-from telecine.settings.parse import flat_items
-from telecine.settings.yaml_file import read_yaml
+from telecine.settings.parse import flat_items, read_yaml
 
 SETTINGS_FILE = "config.yaml"
 ABSENT = "not set"
@@ -44,8 +43,12 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
-    text = yaml.safe_dump(plain_settings(settings), sort_keys=False)
+    text = _as_yaml(settings)
     atomic_write(folder / SETTINGS_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _as_yaml(settings: Settings) -> str:
+    return yaml.safe_dump(plain_settings(settings), sort_keys=False)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
-from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
 T = TypeVar("T")
 _adapter: Any = cache(TypeAdapter)
@@ -23,7 +22,10 @@ _adapter: Any = cache(TypeAdapter)
 Nested = dict[str, Any]
 # Settings of older files that are no more, and their value now.
 REMOVED: Mapping[str, object] = {
-    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }
