@@ -30,7 +30,6 @@ from telecine.evaluation.metrics import (
     BUILT_IN_METRICS,
     KNOWN_METRICS,
     ReconstructionMetrics,
-    available_metrics,
     mean_over_clips,
 )
 from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
@@ -229,7 +228,7 @@ class _MetricSet:
 def _load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> _MetricSet:
     """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
     known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
-    names, absent = available_metrics(known, clips.num_frames, clips.height, clips.width)
+    names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
     perceptual, backbones = _load_lpips(names, device)
     network = None if features is None else load_feature_network(features, device)
     if network is not None:
@@ -240,6 +239,15 @@ def _load_metrics(clips: ClipConfig, features: str | None, device: torch.device)
         backbones[network.name] = network.source
     built_in = [name for name in names if name not in LPIPS_BACKBONES]
     return _MetricSet(built_in, perceptual, network, backbones, absent)
+
+
+def _available_metrics(
+    names: Sequence[str], num_frames: int, height: int, width: int
+) -> tuple[list[str], dict[str, str]]:
+    """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
+    reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name in names if name not in absent], absent
 
 
 def _load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, LPIPS], dict[str, str]]:

@@ -39,7 +39,7 @@ class Settings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        kinds = kinds_of(cast(Hashable, type(self)))
+        kinds = _kinds_of(cast(Hashable, type(self)))
         for item in fields(self):  # type: ignore[arg-type]
             kind, value = kinds[item.name], getattr(self, item.name)
             if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
@@ -66,7 +66,7 @@ def _check_name(name: str, kind: Any, value: object) -> None:
 
 
 @cache
-def kinds_of(kind: Any) -> dict[str, Any]:
+def _kinds_of(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, those of `__init__` alone included."""
     hints = get_type_hints(kind)
     found = {name: hints[name] for name in kind.__dataclass_fields__}
@@ -83,7 +83,7 @@ def kind_at(kind: Any, name: str) -> Any:
 
 def _kind_in(kind: Any, name: str) -> Any:
     if is_dataclass(kind):
-        return kinds_of(kind).get(name)  # type: ignore[arg-type]
+        return _kinds_of(kind).get(name)  # type: ignore[arg-type]
     match get_origin(kind), get_args(kind):
         case (origin, (_, value)) if origin in (dict, Mapping):
             return value
