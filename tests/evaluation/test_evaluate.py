@@ -61,7 +61,9 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(
 
 
 def test_images_have_no_flicker(model_folder, videos):
-    evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=1, **{**TINY, "num_frames": 1}))
+    options = {**TINY, "num_frames": 1, "flat": True}
+    evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=1, **options))
+    assert {"flat_error", "flat_grid"} < set(evaluation.protocol.metrics)
     assert "flicker" not in evaluation.metrics
     assert dict(evaluation.protocol.absent)["flicker"] == "needs at least 2 frames, not 1"
 
@@ -135,6 +137,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
         ({"num_frames": 6}, "4k\\+1"),
         ({"num_frames": 29}, "at least 29 frames"),
         ({"max_clips": 0}, "`max_clips` must be a positive int"),
+        ({"flat": True, "protocol": "davis"}, "`flat` must be false with a protocol"),
     ],
 )
 def test_invalid_settings_raise(model_folder, videos, changes, message):

@@ -171,7 +171,15 @@ def test_available_metrics_depend_on_length_and_size():
 
 def test_every_metric_states_which_values_are_better():
     published = {name for protocol in PROTOCOLS.values() for name in protocol.metrics} - {"fvd"}
-    requested = {"warping_error", "warping_excess", "pieces_psnr", "seam_psnr"}
+    requested = {
+        "warping_error",
+        "warping_excess",
+        "pieces_psnr",
+        "seam_psnr",
+        "flat_error",
+        "flat_grid",
+        "flat_shimmer",
+    }
     assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
     directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
     assert directions == {f"{values} is better" for values in ("larger", "smaller", "nearest to 0", "nearest to 1")}

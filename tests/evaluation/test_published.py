@@ -338,10 +338,14 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
     assert (same["ssim_uniform"], same["lpips_vgg"]) == (1, 0)
     assert same["psnr_bytes"] > 180
     assert {len(values) for values in evaluation.per_frame.values()} == {8}
-    with pytest.raises(
-        ValueError, match="`chunk` must be left out, as `tile`, for reconstructions that are given as v"
+    for changes in (
+        {"chunk": 4},
+        {"tile": 8},
+        {"flat": True, "protocol": None, "num_frames": 2, "height": 32, "width": 32},
     ):
-        evaluate(tmp_path, EvaluateConfig(**settings, chunk=4))
+        message = f"`{next(iter(changes))}` must be left out for reconstructions that are given as v"
+        with pytest.raises(ValueError, match=message):
+            evaluate(tmp_path, EvaluateConfig(**settings | changes))
 
 
 def test_the_frechet_distance_of_single_clips(run, fake_i3d):

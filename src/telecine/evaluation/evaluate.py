@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, write_json
@@ -24,6 +25,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.evaluation.flat import flat_colours
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
 from telecine.evaluation.metrics import (
@@ -126,13 +128,15 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
+        flat = _of_flat_clips(source, config)
         results = processes.gather(_measure_clips(source, metric_set, spans, processes, device))
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "videos with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
         description |= {"data": config.data, "subject": source.title}
-        evaluation = replace(_summarize(results, metric_set, description), is_main_process=processes.is_main)
+        evaluation = _summarize(results, metric_set, description, flat)
+        evaluation = replace(evaluation, is_main_process=processes.is_main)
         if output is not None and processes.is_main:
             evaluation.write(Path(output))
         return evaluation
@@ -173,19 +177,36 @@ def _with_requested(
         requested.append(WarpingError(flow))
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
-        if isinstance(source, VideoSource):
-            contract = "left out, as `tile`, for reconstructions that are given as videos"
-            remedy = "Pass a model, which reconstructs in chunks and tiles."
-            raise argument_error("chunk", contract, source.title, remedy)
-        difference = TilingDifference(source.model, config.chunk, config.overlap_frames, config.tiling())
+        model = _model_of("chunk" if config.tile is None else "tile", source)
+        difference = TilingDifference(model, config.chunk, config.overlap_frames, config.tiling())
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
 
 
-def _summarize(results: Sequence[_ClipResult], metric_set: _MetricSet, description: Mapping[str, Any]) -> _Evaluation:
+def _of_flat_clips(source: ModelSource | VideoSource, config: EvaluateConfig) -> dict[str, float]:
+    """Return the measures of clips of one colour, if they are requested; these have the size of the other clips."""
+    if not config.flat:
+        return {}
+    model, clips = _model_of("flat", source), source.clips
+    assert isinstance(clips, ClipConfig)  # `flat` is refused with a protocol
+    return flat_colours(model, clips.num_frames, clips.height, clips.width)
+
+
+def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
+    """Return the model that a setting needs; raise a `ValueError` if reconstructions are given as videos."""
+    if isinstance(source, VideoSource):
+        contract = "left out for reconstructions that are given as videos"
+        raise argument_error(setting, contract, source.title, "Pass a model, which reconstructs other clips.")
+    return source.model
+
+
+def _summarize(
+    results: Sequence[_ClipResult], metric_set: _MetricSet, description: Mapping[str, Any], flat: dict[str, float]
+) -> _Evaluation:
     """Return the results of the whole set, with the protocol."""
-    metrics, absent = mean_over_clips([result.metrics for result in results]), dict(metric_set.absent)
+    metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
+    absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}
     if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = _frechet_of_clips(results, network)

@@ -97,9 +97,13 @@ class EvaluateConfig(MeasuredClips):
     """Also reconstruct clips in tiles of this height and width, and measure how far they are from whole ones."""
     tile_overlap: int | None = None
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
+    flat: bool = False
+    """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.flat and self.protocol is not None:
+            raise argument_error("flat", "false with a protocol", self.flat, "Measure it in a call of its own.")
         if self.chunk is not None:
             check_count("chunk", self.chunk, remedy="Leave it out for whole clips.")
             check_overlap(self.chunk, self.overlap_frames)
