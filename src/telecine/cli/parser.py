@@ -94,7 +94,7 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of a command's function, its settings among them, and the recipes that they are from."""
     command = COMMANDS[name]
     parser = _parser(command, [])
-    found, texts, others = _read(parser, command, typed)
+    found, others = _read(parser, command, typed)
     if others:
         option = others[0].partition("=")[0]
         before = typed[max(typed.index(others[0]) - 2, 0)]
@@ -103,26 +103,23 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         known = [*parser._option_string_actions, *(f"--{item.name}" for item in command.all_settings(all_names=True))]
         raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
     allow_code(*found.pop("allow_code", None) or [])
+    texts = found.pop("settings")
     if command.settings is None:
         return found, []
     files = _files_of(command, found.pop("config"), texts)
     return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
-def _read(
-    parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]
-) -> tuple[dict[str, Any], list[tuple[str, str]], list[str]]:
-    """Return the arguments in what is typed, the settings as texts by dotted name, and the words that are neither.
-
-    Settings have names such as `clips.height`, and what is inside them, such as `objective.terms.gram`.
-    """
+def _read(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments in what is typed, `settings` as texts by dotted name, and the words that are neither."""
     for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
+        # Also what is inside a setting, such as `objective.terms.gram`.
         if kind_at(command.settings, option[2:]) is not None and option not in parser._option_string_actions:
             parser.add_argument(option, dest=option, action="append")
     arguments, others = parser.parse_known_args(typed)
     found = vars(arguments)
     texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
-    return found, texts, others
+    return found | {"settings": texts}, others
 
 
 def _files_of(command: _Command, chosen: list[str] | None, texts: Sequence[tuple[str, str]]) -> list[str]:
@@ -219,11 +216,11 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
     positional = [parameter.name for parameter, *_ in command.arguments if parameter.kind is not parameter.KEYWORD_ONLY]
     of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
     of_files.add_argument("--config", action="append")
-    found, texts, _ = _read(of_files, command, typed)
+    found, _ = _read(of_files, command, typed)
     return _parser(
         command,
         shown,
-        merged(map(read_layer, _files_of(command, found["config"], texts))),
+        merged(map(read_layer, _files_of(command, found["config"], found["settings"]))),
         with_arguments=topic in ("", "all"),
         prog=f"telecine {name}",
         usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),
