@@ -26,7 +26,7 @@ from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
+from telecine.report.plots import METRICS, Plot, metric_label, plots_of
 from telecine.report.run import ReportedRun, check_are_runs, not_comparable, read_run, run_names, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
@@ -177,7 +177,7 @@ def _render(
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),
         training=side_by_side_settings([_describe_summary(run.summary, run.records) for run in runs], "not recorded"),
-        table=table(all_plots, names),
+        plots=all_plots,
         settings=side_by_side_settings([run.settings for run in runs]),
         environment=side_by_side_settings([run.environment for run in runs]),
         num_warnings=sum(len(run.warnings or ()) for run in runs),

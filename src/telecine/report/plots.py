@@ -188,27 +188,6 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
     )
 
 
-def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str, str | float]]:
-    """Return the curves as rows of a table, for readers who do not see the plots."""
-    return [
-        {
-            "plot": plot.title,
-            "series": series.label,
-            "key": series.key,
-            "run": run_names[curve.run],
-            "first": (curve.ends or curve.values)[0],
-            "last": (curve.ends or curve.values)[-1],
-            "min": min(curve.low or curve.values),
-            "max": max(curve.high or curve.values),
-            "num_left_out": curve.num_left_out,
-        }
-        for plot in all_plots
-        for series in plot.series
-        for curve in series.curves
-        if curve.values
-    ]
-
-
 def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
     series = []
     for name in panel.names:
