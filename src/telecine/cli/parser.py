@@ -252,14 +252,15 @@ def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         parents = [_parser(command, command.all_settings())] if is_whole else []
-        for action in commands.add_parser(name, help=command.summary, parents=parents)._actions:
+        of_command = commands.add_parser(name, help=command.summary, parents=parents)
+        for action in of_command._actions if is_whole else ():
             _complete(action, name, kind_at(command.settings, action.dest.removeprefix("--")) or str)
     return parser
 
 
 def _complete(action: argparse.Action, command: str, kind: Any) -> None:
     """Let a shell complete the values of an argument. Bash completes recipes, too, where other shells have files."""
-    import shtab
+    import shtab  # takes time that help must not spend
 
     if (command, action.dest) == ("recipes", "name"):
         action.choices = [*recipes()]
