@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
 from telecine.settings.autoencoder import FlowConfig
 
-_Level = TypeVar("_Level", float, Tensor)
 # Limits the weight of an error of the video, 1 / level^2, to 100.
 _SMALLEST_LEVEL = 0.1
 
@@ -57,11 +55,11 @@ class Sampler:
 
     def levels(self, shift: float) -> list[float]:
         """Return the level before each step, from 1 on, evenly spaced before they are shifted."""
-        return [_shifted((self.steps - step) / self.steps, shift) for step in range(self.steps)]
+        return _shifted(torch.arange(self.steps, 0, -1).double() / self.steps, shift).tolist()
 
 
-def _shifted(level: _Level, shift: float) -> _Level:
-    """Return a level, or a tensor of levels, after a `FlowConfig.shift`."""
+def _shifted(level: Tensor, shift: float) -> Tensor:
+    """Return levels after a `FlowConfig.shift`."""
     return shift * level / (1 + (shift - 1) * level)
 
 
