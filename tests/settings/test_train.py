@@ -288,3 +288,20 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
     config = TrainConfig(**{name: f"~/{name}" for name in names})
     assert [getattr(config, name) for name in names] == [f"/users/me/{name}" for name in names]
     assert TrainConfig(data="a/~/b").data == "a/~/b"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sharding", {"sharding": "fsdp2"}),
+        ("temporal_chunk", {"temporal_chunk": 4}),
+        ("model_gradient_checkpointing", {"model_gradient_checkpointing": True}),
+        ("mixed_precision", {"mixed_precision": "fp16"}),
+        ("objective.gradient_checkpointing", {"objective": ObjectiveConfig(gradient_checkpointing=True)}),
+        ("objective.eager_gradients", {"objective": ObjectiveConfig(eager_gradients=False)}),
+    ],
+)
+def test_what_compiled_code_cannot_do_is_refused(name, options):
+    TrainConfig(**options)
+    with pytest.raises(ValueError, match=f"`dynamo_backend` must be no with this value of `{name}`, but got inductor"):
+        TrainConfig(dynamo_backend="inductor", **options)
