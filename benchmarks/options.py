@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -180,6 +181,7 @@ def compilation_table(arguments: argparse.Namespace) -> str:
         error = float(abs(values[1] - values[0]) / abs(values[0]))
         times = [f"{by_eager:.3f}", f"{compiled:.3f}", ratio(median_ratio(measured["compiled"], measured["eager"]))]
         rows.append([title, *times, f"{seconds:.0f}", f"{error:.0e}"])
+        print(table_row(rows[-1]), file=sys.stderr)  # the next row may take minutes
     columns = ["update", "eager, s", "compiled, s", "ratio", "first two updates, s", "difference of the loss"]
     return table(columns, rows)
 
