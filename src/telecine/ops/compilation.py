@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from types import FunctionType
 from typing import Any, TypeAlias
 
@@ -28,6 +29,8 @@ Tensors: TypeAlias = dict[str, Tensor]
 # PyTorch's 8 is too small for sizes of clips that need code of their own.
 _RECOMPILE_LIMIT = 64
 _SECONDS_BETWEEN_LINES = 10.0
+# Equal code objects, also those of another run in this process, would share what PyTorch knows about them.
+_numbers = count()
 
 
 class Compiler:
@@ -45,7 +48,6 @@ class Compiler:
         # Without `fullgraph`, what cannot be compiled would run as it is, and nobody would know.
         dynamic = None if is_dynamic else False
         self.options: dict[str, Any] = {"backend": backend, "mode": mode, "fullgraph": True, "dynamic": dynamic}
-        self.count = 0
         self.functions: dict[Hashable, _CompiledTerms] = {}
 
     def terms(
@@ -80,8 +82,7 @@ class Compiler:
         def run(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
-        self.count += 1
-        code = run.__code__.replace(co_name=f"compiled_{self.count}")
+        code = run.__code__.replace(co_name=f"compiled_{next(_numbers)}")
         compiled = torch.compile(FunctionType(code, run.__globals__, closure=run.__closure__), **self.options)
 
         def call(*args: Any, **kwargs: Any) -> Any:
