@@ -121,7 +121,7 @@ def test_every_option_equals_eager(name, compiled_graphs):
     options, num_functions = CASES[name]
     options = {key: value() if callable(value) else value for key, value in options.items()}
     assert len(compare(make(**options), compiled_graphs[0])) == num_functions
-    assert len(compiled_graphs[1]) == num_functions
+    assert len(compiled_graphs[1]) >= num_functions
 
 
 @pytest.mark.slow
