@@ -63,8 +63,8 @@ EVERY_DISCRIMINATOR = DiscriminatorConfig(
 @pytest.fixture(scope="session", autouse=True)
 def frozen_imports():
     """Exclude what the first run imports from garbage collection, see `pytest_collection_finish`."""
-    import_module("telecine.objective.video_autoencoder")
-    import_module("torchmetrics")
+    for name in ("telecine.objective.video_autoencoder", "torch._dynamo", "torchmetrics"):
+        import_module(name)
     gc.collect()
     gc.freeze()
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
 from telecine.base.checks import check_choice
@@ -75,7 +74,8 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight of the adversarial terms of `multiscale_discr_kwargs`.
         grad_penalty_loss_weight: Weight of the gradient penalty.
         quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
-        vgg_weights: VGG16 of LPIPS: a torchvision enum, the path of a file, or a state dict.
+        vgg_weights: VGG16 of LPIPS: `None` for `VGG16_Weights.DEFAULT` of torchvision, the path of a file, or a state
+            dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
         discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
@@ -101,7 +101,7 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
         grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
         quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
-        vgg_weights: WeightsSource = VGG16_Weights.DEFAULT,
+        vgg_weights: WeightsSource = None,
         discr_kwargs: DiscriminatorSpec | None = None,
         discr_3d_kwargs: DiscriminatorSpec | None = None,
         *,
