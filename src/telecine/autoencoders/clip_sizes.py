@@ -66,7 +66,8 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
     # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
-        return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
+        video = torch.zeros(1, 3, *size, device=device)
+        return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
 
 
 class Probe(nn.Module):
