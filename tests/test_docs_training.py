@@ -22,6 +22,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
+from telecine.training.planning import speed
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -240,7 +241,9 @@ def test_trackers(tmp_path):
 
 
 @pytest.mark.slow
-def test_hardware(folder, capsys):
+def test_hardware(folder, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
     assert main([*command[1:], "--config", "small.yaml"]) == 0
