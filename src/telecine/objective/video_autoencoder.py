@@ -74,8 +74,7 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight of the adversarial terms of `multiscale_discr_kwargs`.
         grad_penalty_loss_weight: Weight of the gradient penalty.
         quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
-        vgg_weights: VGG16 of LPIPS: `None` for `VGG16_Weights.DEFAULT` of torchvision, the path of a file, or a state
-            dict.
+        vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
         discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
