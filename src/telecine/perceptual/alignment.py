@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, describe, suggestion
+from telecine.base.checks import argument_error, check_count, check_fraction, describe
 from telecine.base.frozen import Frozen
-from telecine.base.imports import import_allowed
+from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
@@ -120,25 +121,15 @@ def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -
     """Return the network that `net` names, with its weights, see `Alignment`."""
     if isinstance(net, str) and net in BACKBONES:
         return BackboneMaps(LPIPS(net, weights=weights))
-    found = _import_network(net) if isinstance(net, str) else net
-    if not callable(found):
-        raise argument_error("net", 'a function, a module, "alex" or "vgg"', describe(found), "Pass one.")
+    found: Any = choose("net", net, BACKBONES)
+    if isinstance(net, str) and not isinstance(found, nn.Module):
+        found = found()
+        if not isinstance(found, nn.Module):
+            contract, got = "the path of a module, or of what builds one", f"{net!r}, {describe(found)}"
+            raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
     if weights is None:
         return found
     if not isinstance(found, nn.Module):
         raise argument_error("weights", "left out for a function", repr(weights), "Load them in the function.")
     load_state(found, Path(weights))
     return found
-
-
-def _import_network(path: str) -> Callable[[Frames], Tensor]:
-    """Return the module at a dotted path, or the one that the class or function there builds."""
-    if "." not in path:
-        contract = f"one of {', '.join(map(repr, BACKBONES))}, or a dotted path"
-        raise argument_error("net", contract, repr(path), suggestion(path, BACKBONES))
-    found = import_allowed(path, "net")
-    built = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(built, nn.Module):
-        contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"
-        raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
-    return built
