@@ -25,9 +25,8 @@ from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import clip_loader
 from telecine.settings import TrainConfig
-from telecine.settings.parse import config_from
+from telecine.settings.parse import config_from, read_yaml
 from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips

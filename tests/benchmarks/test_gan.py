@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from telecine.data import sample_videos
+from telecine.settings.parse import read_yaml
 from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
 from telecine.training import train
 
 SMALL = {

@@ -33,8 +33,8 @@ from telecine.base.shapes import Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
+from telecine.settings.parse import read_yaml
 from telecine.settings.validate import validate
-from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
-from telecine.settings.group import DeviceName, Settings
+from telecine.settings.group import PATH, DeviceName, Settings
 
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
@@ -44,7 +43,7 @@ def check_overlap(num_frames: int, overlap: int) -> None:
 class MeasuredClips(Settings):
     """Which clips are measured, and with which weights of a run."""
 
-    data: str | None = None
+    data: str | None = field(default=None, metadata=PATH)
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
     weights: SavedWeights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
@@ -63,12 +62,6 @@ class MeasuredClips(Settings):
     device: DeviceName = "auto"
     """Device to compute on."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("data", "features", "base", "flow"):  # a shell does not expand the `~` of `--data=~/videos`
-            if getattr(self, name, None) is not None:
-                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-
     @property
     def clip_limit(self) -> int:
         """`max_clips`, or its default."""
@@ -86,14 +79,14 @@ class MeasuredClips(Settings):
 class EvaluateConfig(MeasuredClips):
     """Which clips are measured, and with which metrics."""
 
-    features: str | None = None
+    features: str | None = field(default=None, metadata=PATH)
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
     than the network has features."""
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
-    flow: str | None = None
+    flow: str | None = field(default=None, metadata=PATH)
     """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs the extra `protocols`) or the path
     of torchvision's weights of RAFT, large or small."""
     chunk: int | None = None
@@ -128,7 +121,7 @@ class EvaluateConfig(MeasuredClips):
 class LatentsConfig(MeasuredClips):
     """Which clips are encoded, and the model whose latents they are compared with."""
 
-    base: str | None = None
+    base: str | None = field(default=None, metadata=PATH)
     """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
     fine-tuned."""
 
