@@ -29,16 +29,17 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PROBED_SIZE = 64
 
 
-class FeatureMaps(Frozen[nn.Module]):
+class FeatureMaps(Frozen[Callable[[Frames], Any]]):
     """A frozen network that returns several feature maps; it has no parameters and is in no state dict.
 
     Args:
-        net: A module of frames `(N, 3, H, W)` in [-1, 1] that returns a list of maps `(N, F, h, w)`, or of tokens
-            `(N, n, F)` of which the last `k * k` are a square map. It is frozen in place, and float32 at least.
+        net: A module or function of frames `(N, 3, H, W)` in [-1, 1] that returns maps `(N, F, h, w)`, or tokens
+            `(N, n, F)` of which the last `k * k` are a square map: one, or a list of them. A module is frozen in
+            place, and float32 at least.
         size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: their own.
     """
 
-    def __init__(self, net: nn.Module, size: int | None = None) -> None:
+    def __init__(self, net: Callable[[Frames], Any], size: int | None = None) -> None:
         super().__init__(net)
         self.size = size
 
@@ -48,18 +49,21 @@ class FeatureMaps(Frozen[nn.Module]):
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
-            return [_as_map(output) for output in net(network_input(frames, net, self.size))]
+            outputs = net(network_input(frames, net, self.size))
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return [_as_map(each, len(frames)) for each in outputs]
 
 
-def _as_map(output: object) -> FeatureMap:
+def _as_map(output: object, num_frames: int) -> FeatureMap:
     """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k."""
-    if isinstance(output, Tensor) and output.ndim == 3:
-        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
-        return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        contract = "a list of maps (N, F, h, w), or of tokens (N, n, F)"
-        raise argument_error("the result of `net`", contract, describe(output), "Choose other layers.")
-    return output
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != num_frames:
+        contract = f"a list of maps (N, F, h, w) or of tokens (N, n, F), or one of them, for N = {num_frames} frames"
+        remedy = "Choose other layers, or wrap it in a function that returns such a map."
+        raise argument_error("the result of `net`", contract, describe(output), remedy)
+    if output.ndim == 4:
+        return output
+    side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
+    return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
 class BackboneMaps(nn.Module):
