@@ -113,7 +113,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]
     a, b = (_table({"published": {}, **protocol}, "published") for protocol in (first, second))
-    versions = [_table({"versions": {}, **protocol}, "versions") for protocol in (first, second)]
+    before, after = (_table({"versions": {}, **protocol}, "versions") for protocol in (first, second))
     differing = _differing(a, b, {**a, **b} if a.get("name") == b.get("name") else ["name"], "published.")
     differing += _differing(first, second, MUST_MATCH)
     for field in ("metrics", "backbones"):
@@ -124,7 +124,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
     warnings = _differing(first, second, SHOULD_MATCH)
-    warnings += _differing(*versions, sorted(versions[0].keys() | versions[1].keys()), "versions.")
+    warnings += _differing(before, after, sorted(before.keys() | after.keys()), "versions.")
     if unshared := sorted(metrics[0].keys() ^ metrics[1].keys()):
         warnings.append(f"only one has {', '.join(unshared)}")
     return warnings
