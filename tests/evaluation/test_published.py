@@ -39,6 +39,8 @@ VIDTOK, TOKENBENCH = PROTOCOLS["vidtok"], PROTOCOLS["tokenbench"]
 class Fake(nn.Module):
     """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
 
+    sampler = None
+
     def forward(self, video, sample_posterior=True, *, generator=None):
         noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0
         return Reconstruction(0.8 * video + 0.1 * video.mean(2, keepdim=True) + 0.05 * noise, {})

@@ -135,6 +135,8 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
             raise argument_error("data", "videos with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
         description |= {"data": config.data, "subject": source.title}
+        if isinstance(source, ModelSource):
+            description["sampler"] = tuple(source.sampler().items())
         evaluation = _summarize(results, metric_set, description, flat)
         evaluation = replace(evaluation, is_main_process=processes.is_main)
         if output is not None and processes.is_main:

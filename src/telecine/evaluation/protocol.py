@@ -186,6 +186,8 @@ class EvaluationProtocol:
     """Pairs of a metric that is not reported and the reason."""
     reconstruction: str = "clamped to the value range before measuring"
     """Processing of reconstructions before measuring."""
+    sampler: tuple[tuple[str, object], ...] = ()
+    """Name, steps and seed by which a decoder that generates is sampled, as pairs; empty for others."""
     published: tuple[tuple[str, object], ...] = ()
     """The fields of the published protocol, as pairs."""
 
@@ -207,7 +209,7 @@ class EvaluationProtocol:
         """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
         values: dict[str, object] = asdict(self)
         del values["definitions"]
-        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "published")}
+        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "sampler", "published")}
         values["value_range"] = list(VALUE_RANGE)
         values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
         versions = {package: version(package) for package in ("telecine", "torch", "torchmetrics", "av")}

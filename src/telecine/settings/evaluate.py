@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
@@ -40,13 +40,31 @@ def check_overlap(num_frames: int, overlap: int) -> None:
 
 
 @dataclass(frozen=True)
-class MeasuredClips(Settings):
+class ModelUse(Settings):
+    """Which weights of a run are used, where, and how they decode."""
+
+    weights: SavedWeights = "ema"
+    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
+    device: DeviceName = "auto"
+    """Device to compute on."""
+    decode_steps: int | None = None
+    """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
+    decode_seed: int | None = None
+    """Seed of the noise that such a decoder starts from. Default: 0."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The steps and the seed that are given, as fields of a sampler."""
+        given = {"steps": self.decode_steps, "seed": self.decode_seed}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MeasuredClips(ModelUse):
     """Which clips are measured, and with which weights of a run."""
 
     data: str | None = field(default=None, metadata=PATH)
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
-    weights: SavedWeights = "ema"
-    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int | None = None
     """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
     of the protocol."""
@@ -59,8 +77,6 @@ class MeasuredClips(Settings):
     """Width of a clip. Default: like `height`."""
     stride: int | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
 
     @property
     def clip_limit(self) -> int:
@@ -127,7 +143,7 @@ class LatentsConfig(MeasuredClips):
 
 
 @dataclass(frozen=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
     num_frames: int = 17
@@ -147,10 +163,6 @@ class ReconstructConfig(Settings):
     """Width to resize the video to. Default: like `height`."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""
-    weights: SavedWeights = "ema"
-    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

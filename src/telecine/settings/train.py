@@ -275,10 +275,14 @@ class DistillConfig(TrainConfig):
     """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
     VAE; or a run of telecine."""
     student: str = "small"
-    """The student's decoder: "small", "tiny", or a YAML or JSON file with settings of `causal_vae`."""
+    """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
+    with settings of `causal_vae`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
     latent_weight: float = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
     teacher_weight: float = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
+    teacher_decode_steps: int = 8
+    """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
+    same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
