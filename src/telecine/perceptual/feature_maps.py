@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.frozen import Frozen
-from telecine.base.precision import autocast_off
+from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames
 from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
-from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource, load_state
 
@@ -45,11 +45,15 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""
-        net = self.module
+        net, x = self.module, at_least_float32(frames)
+        if isinstance(net, nn.Module):
+            x = x.to(next(net.parameters(), x).dtype)
+        if self.size is not None:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
-            outputs = net(network_input(frames, net, self.size))
+            outputs = net(x)
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         return [_as_map(each, len(frames)) for each in outputs]
 
