@@ -143,15 +143,19 @@ def digest_of_encoder(autoencoder: nn.Module) -> str:
     return digest_of_tensors((name, state[name]) for name in state if name.split(".")[0] not in DECODER)
 
 
+def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return a description of each tensor that is missing, unexpected or of another shape."""
+    missing = [f"no {name}" for name in expected if name not in found]
+    unexpected = [f"an unexpected {name}" for name in found if name not in expected]
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    return missing + unexpected + [f"{name} of shape {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
+
+
 def check_tensors(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
 ) -> None:
-    """Raise a `ValueError` with the first few tensors that are missing, unexpected or of another shape, if any are."""
-    problems = [f"no {key}" for key in expected if key not in found]
-    problems += [f"an unexpected {key}" for key in found if key not in expected]
-    shapes = {key: (tuple(found[key].shape), tuple(expected[key].shape)) for key in expected if key in found}
-    problems += [f"{key} of shape {a} instead of {b}" for key, (a, b) in shapes.items() if a != b]
-    if problems:
+    """Raise a `ValueError` with the first few `mismatches`, if there are any."""
+    if problems := mismatches(expected, found):
         more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
 
