@@ -84,7 +84,9 @@ def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: T
     if gradient is None:
         return None
     before, known[index] = known[index], None
-    scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
+    if factor is None:
+        return gradient if before is None else before + gradient
+    scale = factor.to(gradient.dtype)
     return scale * gradient if before is None else before.addcmul(scale, gradient)
 
 
