@@ -87,8 +87,7 @@ class FeatureDiscriminator(GradientCheckpointing):
         parameters = conv_parameters(convs, x)
         of_heads = [parameters[first : first + 3] for first in range(0, len(convs), 3)]
         outputs = [head(each, *given) for head, each, given in zip(self.heads, maps, of_heads, strict=True)]
-        size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
-        logits = [F.adaptive_avg_pool3d(logits, (x.shape[2], *size)) for logits, _ in outputs]
+        logits = _pooled_to_the_smallest([logits for logits, _ in outputs])
         return DiscriminatorOutput(torch.cat(logits, 1), tuple(each for _, features in outputs for each in features))
 
     def _normalised_maps(self, video: Video) -> list[Tensor]:
@@ -97,9 +96,15 @@ class FeatureDiscriminator(GradientCheckpointing):
         # With gradient checkpointing, the activations of `len(video)` frames are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
-        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
+        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)] if len(chunks) > 1 else chunks[0]
         clips = (each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps)
         return [F.group_norm(clip, 1) for clip in clips]
+
+
+def _pooled_to_the_smallest(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps `(B, 1, T, h, w)` with the smallest height and width, larger ones averaged."""
+    size = tuple(min(each.shape[dim] for each in maps) for dim in (-2, -1))
+    return [each if each.shape[-2:] == size else F.adaptive_avg_pool3d(each, (each.shape[2], *size)) for each in maps]
 
 
 class _Head(nn.Module):

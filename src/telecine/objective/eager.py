@@ -108,10 +108,10 @@ class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            None if gradient is None else (grad_output * gradient).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        known = [gradient for gradient in ctx.saved_tensors if gradient is not None]
+        scaled = iter(torch._foreach_mul(known, grad_output) if known else ())
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if gradient is None else next(scaled).to(dtype) for gradient, dtype in pairs]
         return (None, None, *scaled, *[None] * len(scaled))
 
 

@@ -62,7 +62,8 @@ def train_step(
     """
     with shared_spectral_norms():
         logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
-    log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
+    means = torch.stack([torch.stack(list(log.values())) for log in logs]).mean(0)
+    log = _finite_values(dict(zip(logs[0], means, strict=True)), state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:
