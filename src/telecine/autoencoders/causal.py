@@ -31,6 +31,7 @@ from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
+from telecine.base.precision import call_with_cast_weights
 from telecine.base.shapes import Video, check_video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
@@ -115,7 +116,10 @@ class CausalAutoencoder(LatentAutoencoder):
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
+        last_layer = self.decoder.network[-1]  # the adaptive weight needs its gradient alone
+        return cast(
+            Video, call_with_cast_weights(self.decoder, latent.to(self.last_layer.dtype), separately=last_layer)
+        )
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -175,7 +179,7 @@ class CausalVAE(CausalAutoencoder):
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
-        mean, logvar = self.encoder(video)
+        mean, logvar = call_with_cast_weights(self.encoder, video)
         if self.bottleneck is None:
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)

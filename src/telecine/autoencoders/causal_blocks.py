@@ -6,12 +6,12 @@ import math
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
+from telecine.ops.unit_vectors import unit_vectors
 
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
@@ -74,7 +74,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, video: Video) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
-        return F.normalize(video, dim=1, eps=1e-6) * (math.sqrt(video.shape[1]) * self.scale)
+        return unit_vectors(video, 1e-6, is_smooth=False) * (math.sqrt(video.shape[1]) * self.scale)
 
 
 class ResidualBlock(nn.Module):

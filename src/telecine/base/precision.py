@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -30,6 +32,26 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+def call_with_cast_weights(module: nn.Module, x: Tensor, *, separately: nn.Module | None = None) -> Any:
+    """Return `module(x)`; autocast's casts of the weights of linear layers and convolutions are one operator.
+
+    The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
+    as are all in compiled code, which fuses casts, and all if some are sharded over processes.
+    """
+    dtype, others = autocast_dtype(x.device), set() if separately is None else {*separately.modules()}
+    weights = {
+        f"{layer_name}.{name}": weight
+        for layer_name, layer in ([] if dtype is None else module.named_modules())
+        if layer not in others and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        for name, weight in layer.named_parameters(recurse=False)
+        if weight.dtype == torch.float32
+    }
+    if dtype is None or torch.compiler.is_compiling() or any(map(is_traceable_wrapper_subclass, weights.values())):
+        return module(x)
+    casts = cast_together(list(weights.values()), dtype)
+    return functional_call(module, dict(zip(weights, casts, strict=True)), (x,))
+
+
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Convert tensors of one dtype in one operator, and their gradients in one; no second derivatives."""
     return cast(tuple[Tensor, ...], _CastTogether.apply(dtype, *tensors))
@@ -38,13 +60,15 @@ def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor
 class _CastTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         ctx.dtype = tensors[0].dtype
         return _copies(tensors, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *_copies(gradients, ctx.dtype))
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        copies = iter(_copies([each for each in gradients if each is not None], ctx.dtype))
+        return (None, *(None if each is None else next(copies) for each in gradients))
 
 
 def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -103,8 +103,10 @@ class FeatureDiscriminator(GradientCheckpointing):
 
 def _pooled_to_the_smallest(maps: Sequence[Tensor]) -> list[Tensor]:
     """Return maps `(B, 1, T, h, w)` with the smallest height and width, larger ones averaged."""
-    size = tuple(min(each.shape[dim] for each in maps) for dim in (-2, -1))
-    return [each if each.shape[-2:] == size else F.adaptive_avg_pool3d(each, (each.shape[2], *size)) for each in maps]
+    height, width = (min(each.shape[dim] for each in maps) for dim in (-2, -1))
+    sizes = [(each.shape[2], height, width) for each in maps]
+    pairs = zip(maps, sizes, strict=True)
+    return [each if each.shape[2:] == size else F.adaptive_avg_pool3d(each, size) for each, size in pairs]
 
 
 class _Head(nn.Module):

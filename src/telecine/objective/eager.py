@@ -109,9 +109,9 @@ class _PrecomputedGrad(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         known = [gradient for gradient in ctx.saved_tensors if gradient is not None]
-        scaled = iter(torch._foreach_mul(known, grad_output) if known else ())
+        products = iter(torch._foreach_mul(known, grad_output) if known else ())
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = [None if gradient is None else next(scaled).to(dtype) for gradient, dtype in pairs]
+        scaled = [None if gradient is None else next(products).to(dtype) for gradient, dtype in pairs]
         return (None, None, *scaled, *[None] * len(scaled))
 
 
