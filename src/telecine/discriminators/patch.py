@@ -30,7 +30,6 @@ Norm: TypeAlias = Literal["group", "none", "spectral"]
 # Normalising fewer channels per group, on a map of one position, leaves almost no gradient.
 CHANNELS_PER_GROUP = 16
 
-
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 
@@ -58,16 +57,14 @@ def conv_parameters(layers: Iterable[nn.Module], x: Tensor) -> list[ConvParamete
     its own norm, with a step of the power iteration in each pass.
     """
     convs = cast(list[nn.Conv2d | nn.Conv3d], list(layers))
-    biases = [cast(Tensor, conv.bias) for conv in convs]
-    dtype = autocast_dtype(x.device) if biases[0].dtype == torch.float32 else None
+    dtype = autocast_dtype(x.device)
     with autocast_off(x.device):
-        if torch.compiler.is_compiling():
-            return [(conv.weight, conv.bias) for conv in convs]
-        has_norms = is_parametrized(convs[0], "weight")
-        weights = normalised_weights(convs, dtype) if has_norms else [conv.weight for conv in convs]
-        if dtype is not None:
-            values = cast_together(biases if has_norms else [*weights, *biases], dtype)
-            weights, biases = (weights if has_norms else values[: len(convs)]), list(values[-len(convs) :])
+        biases = [cast(Tensor, conv.bias) for conv in convs]
+        has_norms = is_parametrized(convs[0], "weight") and not torch.compiler.is_compiling()
+        weights = normalised_weights(convs) if has_norms else [conv.weight for conv in convs]
+        if dtype is not None and biases[0].dtype == torch.float32 and not torch.compiler.is_compiling():
+            values = cast_together([*weights, *biases], dtype)
+            return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
         return list(zip(weights, biases, strict=True))
 
 

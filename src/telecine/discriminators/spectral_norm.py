@@ -28,8 +28,6 @@ class _Normalised(NamedTuple):
     """That of the right ones, `(layers, width, 1)`."""
     sigma: Tensor
     """The estimate of the largest singular values `(layers,)`."""
-    cast: dict[torch.dtype, list[Tensor]]
-    """The weights by dtype."""
 
 
 # By the first layer. None outside of `shared_spectral_norms`.
@@ -51,8 +49,8 @@ def shared_spectral_norms() -> Iterator[None]:
             _shared.reset(before)
 
 
-def normalised_weights(layers: Sequence[nn.Module], dtype: torch.dtype | None) -> Sequence[Tensor]:
-    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their spectral norms, in `dtype`.
+def normalised_weights(layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their spectral norms.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     Gradients are those of PyTorch's parametrization; second derivatives with respect to weights do not exist.
@@ -64,7 +62,7 @@ def normalised_weights(layers: Sequence[nn.Module], dtype: torch.dtype | None) -
         if shared is not None:
             shared[layers[0]] = found
     originals = [_norm_of(layer).original for layer in layers]
-    return cast(tuple[Tensor, ...], _Normalise.apply(found, dtype or found.sigma.dtype, *originals))
+    return cast(tuple[Tensor, ...], _Normalise.apply(found, *originals))
 
 
 def _norm_of(layer: nn.Module) -> Any:
@@ -74,24 +72,23 @@ def _norm_of(layer: nn.Module) -> Any:
 @torch.no_grad()
 def _normalise(layers: Sequence[nn.Module]) -> _Normalised:
     norms = [_norm_of(layer) for layer in layers]
-    originals = [norm.original for norm in norms]
-    vectors = [norm[0]._u for norm in norms] + [norm[0]._v for norm in norms]
-    matrices = [original.flatten(1) for original in originals]
-    matrix = _padded(matrices)
-    u, v = (_padded([x[:, None] for x in half]) for half in (vectors[: len(norms)], vectors[len(norms) :]))
+    originals, steps = [norm.original for norm in norms], [norm[0] for norm in norms]
+    us, vs, eps = [step._u for step in steps], [step._v for step in steps], steps[0].eps
+    matrix, v = _padded([original.flatten(1) for original in originals]), _padded([each[:, None] for each in vs])
     if layers[0].training:
-        u = F.normalize(matrix @ v, dim=1, eps=norms[0][0].eps)
-        v = F.normalize(matrix.mT @ u, dim=1, eps=norms[0][0].eps)
-        torch._foreach_copy_(vectors, [row[: len(x), 0] for x, row in zip(vectors, [*u, *v], strict=True)])
+        u = F.normalize(matrix @ v, dim=1, eps=eps)
+        v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
+        torch._foreach_copy_(us + vs, [row[: len(x), 0] for x, row in zip(us + vs, [*u, *v], strict=True)])
+    else:
+        u = _padded([each[:, None] for each in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
-    weights = list(torch._foreach_div(originals, sigma.unbind()))
-    return _Normalised(weights, u, v, sigma, {sigma.dtype: weights})
+    return _Normalised(list(torch._foreach_div(originals, sigma.unbind())), u, v, sigma)
 
 
-def _padded(matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+def _padded(matrices: Sequence[Tensor]) -> Tensor:
     """Return matrices as a batch of the largest height and width, with zeros below and to the right."""
     height, width = (max(matrix.shape[dim] for matrix in matrices) for dim in (0, 1))
-    batch = matrices[0].new_zeros(len(matrices), height, width, dtype=dtype)
+    batch = matrices[0].new_zeros(len(matrices), height, width)
     torch._foreach_copy_(_parts(batch, matrices), list(matrices))
     return batch
 
@@ -101,15 +98,12 @@ def _parts(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Known normalised weights in a dtype, as a function of the weights before; u and v are constants."""
+    """Known normalised weights as a function of the weights before; u and v are constants."""
 
     @staticmethod
-    def forward(ctx: Any, known: _Normalised, dtype: torch.dtype, *originals: Tensor) -> tuple[Tensor, ...]:
-        if dtype not in known.cast:
-            known.cast[dtype] = [torch.empty_like(weight, dtype=dtype) for weight in known.weights]
-            torch._foreach_copy_(known.cast[dtype], known.weights)
+    def forward(ctx: Any, known: _Normalised, *originals: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(known.u, known.v, known.sigma, *known.weights)
-        return tuple(weight.detach() for weight in known.cast[dtype])
+        return tuple(weight.detach() for weight in known.weights)
 
     @staticmethod
     @once_differentiable
@@ -117,8 +111,8 @@ class _Normalise(torch.autograd.Function):
         """With `W = W' / sigma` and `sigma = u^T W' v`, return `(G - <G, W> u v^T) / sigma`."""
         u, v, sigma, *weights = ctx.saved_tensors
         matrices = [each.flatten(1) for each in (*gradients, *weights)]
-        gradient, weight = _padded(matrices, sigma.dtype).chunk(2)
+        gradient, weight = _padded(matrices).chunk(2)
         inner = (gradient * weight).sum((1, 2), keepdim=True)
         found = torch.baddbmm(gradient, inner * u, v.mT, alpha=-1) / sigma.view(-1, 1, 1)
         parts = zip(_parts(found, matrices[: len(weights)]), weights, strict=True)
-        return (None, None, *(part.unflatten(1, original.shape[1:]) for part, original in parts))
+        return (None, *(part.unflatten(1, original.shape[1:]) for part, original in parts))
