@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,22 +39,23 @@ def call_with_cast_weights(module: nn.Module, x: Tensor, *, separately: nn.Modul
     as are all in compiled code, which fuses casts, and all if some are sharded over processes.
     """
     dtype, others = autocast_dtype(x.device), set() if separately is None else {*separately.modules()}
+    if dtype is None or torch.compiler.is_compiling():
+        return module(x)
     weights = {
         f"{layer_name}.{name}": weight
-        for layer_name, layer in ([] if dtype is None else module.named_modules())
+        for layer_name, layer in module.named_modules()
         if layer not in others and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
         for name, weight in layer.named_parameters(recurse=False)
         if weight.dtype == torch.float32
     }
-    if dtype is None or torch.compiler.is_compiling() or any(map(is_traceable_wrapper_subclass, weights.values())):
+    if any(map(is_traceable_wrapper_subclass, weights.values())):
         return module(x)
-    casts = cast_together(list(weights.values()), dtype)
-    return functional_call(module, dict(zip(weights, casts, strict=True)), (x,))
+    return functional_call(module, dict(zip(weights, cast_together([*weights.values()], dtype), strict=True)), (x,))
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Convert tensors of one dtype in one operator, and their gradients in one; no second derivatives."""
-    return cast(tuple[Tensor, ...], _CastTogether.apply(dtype, *tensors))
+    return _CastTogether.apply(dtype, *tensors)
 
 
 class _CastTogether(torch.autograd.Function):
@@ -62,16 +63,14 @@ class _CastTogether(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.dtype = tensors[0].dtype
-        return _copies(tensors, dtype)
+        copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+        torch._foreach_copy_(copies, tensors)
+        return copies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        copies = iter(_copies([each for each in gradients if each is not None], ctx.dtype))
-        return (None, *(None if each is None else next(copies) for each in gradients))
-
-
-def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-    torch._foreach_copy_(copies, tuple(tensors))
-    return copies
+        copies = [None if each is None else torch.empty_like(each, dtype=ctx.dtype) for each in gradients]
+        known, sources = [x for x in copies if x is not None], [x for x in gradients if x is not None]
+        torch._foreach_copy_(known, sources)
+        return (None, *copies)

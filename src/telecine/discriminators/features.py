@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
-from telecine.discriminators.patch import ConvParameters, PatchConv3d, conv_parameters
+from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
 from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
 
@@ -84,10 +84,11 @@ class FeatureDiscriminator(GradientCheckpointing):
                 conditioned_on = self._normalised_maps(check_condition(condition, x))
             maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         convs = [conv for head in self.heads for conv in head.children()]
-        parameters = conv_parameters(convs, x)
-        of_heads = [parameters[first : first + 3] for first in range(0, len(convs), 3)]
-        outputs = [head(each, *given) for head, each, given in zip(self.heads, maps, of_heads, strict=True)]
-        logits = _pooled_to_the_smallest([logits for logits, _ in outputs])
+        of_heads = zip(*[iter(conv_parameters(convs, x))] * 3, strict=True)
+        outputs = [head(each, *known) for head, each, known in zip(self.heads, maps, of_heads, strict=True)]
+        height, width = (min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
+        size = (x.shape[2], height, width)
+        logits = [y if y.shape[2:] == size else F.adaptive_avg_pool3d(y, size) for y, _ in outputs]
         return DiscriminatorOutput(torch.cat(logits, 1), tuple(each for _, features in outputs for each in features))
 
     def _normalised_maps(self, video: Video) -> list[Tensor]:
@@ -101,26 +102,18 @@ class FeatureDiscriminator(GradientCheckpointing):
         return [F.group_norm(clip, 1) for clip in clips]
 
 
-def _pooled_to_the_smallest(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return maps `(B, 1, T, h, w)` with the smallest height and width, larger ones averaged."""
-    height, width = (min(each.shape[dim] for each in maps) for dim in (-2, -1))
-    sizes = [(each.shape[2], height, width) for each in maps]
-    pairs = zip(maps, sizes, strict=True)
-    return [each if each.shape[2:] == size else F.adaptive_avg_pool3d(each, size) for each, size in pairs]
-
-
 class _Head(nn.Module):
     """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.conv_in = spectral_norm(PatchConv3d(channels, dim, 1))
-        self.conv = spectral_norm(PatchConv3d(dim, dim, 3, padding=1))
-        self.to_logits = spectral_norm(PatchConv3d(dim, 1, 3, padding=1))
+        self.conv_in = spectral_norm(nn.Conv3d(channels, dim, 1))
+        self.conv = spectral_norm(nn.Conv3d(dim, dim, 3, padding=1))
+        self.to_logits = spectral_norm(nn.Conv3d(dim, 1, 3, padding=1))
 
     def forward(self, x: Tensor, *parameters: ConvParameters) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits `(B, 1, T, h, w)` and two activations."""
         of_input, of_hidden, of_logits = parameters
-        first = F.leaky_relu(self.conv_in(x, of_input), 0.2)
-        second = F.leaky_relu(self.conv(first, of_hidden), 0.2)
-        return self.to_logits(second, of_logits), (first, second)
+        first = F.leaky_relu(convolved(x, self.conv_in, of_input), 0.2)
+        second = F.leaky_relu(convolved(first, self.conv, of_hidden), 0.2)
+        return convolved(second, self.to_logits, of_logits), (first, second)

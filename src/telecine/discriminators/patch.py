@@ -8,10 +8,10 @@ spans 3 frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import ClassVar, Literal, TypeAlias, cast, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,38 +34,21 @@ ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 
 
-class _Conv2d(nn.Conv2d):
-    """Convolution with parameters of `conv_parameters`."""
-
-    def forward(self, x: Tensor, parameters: ConvParameters) -> Tensor:  # type: ignore[override]
-        return F.conv2d(x, *parameters, self.stride, self.padding)
-
-
-class PatchConv3d(nn.Conv3d):
-    """As `_Conv2d`, for videos."""
-
-    def forward(self, x: Tensor, parameters: ConvParameters) -> Tensor:  # type: ignore[override]
-        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
-        return padded_conv3d(x, self, *parameters)
-
-
-def conv_parameters(layers: Iterable[nn.Module], x: Tensor) -> list[ConvParameters]:
+def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     """Return weight and bias of each convolution in the dtype that autocast uses for `x`, computed all at once.
 
-    All have a spectral norm or none. The norms are computed in the precision of the parameters: in float16 the gradient
-    of one, a sum over the whole weight, would overflow under a loss scale. In compiled code each convolution computes
-    its own norm, with a step of the power iteration in each pass.
+    All have a spectral norm or none; in float16 the gradient of one, a sum over the whole weight, would overflow. In
+    compiled code each convolution computes its own, with a step of the power iteration in each pass.
     """
-    convs = cast(list[nn.Conv2d | nn.Conv3d], list(layers))
-    dtype = autocast_dtype(x.device)
+    dtype, is_compiled = autocast_dtype(x.device), torch.compiler.is_compiling()
     with autocast_off(x.device):
-        biases = [cast(Tensor, conv.bias) for conv in convs]
-        has_norms = is_parametrized(convs[0], "weight") and not torch.compiler.is_compiling()
-        weights = normalised_weights(convs) if has_norms else [conv.weight for conv in convs]
-        if dtype is not None and biases[0].dtype == torch.float32 and not torch.compiler.is_compiling():
-            values = cast_together([*weights, *biases], dtype)
-            return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
-        return list(zip(weights, biases, strict=True))
+        if is_parametrized(convs[0], "weight") and not is_compiled:
+            values = [*normalised_weights(convs), *(conv.bias for conv in convs)]
+        else:
+            values = [*(conv.weight for conv in convs), *(conv.bias for conv in convs)]
+        if dtype is not None and values[0].dtype == torch.float32 and not is_compiled:
+            values = [*cast_together(values, dtype)]
+    return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
 
 
 class _PatchNetwork(GradientCheckpointing):
@@ -95,10 +78,10 @@ class _PatchNetwork(GradientCheckpointing):
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            conv: nn.Module = _Conv2d(width_in, width_out, kernel, space_stride, padding=1)
+            conv: nn.Module = nn.Conv2d(width_in, width_out, kernel, space_stride, padding=1)
         else:
             strides = (time_stride, space_stride, space_stride)
-            conv = PatchConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+            conv = nn.Conv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
         return spectral_norm(conv) if self.norm == "spectral" else conv
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
@@ -113,13 +96,13 @@ class _PatchNetwork(GradientCheckpointing):
             contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
             got, remedy = "{} x {}".format(*x.shape[-2:]), "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, got, remedy)
-        convs = [next(block.children()) for block in self.blocks]
-        *parameters, of_logits = conv_parameters([*convs, self.to_logits], x)
+        convs = [*(next(block.children()) for block in self.blocks), self.to_logits]
+        *parameters, of_logits = conv_parameters(convs, x)
         features = []
         for block, of_block in zip(self.blocks, parameters, strict=True):
             x = self.run_block(block, x, of_block)
             features.append(x)
-        return DiscriminatorOutput(self.to_logits(x, of_logits).squeeze(1), tuple(features))
+        return DiscriminatorOutput(convolved(x, self.to_logits, of_logits).squeeze(1), tuple(features))
 
 
 class _Layer(nn.Sequential):
@@ -128,7 +111,13 @@ class _Layer(nn.Sequential):
     def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
         """Map a batch, with parameters of the convolution."""
         conv, *others = self
-        return reduce(lambda y, layer: layer(y), others, conv(x, *parameters))
+        return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))
+
+
+def convolved(x: Tensor, conv: Any, parameters: ConvParameters) -> Tensor:
+    """Return `conv(x)` of images or videos, with parameters of `conv_parameters`."""
+    is_video = x.ndim == 5
+    return padded_conv3d(x, conv, *parameters) if is_video else F.conv2d(x, *parameters, conv.stride, conv.padding)
 
 
 def _num_groups(channels: int) -> int:

@@ -1,37 +1,21 @@
-"""Spectral normalisation (arXiv:1802.05957) of all convolutions of a network at once, and once for many passes.
-
-The state is that of PyTorch's `spectral_norm`, which computes each layer by itself in each pass. Here the matrices of
-the layers are padded with zeros to one size, so that an operator has all of them in its batch.
-"""
+"""Spectral norms (arXiv:1802.05957) of all layers of a network at once, as a batch of matrices padded with zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import ParametrizationList
 
-
-class _Normalised(NamedTuple):
-    """The normalised weights of some layers, and what their gradients need."""
-
-    weights: list[Tensor]
-    u: Tensor
-    """The estimate of the first left singular vectors, `(layers, height, 1)`, padded with zeros."""
-    v: Tensor
-    """That of the right ones, `(layers, width, 1)`."""
-    sigma: Tensor
-    """The estimate of the largest singular values `(layers,)`."""
-
-
-# By the first layer. None outside of `shared_spectral_norms`.
-_shared: ContextVar[dict[nn.Module, _Normalised] | None] = ContextVar("shared", default=None)
+# Normalised weights by the first layer; u and v, `(layers, size, 1)`, padded; sigma. None outside of a shared context.
+_shared: ContextVar[dict[nn.Module, tuple[list[Tensor], Tensor, Tensor, Tensor]] | None] = ContextVar(
+    "shared", default=None
+)
 
 
 @contextmanager
@@ -40,49 +24,38 @@ def shared_spectral_norms() -> Iterator[None]:
 
     The weights must not change inside. Contexts inside others have no effect.
     """
-    is_outermost = _shared.get() is None
-    before = _shared.set({}) if is_outermost else None
+    outer = _shared.get()
+    token = _shared.set({} if outer is None else outer)
     try:
         yield
     finally:
-        if before is not None:
-            _shared.reset(before)
+        _shared.reset(token)
 
 
-def normalised_weights(layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their spectral norms.
+def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
+    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms; no second derivatives.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
-    Gradients are those of PyTorch's parametrization; second derivatives with respect to weights do not exist.
     """
     shared = _shared.get()
-    found = None if shared is None else shared.get(layers[0])
-    if found is None:
-        found = _normalise(layers)
-        if shared is not None:
-            shared[layers[0]] = found
-    originals = [_norm_of(layer).original for layer in layers]
-    return cast(tuple[Tensor, ...], _Normalise.apply(found, *originals))
-
-
-def _norm_of(layer: nn.Module) -> Any:
-    return cast(ParametrizationList, cast(nn.ModuleDict, layer.parametrizations)["weight"])
+    shared = {} if shared is None else shared
+    if layers[0] not in shared:
+        shared[layers[0]] = _normalise([layer.parametrizations.weight for layer in layers])
+    originals = [layer.parametrizations.weight.original for layer in layers]
+    return _Normalise.apply(*shared[layers[0]], *originals)
 
 
 @torch.no_grad()
-def _normalise(layers: Sequence[nn.Module]) -> _Normalised:
-    norms = [_norm_of(layer) for layer in layers]
-    originals, steps = [norm.original for norm in norms], [norm[0] for norm in norms]
-    us, vs, eps = [step._u for step in steps], [step._v for step in steps], steps[0].eps
-    matrix, v = _padded([original.flatten(1) for original in originals]), _padded([each[:, None] for each in vs])
-    if layers[0].training:
+def _normalise(norms: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    originals, eps = [norm.original for norm in norms], norms[0][0].eps
+    us, vs = [norm[0]._u for norm in norms], [norm[0]._v for norm in norms]
+    matrix, u, v = map(_padded, ([x.flatten(1) for x in originals], [x[:, None] for x in us], [x[:, None] for x in vs]))
+    if norms[0].training:
         u = F.normalize(matrix @ v, dim=1, eps=eps)
         v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
         torch._foreach_copy_(us + vs, [row[: len(x), 0] for x, row in zip(us + vs, [*u, *v], strict=True)])
-    else:
-        u = _padded([each[:, None] for each in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
-    return _Normalised(list(torch._foreach_div(originals, sigma.unbind())), u, v, sigma)
+    return list(torch._foreach_div(originals, sigma.unbind())), u, v, sigma
 
 
 def _padded(matrices: Sequence[Tensor]) -> Tensor:
@@ -101,9 +74,9 @@ class _Normalise(torch.autograd.Function):
     """Known normalised weights as a function of the weights before; u and v are constants."""
 
     @staticmethod
-    def forward(ctx: Any, known: _Normalised, *originals: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(known.u, known.v, known.sigma, *known.weights)
-        return tuple(weight.detach() for weight in known.weights)
+    def forward(ctx: Any, weights: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors[:3], *weights)
+        return tuple(weight.detach() for weight in weights)
 
     @staticmethod
     @once_differentiable
@@ -115,4 +88,4 @@ class _Normalise(torch.autograd.Function):
         inner = (gradient * weight).sum((1, 2), keepdim=True)
         found = torch.baddbmm(gradient, inner * u, v.mT, alpha=-1) / sigma.view(-1, 1, 1)
         parts = zip(_parts(found, matrices[: len(weights)]), weights, strict=True)
-        return (None, *(part.unflatten(1, original.shape[1:]) for part, original in parts))
+        return (*[None] * 4, *(part.reshape(each.shape) for part, each in parts))

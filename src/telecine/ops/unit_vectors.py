@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def unit_vectors(x: Tensor, eps: float, *, is_smooth: bool) -> Tensor:
-    """Divide `(B, C, ...)` by its 2-norm over the channels, which is at least `eps`.
-
-    That is `F.normalize(x, eps=eps)`; if it is smooth, the norm is `sqrt(|x|^2 + eps^2)`. The graph is kept.
-    """
+    """Divide `(B, C, ...)` by `max(|x|, eps)` over the channels, or by `sqrt(|x|^2 + eps^2)` if that is smooth."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return _scaled(x, eps, is_smooth)[0]
-    return cast(Tensor, _UnitVectors.apply(x, eps, is_smooth))
+    return _UnitVectors.apply(x, eps, is_smooth)
 
 
 def _scaled(x: Tensor, eps: float, is_smooth: bool) -> tuple[Tensor, Tensor]:
@@ -29,17 +26,16 @@ def _scaled(x: Tensor, eps: float, is_smooth: bool) -> tuple[Tensor, Tensor]:
 
 class _UnitVectors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, is_smooth: bool) -> Tensor:
-        y, scale = _scaled(x, eps, is_smooth)
+    def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
+        y, scale = _scaled(x, *options)
         ctx.save_for_backward(x, scale)
-        ctx.options = (eps, is_smooth)
+        ctx.options = options
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         """With `y = x / n`, return `(g - <g, y> y) / n`, or `g / n` where `n` is the bound."""
-        x, scale = ctx.saved_tensors
-        eps, is_smooth = ctx.options
+        (x, scale), (eps, is_smooth) = ctx.saved_tensors, ctx.options
         if torch.is_grad_enabled():  # for a second derivative
             y = _scaled(x, eps, is_smooth)[0]
             return torch.autograd.grad(y, x, grad_output, create_graph=True)[0], None, None
@@ -47,6 +43,5 @@ class _UnitVectors(torch.autograd.Function):
         y = divide(x, scale)
         inner = (grad_output * y).sum(dim=1, keepdim=True)
         if not is_smooth:  # 0 where the norm is `eps`, which is rounded to the norm's precision
-            bound = eps * (1 + torch.finfo(scale.dtype).eps)
-            inner = torch.ops.aten.threshold_backward(inner, scale, bound)
+            inner = torch.ops.aten.threshold_backward(inner, scale, eps * (1 + torch.finfo(scale.dtype).eps))
         return divide(torch.addcmul(grad_output, y, inner, value=-1), scale).to(x.dtype), None, None
