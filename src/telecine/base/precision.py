@@ -32,15 +32,15 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
-def call_with_cast_weights(module: nn.Module, x: Tensor, *, separately: nn.Module | None = None) -> Any:
-    """Return `module(x)`; autocast's casts of the weights of linear layers and convolutions are one operator.
+def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None) -> Any:
+    """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
     The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
     as are all in compiled code, which fuses casts, and all if some are sharded over processes.
     """
-    dtype, others = autocast_dtype(x.device), set() if separately is None else {*separately.modules()}
+    dtype, others = autocast_dtype(inputs[0].device), set() if separately is None else {*separately.modules()}
     if dtype is None or torch.compiler.is_compiling():
-        return module(x)
+        return module(*inputs)
     weights = {
         f"{layer_name}.{name}": weight
         for layer_name, layer in module.named_modules()
@@ -49,8 +49,8 @@ def call_with_cast_weights(module: nn.Module, x: Tensor, *, separately: nn.Modul
         if weight.dtype == torch.float32
     }
     if any(map(is_traceable_wrapper_subclass, weights.values())):
-        return module(x)
-    return functional_call(module, dict(zip(weights, cast_together([*weights.values()], dtype), strict=True)), (x,))
+        return module(*inputs)
+    return functional_call(module, dict(zip(weights, cast_together([*weights.values()], dtype), strict=True)), inputs)
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

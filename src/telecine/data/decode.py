@@ -20,6 +20,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
@@ -136,10 +137,10 @@ def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
     return round(height * max(1 / ratio, 1)), round(width * max(ratio, 1)), ratio
 
 
-def _rgb_frames(
+def _rgb_planes(
     frames: Iterable[VideoFrame], size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
-) -> Iterator[Tensor]:
-    """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
+) -> Iterator[list[Tensor]]:
+    """Convert decoded frames of one stream to red, green and blue, uint8 `(H, W)`, rotated and mirrored for display.
 
     All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
@@ -147,11 +148,19 @@ def _rgb_frames(
     for frame in frames:
         size = size or displayed(frame, aspect)[:2]
         height, width = size[::-1] if _num_quarter_turns(frame) % 2 else size
-        # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601.
-        # One thread, because worker processes decode clips in parallel.
-        rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION, threads=1)
-        pixels = torch.from_numpy(rgb.to_ndarray())
-        yield torch.rot90(pixels.flip(0) if _is_mirrored(frame) else pixels, _num_quarter_turns(frame), (0, 1))
+        # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601. Planes have the values of "rgb24"
+        # and take 0.4 of its time. One thread, because worker processes decode clips in parallel.
+        gbr = reformatter.reformat(frame, width, height, "gbrp", interpolation=_INTERPOLATION, threads=1)
+        green, blue, red = map(_pixels, gbr.planes)
+        planes, num_turns = [red, green, blue], _num_quarter_turns(frame)
+        planes = [plane.flip(0) for plane in planes] if _is_mirrored(frame) else planes
+        yield [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
+
+
+def _pixels(plane: VideoPlane) -> Tensor:
+    """Return the values of a plane, uint8 `(H, W)`, in FFmpeg's memory."""
+    lines = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
+    return lines[: plane.height, : plane.width]
 
 
 def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
@@ -161,7 +170,8 @@ def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | N
     """
     with open_video(path) as (container, stream):
         frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        yield from _rgb_frames(frames, size, stream.sample_aspect_ratio or Fraction(1))
+        for planes in _rgb_planes(frames, size, stream.sample_aspect_ratio or Fraction(1)):
+            yield torch.stack(planes, dim=-1)
 
 
 def read_clip(
@@ -190,11 +200,11 @@ def read_clip(
     if info.is_image:
         return _read_image(info.path, size)[None]
     size = size or (info.height, info.width)
-    clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
+    clip = torch.empty(len(indices), 3, *size, dtype=torch.uint8)
     with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
-        for i, frame in enumerate(_rgb_frames(_select_frames(info, indices, packets), size)):
-            clip[i] = frame
-    return clip
+        for frame, planes in zip(clip, _rgb_planes(_select_frames(info, indices, packets), size), strict=True):
+            torch._foreach_copy_(list(frame), planes)
+    return clip.movedim(1, -1)
 
 
 def _select_frames(info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
