@@ -49,11 +49,13 @@ def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
 def _normalise(norms: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     originals, eps = [norm.original for norm in norms], norms[0][0].eps
     us, vs = [norm[0]._u for norm in norms], [norm[0]._v for norm in norms]
-    matrix, u, v = map(_padded, ([x.flatten(1) for x in originals], [x[:, None] for x in us], [x[:, None] for x in vs]))
+    matrix, v = _padded([original.flatten(1) for original in originals]), _padded([x[:, None] for x in vs])
     if norms[0].training:
         u = F.normalize(matrix @ v, dim=1, eps=eps)
         v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
         torch._foreach_copy_(us + vs, [row[: len(x), 0] for x, row in zip(us + vs, [*u, *v], strict=True)])
+    else:
+        u = _padded([x[:, None] for x in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
     return list(torch._foreach_div(originals, sigma.unbind())), u, v, sigma
 

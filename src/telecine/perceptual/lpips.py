@@ -188,7 +188,7 @@ def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " featur
     """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
     # Smooth: the gradient of a pixel whose features are all zero would be NaN.
     x, y = unit_vectors(x, _EPSILON, is_smooth=True), unit_vectors(y, _EPSILON, is_smooth=True)
-    return F.mse_loss(x, y, reduction="none").mean(dim=(2, 3)) @ head
+    return (x - y).square().mean(dim=(2, 3)) @ head
 
 
 def _standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
