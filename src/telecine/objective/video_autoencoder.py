@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from telecine.base.checks import check_choice
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
+from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
@@ -174,6 +175,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
 
+    @shared_spectral_norms()
     def forward(
         self,
         inputs: Tensor,
@@ -211,6 +213,7 @@ class VideoAutoencoderLoss(nn.Module):
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
         return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
 
+    @shared_spectral_norms()
     def update(
         self,
         inputs: Tensor,
