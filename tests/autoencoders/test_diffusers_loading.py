@@ -11,10 +11,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from safetensors.torch import load_file, save_file
 
 from telecine.autoencoders import load_autoencoder, pretrained
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, loading
 from telecine.autoencoders.pretrained import check_num_weights
 
-from .tiny_models import TINY_MODELS, adapter, every_model, tiny_clip, tiny_model
+from .tiny_models import TINY_MODELS, adapter, every_model, newer, tiny_clip, tiny_model
 
 
 def test_from_pretrained_returns_training_mode_in_the_given_dtype(tmp_path):
@@ -164,6 +164,13 @@ def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch, raised, error,
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
     with pytest.raises(error, match=f"'owner/name'.*{message}"):
         DiffusersAutoencoder.from_pretrained("owner/name")
+
+
+def test_transformers_is_asked_for_by_the_model_that_needs_it(monkeypatch):
+    newer("AutoencoderRAE")
+    monkeypatch.setattr(loading, "is_transformers_available", lambda: False)
+    with pytest.raises(ImportError, match="`pip install transformers`"):
+        DiffusersAutoencoder.from_config({"_class_name": "AutoencoderRAE"})
 
 
 def test_load_weights_copies_in_place(tmp_path):

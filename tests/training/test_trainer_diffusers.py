@@ -218,7 +218,7 @@ def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
 @pytest.mark.slow
 def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config, monkeypatch):
     build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
-    monkeypatch.setattr(checkpointing, "CACHED_BLOCKS", {})
+    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     with pytest.raises(ValueError, match="gradients stay the same"):
         Trainer(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
 
