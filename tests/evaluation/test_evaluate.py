@@ -129,7 +129,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": None}, "`data` must be a folder of videos, or one video, but got nothing"),
+        ({"data": None}, "`data` must be a folder of videos or images, or one, but got nothing"),
         ({"features": "nowhere.pt"}, "nowhere.pt, which does not exist"),
         ({"num_frames": 6}, "4k\\+1"),
         ({"num_frames": 29}, "at least 29 frames"),
@@ -155,7 +155,7 @@ def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeyp
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
     monkeypatch.setattr(measure, "read_span", lambda span, config: None)
-    with pytest.raises(ValueError, match="`data` must be videos with a decodable clip, but got 3 clips that cannot"):
+    with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"):
         evaluate(model_folder, config)
 
 
