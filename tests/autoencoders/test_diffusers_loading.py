@@ -39,6 +39,15 @@ def test_from_config_accepts_a_file_a_folder_or_values(tmp_path):
         assert model.training
 
 
+@pytest.mark.parametrize("name", ["asymmetric", "tiny_image"])
+def test_what_a_class_adds_to_its_configuration_is_known(name, tmp_path, caplog):
+    tiny_model(name).save_pretrained(tmp_path)
+    assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
+    for model in (DiffusersAutoencoder.from_config(tmp_path), DiffusersAutoencoder.from_pretrained(tmp_path)):
+        assert type(model.module) is type(tiny_model(name))
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -109,7 +109,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    found, _ = latents._find_clips(str(tmp_path / "videos"), ClipConfig(5, 16, 24), SIZE["max_clips"])
+    found, _ = latents._find_clips(source.index_data(tmp_path / "videos"), ClipConfig(5, 16, 24), SIZE["max_clips"])
     assert len(found) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):

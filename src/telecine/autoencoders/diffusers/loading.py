@@ -28,6 +28,8 @@ except ImportError as missing:
     raise ImportError(f"This model needs diffusers. {how_to_install('diffusers')}") from missing
 
 PIPELINE_SUBFOLDER = "vae"
+# What AutoencoderTiny and AsymmetricAutoencoderKL add to their configurations, beside their arguments.
+_ADDED = {"block_out_channels", "force_upcast"}
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
 MAX_SIZE = 2**16
 
@@ -149,7 +151,7 @@ def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersMo
 
 
 def _arguments_of(cls: type) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters) - {"self"}  # type: ignore[misc]
+    return _ADDED | (set(inspect.signature(cls.__init__).parameters) - {"self"})  # type: ignore[misc]
 
 
 def _read_json_config(path: Path) -> dict[str, Any]:
