@@ -159,7 +159,7 @@ def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
     with pytest.raises(ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"):
         reconstruct(model_folder, images / "one.jpg", tmp_path / "out.mp4")
-    with pytest.raises(ValueError, match="`output` must be another file than the image"):
+    with pytest.raises(ValueError, match="`output` must be another file than the video or image"):
         reconstruct(model_folder, images / "below" / "two.png", images / "below" / "two.png")
 
 

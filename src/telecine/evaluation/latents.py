@@ -22,15 +22,7 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import (
-    CLIP_SELECTION,
-    ModelSource,
-    clips_for,
-    index_data,
-    model_source,
-    read_span,
-    select_clips,
-)
+from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
@@ -265,9 +257,9 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
     if config.data is None:
         raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
-    first, infos = model_source(models[0], config, device), index_data(config.data)
-    assert isinstance(first.clips, ClipConfig)  # these settings have no protocol
-    clips = clips_for(infos, first.clips, config)
+    first, infos = open_model(models[0], config, device)
+    clips = first.clips
+    assert isinstance(clips, ClipConfig)  # these settings have no protocol
     size = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
     same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ from telecine.report.clips import side_by_side
 from telecine.report.video import Mp4Writer
 from telecine.settings import ReconstructConfig
 
+_MP4, _PNG = ".mp4", ".png"
+
 
 def reconstruct(
     checkpoint: Model, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
@@ -54,19 +57,13 @@ def reconstruct(
     if Path(video).is_dir():
         check_output("output", video, output)
         infos = by_name(index_data(video, name="video"), video)
-        outputs = {Path(output, f"{name}{_suffix_for(info)}"): info for name, info in infos.items()}
+        files = [(info, Path(output, name + (_PNG if info.is_image else _MP4))) for name, info in infos.items()]
     else:
-        info = index_video(video)
-        _check_output(Path(output), Path(video), _suffix_for(info))
-        outputs = {Path(output): info}
+        files = [(index_video(video), Path(output))]
+        _check_output(Path(output), Path(video), _PNG if files[0][0].is_image else _MP4)
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
-    frame_psnr = [_reconstruct_file(model, info, path, config, device) for path, info in outputs.items()]
-    return sum(frame_psnr) / len(frame_psnr)
-
-
-def _suffix_for(info: VideoInfo) -> str:
-    return ".png" if info.is_image else ".mp4"
+    return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
 
 
 def _reconstruct_file(
@@ -117,19 +114,15 @@ def _reconstruct_frames(
 
 def _check_output(output: Path, video: Path, suffix: str) -> None:
     """Raise a `ValueError` if the output cannot be written or would replace the input."""
-    kind = {".mp4": "an MP4", ".png": "a PNG"}[suffix]
+    contract = "the name of an MP4" if suffix == _MP4 else "the name of a PNG"
     if output.is_dir():
-        raise argument_error("output", f"the name of {kind}", f"the folder {output}", "Add a file name.")
+        raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
     if output.suffix.lower() != suffix:
-        contract = f"the name of {kind}, which ends in {suffix}"
-        raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffix)}.")
+        contract, remedy = f"{contract}, which ends in {suffix}", f"Use {output.with_suffix(suffix)}."
+        raise argument_error("output", contract, str(output), remedy)
     if output.resolve() == video.resolve():
-        raise argument_error(
-            "output",
-            f"another file than the {'image' if suffix == '.png' else 'video'}",
-            f"{output} for both",
-            "Choose another name.",
-        )
+        contract = "another file than the video or image"
+        raise argument_error("output", contract, f"{output} for both", "Choose another name.")
 
 
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -54,12 +54,6 @@ def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
         return index_videos(videos, index=cache.info)[0]
     finally:
         cache.save(is_complete=False)  # keeps what only training uses: images, and members of tar files
-
-
-def clips_for(infos: Sequence[VideoInfo], clips: ClipConfig, config: MeasuredClips) -> ClipConfig:
-    """Return the size of clips: of one frame if the data are images and `config` sets no other number."""
-    is_for_images = config.num_frames is None and all(info.is_image for info in infos)
-    return replace(clips, num_frames=1) if is_for_images else clips
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
@@ -121,6 +115,9 @@ class VideoSource:
         return clip["video"][None].to(target)
 
 
+_Source = TypeVar("_Source", ModelSource, VideoSource)
+
+
 def open_source(
     checkpoint: Model, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
@@ -128,10 +125,8 @@ def open_source(
     data = str(config.data)
     if not isinstance(checkpoint, nn.Module) and _contains_videos(Path(checkpoint)):
         infos = index_data(data)
-        return _video_source(Path(checkpoint), infos, config, data), infos
-    source, infos = model_source(checkpoint, config, device), index_data(data)
-    if isinstance(source.clips, ClipConfig):
-        source = replace(source, clips=clips_for(infos, source.clips, config))
+        return _for_data(_video_source(Path(checkpoint), infos, config, data), infos, config), infos
+    source, infos = open_model(checkpoint, config, device)
     if not isinstance(checkpoint, nn.Module):
         _log_trained_on(Path(checkpoint), data, infos)
     return source, infos
@@ -150,6 +145,20 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
     if number := sum(resolve_source(info.path) in known for info in infos):
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
         logger.warning(text, number, len(infos), saved["data"] or "the sample videos")
+
+
+def open_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> tuple[ModelSource, list[VideoInfo]]:
+    """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too."""
+    source, infos = model_source(checkpoint, config, device), index_data(str(config.data))
+    return _for_data(source, infos, config), infos
+
+
+def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips) -> _Source:
+    """Return the source with clips of one frame if the data are images and `config` sets no other number."""
+    is_measured_as_set = isinstance(source.clips, PublishedProtocol) or config.num_frames is not None
+    if is_measured_as_set or not all(info.is_image for info in infos):
+        return source
+    return replace(source, clips=replace(source.clips, num_frames=1))
 
 
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
@@ -196,7 +205,7 @@ def _video_source(
             got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
             remedy = "Set `height` and `width`, to which all videos are resized and cropped."
             raise argument_error("data", "videos of one size", got, remedy)
-        clips = clips_for(infos, config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1])), config)
+        clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 

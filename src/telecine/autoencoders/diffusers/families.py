@@ -29,20 +29,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
-# Autoencoders of diffusers that are not trained, and the reason.
-REFUSED = {
-    **dict.fromkeys(
-        (
-            *("AutoencoderKLKVAEAudio", "AutoencoderKLLTX2Audio", "AutoencoderKLMiniMaxH3Audio", "AutoencoderOobleck"),
-            *("AutoencoderSAME", "Cosmos3AVAEAudioTokenizer", "LongCatAudioDiTVae", "MMAudioVAE", "MMAudioVocoder"),
-            "MiniMaxMusic3Vocoder",
-        ),
-        "which is of audio",
-    ),
-    "ConsistencyDecoderVAE": "whose decoder is a diffusion model: it learns to denoise, not to reconstruct",
-    "LTX2VideoDiffusionDecoderModel": "which is a diffusion model without an encoder",
-    "RFD4ProteinaAutoencoder": "which is of proteins",
+# Autoencoders of diffusers that are not trained, by the reason.
+_REFUSED = {
+    "which is of audio": """
+        AutoencoderKLKVAEAudio AutoencoderKLLTX2Audio AutoencoderKLMiniMaxH3Audio AutoencoderOobleck AutoencoderSAME
+        Cosmos3AVAEAudioTokenizer LongCatAudioDiTVae MMAudioVAE MMAudioVocoder MiniMaxMusic3Vocoder
+    """,
+    "whose decoder is a diffusion model: it learns to denoise, not to reconstruct": "ConsistencyDecoderVAE",
+    "which is a diffusion model without an encoder": "LTX2VideoDiffusionDecoderModel",
+    "which is of proteins": "RFD4ProteinaAutoencoder",
 }
+REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -330,16 +327,13 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-# Classes of images, and those that need more than their own `encode` and `decode`. Names, because the installed
-# diffusers may lack them.
+_IMAGE_CLASSES = """
+    AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLHunyuanImage AutoencoderKLKVAE
+    AutoencoderTiny VQModel
+"""
+# And classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
 FAMILIES = {
-    **dict.fromkeys(
-        (
-            *("AsymmetricAutoencoderKL", "AutoencoderDC", "AutoencoderKL", "AutoencoderKLFlux2"),
-            *("AutoencoderKLHunyuanImage", "AutoencoderKLKVAE", "AutoencoderTiny", "VQModel"),
-        ),
-        _OF_FRAMES,
-    ),
+    **dict.fromkeys(_IMAGE_CLASSES.split(), _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
