@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from statistics import mean
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
@@ -62,7 +64,7 @@ def reconstruct(
         files = [(index_video(video), Path(output))]
         _check_output(Path(output), Path(video), _PNG if files[0][0].is_image else _MP4)
     device = pick_device(config.device)
-    model = load_model(checkpoint, config.weights, device)
+    model = load_model(checkpoint, config.weights, device, config)
     return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
 
 
@@ -102,8 +104,11 @@ def _reconstruct_frames(
     tiling = rounded_tiling(config.tiling(), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
+    starts = count(0, num_frames - overlap)
+
     def reconstruct_chunk(frames: Tensor) -> Tensor:
-        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        with sampling(model, first_frame=next(starts)):
+            reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
     frames = read_clip(info, 0, 1, size=size) if info.is_image else iterate_frames(info.path, size)

@@ -126,9 +126,11 @@ class Mp4Writer:
         return stream
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18) -> None:
+def write_mp4(
+    path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, keyframe_every: int | None = None
+) -> None:
     """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `Mp4Writer`."""
-    with Mp4Writer(path, fps, crf=crf) as writer:
+    with Mp4Writer(path, fps, crf=crf, keyframe_every=keyframe_every) as writer:
         writer.add(frames)
 
 
