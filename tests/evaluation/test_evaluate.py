@@ -57,7 +57,7 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(
     evaluate(checkpoint, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
     number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
-    assert [note.partition(" videos")[0] for note in notes] == ([number] if number else [])
+    assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])
 
 
 def test_images_have_no_flicker(model_folder, videos):

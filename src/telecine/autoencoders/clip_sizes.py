@@ -161,8 +161,9 @@ class ClipSizes:
     def check(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
         _, side, _ = self.smallest
-        self._check_only_side(height, width)
         for name, value in (("height", height), ("width", width)):
+            if self.only_side is not None and value != self.only_side:
+                raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
             check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
@@ -173,14 +174,10 @@ class ClipSizes:
         if covering is None:
             raise self._frames_error(num_frames)
         (_, side, _), step = self.smallest, self.multiple
-        self._check_only_side(max(height, side), max(width, side))
+        if self.only_side is not None:
+            self.check(covering, max(height, side), max(width, side))
         rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
         return covering, rows, columns
-
-    def _check_only_side(self, height: int, width: int) -> None:
-        for name, value in (("height", height), ("width", width)):
-            if self.only_side is not None and value != self.only_side:
-                raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
 
     def _lengths_from(self, num_frames: int) -> Iterator[int]:
         """Yield the next numbers of frames that are reproduced."""

@@ -49,10 +49,9 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
     if kind is _Normalisation.BATCH_NORM:
         values = module.bn.running_mean, (module.bn.running_var + module.bn.eps).sqrt()
         return {name: value.tolist() for name, value in zip(CHANNEL_KEYS, values, strict=True)}
-    names = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
-    if kind is _Normalisation.FACTOR and _has_channels(module):
-        names += CHANNEL_KEYS
-    found = {name: module.config.get(name) for name in names}
+    keys = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
+    more = CHANNEL_KEYS if kind is _Normalisation.FACTOR and _has_channels(module) else ()
+    found = {name: module.config.get(name) for name in (*keys, *more)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
