@@ -24,7 +24,18 @@ from telecine.autoencoders.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
 from telecine.training.build import last_layer_of
 
-from .tiny_models import CLIPS, FAST, IMAGE_MODELS, TINY_MODELS, adapter, every_model, shared, tiny_clip, tiny_model
+from .tiny_models import (
+    CLIPS,
+    FAST,
+    IMAGE_MODELS,
+    TINY_MODELS,
+    adapter,
+    every_kind,
+    every_model,
+    shared,
+    tiny_clip,
+    tiny_model,
+)
 
 # The numbers of frames that are tried, and which of them a class accepts.
 LENGTHS = (*range(1, 10), 16, 17, 20, 21, 22)
@@ -93,7 +104,7 @@ def test_a_refused_class_is_named_with_the_reason(name):
         DiffusersAutoencoder(mine())
 
 
-@every_model
+@every_kind
 def test_latents_do_not_depend_on_the_decoder_and_the_video_on_nothing_else(name):
     """Training only `decoder` and `post_quant_conv` keeps the latents of every class."""
     model = shared(name)
@@ -117,7 +128,7 @@ def used_of(output, named, keys):
     return [key for key, gradient in zip(keys, found, strict=True) if gradient is not None]
 
 
-@every_model
+@every_kind
 def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
     model = adapter(name).eval()
     video = tiny_clip(name)
@@ -139,7 +150,7 @@ def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
     torch.testing.assert_close(merged(video, sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4)
 
 
-@every_model
+@every_kind
 def test_values_outside_the_range_have_gradients(name):
     model = adapter(name)
     with torch.no_grad():
@@ -151,7 +162,7 @@ def test_values_outside_the_range_have_gradients(name):
     assert gradient.any()
 
 
-@every_model
+@every_kind
 def test_the_kl_divergence_is_that_of_mean_and_logvar(name):
     model, video = shared(name), tiny_clip(name, batch=2)
     torch.manual_seed(0)  # for Allegro's dropout
@@ -188,7 +199,7 @@ def test_accepted_sizes_and_last_layer(name):
     assert model.last_layer is dict(model.module.named_parameters())[last_layer]
 
 
-@every_model
+@every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
     sizes = shared(name).sizes
     assert not sizes.on_meta
@@ -331,7 +342,7 @@ def relative_error(found, expected):
     return float(difference / torch.stack([each.norm() for each in expected.values()]).norm())
 
 
-@every_model
+@every_kind
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
@@ -411,7 +422,7 @@ def chunks_of(cls):
     return f"{chunks.num_frames}" if chunks.set_size is None else f"a multiple of {chunks.num_frames}"
 
 
-@every_model
+@every_kind
 def test_half_precision_leaves_the_posterior_in_float32(name):
     video = tiny_clip(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -422,7 +433,7 @@ def test_half_precision_leaves_the_posterior_in_float32(name):
     assert all(loss.dtype == torch.float32 and loss.ndim == 0 for loss in output.aux.values())
 
 
-@every_model
+@every_kind
 def test_probing_changes_no_state(name):
     model, before = adapter(name), DiffusersAutoencoder(tiny_model(name))  # the first has been probed
     random = torch.get_rng_state()

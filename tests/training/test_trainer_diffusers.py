@@ -33,7 +33,7 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
-from ..autoencoders.tiny_models import CLIPS, IMAGE_MODELS, tiny_model
+from ..autoencoders.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -151,8 +151,7 @@ def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_conf
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(diffusers_config, name):
     config = diffusers_config(name, **LIGHT, optimizer=OptimizerConfig(warmup_steps=0))
-    size = config.clips.num_frames, config.clips.height, config.clips.width
-    video = 2 * torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) - 1
+    video = tiny_clip(name)
     straight, writer = start(config)
     before = copied(straight.autoencoder)
     train_step(straight, [MicroBatch(video, [0])])
