@@ -1,5 +1,6 @@
 """The commands and the code of the pages about training run, on tiny models and for a few steps."""
 
+import json
 import re
 import runpy
 import shlex
@@ -11,6 +12,7 @@ import diffusers
 import nbformat
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from telecine import training
@@ -108,7 +110,7 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
-    lines = commands("fine-tuning.md")
+    lines = [line for line in commands("fine-tuning.md") if "my_videos/" in line]
     assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
@@ -127,6 +129,29 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     (code,) = blocks("fine-tuning.md", "python")
     exec(compile(code, "fine-tuning.md", "exec"), names)
     assert type(names["vae"]) is type(model)
+
+
+@pytest.mark.slow
+def test_images(folder, cached_weights, probe_each_configuration_once):
+    """The commands about images, with a tiny model."""
+    torch.manual_seed(0)
+    model = TINY_MODELS["kl_image"]()
+    model.save_pretrained("stabilityai/sd-vae-ft-mse")
+    Path("my_images").mkdir()
+    for index, frame in enumerate(read_clip(index_video("my_videos/face.mp4"), 0, 4, size=(32, 32))):
+        Image.fromarray(frame.numpy()).save(f"my_images/{index}.png")
+    lines = [line for line in commands("fine-tuning.md") if "my_images/" in line]
+    assert [line[1] for line in lines] == ["train", "evaluate", "latents", "reconstruct", "distill"]
+    for name, *line in (line[1:] for line in lines):
+        size = ["--height=24", "--width=24"] if name != "reconstruct" else []  # too small for LPIPS
+        training = ["--config", "small.yaml", "--clips.num_frames=1"]
+        assert main([name, *line, *(training if name in ("train", "distill") else size)]) == 0
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert changed(before, weights("images")) == {"decoder"}
+    assert {name.split(".")[0] for name in weights("small_decoder")} == {"decoder"}
+    assert json.loads(Path("measured/protocol.json").read_text())["num_frames"] == 1
+    assert len(list(Path("reconstructed").glob("*.png"))) == 4
+    assert Path("latent_space/latents.html").is_file()
 
 
 @pytest.mark.slow

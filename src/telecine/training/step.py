@@ -217,7 +217,7 @@ def _divergence_error(name: str, value: float, step: int) -> TrainingError:
     """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
-        remedy = "Check the videos. Then run the same command again: it resumes from the last checkpoint."
+        remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."
         return TrainingError(f"{problem} {remedy}")
     remedy = "Lower the learning rates or the weight of that term, or turn mixed precision off."
     return DivergenceError(f"{problem} {remedy}", name)
