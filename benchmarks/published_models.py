@@ -40,6 +40,9 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Cosmos": {"_class_name": "AutoencoderKLCosmos"},
     "Mochi": {"_class_name": "AutoencoderKLMochi"},
     "Allegro": {"_class_name": "AutoencoderKLAllegro"},
+    "Stable Diffusion": read_json(recipes.PUBLISHED)["stabilityai/sd-vae-ft-mse"],
+    "Flux": read_json(recipes.PUBLISHED)["black-forest-labs/FLUX.1-schnell"],
+    "DC-AE": read_json(recipes.PUBLISHED)["mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"],
 }
 # The recipe of each, and the kinds of hardware that there are recipes for.
 RECIPES = {
@@ -50,6 +53,9 @@ RECIPES = {
     "HunyuanVideo": "hunyuanvideo",
     "Cosmos": "cosmos",
     "Mochi": "mochi",
+    "Stable Diffusion": "sd_vae",
+    "Flux": "flux_vae",
+    "DC-AE": "dc_ae",
 }
 HARDWARE: Mapping[str, DeviceType] = {"cpu": "cpu", "24gb": "cuda", "80gb": "cuda"}
 PLANNED_SIZE = (17, 256, 256)
@@ -136,6 +142,9 @@ def measured_cases(folder: Path) -> dict[str, TrainConfig]:
         "small CogVideoX, 1 x 9 x 64 x 64": with_model(with_size(patch, (9, 64, 64)), SMALL_COG, folder),
         "small CogVideoX, checkpointing": with_model(
             with_size(replace(patch, **checkpointed), (9, 64, 64)), SMALL_COG, folder
+        ),
+        "Stable Diffusion, 1 x 1 x 64 x 64": with_model(
+            with_size(patch, (1, 64, 64)), PUBLISHED["Stable Diffusion"], folder
         ),
         "LTX, 1 x 9 x 64 x 64": with_model(with_size(patch, (9, 64, 64)), PUBLISHED["LTX"], folder),
     }

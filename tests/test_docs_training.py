@@ -1,5 +1,6 @@
 """The commands and the code of the pages about training run, on tiny models and for a few steps."""
 
+import json
 import re
 import runpy
 import shlex
@@ -11,6 +12,7 @@ import diffusers
 import nbformat
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from telecine import training
@@ -23,6 +25,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
+from telecine.training.planning import speed
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -40,8 +43,8 @@ val_clips: 1
 device: cpu
 trackers: []
 clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
-causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 2, base_channels: 8,
-  blocks_per_level: 1}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 4, channel_multipliers: [1],
+  base_channels: 8, blocks_per_level: 1}
 linear_baseline: false
 latent_clips: 2
 linear_start: false
@@ -107,7 +110,7 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
-    lines = commands("fine-tuning.md")
+    lines = [line for line in commands("fine-tuning.md") if "my_videos/" in line]
     assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
@@ -126,6 +129,29 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     (code,) = blocks("fine-tuning.md", "python")
     exec(compile(code, "fine-tuning.md", "exec"), names)
     assert type(names["vae"]) is type(model)
+
+
+@pytest.mark.slow
+def test_images(folder, cached_weights, probe_each_configuration_once):
+    """The commands about images, with a tiny model."""
+    torch.manual_seed(0)
+    model = TINY_MODELS["kl_image"]()
+    model.save_pretrained("stabilityai/sd-vae-ft-mse")
+    Path("my_images").mkdir()
+    for index, frame in enumerate(read_clip(index_video("my_videos/face.mp4"), 0, 4, size=(32, 32))):
+        Image.fromarray(frame.numpy()).save(f"my_images/{index}.png")
+    lines = [line for line in commands("fine-tuning.md") if "my_images/" in line]
+    assert [line[1] for line in lines] == ["train", "evaluate", "latents", "reconstruct", "distill"]
+    for name, *line in (line[1:] for line in lines):
+        size = ["--height=24", "--width=24"] if name != "reconstruct" else []  # too small for LPIPS
+        training = ["--config", "small.yaml", "--clips.num_frames=1"]
+        assert main([name, *line, *(training if name in ("train", "distill") else size)]) == 0
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert changed(before, weights("images")) == {"decoder"}
+    assert {name.split(".")[0] for name in weights("small_decoder")} == {"decoder"}
+    assert json.loads(Path("measured/protocol.json").read_text())["num_frames"] == 1
+    assert len(list(Path("reconstructed").glob("*.png"))) == 4
+    assert Path("latent_space/latents.html").is_file()
 
 
 @pytest.mark.slow
@@ -255,7 +281,9 @@ def test_trackers(tmp_path):
 
 
 @pytest.mark.slow
-def test_hardware(folder, capsys):
+def test_hardware(folder, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
     assert main([*command[1:], "--config", "small.yaml"]) == 0

@@ -1,9 +1,10 @@
-"""Every video autoencoder of the installed diffusers can be trained; models are tiny and have random weights."""
+"""Every autoencoder of images and video of the installed diffusers can be trained; models are tiny and random."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import diffusers
@@ -17,37 +18,24 @@ from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian
 from telecine.autoencoders.clip_sizes import output_shape
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS
+from telecine.autoencoders.diffusers.families import REFUSED
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
 from telecine.training.build import last_layer_of
 
-from .tiny_models import CLIPS, FAST, TINY_MODELS, adapter, every_model, shared, tiny_clip, tiny_model
-
-NOT_VIDEO = {
-    "AsymmetricAutoencoderKL": "images, and a mask",
-    "AutoencoderDC": "images",
-    "AutoencoderKL": "images; see test_diffusers_families.py",
-    "AutoencoderKLFlux2": "images",
-    "AutoencoderKLHunyuanImage": "images",
-    "AutoencoderKLKVAE": "images",
-    "AutoencoderKLKVAEAudio": "audio",
-    "AutoencoderKLLTX2Audio": "audio",
-    "AutoencoderKLMiniMaxH3Audio": "audio",
-    "AutoencoderOobleck": "audio",
-    "AutoencoderRAE": "images, with a pretrained encoder of another library",
-    "AutoencoderSAME": "audio",
-    "AutoencoderTiny": "images",
-    "ConsistencyDecoderVAE": "images, decoded by a diffusion model",
-    "Cosmos3AVAEAudioTokenizer": "audio",
-    "LTX2VideoDiffusionDecoderModel": "a diffusion model, without encoder",
-    "LongCatAudioDiTVae": "audio",
-    "MMAudioVAE": "audio",
-    "MMAudioVocoder": "audio",
-    "MiniMaxMusic3Vocoder": "audio",
-    "RFD4ProteinaAutoencoder": "proteins",
-    "VQModel": "images",
-}
+from .tiny_models import (
+    CLIPS,
+    FAST,
+    IMAGE_MODELS,
+    TINY_MODELS,
+    adapter,
+    every_kind,
+    every_model,
+    shared,
+    tiny_clip,
+    tiny_model,
+)
 
 # The numbers of frames that are tried, and which of them a class accepts.
 LENGTHS = (*range(1, 10), 16, 17, 20, 21, 22)
@@ -60,7 +48,7 @@ FACTS = {
     "wan": (FOUR_K_1, 8, 8, "decoder.conv_out.weight"),
     "wan_residual": (FOUR_K_1, 16, 16, "decoder.conv_out.weight"),
     "qwen_image": (FOUR_K_1, 8, 8, "decoder.conv_out.weight"),
-    "qwen_image21": ({1}, 16, 16, "decoder.conv_out.weight"),
+    "qwen_image21": (ANY, 16, 16, "decoder.conv_out.weight"),
     "ltx_video": (EIGHT_K_1, 32, 32, "decoder.conv_out.conv.weight"),
     "ltx_video_with_timestep": (EIGHT_K_1, 32, 32, "decoder.conv_out.conv.weight"),
     "ltx2_video": (EIGHT_K_1, 64, 32, "decoder.conv_out.conv.weight"),
@@ -78,43 +66,79 @@ FACTS = {
     "kandinsky6_sr": (FOUR_K_1, 16, 16, "decoder.conv_out.conv.weight"),
     "vidtok": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight"),
     "vidtok_fsq": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight"),
+    **dict.fromkeys(
+        ("asymmetric", "dc_ae", "flux2", "kl_image", "vq_image"),
+        (ANY, 2, 2, "decoder.conv_out.weight"),
+    ),
+    **dict.fromkeys(("hunyuan_image", "kvae_image"), (ANY, 4, 2, "decoder.conv_out.weight")),
+    "rae": (ANY, 32, 32, "decoder.decoder_pred.weight"),
+    "tiny_image": (ANY, 2, 2, "decoder.layers.6.weight"),
 }
-WITHOUT_KL = ("cosmos", "kvae_video", "vidtok_fsq")
+# Those without a KL divergence, and the losses that they have.
+WITHOUT_KL = {**dict.fromkeys(("cosmos", "dc_ae", "kvae_video", "rae", "tiny_image", "vidtok_fsq"), ())}
+WITHOUT_KL["vq_image"] = ("commit_loss",)
+# Weights that clips without a mask do not use, and those that mix frames, which images do not use.
+UNUSED = {"asymmetric": "condition_encoder", "qwen_image21": "time_conv"}
+# Those of any number of frames that are not of images: they see frames together.
+TOGETHER = {"hunyuan_image_refiner", "temporal_decoder"}
 CLAMPED = ("wan", "wan_residual", "qwen_image", "qwen_image21")
 
 
 @pytest.mark.slow
-def test_every_class_of_diffusers_is_tested_or_excluded_for_a_reason():
+def test_every_class_of_diffusers_is_tested_or_refused_for_a_reason():
     classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
     tested = {type(tiny_model(name)).__name__ for name in TINY_MODELS}
-    assert not tested & set(NOT_VIDEO)
-    assert classes == tested | set(NOT_VIDEO)
+    assert not tested & set(REFUSED)
+    assert classes == tested | set(REFUSED)
     assert set(FACTS) == set(CLIPS) == set(TINY_MODELS)
+    assert set(IMAGE_MODELS) == {name for name in TINY_MODELS if FACTS[name][0] == ANY} - TOGETHER
 
 
-@every_model
+@pytest.mark.parametrize("name", ["AutoencoderOobleck", "ConsistencyDecoderVAE"])
+def test_a_refused_class_is_named_with_the_reason(name):
+    message = f"must be an autoencoder of images or video that reconstructs, but got {name}, {REFUSED[name]}. Use"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DiffusersAutoencoder.from_config({"_class_name": name})
+    mine = type(name, (torch.nn.Module,), {})
+    with pytest.raises(ValueError, match="`module` must be an autoencoder of images or video"):
+        DiffusersAutoencoder(mine())
+
+
+@every_kind
 def test_latents_do_not_depend_on_the_decoder_and_the_video_on_nothing_else(name):
     """Training only `decoder` and `post_quant_conv` keeps the latents of every class."""
     model = shared(name)
-    named = dict(model.module.named_parameters())
+    named = {key: weight for key, weight in model.module.named_parameters() if weight.requires_grad}
     decoder = [key for key in named if key.split(".")[0] in DECODER]
     rest = [key for key in named if key not in decoder]
     torch.manual_seed(0)  # for Allegro's dropout
     latent = model.encode(tiny_clip(name)).mode()
     torch.manual_seed(0)
     assert torch.equal(model(tiny_clip(name), sample_posterior=False).latent, latent)
-    video = model.decode(latent.detach().requires_grad_())
-    assert used_of(latent, named, decoder) == used_of(video, named, rest) == []
-    assert used_of(video, named, decoder)
+    video = model.decode(latent.detach())
+    names = {id(weight): key for key, weight in named.items()}
+    of_latent, of_video = ({names[id(each)] for each in leaves_of(output)} for output in (latent, video))
+    assert bool(of_latent) == latent.requires_grad  # not of a frozen encoder
+    assert of_latent.isdisjoint(decoder)
+    assert of_video
+    assert of_video.isdisjoint(rest)
 
 
-def used_of(output, named, keys):
-    """Return the names of the weights that an output depends on."""
-    found = torch.autograd.grad(output.sum(), [named[key] for key in keys], allow_unused=True, retain_graph=True)
-    return [key for key, gradient in zip(keys, found, strict=True) if gradient is not None]
+def leaves_of(output):
+    """Return the leaves in the graph of an output, without a backward."""
+    nodes, found = {output.grad_fn} - {None}, {}
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        new = {each for each, _ in node.next_functions if each is not None} - seen
+        nodes |= new
+        seen |= new
+    return list(found.values())
 
 
-@every_model
+@every_kind
 def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
     model = adapter(name).eval()
     video = tiny_clip(name)
@@ -136,7 +160,7 @@ def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
     torch.testing.assert_close(merged(video, sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4)
 
 
-@every_model
+@every_kind
 def test_values_outside_the_range_have_gradients(name):
     model = adapter(name)
     with torch.no_grad():
@@ -148,7 +172,7 @@ def test_values_outside_the_range_have_gradients(name):
     assert gradient.any()
 
 
-@every_model
+@every_kind
 def test_the_kl_divergence_is_that_of_mean_and_logvar(name):
     model, video = shared(name), tiny_clip(name, batch=2)
     torch.manual_seed(0)  # for Allegro's dropout
@@ -156,7 +180,7 @@ def test_the_kl_divergence_is_that_of_mean_and_logvar(name):
     torch.manual_seed(0)
     posterior = model.encode(video)
     if name in WITHOUT_KL:
-        assert aux == {}
+        assert tuple(aux) == WITHOUT_KL[name]
         assert isinstance(posterior, DeterministicPosterior)
         assert torch.equal(posterior.sample(), posterior.mode())
         return
@@ -174,11 +198,18 @@ def test_accepted_sizes_and_last_layer(name):
     assert {length for length in LENGTHS if sizes.reproduces_length(length)} == lengths
     assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
     time, rows, columns = sizes.smallest
+    if name == "rae":  # has positional embeddings of one size
+        with pytest.raises(ValueError, match=r"`width` must be 32 for this model, but got 64\. Use 32,"):
+            model.check_clip(time, rows, columns + multiple)
+        with pytest.raises(ValueError, match=r"`height` must be 32 for this model, but got 33\. Use 32,"):
+            model.covering_clip(time, 33, columns)
+        assert model.covering_clip(3, 1, 32) == (3, 32, 32)
+        multiple = 0
     assert model(torch.zeros(1, 3, time, rows, columns + multiple)).video.isfinite().all()
     assert model.last_layer is dict(model.module.named_parameters())[last_layer]
 
 
-@every_model
+@every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
     sizes = shared(name).sizes
     assert not sizes.on_meta
@@ -193,8 +224,23 @@ def assert_same_state(module, expected):
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
 
 
+def clips_of(frames, batch):
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def reconstruct_frames(module, name, frames):
+    """Reconstruct images with the class's own methods, from the mode of the posterior."""
+    if name == "qwen_image21":  # clips of one frame
+        return module(torch.cat([frames, torch.ones_like(frames[:, :1])], dim=1)[:, :, None]).sample[:, :3, 0]
+    if name == "tiny_image":  # `forward` also stores the latent in bytes
+        return module.decode(module.encode(frames).latents).sample
+    return 2 * module((frames + 1) / 2).sample - 1 if name == "rae" else module(frames).sample
+
+
 def by_diffusers(module, name, video):
     """Reconstruct with the class's own `forward`, from the mode of the posterior."""
+    if name in IMAGE_MODELS:
+        return clips_of(reconstruct_frames(module, name, video.transpose(1, 2).flatten(0, 1)), len(video))
     if name == "temporal_decoder":
         frames = video.transpose(1, 2).flatten(0, 1)
         return module(frames, num_frames=video.shape[2]).sample.unflatten(0, (len(video), -1)).transpose(1, 2)
@@ -205,8 +251,6 @@ def by_diffusers(module, name, video):
     if name == "allegro":  # one tile of the clip's size
         module.use_tiling, module.kernel, module.stride = True, tuple(video.shape[2:]), tuple(video.shape[2:])
         return module(video).sample.transpose(1, 2)
-    if name == "qwen_image21":
-        return module(torch.cat([video, torch.ones_like(video[:, :1])], dim=1)).sample[:, :3]
     if name == "ltx_video_with_timestep":
         return module(video, temb=torch.zeros(len(video))).sample
     return module(video, sample_posterior=False).sample
@@ -251,12 +295,11 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     video = tiny_clip(name).double()
     plain = gradients(model, video)
     assert plain["output"].shape == video.shape
-    # Layers that mix frames are unused for a single frame.
-    unused = [key for key, _ in model.named_parameters() if key not in plain]
-    assert all("time_conv" in key for key in unused)
-    assert bool(unused) == (name == "qwen_image21")
+    unused = [key for key, weight in model.named_parameters() if key not in plain and weight.requires_grad]
+    assert all(UNUSED[name] in key for key in unused)
+    assert bool(unused) == (name in UNUSED)
     assert all(gradient.isfinite().all() for gradient in plain.values())
-    for side in ("encoder.", "decoder."):
+    for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
     assert plain[last_layer_name(model)].any()
     checkpointing.enable(model.module)
@@ -283,7 +326,7 @@ def test_enabling_gradient_checkpointing_compares_gradients_and_changes_no_state
 )
 def test_gradient_checkpointing_that_is_not_exact_is_an_error(name, message, monkeypatch):
     """What diffusers itself does with these classes, whose blocks telecine checkpoints instead."""
-    monkeypatch.setattr(checkpointing, "CACHED_BLOCKS", {})
+    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     model, video = adapter(name), tiny_clip(name)
     plain = gradients(model, video)
     with pytest.raises(ValueError, match=f"{message}.*Train it without"):
@@ -297,7 +340,7 @@ def gradients(model, video):
     torch.manual_seed(0)  # Allegro has dropout
     output = model(video, sample_posterior=False)
     loss = output.video.square().mean() + sum(output.aux.values())
-    named = dict(model.named_parameters())
+    named = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     by_name = {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
     return {"output": output.video.detach(), **by_name}
@@ -309,7 +352,7 @@ def relative_error(found, expected):
     return float(difference / torch.stack([each.norm() for each in expected.values()]).norm())
 
 
-@every_model
+@every_kind
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
@@ -374,10 +417,11 @@ def test_a_chunk_that_does_not_work_is_an_error(name, chunk, message):
 def test_the_page_says_what_each_class_supports():
     page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
     rows = [
-        f"| {cls} | {'telecine' if cls in checkpointing.CACHED_BLOCKS else 'diffusers'} | {chunks_of(cls)} |"
+        f"| {cls} | {'telecine' if cls in checkpointing.CHECKPOINTED_BLOCKS else 'diffusers'} | {chunks_of(cls)} |"
         for cls in sorted({type(tiny_model(name)).__name__ for name in TINY_MODELS})
     ]
-    found = [line for line in page.splitlines() if line.startswith("| Autoencoder") or line.startswith("| Kandinsky")]
+    classes = ("| Autoencoder", "| AsymmetricAutoencoder", "| Kandinsky", "| VQModel")
+    found = [line for line in page.splitlines() if line.startswith(classes)]
     assert found == rows, "put these rows in the page:\n" + "\n".join(rows)
 
 
@@ -388,7 +432,7 @@ def chunks_of(cls):
     return f"{chunks.num_frames}" if chunks.set_size is None else f"a multiple of {chunks.num_frames}"
 
 
-@every_model
+@every_kind
 def test_half_precision_leaves_the_posterior_in_float32(name):
     video = tiny_clip(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -399,7 +443,7 @@ def test_half_precision_leaves_the_posterior_in_float32(name):
     assert all(loss.dtype == torch.float32 and loss.ndim == 0 for loss in output.aux.values())
 
 
-@every_model
+@every_kind
 def test_probing_changes_no_state(name):
     model, before = adapter(name), DiffusersAutoencoder(tiny_model(name))  # the first has been probed
     random = torch.get_rng_state()

@@ -27,7 +27,7 @@ slow = pytest.mark.slow
         pytest.param("mochi", (7, 8, 16), "`height` .* got 8. Use 16,", marks=slow),
         pytest.param("allegro", (5, 16, 16), "a multiple of 4 .* got 5. Use 4,", marks=slow),
         pytest.param("minimax_h3", (17, 32, 32), r"17k\+5 .* got 17. Use 22,", marks=slow),
-        pytest.param("qwen_image21", (17, 32, 32), "`num_frames` must be 1 .* got 17. Use 1,", marks=slow),
+        pytest.param("qwen_image21", (0, 32, 32), "`num_frames` must be .* got 0. Use 1,", marks=slow),
     ],
 )
 def test_the_error_for_an_unsupported_size_contains_the_nearest(name, size, message):
@@ -75,10 +75,25 @@ def test_there_is_no_linear_autoencoder_if_latent_frames_do_not_divide_the_other
     assert shared("minimax_h3").linear_autoencoder(39, 32, 32) is None
 
 
-@slow
-def test_no_clip_covers_two_frames_for_an_image_model():
-    with pytest.raises(ValueError, match=r"got 2\. Use 1,"):
-        shared("qwen_image21").covering_clip(2, 32, 32)
+class OneFrame(nn.Module):
+    """A module that is not of diffusers, and only accepts clips of one frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv3d(3, 2, 1), nn.Conv3d(2, 3, 1)
+
+    def encode(self, x):
+        return self.down(x[:, :, :1])
+
+    def decode(self, z):
+        return self.up(z)
+
+
+def test_no_clip_covers_two_frames_for_a_model_of_one():
+    with pytest.raises(ValueError, match=r"`num_frames` must be 1 .* got 2\. Use 1,"):
+        DiffusersAutoencoder(OneFrame()).covering_clip(2, 32, 32)
+    with pytest.raises(ValueError, match=r"`num_frames` must be 1 .* got 17\. Use 1,"):
+        DiffusersAutoencoder(OneFrame()).check_clip(17, 32, 32)
 
 
 @pytest.mark.parametrize(

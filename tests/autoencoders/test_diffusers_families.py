@@ -25,7 +25,8 @@ def test_decoders_that_clamp_do_not(name):
     with torch.no_grad():
         model.last_layer.mul_(1000)
     latent = model.encode(video).mode()
-    assert raw.decode(latent).sample.abs().max() == 1
+    of_class = latent[:, :, :1] if name == "qwen_image21" else latent  # whose clips have one frame
+    assert raw.decode(of_class).sample.abs().max() == 1
     assert model.decode(latent).abs().max() > 1
 
 
@@ -257,7 +258,8 @@ def test_qwen_image21_may_have_an_alpha_channel(in_channels):
     raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")
     output = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
     whole = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)[:, :in_channels]
-    torch.testing.assert_close(output.clamp(-1, 1), raw(whole).sample[:, :3])
+    frames = [raw(whole[:, :, index, None]).sample[:, :3] for index in range(whole.shape[2])]
+    torch.testing.assert_close(output.clamp(-1, 1), torch.cat(frames, dim=2))
 
 
 def test_an_image_autoencoder_processes_each_frame_of_a_clip():

@@ -11,10 +11,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from safetensors.torch import load_file, save_file
 
 from telecine.autoencoders import load_autoencoder, pretrained
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, loading
 from telecine.autoencoders.pretrained import check_num_weights
 
-from .tiny_models import TINY_MODELS, adapter, every_model, tiny_clip, tiny_model
+from .tiny_models import TINY_MODELS, adapter, every_model, newer, tiny_clip, tiny_model
 
 
 def test_from_pretrained_returns_training_mode_in_the_given_dtype(tmp_path):
@@ -37,6 +37,15 @@ def test_from_config_accepts_a_file_a_folder_or_values(tmp_path):
         assert isinstance(model.module, diffusers.AutoencoderKLWan)
         assert model.module.config.base_dim == 4
         assert model.training
+
+
+@pytest.mark.parametrize("name", ["asymmetric", "tiny_image"])
+def test_what_a_class_adds_to_its_configuration_is_known(name, tmp_path, caplog):
+    tiny_model(name).save_pretrained(tmp_path)
+    assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
+    for model in (DiffusersAutoencoder.from_config(tmp_path), DiffusersAutoencoder.from_pretrained(tmp_path)):
+        assert type(model.module) is type(tiny_model(name))
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,13 @@ def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch, raised, error,
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
     with pytest.raises(error, match=f"'owner/name'.*{message}"):
         DiffusersAutoencoder.from_pretrained("owner/name")
+
+
+def test_transformers_is_asked_for_by_the_model_that_needs_it(monkeypatch):
+    newer("AutoencoderRAE")
+    monkeypatch.setattr(loading, "is_transformers_available", lambda: False)
+    with pytest.raises(ImportError, match="`pip install transformers`"):
+        DiffusersAutoencoder.from_config({"_class_name": "AutoencoderRAE"})
 
 
 def test_load_weights_copies_in_place(tmp_path):

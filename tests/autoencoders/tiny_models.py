@@ -1,4 +1,4 @@
-"""The video autoencoders of diffusers with random weights, each as small as its class allows."""
+"""The autoencoders of diffusers with random weights, each as small as its class allows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import diffusers
 import pytest
 import torch
 from diffusers import ModelMixin
+from torch import nn
 
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, loading
 
 
 def newer(name: str) -> Callable[..., ModelMixin]:
@@ -183,6 +184,97 @@ def vidtok_fsq() -> ModelMixin:
     )
 
 
+KL_IMAGE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (4, 4),
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+}
+
+
+def kl_image() -> ModelMixin:
+    """Return the class of Stable Diffusion, as Flux has it."""
+    return diffusers.AutoencoderKL(**KL_IMAGE, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def flux2() -> ModelMixin:
+    return diffusers.AutoencoderKLFlux2(**KL_IMAGE)
+
+
+def asymmetric() -> ModelMixin:
+    blocks = {key: value for key, value in KL_IMAGE.items() if key not in ("block_out_channels", "layers_per_block")}
+    return diffusers.AsymmetricAutoencoderKL(**blocks, down_block_out_channels=(4, 4), up_block_out_channels=(4, 4))
+
+
+def hunyuan_image() -> ModelMixin:
+    return diffusers.AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=2,
+        sample_size=32,
+    )
+
+
+def kvae_image() -> ModelMixin:
+    return newer("AutoencoderKLKVAE")(channels=32, ch_mult=(1, 1), num_enc_blocks=1, num_dec_blocks=1, z_channels=4)
+
+
+def dc_ae() -> ModelMixin:
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        **{f"{side}_block_types": ["ResBlock", "EfficientViTBlock"] for side in ("encoder", "decoder")},
+        **{f"{side}_block_out_channels": (4, 8) for side in ("encoder", "decoder")},
+        **{f"{side}_layers_per_block": (1, 1) for side in ("encoder", "decoder")},
+        **{f"{side}_qkv_multiscales": ((), (5,)) for side in ("encoder", "decoder")},
+    )
+
+
+def tiny_image() -> ModelMixin:
+    sizes = {f"{side}_block_out_channels": (4, 4) for side in ("encoder", "decoder")}
+    return diffusers.AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+
+
+def vq_image() -> ModelMixin:
+    return diffusers.VQModel(**KL_IMAGE, num_vq_embeddings=16)
+
+
+class Encoder(nn.Module):
+    """Stands in for a network of transformers, which tests need not have: patches of 14 x 14 pixels become tokens."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, hidden_size, 14, stride=14)
+
+
+def tokens_of(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    return encoder.embed(images).flatten(2).transpose(1, 2)
+
+
+def rae() -> ModelMixin:
+    """Return a decoder with a frozen encoder, for images of 32 x 32 pixels alone."""
+    module = pytest.importorskip("diffusers.models.autoencoders.autoencoder_rae")
+    module._build_encoder = lambda hidden_size, **_: Encoder(hidden_size).requires_grad_(False)
+    module._ENCODER_FORWARD_FNS["dinov2"] = tokens_of
+    loading.is_transformers_available = lambda: True
+    return module.AutoencoderRAE(
+        encoder_hidden_size=4,
+        encoder_num_hidden_layers=1,
+        decoder_hidden_size=8,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=8,
+        encoder_input_size=28,
+        latents_mean=[0.5],
+        latents_std=[2.0],
+    )
+
+
 TINY_MODELS: dict[str, Callable[[], ModelMixin]] = {
     build.__name__: build
     for build in (
@@ -207,8 +299,22 @@ TINY_MODELS: dict[str, Callable[[], ModelMixin]] = {
         kandinsky6_sr,
         vidtok,
         vidtok_fsq,
+        kl_image,
+        flux2,
+        asymmetric,
+        hunyuan_image,
+        kvae_image,
+        dc_ae,
+        tiny_image,
+        vq_image,
+        rae,
     )
 }
+# Those that encode each frame by itself, so that images are clips of one frame.
+IMAGE_MODELS = (
+    *("asymmetric", "dc_ae", "flux2", "hunyuan_image", "kl_image", "kvae_image", "qwen_image21"),
+    *("rae", "tiny_image", "vq_image"),
+)
 
 # The smallest clip of each, (frames, height, width), that uses all weights.
 CLIPS: dict[str, tuple[int, int, int]] = {
@@ -216,7 +322,7 @@ CLIPS: dict[str, tuple[int, int, int]] = {
     "wan": (5, 16, 16),
     "wan_residual": (5, 32, 32),
     "qwen_image": (5, 16, 16),
-    "qwen_image21": (1, 32, 32),
+    "qwen_image21": (2, 32, 32),
     "ltx_video": (9, 32, 32),
     "ltx_video_with_timestep": (9, 32, 32),
     "ltx2_video": (9, 64, 64),
@@ -233,6 +339,9 @@ CLIPS: dict[str, tuple[int, int, int]] = {
     "kandinsky6_sr": (5, 32, 32),
     "vidtok": (5, 16, 16),
     "vidtok_fsq": (5, 16, 16),
+    **dict.fromkeys(("kl_image", "flux2", "asymmetric", "tiny_image", "vq_image"), (2, 8, 8)),
+    **dict.fromkeys(("hunyuan_image", "kvae_image", "dc_ae"), (2, 8, 8)),
+    "rae": (2, 32, 32),
 }
 
 
@@ -253,6 +362,9 @@ FAST = ("wan",)
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(TINY_MODELS)]
 )
+# Without classes whose blocks another one has, for tests of what blocks do.
+ALIKE = ("asymmetric", "flux2", "hunyuan_image", "kvae_image")
+every_kind = pytest.mark.parametrize("name", [mark for mark in every_model.args[1] if mark.values[0] not in ALIKE])
 
 
 @cache

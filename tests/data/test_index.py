@@ -126,7 +126,7 @@ def test_bad_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_nothing_decodable(tmp_path: Path) -> None:
     paths = [_text(tmp_path / f"{name}.mp4") for name in "ab"] + [write_audio(tmp_path / "c.mp4")]
-    message = r"at least one decodable video, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
+    message = r"one decodable video or image, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
     with pytest.raises(DataError, match=message):
         index_videos(paths)
 

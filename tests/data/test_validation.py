@@ -192,7 +192,7 @@ def test_validation_on_images(tmp_path: Path, spans: list[Span]) -> None:
         clips = read_validation_clips(used, config, 4)
         assert [Path(clip["source"]).name for clip in clips] == ["0.png", "1.png", "2.png"]
         assert {clip["video"].shape for clip in clips} == {(3, 1, 32, 40)}
-    with pytest.raises(DataError, match="held-out videos with a decodable clip of 5 frames"):
+    with pytest.raises(DataError, match="held-out files with a decodable clip of 5 frames"):
         read_validation_clips([], CONFIG, 4)
 
 
@@ -208,6 +208,6 @@ def test_corrupt_validation_clips_are_skipped(tmp_path: Path, caplog: pytest.Log
 
 
 def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[Span]) -> None:
-    message = "`val_data` must be held-out videos with a decodable clip of 99 frames, but got none; the longest has"
+    message = "`val_data` must be held-out files with a decodable clip of 99 frames, but got none; the longest has"
     with pytest.raises(DataError, match=message):
         read_validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")

@@ -57,7 +57,7 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(
     evaluate(checkpoint, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
     number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
-    assert [note.partition(" videos")[0] for note in notes] == ([number] if number else [])
+    assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])
 
 
 def test_images_have_no_flicker(model_folder, videos):
@@ -132,7 +132,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": None}, "`data` must be a folder of videos, or one video, but got nothing"),
+        ({"data": None}, "`data` must be a folder of videos or images, or one, but got nothing"),
         ({"features": "nowhere.pt"}, "nowhere.pt, which does not exist"),
         ({"num_frames": 6}, "4k\\+1"),
         ({"num_frames": 29}, "at least 29 frames"),
@@ -159,7 +159,7 @@ def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeyp
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
     monkeypatch.setattr(evaluating, "read_span", lambda span, config: None)
-    with pytest.raises(ValueError, match="`data` must be videos with a decodable clip, but got 3 clips that cannot"):
+    with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"):
         evaluate(model_folder, config)
 
 

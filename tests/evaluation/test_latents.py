@@ -109,7 +109,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    found, _ = latents._find_clips(str(tmp_path / "videos"), ClipConfig(5, 16, 24), SIZE["max_clips"])
+    found, _ = latents._find_clips(source.index_data(tmp_path / "videos"), ClipConfig(5, 16, 24), SIZE["max_clips"])
     assert len(found) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
@@ -190,5 +190,5 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
 
 
 def test_without_data(model_folder):
-    with pytest.raises(ValueError, match="`data` must be a folder of videos, or one video, but got nothing"):
+    with pytest.raises(ValueError, match="`data` must be a folder of videos or images, or one, but got nothing"):
         measure_latent_spaces([model_folder], LatentsConfig())

@@ -5,11 +5,15 @@ from fractions import Fraction
 import av
 import pytest
 import torch
+from PIL import Image
 
-from telecine.data import index_video, iterate_frames
+from telecine.data import bytes_from_video, find_videos, index_video, iterate_frames, read_clip
+from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
-from telecine.settings import ReconstructConfig
+from telecine.report.video import write_mp4
+from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig
 
 from .videos import waves
 
@@ -135,3 +139,54 @@ def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path)
         reconstruct(model_folder, video, video)
     with pytest.raises(ValueError, match=r"which ends in .mp4, but got .*out\.webm\. Use .*out\.mp4"):
         reconstruct(model_folder, video, tmp_path / "out.webm")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of two images of 24 x 28, too small for LPIPS, one of them in a subfolder."""
+    folder = tmp_path / "images"
+    for name, frame in zip(("one.jpg", "below/two.png"), waves(2), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame[:24, :28].numpy()).save(folder / name)
+    return folder
+
+
+def test_an_image_becomes_a_png(model_folder, images, tmp_path):
+    output = tmp_path / "new" / "out.png"
+    psnr = reconstruct(model_folder, images / "one.jpg", output, ReconstructConfig(device="cpu", tile=16))
+    frames, reconstruction = run(load_model(model_folder, "ema", CPU), index_video(images / "one.jpg"), tile=16)
+    assert frames.shape == (1, 24, 28, 3)
+    assert torch.equal(read_clip(index_video(output), 0, 1), bytes_from_video(reconstruction.transpose(0, 1)))
+    error = (reconstruction.double() - frames.movedim(-1, 1).double() / 127.5 + 1).square().mean()
+    assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
+    with pytest.raises(ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"):
+        reconstruct(model_folder, images / "one.jpg", tmp_path / "out.mp4")
+    with pytest.raises(ValueError, match="`output` must be another file than the video or image"):
+        reconstruct(model_folder, images / "below" / "two.png", images / "below" / "two.png")
+
+
+def test_a_folder_of_images_becomes_a_folder_of_png_that_can_be_measured(
+    model_folder, images, tmp_path, cached_weights
+):
+    output = tmp_path / "out"
+    psnr = reconstruct(model_folder, images, output, ReconstructConfig(device="cpu"))
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*.*")} == {"one.png", "below/two.png"}
+    evaluation = evaluate(output, EvaluateConfig(data=str(images), device="cpu"))
+    assert evaluation.protocol.num_frames == 1
+    assert evaluation.metrics["psnr"] == pytest.approx(psnr, abs=0.2)  # but for the rounding to bytes
+    small = {"data": str(images), "height": 24, "width": 28, "device": "cpu"}
+    of_model = evaluate(model_folder, EvaluateConfig(**small))
+    assert of_model.metrics["psnr"] == pytest.approx(psnr, abs=1e-4)
+    assert "flicker" not in of_model.metrics
+    space = measure_latent_spaces([model_folder], LatentsConfig(**small)).models[0]
+    assert space.shape == [4, 1, 6, 7]
+    assert space.figures()["PSNR, dB"] == pytest.approx(psnr, abs=1e-4)
+    with pytest.raises(ValueError, match="`output` must be another folder than the data"):
+        reconstruct(model_folder, images, images)
+
+
+def test_images_beside_videos_are_not_measured(images, videos, caplog):
+    write_mp4(images / "video.mp4", waves(9), fps=25)
+    assert [path.name for path in find_videos(images)] == ["video.mp4"]
+    assert f"2 images in {images} are not used beside its videos" in caplog.text
+    assert [path.name for path in find_videos(images / "one.jpg")] == ["one.jpg"]

@@ -31,6 +31,9 @@ MODELS = {
     "hunyuanvideo": "hunyuan_video",
     "cosmos": "cosmos",
     "mochi": "mochi",
+    "sd_vae": "kl_image",
+    "flux_vae": "kl_image",
+    "dc_ae": "dc_ae",
 }
 STAGES = ("whole", "decoder", "lora", "scratch_128", "scratch_256")
 HARDWARE = ("cpu", "24gb", "80gb")

@@ -556,7 +556,7 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
         run.run(StopRequest())
     run.state.rollbacks = []
     diverge(monkeypatch, lambda state: True, name="data")
-    with pytest.raises(TrainingError, match=r"`data` must be finite.*Check the videos"):
+    with pytest.raises(TrainingError, match=r"`data` must be finite.*Check the data"):
         run.run(StopRequest())
     assert run.state.rollbacks == []
 

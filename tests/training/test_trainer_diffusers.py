@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
+from telecine.autoencoders.latent import LatentStatistics
 from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -27,11 +28,12 @@ from telecine.settings import (
 )
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder, build_state
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
-from ..autoencoders.tiny_models import CLIPS, tiny_model
+from ..autoencoders.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -146,6 +148,55 @@ def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_conf
     assert trainer.state.last_layer is trained.last_layer or trainer.state.last_layer.requires_grad
 
 
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(diffusers_config, name):
+    config = diffusers_config(name, **LIGHT, optimizer=OptimizerConfig(warmup_steps=0))
+    video = tiny_clip(name)
+    straight, writer = start(config)
+    before = copied(straight.autoencoder)
+    train_step(straight, [MicroBatch(video, [0])])
+    after = copied(straight.autoencoder)
+    moved = {key.split(".")[1] for key in after if not torch.equal(after[key], before[key])}
+    assert {"encoder", "decoder"} - moved == ({"encoder"} if name == "rae" else set())
+    channels = straight.autoencoder.encode(video).mode().shape[1]
+    writer.set_latent_statistics(straight, LatentStatistics([0.5] * channels, [2.0] * channels))
+    folder = writer.save(straight)
+    writer.wait()
+    train_step(straight, [MicroBatch(video, [1])])
+    resumed, reader = start(config)
+    reader.load(resumed, folder)
+    train_step(resumed, [MicroBatch(video, [1])])
+    assert_equal(copied(resumed.autoencoder), copied(straight.autoencoder))
+    loaded = DiffusersAutoencoder(AutoModel.from_pretrained(str(folder / "model")))
+    assert type(loaded.module) is type(straight.autoencoder.module)
+    statistics = {key for key in after if key.startswith("module.bn.")}  # which were set afterwards
+    assert bool(statistics) == (name == "flux2")
+    assert_equal({**copied(loaded), **{key: after[key] for key in statistics}}, after)
+    normalisation = loaded.latent_normalisation()
+    assert normalisation == straight.autoencoder.latent_normalisation() == resumed.autoencoder.latent_normalisation()
+    assert bool(normalisation) == (name not in ("kvae_image", "rae"))
+
+
+def start(config):
+    """Return the state of a new run, and what saves and loads its checkpoints."""
+    run = Run(config.output_dir)
+    for path in (run.history.path, run.warnings.path):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    model = build_autoencoder(config)
+    checkpointer = Checkpointer(config, model, is_main=True)
+    return build_state(config, Accelerator(cpu=True), model), checkpointer
+
+
+def copied(module):
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def stop_after(trainer, steps):
     class Stop:
         is_set = property(lambda self: trainer.state.step >= steps)
@@ -218,7 +269,7 @@ def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
 @pytest.mark.slow
 def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config, monkeypatch):
     build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
-    monkeypatch.setattr(checkpointing, "CACHED_BLOCKS", {})
+    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     with pytest.raises(ValueError, match="gradients stay the same"):
         Trainer(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
 

@@ -63,7 +63,8 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
     with uncompiled(), torch.random.fork_rng(devices=devices), autocast_off(device):
-        return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
+        video = torch.zeros(1, 3, *size, device=device)
+        return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
 
 
 class Probe(nn.Module):
@@ -79,10 +80,15 @@ class Probe(nn.Module):
 
 
 class ClipSizes:
-    """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached."""
+    """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached.
 
-    def __init__(self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor]) -> None:
-        self.model = model
+    `only_side` is the height and width of the only frames that it reproduces, if there are no others.
+    """
+
+    def __init__(
+        self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor], only_side: int | None = None
+    ) -> None:
+        self.model, self.only_side = model, only_side
         self.reconstruct = Probe(model, reconstruct)
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
         self._cache: dict[Size, bool] = {}
@@ -106,6 +112,8 @@ class ClipSizes:
     @cached_property
     def smallest(self) -> Size:
         """The shortest clip that is reproduced, with the smallest square frames of that length."""
+        if self.only_side is not None:
+            return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):
             # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
             self.on_meta, self._cache = on_meta, {}
@@ -113,16 +121,17 @@ class ClipSizes:
             found = next(filter(self.reproduces, candidates), None)
             if found is not None:
                 return next(size for side in SIDES if self.reproduces(size := (found[0], side, side)))
-        contract = "an autoencoder for RGB video (B, 3, T, H, W) whose output has the input's size"
+        contract = "an autoencoder of RGB frames (B, 3, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels"
-        remedy = "Wrap it in a module whose `forward` maps video to video."
+        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
         raise argument_error("module", contract, got + self._last_error, remedy)
 
     @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
         time, side, _ = self.smallest
-        return next((step for step in STEPS if self.reproduces((time, side + step, side + step))), side)
+        steps = STEPS if self.only_side is None else ()
+        return next((step for step in steps if self.reproduces((time, side + step, side + step))), side)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -151,6 +160,8 @@ class ClipSizes:
         """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
         _, side, _ = self.smallest
         for name, value in (("height", height), ("width", width)):
+            if self.only_side is not None and value != self.only_side:
+                raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
             check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
@@ -161,6 +172,8 @@ class ClipSizes:
         if covering is None:
             raise self._frames_error(num_frames)
         (_, side, _), step = self.smallest, self.multiple
+        if self.only_side is not None:
+            self.check(covering, max(height, side), max(width, side))
         rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
         return covering, rows, columns
 

@@ -26,6 +26,8 @@ CLASS_KEY = "_class_name"
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 # Functions by which layers create their weights.
 _FACTORIES = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros)
+# Zeros of at most this many values stay real: positional embeddings are computed with them.
+_SMALL = 2**12
 # More tensors than any autoencoder has; they are built in seconds.
 _MAX_TENSORS = 2**14
 # Modules that turn a latent into video; all others of an autoencoder compute the latent.
@@ -96,7 +98,8 @@ class _WithoutMemory(TorchFunctionMode):
         self.num_tensors += 1
         if self.num_tensors > _MAX_TENSORS:
             raise ValueError(f"more than {_MAX_TENSORS} tensors")
-        return func(*args, **{**(kwargs or {}), "device": "meta"})
+        made = func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {})) if func is torch.zeros and made.numel() <= _SMALL else made
 
 
 def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
@@ -123,10 +126,8 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
     """Copy a state dict into a model, or raise a `ValueError` that names `source` and the first few mismatches."""
-    if problems := mismatches(into.state_dict(), weights):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
-        raise argument_error(source, "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
+    remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
+    check_tensors(into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy)
     into.load_state_dict(weights)
 
 
@@ -151,6 +152,15 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
     shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
     return missing + unexpected + [f"{name} of shape {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
+) -> None:
+    """Raise a `ValueError` with the first few `mismatches`, if there are any."""
+    if problems := mismatches(expected, found):
+        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
 
 
 def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:

@@ -84,7 +84,7 @@ def _train(
         "memory and losses, and keep nothing.",
     ] = False,
 ) -> None:
-    """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
+    """Train an autoencoder of video or images. Run the same command again to resume from the newest checkpoint."""
     from telecine.training import train
     from telecine.training.run import dry_run as try_update
 
@@ -153,7 +153,7 @@ def _evaluate(
     checkpoint: Annotated[
         str | None,
         "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on the Hub; or "
-        "a folder of videos, the reconstructions of those in --data with the same names.",
+        "a folder of videos or images, the reconstructions of those in --data with the same names.",
     ] = None,
     *,
     output: Annotated[
@@ -163,7 +163,7 @@ def _evaluate(
     ] = None,
     compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos or images; or compare two evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
 
@@ -184,11 +184,11 @@ def _evaluate(
 def _reconstruct(
     settings: ReconstructConfig,
     checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
-    video: Annotated[str, "The video to reconstruct."],
+    video: Annotated[str, "The video or image to reconstruct, or a folder of videos, or of images."],
     *,
-    output: Annotated[str, "The MP4 to write."],
+    output: Annotated[str, "The MP4 to write; of an image a PNG, of a folder another folder."],
 ) -> None:
-    """Encode and decode a video with an autoencoder, and write the result."""
+    """Encode and decode videos or images with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
 
     _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")

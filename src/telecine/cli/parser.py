@@ -244,7 +244,7 @@ def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
     """Return the parser that explains the commands; if it `is_whole`, with their arguments and settings."""
     parser = argparse.ArgumentParser(
         prog="telecine",
-        description="Train, evaluate and use video autoencoders.",
+        description="Train, evaluate and use autoencoders of video and images.",
         epilog="`telecine COMMAND --help` explains a command and its settings.",
         allow_abbrev=False,
     )

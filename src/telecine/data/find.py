@@ -108,10 +108,10 @@ def sources_of(data: str | None) -> set[Source]:
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
-    """List the video files at the path or address of a file or a folder, searched with its subfolders, sorted.
+    """List the videos at the path or address of a file or a folder, searched with its subfolders, sorted.
 
-    In a folder, files are selected by their suffix, and hidden ones left out. Raises a `DataError`, which names the
-    argument `name`, if `path` does not exist or has no video.
+    If a folder has no videos, list its images. Files are selected by their suffix, and hidden ones left out. Raises a
+    `DataError`, which names the argument `name`, if `path` does not exist or has neither.
     """
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
@@ -122,11 +122,14 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
         got = str(path) if is_list else f"{path}, which does not exist"
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
-    videos = _files_at(root, lambda file: is_media(file) and not is_image(file))
-    if not videos:
-        contract = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
+    files = _files_at(root, is_media)
+    if not files:
+        contract = f"a folder with videos or images ({', '.join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
-    return videos
+    videos = [file for file in files if not is_image(file)] if root.is_dir() else files
+    if 0 < len(videos) < len(files):
+        logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
+    return videos or files
 
 
 def _find_segments(

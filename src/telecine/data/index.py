@@ -129,8 +129,8 @@ def index_videos(
     skipped = [result for result in results if isinstance(result, Skipped)]
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {format_skipped(skipped)}"
-        remedy = "Check that they are complete and play in a video player."
-        raise argument_error("data", "at least one decodable video", got, remedy, DataError)
+        remedy = "Check that they are complete and that other programs show them."
+        raise argument_error("data", "at least one decodable video or image", got, remedy, DataError)
     if skipped:
         logger.warning("skipped %d of %d files: %s", len(skipped), len(results), format_skipped(skipped))
     return infos, skipped

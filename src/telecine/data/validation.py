@@ -114,7 +114,7 @@ def read_validation_clips(
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
-        contract = f"held-out videos with a decodable clip of {config.clip_span} frames"
+        contract = f"held-out files with a decodable clip of {config.clip_span} frames"
         longest = max(spans, key=lambda span: span.num_frames, default=None)
         got = f"none; the longest has {longest.num_frames} frames, {longest.info.path}" if longest else "none"
         raise argument_error(name, contract, got, "Use fewer frames, or add videos.", DataError)

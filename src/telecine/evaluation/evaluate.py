@@ -1,4 +1,4 @@
-"""Evaluation of the reconstructions of a set of videos."""
+"""Evaluation of the reconstructions of a set of videos or images."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     with _process_group() as processes:
         device = processes.device(config.device)
         if config.data is None:
-            raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
+            raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
@@ -132,7 +132,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         results = processes.gather(_measure_clips(source, metric_set, spans, processes, device))
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
-            raise argument_error("data", "videos with a decodable clip", got, "See the log.")
+            raise argument_error("data", "files with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
         description |= {"data": config.data, "subject": source.title}
         if isinstance(source, ModelSource):

@@ -20,9 +20,9 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
-from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
+from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
@@ -255,16 +255,16 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
     if config.data is None:
-        raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
+        raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
-    first = model_source(models[0], config, device)
+    first, infos = open_model(models[0], config, device)
     clips = first.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     size = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
     same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]
     base = None if config.base is None else model_source(config.base, same, device)
-    videos, digest = _find_clips(config.data, clips, config.clip_limit)
+    videos, digest = _find_clips(infos, clips, config.clip_limit)
     reference = None if base is None else _encode_all(base, videos)
     protocol: dict[str, object] = {
         "data": config.data,
@@ -300,16 +300,16 @@ class _ClipsOnDisk:
             yield clip["video"][None]
 
 
-def _find_clips(data: str, clips: ClipConfig, max_clips: int) -> tuple[_ClipsOnDisk, str]:
+def _find_clips(infos: Sequence[VideoInfo], clips: ClipConfig, max_clips: int) -> tuple[_ClipsOnDisk, str]:
     """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
-    spans = select_clips(index_data(data), clips, max_clips)
+    spans = select_clips(infos, clips, max_clips)
     found = [
         (span, pixels_sha256(bytes_from_video(clip["video"])))
         for span in with_progress(spans, "reading")
         if (clip := read_span(span, clips)) is not None
     ]
     if not found:
-        raise argument_error("data", "videos with a decodable clip", f"{len(spans)} broken ones", "See the log.")
+        raise argument_error("data", "files with a decodable clip", f"{len(spans)} broken ones", "See the log.")
     decodable, hashes = zip(*found, strict=True)
     return _ClipsOnDisk(decodable, clips), clips_sha256(hashes)
 

@@ -1,23 +1,27 @@
-"""Reconstruction of a whole video with an autoencoder, written as an MP4."""
+"""Reconstruction of whole videos with an autoencoder, written as MP4, and of images, written as PNG."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from statistics import mean
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
+from telecine.base.files import atomic_write
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
-from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
+from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, read_clip, video_from_bytes
+from telecine.data.find import check_output
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import Model, load_model
+from telecine.evaluation.source import Model, by_name, index_data, load_model
 from telecine.evaluation.tiling import (
     blended_chunks,
     count_chunks,
@@ -29,43 +33,66 @@ from telecine.report.clips import side_by_side
 from telecine.report.video import Mp4Writer
 from telecine.settings import ReconstructConfig
 
+_MP4, _PNG = ".mp4", ".png"
+
 
 def reconstruct(
     checkpoint: Model, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct a video by chunks and tiles, write an MP4 with frames at the same times; return the mean PSNR in dB.
+    """Reconstruct a video or an image, or all of a folder, and write the results; return the mean PSNR in dB.
 
-    The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
-    and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
+    An MP4 has its frames at the same times. The autoencoder processes at most `num_frames` frames of one tile at once,
+    for videos of any length and size. Chunks and tiles are padded to sizes that it accepts by repeating the last frame,
+    row and column, and cropped afterwards.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
             which is moved to the device and to eval mode.
-        video: The file.
-        output: The MP4 to write.
+        video: The file, or a folder: its videos or, without videos, its images.
+        output: The MP4, the PNG of an image, or the folder for those of a folder, with the same names.
         config: The settings.
 
     Raises:
-        ValueError: The checkpoint or the video cannot be read, or the output is not an MP4, a folder or the video.
+        ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input.
     """
     config = config or ReconstructConfig()
-    _check_output(Path(output), Path(video))
+    if Path(video).is_dir():
+        check_output("output", video, output)
+        infos = by_name(index_data(video, name="video"), video)
+        files = [(info, Path(output, name + (_PNG if info.is_image else _MP4))) for name, info in infos.items()]
+    else:
+        files = [(index_video(video), Path(output))]
+        _check_output(Path(output), Path(video), _PNG if files[0][0].is_image else _MP4)
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device, config)
-    info = index_video(video)
-    start = min(info.pts)
-    pts = sorted(each - start for each in info.pts)
-    # Stored pixels need not be square.
-    aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
+    return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
+
+
+def _reconstruct_file(
+    model: VideoAutoencoder, info: VideoInfo, output: Path, config: ReconstructConfig, device: torch.device
+) -> float:
+    """Write the reconstruction of a video or an image, and return the mean PSNR of its frames."""
     frame_psnr: list[Tensor] = []
-    with Mp4Writer(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
+
+    def chunks() -> Iterator[Tensor]:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
             recon_frames = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
-            if config.compare:
-                recon_frames = side_by_side(inputs=[frames], reconstructions=[recon_frames])
-            writer.add(recon_frames)
+            yield side_by_side(inputs=[frames], reconstructions=[recon_frames]) if config.compare else recon_frames
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if info.is_image:
+        image = Image.fromarray(next(chunks())[0].numpy())
+        atomic_write(output, lambda partial: image.save(partial, format="PNG"))
+    else:
+        start = min(info.pts)
+        pts = sorted(each - start for each in info.pts)
+        # Stored pixels need not be square.
+        aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
+        with Mp4Writer(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
+            for frames in chunks():
+                writer.add(frames)
     return float(torch.cat(frame_psnr).mean())
 
 
@@ -84,20 +111,23 @@ def _reconstruct_frames(
             reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    chunks = overlapping_chunks(iterate_frames(info.path, size), num_frames, overlap)
+    frames = read_clip(info, 0, 1, size=size) if info.is_image else iterate_frames(info.path, size)
+    chunks = overlapping_chunks(frames, num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
 
-def _check_output(output: Path, video: Path) -> None:
-    """Raise a `ValueError` if the output cannot be written or would replace the video."""
+def _check_output(output: Path, video: Path, suffix: str) -> None:
+    """Raise a `ValueError` if the output cannot be written or would replace the input."""
+    contract = "the name of an MP4" if suffix == _MP4 else "the name of a PNG"
     if output.is_dir():
-        raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
-    if output.suffix.lower() != ".mp4":
-        contract = "the name of an MP4, which ends in .mp4"
-        raise argument_error("output", contract, str(output), f"Use {output.with_suffix('.mp4')}.")
+        raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
+    if output.suffix.lower() != suffix:
+        contract, remedy = f"{contract}, which ends in {suffix}", f"Use {output.with_suffix(suffix)}."
+        raise argument_error("output", contract, str(output), remedy)
     if output.resolve() == video.resolve():
-        raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")
+        contract = "another file than the video or image"
+        raise argument_error("output", contract, f"{output} for both", "Choose another name.")
 
 
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.find import files_below, sources_of
-from telecine.data.source import VIDEO_SUFFIXES, as_source, is_address, resolve_source
+from telecine.data.source import as_source, is_address, is_media, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
@@ -50,7 +50,7 @@ MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them i
 
 
 def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
-    """Return the videos at a path. Their index is that of training, and is saved for the next call."""
+    """Return the videos at a path, or the images without one. Their index is that of training, and is saved for it."""
     videos = find_videos(path, name=name)
     cache = IndexCache(path)
     try:
@@ -124,15 +124,18 @@ class VideoSource:
         return clip["video"][None].to(target)
 
 
+_Source = TypeVar("_Source", ModelSource, VideoSource)
+
+
 def open_source(
     checkpoint: Model, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
-    """Return the source of the reconstructions, and the videos of `config.data`."""
+    """Return the source of the reconstructions, and the videos or images of `config.data`."""
     data = str(config.data)
     if not isinstance(checkpoint, nn.Module) and _contains_videos(Path(checkpoint)):
         infos = index_data(data)
-        return _video_source(Path(checkpoint), infos, config, data), infos
-    source, infos = model_source(checkpoint, config, device), index_data(data)
+        return _for_data(_video_source(Path(checkpoint), infos, config, data), infos, config), infos
+    source, infos = open_model(checkpoint, config, device)
     if not isinstance(checkpoint, nn.Module):
         _log_trained_on(Path(checkpoint), data, infos)
     return source, infos
@@ -149,8 +152,22 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
     except DataError:  # it was trained on another machine, or its data is no more
         return
     if number := sum(resolve_source(info.path) in known for info in infos):
-        text = "%d of %d videos are in the data of the run, %s: but for what it held out, the model has trained on them"
+        text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
         logger.warning(text, number, len(infos), saved["data"] or "the sample videos")
+
+
+def open_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> tuple[ModelSource, list[VideoInfo]]:
+    """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too."""
+    source, infos = model_source(checkpoint, config, device), index_data(str(config.data))
+    return _for_data(source, infos, config), infos
+
+
+def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips) -> _Source:
+    """Return the source with clips of one frame if the data are images and `config` sets no other number."""
+    is_measured_as_set = isinstance(source.clips, PublishedProtocol) or config.num_frames is not None
+    if is_measured_as_set or not all(info.is_image for info in infos):
+        return source
+    return replace(source, clips=replace(source.clips, num_frames=1))
 
 
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
@@ -216,11 +233,11 @@ def _video_source(
 
 
 def _contains_videos(path: Path) -> bool:
-    """Whether `path` is a video, or a folder of videos rather than of a model."""
+    """Whether `path` is a video or an image, or a folder of them rather than of a model."""
     if path.is_file():
-        return path.suffix.lower() in VIDEO_SUFFIXES
+        return is_media(path)
     is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
-    return not is_model and path.is_dir() and any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
+    return not is_model and path.is_dir() and any(map(is_media, files_below(path)))
 
 
 def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
@@ -228,8 +245,8 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructio
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
     """
-    inputs = _by_name(infos, data)
-    others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
+    inputs = by_name(infos, data)
+    others = by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
     lacks = ((reconstructions, missing), (data, extra))
     if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
@@ -245,17 +262,18 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructio
     return {str(info.path): others[name] for name, info in inputs.items()}
 
 
-def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
+def by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
+    """Return files of a folder by their relative path without the suffix; raise a `ValueError` if two have the same."""
     if [info.path for info in infos] == [as_source(root)]:
         return {"(a single file)": infos[0]}
-    by_name: dict[str, VideoInfo] = {}
+    found: dict[str, VideoInfo] = {}
     for info in infos:
         name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
-        if name in by_name:
-            got = f"{by_name[name].path} and {info.path}"
-            raise argument_error("data", "videos of different names", got, "Rename one: suffixes do not count.")
-        by_name[name] = info
-    return by_name
+        if name in found:
+            got = f"{found[name].path} and {info.path}"
+            raise argument_error("data", "files of different names", got, "Rename one: suffixes do not count.")
+        found[name] = info
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.base.shapes import Scalar
+from telecine.discriminators.spectral_norm import step_spectral_norms
 from telecine.objective.adversarial import NO_PENALTY, VideoDiscriminator
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradients
@@ -55,6 +56,7 @@ class CompiledAdversarialLosses(EagerAdversarialLosses):
         """Return the logs of a step of one discriminator."""
         if not torch.is_grad_enabled():
             return _logs(step(self, d))
+        step_spectral_norms(d.module)
         fake = d.input_of(self.batch.disc_fake)
         inputs = {"real": d.input_of(self.batch.disc_real), "fake": at_least_float32(fake)}
         inputs |= {} if d.condition is None else {"condition": d.condition}

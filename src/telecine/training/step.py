@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from telecine.autoencoders import Posterior
 from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
+from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import mse
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
@@ -61,9 +62,10 @@ def train_step(
     `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
     """
     compiler, scale = state.objective.compiler, 1 / len(batches)
-    with nullcontext() if compiler is None else compiler.update():
+    with shared_spectral_norms(), nullcontext() if compiler is None else compiler.update():
         logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
-    log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
+    means = torch.stack([torch.stack(list(log.values())) for log in logs]).mean(0)
+    log = _finite_values(dict(zip(logs[0], means, strict=True)), state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:
@@ -217,7 +219,7 @@ def _divergence_error(name: str, value: float, step: int) -> TrainingError:
     """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
-        remedy = "Check the videos. Then run the same command again: it resumes from the last checkpoint."
+        remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."
         return TrainingError(f"{problem} {remedy}")
     remedy = "Lower the learning rates or the weight of that term, or turn mixed precision off."
     return DivergenceError(f"{problem} {remedy}", name)

@@ -122,7 +122,7 @@ class Trainer:
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
-        self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
+        self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
         with interrupt_on_signal():  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
         if found is not None and not change_data:

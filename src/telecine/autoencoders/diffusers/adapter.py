@@ -1,4 +1,4 @@
-"""Any diffusers video autoencoder as a `VideoAutoencoder`."""
+"""Any diffusers autoencoder of images or video as a `VideoAutoencoder`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
     latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
-    a clip separately. In some classes (Wan, Qwen, Mochi), clips of one frame leave the weights that mix frames without
-    a gradient. DDP then needs `find_unused_parameters=True`.
+    a clip separately: an image is a clip of one frame. In some classes (Wan, Qwen, Mochi), clips of one frame leave the
+    weights that mix frames without a gradient. DDP then needs `find_unused_parameters=True`.
 
     Args:
         module: The diffusers model, or any module with `encode` and `decode` of the same signatures. It is switched to
@@ -39,6 +39,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     Raises:
         TypeError: The model has no `encode` or `decode`.
+        ValueError: The class is of audio or proteins, has no encoder, or a diffusion model as the decoder.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -46,7 +47,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.family = family_of(module)
         prepare_for_training(module)
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
-        self.sizes = ClipSizes(module, self.family.reconstruct)
+        only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
+        self.sizes = ClipSizes(module, self.family.reconstruct, only_side)
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""

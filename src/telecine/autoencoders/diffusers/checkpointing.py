@@ -24,13 +24,22 @@ from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 NUM_FRAMES = 5
-# The blocks of classes that keep frames for the next chunk, which their own checkpointing does not support.
-CACHED_BLOCKS = {
+# The blocks of classes whose own checkpointing is missing, does not support the frames kept for the next chunk, or, for
+# AutoencoderTiny, leaves out the conversion of colours to [0, 1].
+CHECKPOINTED_BLOCKS = {
+    **dict.fromkeys(
+        ("AsymmetricAutoencoderKL", "VQModel"),
+        ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UNetMidBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
+    ),
+    "AutoencoderDC": ("ResBlock", "EfficientViTBlock"),
+    "AutoencoderKLHunyuanImage": ("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
     "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
     "AutoencoderKLMagvit": ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"),
     "AutoencoderKLQwenImage": ("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample"),
     "AutoencoderKLQwenImage21": ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample"),
     "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
+    "AutoencoderRAE": ("ViTMAELayer",),
+    "AutoencoderTiny": ("AutoencoderTinyBlock",),
     "Kandinsky6SRVAE": ("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample"),
 }
 # The attribute of layers that holds these frames. In the other classes, lists or dicts among the arguments hold them.
@@ -59,25 +68,25 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
 
 
 def enable(module: DiffusersModel) -> None:
-    """Enable checkpointing: the class's own, or ours of the blocks of `CACHED_BLOCKS`."""
+    """Enable checkpointing: the class's own, or ours of the blocks of `CHECKPOINTED_BLOCKS`."""
     name = type(module).__name__
-    if name not in CACHED_BLOCKS:
+    if name not in CHECKPOINTED_BLOCKS:
         module.enable_gradient_checkpointing()
-    for block in _cached_blocks(module):
+    for block in _blocks(module):
         checkpoint_module(block, CACHE_NAMES.get(name, ""))
 
 
 def _disable(module: DiffusersModel) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
-    if type(module).__name__ not in CACHED_BLOCKS:
+    if type(module).__name__ not in CHECKPOINTED_BLOCKS:
         module.disable_gradient_checkpointing()
-    for block in _cached_blocks(module):
+    for block in _blocks(module):
         undo_checkpoint(block)
     clear_caches(module)
 
 
-def _cached_blocks(module: DiffusersModel) -> list[nn.Module]:
-    names = CACHED_BLOCKS.get(type(module).__name__, ())
+def _blocks(module: DiffusersModel) -> list[nn.Module]:
+    names = CHECKPOINTED_BLOCKS.get(type(module).__name__, ())
     return [block for block in module.modules() if type(block).__name__ in names]
 
 

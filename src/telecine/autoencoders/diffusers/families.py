@@ -28,7 +28,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
-UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps video to video."
+UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
+# Autoencoders of diffusers that are not trained, by the reason.
+_REFUSED = {
+    "which is of audio": """
+        AutoencoderKLKVAEAudio AutoencoderKLLTX2Audio AutoencoderKLMiniMaxH3Audio AutoencoderOobleck AutoencoderSAME
+        Cosmos3AVAEAudioTokenizer LongCatAudioDiTVae MMAudioVAE MMAudioVocoder MiniMaxMusic3Vocoder
+    """,
+    "whose decoder is a diffusion model: it learns to denoise, not to reconstruct": "ConsistencyDecoderVAE",
+    "which is a diffusion model without an encoder": "LTX2VideoDiffusionDecoderModel",
+    "which is of proteins": "RFD4ProteinaAutoencoder",
+}
+REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Family:
     """From the model and a video `(B, 3, T, H, W)` in [-1, 1] to the posterior."""
     decoder: Callable[[DiffusersModel, Tensor], Decoded]
     """From the model and a latent `(B, C, t, h, w)` to the video."""
+    only_side: str | None = None
+    """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
@@ -87,13 +100,21 @@ def clear_caches(module: DiffusersModel) -> None:
     for name in ("clear_cache", "_clear_conv_cache"):
         if callable(clear := getattr(module, name, None)):
             clear()
-    for submodule in module.modules():
-        if hasattr(submodule, "causal_cache"):
-            submodule.causal_cache = None
+    if callable(empty := getattr(module, "_empty_causal_cached", None)):  # of VidTok
+        empty(module)
+
+
+def check_class(name: str, cls: type) -> None:
+    """Raise a `ValueError`, which names the argument `name`, if a class or a base class is one of `REFUSED`."""
+    for parent in cls.__mro__:
+        if reason := REFUSED.get(parent.__name__):
+            contract = "an autoencoder of images or video that reconstructs"
+            raise argument_error(name, contract, f"{cls.__name__}, {reason}", "Use another model.")
 
 
 def family_of(module: nn.Module) -> Family:
     """Return how a model is called: by its class or a base class in `FAMILIES`, or of frames if no weight is 3D."""
+    check_class("module", type(module))
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
@@ -102,7 +123,7 @@ def family_of(module: nn.Module) -> Family:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
     if all(parameter.ndim < 5 for parameter in module.parameters()):
-        return Family(_encode_frames, _decode_frames)
+        return _OF_FRAMES
     return Family(_encode_clips, _decode_clips)
 
 
@@ -143,29 +164,32 @@ def _decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
     return _read_decoded(module.decode(latent, **({"temb": latent.new_zeros(len(latent))} if needs_level else {})))
 
 
-def _frames_from_clips(video: Video) -> Tensor:
-    """Return the frames `(B*T, C, H, W)` of `(B, C, T, H, W)`."""
-    return video.transpose(1, 2).flatten(0, 1)
+def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:
+    """Return the frames `(B*T, C, H, W)` of `(B, C, T, H, W)`; `as_clips` of one frame, `(B*T, C, 1, H, W)`."""
+    frames = video.transpose(1, 2).flatten(0, 1)
+    return frames[:, :, None] if as_clips else frames
 
 
 def _clips_from_frames(frames: Tensor, batch: int) -> Video:
-    """Return the clips `(B, C, T, H, W)` of frames `(B*T, C, H, W)`."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+    """Return the clips `(B, C, T, H, W)` of frames `(B*T, C, H, W)` or `(B*T, C, 1, H, W)`."""
+    return frames.flatten(1, -3).unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = False) -> LatentPosterior:
     """Encode each frame of a clip separately."""
-    posterior = _read_posterior(module.encode(_frames_from_clips(video)))
+    posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
         return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)
     mean, logvar = (_clips_from_frames(moment, len(video)) for moment in (posterior.mean, posterior.logvar))
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> Decoded:
+def _decode_frames(
+    module: DiffusersModel, latent: Tensor, *, together: bool = False, as_clips: bool = False
+) -> Decoded:
     """Decode the frames of a clip separately, or all `together`."""
     options = {"num_frames": latent.shape[2]} if together else {}
-    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
+    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent, as_clips), **options))
     return _clips_from_frames(frames, len(latent)), losses
 
 
@@ -203,17 +227,27 @@ def _per_channel(values: tuple[float, ...], like: Video) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
 
 
-def _encode_rgba(module: DiffusersModel, video: Video) -> LatentPosterior:
-    """Encode clips, with an opaque alpha channel added if the model has one."""
+def _encode_qwen21(module: DiffusersModel, video: Video) -> LatentPosterior:
+    """Encode each frame, with an opaque alpha channel added if the model has one."""
     if module.config.in_channels == 4:
         video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
-    return _encode_clips(module, video)
+    return _encode_frames(module, video, as_clips=True)
 
 
-def _decode_rgb(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode, and drop the alpha channel."""
-    video, losses = _decode_clips(module, latent)
+def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> Decoded:
+    """Decode each frame, and drop the alpha channel."""
+    video, losses = _decode_frames(module, latent, as_clips=True)
     return video[:, :3], losses
+
+
+def _encode_rae(module: DiffusersModel, video: Video) -> LatentPosterior:
+    """Encode each frame; the class takes colours in [0, 1]."""
+    return _encode_frames(module, (video + 1) / 2)
+
+
+def _decode_rae(module: DiffusersModel, latent: Tensor) -> Decoded:
+    video, losses = _decode_frames(module, latent)
+    return 2 * video - 1, losses
 
 
 def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -291,16 +325,22 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return len(args) > 1 or kwargs.get("feat_cache") is not None
 
 
-# Classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
+_OF_FRAMES = Family(_encode_frames, _decode_frames)
+_IMAGE_CLASSES = """
+    AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLHunyuanImage AutoencoderKLKVAE
+    AutoencoderTiny VQModel
+"""
+# And classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
 FAMILIES = {
+    **dict.fromkeys(_IMAGE_CLASSES.split(), _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    # Its kernels are 2D, but its input is clips.
-    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True)),
+    "AutoencoderRAE": Family(_encode_rae, _decode_rae, only_side="decoder_image_size"),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from telecine.autoencoders.diffusers.families import DiffusersModel
+from telecine.autoencoders.diffusers.families import DiffusersModel, check_class
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, check_num_weights
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
@@ -22,11 +22,14 @@ from telecine.settings.autoencoder import LARGEST_CODEBOOK
 try:
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
+    from diffusers.utils import is_transformers_available
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 except ImportError as missing:
     raise ImportError(f"This model needs diffusers. {how_to_install('diffusers')}") from missing
 
 PIPELINE_SUBFOLDER = "vae"
+# What AutoencoderTiny and AsymmetricAutoencoderKL add to their configurations, beside their arguments.
+_ADDED = {"block_out_channels", "force_upcast"}
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
 MAX_SIZE = 2**16
 
@@ -114,6 +117,9 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
         update += " In Python, a module of yours takes the place of its folder."
         remedy = nearest(name, known) or update
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
+    check_class(f"{CLASS_KEY} in {source}", found)
+    if found.__name__ == "AutoencoderRAE" and not is_transformers_available():
+        raise ImportError("The encoder of AutoencoderRAE needs transformers: `pip install transformers`.")
     return found
 
 
@@ -145,7 +151,7 @@ def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersMo
 
 
 def _arguments_of(cls: type) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters) - {"self"}  # type: ignore[misc]
+    return _ADDED | (set(inspect.signature(cls.__init__).parameters) - {"self"})  # type: ignore[misc]
 
 
 def _read_json_config(path: Path) -> dict[str, Any]:

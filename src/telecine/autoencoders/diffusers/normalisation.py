@@ -21,12 +21,15 @@ class _Normalisation(Enum):
         AutoencoderKLWan
     """  # `latents_mean` and `latents_std` of the configuration; here and below, the `scaling_factor` is 1 and stays
     BUFFERS = "AutoencoderKLLTX2Video AutoencoderKLLTXVideo"  # of these names, saved with the weights
+    BATCH_NORM = "AutoencoderKLFlux2"  # `bn`: of each channel at each position of a patch, saved with the weights
     FACTOR = """
         AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
         AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
-        AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder Kandinsky6SRVAE
-    """  # `scaling_factor` of the configuration, and `shift_factor` if that is a number
-    NONE = "AutoencoderKLKVAEVideo AutoencoderVidTok"
+        AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder AutoencoderTiny Kandinsky6SRVAE
+        VQModel
+    """  # `scaling_factor` of the configuration, and `shift_factor` if that is a number; CHANNELS if they are set
+    INSIDE = "AutoencoderRAE"  # `encode` returns a normalised latent, and its encoder stays as it is
+    NONE = "AutoencoderKLKVAE AutoencoderKLKVAEVideo AutoencoderVidTok"
 
 
 NORMALISATIONS = {name: kind for kind in _Normalisation for name in kind.value.split()}
@@ -39,25 +42,42 @@ def _normalisation_of(module: DiffusersModel) -> _Normalisation:
 
 
 def read_normalisation(module: DiffusersModel) -> Normalisation:
-    """Return the present numbers by name."""
+    """Return the present numbers by name; of a batch norm, mean and deviation of each of its channels."""
     kind = _normalisation_of(module)
     if kind is _Normalisation.BUFFERS:
         return {name: module.get_buffer(name).tolist() for name in CHANNEL_KEYS}
-    names = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
-    found = {name: module.config.get(name) for name in names}
+    if kind is _Normalisation.BATCH_NORM:
+        values = module.bn.running_mean, (module.bn.running_var + module.bn.eps).sqrt()
+        return {name: value.tolist() for name, value in zip(CHANNEL_KEYS, values, strict=True)}
+    keys = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
+    more = CHANNEL_KEYS if kind is _Normalisation.FACTOR and _has_channels(module) else ()
+    found = {name: module.config.get(name) for name in (*keys, *more)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 @torch.no_grad()
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
-    """Replace the numbers, in memory; `save_pretrained` writes them."""
+    """Replace the numbers, in memory; `save_pretrained` writes them.
+
+    The positions of a patch, which a batch norm keeps apart, get the same: those of their channel.
+    """
     kind = _normalisation_of(module)
     per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
     if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
             module.get_buffer(name).copy_(torch.tensor(values, dtype=torch.float64))
-    elif kind is _Normalisation.CHANNELS:
+    elif kind is _Normalisation.BATCH_NORM:
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in per_channel.values())
+        positions = module.bn.num_features // len(mean)
+        module.bn.running_mean.copy_(mean.repeat_interleave(positions))
+        module.bn.running_var.copy_((std.square() - module.bn.eps).clamp(min=0).repeat_interleave(positions))
+    elif kind is _Normalisation.CHANNELS or (kind is _Normalisation.FACTOR and _has_channels(module)):
         module.register_to_config(**per_channel)
     elif kind is _Normalisation.FACTOR:
         shift = {} if module.config.get("shift_factor") is None else {"shift_factor": statistics.overall_mean}
         module.register_to_config(scaling_factor=1 / statistics.overall_std, **shift)
+
+
+def _has_channels(module: DiffusersModel) -> bool:
+    """Return whether the configuration has numbers of each channel, which pipelines of SDXL use if they are set."""
+    return all(module.config.get(name) is not None for name in CHANNEL_KEYS)
