@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, astuple, fields
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
 
 
+def _sizes_of_patches(config: CausalVAEConfig) -> tuple[int, int, int, int]:
+    """Return the arguments of the linear maps."""
+    return config.time_compression, config.spatial_compression, config.latent_channels, config.in_channels
+
+
 def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
     time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
     return [ResidualBlock(config.channels[level], time_kernel) for _ in range(config.blocks_per_level)]
@@ -62,7 +67,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchEncoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        self.linear = PatchEncoder(*_sizes_of_patches(config))
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3))]
         for level, (outer, inner) in enumerate(config.halvings()):
@@ -88,7 +93,7 @@ class Decoder(nn.Module):
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        self.linear = PatchDecoder(*_sizes_of_patches(config))
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
@@ -109,8 +114,13 @@ class CausalAutoencoder(LatentAutoencoder):
     config: CausalVAEConfig
     decoder: Decoder
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video, as the configuration says."""
+        return self.config.in_channels
+
     def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
+        """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
@@ -124,8 +134,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        compression = self.config.time_compression, self.config.spatial_compression
-        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
+        return LinearAutoencoder(*_sizes_of_patches(self.config), bottleneck=build_bottleneck(self.config))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
@@ -149,7 +158,7 @@ class CausalAutoencoder(LatentAutoencoder):
 class CausalVAE(CausalAutoencoder):
     """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
 
-    Video `(B, 3, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
+    Video `(B, C, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
     `s` the spatial compression. An image is a video of one frame. Latent frame `i` depends on input frames up to `t*i`,
     output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
     a batch are independent.
@@ -173,7 +182,7 @@ class CausalVAE(CausalAutoencoder):
         self.latent_statistics: LatentStatistics | None = None
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
+        """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
         mean, logvar = self.encoder(video)
         if self.bottleneck is None:
@@ -214,7 +223,7 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config), **self.latent_normalisation()}
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **saved_fields(self.config), **self.latent_normalisation()}
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -237,6 +246,12 @@ class CausalVAE(CausalAutoencoder):
         model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
+
+
+def saved_fields(config: CausalVAEConfig) -> dict[str, Any]:
+    """Return the settings as saved: an RGB model's without its channels, so that older versions of telecine load it."""
+    values = asdict(config)
+    return {name: value for name, value in values.items() if name != "in_channels" or value != 3}
 
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:

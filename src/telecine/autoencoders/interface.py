@@ -30,7 +30,7 @@ class Reconstruction(NamedTuple):
 
 
 class VideoAutoencoder(nn.Module, ABC):
-    """An autoencoder for video `(B, 3, T, H, W)` in [-1, 1], as training and evaluation call it.
+    """An autoencoder for video `(B, C, T, H, W)` in [-1, 1], as training and evaluation call it.
 
     `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
     """
@@ -46,7 +46,7 @@ class VideoAutoencoder(nn.Module, ABC):
         """Encode, sample and decode in one call, because DDP only synchronises gradients of its `forward`.
 
         Args:
-            video: `(B, 3, T, H, W)` in [-1, 1].
+            video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
             posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
@@ -57,6 +57,11 @@ class VideoAutoencoder(nn.Module, ABC):
 
     if TYPE_CHECKING:
         __call__ = forward  # `nn.Module.__call__` is untyped
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video and of its reconstruction; by default 3, RGB."""
+        return 3
 
     @property
     @abstractmethod
@@ -90,7 +95,7 @@ class VideoAutoencoder(nn.Module, ABC):
         return self
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
+        """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 
         Raises:
             ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
@@ -183,10 +188,11 @@ class LatentAutoencoder(VideoAutoencoder):
 
 
 def check_input(model: VideoAutoencoder, video: Video) -> None:
-    """Raise a `ValueError` unless `video` is `(B, 3, T, H, W)` of a size that the model accepts."""
+    """Raise a `ValueError` unless `video` has the model's channels and a size that it accepts."""
     check_video("video", video)
-    if video.shape[1] != 3:
-        raise argument_error("video", "RGB of shape (B, 3, T, H, W)", video, "Repeat a grey channel 3 times.")
+    if video.shape[1] != model.in_channels:
+        contract, remedy = f"of shape (B, {model.in_channels}, T, H, W)", "Add or drop channels, or use another model."
+        raise argument_error("video", contract, video, remedy)
     model.check_clip(*video.shape[2:])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import CausalAutoencoder, Decoder
+from telecine.autoencoders.causal import CausalAutoencoder, Decoder, saved_fields
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -40,7 +40,7 @@ from telecine.settings.yaml_file import read_yaml
 SIZES = ("tiny", "small")
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
-COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
+COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
@@ -140,12 +140,13 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def to_json_string(self) -> str:
         """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
-        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: asdict(self.config), DIGEST_KEY: self.digest})
+        values = {DECODER_KEY: saved_fields(self.config), DIGEST_KEY: self.digest}
+        return json.dumps({CLASS_KEY: type(self).__name__, **values})
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: asdict(self.config), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
-        save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
+        config = {DECODER_KEY: saved_fields(self.config), TEACHER_KEY: _public_name(self.teacher)}
+        save_model(merge_low_rank(self), {**config, DIGEST_KEY: self.digest, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the decoder's weights that `save_pretrained` wrote into this model."""
@@ -231,7 +232,8 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
         contract = "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others"
         contract += ", with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    return dict(zip(COMPRESSION, (*compression, linear.encoder.first.out_features), strict=True))
+    channels = linear.encoder.first.out_features, teacher.in_channels
+    return dict(zip(COMPRESSION, (*compression, *channels), strict=True))
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.data.decode import read_clip
 from telecine.data.source import Span
-from telecine.settings import Bucket, ClipConfig
+from telecine.settings import CHANNELS, Bucket, ClipConfig
 
 
 class Clip(TypedDict):
@@ -108,11 +108,25 @@ def clips_sha256(hashes: Iterable[str]) -> str:
 class _SupportsClipSizes(Protocol):
     """A model that accepts only some clip sizes."""
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video."""
+
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the model reconstructs clips of this size."""
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
+
+
+def check_channels(config: ClipConfig, model: _SupportsClipSizes) -> None:
+    """Raise a `ValueError` unless clips have the channels of a model."""
+    if config.num_channels != model.in_channels:
+        contract = f"one of {model.in_channels} channels, as the model has"
+        got = f'"{config.channels}", which has {config.num_channels}'
+        names = [f'Use "{name}", or a' for name, number in CHANNELS.items() if number == model.in_channels]
+        remedy = f"{names[0] if names else 'Use a'} model with `in_channels` {config.num_channels}."
+        raise argument_error("clips.channels", contract, got, remedy)
 
 
 def check_buckets(buckets: Sequence[Bucket], model: _SupportsClipSizes, *, images: bool) -> None:

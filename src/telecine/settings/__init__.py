@@ -1,6 +1,7 @@
 """The settings of all commands, and how they are read. Needs no PyTorch."""
 
 from telecine.settings.autoencoder import CausalVAEConfig as CausalVAEConfig
+from telecine.settings.data import CHANNELS as CHANNELS
 from telecine.settings.data import MAX_PIXELS as MAX_PIXELS
 from telecine.settings.data import TIMEOUT as TIMEOUT
 from telecine.settings.data import Bucket as Bucket

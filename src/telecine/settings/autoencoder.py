@@ -11,6 +11,7 @@ from telecine.settings.group import Settings
 
 # Configurations come from others, too: larger networks would take hours to build.
 LARGEST = {
+    "in_channels": 1024,
     "latent_channels": 2**16,
     "base_channels": 2**16,
     "blocks_per_level": 256,
@@ -72,6 +73,8 @@ class CausalVAEConfig(Settings):
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
     lfq_commitment_weight: float = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
+    in_channels: int = 3
+    """Channels of the video, see `clips.channels`."""
     size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
     """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
     and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
@@ -148,7 +151,7 @@ class CausalVAEConfig(Settings):
     @property
     def folded_channels(self) -> int:
         """Values of a patch: the channels before the first layer and after the last."""
-        return 3 * self.time_compression * self.patch_size**2
+        return self.in_channels * self.time_compression * self.patch_size**2
 
     def halvings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""

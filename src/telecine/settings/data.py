@@ -11,6 +11,8 @@ from telecine.settings.group import Settings
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
 PILLOW_MAX_PIXELS = 178_956_970
+# How many channels a pixel of a clip has.
+CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 
@@ -66,6 +68,11 @@ class ClipConfig(Settings):
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
+    channels: Literal["grey", "rgb", "rgba"] = "rgb"
+    """Channels of a pixel: its luma, its colours, or its colours and its opacity, which is 1 in a file without alpha.
+    The model has 1, 3 or 4 input channels."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
     stride: int = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
@@ -116,6 +123,11 @@ class ClipConfig(Settings):
             contract = f"clip sizes that include {self.val_bucket}"
             remedy = "Set num_frames, height and width to the bucket to validate on."
             raise argument_error("buckets", contract, ", ".join(map(str, self.buckets)), remedy)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of a pixel."""
+        return CHANNELS[self.channels]
 
     @property
     def val_bucket(self) -> Bucket:

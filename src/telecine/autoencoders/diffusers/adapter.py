@@ -46,10 +46,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.family = family_of(module)
         prepare_for_training(module)
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
-        self.sizes = ClipSizes(module, self.family.reconstruct)
+        self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module))
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
+        """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
         check_input(self, video)
         return self.family.encode(self.module, video)
 
@@ -68,12 +68,12 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         None if the frames after the first, or the pixels, do not divide evenly over the positions of the latent.
         """
         _, side, _ = self.sizes.smallest
-        encode, size = Probe(self.module, self.family.encode_mode), (num_frames, side, side)
+        encode, size = Probe(self.module, self.family.encode_mode, self.in_channels), (num_frames, side, side)
         _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
         following = max(latent_frames - 1, 1)
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
             return None
-        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
+        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels, self.in_channels)
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""

@@ -31,17 +31,32 @@ TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps video to video."
 
 
+def declared_channels(module: DiffusersModel) -> int:
+    """Return the channels of a model's video, as its configuration says; 3 if it does not say."""
+    config = getattr(module, "config", {})
+    # Mochi's input has Fourier features as well, and some classes have one number for input and output.
+    declared = (config[name] for name in ("out_channels", "in_channels", "input_channels") if name in config)
+    return next(declared, 3)
+
+
+def _unpatched_channels(module: DiffusersModel) -> int:
+    """Return the channels of a model whose configuration counts those of patches."""
+    return declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
+
+
 @dataclass(frozen=True)
 class Family:
     """How the models of a class are called."""
 
     encoder: Callable[[DiffusersModel, Video], LatentPosterior]
-    """From the model and a video `(B, 3, T, H, W)` in [-1, 1] to the posterior."""
+    """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
     decoder: Callable[[DiffusersModel, Tensor], Decoded]
     """From the model and a latent `(B, C, t, h, w)` to the video."""
+    in_channels: Callable[[DiffusersModel], int] = declared_channels
+    """From the model to the channels of its video."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
-        """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
+        """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         try:
             return self.encoder(module, video.to(next(module.parameters()).dtype))
         finally:
@@ -298,9 +313,9 @@ FAMILIES = {
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     # Its kernels are 2D, but its input is clips.
-    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb, lambda module: 3),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
-    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True)),
+    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
