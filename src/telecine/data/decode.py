@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import torch
@@ -19,16 +19,17 @@ from av.buffer import Buffer
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
 from telecine.data.remote import open_local
 from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
-from telecine.settings import MAX_PIXELS
+from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
@@ -36,6 +37,19 @@ from telecine.settings import MAX_PIXELS
 # PyAV before 18 has no names for these two swscale flags, but accepts their values.
 _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
+_FORMATS_OF_PIXELS = {
+    PixelFormat("grey", 8): "gray",
+    PixelFormat("rgb", 8): "rgb24",
+    PixelFormat("rgba", 8): "rgba",
+    PixelFormat("grey", 16): "gray16le",
+    PixelFormat("rgb", 16): "rgb48le",
+    PixelFormat("rgba", 16): "rgba64le",
+}
+# What swscale converts the white of limited range to, in RGB of 16 bits.
+_LIMITED_WHITE, _WHITE = 65283, 65535
+_IMAGE_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
+# FFmpeg's own decoders of these drop the alpha of WebM, which is a stream inside each packet.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.
 _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
@@ -55,6 +69,10 @@ _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 _IMAGE_FORMATS = ("JPEG", *_MAY_BE_ANIMATED)
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+EXIF_ORIENTATION = 0x0112
+TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
+_MIRRORED = {0: (3, 4, 7, 8), 1: (2, 3, 6, 7)}  # orientations that reverse rows, and those that reverse columns
+_PNG_DEPTH = 24  # position of the bit depth
 MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
 
 
@@ -104,10 +122,23 @@ def _open_container(source: Path | TarMember) -> InputContainer:
         raise DecodeError(f"{source}: not one of the formats that are read ({_FORMATS}), or damaged") from error
 
 
-def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
-    """Decode packets into frames in display order."""
+def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = False) -> Iterator[VideoFrame]:
+    """Decode packets into frames in display order, with their `alpha` if it is asked for."""
+    decoder: VideoCodecContext | None = None
     for packet in packets:
-        yield from packet.decode()
+        if alpha and decoder is None:
+            decoder = _alpha_decoder(packet.stream)
+        yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
+
+
+def _alpha_decoder(stream: VideoStream) -> VideoCodecContext:
+    """Return a decoder that keeps the alpha of a stream."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in _ALPHA_DECODERS:
+        return own
+    decoder = VideoCodecContext.create(_ALPHA_DECODERS[own.name], "r")
+    decoder.thread_count, decoder.options = 1, own.options
+    return decoder
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
@@ -136,10 +167,13 @@ def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
     return round(height * max(1 / ratio, 1)), round(width * max(ratio, 1)), ratio
 
 
-def _rgb_frames(
-    frames: Iterable[VideoFrame], size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
+def _converted_frames(
+    frames: Iterable[VideoFrame],
+    pixels: PixelFormat,
+    size: tuple[int, int] | None = None,
+    aspect: Fraction = Fraction(1),
 ) -> Iterator[Tensor]:
-    """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
+    """Convert decoded frames of one stream to `pixels`, `(H, W, C)`, rotated and mirrored for display.
 
     All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
@@ -149,19 +183,57 @@ def _rgb_frames(
         height, width = size[::-1] if _num_quarter_turns(frame) % 2 else size
         # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601.
         # One thread, because worker processes decode clips in parallel.
-        rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION, threads=1)
-        pixels = torch.from_numpy(rgb.to_ndarray())
-        yield torch.rot90(pixels.flip(0) if _is_mirrored(frame) else pixels, _num_quarter_turns(frame), (0, 1))
+        is_deep = pixels.bit_depth == 16 and frame.format.components[0].bits > 8
+        name = _FORMATS_OF_PIXELS[pixels if is_deep else PixelFormat(pixels.channels)]
+        # swscale's luma is that of BT.601, to which it would convert another one.
+        keeps_luma = pixels.channels == "grey" and not frame.format.is_rgb
+        converted = reformatter.reformat(
+            frame,
+            width,
+            height,
+            name,
+            src_colorspace=Colorspace.ITU601 if keeps_luma else None,
+            interpolation=_INTERPOLATION,
+            threads=1,
+        )
+        values = torch.from_numpy(converted.to_ndarray())
+        values = values[..., None] if pixels.channels == "grey" else values
+        if pixels.bit_depth == 16:
+            values = _rescaled(values, frame) if is_deep else _in_16_bits(values)
+        values = flipped(values, [0]) if _is_mirrored(frame) else values
+        turns = _num_quarter_turns(frame)
+        turned = values.transpose(0, 1) if turns % 2 else values
+        yield flipped(turned, {1: [0], 2: [0, 1], 3: [1]}.get(turns, []))
 
 
-def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, resized to `size`, `(height, width)`.
+def _in_16_bits(values: Tensor) -> Tensor:
+    return values.int().mul_(257).to(torch.uint16)
+
+
+def _rescaled(values: Tensor, frame: VideoFrame) -> Tensor:
+    """Return uint16 `(H, W, C)` that swscale has converted from a frame of 9 to 16 bits, with white at 65535."""
+    if frame.format.is_rgb or values.shape[-1] == 1:
+        return values  # exact already
+    bits = frame.format.components[0].bits
+    full = (2**bits - 1) << (16 - bits)  # swscale shifts bits
+    is_limited = len(frame.format.components) > 2 and frame.color_range != ColorRange.JPEG
+    whites = torch.tensor([_LIMITED_WHITE if is_limited else full] * 3 + [full])[: values.shape[-1]]
+    if len(frame.format.components) in (1, 3):
+        whites[3:] = _WHITE  # an alpha that the frame does not have
+    return (values.double() * _WHITE / whites).round_().clamp_(max=_WHITE).to(torch.uint16)
+
+
+def iterate_frames(
+    path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+) -> Iterator[Tensor]:
+    """Yield every frame of a video in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
 
     The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
     """
     with open_video(path) as (container, stream):
-        frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        yield from _rgb_frames(frames, size, stream.sample_aspect_ratio or Fraction(1))
+        decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
+        frames = (_check_intact(frame, path) for frame in decoded)
+        yield from _converted_frames(frames, pixels, size, stream.sample_aspect_ratio or Fraction(1))
 
 
 def read_clip(
@@ -171,8 +243,12 @@ def read_clip(
     stride: int = 1,
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
+    pixels: PixelFormat = RGB,
 ) -> Tensor:
-    """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 RGB `(T, H, W, 3)`.
+    """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
+
+    The pixels are by default RGB of 8 bits. Grey is the luma. Without alpha, RGBA is opaque; alpha is not multiplied
+    with the colours. The 16 bits of sources with 9 to 15 are scaled to 65535; those of 8 are multiplied by 257.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -188,20 +264,26 @@ def read_clip(
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
     if info.is_image:
-        return _read_image(info.path, size)[None]
+        return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
-    clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
+    dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
+    clip = torch.empty(len(indices), *size, CHANNELS[pixels.channels], dtype=dtype)
+    alpha = pixels.channels == "rgba"
     with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
-        for i, frame in enumerate(_rgb_frames(_select_frames(info, indices, packets), size)):
+        frames = _select_frames(info, indices, packets, alpha=alpha)
+        for i, frame in enumerate(_converted_frames(frames, pixels, size)):
             clip[i] = frame
     return clip
 
 
-def _select_frames(info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+def _select_frames(
+    info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]], *, alpha: bool
+) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
-    stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded_frames(packets))  # `pts` has the index of each frame
+    decoded = decoded_frames(packets, alpha=alpha)
+    stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded)  # `pts` has the index of each frame
     if info.seekable:
-        frames = _decode_needed(packets, {info.pts[index] for index in indices})
+        frames = decoded if alpha else _decode_needed(packets, {info.pts[index] for index in indices})
         stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
     end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
     index_of = {info.pts[index]: index for index in range(indices[0], end)}
@@ -255,18 +337,68 @@ def _packets_from_keyframe(
         yield from container.demux(stream)
 
 
-def _read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says, and resized as by `read_clip`.
+def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB) -> Tensor:
+    """Decode an image as `pixels`, `(H, W, C)`, rotated as its EXIF data says, and resized as by `read_clip`.
 
-    Transparent pixels are composited onto white, 16 bits are reduced to 8, and palettes and CMYK are converted to RGB.
+    Palettes and CMYK are converted to RGB, and without RGBA transparent pixels are composited onto white.
     """
     with open_image(source) as image:
+        if pixels.bit_depth == 16 and _is_deep_png(image):
+            return _read_deep_png(image, size, pixels)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
-        upright = _to_rgb(image)
+        upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:
             upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
         width, height = upright.size
-        return torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, 3)
+        values = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, -1)
+        return values if pixels.bit_depth == 8 else _in_16_bits(values)
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    """Return whether an image is a PNG of 16 bits, which Pillow reduces to 8 unless it is grey."""
+    if image.format != "PNG":
+        return False
+    file = cast(ImageFile.ImageFile, image).fp
+    position = file.tell()
+    file.seek(_PNG_DEPTH)
+    depth = file.read(1)
+    file.seek(position)
+    return depth == b"\x10"
+
+
+def _read_deep_png(image: Image.Image, size: tuple[int, int] | None, pixels: PixelFormat) -> Tensor:
+    """Decode a PNG of 16 bits as uint16 `(H, W, C)`; see `_read_image`."""
+    file = cast(ImageFile.ImageFile, image).fp
+    file.seek(0)
+    decoder = VideoCodecContext.create("png", "r")
+    frame = [*decoder.decode(Packet(file.read())), *decoder.decode(None)][0]
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    name = _FORMATS_OF_PIXELS[PixelFormat("rgba", 16) if has_alpha else pixels]
+    orientation = image.getexif().get(EXIF_ORIENTATION)
+    size = (size[::-1] if orientation in TRANSPOSED else size) if size else (frame.height, frame.width)
+    scaled = VideoReformatter().reformat(frame, size[1], size[0], name, interpolation=_INTERPOLATION, threads=1)
+    values = torch.from_numpy(scaled.to_ndarray())
+    values = values[..., None] if values.ndim == 2 else values
+    if has_alpha and pixels.channels != "rgba":
+        values = _on_white(values, pixels)
+    values = values.transpose(0, 1) if orientation in TRANSPOSED else values
+    return flipped(values, [axis for axis, mirrored in _MIRRORED.items() if orientation in mirrored])
+
+
+def flipped(frames: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return uint8 or uint16 frames in reverse along `axes`."""
+    if not axes:
+        return frames
+    stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
+    return stored.flip(axes).view(frames.dtype)
+
+
+def _on_white(values: Tensor, pixels: PixelFormat) -> Tensor:
+    """Composite uint16 RGBA `(H, W, 4)` onto white, as RGB or as its luma."""
+    colours, alpha = values.double().split([3, 1], dim=-1)
+    colours = colours * alpha / _WHITE + _WHITE - alpha
+    luma = torch.tensor([[0.299], [0.587], [0.114]]).double()
+    return (colours if pixels.channels == "rgb" else colours @ luma).round().to(torch.uint16)
 
 
 @contextmanager
@@ -293,6 +425,13 @@ def _open_pillow(source: Path | TarMember) -> Image.Image:
             return Image.open(source, formats=_IMAGE_FORMATS)  # Pillow reads only the necessary part of the file
         file.seek(source.offset)
         return Image.open(io.BytesIO(file.read(source.size)), formats=_IMAGE_FORMATS)
+
+
+def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
+    if pixels.channels == "rgba" and image.has_transparency_data:
+        return image.convert("RGBA")
+    rgb = _to_rgb(image)
+    return rgb if pixels.channels == "rgb" else rgb.convert(_IMAGE_MODES[pixels.channels])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

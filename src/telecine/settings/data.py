@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 from telecine.base.checks import argument_error, check_count, check_counts, check_positive
 from telecine.settings.group import Settings
@@ -11,10 +11,25 @@ from telecine.settings.group import Settings
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
 PILLOW_MAX_PIXELS = 178_956_970
-# How many channels a pixel of a clip has.
-CHANNELS = {"grey": 1, "rgb": 3, "rgba": 4}
+ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
+CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
+
+
+class PixelFormat(NamedTuple):
+    """What a decoded pixel holds."""
+
+    channels: ChannelNames = "rgb"
+    bit_depth: Literal[8, 16] = 8
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a pixel."""
+        return CHANNELS[self.channels] * self.bit_depth // 8
+
+
+RGB = PixelFormat()
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class ClipConfig(Settings):
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
-    channels: Literal["grey", "rgb", "rgba"] = "rgb"
+    channels: ChannelNames = "rgb"
     """Channels of a pixel: its luma, its colours, or its colours and its opacity, which is 1 in a file without alpha.
     The model has 1, 3 or 4 input channels."""
     bit_depth: Literal[8, 16] = 8
@@ -128,6 +143,11 @@ class ClipConfig(Settings):
     def num_channels(self) -> int:
         """Number of channels of a pixel."""
         return CHANNELS[self.channels]
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """What a decoded pixel holds."""
+        return PixelFormat(self.channels, self.bit_depth)
 
     @property
     def val_bucket(self) -> Bucket:
