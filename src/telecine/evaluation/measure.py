@@ -23,7 +23,7 @@ from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_f
 from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics, available_metrics
 from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
-from telecine.perceptual import LPIPS, load_backbone
+from telecine.perceptual import LPIPS, as_rgb, load_backbone
 from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
@@ -47,7 +47,7 @@ class MetricSet:
     values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
     """Maps inputs and reconstructions to the values that are measured."""
     requested: Sequence[Callable[..., dict[str, float]]] = ()
-    """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
+    """Measures on request: called with `reconstruction` and `target` `(1, C, T, H, W)`, each returns values by name."""
 
 
 def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
@@ -177,7 +177,8 @@ def _measure_clip(
     metrics.update(reconstruction=reconstruction, target=target)
     values, features = metrics.per_clip()[0], None
     if metric_set.features is not None:
-        features = metric_set.features(reconstruction)[0].cpu(), metric_set.features(target)[0].cpu()
+        in_rgb = as_rgb(reconstruction), as_rgb(target)
+        features = metric_set.features(in_rgb[0])[0].cpu(), metric_set.features(in_rgb[1])[0].cpu()
         if metric_set.per_clip_frechet:
             values["fvd_single"] = float((features[0].double() - features[1].double()).square().sum())
     for measure in metric_set.requested:

@@ -25,6 +25,7 @@ from telecine.evaluation.protocol import (
 )
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.perceptual import as_rgb
 
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
@@ -37,6 +38,16 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     frames. The peak is the width of the value range [-1, 1], which is 2. NaN stays NaN.
     """
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
+
+
+def _psnr_alpha(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return the PSNR of the alpha of RGBA clips, `(B,)` in dB."""
+    return psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:])
+
+
+def _psnr_composite(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return the PSNR of RGBA clips composited on mid-grey, `(B,)` in dB."""
+    return psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target))
 
 
 def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
@@ -203,6 +214,8 @@ def _without_plane(patches: Tensor) -> Tensor:
 # Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
 CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
+    "psnr_alpha": _psnr_alpha,
+    "psnr_composite": _psnr_composite,
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},

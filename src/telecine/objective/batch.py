@@ -10,12 +10,13 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randint
+from telecine.base.randomness import Generators, rand, randint
 from telecine.base.shapes import Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.perceptual import pick_frames
+from telecine.perceptual.frames import RGBA
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
@@ -44,6 +45,8 @@ class Batch(NamedTuple):
     """The same of `fake`; `grad_hook` is called with the gradient that flows back through it."""
     latent: Tensor | None
     decode: Decode | None
+    background: Tensor | float = 0.0
+    """The colour of each clip `(B, 3)` behind RGBA, for networks that know RGB."""
 
 
 class _Gaussian(Protocol):
@@ -133,7 +136,15 @@ def make_batch(
         disc_fake=disc_fake,
         latent=latent,
         decode=decode,
+        background=_background(real, generator),
     )
+
+
+def _background(videos: Video, generator: Generators) -> Tensor | float:
+    """Return a random colour for each clip of RGBA when gradients are computed, else mid-grey."""
+    if videos.shape[1] != RGBA or not torch.is_grad_enabled():
+        return 0.0
+    return 2 * rand((len(videos), 3), generator=generator, device=videos.device) - 1
 
 
 def _with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:

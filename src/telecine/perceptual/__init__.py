@@ -2,7 +2,7 @@
 
 from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance
-from telecine.perceptual.frames import in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.frames import as_rgb, in_chunks, pick_frames, sample_frame_indices
 from telecine.perceptual.lpips import LPIPS, Perceptual, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
@@ -24,6 +24,7 @@ __all__ = [
     "Perceptual",
     "WeightsNotFoundError",
     "WeightsSource",
+    "as_rgb",
     "fetch",
     "gram",
     "gram_distance",
