@@ -16,7 +16,7 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import Mp4Writer, gif_bytes, shrink, write_mp4
+from telecine.report.video import Mp4Writer, as_shown, gif_bytes, shrink, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -215,3 +215,17 @@ def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames
     back = read_clip(info, num_frames - 9, 9)[:, 8, 8].float()
     assert (back - frames[:, 8, 8].float()).abs().max() < 3
     assert set(added) == {9}
+
+
+def test_alpha_is_shown_on_a_chequerboard_and_grey_as_grey():
+    frames = torch.randint(256, (2, 16, 24, 4), dtype=torch.uint8)
+    frames[..., 3] = 0
+    shown = as_shown(frames)
+    assert shown[0, :8, :8].unique().tolist() == [204]
+    assert shown[0, :8, 8:16].unique().tolist() == [153]
+    assert shown[1, 8:16, :8].unique().tolist() == [153]
+    frames[..., 3] = 255
+    assert torch.equal(as_shown(frames), frames[..., :3])
+    assert as_shown(frames[..., :3].clone()).shape[-1] == 3
+    assert torch.equal(as_shown(frames[..., :1]), frames[..., :1].expand(-1, -1, -1, 3))
+    assert torch.equal(as_shown((frames.int() * 257).to(torch.uint16)), frames[..., :3])

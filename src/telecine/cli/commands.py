@@ -198,7 +198,7 @@ def _reconstruct(
     checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
     video: Annotated[str, "The video to reconstruct."],
     *,
-    output: Annotated[str, "The MP4 to write."],
+    output: Annotated[str, "The MP4 to write, or an MKV, which keeps all values, alpha and 16 bits."],
 ) -> None:
     """Encode and decode a video with an autoencoder, and write the result."""
     from telecine.evaluation.reconstruct import reconstruct

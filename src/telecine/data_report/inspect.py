@@ -25,6 +25,7 @@ from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, open_file
 from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
+from telecine.report.video import as_shown
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
@@ -155,7 +156,7 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
-        frames = bytes_from_video(clip["video"])
+        frames = as_shown(bytes_from_video(clip["video"]))
         remarks = tuple(_remarks(brightness(frames)))
         yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 

@@ -1,4 +1,4 @@
-"""Reconstruction of a whole video with an autoencoder, written as an MP4."""
+"""Reconstruction of a whole video with an autoencoder, written as an MP4 or a lossless MKV."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import Mp4Writer
-from telecine.settings import ReconstructConfig
+from telecine.report.video import MkvWriter, Mp4Writer
+from telecine.settings import PixelFormat, ReconstructConfig, channels_named
 
 
 def reconstruct(
     checkpoint: Model, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct a video by chunks and tiles, write an MP4 with frames at the same times; return the mean PSNR in dB.
+    """Reconstruct a video by chunks and tiles, write it with frames at the same times; return the mean PSNR in dB.
 
     The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
     and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
@@ -40,27 +40,32 @@ def reconstruct(
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
             which is moved to the device and to eval mode.
         video: The file.
-        output: The MP4 to write.
+        output: The file to write: an `.mp4` (H.264), or an `.mkv` (FFV1), which keeps all values, alpha and 16 bits.
         config: The settings.
 
     Raises:
-        ValueError: The checkpoint or the video cannot be read, or the output is not an MP4, a folder or the video.
+        ValueError: The checkpoint or the video cannot be read, or the output has another name, or is a folder, the
+            video, or an MP4 for what is not RGB of 8 bits.
     """
     config = config or ReconstructConfig()
     _check_output(Path(output), Path(video))
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
+    writer_of = MkvWriter if Path(output).suffix.lower() == ".mkv" else Mp4Writer
+    if writer_of is Mp4Writer and (model.in_channels, config.bit_depth) != (3, 8) and not config.compare:
+        contract = f"an MKV for {model.in_channels} channels of {config.bit_depth} bits"
+        raise argument_error("output", contract, str(output), f"Use {Path(output).with_suffix('.mkv')}.")
     info = index_video(video)
     start = min(info.pts)
     pts = sorted(each - start for each in info.pts)
     # Stored pixels need not be square.
     aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
     frame_psnr: list[Tensor] = []
-    with Mp4Writer(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
+    with writer_of(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
-            recon_frames = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
+            recon_frames = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
             if config.compare:
                 recon_frames = side_by_side(inputs=[frames], reconstructions=[recon_frames])
             writer.add(recon_frames)
@@ -70,8 +75,8 @@ def reconstruct(
 def _reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
-    size = _output_size(info, config)
+    """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1]."""
+    size, pixels = _output_size(info, config), PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiling = rounded_tiling(config.tiling(), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
@@ -79,7 +84,7 @@ def _reconstruct_frames(
         reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    chunks = overlapping_chunks(iterate_frames(info.path, size), num_frames, overlap)
+    chunks = overlapping_chunks(iterate_frames(info.path, size, pixels), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
@@ -87,9 +92,9 @@ def _reconstruct_frames(
 def _check_output(output: Path, video: Path) -> None:
     """Raise a `ValueError` if the output cannot be written or would replace the video."""
     if output.is_dir():
-        raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
-    if output.suffix.lower() != ".mp4":
-        contract = "the name of an MP4, which ends in .mp4"
+        raise argument_error("output", "the name of an MP4 or MKV", f"the folder {output}", "Add a file name.")
+    if output.suffix.lower() not in (".mp4", ".mkv"):
+        contract = "the name of an MP4 or MKV, which ends in .mp4 or .mkv"
         raise argument_error("output", contract, str(output), f"Use {output.with_suffix('.mp4')}.")
     if output.resolve() == video.resolve():
         raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")

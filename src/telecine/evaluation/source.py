@@ -28,13 +28,14 @@ from telecine.data import (
     log_too_short,
     whole_video,
 )
+from telecine.data.clip import check_channels
 from telecine.data.find import files_below, sources_of
 from telecine.data.source import VIDEO_SUFFIXES, as_source, is_address, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights, channels_named
 from telecine.settings.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class ModelSource:
     """The folder of the model, and which of its weights; for the protocol."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the reconstruction of a clip `(1, 3, T, H, W)`: of its posterior's mode, or as a protocol says."""
+        """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
         if isinstance(self.clips, PublishedProtocol):
             return self.clips.reconstruct(self.model, span, target)
         return self.model(target, sample_posterior=False).video
@@ -155,12 +156,16 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
+        check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)
     saved = read_saved_settings(found).get("clips") if found else {}
     if not isinstance(saved, dict):
         raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
+    if not found:
+        saved = {"channels": channels_named(model.in_channels)}
     saved = saved | {"buckets": ()}  # they only matter for training
     clips = config.clip_config(validate(ClipConfig, saved, prefix=f"{found}: clips."))
+    check_channels(clips, model)
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
 

@@ -8,6 +8,7 @@ from telecine.settings.data import TIMEOUT as TIMEOUT
 from telecine.settings.data import Bucket as Bucket
 from telecine.settings.data import ClipConfig as ClipConfig
 from telecine.settings.data import PixelFormat as PixelFormat
+from telecine.settings.data import channels_named as channels_named
 from telecine.settings.discriminators import MIN_SIZES as MIN_SIZES
 from telecine.settings.discriminators import DiscriminatorConfig as DiscriminatorConfig
 from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig

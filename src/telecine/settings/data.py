@@ -17,6 +17,15 @@ CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 TIMEOUT = 180.0
 
 
+def channels_named(number: int) -> ChannelNames:
+    """Return what a number of channels is; raise a `ValueError` for one without a name."""
+    for name, each in CHANNELS.items():
+        if each == number:
+            return name
+    known = ", ".join(f"{each} ({name})" for name, each in CHANNELS.items())
+    raise argument_error("in_channels", known, number, "Reading of other channels is up to you, in Python.")
+
+
 class PixelFormat(NamedTuple):
     """What a decoded pixel holds."""
 
