@@ -17,6 +17,8 @@ from telecine.evaluation.reconstruct import reconstruct
 from telecine.report.video import MkvWriter
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 from telecine.training import train
+from telecine.training.build import build_autoencoder
+from telecine.training.clips import build_clips
 from telecine.training.planning.update import plan_update
 from telecine.training.run import dry_run
 
@@ -46,7 +48,7 @@ def of_channels(config, video, channels, bit_depth, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "bit_depth", "number"), CASES)
+@pytest.mark.parametrize(("channels", "bit_depth", "number"), [("rgba", 16, 4)])
 def test_a_run_and_all_that_reads_it(
     tiny, everything, alpha_video, tmp_path, with_pictures, channels, bit_depth, number
 ):
@@ -79,3 +81,13 @@ def test_a_plan_and_a_dry_run(tiny, alpha_video, channels, bit_depth, number):
     for run in (dry_run, partial(plan_update, device_type="cpu")):
         with pytest.raises(ValueError, match=r"`clips.channels` must be one of 3 channels"):
             run(wrong)
+
+
+def test_a_model_gets_the_channels_of_the_data(tiny, alpha_video, tmp_path, caplog):
+    rgb = build_autoencoder(tiny())
+    rgb.save_pretrained(tmp_path / "rgb")
+    config = of_channels(tiny(model=str(tmp_path / "rgb")), alpha_video, "rgba", 8, 3)
+    model = build_autoencoder(config)
+    assert model.in_channels == 4
+    assert "change from 3 to 4 channels" in caplog.text
+    assert build_clips(config, model).val[0]["video"].shape == (4, 5, 32, 32)

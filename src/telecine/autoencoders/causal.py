@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from telecine.autoencoders.causal_blocks import (
     init_zero,
     unfold,
 )
+from telecine.autoencoders.channels import RGBAConv3d, change_channels
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import LatentAutoencoder, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
@@ -31,7 +32,7 @@ from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.shapes import Video, check_video
+from telecine.base.shapes import RGBA, Video, check_video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
 
@@ -69,7 +70,8 @@ class _Encoder(nn.Module):
         self.patch = (config.time_compression, config.patch_size)
         self.linear = PatchEncoder(*_sizes_of_patches(config))
         channels = config.channels
-        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3))]
+        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
+        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
         for level, (outer, inner) in enumerate(config.halvings()):
             layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
         layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
@@ -198,6 +200,13 @@ class CausalVAE(CausalAutoencoder):
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
+
+    def with_channels(self, in_channels: int) -> CausalVAE:
+        """Return this model for other channels; see `change_channels`."""
+        model = CausalVAE(replace(self.config, in_channels=in_channels))
+        change_channels(self.state_dict(), model, self.in_channels, in_channels, has_patches=True, opaque="linear")
+        model.latent_statistics = self.latent_statistics
+        return model
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""

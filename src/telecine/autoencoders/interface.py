@@ -112,6 +112,15 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
+    def with_channels(self, in_channels: int) -> VideoAutoencoder:
+        """Return this model for other channels, whose first and last layer start as `change_channels` says.
+
+        Raises:
+            ValueError: The model does not support it, which is the default, or not these channels.
+        """
+        contract, got = f"of {self.in_channels} channels for {_name(self)}", f"of {in_channels}"
+        raise argument_error("clips.channels", contract, got, "Use a CausalVAE or a model of diffusers for others.")
+
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with this latent for such clips; by default None: there is none."""
         return None

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck, Latent
+from telecine.autoencoders.channels import of_colours_and_alpha
 from telecine.base.checks import argument_error, check_count
-from telecine.base.shapes import Video
+from telecine.base.shapes import RGBA, Video
 
 # Values of each clip that are kept to compute the components, as random patches: 1 MB, 341 patches of 4 x 8 x 8 pixels.
 VALUES_PER_CLIP = 2**18
@@ -58,8 +59,12 @@ class PatchEncoder(nn.Module):
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
-        first, rest = self.patches(video)
-        return rearrange(torch.cat([self.first(first), self.rest(rest)], dim=1), "b t h w c -> b c t h w")
+        pairs = zip((self.first, self.rest), self.patches(video), strict=True)
+        if video.shape[1] == RGBA:
+            parts = [of_colours_and_alpha(F.linear, x, layer.weight, layer.bias, dim=-1) for layer, x in pairs]
+        else:
+            parts = [layer(x) for layer, x in pairs]
+        return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
 
 def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.randomness import Generators, rand
-from telecine.base.shapes import Video
-from telecine.perceptual.frames import RGBA
+from telecine.base.shapes import RGBA, Video
 from telecine.settings import Augmentation
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import VALUE_RANGE, Video, check_range, check_same_shape, check_video
+from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 from telecine.perceptual import as_rgb
-from telecine.perceptual.frames import RGBA
 from telecine.settings import CHANNELS
 
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}

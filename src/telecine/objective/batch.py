@@ -11,12 +11,11 @@ from torch import Tensor
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randint
-from telecine.base.shapes import Scalar, Video, check_video_pair
+from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.perceptual import pick_frames
-from telecine.perceptual.frames import RGBA
 from telecine.settings import GANConfig, ObjectiveConfig
 
 

@@ -15,11 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand
-from telecine.base.shapes import Frames, Video, check_frame_pair, check_video
+from telecine.base.shapes import RGBA, Frames, Video, check_frame_pair, check_video
 
 NumFrames: TypeAlias = int | Literal["all"]
-# Channels of a pixel with colours and alpha.
-RGBA = 4
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
 
 

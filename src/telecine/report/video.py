@@ -23,7 +23,7 @@ from typing_extensions import Self, Unpack
 
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
-from telecine.perceptual.frames import RGBA
+from telecine.base.shapes import RGBA
 from telecine.settings import CHANNELS
 
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.

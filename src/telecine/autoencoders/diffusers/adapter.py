@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
@@ -74,6 +75,18 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
             return None
         return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels, self.in_channels)
+
+    def with_channels(self, in_channels: int) -> DiffusersAutoencoder:
+        """Return this model for other channels; its configuration has their number. See `change_channels`."""
+        if self.family.widens == "no":
+            super().with_channels(in_channels)
+        config = {name: value for name, value in self.module.config.items() if not name.startswith("_")}
+        for name in {"in_channels", "out_channels", "input_channels"} & config.keys():
+            config[name] = config[name] * in_channels // self.in_channels
+        module = type(self.module).from_config(config)
+        has_patches = self.family.widens == "patches"
+        change_channels(self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches)
+        return DiffusersAutoencoder(module)
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import rearrange
@@ -54,6 +54,8 @@ class Family:
     """From the model and a latent `(B, C, t, h, w)` to the video."""
     in_channels: Callable[[DiffusersModel], int] = declared_channels
     """From the model to the channels of its video."""
+    widens: Literal["no", "pixels", "patches"] = "pixels"
+    """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
@@ -310,12 +312,14 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
-    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
+    "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
+    "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
+    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet, widens="no"),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     # Its kernels are 2D, but its input is clips.
-    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb, lambda module: 3),
+    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb, lambda module: 3, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
-    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels),
+    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
