@@ -10,7 +10,7 @@ import torch
 from telecine.data import index_video, iterate_frames, read_clip
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
-from telecine.report.video import MkvWriter
+from telecine.report.video import VideoWriter
 from telecine.settings import PixelFormat, ReconstructConfig
 
 from .videos import waves
@@ -155,7 +155,7 @@ class Identity(torch.nn.Module):
 def test_an_mkv_keeps_all_channels_and_bits(tmp_path, in_channels, channels, bit_depth):
     dtype, levels = (torch.uint8, 256) if bit_depth == 8 else (torch.uint16, 65536)
     frames = torch.randint(levels, (5, 16, 18, in_channels)).to(dtype)
-    with MkvWriter(tmp_path / "in.mkv", 25) as writer:
+    with VideoWriter(tmp_path / "in.mkv", 25) as writer:
         writer.add(frames)
     config = ReconstructConfig(bit_depth=bit_depth, device="cpu")
     assert reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mkv", config) > 99

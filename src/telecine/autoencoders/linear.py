@@ -36,15 +36,14 @@ class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
 
     def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
+        self, time_compression: int, spatial_compression: int, latent_channels: int, channels: int = 3
     ) -> None:
         super().__init__()
         self.time = check_count("time_compression", time_compression)
         self.space = check_count("spatial_compression", spatial_compression)
-        channels = check_count("latent_channels", latent_channels)
         num_values = check_count("in_channels", in_channels) * self.space**2
-        self.first = nn.Linear(num_values, channels)
-        self.rest = nn.Linear(num_values * self.time, channels)
+        self.first = nn.Linear(num_values, check_count("latent_channels", latent_channels))
+        self.rest = nn.Linear(num_values * self.time, latent_channels)
 
     def accepts(self, num_frames: int, height: int, width: int) -> bool:
         """Return whether clips of this size consist of patches."""
@@ -78,7 +77,7 @@ class PatchDecoder(nn.Module):
     """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
 
     def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
+        self, time_compression: int, spatial_compression: int, latent_channels: int, channels: int = 3
     ) -> None:
         super().__init__()
         self.time, self.space = time_compression, spatial_compression

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.data.decode import flipped, read_clip
 from telecine.data.source import Span
-from telecine.settings import CHANNELS, Bucket, ClipConfig
+from telecine.settings import Bucket, ClipConfig
 
 
 class Clip(TypedDict):
@@ -125,8 +125,7 @@ def check_channels(config: ClipConfig, model: _SupportsClipSizes) -> None:
     if config.num_channels != model.in_channels:
         contract = f"one of {model.in_channels} channels, as the model has"
         got = f'"{config.channels}", which has {config.num_channels}'
-        names = [f'Use "{name}", or a' for name, number in CHANNELS.items() if number == model.in_channels]
-        remedy = f"{names[0] if names else 'Use a'} model with `in_channels` {config.num_channels}."
+        remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
         raise argument_error("clips.channels", contract, got, remedy)
 
 

@@ -197,7 +197,7 @@ class _DecodedCache:
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
     num_pixels = sum(span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
-    return config.pixel_format.num_bytes * num_pixels
+    return num_pixels * config.num_channels * config.bit_depth // 8
 
 
 def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:

@@ -11,19 +11,19 @@ from fractions import Fraction
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import torch
 from av.buffer import Buffer
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
@@ -37,14 +37,8 @@ from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 # PyAV before 18 has no names for these two swscale flags, but accepts their values.
 _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
-_FORMATS_OF_PIXELS = {
-    PixelFormat("grey", 8): "gray",
-    PixelFormat("rgb", 8): "rgb24",
-    PixelFormat("rgba", 8): "rgba",
-    PixelFormat("grey", 16): "gray16le",
-    PixelFormat("rgb", 16): "rgb48le",
-    PixelFormat("rgba", 16): "rgba64le",
-}
+# FFmpeg's formats of pixels of 8 and of 16 bits.
+FORMATS = {"grey": ("gray", "gray16le"), "rgb": ("rgb24", "rgb48le"), "rgba": ("rgba", "rgba64le")}
 # What swscale converts the white of limited range to, in RGB of 16 bits.
 _LIMITED_WHITE, _WHITE = 65283, 65535
 _IMAGE_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
@@ -69,10 +63,7 @@ _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 _IMAGE_FORMATS = ("JPEG", *_MAY_BE_ANIMATED)
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-EXIF_ORIENTATION = 0x0112
-TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
-_MIRRORED = {0: (3, 4, 7, 8), 1: (2, 3, 6, 7)}  # orientations that reverse rows, and those that reverse columns
-_PNG_DEPTH = 24  # position of the bit depth
+_EXIF_ORIENTATION, _PNG_DEPTH = 0x0112, 24  # a tag, and the position of the bit depth
 MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
 
 
@@ -124,19 +115,19 @@ def _open_container(source: Path | TarMember) -> InputContainer:
 
 def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = False) -> Iterator[VideoFrame]:
     """Decode packets into frames in display order, with their `alpha` if it is asked for."""
-    decoder: VideoCodecContext | None = None
+    decoder: Any = None
     for packet in packets:
         if alpha and decoder is None:
             decoder = _alpha_decoder(packet.stream)
         yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
 
 
-def _alpha_decoder(stream: VideoStream) -> VideoCodecContext:
+def _alpha_decoder(stream: VideoStream) -> Any:
     """Return a decoder that keeps the alpha of a stream."""
     own = stream.codec_context
     if stream.metadata.get("alpha_mode") != "1" or own.name not in _ALPHA_DECODERS:
         return own
-    decoder = VideoCodecContext.create(_ALPHA_DECODERS[own.name], "r")
+    decoder: Any = CodecContext.create(_ALPHA_DECODERS[own.name], "r")
     decoder.thread_count, decoder.options = 1, own.options
     return decoder
 
@@ -184,30 +175,18 @@ def _converted_frames(
         # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601.
         # One thread, because worker processes decode clips in parallel.
         is_deep = pixels.bit_depth == 16 and frame.format.components[0].bits > 8
-        name = _FORMATS_OF_PIXELS[pixels if is_deep else PixelFormat(pixels.channels)]
         # swscale's luma is that of BT.601, to which it would convert another one.
-        keeps_luma = pixels.channels == "grey" and not frame.format.is_rgb
-        converted = reformatter.reformat(
-            frame,
-            width,
-            height,
-            name,
-            src_colorspace=Colorspace.ITU601 if keeps_luma else None,
-            interpolation=_INTERPOLATION,
-            threads=1,
-        )
+        matrix = Colorspace.ITU601 if pixels.channels == "grey" and not frame.format.is_rgb else None
+        size_and_format = width, height, FORMATS[pixels.channels][is_deep]
+        converted = reformatter.reformat(frame, *size_and_format, matrix, interpolation=_INTERPOLATION, threads=1)
         values = torch.from_numpy(converted.to_ndarray())
         values = values[..., None] if pixels.channels == "grey" else values
         if pixels.bit_depth == 16:
-            values = _rescaled(values, frame) if is_deep else _in_16_bits(values)
+            values = _rescaled(values, frame) if is_deep else values.int().mul_(257).to(torch.uint16)
         values = flipped(values, [0]) if _is_mirrored(frame) else values
         turns = _num_quarter_turns(frame)
         turned = values.transpose(0, 1) if turns % 2 else values
         yield flipped(turned, {1: [0], 2: [0, 1], 3: [1]}.get(turns, []))
-
-
-def _in_16_bits(values: Tensor) -> Tensor:
-    return values.int().mul_(257).to(torch.uint16)
 
 
 def _rescaled(values: Tensor, frame: VideoFrame) -> Tensor:
@@ -216,10 +195,10 @@ def _rescaled(values: Tensor, frame: VideoFrame) -> Tensor:
         return values  # exact already
     bits = frame.format.components[0].bits
     full = (2**bits - 1) << (16 - bits)  # swscale shifts bits
-    is_limited = len(frame.format.components) > 2 and frame.color_range != ColorRange.JPEG
-    whites = torch.tensor([_LIMITED_WHITE if is_limited else full] * 3 + [full])[: values.shape[-1]]
-    if len(frame.format.components) in (1, 3):
-        whites[3:] = _WHITE  # an alpha that the frame does not have
+    number = len(frame.format.components)
+    is_limited = number > 2 and frame.color_range != ColorRange.JPEG
+    whites = [_LIMITED_WHITE if is_limited else full] * 3 + [_WHITE if number % 2 else full]  # of the added alpha
+    whites = torch.tensor(whites[: values.shape[-1]])
     return (values.double() * _WHITE / whites).round_().clamp_(max=_WHITE).to(torch.uint16)
 
 
@@ -268,9 +247,8 @@ def read_clip(
     size = size or (info.height, info.width)
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), *size, CHANNELS[pixels.channels], dtype=dtype)
-    alpha = pixels.channels == "rgba"
     with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
-        frames = _select_frames(info, indices, packets, alpha=alpha)
+        frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
         for i, frame in enumerate(_converted_frames(frames, pixels, size)):
             clip[i] = frame
     return clip
@@ -343,46 +321,32 @@ def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pix
     Palettes and CMYK are converted to RGB, and without RGBA transparent pixels are composited onto white.
     """
     with open_image(source) as image:
-        if pixels.bit_depth == 16 and _is_deep_png(image):
-            return _read_deep_png(image, size, pixels)
+        if pixels.bit_depth == 16 and (deep := _deep_png(source, image, pixels)) is not None:
+            return next(_converted_frames([deep], pixels, size))
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:
             upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
         width, height = upright.size
         values = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, -1)
-        return values if pixels.bit_depth == 8 else _in_16_bits(values)
+        return values if pixels.bit_depth == 8 else values.int().mul_(257).to(torch.uint16)
 
 
-def _is_deep_png(image: Image.Image) -> bool:
-    """Return whether an image is a PNG of 16 bits, which Pillow reduces to 8 unless it is grey."""
-    if image.format != "PNG":
-        return False
-    file = cast(ImageFile.ImageFile, image).fp
-    position = file.tell()
-    file.seek(_PNG_DEPTH)
-    depth = file.read(1)
+def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoFrame | None:
+    """Return the frame of a PNG of 16 bits, which Pillow would reduce to 8; None for another image."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    position, _ = file.tell(), file.seek(0)
+    data = file.read() if image.format == "PNG" else b""
     file.seek(position)
-    return depth == b"\x10"
-
-
-def _read_deep_png(image: Image.Image, size: tuple[int, int] | None, pixels: PixelFormat) -> Tensor:
-    """Decode a PNG of 16 bits as uint16 `(H, W, C)`; see `_read_image`."""
-    file = cast(ImageFile.ImageFile, image).fp
-    file.seek(0)
-    decoder = VideoCodecContext.create("png", "r")
-    frame = [*decoder.decode(Packet(file.read())), *decoder.decode(None)][0]
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    name = _FORMATS_OF_PIXELS[PixelFormat("rgba", 16) if has_alpha else pixels]
-    orientation = image.getexif().get(EXIF_ORIENTATION)
-    size = (size[::-1] if orientation in TRANSPOSED else size) if size else (frame.height, frame.width)
-    scaled = VideoReformatter().reformat(frame, size[1], size[0], name, interpolation=_INTERPOLATION, threads=1)
-    values = torch.from_numpy(scaled.to_ndarray())
-    values = values[..., None] if values.ndim == 2 else values
-    if has_alpha and pixels.channels != "rgba":
-        values = _on_white(values, pixels)
-    values = values.transpose(0, 1) if orientation in TRANSPOSED else values
-    return flipped(values, [axis for axis, mirrored in _MIRRORED.items() if orientation in mirrored])
+    if data[_PNG_DEPTH : _PNG_DEPTH + 1] != b"\x10":
+        return None
+    decoder: Any = CodecContext.create("png", "r")
+    frame: VideoFrame = [*decoder.decode(Packet(data)), *decoder.decode(None)][0]
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        raise DecodeError(f"{source}: a PNG of 16 bits that is turned by its EXIF data, which is read with 8 bits only")
+    if pixels.channels != "rgba" and any(component.is_alpha for component in frame.format.components):
+        raise DecodeError(f"{source}: a PNG of 16 bits with alpha, which is read as RGBA or with 8 bits only")
+    return frame
 
 
 def flipped(frames: Tensor, axes: Sequence[int]) -> Tensor:
@@ -390,15 +354,7 @@ def flipped(frames: Tensor, axes: Sequence[int]) -> Tensor:
     if not axes:
         return frames
     stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
-    return stored.flip(axes).view(frames.dtype)
-
-
-def _on_white(values: Tensor, pixels: PixelFormat) -> Tensor:
-    """Composite uint16 RGBA `(H, W, 4)` onto white, as RGB or as its luma."""
-    colours, alpha = values.double().split([3, 1], dim=-1)
-    colours = colours * alpha / _WHITE + _WHITE - alpha
-    luma = torch.tensor([[0.299], [0.587], [0.114]]).double()
-    return (colours if pixels.channels == "rgb" else colours @ luma).round().to(torch.uint16)
+    return stored.flip([*axes]).view(frames.dtype)
 
 
 @contextmanager

@@ -18,15 +18,7 @@ from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import (
-    EXIF_ORIENTATION,
-    TRANSPOSED,
-    decoded_frames,
-    displayed,
-    errors_as_decode_errors,
-    open_image,
-    open_video,
-)
+from telecine.data.decode import decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
 from telecine.data.source import (
@@ -53,6 +45,8 @@ _MAX_EMPTY_FRAME = 19
 # Their decoders give each frame the timestamp of its packet, also after seeking.
 _CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
 _MAX_EXPANSION = 4
@@ -109,7 +103,7 @@ def _index_image(source: Source, max_pixels: int = MAX_PIXELS, deadline: Deadlin
     """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
     with open_image(source, deadline) as image:
         check_frame_size(source, *image.size, max_pixels)
-        transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED
+        transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 

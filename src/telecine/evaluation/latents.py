@@ -21,7 +21,6 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.data.clip import check_channels
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
 from telecine.losses import mse
@@ -265,8 +264,6 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
     same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]
     base = None if config.base is None else model_source(config.base, same, device)
-    for source in (*sources, *([base] if base else [])):
-        check_channels(clips, source.model)
     videos, digest = _find_clips(config.data, clips, config.clip_limit)
     reference = None if base is None else _encode_all(base, videos)
     protocol: dict[str, object] = {

@@ -40,16 +40,6 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
-def _psnr_alpha(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return the PSNR of the alpha of RGBA clips, `(B,)` in dB."""
-    return psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:])
-
-
-def _psnr_composite(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return the PSNR of RGBA clips composited on mid-grey, `(B,)` in dB."""
-    return psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target))
-
-
 def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the PSNR of each frame, `(N,)` in dB, as VidTok: 1e-8 is added to the error in [0, 1]; at most 80."""
     error = (_to_unit_range(reconstruction) - _to_unit_range(target)).square().flatten(1).mean(1)
@@ -214,8 +204,8 @@ def _without_plane(patches: Tensor) -> Tensor:
 # Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
 CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
-    "psnr_alpha": _psnr_alpha,
-    "psnr_composite": _psnr_composite,
+    "psnr_alpha": lambda reconstruction, target: psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:]),
+    "psnr_composite": lambda reconstruction, target: psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target)),
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},

@@ -24,7 +24,7 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import MkvWriter, Mp4Writer
+from telecine.report.video import VideoWriter
 from telecine.settings import PixelFormat, ReconstructConfig, channels_named
 
 
@@ -51,8 +51,8 @@ def reconstruct(
     _check_output(Path(output), Path(video))
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
-    writer_of = MkvWriter if Path(output).suffix.lower() == ".mkv" else Mp4Writer
-    if writer_of is Mp4Writer and (model.in_channels, config.bit_depth) != (3, 8) and not config.compare:
+    is_mp4 = Path(output).suffix.lower() == ".mp4"
+    if is_mp4 and (model.in_channels, config.bit_depth) != (3, 8) and not config.compare:
         contract = f"an MKV for {model.in_channels} channels of {config.bit_depth} bits"
         raise argument_error("output", contract, str(output), f"Use {Path(output).with_suffix('.mkv')}.")
     info = index_video(video)
@@ -61,7 +61,7 @@ def reconstruct(
     # Stored pixels need not be square.
     aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
     frame_psnr: list[Tensor] = []
-    with writer_of(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
+    with VideoWriter(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())

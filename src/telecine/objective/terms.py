@@ -32,16 +32,8 @@ from telecine.objective.batch import Batch
 from telecine.objective.eager import eager_backward
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import (
-    Alignment,
-    Perceptual,
-    WeightsSource,
-    as_rgb,
-    gram,
-    in_chunks,
-    pick_frames,
-    sample_frame_indices,
-)
+from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.frames import as_rgb
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.

@@ -18,10 +18,9 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import Mp4Writer, as_shown, check_frames_of, gif_bytes, pad_to_even, shrink
+from telecine.report.video import VideoWriter, as_shown, check_frames, gif_bytes, pad_to_even, shrink
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
-from telecine.settings import CHANNELS
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -69,7 +68,7 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
-    with Mp4Writer(folder / name, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
+    with VideoWriter(folder / name, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
         writer.add(_panes(target=clip.target, reconstruction=clip.reconstruction))
     num_frames, height, width, _ = clip.target.shape
     errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
@@ -135,7 +134,7 @@ def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Te
         got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
         raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
     for clip in (*inputs, *reconstructions):
-        check_frames_of("inputs` and `reconstructions", clip, CHANNELS.values(), (torch.uint8, torch.uint16))
+        check_frames("inputs` and `reconstructions", clip, any_kind=True)
         if clip.shape != inputs[0].shape:
             contract = f"all of shape {tuple(inputs[0].shape)}"
             raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")
@@ -165,7 +164,7 @@ def _label_bar(width: int) -> Tensor:
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
-    with Mp4Writer(path, fps) as writer:
+    with VideoWriter(path, fps) as writer:
         for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
             writer.add(frames)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, TypedDict
 
 import av
 import torch
@@ -19,107 +17,84 @@ from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Self, Unpack
 
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
 from telecine.base.shapes import RGBA
-from telecine.settings import CHANNELS
+from telecine.data.decode import FORMATS
+from telecine.settings import CHANNELS, channels_named
 
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
 _BT709 = _LIMITED_RANGE = 1
+# FFV1's formats, where they differ from those of arrays.
+_STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE, _BOARD = 8, (204.0, 153.0)
-# By channels and type: the format of an array, and FFV1's without loss.
-_STORED = {
-    (1, torch.uint8): ("gray", "gray"),
-    (3, torch.uint8): ("rgb24", "bgr0"),
-    (4, torch.uint8): ("rgba", "bgra"),
-    (1, torch.uint16): ("gray16le", "gray16le"),
-    (3, torch.uint16): ("rgb48le", "gbrp16le"),
-    (4, torch.uint16): ("rgba64le", "gbrap16le"),
-}
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
-class _Times(TypedDict, total=False):
-    """When and how frames are displayed; see `_VideoWriter`."""
+class VideoWriter:
+    """Writes frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
-    pts: Sequence[int] | None
-    time_base: float | None
-    sample_aspect_ratio: float
-
-
-class _VideoWriter(ABC):
-    """Writes frames to a file in constant memory. It appears when the `with` block ends, or not at all if it fails.
+    An MP4 has RGB of 8 bits; an MKV also grey, RGBA and 16 bits, and times rounded to milliseconds. The file appears
+    when the `with` block ends, or not at all if it fails. The last row or column of an MP4 of odd size is repeated,
+    because it stores colours at half the resolution.
 
     Args:
-        path: The file. Its folder is created if needed.
+        path: The file, an `.mkv` or an MP4. Its folder is created if needed.
         fps: Frames per second.
+        crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
+        keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
+            depends on a later one.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
         sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
-
-    container: ClassVar[str]
-    options: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         fps: float,
         *,
+        crf: int = 18,
+        keyframe_every: int | None = None,
         pts: Sequence[int] | None = None,
         time_base: float | None = None,
         sample_aspect_ratio: float = 1.0,
     ) -> None:
         check_positive("fps", fps, remedy="Use 25 if it is unknown.")
         self.path = Path(path)
+        self._is_lossless = self.path.suffix.lower() == ".mkv"
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
         self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
         self._pts = pts
         self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
-        self._shape: tuple[object, ...] = ()
+        self._crf = crf
+        self._keyframe_every = keyframe_every
+        self._size = (0, 0)
         self._stream: VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._num_frames = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = partial_path(self.path)
-        self._container = av.open(str(self._partial), "w", format=self.container, options=self.options)
+        # Put the index of an MP4 first, so that browsers play the file while it loads.
+        kind, options = ("matroska", {}) if self._is_lossless else ("mp4", {"movflags": "+faststart"})
+        self._container = av.open(str(self._partial), "w", format=kind, options=options)
         return self
 
     def add(self, frames: Tensor) -> None:
-        """Append frames `(T, H, W, C)`, all of one size and kind."""
-        frames = self._checked(frames)
-        shape = (*frames.shape[1:], frames.dtype)
+        """Append uint8 or uint16 frames `(T, H, W, C)`, all of one kind and size."""
+        check_frames("frames", frames, any_kind=self._is_lossless)
+        size = (frames.shape[1], frames.shape[2])
         if self._stream is None:
-            self._shape = shape
-            self._stream = self._add_stream(frames[0])
-            self._stream.codec_context.time_base = self._time_base
-            self._stream.codec_context.sample_aspect_ratio = self._aspect
-        if shape != self._shape:
-            raise argument_error("frames", f"of height and width {self._shape[:2]}, as before", frames, "Resize them.")
-        for pixels in frames.cpu():
-            # A time on every frame makes the files of equal frames equal, except rarely under heavy load.
-            frame = self._frame(pixels)
-            frame.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
-            frame.time_base = self._time_base
-            self._num_frames += 1
-            self._container.mux(self._stream.encode(frame))
-
-    @abstractmethod
-    def _checked(self, frames: Tensor) -> Tensor:
-        """Return frames as the format stores them; raise a `ValueError` if it cannot."""
-
-    @abstractmethod
-    def _add_stream(self, frame: Tensor) -> VideoStream:
-        """Return a new stream for such frames `(H, W, C)`."""
-
-    @abstractmethod
-    def _frame(self, pixels: Tensor) -> av.VideoFrame:
-        """Return pixels `(H, W, C)` in the format of the stream."""
+            self._size = size
+            self._stream = self._add_stream(frames)
+        if size != self._size:
+            raise argument_error("frames", f"of height and width {self._size}, as before", frames, "Resize them.")
+        for frame in frames.cpu() if self._is_lossless else pad_to_even(frames.cpu()):
+            self._container.mux(self._stream.encode(self._encodable(frame)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,49 +110,34 @@ class _VideoWriter(ABC):
             self._container.close()
             os.replace(self._partial, self.path)
 
+    def _encodable(self, frame: Tensor) -> av.VideoFrame:
+        # One thread and a time on every frame make the files of equal frames equal, except rarely under heavy load.
+        name = _name_of(frame)
+        values = frame.contiguous().numpy()
+        pixels = av.VideoFrame.from_ndarray(values[..., 0] if values.shape[-1] == 1 else values, format=name)
+        if self._is_lossless:
+            stored = self._reformatter.reformat(pixels, format=_STORED.get(name, name), threads=1)
+        else:
+            stored = self._reformatter.reformat(
+                pixels, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+            )
+        stored.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
+        stored.time_base = self._time_base
+        self._num_frames += 1
+        return stored
 
-class Mp4Writer(_VideoWriter):
-    """Writes uint8 RGB frames to an H.264 MP4 that browsers play.
-
-    The last row or column of frames of odd size is repeated, because the format stores colours at half the resolution.
-
-    Args:
-        path, fps, pts, time_base, sample_aspect_ratio: See `_VideoWriter`.
-        crf: Quality, from 0 (lossless) to 51; 18 is visually lossless.
-        keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
-            depends on a later one.
-    """
-
-    container = "mp4"
-    options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}  # browsers then play the file while it loads
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        fps: float,
-        *,
-        crf: int = 18,
-        keyframe_every: int | None = None,
-        **times: Unpack[_Times],
-    ) -> None:
-        super().__init__(path, fps, **times)
-        self._crf, self._keyframe_every = crf, keyframe_every
-
-    def _checked(self, frames: Tensor) -> Tensor:
-        check_frames_of("frames", frames, (3,))
-        return pad_to_even(frames)
-
-    def _frame(self, pixels: Tensor) -> av.VideoFrame:
-        rgb = av.VideoFrame.from_ndarray(pixels.contiguous().numpy(), format="rgb24")
-        return self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-        )
-
-    def _add_stream(self, frame: Tensor) -> VideoStream:
-        stream = self._container.add_stream("libx264", rate=self._rate)
-        stream.height, stream.width = frame.shape[:2]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
+    def _add_stream(self, frames: Tensor) -> VideoStream:
+        stream = self._container.add_stream("ffv1" if self._is_lossless else "libx264", rate=self._rate)
         context = stream.codec_context
+        stream.height, stream.width = self._size
+        if self._is_lossless:
+            stream.pix_fmt = _STORED.get(name := _name_of(frames), name)
+            context.time_base, context.sample_aspect_ratio = self._time_base, self._aspect
+            return stream
+        stream.height, stream.width = (side + side % 2 for side in self._size)
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
+        context.time_base = self._time_base
+        context.sample_aspect_ratio = self._aspect
         context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
         if self._keyframe_every is not None:
             context.max_b_frames = 0
@@ -186,40 +146,20 @@ class Mp4Writer(_VideoWriter):
         return stream
 
 
-class MkvWriter(_VideoWriter):
-    """Writes uint8 or uint16 frames, grey, RGB or RGBA, to a Matroska file without loss, as FFV1.
-
-    Times are rounded to milliseconds, as Matroska has them.
-    """
-
-    container = "matroska"
-
-    def _checked(self, frames: Tensor) -> Tensor:
-        check_frames_of("frames", frames, CHANNELS.values(), (torch.uint8, torch.uint16))
-        return frames
-
-    def _frame(self, pixels: Tensor) -> av.VideoFrame:
-        decoded, stored = _STORED[pixels.shape[-1], pixels.dtype]
-        values = pixels.contiguous().numpy()
-        frame = av.VideoFrame.from_ndarray(values[..., 0] if values.shape[-1] == 1 else values, format=decoded)
-        return self._reformatter.reformat(frame, format=stored, threads=1)
-
-    def _add_stream(self, frame: Tensor) -> VideoStream:
-        stream = self._container.add_stream("ffv1", rate=self._rate)
-        stream.height, stream.width = frame.shape[:2]
-        stream.pix_fmt = _STORED[frame.shape[-1], frame.dtype][1]
-        return stream
+def _name_of(frames: Tensor) -> str:
+    """Return FFmpeg's name of the format of frames `(..., C)`."""
+    return FORMATS[channels_named(frames.shape[-1])][frames.dtype == torch.uint16]
 
 
 def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18) -> None:
-    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `Mp4Writer`."""
-    with Mp4Writer(path, fps, crf=crf) as writer:
+    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `VideoWriter`."""
+    with VideoWriter(path, fps, crf=crf) as writer:
         writer.add(frames)
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
     """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
-    check_frames_of("frames", frames, (3,))
+    check_frames("frames", frames)
     first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
@@ -236,14 +176,13 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_frames_of(
-    name: str, frames: Tensor, channels: Collection[int], dtypes: Sequence[torch.dtype] = (torch.uint8,)
-) -> None:
-    """Raise a `ValueError` unless `frames` are `(T, H, W, C)` of one of some `channels` and `dtypes`, not empty."""
-    if frames.dtype not in dtypes or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
-        kinds, numbers = (" or ".join(map(str, each)).replace("torch.", "") for each in (dtypes, channels))
+def check_frames(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
+    """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
+    channels, types = ([*CHANNELS.values()], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
+    if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
-        raise argument_error(name, f"{kinds} of shape (T, H, W, {numbers}), not empty", frames, remedy)
+        kinds = "uint8 or uint16 of shape (T, H, W, 1, 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
+        raise argument_error(name, f"{kinds}, not empty", frames, remedy)
 
 
 def as_shown(frames: Tensor) -> Tensor:

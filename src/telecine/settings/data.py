@@ -19,11 +19,10 @@ TIMEOUT = 180.0
 
 def channels_named(number: int) -> ChannelNames:
     """Return what a number of channels is; raise a `ValueError` for one without a name."""
-    for name, each in CHANNELS.items():
-        if each == number:
-            return name
-    known = ", ".join(f"{each} ({name})" for name, each in CHANNELS.items())
-    raise argument_error("in_channels", known, number, "Reading of other channels is up to you, in Python.")
+    names = {each: name for name, each in CHANNELS.items()}
+    if number not in names:
+        raise argument_error("in_channels", "1, 3 or 4", number, "Use a model of grey, RGB or RGBA.")
+    return names[number]
 
 
 class PixelFormat(NamedTuple):
@@ -31,11 +30,6 @@ class PixelFormat(NamedTuple):
 
     channels: ChannelNames = "rgb"
     bit_depth: Literal[8, 16] = 8
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of a pixel."""
-        return CHANNELS[self.channels] * self.bit_depth // 8
 
 
 RGB = PixelFormat()

@@ -27,7 +27,7 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
-from telecine.settings import ClipConfig
+from telecine.settings import RGB
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -186,9 +186,8 @@ def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision:
         source = span.info.path
         digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
     settings = {name: value for name, value in asdict(clips.config).items() if name not in OTHER_CLIP_SETTINGS}
-    for name in ("channels", "bit_depth"):  # which telecine 0.2 did not have
-        if settings[name] == getattr(ClipConfig, name):
-            del settings[name]
+    if clips.config.pixel_format == RGB:  # telecine 0.2 had no other
+        del settings["channels"], settings["bit_depth"]
     return {
         "format": FORMAT,
         "architecture": architecture_of(encoder),
