@@ -36,7 +36,7 @@ class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
 
     def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, channels: int = 3
+        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
     ) -> None:
         super().__init__()
         self.time = check_count("time_compression", time_compression)
@@ -77,7 +77,7 @@ class PatchDecoder(nn.Module):
     """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
 
     def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, channels: int = 3
+        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
     ) -> None:
         super().__init__()
         self.time, self.space = time_compression, spatial_compression
