@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.autoencoders import DiagonalGaussian
 from telecine.runs import Run
 from telecine.runs.checkpoints import DamagedError
-from telecine.training.latents import LatentCache
+from telecine.training.latents import _LatentCache
 from telecine.training.tensor_files import save_tensors
 
 # What Python reports of operations that change files.
@@ -221,7 +221,7 @@ def latent_cache(folder: Path, number: int) -> Row:
     values = torch.randn(2, len(names), 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     original = folder / "latents"
     original.mkdir()
-    cache = LatentCache(original)
+    cache = _LatentCache(original)
     cache.add(names, DiagonalGaussian(mean=values[0], logvar=values[1]))
     cache.write()
     for index in range(number):
@@ -240,7 +240,7 @@ def latent_cache(folder: Path, number: int) -> Row:
 def is_named_or_lost(path: Path, names: Sequence[str], values: Tensor) -> bool:
     """Return whether an error names the file of a latent cache, or a clip is missing, or the values are the same."""
     try:
-        cache = LatentCache(path.parent)
+        cache = _LatentCache(path.parent)
         if not all(name in cache for name in names):
             return True
         found = cache.read(names, torch.device("cpu"))

@@ -6,7 +6,8 @@
 Every run is the demo with changes, which a YAML file lists by name. A name that ends with "no GAN" is what those after
 it are compared with; with the same seed they share its updates before the discriminators start. Finished runs stay in
 the output folder, so that a stopped command repeats at most one run, and several processes can train different seeds.
-With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame.
+With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame. A decoder that generates
+is measured in one step and, in rows of their own, in two and four.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from textwrap import fill
 
 import torch
 from demo import clip_sets
-from gan_runs import HEALTH, Outcomes, Runs
+from gan_runs import HEALTH, Outcome, Outcomes, Runs
 from image_distances import FSIM, OfflineDISTS, vgg16_features
 from measure import machine, spread, table
 from PIL import Image, ImageDraw
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.base.checks import check_choice
 from telecine.data import bytes_from_video
 from telecine.data.find import find_videos
@@ -48,6 +50,8 @@ LABEL = 90
 FONT_SIZE = 14
 SHOWN_COLUMNS = (0, 2, 4)
 FRAME_STRIDE = 3
+# Steps in which decoders that generate are measured beside one step.
+DECODE_STEPS = (2, 4)
 PIXEL_METRICS = ("psnr", "ssim", "flicker", "sharpness")
 # The metrics of the tables, with their numbers of decimals.
 DIGITS = {
@@ -86,12 +90,18 @@ class Measure:
         """Return metrics of the averaged weights of a run, and the middle frame of each clip in a picture.
 
         Returns:
-            Means over the clips of each set, by "set/metric", with the Frechet distance of all clips; and a picture as
-            bytes `(H, W, 3)`. The model is in evaluation mode then.
+            Means over the clips of each set, by "set/metric", with the Frechet distance of all clips, and again with
+            the prefix of each number of steps; and a picture as bytes `(H, W, 3)`. The model is in evaluation mode.
         """
         model = state.autoencoder.eval()
         with state.ema.applied(), torch.no_grad():
-            return self._measure(model)
+            values, picture = self._measure(model)
+            has_steps = model.sampler is not None and not model.config.flow.one_step
+            for steps in DECODE_STEPS if has_steps else ():
+                with sampling(model, steps=steps):
+                    found, _ = self._measure(model)
+                values |= {prefix_of(steps) + name: value for name, value in found.items()}
+            return values, picture
 
     def _measure(self, model: VideoAutoencoder) -> tuple[dict[str, float], Tensor]:
         values: dict[str, float] = {}
@@ -124,6 +134,23 @@ class Measure:
         return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def prefix_of(steps: int) -> str:
+    """Return what stands before the names of metrics of several steps."""
+    return f"{steps} steps/"
+
+
+def rows_by_steps(name: str, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[tuple[str, int], Outcome]:
+    """Return the outcomes of the runs of a name, and those of each number of steps, in rows such as "flow, 2 steps"."""
+    runs = {seed: outcome for (each, seed), outcome in outcomes.items() if each == name}
+    rows = {(name, seed): outcome for seed, outcome in runs.items()}
+    for prefix in map(prefix_of, DECODE_STEPS):
+        for seed, outcome in runs.items():
+            found = {key.removeprefix(prefix): x for key, x in outcome.metrics.items() if key.startswith(prefix)}
+            if found:
+                rows[f"{name}, {prefix.removesuffix('/')}", seed] = replace(outcome, metrics=found)
+    return rows
+
+
 def picture_of(frames: Sequence[Tensor]) -> Tensor:
     """Return frames `(3, H, W)` in a grid, as bytes `(H, W, 3)`."""
     grid = make_grid(torch.stack([*frames]), nrow=CLIPS_OF_A_VIDEO, padding=GAP, pad_value=-1)
@@ -151,12 +178,16 @@ def draw(pictures: Mapping[str, Image.Image], size: int, path: Path) -> None:
 
 def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Print the metrics on each set, their differences to the runs without a GAN, and the health of the GAN."""
-    outcomes = runs.outcomes(names, seeds)
+    outcomes, bases = dict(runs.outcomes(names, seeds)), {}
+    for name in names:
+        found = rows_by_steps(name, outcomes)
+        outcomes |= found
+        bases |= {row: runs.bases[name] for row, _ in found} or {name: runs.bases[name]}
     for clips in (HELD_OUT, UNSEEN):
         print(f"\n{clips}:\n")
-        print(metrics_table(clips, names, seeds, outcomes))
+        print(metrics_table(clips, list(bases), seeds, outcomes))
         print(f"\n{clips}, difference to the run without a GAN and the same seed (* not of one sign in all seeds):\n")
-        pairs = [(name, runs.bases[name]) for name in names if runs.bases[name] != name]
+        pairs = [(name, base) for name, base in bases.items() if base != name]
         rows = [difference_row(name, base, seeds, outcomes, columns_of(clips)) for name, base in pairs]
         print(table(["run", "seeds", *METRIC_HEADER], rows))
     print("\nwhile the adversarial terms count:\n")

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from telecine import runs
 from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.flow import Sampler
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import clip_loader
-from telecine.settings import TrainConfig
-from telecine.settings.parse import config_from
+from telecine.settings import DistillConfig, TrainConfig
+from telecine.settings.parse import config_from, read_yaml
 from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
@@ -38,6 +39,8 @@ from telecine.training.step import DivergenceError, MicroBatch, set_learning_rat
 NO_GAN = "no GAN"
 # Listed as the warning of a run that raised `DivergenceError`.
 DIVERGED = "not_finite"
+# Steps of a teacher whose decoder generates.
+TEACHER_STEPS = DistillConfig.teacher_decode_steps
 # Settings that have no effect before the discriminators train.
 OF_THE_OBJECTIVE = (
     "adversarial_loss_weight",
@@ -78,16 +81,20 @@ Outcomes = Mapping[tuple[str, int], Outcome]
 
 
 class Run:
-    """The trainer's updates and its diagnostics, without checkpoints and report."""
+    """The trainer's updates and its diagnostics, without checkpoints and report.
 
-    def __init__(self, config: TrainConfig, clips: Clips, folder: Path) -> None:
+    With a `teacher`, a saved model whose decoder generates, a student learns to make the same in one step.
+    """
+
+    def __init__(self, config: TrainConfig, clips: Clips, folder: Path, teacher: Path | None = None) -> None:
         set_seed(config.seed)
         self.config, self.clips = config, clips.train
-        model = build_autoencoder(config)
-        linear = _fit_linear(model, clips, NUM_CLIPS)
-        assert isinstance(model, CausalVAE)
-        assert linear is not None
-        model.start_from(linear)
+        model = build_autoencoder(config, None if teacher is None else _student_of(teacher, config))
+        if teacher is None:
+            linear = _fit_linear(model, clips, NUM_CLIPS)
+            assert isinstance(model, CausalVAE)
+            assert linear is not None
+            model.start_from(linear)
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
@@ -147,12 +154,22 @@ class Run:
         return {name: fmean(values) for name, values in found.items() if values}
 
 
+def _student_of(teacher: Path, config: TrainConfig) -> StudentAutoencoder:
+    """Return the student of a saved model, as `telecine distill --student teacher` builds it."""
+    loaded = CausalVAE.from_pretrained(teacher)
+    loaded.sampler = Sampler(TEACHER_STEPS)
+    student = StudentAutoencoder.of(loaded, str(teacher), CausalVAE.from_pretrained, config.causal_vae)
+    student.imitate(loaded)
+    return student
+
+
 class Runs:
     """The runs of a file of settings, and their outcomes in a folder, with two small files for each.
 
     Args:
         path: A YAML file: for each name, changes of the demo's settings, or the name of a recipe that has them. Names
-            that end with "no GAN" are the runs that those after them are compared with.
+            that end with "no GAN" are the runs that those after them are compared with. `teacher` names the run whose
+            averaged weights a run distils.
         folder: Where outcomes are, or will be.
     """
 
@@ -161,6 +178,7 @@ class Runs:
             name: read_yaml(find_recipe(each)) if isinstance(each, str) else each
             for name, each in read_yaml(path).items()
         }
+        self.teachers = {name: each.pop("teacher") for name, each in self.settings.items() if "teacher" in each}
         self.bases: dict[str, str] = {}
         base = ""
         for name in self.settings:
@@ -215,8 +233,9 @@ class Runs:
         config, base = self.config(name, seed), self.config(self.bases[name], seed)
         clips = build_clips(config, build_autoencoder(config))
         outcome, frames = Outcome(plain_values(config), {}, [DIVERGED]), None
+        teacher = self.path(self.teachers[name], seed, "") if name in self.teachers else None
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(config, clips, Path(folder))
+            run = Run(config, clips, Path(folder), teacher)
             try:
                 if shares_start(config, base):
                     run.load(self._start(self.bases[name], seed, clips))
@@ -225,6 +244,9 @@ class Runs:
                 print(error, file=sys.stderr)
             else:
                 metrics, frames = measure(run.state)
+                if name in self.teachers.values():
+                    with run.state.ema.applied():
+                        run.state.autoencoder.save_pretrained(self.path(name, seed, ""))
                 warnings = sorted(run.diagnostics.warned)
                 outcome = replace(outcome, metrics=metrics, warnings=warnings, health=run.health())
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.__main__ import main
+from telecine.base.files import read_json
 from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
@@ -144,6 +145,20 @@ def test_distillation(folder, cached_weights):
     for code in codes:
         exec(compile(code, "distillation.md", "exec"), names)
     assert names["video"].shape == (1, 3, 5, 64, 64)
+
+
+@pytest.mark.slow
+def test_decoders_that_generate(folder, cached_weights, monkeypatch):
+    lines = commands("autoencoder.md")
+    assert [line[1] for line in lines] == ["train", "evaluate", "distill", "reconstruct"]
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    small = ["--config", "small.yaml", "--clips.cache=false"]
+    for line in lines:
+        size = {"evaluate": ["--max_clips=1"], "reconstruct": ["--num_frames=29"]}
+        assert main([*line[1:], *size.get(line[1], small)]) == 0
+    assert read_json(Path("figures/flow/protocol.json"))["sampler"] == {"name": "euler", "steps": 4, "seed": 0}
+    assert weights("flow").keys() > weights("one_step").keys()
+    assert Path("out.mp4").is_file()
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from telecine.autoencoders import CausalVAE, as_video_autoencoder
 from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.load import load_autoencoder
 from telecine.settings import CausalVAEConfig
+from telecine.settings.parse import read_yaml
 from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
 
 from . import tiny_models
 from .tiny_models import tiny_clip

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.autoencoders.causal import Decoder
+from telecine.autoencoders.flow import Sampler, random_levels
 from telecine.autoencoders.linear import PatchDecoder, fit_decoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
 from telecine.base.frozen import Frozen
+from telecine.base.randomness import clip_generators, randn
 from telecine.settings import CausalVAEConfig
 from telecine.settings import autoencoder as presets
 
@@ -255,3 +258,78 @@ def test_the_numbers_of_weights_in_the_docs():
                 decoder = Decoder(student_config(size, model, CLIP))
             cells.append(f"{sum(weight.numel() for weight in decoder.parameters()) / 1e6:.2f}")
         assert f"| {size} | {' | '.join(cells)} |" in page
+
+
+def flow_teacher(seed=0):
+    torch.manual_seed(seed)
+    config = CausalVAEConfig(
+        spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1, decoder="flow"
+    )
+    return CausalVAE(config)
+
+
+def imitating(size="teacher"):
+    """Return a teacher that generates in 3 steps, and a student that is to make the same in one."""
+    loaded = flow_teacher()
+    loaded.sampler = Sampler(3)
+    config = student_config(size, loaded, CLIP)
+    config = replace(config, decoder="flow", flow=replace(config.flow, one_step=True))
+    student = StudentAutoencoder.of(loaded, "name", load_model_or_run, config)
+    return loaded, student, student.imitate(loaded)
+
+
+def test_one_step_of_a_linear_teacher_is_exact_at_the_start():
+    """Samples of a linear decoder are the same in any number of steps, and so is the start of its student."""
+    loaded, student, is_same = imitating()
+    assert is_same
+    x = video()
+    output = student(x, generator=clip_generators(0, [0, 1], torch.device("cpu")))
+    torch.testing.assert_close(output.video.clamp(-1, 1), output.target)
+    torch.testing.assert_close(output.video, loaded.decoder.linear(output.latent))
+    assert not output.target.requires_grad
+    assert output.video.requires_grad
+
+
+def test_a_student_is_trained_on_the_samples_of_its_teacher_from_the_same_noise():
+    loaded, student, _ = imitating()
+    torch.nn.init.normal_(loaded.decoder.network[-1].conv.weight, std=0.1)
+    assert student.imitate(loaded)
+    x, generators = video(), clip_generators(0, [0, 1], torch.device("cpu"))
+    output = student(x, generator=generators)
+    again = clip_generators(0, [0, 1], torch.device("cpu"))
+    latent = loaded.encode(x).sample(again)
+    random_levels(student.config.flow, x, again)
+    noise = randn(x.shape, generator=again, device=x.device)
+    torch.testing.assert_close(output.latent, latent)
+    torch.testing.assert_close(output.target, loaded.decode(latent, noise).clamp(-1, 1))
+    torch.testing.assert_close(output.video, student.decoder(latent, noise, torch.ones(2)))
+    assert (output.target - output.video).abs().max() > 1e-3, "three steps are not one"
+    assert student(x, sample_posterior=False).target is None
+    assert {name.split(".")[0] for name in copy.deepcopy(student).state_dict()} == {"decoder"}
+    assert copy.deepcopy(student)(x, posterior=loaded.encode(x)).target is None
+
+
+def test_another_decoder_starts_by_itself(tmp_path):
+    (tmp_path / "student.yaml").write_text(SETTINGS.replace("8", "16"))
+    _, student, is_same = imitating(str(tmp_path / "student.yaml"))
+    assert not is_same
+    assert student(video()).target is not None
+    with pytest.raises(ValueError, match=r'`student` must be "teacher" for a decoder of telecine, but got that of'):
+        student_config("teacher", adapter("wan"), CLIPS["wan"])
+
+
+def test_a_student_of_another_model_generates(tmp_path):
+    """Its teacher does not: it is trained on the videos, at random levels."""
+    (tmp_path / "student.yaml").write_text(SETTINGS + "decoder: flow\n")
+    loaded = adapter("wan")
+    config = student_config(str(tmp_path / "student.yaml"), loaded, CLIPS["wan"])
+    student = StudentAutoencoder.of(loaded, "name", load_model_or_run, config)
+    x = torch.rand(1, 3, *CLIPS["wan"]) * 2 - 1
+    student.start_from([x])
+    output = student(x, generator=clip_generators(0, [0], torch.device("cpu")))
+    assert output.video.shape == x.shape
+    assert output.target is None
+    assert output.aux == {}
+    assert student(x, sample_posterior=False).video.shape == x.shape
+    student.save_pretrained(tmp_path)
+    assert load_autoencoder(tmp_path).sampler == Sampler()

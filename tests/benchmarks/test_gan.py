@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from telecine.data import sample_videos
+from telecine.settings.parse import read_yaml
 from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
 from telecine.training import train
 
 SMALL = {
@@ -94,6 +95,24 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
         run_here(*command)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures", "fast_distances")
+def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(run_here, tables_in, tmp_path, videos):
+    grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
+    flow = SMALL | {"causal_vae": SMALL["causal_vae"] | {"decoder": "flow"}}
+    student = SMALL | {"teacher": "flow", "causal_vae": flow["causal_vae"] | {"flow": {"one_step": True}}}
+    grid.write_text(json.dumps({"no GAN": SMALL, "flow": flow, "one step": student}))
+    tables = tables_in(run_here("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3"))
+    rows = ["flow", "flow, 2 steps", "flow, 4 steps", "one step"]
+    names = [[row[0] for row in rows] for _, rows in tables]
+    assert names == [["no GAN", *rows], rows] * 2 + [["no GAN", "flow", "one step"]]
+    one, two, four = (row[1:] for row in tables[0][1][1:4])
+    teacher = load_file(runs / "flow-3" / "model.safetensors")
+    assert any(name.startswith("decoder.noisy.") for name in teacher)
+    assert one[0] == two[0] == four[0] == "1"
+    assert len({tuple(one), tuple(two), tuple(four)}) == 3
+
+
 def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
     gan, runs = benchmark_module("gan"), benchmark_module("gan_runs")
     outcomes = {("GAN", 0): runs.Outcome({}, {}, ["not_finite"]), ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, [])}
@@ -162,3 +181,13 @@ def test_distances_of_frames(benchmark_module, cached_weights):
     assert (dists(reconstruction=brighter, target=target) < 0.1).all()
     assert fsim(reconstruction=target, target=target) == pytest.approx([1, 1], abs=1e-5)
     assert (fsim(reconstruction=grey, target=target) < 0.9).all()
+
+
+def test_the_shipped_runs_are_valid(benchmark_module, tmp_path):
+    module = benchmark_module("gan_runs")
+    runs = module.Runs(Path(module.__file__).with_name("gan.yaml"), tmp_path)
+    assert len(runs.settings) == 6
+    assert runs.teachers == {"flow, one step": "flow", "flow, one step and GAN": "flow"}
+    for name, teacher in runs.teachers.items():
+        student, other = runs.config(name, 1).causal_vae, runs.config(teacher, 1).causal_vae
+        assert student == replace(other, flow=replace(other.flow, one_step=True)), "the weights of the teacher fit"

@@ -157,6 +157,17 @@ def test_greys_are_exact_for_all_chroma_formats(tmp_path: Path, size: tuple[int,
         assert (read_clip(info, 0, len(lumas), size=size) - exact).abs().max() < 0.51
 
 
+@pytest.mark.parametrize("size", [(48, 64), (20, 30), (96, 100)])
+def test_pixels_are_those_of_the_scaler_in_packed_rgb(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_video(tmp_path / "a.mkv", torch.randint(0, 256, (4, 48, 64, 3), dtype=torch.uint8), "libx264")
+    with open_video(path) as (container, stream):
+        options = {"interpolation": decode._INTERPOLATION, "format": "rgb24"}
+        frames = [frame.reformat(*reversed(size), **options) for frame in container.decode(stream)]
+    expected = torch.stack([torch.from_numpy(frame.to_ndarray()) for frame in frames])
+    assert torch.equal(read_clip(index_video(path), 0, 4, size=size), expected)
+    assert torch.equal(torch.stack([*iterate_frames(path, size)]), expected)
+
+
 def test_rotation_is_applied(tmp_path: Path) -> None:
     frames = moving_frames(4)
     info = index_video(rotate_clockwise(write_video(tmp_path / "phone.mp4", frames)))

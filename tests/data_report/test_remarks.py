@@ -5,23 +5,22 @@ from itertools import pairwise
 import torch
 
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.data_report.inspect import _copies, _frame_hash, _remarks
-from telecine.data_report.scenes import brightness, changes, cuts
+from telecine.data_report.inspect import _brightness, _changes, _copies, _cuts, _frame_hash, _remarks
 
 from .conftest import moving_frames
 
 
-def testbrightness_is_that_of_the_picture():
+def test_brightness_is_that_of_the_picture():
     frames = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     frames[1, :32] = 255
-    grid = brightness(frames)
+    grid = _brightness(frames)
     assert grid.shape == (2, 32, 32)
     torch.testing.assert_close(grid[1], torch.cat([torch.ones(16, 32), torch.zeros(16, 32)]))
 
 
 def test_black_and_static_clips():
     def remarks(frames):
-        return list(_remarks(brightness(frames)))
+        return list(_remarks(_brightness(frames)))
 
     assert remarks(moving_frames(6)) == []
     assert remarks(moving_frames(1).expand(6, -1, -1, -1)) == ["static"]
@@ -29,25 +28,25 @@ def test_black_and_static_clips():
     assert remarks(moving_frames(1)) == [], "an image is not static"
 
 
-def _cuts(grid):
-    return cuts(changes(grid).tolist())
+def found_cuts(frames):
+    return _cuts(_changes(_brightness(frames)).tolist())
 
 
 def test_cuts_are_found_where_they_are():
     first, second = moving_frames(7, seed=1), moving_frames(5, seed=2)
-    assert _cuts(brightness(torch.cat([first, second]))) == [7]
-    assert _cuts(brightness(torch.cat([first, second, first]))) == [7, 12]
-    assert _cuts(brightness(first)) == []
-    assert _cuts(brightness(first[:1])) == []
+    assert found_cuts(torch.cat([first, second])) == [7]
+    assert found_cuts(torch.cat([first, second, first])) == [7, 12]
+    assert found_cuts(first) == []
+    assert found_cuts(first[:1]) == []
 
 
 def test_cuts_of_real_videos():
     infos = [index_video(path) for path in sample_videos()]
     clips = [read_clip(info, 40, 17, size=(64, 96)) for info in infos]
-    assert [_cuts(brightness(clip)) for clip in clips] == [[], [], [], []]
-    assert _cuts(brightness(read_clip(infos[1], 25, 17, size=(64, 96)))) == [5], "a van, then a man"
+    assert [found_cuts(clip) for clip in clips] == [[], [], [], []]
+    assert found_cuts(read_clip(infos[1], 25, 17, size=(64, 96))) == [5], "a van, then a man"
     joined = [torch.cat([a[:9], b[:8]]) for a, b in pairwise(clips)]
-    assert [_cuts(brightness(clip)) for clip in joined] == [[9], [9], [9]]
+    assert [found_cuts(clip) for clip in joined] == [[9], [9], [9]]
 
 
 def test_copies_are_found_by_their_frames():

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, measure, source
+from telecine.evaluation import ReconstructionMetrics, source
+from telecine.evaluation import evaluate as evaluating
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.evaluation.source import read_span
@@ -60,7 +61,9 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(
 
 
 def test_images_have_no_flicker(model_folder, videos):
-    evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=1, **{**TINY, "num_frames": 1}))
+    options = {**TINY, "num_frames": 1, "flat": True}
+    evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=1, **options))
+    assert {"flat_error", "flat_grid"} < set(evaluation.protocol.metrics)
     assert "flicker" not in evaluation.metrics
     assert dict(evaluation.protocol.absent)["flicker"] == "needs at least 2 frames, not 1"
 
@@ -134,6 +137,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
         ({"num_frames": 6}, "4k\\+1"),
         ({"num_frames": 29}, "at least 29 frames"),
         ({"max_clips": 0}, "`max_clips` must be a positive int"),
+        ({"flat": True, "protocol": "davis"}, "`flat` must be false with a protocol"),
     ],
 )
 def test_invalid_settings_raise(model_folder, videos, changes, message):
@@ -149,12 +153,12 @@ def test_clips_too_short_for_the_features_raise(model_folder, videos, fake_i3d):
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
     monkeypatch.setattr(
-        measure, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
+        evaluating, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
-    monkeypatch.setattr(measure, "read_span", lambda span, config: None)
+    monkeypatch.setattr(evaluating, "read_span", lambda span, config: None)
     with pytest.raises(ValueError, match="`data` must be videos with a decodable clip, but got 3 clips that cannot"):
         evaluate(model_folder, config)
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS, available_metrics
+from telecine.evaluation.evaluate import _available_metrics
+from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS
 from telecine.evaluation.published import PROTOCOLS
 
 
@@ -159,9 +160,9 @@ class TestPerFrame:
 
 def test_available_metrics_depend_on_length_and_size():
     names = [*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"]
-    available, absent = available_metrics(names, num_frames=2, height=176, width=200)
+    available, absent = _available_metrics(names, num_frames=2, height=176, width=200)
     assert (available, absent) == (names, {})
-    available, absent = available_metrics(names, num_frames=1, height=20, width=200)
+    available, absent = _available_metrics(names, num_frames=1, height=20, width=200)
     assert available == ["psnr", "ssim", "sharpness", "lpips_vgg"]
     assert absent.keys() == {*names} - {*available}
     assert absent["lpips_alex"] == "needs frames of at least 31 x 31, not 20 x 200"
@@ -170,15 +171,17 @@ def test_available_metrics_depend_on_length_and_size():
 
 def test_every_metric_states_which_values_are_better():
     published = {name for protocol in PROTOCOLS.values() for name in protocol.metrics} - {"fvd"}
-    requested = {"warping_error", "warping_excess", "pieces_psnr", "seam_psnr", *ALPHA_METRICS}
-    assert set(METRIC_DEFINITIONS) == {
-        *BUILT_IN_METRICS,
-        "lpips_vgg",
-        "lpips_alex",
-        *published,
-        *requested,
+    requested = {
+        "warping_error",
+        "warping_excess",
+        "pieces_psnr",
+        "seam_psnr",
+        "flat_error",
+        "flat_grid",
+        "flat_shimmer",
         *ALPHA_METRICS,
     }
+    assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
     directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
     assert directions == {f"{values} is better" for values in ("larger", "smaller", "nearest to 0", "nearest to 1")}
 

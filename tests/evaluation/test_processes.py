@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.measure import _Processes, process_group
+from telecine.evaluation.evaluate import _process_group, _Processes
 
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with process_group() as processes:
+    with _process_group() as processes:
         assert processes == _Processes(rank=0, world_size=1)
         assert processes.is_main
         assert processes.gather([1, 2]) == [1, 2]
@@ -20,7 +20,7 @@ def test_one_process_needs_no_group(monkeypatch):
 def test_an_existing_group_is_used_and_not_destroyed(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        with process_group() as processes:
+        with _process_group() as processes:
             assert processes == _Processes(rank=0, world_size=1)
         assert dist.is_initialized()
     finally:
@@ -41,7 +41,7 @@ def second_of_two(monkeypatch):
 
 def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     def fail():
-        with process_group() as processes:
+        with _process_group() as processes:
             assert (processes.rank, processes.world_size, processes.is_main) == (1, 2, False)
             raise RuntimeError("broken")
 
@@ -55,7 +55,7 @@ def test_items_are_gathered_in_rank_order(second_of_two, monkeypatch):
         gathered[:] = [["first"], items]
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
-    with process_group() as processes:
+    with _process_group() as processes:
         assert processes.gather(["second", "third"]) == ["first", "second", "third"]
 
 

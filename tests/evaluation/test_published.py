@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 from telecine.__main__ import main
 from telecine.autoencoders import Reconstruction
 from telecine.data import find_videos, index_videos, read_clip
-from telecine.evaluation import measure, source
+from telecine.evaluation import evaluate as evaluating
+from telecine.evaluation import source
 from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.protocol import DEFINITIONS
@@ -37,6 +38,8 @@ VIDTOK, TOKENBENCH = PROTOCOLS["vidtok"], PROTOCOLS["tokenbench"]
 
 class Fake(nn.Module):
     """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
+
+    sampler = None
 
     def forward(self, video, sample_posterior=True, *, generator=None):
         noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0
@@ -77,8 +80,8 @@ def infos(data):
 def run(data, monkeypatch):
     """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
     monkeypatch.setattr(source, "load_model", lambda *_: Fake())
-    monkeypatch.setattr(measure, "LPIPS", Distance)
-    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
+    monkeypatch.setattr(evaluating, "LPIPS", Distance)
+    monkeypatch.setattr(evaluating, "load_backbone", lambda net: {})
 
     def run(protocol, **settings):
         monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)
@@ -337,10 +340,14 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
     assert (same["ssim_uniform"], same["lpips_vgg"]) == (1, 0)
     assert same["psnr_bytes"] > 180
     assert {len(values) for values in evaluation.per_frame.values()} == {8}
-    with pytest.raises(
-        ValueError, match="`chunk` must be left out, as `tile`, for reconstructions that are given as v"
+    for changes in (
+        {"chunk": 4},
+        {"tile": 8},
+        {"flat": True, "protocol": None, "num_frames": 2, "height": 32, "width": 32},
     ):
-        evaluate(tmp_path, EvaluateConfig(**settings, chunk=4))
+        message = f"`{next(iter(changes))}` must be left out for reconstructions that are given as v"
+        with pytest.raises(ValueError, match=message):
+            evaluate(tmp_path, EvaluateConfig(**settings | changes))
 
 
 def test_the_frechet_distance_of_single_clips(run, fake_i3d):

@@ -21,6 +21,8 @@ CPU = torch.device("cpu")
 class Recorder(torch.nn.Module):
     """Forwards to a model and records the shapes of its inputs."""
 
+    sampler = None
+
     def __init__(self, model):
         super().__init__()
         self.model, self.shapes = model, []

@@ -75,6 +75,8 @@ def test_an_overlap_as_long_as_the_chunk_raises(overlap):
 class CellMeans(nn.Module):
     """An autoencoder whose receptive field is one 4 x 4 cell: it returns the means of cells. Records input shapes."""
 
+    sampler = None
+
     def __init__(self):
         super().__init__()
         self.shapes = []

@@ -15,6 +15,8 @@ WHOLE_FRAMES = Tiling()
 class Fake(nn.Module):
     """An autoencoder that is the identity, plus an error on the first frames and columns of what it gets."""
 
+    sampler = None
+
     def __init__(self, frame_error=0.0, column_error=0.0):
         super().__init__()
         self.frame_error, self.column_error = frame_error, column_error

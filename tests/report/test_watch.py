@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from telecine.report import watch as module
-from telecine.report.watch import _is_finished, watch
+from telecine.report import page as module
+from telecine.report.page import _is_finished, watch_runs
 from telecine.runs import Run
 
 from .runs import records, write_run
@@ -32,7 +32,7 @@ def test_a_damaged_run_is_not_waited_for(run, tmp_path, monkeypatch):
     (damaged / "metrics.jsonl").write_text("[]\n")
     monkeypatch.setattr(module.time, "sleep", lambda seconds: append(run, step=2, **{"val/psnr": 12.0}))
     pages = []
-    watch([run, damaged], tmp_path / "page.html", lambda page: pages.append(page.read_text()))
+    watch_runs([run, damaged], tmp_path / "page.html", lambda page: pages.append(page.read_text()))
     assert len(pages) == 2
     assert all("metrics.jsonl, line 1` must be a JSON object" in page for page in pages)
 
@@ -45,7 +45,7 @@ def test_the_page_is_written_until_the_run_is_finished(run, monkeypatch):
     ]
     monkeypatch.setattr(module.time, "sleep", lambda seconds: later.pop(0)())
     versions = []
-    watch([run], None, lambda page: versions.append(live(page)))
+    watch_runs([run], None, lambda page: versions.append(live(page)))
     assert len(versions) == 3
     assert versions[0]["version"] != versions[1]["version"]
     assert versions[2] is None, "the last page does not load itself again"
@@ -64,7 +64,7 @@ def test_files_that_disappear_meanwhile_are_read_again(run, monkeypatch):
     monkeypatch.setattr(module, "write_report", write)
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     pages = []
-    watch([run], None, pages.append)
+    watch_runs([run], None, pages.append)
     assert (pages, errors) == ([run / "report.html"], [])
 
 
@@ -79,12 +79,12 @@ def test_a_run_is_finished_after_its_last_validation(run):
 
 def test_another_folder_raises(tmp_path):
     with pytest.raises(ValueError, match=r"`runs` must be folders of runs"):
-        watch([tmp_path], None, lambda page: None)
+        watch_runs([tmp_path], None, lambda page: None)
 
 
 def test_the_page_of_a_finished_run_does_not_load_itself_again(tmp_path):
     run = write_run(tmp_path / "run", records(60))
     pages = []
-    watch([run], None, pages.append)
+    watch_runs([run], None, pages.append)
     assert [live(page) for page in pages] == [None]
     assert "pageVersion" not in (run / "report.html").read_text()

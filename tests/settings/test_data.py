@@ -114,3 +114,14 @@ def test_whether_pixels_are_varied() -> None:
     assert not ClipConfig(random_flip=False).augments
     for change in ({"random_flip": True}, {"random_orientation": True}, {"scale_jitter": 1.5}):
         assert ClipConfig(**{"random_flip": False, **change}).augments
+
+
+def test_the_identity_of_clips_has_what_changes_them():
+    read_otherwise = ClipConfig(num_clips=3, num_workers=5, timeout=9.0, cache=True, max_pixels=10**6, val_fraction=0.3)
+    assert read_otherwise.identity() == ClipConfig().identity()
+    # As folders of latents have them: another name would refuse those of earlier versions.
+    assert [*ClipConfig().identity()] == [
+        *("num_frames", "height", "width", "buckets", "image_ratio", "stride"),
+        *("random_flip", "random_orientation", "scale_jitter", "weighting"),
+    ]
+    assert ClipConfig(stride=2).identity() != ClipConfig().identity()

@@ -14,7 +14,7 @@ from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import _started_at
 from telecine.runs.settings import _as_yaml
-from telecine.training.run import DryRun, dry_run
+from telecine.training.run import _DryRun, dry_run
 
 
 def files_below(folder):
@@ -42,9 +42,9 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
 
 def test_it_prints_whether_every_term_is_on():
     console = Console(record=True, width=200)
-    DryRun(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
+    _DryRun(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
-    DryRun(5, 1.0, None, {"train/recon_loss": 0.1}, off=[], num_steps=9).print_to(console)
+    _DryRun(5, 1.0, None, {"train/recon_loss": 0.1}, off=[], num_steps=9).print_to(console)
     assert "every term is on in this update" in console.export_text()
 
 

@@ -25,10 +25,10 @@ from telecine.training.clips import build_clips
 from telecine.training.interrupt import StopRequest
 from telecine.training.latents import (
     IDENTITY_FILE,
-    LatentCache,
     _check_disk,
     _find_missing,
     _identity_of,
+    _LatentCache,
     describe_change,
     fill_latent_cache,
     measure_latents,
@@ -53,7 +53,7 @@ def gaussian(num_clips):
 
 
 def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
-    cache, posterior = LatentCache(tmp_path), gaussian(3)
+    cache, posterior = _LatentCache(tmp_path), gaussian(3)
     assert cache.add(["a", "b", "c"], posterior) == 2 * 18 * 4
     assert list(tmp_path.iterdir()) == []
     cache.write()
@@ -62,7 +62,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "FILE_BYTES", 1)
     cache.add(["d"], gaussian(1))
     assert len(list(tmp_path.iterdir())) == 2
-    for each in (cache, LatentCache(tmp_path)):
+    for each in (cache, _LatentCache(tmp_path)):
         found = each.read(["c", "b"], CPU)
         assert torch.equal(found.mean, posterior.mean[[2, 1]])
         assert torch.equal(found.logvar, posterior.logvar[[2, 1]])
@@ -74,7 +74,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
     "damage", ["half of it is zero", "one bit is another", "a value is not a number", "the name of an order is another"]
 )
 def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
-    cache = LatentCache(tmp_path)
+    cache = _LatentCache(tmp_path)
     cache.add(["a", "b"], gaussian(2))
     cache.write()
     (path,) = tmp_path.iterdir()
@@ -92,21 +92,21 @@ def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
         DataError,
         match=rf"{path.name}` must be a safetensors file, as it was written, but got other values .*Delete it",
     ):
-        LatentCache(tmp_path).read(["a"], CPU)
+        _LatentCache(tmp_path).read(["a"], CPU)
 
 
 def test_a_file_without_a_digest_is_read(tmp_path, monkeypatch):
-    cache, posterior = LatentCache(tmp_path), gaussian(2)
+    cache, posterior = _LatentCache(tmp_path), gaussian(2)
     cache.add(["a", "b"], posterior)
     monkeypatch.setattr(
         latents, "save_file", lambda tensors, path, metadata: save_file(tensors, path, cache._new_orders)
     )
     cache.write()
-    assert torch.equal(LatentCache(tmp_path).read(["b"], CPU).mean, posterior.mean[1:])
+    assert torch.equal(_LatentCache(tmp_path).read(["b"], CPU).mean, posterior.mean[1:])
 
 
 def test_a_latent_without_noise(tmp_path):
-    cache, posterior = LatentCache(tmp_path), DeterministicPosterior(torch.randn(2, 4, 1, 3, 3))
+    cache, posterior = _LatentCache(tmp_path), DeterministicPosterior(torch.randn(2, 4, 1, 3, 3))
     cache.add(["a", "b"], posterior)
     cache.write()
     found = cache.read(["b"], CPU)
@@ -115,7 +115,7 @@ def test_a_latent_without_noise(tmp_path):
 
 
 def test_errors_of_files(tmp_path):
-    cache = LatentCache(tmp_path)
+    cache = _LatentCache(tmp_path)
     with pytest.raises(
         ValueError, match="`latent_cache` must be a folder with all latents, but got one without a/mean"
     ):
@@ -124,7 +124,7 @@ def test_errors_of_files(tmp_path):
         cache.add(["a"], SimpleNamespace())
     (tmp_path / "latents-0.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"):
-        LatentCache(tmp_path)
+        _LatentCache(tmp_path)
     _check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
         _check_disk(tmp_path, 2**60)
@@ -213,7 +213,7 @@ def test_equal_updates_of_a_published_class(cached, tmp_path, name):
         state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
         posterior = None
         if has_cache:
-            cache = LatentCache(tmp_path)
+            cache = _LatentCache(tmp_path)
             with torch.no_grad():
                 cache.add(["a", "b"], state.autoencoder.encode(video))
             cache.write()
@@ -237,7 +237,7 @@ def test_what_was_encoded_before_an_interruption_is_kept(cached):
     with pytest.raises(Interrupted):
         fill(trainer, console, before_each=stop_before_the_third)
     assert counted.num_clips == 4
-    cache = LatentCache(trainer.latents.folder)
+    cache = _LatentCache(trainer.latents.folder)
     fill(trainer, console, before_each=lambda: None, cache=cache)
     assert counted.num_clips == 6
     assert "6 clips, the latents of 4 of them" in console.export_text()

@@ -18,6 +18,8 @@ from telecine.training.validation import (
 class Halves(nn.Module):
     """Reconstructs half of the input, or something else if it samples or trains."""
 
+    sampler = None
+
     codebook = None
 
     def __init__(self):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, fields, replace
+import math
+from dataclasses import astuple, fields, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +21,29 @@ from telecine.autoencoders.causal_blocks import (
     EarlierFrames,
     ResidualBlock,
     Upsample,
+    call_layer,
     fold,
+    in_temporal_chunks,
     init_zero,
+    residual_blocks,
     unfold,
 )
 from telecine.autoencoders.channels import RGBAConv3d, change_channels
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import LatentAutoencoder, check_input
+from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.shapes import RGBA, Video, check_video
-from telecine.ops.checkpointing import checkpoint_call
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators, randn
+from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
+from telecine.settings.validate import validate
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
@@ -42,24 +51,13 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
+# Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
+_LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
 def _sizes_of_patches(config: CausalVAEConfig) -> tuple[int, int, int, int]:
     """Return the arguments of the linear maps."""
     return config.time_compression, config.spatial_compression, config.latent_channels, config.in_channels
-
-
-def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
-    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
-    return [ResidualBlock(config.channels[level], time_kernel) for _ in range(config.blocks_per_level)]
-
-
-def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, in chunks of `size` frames that are recomputed in the backward."""
-    if size == 0:
-        return network(video)
-    earlier: EarlierFrames = {}
-    return torch.cat([checkpoint_call(network, chunk, earlier) for chunk in video.split(size, dim=2)], dim=2)
 
 
 class _Encoder(nn.Module):
@@ -73,8 +71,8 @@ class _Encoder(nn.Module):
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
         layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
         for level, (outer, inner) in enumerate(config.halvings()):
-            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
-        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+            layers += [*residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
         self.latent_channels = config.latent_channels
         num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
         last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
@@ -84,7 +82,7 @@ class _Encoder(nn.Module):
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, `(B, latent_channels, 1 + k, h, w)`; logvar is empty with a discrete bottleneck."""
-        outputs = _in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
+        outputs = in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
 
@@ -92,22 +90,80 @@ class _Encoder(nn.Module):
 class Decoder(nn.Module):
     """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
 
-    def __init__(self, config: CausalVAEConfig) -> None:
+    def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size)
         self.linear = PatchDecoder(*_sizes_of_patches(config))
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers += [*_residual_blocks(config, level + 1), Upsample(inner, outer)]
-        layers += [*_residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
+            layers += [*residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
+        layers += [*residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
         self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
-        residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
+        residual = in_temporal_chunks(self.network, self.chunk_size, latent)
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
+
+
+class _FlowDecoder(Decoder):
+    """From a latent and a noisy video to the clean video, see `autoencoders.flow`.
+
+    The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
+    layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
+    32 x 32 pixels, its first layer would have more weights than all others.
+
+    The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
+    `v = (x_t - linear(z)) / t + F`, so that `x0 = x_t - t v = linear(z) - t F`. At the start both are `linear(z)`.
+    """
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__(config, _LEVEL_FEATURES)
+        self.predicts_velocity = config.flow.prediction == "velocity"
+        halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
+        self.noisy = nn.ModuleList([CausalConv(config.folded_channels, config.channels[0], (1, 3)), *halvings])
+        size = _LEVEL_FEATURES
+        self.level = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+
+    def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
+        """Return the predicted clean video.
+
+        Args:
+            latent: `(B, latent_channels, 1 + k, h, w)`.
+            noisy: The noisy video, of the shape of the result.
+            level: `(B,)`, in (0, 1].
+        """
+        features = self.level(_waves(level).to(latent.dtype))
+        folded = fold(noisy.to(latent.dtype), *self.patch)
+        residual = in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
+        video = unfold(residual, *self.patch)
+        if self.predicts_velocity:
+            video = -level.view(-1, 1, 1, 1, 1) * video
+        return cast(Video, self.linear(latent) + video)
+
+    def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
+        noisy, x = [folded], latent
+        for layer in self.noisy:
+            noisy.append(layer(noisy[-1]))
+        for index, layer in enumerate(self.network):
+            x = call_layer(layer, x, earlier, level)
+            if index == 0 or isinstance(layer, Upsample):
+                x = x + noisy.pop()
+        return x
+
+
+def _waves(level: Tensor) -> Tensor:
+    """Return cosines and sines of 1000 times levels `(B,)`, `(B, _LEVEL_FEATURES)`."""
+    half = torch.arange(_LEVEL_FEATURES // 2, device=level.device, dtype=level.dtype)
+    angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def build_decoder(config: CausalVAEConfig) -> Decoder:
+    """Return the decoder that settings name, with random weights."""
+    return _FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
 
 
 class CausalAutoencoder(LatentAutoencoder):
@@ -121,13 +177,44 @@ class CausalAutoencoder(LatentAutoencoder):
         """Channels of the video, as the configuration says."""
         return self.config.in_channels
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
+    def set_decoder(self, config: CausalVAEConfig) -> None:
+        """Build the decoder, with random weights; one that generates is sampled in one step."""
+        self.config, self.decoder = config, build_decoder(config)
+        self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
+        self.imitated: Frozen[CausalAutoencoder] | None = None
+
+    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+        """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
+
+        A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
+        """
         check_video("latent", latent)
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
+        latent = latent.to(self.last_layer.dtype)
+        if self.sampler is None:
+            return cast(Video, self.decoder(latent))
+        time, space = self.config.time_compression, self.config.spatial_compression
+        num_frames, height, width = 1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4]
+        if noise is None:
+            noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
+        levels = self.sampler.levels(self.config.flow.shift_of(height, width))
+        return integrate(partial(self.decoder, latent), noise, levels)
+
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
+        if self.sampler is None:
+            return None
+        level = random_levels(self.config.flow, video, generator)
+        video = at_least_float32(video)
+        noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
+        denoised = self.decoder(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
+        target = None
+        if self.imitated is not None:
+            with torch.no_grad():
+                target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
+        return Reconstruction(denoised, {}, weight=level_weights(self.config.flow, level), target=target)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -177,9 +264,9 @@ class CausalVAE(CausalAutoencoder):
 
     def __init__(self, config: CausalVAEConfig | None = None) -> None:
         super().__init__()
-        self.config = config or CausalVAEConfig()
-        self.encoder = _Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        config = config or CausalVAEConfig()
+        self.encoder = _Encoder(config)
+        self.set_decoder(config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
 
@@ -232,7 +319,7 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **saved_fields(self.config), **self.latent_normalisation()}
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -257,12 +344,6 @@ class CausalVAE(CausalAutoencoder):
         return model
 
 
-def saved_fields(config: CausalVAEConfig) -> dict[str, Any]:
-    """Return the settings as saved: an RGB model's without its channels, so that older versions of telecine load it."""
-    values = asdict(config)
-    return {name: value for name, value in values.items() if name != "in_channels" or value != 3}
-
-
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
     known = [ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
@@ -271,4 +352,4 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
-    return CausalVAEConfig(**values)
+    return validate(CausalVAEConfig, values)

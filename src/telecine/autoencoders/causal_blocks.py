@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
+from telecine.settings import CausalVAEConfig
 
+_Layer = TypeVar("_Layer", bound=nn.Module)
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
@@ -60,48 +63,81 @@ class CausalConv(nn.Module):
 class CausalSequential(nn.Sequential):
     """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
-    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Map a clip, or the next chunk of it, see `CausalConv`."""
+    def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
+        """Map a clip, or the next chunk of it, see `CausalConv`; `level` has features of its noise, `(B, F)`."""
         for layer in self:
-            video = layer(video, earlier) if isinstance(layer, (CausalConv, ResidualBlock)) else layer(video)
+            video = call_layer(layer, video, earlier, level)
         return video
 
 
-class ChannelNorm(nn.Module):
-    """RMSNorm over the channels of each position (arXiv:1910.07467): causal and independent of the batch."""
+def call_layer(layer: nn.Module, video: Video, earlier: EarlierFrames | None, level: Tensor | None) -> Video:
+    """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes."""
+    if isinstance(layer, ResidualBlock):
+        return cast(Video, layer(video, earlier, level))
+    if isinstance(layer, CausalConv):
+        return cast(Video, layer(video, earlier))
+    return cast(Video, layer(video, level) if isinstance(layer, ChannelNorm) else layer(video))
 
-    def __init__(self, num_channels: int) -> None:
+
+class ChannelNorm(nn.Module):
+    """RMSNorm over the channels of each position (arXiv:1910.07467): causal and independent of the batch.
+
+    With `level_features` it is adaptive (arXiv:2212.09748): a linear map of the features of a noise level, 0 at the
+    start, scales and shifts the channels of each clip.
+    """
+
+    def __init__(self, num_channels: int, level_features: int = 0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(num_channels, 1, 1, 1))
+        self.modulation = init_zero(nn.Linear(level_features, 2 * num_channels)) if level_features else None
 
-    def forward(self, video: Video) -> Video:
+    def forward(self, video: Video, level: Tensor | None = None) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
-        return F.normalize(video, dim=1, eps=1e-6) * (math.sqrt(video.shape[1]) * self.scale)
+        normed = F.normalize(video, dim=1, eps=1e-6) * (math.sqrt(video.shape[1]) * self.scale)
+        if self.modulation is None:
+            return normed
+        scale, shift = self.modulation(level)[..., None, None, None].chunk(2, dim=1)
+        return normed * (1 + scale) + shift
 
 
 class ResidualBlock(nn.Module):
     """`x + f(x)`: `f` convolves space and `time_kernel` frames, then space, and is 0 at the start."""
 
-    def __init__(self, num_channels: int, time_kernel: int = 1) -> None:
+    def __init__(self, num_channels: int, time_kernel: int = 1, level_features: int = 0) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.branch = CausalSequential(
-            ChannelNorm(num_channels),
+            ChannelNorm(num_channels, level_features),
             nn.SiLU(),
             CausalConv(num_channels, num_channels, (time_kernel, 3)),
-            ChannelNorm(num_channels),
+            ChannelNorm(num_channels, level_features),
             nn.SiLU(),
             init_zero(CausalConv(num_channels, num_channels, (1, 3))),
         )
 
-    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Return a video of the same shape, see `CausalConv`."""
+    def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
+        """Return a video of the same shape, see `CausalSequential`."""
         if self.gradient_checkpointing:
-            return video + checkpoint_call(self.branch, video, earlier)
-        return video + self.branch(video, earlier)
+            return video + checkpoint_call(self.branch, video, earlier, level)
+        return video + self.branch(video, earlier, level)
 
 
-def init_zero(layer: CausalConv) -> CausalConv:
+def residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[ResidualBlock]:
+    """Return the blocks of a level; those of the lowest resolution see earlier frames."""
+    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
+    return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
+
+
+def in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
+    if size == 0:
+        return network(*videos)
+    earlier: EarlierFrames = {}
+    chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
+    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
+
+
+def init_zero(layer: _Layer) -> _Layer:
     """Set a layer's parameters to 0, so that a residual block starts as the identity (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

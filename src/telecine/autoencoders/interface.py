@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.base.checks import argument_error
@@ -27,6 +31,10 @@ class Reconstruction(NamedTuple):
     latent: Tensor | None = None
     """The decoded latent, `(B, C, t, h, w)` in at least float32, with its graph: the posterior's sample or mode. None
     if the model does not return it; terms of the loss that read the latent then raise an error."""
+    weight: Tensor | None = None
+    """The weight of each clip's reconstruction and perceptual errors, `(B,)`; None for 1."""
+    target: Video | None = None
+    """What the reconstruction is compared with, of its shape and without a graph; None for the input."""
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -34,6 +42,9 @@ class VideoAutoencoder(nn.Module, ABC):
 
     `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
     """
+
+    sampler: Sampler | None = None
+    """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
 
     @abstractmethod
     def forward(
@@ -166,6 +177,17 @@ class VideoAutoencoder(nn.Module, ABC):
         raise argument_error("temporal_chunk", contract, f"a number for {_name(self)}", remedy)
 
 
+@contextmanager
+def sampling(model: VideoAutoencoder, **changes: Any) -> Iterator[None]:
+    """Change fields of a model's `sampler` inside a `with`; a model without one stays as it is."""
+    before = model.sampler
+    model.sampler = None if before is None else replace(before, **changes)
+    try:
+        yield
+    finally:
+        model.sampler = before
+
+
 class LatentAutoencoder(VideoAutoencoder):
     """An autoencoder whose `forward` is encoding, sampling and decoding."""
 
@@ -179,17 +201,23 @@ class LatentAutoencoder(VideoAutoencoder):
         """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        decoded, losses = self.decode_with_losses(latent)
-        if decoded.shape != video.shape:
-            contract, got = f"of the video's shape {tuple(video.shape)}", f"{tuple(decoded.shape)} from {_name(self)}"
+        denoised = self.denoise(latent, video, generator) if self.training and sample_posterior else None
+        output = denoised or Reconstruction(*self.decode_with_losses(latent))
+        if output.video.shape != video.shape:
+            contract = f"of the video's shape {tuple(video.shape)}"
+            got = f"{tuple(output.video.shape)} from {_name(self)}"
             remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
             raise argument_error("the reconstruction", contract, got, remedy)
-        aux = {name: at_least_float32(loss) for name, loss in {**self.losses_of(posterior), **losses}.items()}
-        return Reconstruction(video=decoded, aux=aux, latent=latent)
+        losses = {**self.losses_of(posterior), **output.aux}
+        return output._replace(aux={name: at_least_float32(loss) for name, loss in losses.items()}, latent=latent)
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
         """Return the auxiliary losses of the latent by name, 0-d."""
         return posterior.aux()
+
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+        """Return what a decoder that generates makes of a noisy video in an update; None, the default, for others."""
+        return None
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""

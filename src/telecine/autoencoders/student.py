@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import CausalAutoencoder, Decoder, saved_fields
+from telecine.autoencoders.causal import CausalAutoencoder, build_decoder
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -25,6 +25,7 @@ from telecine.autoencoders.pretrained import (
     digest_of_encoder,
     load_config,
     load_weights,
+    mismatches,
     save_model,
 )
 from telecine.base.checks import argument_error, describe
@@ -33,11 +34,12 @@ from telecine.base.shapes import Video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
+from telecine.settings.parse import read_yaml
 from telecine.settings.validate import validate
-from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
+_LIKE_TEACHER = "teacher"
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels")
@@ -58,8 +60,8 @@ class StudentAutoencoder(CausalAutoencoder):
         self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
     ) -> None:
         super().__init__()
-        self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
-        self.decoder = Decoder(config)
+        self.teacher, self.digest, self.normalisation = teacher, digest, normalisation
+        self.set_decoder(config)
         self._load = load
         self._frozen: Frozen[VideoAutoencoder] | None = None
 
@@ -86,6 +88,18 @@ class StudentAutoencoder(CausalAutoencoder):
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
+
+    def imitate(self, teacher: CausalAutoencoder) -> bool:
+        """Train on the samples of a teacher that generates, from the same noise, instead of on the videos.
+
+        The decoder starts from the teacher's weights if it has the same; return whether it does.
+        """
+        self.imitated = Frozen(teacher)
+        weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
+        if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
+            return False
+        self.decoder.load_state_dict(weights)
+        return True
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:
@@ -140,13 +154,12 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def to_json_string(self) -> str:
         """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
-        values = {DECODER_KEY: saved_fields(self.config), DIGEST_KEY: self.digest}
-        return json.dumps({CLASS_KEY: type(self).__name__, **values})
+        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: self.config.saved(), DIGEST_KEY: self.digest})
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: saved_fields(self.config), TEACHER_KEY: _public_name(self.teacher)}
-        save_model(merge_low_rank(self), {**config, DIGEST_KEY: self.digest, **self.normalisation}, folder)
+        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
+        save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the decoder's weights that `save_pretrained` wrote into this model."""
@@ -156,7 +169,7 @@ class StudentAutoencoder(CausalAutoencoder):
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), str(folder), folder)
+        check_num_weights(lambda: build_decoder(config), str(folder), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
         return model
@@ -165,15 +178,15 @@ class StudentAutoencoder(CausalAutoencoder):
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), str(folder))
+        check_num_weights(lambda: build_decoder(config), str(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
         return model
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, from which checkpoints are written, is without the teacher.
-        modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
-        return {**self.__dict__, "_modules": modules, "_frozen": None}
+        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "imitated")}
+        return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
@@ -205,9 +218,15 @@ def _find_teacher(name: str, folder: Path) -> str:
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    `size` is one of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`; `clip` is the clips' size.
+    `size` is one of `SIZES`, "teacher" for the teacher's own, or a YAML or JSON file with settings of
+    `CausalVAEConfig`; `clip` is the clips' size.
     """
     teacher.check_clip(*clip)
+    if size == _LIKE_TEACHER:
+        if not isinstance(teacher, CausalAutoencoder):
+            got = f"that of a {type(teacher).__name__}"
+            raise argument_error("student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}.")
+        return replace(teacher.config, bottleneck="gaussian")
     of_teacher = _compression_of(teacher, clip)
     settings = _read_decoder(size)
     for name, value in of_teacher.items():
@@ -241,6 +260,6 @@ def _read_decoder(size: str) -> dict[str, Any]:
     if size in SIZES:
         return with_presets({"size": size})
     if not Path(size).is_file():
-        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file"
+        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {_LIKE_TEACHER}"
         raise argument_error("student", contract, repr(size), "Check the spelling.", FileNotFoundError)
     return with_presets(read_yaml(Path(size)) or {})

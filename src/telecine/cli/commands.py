@@ -6,17 +6,15 @@ imported where it is used, so that help and mistakes need not wait for it.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from telecine import __version__
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
-from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse
+from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
@@ -53,18 +51,8 @@ def run(typed: Sequence[str]) -> None:
 
 def _run_without_command(typed: Sequence[str]) -> None:
     """Answer `--help` and `--version`, or raise a `ValueError` about a mistyped command."""
-    parser = argparse.ArgumentParser(
-        prog="telecine",
-        description="Train, evaluate and use video autoencoders.",
-        epilog="`telecine COMMAND --help` explains a command and its settings.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, each in COMMANDS.items():
-        commands.add_parser(name, help=each.summary)
     if {"-h", "--help", "--version"} & {*typed}:
-        parser.parse_args(typed)  # prints, and exits
+        program().parse_args(typed)  # prints, and exits
     every = f"Use one of: {', '.join(COMMANDS)}."
     if not typed:
         raise ValueError(f"a command is missing. {every}")
@@ -243,8 +231,7 @@ def _report(
     ] = False,
 ) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
-    from telecine.report.page import write_report
-    from telecine.report.watch import watch as watch_runs
+    from telecine.report.page import watch_runs, write_report
 
     def written(page: Path) -> None:
         _say(f"written to {page}; open it in a browser")

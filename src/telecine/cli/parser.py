@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from telecine import __version__
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
@@ -58,6 +59,10 @@ class _Command:
         """Whether its settings are those of a training run, for which there are recipes."""
         return self.settings is not None and issubclass(self.settings, TrainConfig)
 
+    def all_settings(self, *, all_names: bool = False) -> list[Setting]:
+        """Return its settings, see `settings_of`."""
+        return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
+
     @cached_property
     def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
         """Its arguments that are no settings, each with its type and its help."""
@@ -89,46 +94,40 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of a command's function, its settings among them, and the recipes that they are from."""
     command = COMMANDS[name]
     parser = _parser(command, [])
-    _add_typed(parser, command, typed)
-    arguments, others = parser.parse_known_args(typed)
+    found, others = _read(parser, command, typed)
     if others:
         option = others[0].partition("=")[0]
         before = typed[max(typed.index(others[0]) - 2, 0)]
         if not option.startswith("-") and get_origin(kind_at(command.settings, before.removeprefix("--"))) is tuple:
             raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
-        known = [*parser._option_string_actions, *(f"--{item.name}" for item in _settings(command, all_names=True))]
+        known = [*parser._option_string_actions, *(f"--{item.name}" for item in command.all_settings(all_names=True))]
         raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
-    found = vars(arguments)
-    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
     allow_code(*found.pop("allow_code", None) or [])
+    texts = found.pop("settings")
     if command.settings is None:
         return found, []
-    del found["config"]
-    files = _files_typed(command, typed)
+    files = _files_of(command, found.pop("config"), texts)
     return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
-def _add_typed(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> None:
-    """Let a parser read the settings that are typed, and what is inside them, such as `objective.terms.gram`."""
+def _read(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments in what is typed, `settings` as texts by dotted name, and the words that are neither."""
     for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
+        # Also what is inside a setting, such as `objective.terms.gram`.
         if kind_at(command.settings, option[2:]) is not None and option not in parser._option_string_actions:
             parser.add_argument(option, dest=option, action="append")
+    arguments, others = parser.parse_known_args(typed)
+    found = vars(arguments)
+    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
+    return found | {"settings": texts}, others
 
 
-def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
-    return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
-
-
-def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
-    """Return the recipes and settings files of a command, or its default; other arguments may be missing."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append")
-    _add_typed(parser, command, typed)
-    found = vars(parser.parse_known_args(typed)[0])
-    if (files := found.pop("config")) or not command.trains:
-        return files or []
+def _files_of(command: _Command, chosen: list[str] | None, texts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the recipes and settings files that were chosen, or the default of a training command."""
+    if chosen or not command.trains:
+        return chosen or []
     has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe({key[2:]: texts[-1] for key, texts in found.items()}, is_data=has_data)]
+    return [default_recipe(dict(texts), is_data=has_data)]
 
 
 def _parser(
@@ -201,7 +200,7 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
     The values of the settings files that the command would use with what is `typed` are shown as defaults.
     """
     command = COMMANDS[name]
-    settings = _settings(command)
+    settings = command.all_settings()
     by_name = {item.name: item for item in settings}
     shown, epilog = settings, None
     if topic == "" and command.most_used:
@@ -215,11 +214,13 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
             groups = [each for each in alternatives(shown[0].kind) if is_dataclass(each)]
             shown += [item for each in groups for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
     positional = [parameter.name for parameter, *_ in command.arguments if parameter.kind is not parameter.KEYWORD_ONLY]
-    words = [word for word in typed if word != "-h" and word.partition("=")[0] != "--help"]
+    of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
+    of_files.add_argument("--config", action="append")
+    found, _ = _read(of_files, command, typed)
     return _parser(
         command,
         shown,
-        merged(map(read_layer, _files_typed(command, words))),
+        merged(map(read_layer, _files_of(command, found["config"], found["settings"]))),
         with_arguments=topic in ("", "all"),
         prog=f"telecine {name}",
         usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),
@@ -239,26 +240,41 @@ def _other_groups(name: str, settings: Sequence[Setting]) -> str:
     return "\n".join([title, *lines])
 
 
+def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
+    """Return the parser that explains the commands; if it `is_whole`, with their arguments and settings."""
+    parser = argparse.ArgumentParser(
+        prog="telecine",
+        description="Train, evaluate and use video autoencoders.",
+        epilog="`telecine COMMAND --help` explains a command and its settings.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        parents = [_parser(command, command.all_settings())] if is_whole else []
+        of_command = commands.add_parser(name, help=command.summary, parents=parents)
+        for action in of_command._actions if is_whole else ():
+            _complete(action, name, kind_at(command.settings, action.dest.removeprefix("--")) or str)
+    return parser
+
+
+def _complete(action: argparse.Action, command: str, kind: Any) -> None:
+    """Let a shell complete the values of an argument. Bash completes recipes, too, where other shells have files."""
+    import shtab  # takes time that help must not spend
+
+    if (command, action.dest) == ("recipes", "name"):
+        action.choices = [*recipes()]
+    elif action.choices is None and action.nargs != 0 and action.type is None:
+        action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
+        if action.choices is None and str in alternatives(kind):
+            is_config = {"bash": "_telecine_config"} if action.dest == "config" else {}
+            action.complete = {**shtab.FILE, **is_config}  # type: ignore[attr-defined]
+
+
 def completion_script(shell: str) -> str:
     """Return the script that a shell reads at its start."""
     import shtab
 
-    # In Bash, `--config` completes recipes and files; in other shells files.
     names = " ".join(recipes())
     preamble = f'\n_telecine_config() {{\n  compgen -W "{names}" -- "$1"\n  compgen -f -- "$1"\n}}\n'
-    files: dict[str, Any] = {"config": {**shtab.FILE, "bash": "_telecine_config"}}
-    parser = argparse.ArgumentParser(prog="telecine")
-    parser.add_argument("--version", action="store_true", help="Print the version.")
-    commands = parser.add_subparsers()
-    for name, command in COMMANDS.items():
-        parents = [_parser(command, _settings(command))]
-        of_command = commands.add_parser(name, help=command.summary, parents=parents, add_help=True)
-        for action in of_command._actions:
-            kind = kind_at(command.settings, action.dest.removeprefix("--")) or str
-            if (name, action.dest) == ("recipes", "name"):
-                action.choices = [*recipes()]
-            elif action.choices is None and action.nargs != 0 and action.type is None:
-                action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
-                if action.choices is None and str in alternatives(kind):
-                    action.complete = files.get(action.dest, shtab.FILE)  # type: ignore[attr-defined]
-    return str(shtab.complete(parser, shell, preamble=preamble if shell == "bash" else ""))
+    return str(shtab.complete(program(is_whole=True), shell, preamble=preamble if shell == "bash" else ""))

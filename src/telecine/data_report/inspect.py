@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +12,20 @@ from itertools import chain, islice, pairwise
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, num_cached_bytes
+from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
 from telecine.data.clip import bytes_from_video, make_clip
 from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, open_file
-from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
 from telecine.report.video import as_shown
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
@@ -42,6 +43,11 @@ STILL = 0.002  # a mean change of brightness below it is none: half of a level o
 LARGE_FRACTION = 0.2  # of all frames, in one file
 SCENES_FILE = "scenes.csv"
 MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
+CUT = 0.06  # at a cut the mean change is above it, and more than CUT_RATIO times the changes before and after
+CUT_RATIO = 2.5
+GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
+_DECODED_SIZE = (64, 64)
+logger = logging.getLogger(__name__)
 
 DEFINITIONS = {
     "black": f"no frame has a mean brightness above {DARK:.0%}",
@@ -130,9 +136,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
     skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
-    found = find_cuts(infos, max_frames)
+    found = _find_cuts(infos, max_frames)
     shortest = min(map(config.clips.span_of, config.clips.train_buckets))
-    scenes = [scene for scene in scenes_of(spans.found, found) if scene.info.is_image or scene.num_frames >= shortest]
+    scenes = [scene for scene in _scenes_of(spans.found, found) if scene.info.is_image or scene.num_frames >= shortest]
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
@@ -157,18 +163,18 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = as_shown(bytes_from_video(clip["video"]))
-        remarks = tuple(_remarks(brightness(frames)))
+        remarks = tuple(_remarks(_brightness(frames)))
         yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 
 
 def _remarks(grid: Tensor) -> Iterator[str]:
     """Yield what is unusual about a clip of this `brightness`. A single frame is not static."""
-    found = changes(grid)
+    found = _changes(grid)
     if grid.mean(dim=(1, 2)).max() < DARK:
         yield "black"
     elif len(grid) > 1 and found.max() < STILL:
         yield "static"
-    for position in cuts(found.tolist()):
+    for position in _cuts(found.tolist()):
         yield f"cut before frame {position}"
 
 
@@ -296,3 +302,47 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     if report.copies:
         advice = "Keep one of each: held-out clips may be copies of training clips."
         yield f"Groups of files that are copies: {len(report.copies)}. {advice}"
+
+
+def _brightness(frames: Tensor) -> Tensor:
+    """Return the brightness of uint8 frames `(T, H, W, 3)` in [0, 1], averaged over a grid: `(T, 32, 32)`."""
+    luma = frames.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
+    return F.adaptive_avg_pool2d(luma, GRID)
+
+
+def _changes(grid: Tensor) -> Tensor:
+    """Return the mean absolute change of `brightness` from each frame to the next, `(T - 1,)`."""
+    return (grid[1:] - grid[:-1]).abs().mean(dim=(1, 2))
+
+
+def _cuts(found: Sequence[float]) -> list[int]:
+    """Return the position of each frame that begins a new scene, from the `changes` of all frames."""
+    neighbours = zip([0.0, *found], [*found[1:], 0.0], strict=False)
+    limits = [max(CUT, CUT_RATIO * max(pair)) for pair in neighbours]
+    return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
+
+
+def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int]]:
+    """Return the cuts in each of the first videos that have `max_frames` together, unless a frame does not decode."""
+    found: dict[Source, list[int]] = {}
+    videos = [info for info in infos if not info.is_image]
+    ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
+    few = [info for info, end in zip(videos, ends, strict=True) if end <= max_frames]
+    for info in with_progress(few, "finding cuts"):
+        grids = (_brightness(frame[None]) for frame in iterate_frames(info.path, _DECODED_SIZE))
+        try:
+            all_changes = [float(_changes(torch.cat(pair))) for pair in pairwise(grids)]
+        except DecodeError as error:  # training replaces the clips of such a file, too
+            logger.warning("no cuts were searched for in %s: %s", info.path, error)
+            continue
+        if len(all_changes) == info.num_frames - 1:  # an edit list may leave out some
+            found[info.path] = _cuts(all_changes)
+    return found
+
+
+def _scenes_of(spans: Sequence[Span], found: dict[Source, list[int]]) -> Iterator[Span]:
+    """Yield the parts of spans between the cuts of their videos."""
+    for span in spans:
+        inside = (cut for cut in found.get(span.info.path, ()) if span.first_frame < cut <= span.last_frame)
+        for first, end in pairwise([span.first_frame, *inside, span.last_frame + 1]):
+            yield Span(span.info, first, end - 1)

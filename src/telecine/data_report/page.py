@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from torch.nn import functional as F
 
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
-from telecine.base.files import mark_output, write_json
-from telecine.data import TarMember
+from telecine.base.files import atomic_write, mark_output, write_json
+from telecine.data import Span, TarMember
+from telecine.data.source import RemotePath
 from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
-from telecine.data_report.scenes import write_scenes
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.page import render_page, write_page
 from telecine.report.video import shrink
@@ -39,8 +41,20 @@ def write_data(report: DataReport, folder: Path) -> Path:
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), max(clip.fps for clip in report.clips))
     if report.scenes:
         scenes = [scene for scene in report.scenes if not isinstance(scene.info.path, TarMember)]
-        write_scenes(folder / SCENES_FILE, scenes)
+        _write_scenes(folder / SCENES_FILE, scenes)
     return write_page(folder / PAGE_FILE, _render_data(report))
+
+
+def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
+    """Write scenes as a list that `--data` reads. Paths are absolute; members of tar files have none."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "start_frame", "end_frame"])
+    for scene in scenes:
+        source = scene.info.path
+        name = source.url if isinstance(source, RemotePath) else str(Path(str(source)).absolute())
+        writer.writerow([name, scene.first_frame, scene.last_frame + 1])
+    atomic_write(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8", newline=""))
 
 
 def _render_data(report: DataReport) -> str:

@@ -62,7 +62,7 @@ class _Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """The differences of two evaluations."""
 
     differences: list[_Difference]
@@ -81,7 +81,7 @@ class Comparison:
             console.print(f"differs: {warning}", soft_wrap=True)
 
 
-def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
+def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> _Comparison:
     """Compare two evaluations clip by clip: B - A, of their output folders, with 95 % bootstrap intervals over clips.
 
     `output` is a folder for comparison.json, comparison.png, and comparison_frames.png (by frame position in a clip).
@@ -102,7 +102,7 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
         if name not in paired:  # a Frechet distance is one figure per set, without an interval over clips
             a, b = (each[name] for each in figures)
             differences.append(_Difference(name, a, b, b - a, None, larger_is_better=False))
-    comparison = Comparison(differences, warnings, len(clips[0]))
+    comparison = _Comparison(differences, warnings, len(clips[0]))
     if output is not None:
         _write(comparison, folders, Path(output))
     return comparison
@@ -190,7 +190,7 @@ def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
+def _write(comparison: _Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     values = {
         "A": str(folders[0]),

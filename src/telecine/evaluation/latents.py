@@ -275,6 +275,7 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
         "places": CLIP_SELECTION,
         "clips_sha256": digest,
         "noise_seed": 0,
+        "samplers": [source.sampler() for source in sources],
         "definitions": DEFINITIONS,
     }
     return LatentReport([_measure_space(source, videos, reference) for source in sources], protocol)

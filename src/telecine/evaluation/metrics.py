@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
-from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
+from telecine.evaluation.protocol import GRID_PERIODS
 from telecine.perceptual import as_rgb
 from telecine.settings import CHANNELS
 
@@ -22,15 +22,6 @@ KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
 
 ALPHA_METRICS = ("psnr_alpha", "psnr_composite")
-
-
-def available_metrics(
-    names: Sequence[str], num_frames: int, height: int, width: int
-) -> tuple[list[str], dict[str, str]]:
-    """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
-    reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
-    absent = {name: reason for name, reason in reasons.items() if reason is not None}
-    return [name for name in names if name not in absent], absent
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:

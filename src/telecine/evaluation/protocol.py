@@ -63,6 +63,7 @@ WARPING = (
     "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
     "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
 )
+FLAT = "levels of 8 bits; root mean square over clips of grey and of the 8 colours of -0.8 and 0.8 in [-1, 1], of"
 DEFINITIONS = {
     "psnr": _Definition(
         f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
@@ -136,6 +137,9 @@ DEFINITIONS = {
         "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
         "both sides of the edge where they meet; mean over clips"
     ),
+    "flat_error": _Definition(f"{FLAT} the error of the mean colour of a clip", "smaller"),
+    "flat_grid": _Definition(f"{FLAT} the difference of a pixel from the mean of its frame", "smaller"),
+    "flat_shimmer": _Definition(f"{FLAT} the change of a pixel from a frame to the next", "smaller", min_frames=2),
 }
 METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}
 
@@ -184,6 +188,8 @@ class EvaluationProtocol:
     """Pairs of a metric that is not reported and the reason."""
     reconstruction: str = "clamped to the value range before measuring"
     """Processing of reconstructions before measuring."""
+    sampler: tuple[tuple[str, object], ...] = ()
+    """Name, steps and seed by which a decoder that generates is sampled, as pairs; empty for others."""
     published: tuple[tuple[str, object], ...] = ()
     """The fields of the published protocol, as pairs."""
 
@@ -205,7 +211,7 @@ class EvaluationProtocol:
         """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
         values: dict[str, object] = asdict(self)
         del values["definitions"]
-        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "published")}
+        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "sampler", "published")}
         values["value_range"] = list(VALUE_RANGE)
         values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
         versions = {package: version(package) for package in ("telecine", "torch", "torchmetrics", "av")}

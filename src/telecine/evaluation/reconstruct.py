@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE
@@ -50,7 +52,7 @@ def reconstruct(
     config = config or ReconstructConfig()
     _check_output(Path(output), Path(video))
     device = pick_device(config.device)
-    model = load_model(checkpoint, config.weights, device)
+    model = load_model(checkpoint, config.weights, device, config)
     is_mp4 = Path(output).suffix.lower() == ".mp4"
     if is_mp4 and (model.in_channels, config.bit_depth) != (3, 8) and not config.compare:
         contract = f"an MKV for {model.in_channels} channels of {config.bit_depth} bits"
@@ -80,8 +82,11 @@ def _reconstruct_frames(
     tiling = rounded_tiling(config.tiling(), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
+    starts = count(0, num_frames - overlap)
+
     def reconstruct_chunk(frames: Tensor) -> Tensor:
-        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        with sampling(model, first_frame=next(starts)):
+            reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
     chunks = overlapping_chunks(iterate_frames(info.path, size, pixels), num_frames, overlap)

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.flow import Sampler
+from telecine.autoencoders.interface import sampling
 from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
@@ -36,6 +38,7 @@ from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights, channels_named
+from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -89,11 +92,17 @@ class ModelSource:
     title: str
     """The folder of the model, and which of its weights; for the protocol."""
 
+    def sampler(self) -> dict[str, object]:
+        """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
+        sampler = self.model.sampler
+        return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
+
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
-        if isinstance(self.clips, PublishedProtocol):
-            return self.clips.reconstruct(self.model, span, target)
-        return self.model(target, sample_posterior=False).video
+        with sampling(self.model, first_frame=span.first_frame):
+            if isinstance(self.clips, PublishedProtocol):
+                return self.clips.reconstruct(self.model, span, target)
+            return self.model(target, sample_posterior=False).video
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
 
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
-    model = load_model(checkpoint, config.weights, device)
+    model = load_model(checkpoint, config.weights, device, config)
     if isinstance(checkpoint, nn.Module):
         found, checkpoint = None, type(checkpoint).__name__
     else:
@@ -174,17 +183,31 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
     return PROTOCOLS[config.protocol] if isinstance(config, EvaluateConfig) and config.protocol else None
 
 
-def load_model(checkpoint: Model, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a folder or a name, see `Model`, or a module itself; on the device, in eval mode."""
-    if isinstance(checkpoint, nn.Module):
-        return as_video_autoencoder(checkpoint).to(device).eval()
-    return load_model_or_run(checkpoint, weights).to(device).eval()
+def load_model(
+    checkpoint: Model, weights: SavedWeights, device: torch.device, config: ModelUse | None = None
+) -> VideoAutoencoder:
+    """Return an autoencoder, see `Model`, on the device, in eval mode, with the steps and seed of `config` if given."""
+    if not isinstance(checkpoint, nn.Module):
+        checkpoint = load_model_or_run(checkpoint, weights)
+    model = as_video_autoencoder(checkpoint)
+    if config is not None:
+        model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
+    return model.to(device).eval()
+
+
+def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
+    """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
+    if sampler is None and config.sampling:
+        contract = "left out unless a model's decoder generates"
+        raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
+    return None if sampler is None else replace(sampler, **config.sampling)
 
 
 def _video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
+    _changed_sampler(None, config, "reconstructions as videos")
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:

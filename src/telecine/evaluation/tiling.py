@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import count, pairwise, product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.pixel_metrics import psnr
@@ -66,8 +67,11 @@ def reconstruct_in_chunks(
 ) -> Tensor:
     """Return the reconstruction of a clip `(3, T, H, W)` in chunks of `num_frames` frames and in tiles, blended."""
 
+    starts = count(0, num_frames - overlap)
+
     def reconstruct(chunk: Tensor) -> Tensor:
-        return reconstruct_tiled(model, chunk.transpose(0, 1), tiling or Tiling()).transpose(0, 1)
+        with sampling(model, first_frame=next(starts)):
+            return reconstruct_tiled(model, chunk.transpose(0, 1), tiling or Tiling()).transpose(0, 1)
 
     chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
     return torch.cat([recon for _, recon in blended_chunks(chunks, overlap, reconstruct)]).transpose(0, 1)
@@ -108,7 +112,8 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
         row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
         weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
-        tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
+        with sampling(model, frame_size=(padded.shape[2], padded.shape[3]), corner=(top, left)):
+            tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
     return weighted_sum.div_(total_weight)[:, :time, :height, :width]

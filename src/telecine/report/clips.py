@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import VideoWriter, as_shown, check_frames, gif_bytes, pad_to_even, shrink
+from telecine.report.video import VideoWriter, as_shown, check_frames, gif_bytes, pad_to_even, shrink, write_mp4
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -68,8 +68,8 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
-    with VideoWriter(folder / name, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
-        writer.add(_panes(target=clip.target, reconstruction=clip.reconstruction))
+    panes = _panes(target=clip.target, reconstruction=clip.reconstruction)
+    write_mp4(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
     num_frames, height, width, _ = clip.target.shape
     errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
     frame_psnr = psnr_of_mse(errors.double(), value_range=255.0).tolist()

@@ -1,4 +1,4 @@
-"""The report: one HTML page that works offline, and a folder with its videos."""
+"""The report: one HTML page that works offline, and a folder with its videos; kept up to date while runs train."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import TypeAlias
 from urllib.parse import quote
 
@@ -20,28 +22,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from telecine import __version__
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, count_files
+from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
-from telecine.report.run import (
-    ReportedRun,
-    best_and_worst,
-    check_are_runs,
-    describe_summary,
-    not_comparable,
-    read_run,
-    run_names,
-    value_or_error,
-)
+from telecine.report.plots import METRICS, Plot, metric_label, plots_of
+from telecine.report.run import ReportedRun, check_are_runs, not_comparable, read_run, run_names, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
-from telecine.runs.run import SavedClip, SavedValidation
-from telecine.runs.settings import side_by_side_settings
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation
+from telecine.runs.settings import read_saved_settings, side_by_side_settings
 
 _VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
 # A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
 _PlayerData: TypeAlias = dict[str, object]
+_SECONDS = 15.0  # between two looks at the files of runs that are watched
 logger = logging.getLogger(__name__)
 
 
@@ -91,6 +86,41 @@ def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     for problem in (problems := [f"{name}: {problem}" for name, problem in found]):
         logger.warning("not in the report: %s", problem)
     return reported, problems
+
+
+def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
+    """Write the report again whenever a run has new records, until all runs have made their last validation.
+
+    For `runs`, `output` and errors see `write_report`. `written` is called with the page each time that it was written.
+    The last one does not load itself again.
+    """
+    before = None
+    while True:
+        state = [_state(Run(run)) for run in runs]
+        if state != before:
+            is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
+            try:
+                page = write_report(runs, output, is_live=is_live)
+            except FileNotFoundError:  # a run that resumes removes its later validations
+                pass
+            else:
+                written(page)
+                if not is_live:
+                    return
+                before = state
+        time.sleep(_SECONDS)
+
+
+def _is_finished(run: Run) -> bool:
+    """Return whether a run has recorded the validation of its last step."""
+    num_steps = read_saved_settings(run.folder).get("steps")
+    return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
+
+
+def _state(run: Run) -> tuple[object, ...]:
+    """Return what changes when a run records something."""
+    files = [file.path.stat() for file in (run.history, run.warnings) if file.path.exists()]
+    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in run.validation_folders()))
 
 
 class _VideoFolder:
@@ -146,8 +176,8 @@ def _render(
         data=data | {"plots": [plot_data(plot) for plot in all_plots]},
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),
-        training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], "not recorded"),
-        table=table(all_plots, names),
+        training=side_by_side_settings([_describe_summary(run.summary, run.records) for run in runs], "not recorded"),
+        plots=all_plots,
         settings=side_by_side_settings([run.settings for run in runs]),
         environment=side_by_side_settings([run.environment for run in runs]),
         num_warnings=sum(len(run.warnings or ()) for run in runs),
@@ -172,8 +202,13 @@ def _page_environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
-    environment.filters["below"] = lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/")
+    environment.filters |= {
+        "short": short,
+        # For a column: the same number of digits for values of similar size.
+        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",
+        "breakable": _breakable,
+        "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
+    }
     # A style sheet or script of the package must not be escaped.
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
@@ -201,11 +236,6 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _even(value: float) -> str:
-    """Format a number for a column, with the same number of digits for values of similar size."""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
 def plot_data(plot: Plot) -> dict[str, object]:
     """Return a plot as plain values, for curves.js; empty lists of a curve are left out."""
     values = asdict(plot)
@@ -222,7 +252,7 @@ def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator
             "step": saved.step,
             "clips": [_clip(index, saved, number, clip, videos) for number, clip in enumerate(saved.clips)],
             "amplification": saved.amplification,
-            "best_and_worst": best_and_worst(saved.clips),
+            "best_and_worst": _best_and_worst(saved.clips),
         }
     if not run.validations and run.side_by_side is not None:
         clip = _side_by_side(index, run.steps, run.side_by_side, videos)
@@ -247,3 +277,49 @@ def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _Pl
     size = {name: getattr(info, name) for name in ("num_frames", "fps", "height", "width")}
     url = videos.add(video, f"run-{run}-step-{step:08d}-all.mp4")
     return {"url": url, "title": "several clips", "panes": 1, **size, "metrics": {}, "frame_psnr": [], "sha256": ""}
+
+
+def _best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
+    """Return the best and worst clips by PSNR and each LPIPS with two finite values, as ("best psnr", index) etc."""
+    names = [name for clip in clips[:1] for name in clip.metrics if name == "psnr" or name.startswith("lpips")]
+    found = []
+    for name in names:
+        values = {index: clip.metrics.get(name, math.nan) for index, clip in enumerate(clips)}
+        order = sorted((i for i in values if math.isfinite(values[i])), key=values.__getitem__, reverse=name == "psnr")
+        if len(order) > 1:
+            found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
+    return found
+
+
+def _describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return a run's size, data, time and memory as text, and its speed without validations from its records."""
+    speeds = [record["train/clips_per_second"] for record in records if "train/clips_per_second" in record]
+    speed = {"clips a second": f"{median(speeds):.3g}"} if speeds else {}
+    if summary is None:
+        return speed
+    if speeds:
+        speed = {"updates a second": f"{median(speeds) / summary.clips_per_update:.3g}", **speed}
+    trained = "" if summary.num_trained == summary.num_parameters else f", {_millions(summary.num_trained)} trained"
+    skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
+    files, clips = count_files(summary.num_videos, summary.num_images), summary.validation
+    return {
+        "wall time": _duration(summary.seconds),
+        **speed,
+        **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
+        "parameters": f"{_millions(summary.num_parameters)}{trained}",
+        "parameters of discriminators": _millions(summary.num_disc_parameters),
+        "training data": f"{files}{skipped}, {summary.num_frames} frames",
+        "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",
+    }
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as "2 h 5 min", "5 min 20 s" or "20 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M"

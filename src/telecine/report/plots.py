@@ -31,7 +31,6 @@ _TRAINING = {
     "discr_loss": "discriminator loss",
     "kl_loss": "KL loss",
     "nll_loss": "negative log-likelihood",
-    "total_loss": "total loss",
     "total_disc_loss": "total discriminator loss",
     "logvar": "log variance",
     "logits_real": "mean logit, real",
@@ -41,7 +40,6 @@ _TRAINING = {
     "accuracy_real": "accuracy, real",
     "accuracy_fake": "accuracy, reconstruction",
     "hinge_active": "logits within the margin",
-    "adaptive_weight": "adaptive weight",
     "grad_norm": "gradient norm",
     "disc_grad_norm": "gradient norm, discriminators",
     "update_ratio": "update ratio",
@@ -190,27 +188,6 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
     )
 
 
-def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str, str | float]]:
-    """Return the curves as rows of a table, for readers who do not see the plots."""
-    return [
-        {
-            "plot": plot.title,
-            "series": series.label,
-            "key": series.key,
-            "run": run_names[curve.run],
-            "first": (curve.ends or curve.values)[0],
-            "last": (curve.ends or curve.values)[-1],
-            "min": min(curve.low or curve.values),
-            "max": max(curve.high or curve.values),
-            "num_left_out": curve.num_left_out,
-        }
-        for plot in all_plots
-        for series in plot.series
-        for curve in series.curves
-        if curve.values
-    ]
-
-
 def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
     series = []
     for name in panel.names:
@@ -293,7 +270,7 @@ def _label_of(name: str) -> str:
     if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(rest)}, {_SOURCES[prefix]}"
     known = [key for key in _TRAINING if prefix == "train" and (rest == key or rest.startswith(f"{key}_"))]
-    if not known or (rest.endswith("_weight") and rest != "adaptive_weight"):
+    if not known or rest.endswith("_weight"):
         return (rest if prefix == "train" else name.replace("/", " ")).replace("_", " ")
     key = max(known, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
     return _TRAINING[key] if rest == key else f"{_TRAINING[key]}, {rest.removeprefix(f'{key}_')}"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple, TypeVar
 
-from telecine.base.checks import argument_error, count_files
-from telecine.base.devices import gigabytes
+from telecine.base.checks import argument_error
 from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation, read_validation
+from telecine.runs.run import RunSummary, SavedValidation, read_validation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 T = TypeVar("T")
@@ -130,40 +127,6 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part[-length:]) for part in parts]
 
 
-def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
-    """Return the best and worst clips by PSNR and each LPIPS with two finite values, as ("best psnr", index) etc."""
-    names = [name for clip in clips[:1] for name in clip.metrics if name == "psnr" or name.startswith("lpips")]
-    found = []
-    for name in names:
-        values = {index: clip.metrics.get(name, math.nan) for index, clip in enumerate(clips)}
-        order = sorted((i for i in values if math.isfinite(values[i])), key=values.__getitem__, reverse=name == "psnr")
-        if len(order) > 1:
-            found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
-    return found
-
-
-def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """Return a run's size, data, time and memory as text, and its speed without validations from its records."""
-    speeds = [record["train/clips_per_second"] for record in records if "train/clips_per_second" in record]
-    speed = {"clips a second": f"{median(speeds):.3g}"} if speeds else {}
-    if summary is None:
-        return speed
-    if speeds:
-        speed = {"updates a second": f"{median(speeds) / summary.clips_per_update:.3g}", **speed}
-    trained = "" if summary.num_trained == summary.num_parameters else f", {_millions(summary.num_trained)} trained"
-    skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
-    files, clips = count_files(summary.num_videos, summary.num_images), summary.validation
-    return {
-        "wall time": _duration(summary.seconds),
-        **speed,
-        **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
-        "parameters": f"{_millions(summary.num_parameters)}{trained}",
-        "parameters of discriminators": _millions(summary.num_disc_parameters),
-        "training data": f"{files}{skipped}, {summary.num_frames} frames",
-        "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",
-    }
-
-
 def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:
     """Return why the metrics of runs do not compare with those of the first, one sentence for each such run."""
     reasons, first = [], summaries[0]
@@ -176,15 +139,3 @@ def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None])
             differing = [f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key] and key != "sha256"]
             reasons.append(f"{names[0]} and {name}: {', '.join(differing) or 'other pixels in the held-out clips'}")
     return reasons
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as "2 h 5 min", "5 min 20 s" or "20 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.2f} M"

@@ -21,12 +21,11 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
 from telecine.base.shapes import RGBA
-from telecine.data.decode import FORMATS
-from telecine.settings import CHANNELS, channels_named
 
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
 _BT709 = _LIMITED_RANGE = 1
-# FFV1's formats, where they differ from those of arrays.
+# Formats of arrays by channels, of 8 and of 16 bits; and FFV1's, where they differ.
+_FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
 _STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE, _BOARD = 8, (204.0, 153.0)
@@ -148,12 +147,14 @@ class VideoWriter:
 
 def _name_of(frames: Tensor) -> str:
     """Return FFmpeg's name of the format of frames `(..., C)`."""
-    return FORMATS[channels_named(frames.shape[-1])][frames.dtype == torch.uint16]
+    return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18) -> None:
+def write_mp4(
+    path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, keyframe_every: int | None = None
+) -> None:
     """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `VideoWriter`."""
-    with VideoWriter(path, fps, crf=crf) as writer:
+    with VideoWriter(path, fps, crf=crf, keyframe_every=keyframe_every) as writer:
         writer.add(frames)
 
 
@@ -178,7 +179,7 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
 
 def check_frames(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
     """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
-    channels, types = ([*CHANNELS.values()], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
+    channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
     if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
         kinds = "uint8 or uint16 of shape (T, H, W, 1, 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"

@@ -13,8 +13,7 @@ import yaml
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
 from telecine.settings.group import Settings
-from telecine.settings.parse import flat_items
-from telecine.settings.yaml_file import read_yaml
+from telecine.settings.parse import flat_items, read_yaml
 
 SETTINGS_FILE = "config.yaml"
 ABSENT = "not set"

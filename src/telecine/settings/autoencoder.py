@@ -3,10 +3,10 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_weight, describe
+from telecine.base.checks import argument_error, check_choice, check_count, check_positive, check_weight, describe
 from telecine.settings.group import Settings
 
 # Configurations come from others, too: larger networks would take hours to build.
@@ -32,6 +32,45 @@ LATENTS: dict[str, dict[str, Any]] = {
     "8x32x32": dict(zip(_LATENT, (8, 32, 128, (1, 2, 4, 4)), strict=True)),
 }
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
+
+
+@dataclass(frozen=True)
+class FlowConfig(Settings):
+    """How a decoder that generates is trained, by flow matching (arXiv:2210.02747): at random levels of noise.
+
+    A level of 0 is the video, 1 is noise. Levels are logit-normal and then shifted, as in SD3 (arXiv:2403.03206).
+    """
+
+    prediction: Literal["x0", "velocity"] = "x0"
+    """What the network adds to a linear map of the latent: a part of the clean video ("x0"), or of the velocity, which
+    is noise less video ("velocity")."""
+    level_mean: float = 0.0
+    """Mean of the logit of a level in training; a larger one has more noise."""
+    level_std: float = 1.0
+    """Standard deviation of that logit."""
+    shift: float = 1.0
+    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and in the steps of decoding: above 1, more of
+    them have much noise."""
+    shift_pixels: int | None = None
+    """Pixels of a frame to which `shift` belongs: with n times as many it is sqrt(n) times as large (equation 23 of
+    SD3). Left out, it is the same for all sizes."""
+    weighting: Literal["uniform", "velocity"] = "uniform"
+    """Weight of each clip's error: 1, or that of an error of the velocity, 1 / level^2, at most 100 ("velocity")."""
+    one_step: bool = False
+    """Train at level 1 alone, for decoding in one step, as `telecine distill` does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("level_std", "shift"):
+            check_positive(name, getattr(self, name), remedy="Use 1.")
+        if not math.isfinite(self.level_mean):
+            raise argument_error("level_mean", "a finite number", self.level_mean, "Use 0.")
+        if self.shift_pixels is not None:
+            check_count("shift_pixels", self.shift_pixels)
+
+    def shift_of(self, height: int, width: int) -> float:
+        """Return the shift for frames of a size."""
+        return self.shift * (1.0 if self.shift_pixels is None else math.sqrt(height * width / self.shift_pixels))
 
 
 @dataclass(frozen=True)
@@ -75,6 +114,11 @@ class CausalVAEConfig(Settings):
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
     in_channels: int = 3
     """Channels of the video, see `clips.channels`."""
+    decoder: Literal["direct", "flow"] = "direct"
+    """The decoder: a function of the latent ("direct"), or one that generates by removing noise from a noisy video, in
+    one step or in several ("flow")."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """With "flow": how it is trained."""
     size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
     """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
     and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
@@ -152,6 +196,12 @@ class CausalVAEConfig(Settings):
     def folded_channels(self) -> int:
         """Values of a patch: the channels before the first layer and after the last."""
         return self.in_channels * self.time_compression * self.patch_size**2
+
+    def saved(self) -> dict[str, Any]:
+        """Return the settings as a model's `config.json` has them: if they matter, those that older versions lack."""
+        left_out = {"in_channels"} if self.in_channels == 3 else set()
+        left_out |= {"decoder", "flow"} if self.decoder == "direct" else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def halvings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""

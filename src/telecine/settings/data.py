@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from telecine.base.checks import argument_error, check_count, check_counts, check_positive
 from telecine.settings.group import Settings
@@ -15,6 +15,8 @@ ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
 CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
+# Marks the settings that do not change what a clip is: latents that are kept stay valid.
+_SAME_CLIPS = {"same_clips": True}
 
 
 def channels_named(number: int) -> ChannelNames:
@@ -102,20 +104,20 @@ class ClipConfig(Settings):
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
-    num_clips: int | None = None
+    num_clips: int | None = field(default=None, metadata=_SAME_CLIPS)
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=_SAME_CLIPS)
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: float = TIMEOUT
+    timeout: float = field(default=TIMEOUT, metadata=_SAME_CLIPS)
     """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
     Slow disks may need more."""
-    cache: bool = False
+    cache: bool = field(default=False, metadata=_SAME_CLIPS)
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = field(default=MAX_PIXELS, metadata=_SAME_CLIPS)
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
-    val_fraction: float = 0.1
+    val_fraction: float = field(default=0.1, metadata=_SAME_CLIPS)
     """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
 
     def __post_init__(self) -> None:
@@ -166,6 +168,14 @@ class ClipConfig(Settings):
     def augments(self) -> bool:
         """Whether the pixels of training clips are varied."""
         return self.random_flip or self.random_orientation or self.scale_jitter > 1
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that change what a clip is, by name, as plain values."""
+        values = asdict(self)
+        if self.pixel_format == RGB:  # telecine 0.2 had no other
+            del values["channels"], values["bit_depth"]
+        names = [item.name for item in fields(self) if item.metadata != _SAME_CLIPS]
+        return {name: values[name] for name in names if name in values}
 
     @property
     def clip_span(self) -> int:

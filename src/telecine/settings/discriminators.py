@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, check_counts
-from telecine.settings.group import Settings
+from telecine.settings.group import PATH, Settings
 
 # The shortest side that the networks of LPIPS accept.
 MIN_SIZES = {"vgg": 16, "alex": 31}
@@ -21,7 +20,7 @@ class FeaturesConfig(Settings):
     """"vgg" or "alex", with the weights of LPIPS; "torchvision/NAME", or "timm/NAME" if timm is installed.
     Source: VGG16 and AlexNet in LPIPS; an EfficientNet in Projected GANs (arXiv:2111.01007); DINO in GigaTok.
     Fails: a model that is trained against and measured with the same network looks better than it is."""
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata=PATH)
     """Path of a state dict of `net`, `.safetensors` or `.pth`. "vgg" and "alex" have their own.
     Source: the authors of the network.
     Fails: each process reads the file when a run starts or resumes: checkpoints do not contain it."""
@@ -38,8 +37,6 @@ class FeaturesConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights is not None:
-            object.__setattr__(self, "weights", os.path.expanduser(self.weights))
         if self.size is not None:
             check_count("size", self.size)
 
@@ -95,7 +92,7 @@ class DiscriminatorConfig(Settings):
     """Number of these layers that halve time as well.
     Source: telecine.
     Fails: with many, a short clip has a single logit over time, and flicker is seen less than with 0."""
-    init: str | None = None
+    init: str | None = field(default=None, metadata=PATH)
     """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
     the same. By default they start at random.
     Source: `--disc-pretrained-ckpt` of REPA-E.
@@ -109,8 +106,6 @@ class DiscriminatorConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init is not None:
-            object.__setattr__(self, "init", os.path.expanduser(self.init))
         check_count("num_scales", self.num_scales, at_least=0)
         check_counts(dim=self.dim, max_dim=self.max_dim, num_layers=self.num_layers)
 

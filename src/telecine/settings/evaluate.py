@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
-from telecine.settings.group import DeviceName, Settings
+from telecine.settings.group import PATH, DeviceName, Settings
 
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
@@ -41,13 +40,31 @@ def check_overlap(num_frames: int, overlap: int) -> None:
 
 
 @dataclass(frozen=True)
-class MeasuredClips(Settings):
-    """Which clips are measured, and with which weights of a run."""
+class ModelUse(Settings):
+    """Which weights of a run are used, where, and how they decode."""
 
-    data: str | None = None
-    """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
     weights: SavedWeights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
+    device: DeviceName = "auto"
+    """Device to compute on."""
+    decode_steps: int | None = None
+    """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
+    decode_seed: int | None = None
+    """Seed of the noise that such a decoder starts from. Default: 0."""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The steps and the seed that are given, as fields of a sampler."""
+        given = {"steps": self.decode_steps, "seed": self.decode_seed}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class MeasuredClips(ModelUse):
+    """Which clips are measured, and with which weights of a run."""
+
+    data: str | None = field(default=None, metadata=PATH)
+    """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
     max_clips: int | None = None
     """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
     of the protocol."""
@@ -60,14 +77,6 @@ class MeasuredClips(Settings):
     """Width of a clip. Default: like `height`."""
     stride: int | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("data", "features", "base", "flow"):  # a shell does not expand the `~` of `--data=~/videos`
-            if getattr(self, name, None) is not None:
-                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
     @property
     def clip_limit(self) -> int:
@@ -86,14 +95,14 @@ class MeasuredClips(Settings):
 class EvaluateConfig(MeasuredClips):
     """Which clips are measured, and with which metrics."""
 
-    features: str | None = None
+    features: str | None = field(default=None, metadata=PATH)
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
     than the network has features."""
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
-    flow: str | None = None
+    flow: str | None = field(default=None, metadata=PATH)
     """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs the extra `protocols`) or the path
     of torchvision's weights of RAFT, large or small."""
     chunk: int | None = None
@@ -104,9 +113,13 @@ class EvaluateConfig(MeasuredClips):
     """Also reconstruct clips in tiles of this height and width, and measure how far they are from whole ones."""
     tile_overlap: int | None = None
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
+    flat: bool = False
+    """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.flat and self.protocol is not None:
+            raise argument_error("flat", "false with a protocol", self.flat, "Measure it in a call of its own.")
         if self.chunk is not None:
             check_count("chunk", self.chunk, remedy="Leave it out for whole clips.")
             check_overlap(self.chunk, self.overlap_frames)
@@ -124,13 +137,13 @@ class EvaluateConfig(MeasuredClips):
 class LatentsConfig(MeasuredClips):
     """Which clips are encoded, and the model whose latents they are compared with."""
 
-    base: str | None = None
+    base: str | None = field(default=None, metadata=PATH)
     """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
     fine-tuned."""
 
 
 @dataclass(frozen=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
     num_frames: int = 17
@@ -152,10 +165,6 @@ class ReconstructConfig(Settings):
     """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""
-    weights: SavedWeights = "ema"
-    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
-    device: DeviceName = "auto"
-    """Device to compute on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
@@ -13,6 +14,8 @@ from telecine.base.imports import is_dotted
 
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = str | Callable[..., Any]
+# Marks a field that is a path or an address: a shell does not expand the `~` of `--data=~/videos`.
+PATH = {"is_path": True}
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
@@ -36,7 +39,7 @@ class Settings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        kinds = kinds_of(cast(Hashable, type(self)))
+        kinds = _kinds_of(cast(Hashable, type(self)))
         for item in fields(self):  # type: ignore[arg-type]
             kind, value = kinds[item.name], getattr(self, item.name)
             if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
@@ -48,6 +51,8 @@ class Settings:
                 _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
             if is_list:
                 object.__setattr__(self, item.name, tuple(value))
+            if item.metadata.get("is_path") and value is not None:
+                object.__setattr__(self, item.name, os.path.expanduser(value))
 
 
 def _check_name(name: str, kind: Any, value: object) -> None:
@@ -61,7 +66,7 @@ def _check_name(name: str, kind: Any, value: object) -> None:
 
 
 @cache
-def kinds_of(kind: Any) -> dict[str, Any]:
+def _kinds_of(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, those of `__init__` alone included."""
     hints = get_type_hints(kind)
     found = {name: hints[name] for name in kind.__dataclass_fields__}
@@ -78,7 +83,7 @@ def kind_at(kind: Any, name: str) -> Any:
 
 def _kind_in(kind: Any, name: str) -> Any:
     if is_dataclass(kind):
-        return kinds_of(kind).get(name)  # type: ignore[arg-type]
+        return _kinds_of(kind).get(name)  # type: ignore[arg-type]
     match get_origin(kind), get_args(kind):
         case (origin, (_, value)) if origin in (dict, Mapping):
             return value

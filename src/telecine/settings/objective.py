@@ -12,13 +12,6 @@ from telecine.settings.group import Function, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
-# Settings of older files that are no more, and their value now.
-REMOVED_OF_OBJECTIVE: Mapping[str, object] = {
-    "reconstruction.logvar_init": 0.0,
-    "perceptual.stride": 1,
-    "gan.lecam_decay": 0.999,
-    "adaptive_weight.decay": 0.0,
-}
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from telecine.base.checks import argument_error, check_count, check_fraction, ch
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
-from telecine.settings.group import DeviceName, Settings
+from telecine.settings.group import PATH, DeviceName, Settings
 from telecine.settings.objective import ObjectiveConfig
 
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
@@ -91,12 +90,12 @@ class TrainConfig(Settings):
         ValueError: A setting is out of range, or settings contradict each other.
     """
 
-    data: str | None = None
+    data: str | None = field(default=None, metadata=PATH)
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
     list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
-    val_data: str | None = None
+    val_data: str | None = field(default=None, metadata=PATH)
     """Validation data, as `data`. Without it, a part of `data` is held out."""
-    model: str | None = None
+    model: str | None = field(default=None, metadata=PATH)
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
     telecine; a diffusers `config.json` to train from scratch; or the dotted path of a module's class, such as
     `my_package.Tiny`, see `--allow_code`. Without it, telecine's own, see `causal_vae`."""
@@ -104,7 +103,7 @@ class TrainConfig(Settings):
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
-    output_dir: str = "runs/train"
+    output_dir: str = field(default="runs/train", metadata=PATH)
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: int = 100_000
     """Total number of updates of the autoencoder."""
@@ -153,7 +152,7 @@ class TrainConfig(Settings):
     """Training clips over which mean and standard deviation of the latent are measured before a checkpoint, if the
     encoder is trained. The saved models carry them as `latents_mean` and `latents_std`, or as `scaling_factor`, as
     their class has it; pipelines of diffusers normalise with them. 0 keeps those of the base model."""
-    latent_cache: str | None = None
+    latent_cache: str | None = field(default=None, metadata=PATH)
     """Folder that keeps the latents of training clips, if the encoder is frozen: it then runs once for each clip, for
     all runs with this encoder and these clips. With `clips.num_clips` clips come again within a run. Left out, the
     encoder runs in every update."""
@@ -195,9 +194,6 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("data", "val_data", "model", "output_dir", "latent_cache"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         if self.batch_size != "auto":
             check_count("batch_size", self.batch_size, remedy='Use 1 or more, or "auto".')
         counts = ("steps", "gradient_accumulation_steps", "val_clips", "keep")
@@ -279,10 +275,14 @@ class DistillConfig(TrainConfig):
     """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
     VAE; or a run of telecine."""
     student: str = "small"
-    """The student's decoder: "small", "tiny", or a YAML or JSON file with settings of `causal_vae`."""
+    """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
+    with settings of `causal_vae`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
     latent_weight: float = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
     teacher_weight: float = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
+    teacher_decode_steps: int = 8
+    """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
+    same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""

@@ -14,8 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
-from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
-from telecine.settings.objective import REMOVED_OF_OBJECTIVE
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
 
 T = TypeVar("T")
 _adapter: Any = cache(TypeAdapter)
@@ -23,7 +22,10 @@ _adapter: Any = cache(TypeAdapter)
 Nested = dict[str, Any]
 # Settings of older files that are no more, and their value now.
 REMOVED: Mapping[str, object] = {
-    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }
@@ -53,7 +55,7 @@ def settings_of(
     """
     texts = texts or _docstrings(kind)
     for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        of_item = kinds_of(kind)[name]
+        of_item = kind_at(kind, name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
         yield Setting(prefix + name, texts[kind.__name__][name], of_item, default)
         for each in alternatives(of_item) if all_names else [of_item]:

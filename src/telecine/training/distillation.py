@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
 
+from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.causal import CausalAutoencoder
+from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.base.checks import argument_error, check_positive, check_weight
+from telecine.base.checks import argument_error, check_count, check_positive, check_weight
 from telecine.base.frozen import Frozen
+from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
@@ -24,16 +29,26 @@ from telecine.training.validation import TrainResult
 
 
 class TeacherReconstruction(nn.Module):
-    """The mean absolute error against the reconstruction of a frozen `DistillConfig.teacher` from the same latent."""
+    """The mean absolute error against the reconstruction of a frozen `DistillConfig.teacher` from the same latent.
 
-    def __init__(self, teacher: str) -> None:
+    A teacher that generates decodes random noise of the `generator` in `decode_steps` steps.
+    """
+
+    def __init__(self, teacher: str, decode_steps: int = 1) -> None:
         super().__init__()
-        self.teacher = Frozen(load_model_or_run(teacher))
+        self.teacher = Frozen(_load_teacher(teacher, decode_steps))
 
-    def forward(self, *, reconstruction: Video, latent: Tensor, weight: Tensor | None = None) -> Scalar:
+    def forward(
+        self, *, reconstruction: Video, latent: Tensor, generator: Generators = None, weight: Tensor | None = None
+    ) -> Scalar:
         """Return the error, 0-d, of the reconstruction of a latent `(B, C, t, h, w)`, with sample weights `(B,)`."""
+        teacher = self.teacher.module
         with torch.no_grad():
-            target = self.teacher.module.decode(latent)
+            if _generates(teacher):
+                noise = randn(reconstruction.shape, generator=generator, device=latent.device)
+                target = teacher.decode(latent, noise)
+            else:
+                target = teacher.decode(latent)
         return l1(reconstruction=reconstruction, target=target, weight=weight)
 
 
@@ -70,23 +85,42 @@ def distill(
     if config.teacher is None:
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
     name = _absolute(config.teacher)
-    teacher = load_model_or_run(name)
+    teacher = _load_teacher(name, config.teacher_decode_steps)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
     check_weight("teacher_weight", config.teacher_weight)
+    check_count("teacher_decode_steps", config.teacher_decode_steps)
     terms = dict(config.objective.terms)
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
     if config.teacher_weight > 0:
         target = f"{__name__}.TeacherReconstruction"
-        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
+        steps = {"decode_steps": config.teacher_decode_steps} if _generates(teacher) else {}
+        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name, **steps})
+    sampled = teacher if architecture.decoder == "flow" and _generates(teacher) and not config.train_encoder else None
+    if sampled is not None:
+        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
         return run(replace(config, model=None))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
+    if sampled is not None and student.imitate(sampled):
+        config = replace(config, linear_start=False)
     return run(replace(config, model=name), autoencoder=student)
+
+
+def _load_teacher(name: str, decode_steps: int) -> VideoAutoencoder:
+    """Return the teacher, which decodes in as many steps if it generates."""
+    teacher = load_model_or_run(name)
+    if _generates(teacher):
+        teacher.sampler = Sampler(decode_steps)
+    return teacher
+
+
+def _generates(teacher: VideoAutoencoder) -> TypeGuard[CausalAutoencoder]:
+    return isinstance(teacher, CausalAutoencoder) and teacher.sampler is not None
 
 
 def _absolute(name: str) -> str:

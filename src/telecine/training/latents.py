@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,6 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
-from telecine.settings import RGB
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -39,8 +38,6 @@ PATTERN = "latents-*.safetensors"
 FORMAT = 1
 # Clips are collected in memory until they fill a file of this size.
 FILE_BYTES = 2**26
-# Settings that do not change what a clip is.
-OTHER_CLIP_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
 MEAN, LOGVAR = "mean", "logvar"
 # Of the values of a file, in its metadata. Telecine 0.2 wrote none.
 DIGEST = "sha256"
@@ -48,7 +45,7 @@ DIGEST = "sha256"
 NUM_SHOWN = 4
 
 
-class LatentCache:
+class _LatentCache:
     """Posteriors of clips by name, in safetensors files of an existing folder, which appear whole and with a digest.
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
@@ -167,7 +164,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def open_cache(
     folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
-) -> LatentCache | None:
+) -> _LatentCache | None:
     """Return the cache in a folder, which is created if needed; None without one. Every process has to call this."""
     if folder is None:
         return None
@@ -176,7 +173,7 @@ def open_cache(
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
     path, precision = Path(folder), accelerator.mixed_precision
     on_first_process(lambda: _check_identity(path, _identity_of(model.latent_model, clips, precision)), accelerator)
-    return LatentCache(path)
+    return _LatentCache(path)
 
 
 def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
@@ -185,9 +182,7 @@ def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision:
     for span in clips.spans:  # the name, size and modification time of each file, and its frames that are used
         source = span.info.path
         digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
-    settings = {name: value for name, value in asdict(clips.config).items() if name not in OTHER_CLIP_SETTINGS}
-    if clips.config.pixel_format == RGB:  # telecine 0.2 had no other
-        del settings["channels"], settings["bit_depth"]
+    settings = clips.config.identity().items()
     return {
         "format": FORMAT,
         "architecture": architecture_of(encoder),
@@ -195,7 +190,7 @@ def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision:
         "mixed_precision": mixed_precision,
         "data": digest.hexdigest(),
         "seed": clips.seed,
-        **{f"clips.{name}": list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+        **{f"clips.{name}": list(value) if isinstance(value, tuple) else value for name, value in settings},
     }
 
 
@@ -213,7 +208,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
 
 
-def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
+def _find_missing(cache: _LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
     needed: set[str] = set()
     batches: list[int] = []
@@ -228,7 +223,7 @@ def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSamp
 
 
 def fill_latent_cache(
-    cache: LatentCache,
+    cache: _LatentCache,
     state: TrainState,
     clips: ClipDataset,
     console: Console,

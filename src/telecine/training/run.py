@@ -77,7 +77,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class DryRun:
+class _DryRun:
     """The update of a dry run."""
 
     step: int
@@ -108,7 +108,7 @@ class DryRun:
         console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
-def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
+def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> _DryRun:
     """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
@@ -131,7 +131,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
             trainer.close()
 
 
-def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
+def _update(trainer: Trainer, stop: StopRequest) -> _DryRun:
     config, schedule = trainer.config, WeightSchedule(trainer.config.objective)
     step = schedule.step_with_most_terms(config.steps)
     trainer.state.step = step
@@ -142,4 +142,4 @@ def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     start = time.perf_counter()
     values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
     seconds, peak = time.perf_counter() - start, peak_memory(trainer.accelerator.device)
-    return DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)
+    return _DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)

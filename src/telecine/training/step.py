@@ -100,11 +100,13 @@ def _compute_losses(
         gradient = ReconstructionGradient(output.video)
         hook, decode = gradient.adversarial_hook, state.autoencoder.decode
         options = BatchOptions(generator=generators, grad_hook=hook, latent=output.latent, decode=decode)
+        options["sample_weight"] = output.weight
+        target = batch.video if output.target is None else output.target
         if state.trains_discriminators:
-            both = objective.update(batch.video, output.video, state.step, output.aux, last_layer, **options)
+            both = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
             losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
         else:
-            loss, log = objective(batch.video, output.video, 0, state.step, output.aux, last_layer, **options)
+            loss, log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
             losses = [loss]
     if objective.schedule.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean

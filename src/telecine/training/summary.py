@@ -57,18 +57,14 @@ def data_of(clips: Clips) -> dict[str, Any]:
     for span in spans:
         path = span.info.path
         digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+    # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
+    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
+    _, num_frames, height, width = clips.val[0]["video"].shape
     return {
         "num_videos": clips.num_videos,
         "num_images": clips.num_images,
         "num_skipped": clips.num_skipped,
         "num_frames": sum(span.num_frames for span in spans),
-        "validation": _validation_clips(clips),
+        "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
         "data_sha256": digest.hexdigest(),
     }
-
-
-def _validation_clips(clips: Clips) -> ValidationClips:
-    """Return what identifies the clips that a run validates on, with the hash that `telecine evaluate` records."""
-    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
-    _, num_frames, height, width = clips.val[0]["video"].shape
-    return ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes))

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import sampling
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
@@ -20,6 +21,8 @@ from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run
 from telecine.training.distributed import all_gather, num_ranks, rank
 
+# Steps in which decoders that generate are measured beside one step.
+_FEW_STEPS = 4
 # Clips in the side-by-side video.
 NUM_SHOWN = 4
 # Clips that are kept for the report.
@@ -55,12 +58,13 @@ def validate_model(
     """Reconstruct every clip from the mode of its posterior, and measure it; every process has to call this.
 
     The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
-    each clip, equally often on every process; its errors end the validation.
+    each clip, equally often on every process; its errors end the validation. A decoder that generates is measured in
+    one step and, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    metrics = ReconstructionMetrics(perceptual)
+    metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
     kept = set(_evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ValidationClip] = []
@@ -73,13 +77,19 @@ def validate_model(
             output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
+            if model.sampler is not None:
+                with sampling(model, steps=_FEW_STEPS):
+                    of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
                 frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
                 found = metrics.per_clip()[-1]
                 shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
     finally:
         model.train(was_training)
-    per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
+    of_rank = metrics.per_clip()
+    for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
+        of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
+    per_clip = _gather_metrics(of_rank, len(clips), device)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     rates = [clip.fps for clip in few]
     picture = side_by_side(

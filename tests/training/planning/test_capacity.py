@@ -17,9 +17,9 @@ from telecine.training.planning import capacity, speed
 from telecine.training.planning.capacity import (
     AS_CONFIGURED,
     SWITCHES,
-    Plan,
     _LargestBatch,
     _MemoryNeed,
+    _Plan,
     _plan_in_processes,
     largest_batch,
     make_plan,
@@ -252,7 +252,7 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     on_cpu = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
-    Plan("4 x 17 x 256 x 256, float32", update, on_cpu, memory, largest, False).print_to(console)
+    _Plan("4 x 17 x 256 x 256, float32", update, on_cpu, memory, largest, False).print_to(console)
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
 
@@ -265,7 +265,7 @@ def test_what_fits_is_readable_in_80_columns():
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    Plan("4 x 17 x 256 x 256, float32", update, on_cpu, 100, fits, False).print_to(console)
+    _Plan("4 x 17 x 256 x 256, float32", update, on_cpu, 100, fits, False).print_to(console)
     lines = console.export_text().splitlines()
     assert not any("\\n" in line for line in lines)
     assert len(fits) == 5

@@ -5,24 +5,24 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from telecine.training.planning.cards import CARDS, LAUNCH_SECONDS, seconds_on, table_of_cards
+from telecine.training.planning.speed import CARDS, LAUNCH_SECONDS, _seconds_on, table_of_cards
 from telecine.training.planning.update import UpdatePlan
 
 PLAN = UpdatePlan({}, {}, {}, {"a": 989 * 10**10}, {"a": 100, "b": 400}, {"a": 335 * 10**8, "b": 67 * 10**8}, 0)
 
 
 def test_a_part_takes_its_arithmetic_or_its_memory():
-    seconds = seconds_on("H100", PLAN, is_half=True)
+    seconds = _seconds_on("H100", PLAN, is_half=True)
     assert seconds["launches"] == pytest.approx(500 * LAUNCH_SECONDS)
     assert seconds["arithmetic"] == pytest.approx(0.01)
     assert seconds["memory"] == pytest.approx(0.01 + 0.002)
     assert seconds["update"] == pytest.approx(0.01 + 0.002)
-    assert seconds_on("H100", PLAN, is_half=False)["arithmetic"] == pytest.approx(0.01 * 989 / 494)
+    assert _seconds_on("H100", PLAN, is_half=False)["arithmetic"] == pytest.approx(0.01 * 989 / 494)
 
 
 def test_many_small_operators_are_bound_by_launches():
     small = replace(PLAN, operators={"a": 10_000})
-    assert seconds_on("H100", small, is_half=True)["update"] == pytest.approx(10_000 * LAUNCH_SECONDS)
+    assert _seconds_on("H100", small, is_half=True)["update"] == pytest.approx(10_000 * LAUNCH_SECONDS)
 
 
 def test_the_table_says_what_bounds_an_update():

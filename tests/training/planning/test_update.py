@@ -194,6 +194,19 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     assert recomputed.largest[AUTOENCODER] < found.largest[AUTOENCODER]
 
 
+@pytest.mark.slow
+def test_a_decoder_that_generates_is_planned(light):
+    direct, config = light(), light()
+    config = replace(config, causal_vae=replace(config.causal_vae, decoder="flow"))
+    found, expected = plan(config), plan(direct)
+    assert found.flops[AUTOENCODER] > expected.flops[AUTOENCODER]
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    assert found.held[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(state.objective.buffers())
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    counter = count(lambda: train_step(state, [MicroBatch(video, range(2))]))
+    assert counter.flops.total() == sum(found.flops.values())
+
+
 def test_a_student_with_random_weights_is_refused(tiny, student):
     with pytest.raises(ValueError, match=r"`random_weights` must be false for a student.*telecine distill"):
         build_autoencoder(tiny(model=student, random_weights=True))

@@ -25,8 +25,7 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
-from telecine.training.planning.cards import table_of_cards
-from telecine.training.planning.speed import Speed
+from telecine.training.planning.speed import Speed, table_of_cards
 from telecine.training.planning.update import (
     HALF,
     HOST_COPY,
@@ -129,7 +128,7 @@ class _LargestBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class _Plan:
     """The output of `telecine plan`."""
 
     title: str
@@ -170,7 +169,7 @@ class Plan:
         console.print(update.describe_largest_part(), soft_wrap=True)
 
 
-def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
+def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _Plan:
     """Plan a run for `memory` bytes, by default the free ones of the device at hand; nothing is trained.
 
     With a given memory and `device` "auto", the plan is for a GPU. With sharding `num_processes` share the weights.
@@ -202,7 +201,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return Plan(title, update, speed, memory, largest, is_half=config.mixed_precision in HALF)
+    return _Plan(title, update, speed, memory, largest, is_half=config.mixed_precision in HALF)
 
 
 def _device_type(name: str) -> DeviceType:

@@ -1,11 +1,13 @@
-"""The time of a run: its operations, divided by the speed of a convolution on the device at hand."""
+"""The time of a run, by the speed of a convolution on the device at hand, and of an update on common cards."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from rich.table import Table
 from torch import nn
 from torch.utils.benchmark import Timer
 
@@ -23,6 +25,23 @@ CPU = torch.device("cpu")
 SMALLEST_TO_PLAN = 1e12
 HOURS_TO_WARN = 24.0
 SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
+# Python and the driver, for each operator: 5 to 10 microseconds.
+LAUNCH_SECONDS = 7e-6
+
+
+class _Card(NamedTuple):
+    bf16: float  # dense matrix products, FLOP/s
+    tf32: float
+    bytes_per_second: float
+
+
+# Dense peak rates of NVIDIA's data sheets (H100 SXM, A100 SXM 80 GB, L40S) and of its Ada whitepaper (RTX 4090).
+CARDS = {
+    "H100": _Card(989e12, 494e12, 3.35e12),
+    "A100": _Card(312e12, 156e12, 2.04e12),
+    "L40S": _Card(362e12, 183e12, 0.864e12),
+    "RTX 4090": _Card(165e12, 82.6e12, 1.01e12),
+}
 
 
 @dataclass(frozen=True)
@@ -105,3 +124,30 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
     time_of_run = f"{hours:.2g} hours" if hours <= HOURS_TO_WARN else f"{hours / 24:,.0f} days"
     text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {seconds:.2g} s, the run {time_of_run}"
     return f"warning: {text}. {SMALLER}." if hours > HOURS_TO_WARN else text
+
+
+def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, float]:
+    """Return the least seconds of an update: for launches, arithmetic and memory alone, and of all with overlap."""
+    rates = CARDS[card]
+    peak = rates.bf16 if is_half else rates.tf32
+    arithmetic = {part: flops / peak for part, flops in plan.flops.items()}
+    memory = {part: moved / rates.bytes_per_second for part, moved in plan.moved.items()}
+    launches = sum(plan.operators.values()) * LAUNCH_SECONDS
+    kernels = sum(max(arithmetic.get(part, 0.0), memory.get(part, 0.0)) for part in arithmetic | memory)
+    return {
+        "launches": launches,
+        "arithmetic": sum(arithmetic.values()),
+        "memory": sum(memory.values()),
+        "update": max(launches, kernels),
+    }
+
+
+def table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
+    """Return a table of the least milliseconds of an update on each card, and of what bounds it."""
+    title = f"{sum(plan.operators.values())} operators; least milliseconds of an update, an estimate from peak rates"
+    table = Table("card", "launches", "arithmetic", "memory", "update", "bound by", title=title)
+    for card in CARDS:
+        seconds = _seconds_on(card, plan, is_half=is_half)
+        bounds = {name: seconds[name] for name in ("launches", "arithmetic", "memory")}
+        table.add_row(card, *(f"{1000 * each:.3g}" for each in seconds.values()), max(bounds, key=bounds.__getitem__))
+    return table

@@ -1,0 +1,94 @@
+"""Flow matching (arXiv:2210.02747) for decoders that generate: noise levels, noise, weights and sampling.
+
+With a clean video `x` and normal noise `eps`, the noisy video of level `t` in (0, 1] is `x_t = (1 - t) x + t eps`. The
+velocity is `eps - x`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from telecine.base.checks import check_count
+from telecine.base.randomness import Generators, randn, seed_of
+from telecine.base.shapes import Video
+from telecine.settings.autoencoder import FlowConfig
+
+# Limits the weight of an error of the video, 1 / level^2, to 100.
+_SMALLEST_LEVEL = 0.1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a decoder that generates turns noise into video: by Euler's method, from level 1 to level 0.
+
+    The noise is a function of `seed` and of the frame's number and position alone. Neither the batch nor temporal
+    chunks change it; the clips of a batch share it.
+    """
+
+    steps: int = 1
+    """Passes of the decoder."""
+    seed: int = 0
+    first_frame: int = 0
+    """Number of the clip's first frame in its video."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width of the frame that a decoded tile is part of; None for whole frames."""
+    corner: tuple[int, int] = (0, 0)
+    """The tile's first row and column."""
+
+    def __post_init__(self) -> None:
+        check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
+
+    def noise(self, shape: Sequence[int], device: torch.device) -> Video:
+        """Return normal noise of `shape`, `(B, C, T, H, W)`: the same on every device."""
+        num_clips, channels, num_frames, height, width = shape
+        frame = (channels, *(self.frame_size or (height, width)))
+        frames = range(self.first_frame, self.first_frame + num_frames)
+        seeds = (seed_of(self.seed, "noise", number) for number in frames)
+        drawn = torch.stack([torch.randn(frame, generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
+        top, left = self.corner
+        return drawn[..., top : top + height, left : left + width].to(device).expand(num_clips, -1, -1, -1, -1)
+
+    def levels(self, shift: float) -> list[float]:
+        """Return the level before each step, from 1 on, evenly spaced before they are shifted."""
+        return _shifted(torch.arange(self.steps, 0, -1).double() / self.steps, shift).tolist()
+
+
+def _shifted(level: Tensor, shift: float) -> Tensor:
+    """Return levels after a `FlowConfig.shift`."""
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def random_levels(config: FlowConfig, video: Video, generator: Generators) -> Tensor:
+    """Return a level for each clip of `(B, C, T, H, W)`, `(B,)` in float32: see `FlowConfig`."""
+    normal = randn((len(video), 1), generator=generator, device=video.device)[:, 0]
+    if config.one_step:
+        return torch.ones_like(normal)
+    return _shifted((config.level_mean + config.level_std * normal).sigmoid(), config.shift_of(*video.shape[-2:]))
+
+
+def add_noise(video: Video, noise: Video, level: Tensor) -> Video:
+    """Return `x_t` of videos `(B, C, T, H, W)` at levels `(B,)`."""
+    t = level.view(-1, 1, 1, 1, 1)
+    return (1 - t) * video + t * noise
+
+
+def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
+    """Return the weight of each clip's error `(B,)` at its level; None for 1."""
+    return None if config.weighting == "uniform" else level.clamp(min=_SMALLEST_LEVEL) ** -2
+
+
+def integrate(denoise: Callable[[Video, Tensor], Video], video: Video, levels: Sequence[float]) -> Video:
+    """Return the video to which Euler's method takes noise `(B, C, T, H, W)`, from level to level and to 0.
+
+    `denoise(x_t, t)` predicts `x` at levels `(B,)`. One step from level 1 returns its prediction.
+    """
+    for t, following in pairwise([*levels, 0.0]):
+        x0 = denoise(video, torch.full((len(video),), t, device=video.device))
+        eps = (video - (1 - t) * x0) / t
+        video = x0 if following == 0 else (1 - following) * x0 + following * eps
+    return video

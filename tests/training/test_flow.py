@@ -1,0 +1,199 @@
+"""Training, evaluation and distillation of an autoencoder whose decoder generates."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine.__main__ import main
+from telecine.autoencoders import load_autoencoder
+from telecine.autoencoders.causal import CausalAutoencoder
+from telecine.autoencoders.flow import level_weights, random_levels
+from telecine.autoencoders.interface import sampling
+from telecine.base.randomness import clip_generators, randn
+from telecine.evaluation.latents import measure_latent_spaces
+from telecine.evaluation.reconstruct import reconstruct
+from telecine.evaluation.source import index_data, model_source, read_span, select_clips
+from telecine.runs import Run
+from telecine.runs.settings import read_saved_settings
+from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig
+from telecine.settings.autoencoder import FlowConfig
+from telecine.training import train
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.distillation import TeacherReconstruction, distill
+from telecine.training.step import MicroBatch, train_step
+from telecine.training.validation import validate_model
+
+from .test_trainer import assert_equal_runs, quiet, run_to
+
+
+@pytest.fixture
+def tiny_flow(tiny):
+    """Return a function that creates the settings of a tiny run with a decoder that generates."""
+
+    def make(**changes):
+        config = tiny(**changes)
+        flow = FlowConfig(weighting="velocity")
+        return replace(config, causal_vae=replace(config.causal_vae, decoder="flow", flow=flow))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("flow")
+
+
+@pytest.fixture
+def run(tiny_flow, folder):
+    """Return the folder of a finished run, one for all tests."""
+    config = tiny_flow(output_dir=str(folder / "run"), steps=4, val_every=2, save_every=2)
+    if not Path(config.output_dir).exists():
+        train(config, console=quiet())
+    return config
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path):
+    resumed = replace(run, output_dir=str(tmp_path / "resumed"))
+    run_to(resumed, 1)
+    train(resumed, console=quiet())
+    assert assert_equal_runs(run, resumed) > 200
+
+
+@pytest.mark.slow
+def test_one_step_and_a_few_are_logged(run):
+    (*_, last) = Run(Path(run.output_dir)).history.validations()
+    assert {"val/psnr", "val/psnr_4_steps", "val/lpips_alex_4_steps"} < set(last)
+    assert last["val/psnr"] != last["val/psnr_4_steps"]
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
+    found = {}
+    for steps, arguments in ((1, []), (4, ["--decode_steps", "4", "--decode_seed", "3"])):
+        command = ["evaluate", run.output_dir, "--data", str(run.data), "-o", str(tmp_path), "--device", "cpu"]
+        assert main([*command, "--max_clips", "1", *arguments]) == 0
+        found[steps] = json.loads((tmp_path / "metrics.json").read_text())
+        sampler = json.loads((tmp_path / "protocol.json").read_text())["sampler"]
+        assert sampler == {"name": "euler", "steps": steps, "seed": 3 if arguments else 0}
+    assert found[1]["psnr"] != found[4]["psnr"]
+
+
+@pytest.mark.slow
+def test_the_same_video_has_the_same_bits(run, tmp_path):
+    """Also in another order; another seed, other steps and the frames after it have other noise."""
+    first, second = select_clips(index_data(run.data), run.clips, 2)
+    settings = EvaluateConfig(data=str(run.data), device="cpu", decode_steps=2)
+    source = model_source(run.output_dir, settings, torch.device("cpu"))
+
+    def reconstructed(*spans, **changes):
+        with torch.no_grad(), sampling(source.model, **changes):
+            return [source.reconstruct(span, read_span(span, run.clips)["video"][None]) for span in spans]
+
+    whole, other = reconstructed(first, second)
+    assert all(map(torch.equal, reconstructed(second, first), (other, whole)))
+    for changes in ({"seed": 1}, {"steps": 3}):
+        assert not torch.equal(reconstructed(first, **changes)[0], whole)
+    target = read_span(first, run.clips)["video"][None]
+    assert not torch.equal(source.reconstruct(second, target), source.reconstruct(first, target))
+
+    def psnr(steps):
+        config = ReconstructConfig(num_frames=29, overlap_frames=2, tile=32, device="cpu", decode_steps=steps)
+        return reconstruct(run.output_dir, run.data, tmp_path / "out.mp4", config)
+
+    assert psnr(2) == psnr(2) != psnr(1)
+
+
+@pytest.mark.slow
+def test_latents_are_decoded_in_steps(run):
+    settings = LatentsConfig(data=str(run.data), device="cpu", max_clips=1)
+    report, other = (measure_latent_spaces([run.output_dir], replace(settings, decode_steps=n)) for n in (1, 2))
+    assert other.protocol["samplers"] == [{"name": "euler", "steps": 2, "seed": 0}]
+    assert report.models[0].equivariance != other.models[0].equivariance
+
+
+def test_a_model_that_does_not_generate_has_no_steps(tiny, tmp_path, capsys):
+    build_autoencoder(tiny()).save_pretrained(tmp_path / "model")
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(tiny().data), "--device", "cpu"]
+    assert main([*command, "--decode_steps", "4"]) == 2
+    assert "`--decode_steps` must be left out unless a model's decoder generates" in capsys.readouterr().err
+    assert main([*command[:1], str(tiny().data), *command[2:], "--decode_seed", "4"]) == 2
+    assert "`--decode_seed` must be left out" in capsys.readouterr().err
+
+
+def test_an_update_has_the_errors_of_the_levels(tiny_flow):
+    """The loss of pixels is the mean error of the denoised clips, each with the weight of its level."""
+    config = tiny_flow(batch_size=2)
+    model = build_autoencoder(config)
+    video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    generators = clip_generators(config.seed, range(2), torch.device("cpu"))
+    with torch.no_grad():
+        latent = model.encode(video).sample(generators)
+        level = random_levels(config.causal_vae.flow, video, generators)
+        t = level.view(-1, 1, 1, 1, 1)
+        noise = randn(video.shape, generator=generators, device=video.device)
+        denoised = model.decoder(latent, (1 - t) * video + t * noise, level)
+        errors = (denoised - video).square().mean((1, 2, 3, 4))
+    state = build_state(config, build_accelerator(config), model)
+    log = train_step(state, [MicroBatch(video, range(2))])
+    weights = level_weights(config.causal_vae.flow, level)
+    assert log["train/recon_loss"] == pytest.approx((weights * errors).mean().item(), rel=1e-4)
+    assert log["train/mse"] == pytest.approx(errors.mean().item(), rel=1e-4)
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_a_validation_has_names_for_both(tiny_flow):
+    model = build_autoencoder(tiny_flow())
+    clip = {"video": torch.rand(3, 5, 32, 32) * 2 - 1, "source": "a", "start": 0, "fps": 25.0}
+    torch.nn.init.normal_(model.last_layer, std=0.1)
+    found = validate_model(model, [clip], {}).metrics
+    assert set(found) == {"psnr", "ssim", "psnr_4_steps", "ssim_4_steps"}
+    assert found["psnr"] != found["psnr_4_steps"]
+    assert model.sampler.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_one_step_from_many(run, folder, tmp_path, adversarial):
+    objective = replace(run.objective, adversarial_loss_weight=adversarial)
+    if not adversarial:
+        objective = replace(objective, grad_penalty_loss_weight=0.0)
+    shared = {name: getattr(run, name) for name in ("data", "device", "clips", "linear_baseline", "optimizer")}
+    config = DistillConfig(
+        teacher=run.output_dir,
+        student="teacher",
+        teacher_decode_steps=2,
+        objective=objective,
+        discriminator=run.discriminator,
+        output_dir=str(tmp_path / "student"),
+        **shared,
+        **{"steps": 2, "batch_size": 1, "val_clips": 1, "save_every": 1, "trackers": ()},
+    )
+    result = distill(config, console=quiet())
+    saved = read_saved_settings(result.checkpoint)
+    assert saved["causal_vae"]["flow"]["one_step"]
+    teacher, student = (
+        load_autoencoder(Path(run.output_dir, "checkpoints", "step-00000004", "ema")),
+        load_autoencoder(result.checkpoint / "ema"),
+    )
+    assert isinstance(student, CausalAutoencoder)
+    assert student.config.flow.one_step
+    assert student.sampler.steps == 1
+    pairs = [(student.decoder.state_dict()[name], w) for name, w in teacher.decoder.state_dict().items()]
+    change = max((a - b).abs().max().item() for a, b in pairs)
+    assert 0 < change < 0.05, "it started from the teacher's weights"
+    means = next(record for record in Run(result.run).history.read() if "train/recon_loss" in record)
+    assert means["train/recon_loss"] < means["train/mse"], "of the teacher's sample, and of the video"
+
+
+@pytest.mark.slow
+def test_the_term_of_the_reconstruction_of_a_teacher_that_generates(run):
+    term = TeacherReconstruction(run.output_dir, decode_steps=2)
+    teacher = term.teacher.module
+    latent, shape = torch.randn(2, 4, 2, 8, 8), (2, 3, 5, 32, 32)
+    generators = [clip_generators(0, [3, 4], torch.device("cpu")) for _ in range(2)]
+    sample = teacher.decode(latent, randn(shape, generator=generators[0], device=latent.device)).detach()
+    assert term(reconstruction=sample, latent=latent, generator=generators[1]) == 0
