@@ -124,11 +124,7 @@ class VideoAutoencoder(nn.Module, ABC):
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
     def with_channels(self, in_channels: int) -> VideoAutoencoder:
-        """Return this model for other channels, whose first and last layer start as `change_channels` says.
-
-        Raises:
-            ValueError: The model does not support it, which is the default, or not these channels.
-        """
+        """Return this model for other channels, see `change_channels`; by default it raises a `ValueError`."""
         contract, got = f"of {self.in_channels} channels for {_name(self)}", f"of {in_channels}"
         raise argument_error("clips.channels", contract, got, "Use a CausalVAE or a model of diffusers for others.")
 
@@ -228,7 +224,8 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
     """Raise a `ValueError` unless `video` has the model's channels and a size that it accepts."""
     check_video("video", video)
     if video.shape[1] != model.in_channels:
-        contract, remedy = f"of shape (B, {model.in_channels}, T, H, W)", "Add or drop channels, or use another model."
+        kind = "RGB " if model.in_channels == 3 else ""
+        contract, remedy = f"{kind}of shape (B, {model.in_channels}, T, H, W)", "Use a model of these channels."
         raise argument_error("video", contract, video, remedy)
     model.check_clip(*video.shape[2:])
 

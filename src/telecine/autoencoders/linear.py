@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -58,11 +59,9 @@ class PatchEncoder(nn.Module):
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
+        apply = F.linear if video.shape[1] != RGBA else partial(of_colours_and_alpha, F.linear, dim=-1)
         pairs = zip((self.first, self.rest), self.patches(video), strict=True)
-        if video.shape[1] == RGBA:
-            parts = [of_colours_and_alpha(F.linear, x, layer.weight, layer.bias, dim=-1) for layer, x in pairs]
-        else:
-            parts = [layer(x) for layer, x in pairs]
+        parts = [apply(x, layer.weight, layer.bias) for layer, x in pairs]
         return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
 

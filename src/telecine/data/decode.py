@@ -42,7 +42,6 @@ _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 _PIXEL_FORMATS = {"grey": ("gray", "gray16le"), "rgb": ("gbrp", "rgb48le"), "rgba": ("gbrap", "rgba64le")}
 # What swscale converts the white of limited range to, in RGB of 16 bits.
 _LIMITED_WHITE, _WHITE = 65283, 65535
-_IMAGE_MODES = {"grey": "L", "rgb": "RGB", "rgba": "RGBA"}
 # FFmpeg's own decoders of these drop the alpha of WebM, which is a stream inside each packet.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.
@@ -160,14 +159,10 @@ def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
 
 
 def _planes(
-    frames: Iterable[VideoFrame],
-    pixels: PixelFormat,
-    size: tuple[int, int] | None = None,
-    aspect: Fraction = Fraction(1),
+    frames: Iterable[VideoFrame], pixels: PixelFormat, size: tuple[int, int] | None, aspect: Fraction
 ) -> Iterator[list[Tensor]]:
     """Convert decoded frames of one stream to a plane `(H, W)` of each channel, rotated and mirrored for display.
 
-    Values of 16 bits are the bits of uint16 as int16, which PyTorch can flip.
 
     All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
@@ -186,11 +181,12 @@ def _planes(
         if not is_deep and len(planes) > 1:
             green, blue, red, *alpha = planes
             planes = [red, green, blue, *alpha]
-        if pixels.bit_depth == 16:
+        if pixels.bit_depth == 16:  # int16 until the end, because PyTorch does not flip uint16
             planes = [(plane if is_deep else plane.int() * 257).to(torch.uint16).view(torch.int16) for plane in planes]
         num_turns = _num_quarter_turns(frame)
         planes = [plane.flip(0) for plane in planes] if _is_mirrored(frame) else planes
-        yield [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
+        planes = [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
+        yield planes if pixels.bit_depth == 8 else [plane.view(torch.uint16) for plane in planes]
 
 
 def _pixels(plane: VideoPlane) -> Tensor:
@@ -213,10 +209,6 @@ def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
     return [(plane.double() * _WHITE / white).round_().clamp_(max=_WHITE) for plane, white in pairs]
 
 
-def _unsigned(frames: Tensor) -> Tensor:
-    return frames.view(torch.uint16) if frames.dtype == torch.int16 else frames
-
-
 def iterate_frames(
     path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
 ) -> Iterator[Tensor]:
@@ -228,7 +220,7 @@ def iterate_frames(
         decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
         frames = (_check_intact(frame, path) for frame in decoded)
         for planes in _planes(frames, pixels, size, stream.sample_aspect_ratio or Fraction(1)):
-            yield _unsigned(torch.stack(planes, dim=-1))
+            yield torch.stack(planes, dim=-1)
 
 
 def read_clip(
@@ -242,8 +234,7 @@ def read_clip(
 ) -> Tensor:
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
 
-    The pixels are by default RGB of 8 bits. Grey is the luma. Without alpha, RGBA is opaque; alpha is not multiplied
-    with the colours. The 16 bits of sources with 9 to 15 are scaled to 65535; those of 8 are multiplied by 257.
+    Grey is the luma. RGBA is opaque without alpha, which is not multiplied with the colours. White of 16 bits is 65535.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -261,13 +252,13 @@ def read_clip(
     if info.is_image:
         return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
-    dtype = torch.uint8 if pixels.bit_depth == 8 else torch.int16
+    dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
     with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
         frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
-        for frame, planes in zip(clip, _planes(frames, pixels, size), strict=True):
+        for frame, planes in zip(clip, _planes(frames, pixels, size, Fraction(1)), strict=True):
             torch._foreach_copy_(list(frame), planes)
-    return _unsigned(clip).movedim(1, -1)
+    return clip.movedim(1, -1)
 
 
 def _select_frames(
@@ -338,7 +329,7 @@ def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pix
     """
     with open_image(source) as image:
         if pixels.bit_depth == 16 and (deep := _deep_png(source, image, pixels)) is not None:
-            return _unsigned(torch.stack(next(_planes([deep], pixels, size)), dim=-1))
+            return torch.stack(next(_planes([deep], pixels, size, Fraction(1))), dim=-1)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:
@@ -350,11 +341,13 @@ def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pix
 
 def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoFrame | None:
     """Return the frame of a PNG of 16 bits, which Pillow would reduce to 8; None for another image."""
+    if image.format != "PNG":
+        return None
     file: Any = image.fp  # type: ignore[attr-defined]
     position, _ = file.tell(), file.seek(0)
-    data = file.read() if image.format == "PNG" else b""
+    data = file.read()
     file.seek(position)
-    if data[_PNG_DEPTH : _PNG_DEPTH + 1] != b"\x10":
+    if data[_PNG_DEPTH] != 16:
         return None
     decoder: Any = CodecContext.create("png", "r")
     frame: VideoFrame = [*decoder.decode(Packet(data)), *decoder.decode(None)][0]
@@ -403,7 +396,7 @@ def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
     if pixels.channels == "rgba" and image.has_transparency_data:
         return image.convert("RGBA")
     rgb = _to_rgb(image)
-    return rgb if pixels.channels == "rgb" else rgb.convert(_IMAGE_MODES[pixels.channels])
+    return rgb if pixels.channels == "rgb" else rgb.convert("L" if pixels.channels == "grey" else "RGBA")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

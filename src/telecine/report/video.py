@@ -128,15 +128,13 @@ class VideoWriter:
     def _add_stream(self, frames: Tensor) -> VideoStream:
         stream = self._container.add_stream("ffv1" if self._is_lossless else "libx264", rate=self._rate)
         context = stream.codec_context
+        context.time_base, context.sample_aspect_ratio = self._time_base, self._aspect
         stream.height, stream.width = self._size
         if self._is_lossless:
             stream.pix_fmt = _STORED.get(name := _name_of(frames), name)
-            context.time_base, context.sample_aspect_ratio = self._time_base, self._aspect
             return stream
         stream.height, stream.width = (side + side % 2 for side in self._size)
         stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
-        context.time_base = self._time_base
-        context.sample_aspect_ratio = self._aspect
         context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
         if self._keyframe_every is not None:
             context.max_b_frames = 0
