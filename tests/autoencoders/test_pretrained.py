@@ -82,7 +82,7 @@ def test_a_key_similar_to_no_other_is_refused(folder):
 
 def test_an_invalid_value_is_refused(folder):
     edit_config(folder, latent_channels="many")
-    with pytest.raises(ValueError, match="`latent_channels` must be a positive int"):
+    with pytest.raises(ValueError, match="`latent_channels` must be a whole number, but got"):
         CausalVAE.from_pretrained(folder)
 
 

@@ -137,7 +137,7 @@ class TestFrozen:
 
     def test_tokens_are_a_map(self):
         tokens = torch.arange(2 * 11 * 3.0).view(2, 11, 3)  # two tokens of the class, 3 x 3 of the frame
-        found = _as_map(tokens)
+        found = _as_map(tokens, 2)
         assert found.shape == (2, 3, 3, 3)
         assert torch.equal(found[1, :, 0, 2], tokens[1, 4])
 

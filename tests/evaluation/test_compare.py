@@ -119,9 +119,12 @@ def test_different_networks_raise(worse, better, tmp_path):
 
 def test_other_differences_are_warnings(worse, better, tmp_path):
     other = with_protocol(better, tmp_path / "other", data="elsewhere", versions={"torch": "1"})
-    data, versions = compare(worse, other).warnings
+    data, *versions = compare(worse, other).warnings
     assert data == "data: videos and elsewhere"
-    assert f"torch {torch.__version__.split('+')[0]}" in versions
+    assert {line.partition(":")[0] for line in versions} == {
+        f"versions.{name}" for name in read_protocol(worse)["versions"]
+    }
+    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in versions)
 
 
 def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):

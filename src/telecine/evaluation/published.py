@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from importlib import resources
 from typing import Any, Literal
 
 import torch
+import yaml
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
@@ -232,117 +235,10 @@ class PublishedProtocol:
         }
 
 
-FRAMES_256: dict[str, Any] = {"short_side": 256, "interpolation": "bilinear", "enlarge": True, "crop": 256}
-DECODER = "frames are decoded by decord; here by PyAV, whose conversion to RGB differs slightly"
-BFLOAT16 = "the model computes in bfloat16; here in the precision in which it was saved"
-VIDTOK = PublishedProtocol(
-    name="vidtok",
-    data="MCL-JCV, 30 videos",
-    num_videos=30,
-    clips="all",
-    num_frames=17,
-    sample_fps=30,
-    **FRAMES_256,
-    posterior="sample",
-    values="float",
-    metrics=("psnr_frames_epsilon", "ssim_valid", "lpips_vgg", "fvd"),
-    sources=(
-        "arXiv 2412.13061, table 1: 17 x 256 x 256, MCL-JCV, 30 frames a second",
-        "github.com/microsoft/VidTok, README.md, section Performance: 30 videos",
-        "github.com/microsoft/VidTok, vidtok/data/vidtok.py, VidTokValDataset: clips, frame rate, resize, crop",
-        "github.com/microsoft/VidTok, scripts/inference_evaluate.py: posterior, range, means over frames and clips",
-        "github.com/microsoft/VidTok, vidtok/modules/util.py, compute_psnr, compute_ssim; modules/lpips.py: VGG16",
-    ),
-    not_stated=("FVD: network, clips and their number; here of the I3D in `features`, over all clips",),
-    deviations=(DECODER,),
-)
-WF_VAE_33 = PublishedProtocol(
-    name="wf_vae_33",
-    data="WebVid-10M or Panda-70M",
-    clips="first",
-    num_frames=33,
-    **FRAMES_256,
-    posterior="sample",
-    values="truncated",
-    metrics=("psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"),
-    sources=(
-        "arXiv 2411.17459, table 1: the data; figure 1 and table 5: 33 x 256 x 256",
-        "github.com/PKU-YuanGroup/WF-VAE, examples/gen_video.sh, eval.sh: frames, size, batches of one clip",
-        "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/dataset/video_dataset.py: clips, resize, crop",
-        "github.com/PKU-YuanGroup/WF-VAE, scripts/recon_video.py: posterior; utils/video_utils.py: 8 bits",
-        "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/eval/cal_psnr.py, cal_ssim.py, cal_lpips.py, cal_fvd.py",
-    ),
-    not_stated=(
-        "which videos, and how many (issue 21 of the repository asks); here those in `data`",
-        "antialiasing: the default of torchvision, whose version is not pinned; here on, the default since 0.17",
-    ),
-    deviations=(
-        DECODER,
-        BFLOAT16,
-        "inputs and reconstructions are written as MPEG-4 and read again before they are measured; here not",
-        "LPIPS resizes its maps to the frame before their mean; here not, which changes the fifth digit",
-        "a video that is too short is replaced by the first one; here it is left out",
-        "identical clips have a PSNR of 100, others no limit; here each frame has at most 100",
-    ),
-)
-WF_VAE_25 = replace(
-    WF_VAE_33,
-    name="wf_vae_25",
-    num_frames=25,
-    not_stated=(
-        *WF_VAE_33.not_stated,
-        "figures of 25 frames: that is the length of training clips (examples/train_ddp.sh); all else as for 33",
-    ),
-)
-COSMOS_SOURCES = (
-    "github.com/NVIDIA/Cosmos-Tokenizer, cosmos_tokenizer/video_lib.py, video_cli.py: chunks of 17 frames",
-    "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: metrics over 8-bit videos",
-)
-TOKENBENCH = PublishedProtocol(
-    name="tokenbench",
-    data="TokenBench: videos of BDD100K, EgoExo-4D, BridgeData V2 and Panda-70M, as list.txt names them",
-    clips="whole",
-    max_length=(300, 10.0),
-    short_side=1080,
-    interpolation="lanczos",
-    enlarge=False,
-    posterior="mode",
-    chunk=17,
-    values="rounded",
-    metrics=("psnr_bytes", "psnr_modulo", "ssim_uniform", "lpips_vgg", "fvd"),
-    sources=(
-        "github.com/NVlabs/TokenBench, README.md: the sets of videos; PSNR, SSIM and rFVD",
-        "github.com/NVlabs/TokenBench, token_bench/video/list.txt, preprocessing_script.py: videos, length, size",
-        *COSMOS_SOURCES,
-    ),
-    not_stated=(
-        "whether the figures are of all videos of list.txt; here of those in `data`",
-        "what the text of arXiv 2501.03575 adds; these items are those of the published code",
-        "`--temporal_window` of the published figures; here its default, 17",
-        "the decoded latent: Cosmos has no posterior; here its mode",
-    ),
-    deviations=(
-        BFLOAT16,
-        "frames are decoded by ffmpeg through mediapy, or read as images; here decoded by PyAV",
-        "inputs and reconstructions are written as MP4 and read again before they are measured; here not",
-        "chunks are padded on both sides, frames with 0; here at the end, by repeating frames, rows and columns",
-        "psnr_modulo is what the published code computes, psnr_bytes what it documents",
-        "at most 300 frames of a video count in FVD; here all that are measured",
-    ),
-)
-DAVIS = replace(
-    TOKENBENCH,
-    name="davis",
-    data="DAVIS (Perazzi et al. 2016)",
-    max_length=None,
-    short_side=None,
-    sources=(
-        "github.com/NVIDIA/NeMo, nemo/collections/physicalai/Cosmos/cosmos1/models/tokenizer/README.md: DAVIS",
-        *COSMOS_SOURCES,
-    ),
-    not_stated=(
-        "which sequences, at which size; here those in `data`, whole, at their size, as videos without loss",
-        *TOKENBENCH.not_stated[1:],
-    ),
-)
-PROTOCOLS = {protocol.name: protocol for protocol in (VIDTOK, WF_VAE_25, WF_VAE_33, TOKENBENCH, DAVIS)}
+def _read_protocols() -> dict[ProtocolName, PublishedProtocol]:
+    found = yaml.safe_load(resources.files(__package__).joinpath("protocols.yaml").read_text(encoding="utf-8"))
+    named = {name: {"name": name, **fields} for name, fields in found.items()}
+    return TypeAdapter(dict[ProtocolName, PublishedProtocol]).validate_python(named)
+
+
+PROTOCOLS = _read_protocols()

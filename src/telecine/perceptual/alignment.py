@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, describe, suggestion
-from telecine.base.frozen import Frozen
-from telecine.base.imports import import_allowed
+from telecine.base.checks import argument_error, check_count, check_fraction, describe
+from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps
-from telecine.perceptual.frames import as_rgb, network_input, pick_frames
+from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps, FeatureMaps
+from telecine.perceptual.frames import as_rgb, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import load_state
 
@@ -36,8 +36,8 @@ class Alignment(nn.Module):
     Args:
         latent_channels: Channels of the latent.
         net: The network: "alex" or "vgg", with the weights of LPIPS; a function or module of frames `(N, 3, H, W)` in
-            [-1, 1] that returns features `(N, F, h, w)`; or the dotted path of a module, or of a class or function
-            that builds one without arguments.
+            [-1, 1], as `FeatureMaps` needs it, whose last map is compared; or the dotted path of a module, or of a
+            class or function that builds one without arguments.
         weights: The path of a state dict for `net`, `.safetensors` or `.pt`; for "alex" and "vgg" as `LPIPS` has it.
         size: Height and width to which frames are resized for the network, e.g. 224. Default: those of the video.
 
@@ -59,8 +59,8 @@ class Alignment(nn.Module):
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
         size = None if size is None else check_count("size", size)
-        self.network = _FrozenNetwork(_build_network(net, weights), size)
-        num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
+        self.network = FeatureMaps(_build_network(net, weights), size)
+        num_features = self._features(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
         self.projection = nn.Conv2d(latent_channels, num_features, 1)
 
     def forward(
@@ -86,7 +86,7 @@ class Alignment(nn.Module):
         frames = as_rgb(pick_frames(target, last))
         with autocast_off(latent.device):
             z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
-            features = F.interpolate(self.network(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
+            features = F.interpolate(self._features(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
             z, f = z.flatten(2), features.flatten(2)
             z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
             point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
@@ -94,51 +94,24 @@ class Alignment(nn.Module):
             total = point + torch.relu(distance - self.distance_margin).mean((1, 2))
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
-
-class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
-    """A function or module of frames `(N, 3, H, W)` whose features, of several maps the last, have no gradient."""
-
-    def __init__(self, net: Callable[[Frames], Tensor], size: int | None) -> None:
-        super().__init__(net)
-        self.size = size
-
     @torch.no_grad()
-    def forward(self, frames: Frames) -> Tensor:
-        """Return features `(N, F, h, w)`; raise a `ValueError` if the network returns something else."""
-        net = self.module
-        frames = network_input(frames, net, self.size)
-        features = net(frames)
-        features = features[-1] if isinstance(net, BackboneMaps) else features
-        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):
-            contract = f"features of shape ({len(frames)}, F, h, w) for frames of shape {tuple(frames.shape)}"
-            remedy = "Wrap it in a function that returns such a map, e.g. of a transformer's tokens."
-            raise argument_error("the result of `net`", contract, describe(features), remedy)
-        return features
+    def _features(self, frames: Frames) -> Tensor:
+        return self.network(frames)[-1]
 
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
     """Return the network that `net` names, with its weights, see `Alignment`."""
     if isinstance(net, str) and net in BACKBONES:
         return BackboneMaps(LPIPS(net, weights=weights))
-    found = _import_network(net) if isinstance(net, str) else net
-    if not callable(found):
-        raise argument_error("net", 'a function, a module, "alex" or "vgg"', describe(found), "Pass one.")
+    found: Any = choose("net", net, BACKBONES)
+    if isinstance(net, str) and not isinstance(found, nn.Module):
+        found = found()
+        if not isinstance(found, nn.Module):
+            contract, got = "the path of a module, or of what builds one", f"{net!r}, {describe(found)}"
+            raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
     if weights is None:
         return found
     if not isinstance(found, nn.Module):
         raise argument_error("weights", "left out for a function", repr(weights), "Load them in the function.")
     load_state(found, Path(weights))
     return found
-
-
-def _import_network(path: str) -> Callable[[Frames], Tensor]:
-    """Return the module at a dotted path, or the one that the class or function there builds."""
-    if "." not in path:
-        contract = f"one of {', '.join(map(repr, BACKBONES))}, or a dotted path"
-        raise argument_error("net", contract, repr(path), suggestion(path, BACKBONES))
-    found = import_allowed(path, "net")
-    built = found() if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(built, nn.Module):
-        contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"
-        raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
-    return built

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.frozen import Frozen
-from telecine.base.precision import autocast_off
+from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames
 from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
-from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource, load_state
 
@@ -29,37 +29,45 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PROBED_SIZE = 64
 
 
-class FeatureMaps(Frozen[nn.Module]):
+class FeatureMaps(Frozen[Callable[[Frames], Any]]):
     """A frozen network that returns several feature maps; it has no parameters and is in no state dict.
 
     Args:
-        net: A module of frames `(N, 3, H, W)` in [-1, 1] that returns a list of maps `(N, F, h, w)`, or of tokens
-            `(N, n, F)` of which the last `k * k` are a square map. It is frozen in place, and float32 at least.
+        net: A module or function of frames `(N, 3, H, W)` in [-1, 1] that returns maps `(N, F, h, w)`, or tokens
+            `(N, n, F)` of which the last `k * k` are a square map: one, or a list of them. A module is frozen in
+            place, and float32 at least.
         size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: their own.
     """
 
-    def __init__(self, net: nn.Module, size: int | None = None) -> None:
+    def __init__(self, net: Callable[[Frames], Any], size: int | None = None) -> None:
         super().__init__(net)
         self.size = size
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""
-        net = self.module
+        net, x = self.module, at_least_float32(frames)
+        if isinstance(net, nn.Module):
+            x = x.to(next(net.parameters(), x).dtype)
+        if self.size is not None:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
-            return [_as_map(output) for output in net(network_input(frames, net, self.size))]
+            outputs = net(x)
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return [_as_map(each, len(frames)) for each in outputs]
 
 
-def _as_map(output: object) -> FeatureMap:
+def _as_map(output: object, num_frames: int) -> FeatureMap:
     """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k."""
-    if isinstance(output, Tensor) and output.ndim == 3:
-        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
-        return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        contract = "a list of maps (N, F, h, w), or of tokens (N, n, F)"
-        raise argument_error("the result of `net`", contract, describe(output), "Choose other layers.")
-    return output
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != num_frames:
+        contract = f"a list of maps (N, F, h, w) or of tokens (N, n, F), or one of them, for N = {num_frames} frames"
+        remedy = "Choose other layers, or wrap it in a function that returns such a map."
+        raise argument_error("the result of `net`", contract, describe(output), remedy)
+    if output.ndim == 4:
+        return output
+    side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
+    return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
 class BackboneMaps(nn.Module):

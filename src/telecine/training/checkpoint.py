@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent import LatentStatistics
+from telecine.autoencoders.pretrained import check_tensors
 from telecine.base.files import digest_of, flush
 from telecine.runs import Run
 from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
@@ -29,7 +30,6 @@ from telecine.training.step import DivergenceError
 from telecine.training.tensor_files import (
     HostCopy,
     check_headers,
-    check_tensors,
     load_optimizer,
     load_tensors,
     optimizer_tensors,

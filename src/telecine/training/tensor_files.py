@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from telecine.autoencoders.pretrained import MAX_LISTED, mismatches, safetensors_write
+from telecine.autoencoders.pretrained import check_tensors, safetensors_write, without_shared_memory
 from telecine.base.checks import argument_error
 from telecine.runs import DamagedError
 from telecine.training.distributed import all_gather, is_sharded, local_shard, offsets_of
@@ -54,7 +54,7 @@ class HostCopy:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name as safetensors, or raise an `OSError`."""
     with safetensors_write(path):
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in without_shared_memory(tensors).items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -155,15 +155,6 @@ class _SavedTensors:
         check_tensors(tensors, self.whole, name=str(source), contract="the model's weights", remedy=remedy)
         for name, tensor in tensors.items():
             local_shard(tensor).copy_(self.read(name, tensor))
-
-
-def check_tensors(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
-) -> None:
-    """Raise a `ValueError` with the first few differences, if tensors have other names or shapes."""
-    if problems := mismatches(expected, found):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_low_rank
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, digest_of_tensors, without_shared_memory
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
 from telecine.objective import VideoAutoencoderLoss
 from telecine.runs import find_checkpoint
 from telecine.training.distributed import copy_module
-from telecine.training.tensor_files import SHARDS, check_tensors, load_tensors, save_tensors, saved_tensors
+from telecine.training.tensor_files import SHARDS, load_tensors, save_tensors, saved_tensors
 
 # The names of the raw and of the averaged weights in a checkpoint.
 MODEL, EMA = "model", "ema"
@@ -61,7 +61,7 @@ class WeightFiles:
             self.copy.set_latent_statistics(statistics)
         merge_low_rank(self.copy).save_pretrained(folder / name)
         if low_rank_layers(self.copy):
-            save_tensors(_updates_file(folder / name), without_shared_memory(_trained_and_buffers(self.copy)))
+            save_tensors(_updates_file(folder / name), _trained_and_buffers(self.copy))
 
     @torch.no_grad()
     def put_into_copy(self, weights: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,6 @@ from telecine.training.planning.capacity import (
     make_plan,
     out_of_memory,
 )
-from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import UpdatePlan, _remedies_in, plan_update
 from telecine.training.trainer import Trainer
 
@@ -128,10 +127,8 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, mo
 def test_a_plan_for_a_card_has_no_time_of_this_cpu(light, monkeypatch):
     monkeypatch.setattr(capacity, "_plan_in_processes", lambda plan, configs: [update_plan(30 * MB)] * len(configs))
     made = make_plan(light(device="auto"), 200 * MB, 4)
-    assert made.speed.flops_per_second is None
-    text = made.speed.describe()
-    assert text.endswith("TFLOP an update. For the time, run this command where the GPU is.")
-    assert not re.search(r"\d h\b", text)
+    assert made.speed.endswith("TFLOP an update. For the time, run this command where the GPU is.")
+    assert not re.search(r"\d h\b", made.speed)
 
 
 @pytest.mark.parametrize(("weight", "every", "expected"), [(0.0, 2, []), (10.0, 1, []), (10.0, 2, [0.0])])
@@ -199,9 +196,8 @@ def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_ti
     assert 5 < plain.num_frames < recomputed.num_frames
     assert plain.num_frames % 4 == 1, "a length that the model reproduces"
 
-    assert made.speed.flops_per_second > 1e8
-    assert "Estimate" in made.speed.describe()
-    assert "cpu in bfloat16" in made.speed.describe()
+    assert "Estimate" in made.speed
+    assert float(re.search(r"cpu in bfloat16, (\S+) TFLOP/s", made.speed)[1]) > 1e-4
 
 
 @pytest.mark.slow
@@ -250,9 +246,8 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
     """Nine tenths of the memory are used."""
     console = Console(record=True, width=200)
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    on_cpu = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
-    _Plan("4 x 17 x 256 x 256, float32", update, on_cpu, memory, largest, False).print_to(console)
+    _Plan("4 x 17 x 256 x 256, float32", update, "1 h", memory, largest, False).print_to(console)
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
 
@@ -260,12 +255,11 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
 def test_what_fits_is_readable_in_80_columns():
     console = PlainConsole()  # that of the commands
     console.record, console.width = True, 80
-    on_cpu = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
-    _Plan("4 x 17 x 256 x 256, float32", update, on_cpu, 100, fits, False).print_to(console)
+    _Plan("4 x 17 x 256 x 256, float32", update, "1 h", 100, fits, False).print_to(console)
     lines = console.export_text().splitlines()
     assert not any("\\n" in line for line in lines)
     assert len(fits) == 5

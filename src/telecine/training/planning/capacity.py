@@ -25,7 +25,7 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
-from telecine.training.planning.speed import Speed, table_of_cards
+from telecine.training.planning.speed import describe_speed, table_of_cards
 from telecine.training.planning.update import (
     HALF,
     HOST_COPY,
@@ -133,7 +133,8 @@ class _Plan:
 
     title: str
     update: UpdatePlan
-    speed: Speed
+    speed: str
+    """A sentence about the time of a run."""
     memory: int
     largest: list[_LargestBatch]
     is_half: bool
@@ -151,7 +152,7 @@ class _Plan:
         if HOST_COPY not in update.held:
             host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
             console.print(host, soft_wrap=True)
-        console.print(self.speed.describe(), soft_wrap=True)
+        console.print(self.speed, soft_wrap=True)
         if HOST_COPY not in update.held:
             console.print(table_of_cards(update, is_half=self.is_half))
         if update.peak > self.memory * USED_FRACTION:
@@ -188,7 +189,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
     measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
-    speed = Speed.of(config.objective, update, without_penalty, num_steps=config.steps, device=measured, dtype=dtype)
+    steps = config.steps
+    time = describe_speed(config.objective, update, without_penalty, num_steps=steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
@@ -201,7 +203,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return _Plan(title, update, speed, memory, largest, is_half=config.mixed_precision in HALF)
+    return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision in HALF)
 
 
 def _device_type(name: str) -> DeviceType:

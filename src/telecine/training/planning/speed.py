@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -44,54 +43,35 @@ CARDS = {
 }
 
 
-@dataclass(frozen=True)
-class Speed:
-    """An estimate of the time of a run, from the speed of one layer on the device at hand."""
+def describe_speed(
+    objective: ObjectiveConfig,
+    plan: UpdatePlan,
+    without_penalty: UpdatePlan,
+    *,
+    num_steps: int,
+    device: torch.device | None,
+    dtype: torch.dtype,
+) -> str:
+    """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
-    flops_per_second: float | None
-    """Of a 3D convolution and its backward; None if the device to plan for is not at hand."""
-    flops: float
-    """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
-    hours: float
-    """Of the whole run; discriminators count from their first step on."""
-    device: str
-    """The measured device, and the precision."""
-
-    @classmethod
-    def of(
-        cls,
-        objective: ObjectiveConfig,
-        plan: UpdatePlan,
-        without_penalty: UpdatePlan,
-        *,
-        num_steps: int,
-        device: torch.device | None,
-        dtype: torch.dtype,
-    ) -> Speed:
-        """Measure the device, if it is at hand, for about a second, and divide the operations of a run by the result.
-
-        `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
-        """
-        flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-        mean = without + (flops - without) / objective.penalty.every
-        num_without = min(objective.gan.disc_train_start, num_steps)
-        total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
-        if device is None:
-            return cls(None, mean, math.nan, "")
-        per_second = _measured_flops(device, dtype)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
-        return cls(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
-
-    def describe(self) -> str:
-        """Return a sentence for the console."""
-        if self.flops_per_second is None:
-            return f"{self.flops / 1e12:.3g} TFLOP an update. For the time, run this command where the GPU is."
-        seconds = self.flops / self.flops_per_second
-        return (
-            f"{self.flops / 1e12:.3g} TFLOP an update. Estimate: {seconds:.2g} s an update, {self.hours:.2g} h for the "
-            f"run, if all of it were as fast as a 3D convolution on {self.device}, "
-            f"{self.flops_per_second / 1e12:.3g} TFLOP/s. Real updates are slower."
-        )
+    `plan` is of an update with every term, `without_penalty` of one without the gradient penalty; discriminators count
+    from their first step on. Measuring takes about a second. Without a device there is no time.
+    """
+    flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
+    mean = without + (flops - without) / objective.penalty.every
+    operations = f"{mean / 1e12:.3g} TFLOP an update."
+    if device is None:
+        return f"{operations} For the time, run this command where the GPU is."
+    num_without = min(objective.gan.disc_train_start, num_steps)
+    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    per_second = _measured_flops(device, dtype)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
+    measured = f"{name} in {dtype}".replace("torch.", "")
+    return (
+        f"{operations} Estimate: {mean / per_second:.2g} s an update, {total / per_second / 3600:.2g} h for the run, "
+        f"if all of it were as fast as a 3D convolution on {measured}, {per_second / 1e12:.3g} TFLOP/s. "
+        "Real updates are slower."
+    )
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
