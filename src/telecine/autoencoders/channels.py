@@ -21,13 +21,10 @@ def change_channels(
 ) -> None:
     """Copy the weights of a model of `old` channels into the same model of `new` ones.
 
-    Tensors whose shapes differ are those of the first and the last layer. At the start, the encoder sees grey as RGB
-    with equal colours and ignores alpha; the decoder's grey is the mean of its RGB, and its alpha opaque: 1 is added to
-    the biases whose names contain `opaque`. From grey, all colours are the same. Only with `has_patches` may a layer
-    see several values of a channel, which are then together.
-
-    Raises:
-        ValueError: The numbers have no such meaning, or shapes differ in another way.
+    The encoder then sees grey as RGB with equal colours and ignores alpha; the decoder's grey is the mean of its RGB,
+    and its alpha opaque: 1 is added to biases whose names contain `opaque`. From grey, all colours are the same. Only
+    with `has_patches` may a layer see several values of a channel, which are then together. Raises a `ValueError` for
+    other numbers and shapes.
     """
     if old not in (1, 3) or new not in _AS_RGB:
         contract = "1, 3 or 4 for a model that has 1 or 3"

@@ -36,9 +36,7 @@ Patches = Float[Tensor, "batch frame row column value"]
 class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
 
-    def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
-    ) -> None:
+    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
         super().__init__()
         self.time = check_count("time_compression", time_compression)
         self.space = check_count("spatial_compression", spatial_compression)
@@ -75,9 +73,7 @@ def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patche
 class PatchDecoder(nn.Module):
     """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
 
-    def __init__(
-        self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int = 3
-    ) -> None:
+    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
         super().__init__()
         self.time, self.space = time_compression, spatial_compression
         num_values = in_channels * self.space**2

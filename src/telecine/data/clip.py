@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.data.decode import flipped, read_clip
+from telecine.data.decode import read_clip
 from telecine.data.source import Span
 from telecine.settings import Bucket, ClipConfig
 
@@ -67,7 +67,8 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     left = round(spec.left * (frames.shape[2] - width))
     frames = frames[:, top : top + height, left : left + width]
     axes = [axis for axis, is_flipped in ((1, spec.upside_down), (2, spec.flip)) if is_flipped]
-    frames = flipped(frames, axes)
+    stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
+    frames = stored.flip(axes).view(frames.dtype) if axes else frames
     video = video_from_bytes(frames.transpose(1, 2) if spec.transpose else frames)
     if video.shape[2:] != size:
         resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
@@ -123,8 +124,7 @@ class _SupportsClipSizes(Protocol):
 def check_channels(config: ClipConfig, model: _SupportsClipSizes) -> None:
     """Raise a `ValueError` unless clips have the channels of a model."""
     if config.num_channels != model.in_channels:
-        contract = f"one of {model.in_channels} channels, as the model has"
-        got = f'"{config.channels}", which has {config.num_channels}'
+        contract, got = f"one of {model.in_channels} channels, as the model has", f'"{config.channels}"'
         remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
         raise argument_error("clips.channels", contract, got, remedy)
 

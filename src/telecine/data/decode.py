@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
@@ -351,19 +351,10 @@ def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoF
         return None
     decoder: Any = CodecContext.create("png", "r")
     frame: VideoFrame = [*decoder.decode(Packet(data)), *decoder.decode(None)][0]
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        raise DecodeError(f"{source}: a PNG of 16 bits that is turned by its EXIF data, which is read with 8 bits only")
-    if pixels.channels != "rgba" and any(component.is_alpha for component in frame.format.components):
-        raise DecodeError(f"{source}: a PNG of 16 bits with alpha, which is read as RGBA or with 8 bits only")
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 or (has_alpha and pixels.channels != "rgba"):
+        raise DecodeError(f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA")
     return frame
-
-
-def flipped(frames: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return uint8 or uint16 frames in reverse along `axes`."""
-    if not axes:
-        return frames
-    stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
-    return stored.flip([*axes]).view(frames.dtype)
 
 
 @contextmanager

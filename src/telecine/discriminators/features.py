@@ -71,9 +71,8 @@ class FeatureDiscriminator(GradientCheckpointing):
         self.heads = nn.ModuleList(_Head(each.shape[1] * (1 + conditional), dim) for each in maps)
 
     def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
-        """Map videos `(B, C, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
+        """Map videos `(B, C, T, H, W)` in [-1, 1], seen as RGB, to logits of patches and the activations of the heads.
 
-        The network sees RGB: grey is repeated, and RGBA composited on mid-grey.
         Larger logits mean more real. With `conditional`, `condition` is the autoencoder's input; it gets no gradient.
 
         Raises:

@@ -34,8 +34,7 @@ def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]
 class ReconstructionMetrics:
     """Accumulates built-in metrics and perceptual distances clip by clip.
 
-    Metrics of single frames but PSNR, and the distances, are of RGB: grey is repeated, and RGBA composited on mid-grey.
-    Of RGBA, `ALPHA_METRICS` are measured as well.
+    Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`. Of RGBA, there are also `ALPHA_METRICS`.
 
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as

@@ -46,8 +46,8 @@ def reconstruct(
         config: The settings.
 
     Raises:
-        ValueError: The checkpoint or the video cannot be read, or the output has another name, or is a folder, the
-            video, or an MP4 for what is not RGB of 8 bits.
+        ValueError: The checkpoint or the video cannot be read, or the output is neither, a folder, the video, or an MP4
+            of other values than RGB of 8 bits.
     """
     config = config or ReconstructConfig()
     _check_output(Path(output), Path(video))

@@ -167,11 +167,9 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)
-    saved = read_saved_settings(found).get("clips") if found else {}
+    saved = read_saved_settings(found).get("clips") if found else {"channels": channels_named(model.in_channels)}
     if not isinstance(saved, dict):
         raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
-    if not found:
-        saved = {"channels": channels_named(model.in_channels)}
     saved = saved | {"buckets": ()}  # they only matter for training
     clips = config.clip_config(validate(ClipConfig, saved, prefix=f"{found}: clips."))
     check_channels(clips, model)

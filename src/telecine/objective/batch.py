@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     latent: Tensor | None
     decode: Decode | None
     background: Tensor | float = 0.0
-    """The colour of each clip `(B, 3)` behind RGBA, for networks that know RGB."""
+    """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
 
 class _Gaussian(Protocol):
@@ -120,6 +120,9 @@ def make_batch(
         fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
         fraction = mask.expand_as(real).float().mean()
     disc_real, disc_fake = _windowed_and_augmented(real, _with_gradient_hook(fake, grad_hook), config.gan, generator)
+    background: Tensor | float = 0.0
+    if real.shape[1] == RGBA and torch.is_grad_enabled():
+        background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
     return Batch(
         real=real,
         fake=fake,
@@ -135,15 +138,8 @@ def make_batch(
         disc_fake=disc_fake,
         latent=latent,
         decode=decode,
-        background=_background(real, generator),
+        background=background,
     )
-
-
-def _background(videos: Video, generator: Generators) -> Tensor | float:
-    """Return a random colour for each clip of RGBA when gradients are computed, else mid-grey."""
-    if videos.shape[1] != RGBA or not torch.is_grad_enabled():
-        return 0.0
-    return 2 * rand((len(videos), 3), generator=generator, device=videos.device) - 1
 
 
 def _with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:

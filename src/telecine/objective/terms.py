@@ -234,10 +234,7 @@ class PerceptualTerm(nn.Module):
         indices = sample_frame_indices(batch.fake, config.num_frames, batch.generator)
         # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
         frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (batch.fake, batch.real))
-        background = batch.background
-        if isinstance(background, Tensor):
-            background = background.repeat_interleave(indices.shape[1], dim=0)
-        frames, targets = (as_rgb(each, background) for each in (frames, targets))
+        frames, targets = (as_rgb(each, batch.background) for each in (frames, targets))
         # The weighted sum over the frames is the mean.
         if batch.clip_weight is None:
             weight = torch.full((len(frames),), 1 / len(frames), device=frames.device)

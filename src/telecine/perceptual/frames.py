@@ -62,10 +62,9 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
 
 
 def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
-    """Return `(N, C, ...)` in [-1, 1] as RGB, with its graph, for networks that know no other channels.
+    """Return `(N, C, ...)` in [-1, 1] as RGB, with its graph: grey repeated, RGBA composited on a colour `(N / k, 3)`.
 
-    Grey is repeated. RGBA is composited on a colour `(N, 3)`, by default on mid-grey, which shows light and dark pixels
-    alike. Other numbers of channels are returned as they are.
+    Other numbers of channels are returned as they are. The default colour, mid-grey, shows light and dark pixels alike.
     """
     if video.shape[1] == 1:
         return video.expand(-1, 3, *video.shape[2:])
@@ -73,7 +72,8 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
         return video
     colours, alpha = video.split([3, 1], dim=1)
     if isinstance(background, Tensor):
-        background = background.to(video.dtype).reshape(-1, 3, *[1] * (video.ndim - 2))
+        background = background.to(video.dtype).repeat_interleave(len(video) // len(background), dim=0)
+        background = background.reshape(-1, 3, *[1] * (video.ndim - 2))
     return background + (alpha + 1) / 2 * (colours - background)
 
 

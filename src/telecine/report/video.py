@@ -180,8 +180,8 @@ def check_frames(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
     channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
     if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
-        kinds = "uint8 or uint16 of shape (T, H, W, 1, 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
-        raise argument_error(name, f"{kinds}, not empty", frames, remedy)
+        kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
+        raise argument_error(name, f"{kind}, not empty", frames, remedy)
 
 
 def as_shown(frames: Tensor) -> Tensor:

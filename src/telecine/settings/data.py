@@ -89,8 +89,7 @@ class ClipConfig(Settings):
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
     channels: ChannelNames = "rgb"
-    """Channels of a pixel: its luma, its colours, or its colours and its opacity, which is 1 in a file without alpha.
-    The model has 1, 3 or 4 input channels."""
+    """Channels of a pixel: luma, colours, or colours and opacity. The model has to have 1, 3 or 4 `in_channels`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
     stride: int = 1
