@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -69,13 +70,13 @@ def both_kinds(setup: Setup) -> list[tuple[Setup, Sequence[str], str]]:
     return [(setup, VIDEO_STEPS, ""), (single_frames, FRAME_STEPS, f"{NUM_SINGLE_FRAMES} single frames: ")]
 
 
-def measure_times(setup: Setup, rounds: int, warmup: int) -> Seconds:
+def measure_times(setup: Setup, rounds: int, warmup: int, clock: Callable[[], float] = time.perf_counter) -> Seconds:
     """Return the seconds of each round after the warm-up by step and implementation."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for kind, titles, prefix in both_kinds(setup):
         steps = {name: steps_of(name, kind) for name in implementations_of(kind)}
         pairs = {(title, name): steps[name][title] for title in titles for name in steps}
-        measured = interleaved(pairs, rounds=rounds, warmup=warmup)
+        measured = interleaved(pairs, rounds=rounds, warmup=warmup, clock=clock)
         for (title, name), values in measured.items():
             seconds.setdefault(prefix + title, {})[name] = values
     return seconds
@@ -162,6 +163,7 @@ def parse_arguments() -> argparse.Namespace:
         "--discriminator", default="Discriminator3D", help="telecine's class of the video discriminator"
     )
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
+    parser.add_argument("--processor_time", action="store_true", help="instead of wall time, for a busy machine")
     parser.add_argument("--only", choices=TABLES, help="print one of the tables instead of all")
     parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="[GROUP.]KEY=VALUE")
     parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to test the command")
@@ -178,8 +180,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure all sizes and print each table when it is complete."""
     arguments = parse_arguments()
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    rounds = (arguments.rounds, arguments.warmup)
     tables: dict[str, Callable[[Setup], str]] = {
-        "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, arguments.rounds, arguments.warmup))),
+        "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, *rounds, clock))),
         "memory": lambda setup: memory_table(measure_memory(setup)),
         "work": lambda setup: work_table(setup, min(arguments.rounds, MAX_PROFILED_ROUNDS)),
     }

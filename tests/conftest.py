@@ -40,8 +40,8 @@ def pytest_collection_finish(session):
     """Exclude the objects of the imports from garbage collection, which each training run starts at its end."""
     needs_forks = any("forks" in getattr(item, "fixturenames", ()) for item in session.items)
     if needs_forks:
-        import_module("telecine.objective.video_autoencoder")
-        import_module("torchmetrics")
+        for name in ("telecine.objective.video_autoencoder", "torch._dynamo", "torchmetrics"):
+            import_module(name)
     gc.collect()
     gc.freeze()
     if needs_forks:

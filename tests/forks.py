@@ -19,6 +19,7 @@ from signal import SIGKILL
 
 import jaxtyping
 import torch
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher import api
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -127,6 +128,8 @@ def _run(connection, words, folder, working_directory, environment):
     torch.set_num_threads(1)
     jaxtyping.config.update("jaxtyping_disable", True)  # commands run as for their users
     api.launch_agent = _fork_workers
+    # For its events, `torchrun` searches all imported modules for those of its call stack, which takes seconds.
+    dynamic_rendezvous.get_method_name = lambda depth=2: "unknown"
     _command_line(*words)
 
 

@@ -26,8 +26,8 @@ val_clips: 1
 device: cpu
 trackers: []
 clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
-causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 2, base_channels: 8,
-  blocks_per_level: 1}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 4, channel_multipliers: [1],
+  base_channels: 8, blocks_per_level: 1}
 linear_baseline: false
 latent_clips: 2
 linear_start: false

@@ -23,6 +23,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
+from telecine.training.planning import speed
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -40,8 +41,8 @@ val_clips: 1
 device: cpu
 trackers: []
 clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
-causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 2, base_channels: 8,
-  blocks_per_level: 1}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 4, channel_multipliers: [1],
+  base_channels: 8, blocks_per_level: 1}
 linear_baseline: false
 latent_clips: 2
 linear_start: false
@@ -255,7 +256,9 @@ def test_trackers(tmp_path):
 
 
 @pytest.mark.slow
-def test_hardware(folder, capsys):
+def test_hardware(folder, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
     assert main([*command[1:], "--config", "small.yaml"]) == 0

@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE
+from telecine.autoencoders import CausalVAE, causal
 from telecine.losses import kl_to_standard_normal
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
@@ -376,3 +376,51 @@ class TestChannels:
         assert [config.get("in_channels") for config in configs] == [None, 4]
         assert configs[0].keys() == configs[1].keys() - {"in_channels"}
         assert CausalVAE.from_pretrained(tmp_path / "4").in_channels == 4
+
+
+class TestAutocast:
+    """Weights are cast together, which changes no bit."""
+
+    @staticmethod
+    def results(setup):
+        vae, video = model(), clip(frames=17)
+        setup(vae)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(video)
+            output = vae.decode(posterior.mode())
+        loss = output.square().mean() + posterior.mean.square().mean() + posterior.logvar.mean()
+        return [posterior.mean, output, *torch.autograd.grad(loss, [*vae.parameters()])]
+
+    @pytest.mark.parametrize(
+        "setup",
+        [
+            lambda vae: None,
+            lambda vae: vae.enable_gradient_checkpointing(),
+            lambda vae: vae.enable_temporal_chunks(8),
+            lambda vae: (vae.enable_gradient_checkpointing(), vae.enable_temporal_chunks(4)),
+        ],
+    )
+    def test_the_same_bits(self, setup, monkeypatch):
+        calls = []
+
+        def plain(module, x, **options):
+            calls.append(module)
+            return module(x)
+
+        monkeypatch.setattr(causal, "call_with_cast_weights", plain)
+        expected = self.results(setup)
+        assert len(calls) == 2
+        monkeypatch.undo()
+        for ours, theirs in zip(self.results(setup), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_the_gradient_of_the_last_layer_needs_no_other(self):
+        vae, seen = model(), []
+        vae.decoder.network[0].register_forward_hook(lambda *args: args[-1].register_hook(seen.append) and None)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = vae(clip()).video
+        (gradient,) = torch.autograd.grad(output.square().mean(), vae.last_layer, retain_graph=True)
+        assert gradient.abs().max() > 0
+        assert not seen
+        output.mean().backward()
+        assert len(seen) == 1

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from telecine.autoencoders.causal_blocks import (
     CausalConv,
@@ -83,3 +84,14 @@ def test_the_shortcuts_keep_a_constant_video():
         torch.nn.init.zeros_(parameter)
     still = torch.ones(1, 4, 5, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(up(down(still)), still)
+
+
+def test_norm_has_the_gradients_of_pytorchs_formula():
+    norm, results = ChannelNorm(4).double(), []
+    with torch.no_grad():
+        norm.scale.copy_(torch.linspace(-1, 2, 4).view(-1, 1, 1, 1))
+    for function in (norm, lambda x: F.normalize(x, dim=1, eps=1e-6) * (2 * norm.scale)):
+        clip = video().requires_grad_()
+        y = function(clip)
+        results.append((y, *torch.autograd.grad(y.exp().sum(), [clip, norm.scale])))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)

@@ -187,9 +187,9 @@ def test_every_metric_states_which_values_are_better():
 
 
 @pytest.mark.slow
-def test_the_command_line_does_not_import_slow_packages():
+def test_the_command_line_and_training_do_not_import_slow_packages():
     slow = ("torchvision", "torch._dynamo", "torch.distributed.tensor", "torchmetrics", "matplotlib", "scipy")
-    code = f"import sys, telecine.cli.commands; assert not {{*{slow!r}}} & {{*sys.modules}}"
+    code = f"import sys, telecine.cli.commands, telecine.training; assert not {{*{slow!r}}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

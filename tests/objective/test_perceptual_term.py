@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VGG16_Weights
 
 from telecine import VideoAutoencoderLoss
 from telecine.perceptual import LPIPS
@@ -76,6 +77,10 @@ class TestNetworks:
             ValueError, match=r'`vgg_weights` must be left out unless `perceptual.net` is "vgg", but got'
         ):
             VideoAutoencoderLoss(0, perceptual={"net": net}, vgg_weights=vgg)
+
+    def test_the_default_weights_of_vgg_can_be_passed_with_every_network(self):
+        loss = VideoAutoencoderLoss(0, perceptual={"net": absolute_distance}, vgg_weights=VGG16_Weights.DEFAULT)
+        assert loss.perceptual.distance is not None
 
     def test_without_a_weight_no_network_is_built(self):
         loss = VideoAutoencoderLoss(0, perceptual_weight=0, vgg_weights="nowhere.pth", terms={"gram": 0})

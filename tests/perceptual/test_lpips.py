@@ -49,8 +49,9 @@ def flat(value, size=64, count=1):
     [("alex", clip) for clip in CLIPS] + [pytest.param("vgg", clip, marks=pytest.mark.slow) for clip in CLIPS],
 )
 def test_equals_the_published_package_on_real_frames(net, clip, models, references, real_frames):
-    frames = real_frames[clip]
-    for reconstruction, target in ((frames[:2], frames[2:]), (noisy(frames[:2], 0.2), frames[:2])):
+    num_pairs = 1 if net == "vgg" else 2  # for speed
+    frames, targets = real_frames[clip][:num_pairs], real_frames[clip][2 : 2 + num_pairs]
+    for reconstruction, target in ((frames, targets), (noisy(frames, 0.2), frames)):
         ours, our_gradient = distance_and_gradient(call(models[net]), reconstruction, target)
         theirs, their_gradient = distance_and_gradient(references(net), reconstruction, target)
         assert (ours > 1e-4).all()
@@ -87,9 +88,9 @@ def test_known_values(net, pair, expected, models):
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_is_zero_for_equal_frames_symmetric_and_grows_with_noise(net, models, real_frames):
-    frames = real_frames["bikes.mp4"][:2]
+    frames = real_frames["bikes.mp4"][: 1 if net == "vgg" else 2]
     distances = [models[net](reconstruction=noisy(frames, a), target=frames) for a in (0, 0.02, 0.05, 0.1, 0.3)]
-    assert torch.equal(distances[0], torch.zeros(2))
+    assert torch.equal(distances[0], torch.zeros(len(frames)))
     for less, more in itertools.pairwise(distances):
         assert (less < more).all()
     swapped = models[net](reconstruction=frames, target=noisy(frames, 0.3))

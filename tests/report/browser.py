@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import BrowserContext, Page
 
 from .runs import number_of
 
@@ -22,9 +22,9 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
 
-def open_page(browser: Browser, path: Path) -> Opened:
+def open_page(context: BrowserContext, path: Path) -> Opened:
     """Open a file in a new tab."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
     opened = Opened(page)
     page.on("console", lambda message: opened.messages.append(message.text))
     page.on("pageerror", lambda error: opened.messages.append(str(error)))
@@ -33,9 +33,9 @@ def open_page(browser: Browser, path: Path) -> Opened:
     return opened
 
 
-def check_page(browser: Browser, path: Path, check: Callable[[Page], None]) -> list[str]:
+def check_page(context: BrowserContext, path: Path, check: Callable[[Page], None]) -> list[str]:
     """Open a file, call `check` with its page, and return the messages of its console."""
-    opened = open_page(browser, path)
+    opened = open_page(context, path)
     check(opened.page)
     opened.page.close()
     return opened.messages

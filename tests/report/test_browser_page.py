@@ -46,7 +46,7 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
     page.locator("#clip-table").get_by_role("button", name="Clip", exact=True).click()
 
 
-def test_missing_values_are_a_dash_and_sorted_last(browser, tmp_path):
+def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS) for name, value in values.items()]
@@ -61,7 +61,7 @@ def test_missing_values_are_a_dash_and_sorted_last(browser, tmp_path):
         page.click("#clip-table thead th:nth-child(2) button")
         assert cells.all_inner_texts() == ["30.00", "20.00", "\u2013"]
 
-    assert check_page(browser, write_report([run]), check) == []
+    assert check_page(context, write_report([run]), check) == []
 
 
 def curve(page: Page, title: str) -> str:
@@ -97,10 +97,10 @@ def test_curves_and_runs_can_be_hidden(page):
 
 
 @pytest.mark.parametrize("num_runs", [1, 2])
-def test_the_linear_baseline_has_one_line_style(browser, tmp_path, num_runs):
+def test_the_linear_baseline_has_one_line_style(context, tmp_path, num_runs):
     lines = [{**line, "linear/ssim": 0.5} if "val/ssim" in line else line for line in records(40)]
     runs = [write_run(tmp_path / name, lines) for name in "ab"[:num_runs]]
-    page = browser.new_page()
+    page = context.new_page()
     page.goto(write_report(runs, tmp_path / "page.html").as_uri())
     legends = page.locator("#charts .legend button")
     baseline = legends.filter(has_text="linear baseline").locator("line").all()
@@ -214,14 +214,14 @@ def test_a_narrow_page_does_not_scroll_horizontally(page):
     assert width == 360
 
 
-def test_a_run_without_videos_or_metrics_opens(browser, tmp_path):
+def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").touch()
-    assert check_page(browser, write_report([run]), lambda page: page.get_by_role("main").wait_for()) == []
+    assert check_page(context, write_report([run]), lambda page: page.get_by_role("main").wait_for()) == []
 
 
-def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(browser, tmp_path):
+def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_report([run], is_live=True)
 
@@ -243,14 +243,14 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(browser, tmp_p
             page.evaluate("look()")
         assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
 
-    assert check_page(browser, run / "report.html", check) == []
+    assert check_page(context, run / "report.html", check) == []
 
 
 def chart(page: Page, title: str):
     return page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
-def test_labels_differ_one_value_is_a_mark_and_schedules_are_not_smoothed(browser, tmp_path):
+def test_labels_differ_one_value_is_a_mark_and_schedules_are_not_smoothed(context, tmp_path):
     lines = [{"step": 10 * step, "train/lr": 0.1**step, "latent/std": 14.6100 + step / 1e4} for step in range(1, 4)]
     lines.append({"step": 30, "train/mse": 0.5})
 
@@ -268,7 +268,7 @@ def test_labels_differ_one_value_is_a_mark_and_schedules_are_not_smoothed(browse
         assert "smoothed" not in rate.inner_text()
         assert rate.locator("circle").count() == 3
 
-    assert check_page(browser, write_report([write_run(tmp_path / "run", lines)]), check) == []
+    assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
 
 
 def test_tables_are_sorted_by_number_and_by_text(page):
@@ -312,8 +312,9 @@ def test_the_values_of_a_plot_are_copied_and_its_figure_is_saved(browser, report
     context.close()
 
 
-def test_a_narrow_page_shows_all_of_the_first_table(browser, report):
-    page = browser.new_page(viewport={"width": 390, "height": 800})
+def test_a_narrow_page_shows_all_of_the_first_table(context, report):
+    page = context.new_page()
+    page.set_viewport_size({"width": 390, "height": 800})
     page.goto(report.as_uri())
     cells = page.locator("#summary .figures td").all()
     assert len(cells) == 8
@@ -342,7 +343,7 @@ def latent_space(title: str, num_channels: int = 3) -> LatentSpace:
     )
 
 
-def test_the_plots_of_latents_follow_the_theme(browser, tmp_path):
+def test_the_plots_of_latents_follow_the_theme(context, tmp_path):
     path = write_latents(LatentReport(models=[latent_space("one"), latent_space("two")], protocol={}), tmp_path)
 
     def check(page: Page) -> None:
@@ -361,4 +362,4 @@ def test_the_plots_of_latents_follow_the_theme(browser, tmp_path):
         page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
-    assert check_page(browser, path, check) == []
+    assert check_page(context, path, check) == []

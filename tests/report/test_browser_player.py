@@ -196,7 +196,7 @@ def test_two_runs_play_the_same_clip_in_step(page):
     page.evaluate("DATA.validations[2].clips[0].sha256 = DATA.validations[3].clips[0].sha256")
 
 
-def test_a_run_without_clips_plays_its_side_by_side_video(browser, tmp_path):
+def test_a_run_without_clips_plays_its_side_by_side_video(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))
     shutil.copyfile(run / "validation" / "step-00000020" / "clip-00.mp4", run / "side_by_side.mp4")
@@ -210,10 +210,10 @@ def test_a_run_without_clips_plays_its_side_by_side_video(browser, tmp_path):
         assert page.locator("#panes canvas:visible").count() == 1
         assert not page.is_visible("#clip-table")
 
-    assert check_page(browser, write_report([run]), check) == []
+    assert check_page(context, write_report([run]), check) == []
 
 
-def test_a_missing_video_shows_an_error(browser, tmp_path):
+def test_a_missing_video_shows_an_error(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))
     page = write_report([run])
@@ -223,4 +223,4 @@ def test_a_missing_video_shows_an_error(browser, tmp_path):
         opened.wait_for_selector("#player-error:visible")
         assert "cannot be played. Is the folder of videos beside this page?" in opened.inner_text("#player-error")
 
-    check_page(browser, page, check)
+    check_page(context, page, check)

@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -97,6 +98,24 @@ def video():
 def update(state, video, step):
     state.step = step
     return train_step(state, [MicroBatch(video, range(len(video)))])
+
+
+def test_an_update_takes_one_step_of_the_power_iteration(build, video):
+    """In two micro-batches, each with two passes."""
+    spectral = DiscriminatorConfig(video="patch", image="none", dim=2, num_layers=2, norm="spectral")
+    state = build(discriminator=spectral)
+    state.step = 10
+    assert state.trains_discriminators
+    network = state.objective.discr_3d.train()
+    expected, passes = copy.deepcopy(network), []
+    expected(video)
+    network.register_forward_hook(lambda *_: passes.append(1))
+    train_step(state, [MicroBatch(clip, [index]) for index, clip in enumerate(video.split(1))])
+    assert len(passes) >= 4
+    names = [name for name in network.state_dict() if name.endswith(("_u", "_v"))]
+    assert len(names) == 8
+    for name in names:
+        torch.testing.assert_close(network.state_dict()[name], expected.state_dict()[name])
 
 
 def snapshot(parameters):

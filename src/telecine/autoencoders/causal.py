@@ -7,7 +7,7 @@ from dataclasses import astuple, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, loa
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
-from telecine.base.precision import at_least_float32
+from telecine.base.precision import at_least_float32, call_with_cast_weights
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
@@ -194,7 +194,7 @@ class CausalAutoencoder(LatentAutoencoder):
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
-            return cast(Video, self.decoder(latent))
+            return cast(Video, self._decoder_of(latent))
         time, space = self.config.time_compression, self.config.spatial_compression
         num_frames, height, width = 1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4]
         if noise is None:
@@ -209,12 +209,16 @@ class CausalAutoencoder(LatentAutoencoder):
         level = random_levels(self.config.flow, video, generator)
         video = at_least_float32(video)
         noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-        denoised = self.decoder(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
+        denoised = self._decoder_of(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
         target = None
         if self.imitated is not None:
             with torch.no_grad():
                 target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
         return Reconstruction(denoised, {}, weight=level_weights(self.config.flow, level), target=target)
+
+    def _decoder_of(self, *inputs: Tensor) -> Any:
+        # The adaptive weight needs the gradient of the last layer alone.
+        return call_with_cast_weights(self.decoder, *inputs, separately=self.decoder.network[-1])
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -273,7 +277,7 @@ class CausalVAE(CausalAutoencoder):
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
-        mean, logvar = self.encoder(video)
+        mean, logvar = call_with_cast_weights(self.encoder, video)
         if self.bottleneck is None:
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)

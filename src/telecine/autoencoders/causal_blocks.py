@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TypeAlias, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
+from telecine.ops.unit_vectors import unit_vectors
 from telecine.settings import CausalVAEConfig
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -93,7 +93,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, video: Video, level: Tensor | None = None) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
-        normed = F.normalize(video, dim=1, eps=1e-6) * (math.sqrt(video.shape[1]) * self.scale)
+        normed = unit_vectors(video, 1e-6, is_smooth=False) * (math.sqrt(video.shape[1]) * self.scale)
         if self.modulation is None:
             return normed
         scale, shift = self.modulation(level)[..., None, None, None].chunk(2, dim=1)

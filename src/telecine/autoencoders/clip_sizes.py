@@ -66,8 +66,8 @@ def output_shape(reconstruct: Probe, size: Size, *, on_meta: bool) -> torch.Size
     # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
-        clip = torch.zeros(1, reconstruct.in_channels, *size, device=device)
-        return functional_call(reconstruct, tensors, (clip,)).shape
+        video = torch.zeros(1, reconstruct.in_channels, *size, device=device)
+        return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
 
 
 class Probe(nn.Module):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -25,3 +30,47 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
+
+
+def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None) -> Any:
+    """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
+
+    The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
+    as are all in compiled code, which fuses casts, and all if some are sharded over processes.
+    """
+    dtype, others = autocast_dtype(inputs[0].device), set() if separately is None else {*separately.modules()}
+    if dtype is None or torch.compiler.is_compiling():
+        return module(*inputs)
+    weights = {
+        f"{layer_name}.{name}": weight
+        for layer_name, layer in module.named_modules()
+        if layer not in others and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        for name, weight in layer.named_parameters(recurse=False)
+        if weight.dtype == torch.float32
+    }
+    if any(map(is_traceable_wrapper_subclass, weights.values())):
+        return module(*inputs)
+    return functional_call(module, dict(zip(weights, cast_together([*weights.values()], dtype), strict=True)), inputs)
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Convert tensors of one dtype in one operator, and their gradients in one; no second derivatives."""
+    return _CastTogether.apply(dtype, *tensors)
+
+
+class _CastTogether(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = tensors[0].dtype
+        copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+        torch._foreach_copy_(copies, tensors)
+        return copies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        copies = [None if each is None else torch.empty_like(each, dtype=ctx.dtype) for each in gradients]
+        known, sources = [x for x in copies if x is not None], [x for x in gradients if x is not None]
+        torch._foreach_copy_(known, sources)
+        return (None, *copies)

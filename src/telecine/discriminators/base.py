@@ -85,12 +85,12 @@ class GradientCheckpointing(nn.Module):
         """Recompute the activations inside each block in the backward."""
         self.gradient_checkpointing = True
 
-    def run_block(self, block: nn.Module, x: Tensor) -> Any:
-        """Return `block(x)`."""
+    def run_block(self, block: nn.Module, *args: Any) -> Any:
+        """Return `block(*args)`."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-            return run(block, x, context_fn=lambda: (nullcontext(), _Recomputation(block)))
-        return block(x)
+            return run(block, *args, context_fn=lambda: (nullcontext(), _Recomputation(block)))
+        return block(*args)
 
 
 class _Recomputation(AbstractContextManager[None]):

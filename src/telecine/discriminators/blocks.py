@@ -43,16 +43,16 @@ class Conv3d(nn.Conv3d):
         return padded_conv3d(x, self)
 
 
-def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None) -> Tensor:
-    """Return `conv(x)`, with `weight` instead of the convolution's own if it is given."""
+def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Return `conv(x)`, with `weight` and `bias` instead of the convolution's own if a weight is given."""
     time, height, width = (int(size) for size in conv.padding)
     is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
     if x.shape[2] == 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
         # For two frames and temporal padding the backward of oneDNN's bfloat16 kernel reads uninitialised memory
         # (PyTorch 2.13, AVX-512 BF16), and gradients are often NaN. For four frames the kernel is correct.
         x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
-    weight = conv.weight if weight is None else weight
-    return convolve(x, weight, conv.bias, stride=conv.stride, padding=(time, height, width))
+    weight, bias = (conv.weight, conv.bias) if weight is None else (weight, bias)
+    return convolve(x, weight, bias, stride=conv.stride, padding=(time, height, width))
 
 
 class Blur(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
-from telecine.discriminators.patch import FullPrecisionWeightConv3d
+from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
 from telecine.perceptual import as_rgb
 from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
@@ -32,7 +32,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and
     width of the smallest map, to which those of larger maps are averaged: each head has the same weight. Only the heads
     are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
-    twice. Gradient checkpointing recomputes the frozen network only: the heads' spectral norms change in each forward.
+    twice. Gradient checkpointing recomputes the frozen network only, which takes most of the memory.
 
     Args:
         dim: Channels inside a head.
@@ -86,9 +86,12 @@ class FeatureDiscriminator(GradientCheckpointing):
             with torch.no_grad():
                 conditioned_on = self._normalised_maps(as_rgb(condition))
             maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
-        outputs = [head(each) for head, each in zip(self.heads, maps, strict=True)]
-        size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
-        logits = [F.adaptive_avg_pool3d(logits, (x.shape[2], *size)) for logits, _ in outputs]
+        convs = [conv for head in self.heads for conv in head.children()]
+        of_heads = zip(*[iter(conv_parameters(convs, x))] * 3, strict=True)
+        outputs = [head(each, *known) for head, each, known in zip(self.heads, maps, of_heads, strict=True)]
+        height, width = (min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
+        size = (x.shape[2], height, width)
+        logits = [y if y.shape[2:] == size else F.adaptive_avg_pool3d(y, size) for y, _ in outputs]
         return DiscriminatorOutput(torch.cat(logits, 1), tuple(each for _, features in outputs for each in features))
 
     def _normalised_maps(self, video: Video) -> list[Tensor]:
@@ -97,7 +100,7 @@ class FeatureDiscriminator(GradientCheckpointing):
         # With gradient checkpointing, the activations of `len(video)` frames are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
-        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
+        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)] if len(chunks) > 1 else chunks[0]
         clips = (each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps)
         return [F.group_norm(clip, 1) for clip in clips]
 
@@ -107,12 +110,13 @@ class _Head(nn.Module):
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.conv_in = spectral_norm(FullPrecisionWeightConv3d(channels, dim, 1))
-        self.conv = spectral_norm(FullPrecisionWeightConv3d(dim, dim, 3, padding=1))
-        self.to_logits = spectral_norm(FullPrecisionWeightConv3d(dim, 1, 3, padding=1))
+        self.conv_in = spectral_norm(nn.Conv3d(channels, dim, 1))
+        self.conv = spectral_norm(nn.Conv3d(dim, dim, 3, padding=1))
+        self.to_logits = spectral_norm(nn.Conv3d(dim, 1, 3, padding=1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, *parameters: ConvParameters) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits `(B, 1, T, h, w)` and two activations."""
-        first = F.leaky_relu(self.conv_in(x), 0.2)
-        second = F.leaky_relu(self.conv(first), 0.2)
-        return self.to_logits(second), (first, second)
+        of_input, of_hidden, of_logits = parameters
+        first = F.leaky_relu(convolved(x, self.conv_in, of_input), 0.2)
+        second = F.leaky_relu(convolved(first, self.conv, of_hidden), 0.2)
+        return convolved(second, self.to_logits, of_logits), (first, second)

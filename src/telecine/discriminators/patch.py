@@ -8,45 +8,47 @@ spans 3 frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_counts, describe
-from telecine.base.precision import autocast_off
+from telecine.base.checks import argument_error, check_choice, check_count, check_counts
+from telecine.base.precision import autocast_dtype, autocast_off, cast_together
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import padded_conv3d
+from telecine.discriminators.spectral_norm import normalised_weights
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 
 # Normalising fewer channels per group, on a map of one position, leaves almost no gradient.
 CHANNELS_PER_GROUP = 16
 
+ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
 
-class _FullPrecisionWeightConv2d(nn.Conv2d):
-    """Convolution whose weight, and its parametrization such as `spectral_norm`, is computed outside autocast.
 
-    The spectral norm is estimated by matrix-vector products. In float16 the gradient of the estimate, a sum over the
-    whole weight, would overflow under a loss scale.
+def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
+    """Return weight and bias of each convolution in the dtype that autocast uses for `x`, computed all at once.
+
+    All have a spectral norm or none; in float16 the gradient of one, a sum over the whole weight, would overflow. In
+    compiled code each convolution computes its own, with a step of the power iteration in each pass.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        with autocast_off(x.device):
-            weight = self.weight
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-class FullPrecisionWeightConv3d(nn.Conv3d):
-    """As `_FullPrecisionWeightConv2d`, for videos."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
-        with autocast_off(x.device):
-            weight = self.weight
-        return padded_conv3d(x, self, weight)
+    dtype, is_compiled = autocast_dtype(x.device), torch.compiler.is_compiling()
+    with autocast_off(x.device):
+        if is_parametrized(convs[0], "weight") and not is_compiled:
+            values = [*normalised_weights(convs), *(conv.bias for conv in convs)]
+        else:
+            values = [*(conv.weight for conv in convs), *(conv.bias for conv in convs)]
+        if dtype is not None and values[0].dtype == torch.float32 and not is_compiled:
+            values = [*cast_together(values, dtype)]
+    return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
 
 
 class _PatchNetwork(GradientCheckpointing):
@@ -66,7 +68,7 @@ class _PatchNetwork(GradientCheckpointing):
         for level, (width_in, width_out) in enumerate(pairwise(widths)):
             space_stride = 2 if level < num_layers else 1
             time_stride = space_stride if level < num_temporal_layers else 1
-            layer = nn.Sequential(self._conv(width_in, width_out, time_stride, space_stride))
+            layer = _Layer(self._conv(width_in, width_out, time_stride, space_stride))
             if norm == "group" and level > 0:
                 layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
             # In place: neither a convolution nor a group norm needs its output for its gradients.
@@ -76,18 +78,11 @@ class _PatchNetwork(GradientCheckpointing):
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            conv: nn.Module = _FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
+            conv: nn.Module = nn.Conv2d(width_in, width_out, kernel, space_stride, padding=1)
         else:
             strides = (time_stride, space_stride, space_stride)
-            conv = FullPrecisionWeightConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+            conv = nn.Conv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
         return spectral_norm(conv) if self.norm == "spectral" else conv
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the activations inside each layer in the backward; raise a `ValueError` for `norm="spectral"`."""
-        if self.norm == "spectral":  # the second forward would take another step of the power iteration
-            remedy = 'Use "group" or "none".'
-            raise argument_error("norm", "without a state that each forward changes", describe(self.norm), remedy)
-        super().enable_gradient_checkpointing()
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map a batch in [-1, 1] to logits of patches and the output of each layer; larger means more real.
@@ -101,11 +96,28 @@ class _PatchNetwork(GradientCheckpointing):
             contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
             got, remedy = "{} x {}".format(*x.shape[-2:]), "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, got, remedy)
+        convs = [*(next(block.children()) for block in self.blocks), self.to_logits]
+        *parameters, of_logits = conv_parameters(convs, x)
         features = []
-        for block in self.blocks:
-            x = self.run_block(block, x)
+        for block, of_block in zip(self.blocks, parameters, strict=True):
+            x = self.run_block(block, x, of_block)
             features.append(x)
-        return DiscriminatorOutput(self.to_logits(x).squeeze(1), tuple(features))
+        return DiscriminatorOutput(convolved(x, self.to_logits, of_logits).squeeze(1), tuple(features))
+
+
+class _Layer(nn.Sequential):
+    """A convolution, and what follows it."""
+
+    def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
+        """Map a batch, with parameters of the convolution."""
+        conv, *others = self
+        return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))
+
+
+def convolved(x: Tensor, conv: Any, parameters: ConvParameters) -> Tensor:
+    """Return `conv(x)` of images or videos, with parameters of `conv_parameters`."""
+    is_video = x.ndim == 5
+    return padded_conv3d(x, conv, *parameters) if is_video else F.conv2d(x, *parameters, conv.stride, conv.padding)
 
 
 def _num_groups(channels: int) -> int:
@@ -126,7 +138,8 @@ class PatchDiscriminator(_PatchNetwork):
         max_dim: Maximum of channels of any layer.
         norm: "group" normalises groups of at least 16 channels over all positions of a sample, in every layer except
             the first; "spectral" normalises the weight of each convolution instead (Miyato et al., arXiv:1802.05957);
-            "none" does neither. With "spectral" each forward in training mode takes a step of the power iteration.
+            "none" does neither. With "spectral" each forward in training mode takes a step of the power iteration,
+            but only the first inside `shared_spectral_norms`, as in the objective.
 
     Raises:
         ValueError: If a count is not a positive int, or `norm` is unknown.

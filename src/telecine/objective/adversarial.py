@@ -224,16 +224,18 @@ def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
     float32; no synchronisation.
     """
     real, fake = real.detach().float(), fake.detach().float()
-    boundary = gan_loss.boundary
-    right_real, right_fake = (real > fake,) * 2 if boundary is None else (real > boundary, fake < boundary)
+    boundary, margin = gan_loss.boundary, gan_loss.margin
+    flags = [real > fake] * 2 if boundary is None else [real > boundary, fake < boundary]
+    flags += [] if margin is None else [real < margin, fake > -margin]
+    accuracy_real, accuracy_fake, *active = torch.stack(flags).flatten(1).float().mean(1)
     log = {
         "logits_real": real.mean(),
         "logits_fake": fake.mean(),
         "logits_real_std": real.std(correction=0),
         "logits_fake_std": fake.std(correction=0),
-        "accuracy_real": right_real.float().mean(),
-        "accuracy_fake": right_fake.float().mean(),
+        "accuracy_real": accuracy_real,
+        "accuracy_fake": accuracy_fake,
     }
-    if (margin := gan_loss.margin) is not None:
-        log["hinge_active"] = ((real < margin).float().mean() + (fake > -margin).float().mean()) / 2
+    if active:
+        log["hinge_active"] = (active[0] + active[1]) / 2
     return log

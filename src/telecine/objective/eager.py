@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -84,7 +85,9 @@ def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: T
     if gradient is None:
         return None
     before, known[index] = known[index], None
-    scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
+    if factor is None:
+        return gradient if before is None else before + gradient
+    scale = factor.to(gradient.dtype)
     return scale * gradient if before is None else before.addcmul(scale, gradient)
 
 
@@ -106,10 +109,10 @@ class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            None if gradient is None else (grad_output * gradient).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        known = [gradient for gradient in ctx.saved_tensors if gradient is not None]
+        products = iter(torch._foreach_mul(known, grad_output) if known else ())
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if gradient is None else next(products).to(dtype) for gradient, dtype in pairs]
         return (None, None, *scaled, *[None] * len(scaled))
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.models import VGG16_Weights
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import choose, import_allowed
@@ -34,6 +33,7 @@ from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
 from telecine.perceptual.frames import as_rgb
+from telecine.perceptual.weights import is_default_source
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.
@@ -208,7 +208,7 @@ class PerceptualTerm(nn.Module):
     def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: _Functions) -> None:
         super().__init__()
         self.config, net = config.perceptual, functions.perceptual_net
-        if net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:
+        if net != "vgg" and not is_default_source("vgg", vgg_weights):
             contract = 'left out unless `perceptual.net` is "vgg"'
             remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
             raise argument_error("vgg_weights", contract, describe(self.config.net), remedy)

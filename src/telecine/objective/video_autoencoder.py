@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
 from telecine.base.checks import check_choice
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
+from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
@@ -75,7 +75,7 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight of the adversarial terms of `multiscale_discr_kwargs`.
         grad_penalty_loss_weight: Weight of the gradient penalty.
         quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
-        vgg_weights: VGG16 of LPIPS: a torchvision enum, the path of a file, or a state dict.
+        vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
         discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
@@ -101,7 +101,7 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
         grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
         quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
-        vgg_weights: WeightsSource = VGG16_Weights.DEFAULT,
+        vgg_weights: WeightsSource = None,
         discr_kwargs: DiscriminatorSpec | None = None,
         discr_3d_kwargs: DiscriminatorSpec | None = None,
         *,
@@ -175,6 +175,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
 
+    @shared_spectral_norms()
     def forward(
         self,
         inputs: Tensor,
@@ -212,6 +213,7 @@ class VideoAutoencoderLoss(nn.Module):
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
         return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
 
+    @shared_spectral_norms()
     def update(
         self,
         inputs: Tensor,

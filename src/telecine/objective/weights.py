@@ -39,7 +39,8 @@ class Weights(dict[str, float]):
     def sum(self, terms: Mapping[str, Scalar | Collection[Scalar]]) -> Scalar | float:
         """Return the sum of weight times term; a term may have several parts. Skip zero weights: 0 * NaN is NaN."""
         on = {name: [term] if isinstance(term, Tensor) else [*term] for name, term in terms.items() if self[name] != 0}
-        return sum((self[name] * torch.stack(parts).sum() for name, parts in on.items() if parts), 0.0)
+        weighted = [self[name] * total(parts, like=parts[0]) for name, parts in on.items() if parts]
+        return sum(weighted[1:], weighted[0]) if weighted else 0.0
 
 
 class WeightSchedule:
@@ -86,19 +87,22 @@ class WeightSchedule:
 
 def _named(log: Log, split: str) -> Log:
     """Return the log as callers get it: detached float32 copies, the split before each name."""
-    return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}
+    copies = torch.stack([value.detach().float() for value in log.values()]).unbind()
+    return {f"{split}/{name}": value for name, value in zip(log, copies, strict=True)}
 
 
 def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     """Return the sum of the terms, 0 on `like`'s device if there are none."""
     terms = list(terms)
+    if len(terms) == 1:
+        return terms[0]
     return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
 
 
 def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     """Return the mean of the terms, 0 on `like`'s device if there are none."""
     terms = list(terms)
-    return total(terms, like=like) / max(len(terms), 1)
+    return total(terms, like=like) / len(terms) if len(terms) > 1 else total(terms, like=like)
 
 
 def _each(name: str, terms: Mapping[str, Tensor]) -> Log:

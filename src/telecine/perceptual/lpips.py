@@ -18,15 +18,16 @@ from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, check_frame_pair, check_frames
+from telecine.ops.unit_vectors import unit_vectors
 from telecine.perceptual.backbones import BACKBONES, Backbone, FeatureMap, Stage, backbone_of
 from telecine.perceptual.weights import WeightsSource, load_backbone
 
 # Map [-1, 1] to the statistics that the backbones were trained with.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-# Added to the squared norm of a pixel's features. On real frames that norm is above 1, and this is below float32's
+# Its square is added to the squared norm of features. On real frames that norm is above 1, and this is below float32's
 # rounding error. Where all features are zero it bounds the gradient of the unit vector to 1e4.
-_EPSILON = 1e-8
+_EPSILON = 1e-4
 _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 
 _FeatureTerm: TypeAlias = Callable[..., Float[Tensor, " frame"]]
@@ -185,7 +186,9 @@ def _run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) ->
 
 def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
     """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
-    return (_unit_vectors(x) - _unit_vectors(y)).square().mean(dim=(2, 3)) @ head
+    # Smooth: the gradient of a pixel whose features are all zero would be NaN.
+    x, y = unit_vectors(x, _EPSILON, is_smooth=True), unit_vectors(y, _EPSILON, is_smooth=True)
+    return (x - y).square().mean(dim=(2, 3)) @ head
 
 
 def _standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
@@ -298,11 +301,6 @@ def gram(
 ) -> Float[Tensor, " frame"]:
     """Return `gram_distance` summed over the feature maps of a network, one value per frame `(N,)`."""
     return _sum(gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True))
-
-
-def _unit_vectors(features: FeatureMap) -> FeatureMap:
-    # The epsilon is inside the root: outside, the gradient of a pixel whose features are all zero would be NaN.
-    return features * (features.square().sum(dim=1, keepdim=True) + _EPSILON).rsqrt()
 
 
 def _sum(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"]:

@@ -96,12 +96,17 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
         return _select(backbone, source, "the state dict")
     if isinstance(source, (str, os.PathLike)):
         return _select(backbone, _read_weights(Path(source)), str(source))
-    if source is not None and source != _torchvision_weights(net):
+    if not is_default_source(net, source):
         remedy = f"Pass `None` for torchvision's `IMAGENET1K_V1` of {backbone.title}, a file, or a state dict."
         if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
             remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
         raise argument_error("weights", f"weights of torchvision's {backbone.title} for `net={net!r}`", source, remedy)
     return _read_cache(net)[0] if _cache_path(net).exists() else _from_torchvision(net)
+
+
+def is_default_source(net: str, source: WeightsSource) -> bool:
+    """Return whether a source is `None` or torchvision's `IMAGENET1K_V1`, without importing torchvision for `None`."""
+    return source is None or source == _torchvision_weights(net)
 
 
 def fetch(net: str) -> Path:

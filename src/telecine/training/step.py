@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from telecine.autoencoders import Posterior
 from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
+from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import mse
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
@@ -59,8 +60,10 @@ def train_step(
     The autoencoder runs once for each clip: the discriminators train on the reconstruction of its step.
     `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
     """
-    logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
-    log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
+    with shared_spectral_norms():
+        logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
+    means = torch.stack([torch.stack(list(log.values())) for log in logs]).mean(0)
+    log = _finite_values(dict(zip(logs[0], means, strict=True)), state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from telecine.settings import ObjectiveConfig, PerceptualConfig
@@ -7,11 +5,9 @@ from telecine.settings import ObjectiveConfig, PerceptualConfig
 
 @pytest.fixture
 def light(tiny):
-    """Return a function that creates settings that are planned fast: without discriminators, with one level."""
+    """Return a function that creates settings that are planned fast: without discriminators."""
 
     def make(**changes):
-        smallest = replace(tiny().causal_vae, patch_size=4, channel_multipliers=(1,))
-        objective = ObjectiveConfig(perceptual=PerceptualConfig(net="alex"))
-        return tiny(**{"objective": objective, "causal_vae": smallest, **changes})
+        return tiny(**{"objective": ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes})
 
     return make

@@ -125,7 +125,8 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
 
 @pytest.mark.slow
 def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
-    config = tiny(discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
+    two_levels = replace(tiny().causal_vae, patch_size=2, channel_multipliers=(1, 2))
+    config = tiny(causal_vae=two_levels, discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1

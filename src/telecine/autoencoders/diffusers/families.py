@@ -104,9 +104,8 @@ def clear_caches(module: DiffusersModel) -> None:
     for name in ("clear_cache", "_clear_conv_cache"):
         if callable(clear := getattr(module, name, None)):
             clear()
-    for submodule in module.modules():
-        if hasattr(submodule, "causal_cache"):
-            submodule.causal_cache = None
+    if callable(empty := getattr(module, "_empty_causal_cached", None)):  # of VidTok
+        empty(module)
 
 
 def family_of(module: nn.Module) -> Family:
