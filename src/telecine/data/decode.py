@@ -40,8 +40,7 @@ _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 # FFmpeg's formats of pixels of 8 and of 16 bits.
 _PIXEL_FORMATS = {"grey": ("gray", "gray16le"), "rgb": ("gbrp", "rgb48le"), "rgba": ("gbrap", "rgba64le")}
-# What swscale converts the white of limited range to, in RGB of 16 bits.
-_LIMITED_WHITE, _WHITE = 65283, 65535
+_LIMITED_WHITE, _WHITE = 65283, 65535  # of 16 bits: what swscale's RGB has for the white of limited range, and white
 # FFmpeg's own decoders of these drop the alpha of WebM, which is a stream inside each packet.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.

@@ -111,8 +111,7 @@ class VideoWriter:
 
     def _encodable(self, frame: Tensor) -> av.VideoFrame:
         # One thread and a time on every frame make the files of equal frames equal, except rarely under heavy load.
-        name = _name_of(frame)
-        values = frame.contiguous().numpy()
+        name, values = _name_of(frame), frame.contiguous().numpy()
         pixels = av.VideoFrame.from_ndarray(values[..., 0] if values.shape[-1] == 1 else values, format=name)
         if self._is_lossless:
             stored = self._reformatter.reformat(pixels, format=_STORED.get(name, name), threads=1)
@@ -188,10 +187,8 @@ def as_shown(frames: Tensor) -> Tensor:
     """Return frames `(T, H, W, C)`, grey, RGB or RGBA, as uint8 RGB: grey repeated, RGBA on a grey chequerboard."""
     if frames.dtype == torch.uint16:
         frames = (frames.float() / 257).round_().to(torch.uint8)
-    if frames.shape[-1] == 1:
-        return frames.expand(-1, -1, -1, 3)
     if frames.shape[-1] != RGBA:
-        return frames
+        return frames.expand(-1, -1, -1, 3)
     rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])
     is_light = ((rows[:, None] + columns) % 2 == 0)[..., None]
     colours, alpha = frames.float().split([3, 1], dim=-1)

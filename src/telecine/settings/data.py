@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_counts, check_positive
+from telecine.base.checks import argument_error, check_choice, check_count, check_counts, check_positive
 from telecine.settings.group import Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
@@ -22,9 +22,7 @@ _SAME_CLIPS = {"same_clips": True}
 def channels_named(number: int) -> ChannelNames:
     """Return what a number of channels is; raise a `ValueError` for one without a name."""
     names = {each: name for name, each in CHANNELS.items()}
-    if number not in names:
-        raise argument_error("in_channels", "1, 3 or 4", number, "Use a model of grey, RGB or RGBA.")
-    return names[number]
+    return names[check_choice("in_channels", number, names, remedy="Use a model of grey, RGB or RGBA.")]
 
 
 class PixelFormat(NamedTuple):
