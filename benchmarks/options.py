@@ -27,6 +27,7 @@ from torch import nn
 from telecine import LPIPS, PatchDiscriminator3D, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
 from telecine.discriminators import ConditionalDiscriminator
+from telecine.objective.compiled import compile_networks
 from telecine.ops.compilation import Compiler
 from telecine.settings import CausalVAEConfig
 
@@ -166,7 +167,7 @@ def compilation_table(arguments: argparse.Namespace) -> str:
             loss = VideoAutoencoderLoss(**nested({**REFERENCE, "perceptual.net": lpips("vgg"), **options}))
             if name == "compiled":
                 compiler = Compiler(arguments.compile)
-                loss.compile_networks(compiler)
+                compile_networks(loss, compiler)
                 compiler.compile_parts(model, model.last_layer)
             has_model = options is none
             steps[name] = partial(update, loss, model if has_model else nn.Conv3d(3, 3, 1), video, has_model=has_model)

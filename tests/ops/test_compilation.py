@@ -1,12 +1,11 @@
 import copy
 
-import pytest
 import torch
 from torch import nn
 
 from telecine.base.frozen import Frozen
 from telecine.ops import compilation
-from telecine.ops.compilation import Compiler, report_compilation, uncompiled
+from telecine.ops.compilation import Compiler, report_compilation
 from telecine.ops.convolution import convolve, differentiated_twice
 
 
@@ -40,7 +39,7 @@ def test_parts_leave_the_last_layer_out():
         value.backward()
         found.append([at_last, *(weight.grad for weight in each.parameters())])
     torch.testing.assert_close(*found)
-    with uncompiled(), torch.no_grad():
+    with torch.no_grad():
         torch.testing.assert_close(network(x.expand(3, -1, -1, -1)), plain(x.expand(3, -1, -1, -1)))
 
 
@@ -53,33 +52,31 @@ def test_lines_while_it_compiles(monkeypatch):
         for function in functions:
             function(torch.ones(1))
     functions[0](torch.ones(2, 2))  # compiled outside of the block
-    assert lines == ["compiling: function 1, 0 s after the first", "compiling: function 3, 11 s after the first"]
+    assert lines == ["compiling: function 1", "compiling: function 3"]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_the_double_backward_of_a_convolution(stride):
-    """Its backward is written by hand, as an `autograd.Function`."""
+def test_the_double_backward_of_a_convolution():
+    """Its backward is written by hand, as an `autograd.Function`. Two modules hide a tensor."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     conv = nn.Conv3d(2, 3, 3, dtype=torch.float64)
-    scale = Frozen({"scale": torch.tensor(3.0, dtype=torch.float64)})  # a tensor that is no parameter
+    scale = Frozen({"a.scale": torch.tensor(3.0, dtype=torch.float64)})
 
     def penalty(inputs):
         x = inputs["x"]
         with differentiated_twice():
-            y = convolve(x, conv.weight, conv.bias, stride=[stride] * 3, padding=[1, 1, 1]).tanh()
-        (gradient,) = torch.autograd.grad(scale.module["scale"] * y.sum(), x, create_graph=True)
+            y = convolve(x, conv.weight, conv.bias, stride=[2, 1, 1], padding=[1, 1, 1]).tanh()
+        (gradient,) = torch.autograd.grad(scale.module["a.scale"] * y.sum(), x, create_graph=True)
         return {"value": y.mean(), "penalty": gradient.square().sum()}
 
     inputs = {"x": torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)}
-    module = nn.ModuleList([conv, scale])
+    module = nn.ModuleList([conv, Frozen(nn.Sequential(scale))])
     found = Compiler("aot_eager").terms("key", penalty, module, inputs, leaf="x")
     leaves = [inputs["x"].requires_grad_(), *conv.parameters()]
     for name, value in penalty(inputs).items():
-        torch.testing.assert_close(found[name][0], value.detach())
         expected = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-        assert [x is None for x in found[name][1]] == [x is None for x in expected]
-        for gradient, by_eager in zip(found[name][1], expected, strict=True):
-            if by_eager is not None:
-                torch.testing.assert_close(gradient, by_eager)
-    assert scale.module["scale"] == 3
+        pairs = [(leaf, gradient) for leaf, gradient in zip(leaves, expected, strict=True) if gradient is not None]
+        assert [id(leaf) for leaf, _ in found[name][1]] == [id(leaf) for leaf, _ in pairs]
+        torch.testing.assert_close(found[name], (value.detach(), pairs))
+    assert len(found) == 2
+    assert scale.module["a.scale"] == 3

@@ -5,7 +5,9 @@ Many classes state no or a wrong compression, and most models truncate or pad ot
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
@@ -18,7 +20,6 @@ from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Video
-from telecine.ops.compilation import uncompiled
 
 Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -62,7 +63,9 @@ def output_shape(reconstruct: Probe, size: Size, *, on_meta: bool) -> torch.Size
         named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
-    with uncompiled(), torch.random.fork_rng(devices=devices), autocast_off(device):
+    # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
         video = torch.zeros(1, reconstruct.in_channels, *size, device=device)
         return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
 

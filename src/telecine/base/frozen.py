@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +52,6 @@ class Frozen(nn.Module, Generic[Module]):
         elif isinstance(module, dict):
             self._module = ({name: _keep_precision(fn, tensor) for name, tensor in module.items()},)
         return self
-
-
-def frozen_parts(module: nn.Module) -> Iterator[Frozen[Any]]:
-    """Yield each `Frozen` in a module, those that another one hides too."""
-    for part in module.modules():
-        if isinstance(part, Frozen):
-            yield part
-            if isinstance(part.module, nn.Module):
-                yield from frozen_parts(part.module)
 
 
 def _keep_precision(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

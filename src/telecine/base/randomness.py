@@ -18,18 +18,15 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
+Draws: TypeAlias = Generators | Tensor  # or the numbers themselves, drawn before
 
 
-def rand(
-    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
-) -> Tensor:
+def rand(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
     return _draw(partial(torch.rand, device=device, dtype=dtype), shape, generator, device)
 
 
-def randn(
-    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
-) -> Tensor:
+def randn(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Return standard normal numbers of `shape`, `(B, ...)`."""
     return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
@@ -52,7 +49,9 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, device: torch.device) -> Tensor:
+    if isinstance(generator, Tensor):
+        return generator
     _check_generators(generator, shape[0], device)
     if generator is None or isinstance(generator, torch.Generator):
         return draw(tuple(shape), generator=generator)

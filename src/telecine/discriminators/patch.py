@@ -23,7 +23,7 @@ from telecine.base.checks import argument_error, check_choice, check_count, chec
 from telecine.base.precision import autocast_dtype, autocast_off, cast_together
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import padded_conv3d
-from telecine.discriminators.spectral_norm import normalised_weights, weights_by_known_norms
+from telecine.discriminators.spectral_norm import normalised_weights
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 
@@ -43,8 +43,7 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     dtype, is_compiled = autocast_dtype(x.device), torch.compiler.is_compiling()
     with autocast_off(x.device):
         if is_parametrized(convs[0], "weight") and not torch.compiler.is_dynamo_compiling():
-            weights = weights_by_known_norms(convs) if is_compiled else normalised_weights(convs)
-            values = [*weights, *(conv.bias for conv in convs)]
+            values = [*normalised_weights(convs), *(conv.bias for conv in convs)]
         else:
             values = [*(conv.weight for conv in convs), *(conv.bias for conv in convs)]
         if dtype is not None and values[0].dtype == torch.float32 and not is_compiled:

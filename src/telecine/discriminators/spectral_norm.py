@@ -38,8 +38,11 @@ def shared_spectral_norms() -> Iterator[None]:
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms; no second derivatives.
 
-    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
+    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`. In
+    compiled code it is none: `step_spectral_norms` comes before.
     """
+    if torch.compiler.is_compiling():
+        return [_by_known_norm(layer.parametrizations.weight) for layer in layers]
     shared = _shared.get()
     shared = {} if shared is None else shared
     if layers[0] not in shared:
@@ -48,19 +51,17 @@ def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     return _Normalise.apply(*shared[layers[0]], *originals)
 
 
-def weights_by_known_norms(layers: Sequence[Any]) -> list[Tensor]:
-    """Return the same weights without a step of the power iteration, which compiled code leaves to its caller."""
-    norms = [layer.parametrizations.weight for layer in layers]
-    sigmas = [norm[0]._u.clone() @ norm.original.flatten(1) @ norm[0]._v.clone() for norm in norms]
-    return [norm.original / sigma for norm, sigma in zip(norms, sigmas, strict=True)]
-
-
 def step_spectral_norms(module: nn.Module) -> None:
     """Take the step of the power iteration of a discriminator, the first time inside `shared_spectral_norms`."""
     # Other networks take their steps themselves, in each pass.
     for network in (each for each in module.modules() if isinstance(each, GradientCheckpointing)):
         if layers := [layer for layer in network.modules() if is_parametrized(layer, "weight")]:
             normalised_weights(layers)
+
+
+def _by_known_norm(norm: Any) -> Tensor:
+    u, v = norm[0]._u.clone(), norm[0]._v.clone()
+    return norm.original / (u @ norm.original.flatten(1) @ v)
 
 
 @torch.no_grad()

@@ -24,19 +24,19 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.randomness import Generators, rand, randn
+from telecine.base.randomness import Draws, Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
 from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _uniform_of_clips(x: Tensor, generator: Generators) -> Tensor:
+def _uniform_of_clips(x: Tensor, generator: Draws) -> Tensor:
     dtype = at_least_float32(x).dtype
     return rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=dtype)
 
 
-def _normal(x: Tensor, generator: Generators) -> Tensor:
+def _normal(x: Tensor, generator: Draws) -> Tensor:
     return randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
 
 
@@ -55,7 +55,7 @@ class Penalty:
     uses_fake: bool = True
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
     noise: Callable[[Tensor, Generators], Tensor] | None = None
-    """Draws the penalty's random numbers for `real`. Compiled code cannot: it passes them as the argument `noise`."""
+    """Draws the random numbers for `real`. Compiled code cannot: it passes them as the argument `generator`."""
 
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
@@ -91,14 +91,7 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
-def wgan_gp(
-    *,
-    discriminator: LogitsFunction,
-    real: Tensor,
-    fake: Tensor,
-    generator: Generators = None,
-    noise: Tensor | None = None,
-) -> Scalar:
+def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Draws = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
@@ -109,7 +102,7 @@ def wgan_gp(
     """
     x, x_tilde = real.detach(), fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    epsilon = _uniform_of_clips(x, generator) if noise is None else noise
+    epsilon = _uniform_of_clips(x, generator)
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():
@@ -122,8 +115,7 @@ def approximate_r1(
     discriminator: LogitsFunction,
     real: Tensor,
     real_logits: Tensor,
-    generator: Generators = None,
-    noise: Tensor | None = None,
+    generator: Draws = None,
     sigma: float = 0.01,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
@@ -146,7 +138,7 @@ def approximate_r1(
     if not sigma > 0:
         raise argument_error("sigma", "above 0", sigma, "Use `r1` for the limit at 0.")
     x = real.detach()
-    moved = x + sigma * (_normal(x, generator) if noise is None else noise)  # in the noise's type, at least float32
+    moved = x + sigma * _normal(x, generator)  # in the noise's type, at least float32
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         with autocast_off(x.device):
             logits, moved_logits = discriminator(torch.cat((x.to(moved.dtype), moved))).chunk(2)

@@ -50,6 +50,8 @@ class AdversarialLosses:
     """The weighted sum of the terms of one discriminator."""
     batch: Batch
     weights: Weights
+    both_steps: bool
+    """Whether the call computes the losses of both steps."""
     is_eager: bool = field(default=False, init=False)
     """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.base.shapes import Scalar
 from telecine.discriminators.spectral_norm import step_spectral_norms
@@ -18,12 +19,43 @@ from telecine.objective.adversarial import NO_PENALTY, VideoDiscriminator
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradients
 from telecine.objective.eager_adversarial import EagerAdversarialLosses, _GradientMode
+from telecine.objective.video_autoencoder import VideoAutoencoderLoss
 from telecine.objective.weights import Log
 from telecine.ops.compilation import Compiler, Tensors
 
-_Step = Callable[[EagerAdversarialLosses, VideoDiscriminator], Log | tuple[Log, Log]]
+_Step: TypeAlias = Callable[[Any, VideoDiscriminator], Any]
+
 # The weights in the loss of a discriminator.
 _WEIGHTS = ("grad_penalty", "lecam")
+_NO_BATCH = Batch._make([None] * len(Batch._fields))
+
+
+def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
+    """Compile discriminators and LPIPS in place; values change by rounding, the state dict stays as it is.
+
+    Raises:
+        ValueError: A setting cannot be compiled.
+    """
+    penalty, ranks = loss.penalty, torch.distributed
+    if loss.schedule.is_ever_on("grad_penalty") and penalty.noise is None and penalty.takes("generator"):
+        remedy = "Give its `Penalty` a function `noise`, which draws its random numbers."
+        raise argument_error("penalty.kind", "without random numbers of its own", describe(penalty), remedy)
+    if loss.lecam and ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1:
+        remedy = "Leave the compiler out, or use one process."
+        raise argument_error("gan.lecam_loss_weight", "0 in compiled code of several processes", "above 0", remedy)
+    loss.compiler, loss.losses = compiler, partial(CompiledAdversarialLosses, compiler=compiler)
+    if loss.perceptual.distance is not None:
+        loss.perceptual.distance.compile(**compiler.options)
+
+
+def _compiled(step: _Step) -> _Step:
+    """Return a step of one discriminator that is compiled where there are gradients."""
+
+    def run(losses: CompiledAdversarialLosses, d: VideoDiscriminator) -> Any:
+        is_plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        return step(losses, d) if is_plain else losses.compiled(step, d)
+
+    return run
 
 
 @dataclass
@@ -39,23 +71,13 @@ class CompiledAdversarialLosses(EagerAdversarialLosses):
             got, remedy = self.compiler.options["backend"], "Remove the hooks, or use bfloat16."
             raise argument_error("dynamo_backend", contract, got, remedy)
 
-    def _generator_step(self, d: VideoDiscriminator) -> Log:
-        return self._compiled(EagerAdversarialLosses._generator_step, d)[0]
+    _generator_step = _compiled(EagerAdversarialLosses._generator_step)
+    _discriminator_step = _compiled(EagerAdversarialLosses._discriminator_step)
+    _split_step = _compiled(EagerAdversarialLosses._split_step)
+    _shared_step = _compiled(EagerAdversarialLosses._shared_step)
 
-    def _discriminator_step(self, d: VideoDiscriminator) -> Log:
-        return self._compiled(EagerAdversarialLosses._discriminator_step, d)[0]
-
-    def _split_step(self, d: VideoDiscriminator) -> Log:
-        return self._compiled(EagerAdversarialLosses._split_step, d)[0]
-
-    def _shared_step(self, d: VideoDiscriminator) -> tuple[Log, Log]:
-        of_generator, of_discriminator = self._compiled(EagerAdversarialLosses._shared_step, d)
-        return of_generator, of_discriminator
-
-    def _compiled(self, step: _Step, d: VideoDiscriminator) -> list[Log]:
-        """Return the logs of a step of one discriminator."""
-        if not torch.is_grad_enabled():
-            return _logs(step(self, d))
+    def compiled(self, step: _Step, d: VideoDiscriminator) -> Any:
+        """Return the log of a step, or the logs of both."""
         step_spectral_norms(d.module)
         fake = d.input_of(self.batch.disc_fake)
         inputs = {"real": d.input_of(self.batch.disc_real), "fake": at_least_float32(fake)}
@@ -68,41 +90,27 @@ class CompiledAdversarialLosses(EagerAdversarialLosses):
         on = [name for name in (d.term, "feature_matching", *_WEIGHTS) if self.weights[name] > 0]
         amp = autocast_dtype(fake.device)
         key = (step, d.name, self.mode, has_penalty, d.module.training, amp, *on)
-        options = {each.name: getattr(self, each.name) for each in fields(EagerAdversarialLosses)}
-        del options["batch"]  # its tensors would be kept as long as the compiled code
         plain = replace(d, sees="video", factor=1, frame_indices=None, condition=None)
+        losses = copy(self)
+        losses.batch = _NO_BATCH  # its tensors would be kept as long as the compiled code
         modules = nn.ModuleDict({"discriminator": d.module, **({"lecam": self.lecam[d.key]} if self.lecam else {})})
-        terms = self.compiler.terms(key, partial(_terms, step, plain, options, amp), modules, inputs, leaf="fake")
-        leaves = [fake, *modules.parameters()]
-        logs: list[Log] = [{}, {}]
+        terms = self.compiler.terms(key, partial(losses._terms, step, plain, amp), modules, inputs, leaf="fake")
+        logs: tuple[Log, Log] = {}, {}
         for name, (value, gradients) in terms.items():
             side, _, term = name.partition("/")
-            # Without the others: a backward would go through their graphs, too. A value without gradients has none.
-            found = [(x, dx) for x, dx in zip(leaves, gradients, strict=False) if dx is not None]
-            logs[int(side)][term] = with_gradients(value, *zip(*found, strict=True)) if found else value
-        return logs
+            logs[int(side)][term] = with_gradients(value, *zip(*gradients, strict=True)) if gradients else value
+        return logs if step is EagerAdversarialLosses._shared_step else logs[0]
 
-
-def _logs(result: Log | tuple[Log, Log]) -> list[Log]:
-    return list(result) if isinstance(result, tuple) else [result]
-
-
-def _terms(
-    step: _Step, d: VideoDiscriminator, options: dict[str, Any], amp: torch.dtype | None, inputs: Tensors
-) -> Tensors:
-    """Return the terms of a step, named "0/name" and "1/name", from tensors alone; it is called while it is traced."""
-    others = dict(options)
-    mode, is_eager, penalty, loss = (others.pop(each) for each in ("mode", "is_eager", "penalty", "discriminator_loss"))
-    if "noise" in inputs:
-        penalty = replace(penalty, function=partial(penalty.function, noise=inputs["noise"]))
-    batch = Batch._make([None] * len(Batch._fields))._replace(disc_real=inputs["real"], disc_fake=inputs["fake"])
-    loss = partial(loss, weights=_TensorWeights(inputs))
-    losses = EagerAdversarialLosses(**others, penalty=penalty, discriminator_loss=loss, batch=batch)
-    losses.mode, losses.is_eager = mode, is_eager
-    device = inputs["real"].device
-    with autocast_off(device) if amp is None else torch.autocast(device.type, amp):
-        logs = _logs(step(losses, replace(d, condition=inputs.get("condition"))))
-    return {f"{side}/{name}": value for side, log in enumerate(logs) for name, value in log.items()}
+    def _terms(self, step: _Step, d: VideoDiscriminator, amp: torch.dtype | None, inputs: Tensors) -> Tensors:
+        """Return the terms of a step, named "0/name" and "1/name", from tensors alone; called while it is traced."""
+        losses, device = copy(self), inputs["real"].device
+        noise: Any = inputs.get("noise")
+        losses.batch = _NO_BATCH._replace(disc_real=inputs["real"], disc_fake=inputs["fake"], generator=noise)
+        losses.discriminator_loss = partial(self.discriminator_loss, weights=_TensorWeights(inputs))
+        with autocast_off(device) if amp is None else torch.autocast(device.type, amp):
+            found = step(losses, replace(d, condition=inputs.get("condition")))
+        logs = found if isinstance(found, tuple) else (found,)
+        return {f"{side}/{name}": value for side, log in enumerate(logs) for name, value in log.items()}
 
 
 class _TensorWeights(dict[str, Tensor]):

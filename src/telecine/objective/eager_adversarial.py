@@ -47,8 +47,6 @@ class _DiscriminatorUpdate:
 class EagerAdversarialLosses(AdversarialLosses):
     """The losses of `AdversarialLosses`, whose gradients are computed with them; the graphs are freed at once."""
 
-    both_steps: bool = field(kw_only=True)
-    """Whether the call computes the losses of both steps."""
     mode: _GradientMode = field(init=False)
 
     def __post_init__(self) -> None:

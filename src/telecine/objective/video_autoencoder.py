@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from typing_extensions import Unpack
 
-from telecine.base.checks import argument_error, check_choice, describe
+from telecine.base.checks import check_choice
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.discriminators.spectral_norm import shared_spectral_norms
@@ -21,7 +20,6 @@ from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
-from telecine.objective.compiled import CompiledAdversarialLosses
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
@@ -93,6 +91,8 @@ class VideoAutoencoderLoss(nn.Module):
         FileNotFoundError: If the weights of LPIPS cannot be found.
     """
 
+    losses: Callable[..., AdversarialLosses]
+    compiler: Compiler | None = None  # see `compile_networks`
     # Keyword arguments of an sgm-style engine beside the two videos.
     forward_keys = ("optimizer_idx", "global_step", "last_layer", "split", "regularization_log")
 
@@ -123,12 +123,12 @@ class VideoAutoencoderLoss(nn.Module):
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
         self.config = validate(ObjectiveConfig, settings)
         self.schedule = WeightSchedule(self.config)
-        self.compiler: Compiler | None = None
         self._build_terms(vgg_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
 
     def _build_terms(self, vgg_weights: WeightsSource) -> None:
         functions = functions_of(self.config)
+        self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
         self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
@@ -138,17 +138,14 @@ class VideoAutoencoderLoss(nn.Module):
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
     def _build_discriminators(
-        self,
-        of_frames: DiscriminatorSpec | None,
-        of_videos: DiscriminatorSpec | None,
-        multiscale: Sequence[DiscriminatorSpec],
+        self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
     ) -> None:
         build = build_discriminator
-        self.discr = None if of_frames is None else build(of_frames, default=Discriminator, name="discr_kwargs")
-        self.discr_3d = None if of_videos is None else build(of_videos, default=Discriminator3D, name="discr_3d_kwargs")
+        self.discr = None if frames is None else build(frames, default=Discriminator, name="discr_kwargs")
+        self.discr_3d = None if videos is None else build(videos, default=Discriminator3D, name="discr_3d_kwargs")
         self.multiscale_discrs = nn.ModuleList(
             build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
-            for index, spec in enumerate(multiscale)
+            for index, spec in enumerate(scales)
         )
         every = self.discriminators + self.multiscale_discriminators
         check_discriminators(every, self.schedule.terms.values())
@@ -170,22 +167,6 @@ class VideoAutoencoderLoss(nn.Module):
             for level, d in enumerate(self.multiscale_discrs)
             for sees in (getattr(d, "sees", "video"),)
         ]
-
-    def compile_networks(self, compiler: Compiler) -> None:
-        """Compile discriminators and LPIPS in place; values change by rounding, the state dict stays as it is.
-
-        Raises:
-            ValueError: A setting cannot be compiled.
-        """
-        if self.schedule.is_ever_on("grad_penalty") and self.penalty.noise is None and self.penalty.takes("generator"):
-            remedy = "Give its `Penalty` a function `noise`, which draws the argument `noise`."
-            raise argument_error("penalty.kind", "without random numbers of its own", describe(self.penalty), remedy)
-        if self.lecam and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            remedy = "Leave the compiler out, or use one process."
-            raise argument_error("gan.lecam_loss_weight", "0 in compiled code of several processes", "above 0", remedy)
-        self.compiler = compiler
-        if self.perceptual.distance is not None:
-            self.perceptual.distance.compile(**compiler.options)
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every discriminator, for the second optimizer."""
@@ -308,12 +289,7 @@ class VideoAutoencoderLoss(nn.Module):
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        losses: Callable[..., AdversarialLosses] = AdversarialLosses
-        if self.compiler is not None:
-            losses = partial(CompiledAdversarialLosses, both_steps=both_steps, compiler=self.compiler)
-        elif self.config.eager_gradients:
-            losses = partial(EagerAdversarialLosses, both_steps=both_steps)
-        return losses(
+        return self.losses(
             discriminators=self.discriminators + self.multiscale_discriminators,
             gan_loss=self.gan_loss,
             penalty=self.penalty if has_penalty else NO_PENALTY,
@@ -321,4 +297,5 @@ class VideoAutoencoderLoss(nn.Module):
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
             batch=batch,
             weights=weights,
+            both_steps=both_steps,
         )

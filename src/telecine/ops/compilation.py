@@ -8,29 +8,26 @@ would leave it out (https://github.com/pytorch/pytorch/issues/193279).
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from itertools import count
-from types import FunctionType
+from itertools import compress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from telecine.base.checks import argument_error
-from telecine.base.frozen import frozen_parts
+from telecine.base.frozen import Frozen
 
 Tensors: TypeAlias = dict[str, Tensor]
+Gradients: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Tensors, each with its gradient."""
 
-# PyTorch's 8 is too small for sizes of clips that need code of their own.
-_RECOMPILE_LIMIT = 64
+# PyTorch's 8 is too small: all that is compiled here counts together.
+_RECOMPILE_LIMIT = 256
 _SECONDS_BETWEEN_LINES = 10.0
-# Equal code objects, also those of another run in this process, would share what PyTorch knows about them.
-_numbers = count()
 
 
 class Compiler:
@@ -46,50 +43,35 @@ class Compiler:
 
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
         # Without `fullgraph`, what cannot be compiled would run as it is, and nobody would know.
-        dynamic = None if is_dynamic else False
-        self.options: dict[str, Any] = {"backend": backend, "mode": mode, "fullgraph": True, "dynamic": dynamic}
+        self.options: dict[str, Any] = {"backend": backend, "mode": mode, "fullgraph": True, "dynamic": is_dynamic}
         self.functions: dict[Hashable, _CompiledTerms] = {}
 
     def terms(
         self, key: Hashable, function: Callable[[Tensors], Tensors], module: nn.Module, inputs: Tensors, *, leaf: str
-    ) -> dict[str, tuple[Tensor, list[Tensor | None]]]:
+    ) -> dict[str, tuple[Tensor, Gradients]]:
         """Return each scalar of `function(inputs)`, detached, and its gradients; see `_CompiledTerms`.
 
         The function is called only while it is compiled, and `key` stands for all that its operators depend on, beside
         `inputs` and `module`.
         """
         if key not in self.functions:
-            self.functions[key] = _CompiledTerms(function, module, leaf, self._compiled)
-        return self.functions[key].terms(inputs, is_dynamic=self.options["dynamic"] is None)
+            self.functions[key] = _CompiledTerms(function, module, leaf, self.options)
+        return self.functions[key](inputs)
 
     def compile_parts(self, module: nn.Module, last_layer: nn.Parameter) -> list[nn.Module]:
         """Compile a network's parts in place, and return them: the largest ones that do not hold `last_layer`.
 
         The gradient of its weight alone, as the adaptive weight needs it, would otherwise take a whole backward:
-        compiled code computes all of its gradients. Single layers are left as they are.
+        compiled code computes all of its gradients. Single layers are left as they are. Without gradients, as in
+        validation, the parts run as they are written.
         """
         parts = list(_parts_without(last_layer, module))
         for part in parts:
-            part._compiled_call_impl = self._compiled(part._call_impl)  # as `part.compile` sets it
+            plain = part._call_impl
+            part._compiled_call_impl = partial(
+                _call, plain, _compiled(plain, self.options)
+            )  # as `part.compile` sets it
         return parts
-
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return compiled code of its own: PyTorch limits how often it compiles one, and skips frames of its own files.
-
-        Modes of Python around it, which Dynamo would trace into each call, are off.
-        """
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return function(*args, **kwargs)
-
-        code = run.__code__.replace(co_name=f"compiled_{next(_numbers)}")
-        compiled = torch.compile(FunctionType(code, run.__globals__, closure=run.__closure__), **self.options)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with torch._C.DisableTorchFunction():
-                return compiled(*args, **kwargs)
-
-        return call
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -101,9 +83,20 @@ class Compiler:
             yield
         except TorchDynamoException as error:
             contract, got = "no for what PyTorch cannot compile", f"{self.options['backend']}, {type(error).__name__}"
-            raise argument_error(
-                "dynamo_backend", contract, got, "PyTorch's message, above, names the code."
-            ) from error
+            remedy = "PyTorch's message, above, names the code."
+            raise argument_error("dynamo_backend", contract, got, remedy) from error
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return a compiled function that calls this one: PyTorch compiles no frames of its own files."""
+    return torch.compile(lambda *args, **kwargs: function(*args, **kwargs), **options)
+
+
+def _call(plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return plain(*args, **kwargs)
+    with torch._C.DisableTorchFunction():  # Dynamo would trace modes of Python into each call
+        return compiled(*args, **kwargs)
 
 
 def _parts_without(weight: nn.Parameter, module: nn.Module) -> Iterator[nn.Module]:
@@ -114,24 +107,19 @@ def _parts_without(weight: nn.Parameter, module: nn.Module) -> Iterator[nn.Modul
             yield child
 
 
-def uncompiled() -> AbstractContextManager[object]:
-    """Return a context in which compiled code runs as it is written: it would be compiled again for a few calls."""
-    # Nothing is compiled before this module is imported.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
 @contextmanager
 def report_compilation(report: Callable[[str], None]) -> Iterator[None]:
     """Call `report` with a line when PyTorch compiles something inside the block, at most every ten seconds."""
     from torch._dynamo.callback import callback_handler  # slow
 
-    starts: list[float] = []
+    num_functions, due = 0, 0.0
 
     def on_start(*_: object) -> None:
-        starts.append(time.monotonic())
-        seconds, before = (starts[-1] - starts[0], starts[-2] - starts[0]) if len(starts) > 1 else (0.0, -1.0)
-        if seconds // _SECONDS_BETWEEN_LINES > before // _SECONDS_BETWEEN_LINES:
-            report(f"compiling: function {len(starts)}, {seconds:.0f} s after the first")
+        nonlocal num_functions, due
+        num_functions, now = num_functions + 1, time.monotonic()
+        if now >= due:
+            due = now + _SECONDS_BETWEEN_LINES
+            report(f"compiling: function {num_functions}")
 
     callback_handler.register_start_callback(on_start)
     try:
@@ -140,74 +128,74 @@ def report_compilation(report: Callable[[str], None]) -> Iterator[None]:
         callback_handler.remove_start_callback(on_start)
 
 
-class _CompiledTerms(nn.Module):
-    """A function from tensors to scalars and their gradients for the input `leaf` and each parameter of `module`.
+class _CompiledTerms:
+    """A function from tensors to scalars, with their gradients for the input `leaf` and the parameters of `module`.
 
-    A gradient is None where a scalar does not depend on the leaf. The function must read no other tensors than the
-    inputs and those of `module`; it may change buffers. As the `forward` of a module it can be called with any tensors
-    in their place.
+    The function must read no other tensors than the inputs and those of `module`; it may change buffers.
     """
 
     def __init__(
-        self,
-        function: Callable[[Tensors], Tensors],
-        module: nn.Module,
-        leaf: str,
-        compiled: Callable[[Callable[..., Any]], Callable[..., Any]],
+        self, function: Callable[[Tensors], Tensors], module: nn.Module, leaf: str, options: dict[str, Any]
     ) -> None:
-        super().__init__()
-        self.function, self.module = function, module
-        frozen = list(frozen_parts(module))
-        self.hidden = nn.ModuleList(part.module for part in frozen if isinstance(part.module, nn.Module))
-        self.dicts: list[Tensors] = [part.module for part in frozen if isinstance(part.module, dict)]
-        self.leaves = [leaf, *(f"module.{name}" for name, _ in module.named_parameters())]
+        self.function, self.module, self.leaf = function, module, leaf
         self.input_names: list[str] = []
         # Written while the function is traced: the scalars' names, and which gradients each has.
         self.found: dict[str, list[bool]] = {}
-        self.run = compiled(torch.compiler.allow_in_graph(self._values_and_gradients))
+        self.run = _compiled(torch.compiler.allow_in_graph(self._values_and_gradients), options)
 
-    def terms(self, inputs: Tensors, *, is_dynamic: bool) -> dict[str, tuple[Tensor, list[Tensor | None]]]:
-        """Return each scalar, detached, and its gradients."""
+    def __call__(self, inputs: Tensors) -> dict[str, tuple[Tensor, Gradients]]:
         self.input_names = list(inputs)
-        tensors = [x.detach() for x in inputs.values()]
-        for x in tensors if is_dynamic else ():
-            for dim in range(2, x.ndim):
-                torch._dynamo.maybe_mark_dynamic(x, dim)
         with torch.no_grad():
-            results = iter(self.run(*tensors, *self._tensors().values()))
+            results = iter(self.run(*(x.detach() for x in inputs.values()), *_tensors(self.module)))
+        leaves = [inputs[self.leaf], *_trainable(self.module)]
         return {
-            name: (next(results), [next(results) if exists else None for exists in which])
+            name: (next(results), [(leaf, next(results)) for leaf in compress(leaves, which)])
             for name, which in self.found.items()
         }
 
-    def _tensors(self) -> Tensors:
-        """Return parameters, buffers and frozen tensors by name."""
-        in_dicts = {f"{index}/{name}": x for index, part in enumerate(self.dicts) for name, x in part.items()}
-        return {**dict(self.named_parameters()), **dict(self.named_buffers()), **in_dicts}
-
     def _values_and_gradients(self, *tensors: Tensor) -> list[Tensor]:
         """Return each scalar, followed by the gradients that it has."""
-        given, before = (
-            dict(zip([*self.input_names, *self._tensors()], tensors, strict=True)),
-            list(map(dict, self.dicts)),
-        )
-        with torch.enable_grad():
-            leaves = {name: given[name].detach().requires_grad_() for name in self.leaves}
-            given |= leaves
-            inputs = {name: given.pop(name) for name in self.input_names}
-            try:
-                for index, part in enumerate(self.dicts):
-                    part |= {name: given.pop(f"{index}/{name}") for name in part}
-                values: Tensors = functional_call(self, given, (inputs,))
-            finally:
-                for part, own in zip(self.dicts, before, strict=True):
-                    part |= own
-            grad = partial(torch.autograd.grad, inputs=[*leaves.values()], retain_graph=True, allow_unused=True)
+        inputs = dict(zip(self.input_names, tensors, strict=False))
+        inputs[self.leaf] = inputs[self.leaf].detach().requires_grad_()
+        own = zip(_tensors(self.module), tensors[len(inputs) :], strict=True)
+        given = {id(x): y.detach().requires_grad_() if x.requires_grad else y for x, y in own}
+        with torch.enable_grad(), _replaced(self.module, given):
+            leaves = [inputs[self.leaf], *_trainable(self.module)]
+            values = self.function(inputs)
+            grad = partial(torch.autograd.grad, inputs=leaves, retain_graph=True, allow_unused=True)
             gradients = {name: grad(value) if value.requires_grad else () for name, value in values.items()}
         self.found = {name: [gradient is not None for gradient in of] for name, of in gradients.items()}
         lists = ([value.detach(), *(x for x in gradients[name] if x is not None)] for name, value in values.items())
         return [x for each in lists for x in each]
 
-    def forward(self, inputs: Tensors) -> Tensors:
-        """Call the function."""
-        return self.function(inputs)
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Return parameters, buffers and frozen tensors, each once."""
+    return list({id(x): x for x in (tensors[name] for tensors, name in _slots(module))}.values())
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the dicts and names of a module's tensors, also of those that a `Frozen` hides."""
+    for part in module.modules():
+        hidden = part.module if isinstance(part, Frozen) else None
+        for tensors in (part._parameters, part._buffers, hidden if isinstance(hidden, dict) else {}):
+            yield from ((tensors, name) for name, x in tensors.items() if x is not None)
+        if isinstance(hidden, nn.Module):
+            yield from _slots(hidden)
+
+
+@contextmanager
+def _replaced(module: nn.Module, by_id: dict[int, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of a module's own."""
+    before = [(tensors, name, tensors[name]) for tensors, name in _slots(module)]
+    try:
+        for tensors, name, x in before:
+            tensors[name] = by_id[id(x)]
+        yield
+    finally:
+        for tensors, name, x in before:
+            tensors[name] = x

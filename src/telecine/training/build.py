@@ -30,6 +30,7 @@ from telecine.base.imports import how_to_install, is_class_path
 from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
 from telecine.settings import (
@@ -139,9 +140,8 @@ def _compile_networks(config: TrainConfig, loss: VideoAutoencoderLoss, model: Vi
     plugin = TorchDynamoPlugin(backend=config.dynamo_backend)  # with the options of `accelerate launch`
     clips = config.clips
     has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
-    mode = None if plugin.mode == "default" else plugin.mode
-    compiler = Compiler(config.dynamo_backend, mode, is_dynamic=has_sizes or bool(plugin.dynamic))
-    loss.compile_networks(compiler)
+    compiler = Compiler(config.dynamo_backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
+    compile_networks(loss, compiler)
     if not isinstance(model, CustomAutoencoder):
         compiler.compile_parts(model, model.last_layer)
 

@@ -27,7 +27,6 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
-from telecine.ops.compilation import uncompiled
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -259,7 +258,7 @@ def fill_latent_cache(
             before_each()
             if position < len(own):
                 video = next(videos)["video"].to(accelerator.device)
-                with torch.no_grad(), uncompiled(), accelerator.autocast():
+                with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(clips.names_of(own.items(position)), posterior)
                 if position == 0:
@@ -292,8 +291,7 @@ def measure_latents(
         # Equally many clips on each process: sharded models compute together.
         for index in range(accelerator.process_index, -(-num_clips // world) * world, world):
             video = clips[index % num_clips]["video"][None].to(accelerator.device)
-            with uncompiled():
-                latent = model(video, sample_posterior=False).latent
+            latent = model(video, sample_posterior=False).latent
             if latent is None:
                 return None
             if index >= num_clips:

@@ -17,7 +17,6 @@ from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.ops.compilation import uncompiled
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run
 from telecine.training.distributed import all_gather, num_ranks, rank
@@ -75,8 +74,7 @@ def validate_model(
             before_each()
             clip = clips[index]
             target = clip["video"][None].to(device)
-            with uncompiled():
-                output = model(target, sample_posterior=False)
+            output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
             if model.sampler is not None:
