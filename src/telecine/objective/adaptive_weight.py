@@ -6,7 +6,7 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
@@ -48,49 +48,38 @@ def adaptive_weights(
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
         return ones
-    norms_of = _layer_gradient_norms if config.at == "last_layer" else _reconstruction_gradient_norms
-    reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
+    found = _gradient_norms([reference, *losses.values()], grad_at, of_layer=config.at == "last_layer")
+    reference_norm, *norms = found
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
     weights = [torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1) for ratio in ratios]
     return dict(zip(losses, weights, strict=True))
 
 
-def _layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
-    """Return the float32 2-norm of `d loss / d last_layer` for each loss; gradients are averaged over ranks first.
+def _gradient_norms(
+    losses: Sequence[Scalar], grad_at: Tensor | LayerActivations, *, of_layer: bool
+) -> Iterator[Scalar]:
+    """Yield the float32 2-norm of `d loss / d grad_at` for each loss.
 
-    This is an extra backward from each loss to the last layer. The graphs are kept.
+    The gradients of a layer are averaged over ranks first. Of the reconstruction, ranks have different clips, so the
+    squares add up. This is an extra backward from each loss. The graphs are kept.
     """
-    if isinstance(last_layer, LayerActivations):
-        gradients = last_layer.weight_gradients(losses)
-    else:
-        gradients = [gradients_of(loss, [last_layer], retain_graph=True)[0] for loss in losses]
-    norms = []
+    gradients: Iterable[Tensor | None]
+    if isinstance(grad_at, LayerActivations):
+        gradients = grad_at.weight_gradients(losses)
+    else:  # one at a time is in memory
+        gradients = (gradients_of(loss, [grad_at], retain_graph=True)[0] for loss in losses)
     for gradient in gradients:
         if gradient is None:
             raise ValueError(
                 "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
-                f"this one of shape {tuple(last_layer.shape)}. Pass the weight of the decoder's last layer, e.g. "
+                f"this one of shape {tuple(grad_at.shape)}. Pass the weight of the decoder's last layer, e.g. "
                 "`model.decoder.conv_out.weight`."
             )
-        norms.append(torch.linalg.vector_norm(average_over_ranks(gradient.detach().float())))
-    return norms
-
-
-def _reconstruction_gradient_norms(
-    losses: Sequence[Scalar], reconstructions: Tensor | LayerActivations
-) -> list[Scalar]:
-    """Return the float32 2-norm of `d loss / d reconstructions` for each loss; its square is averaged over ranks.
-
-    Ranks have different clips, so the squares add up. This is an extra backward from each loss to the reconstruction.
-    The graphs are kept.
-    """
-    assert isinstance(reconstructions, Tensor)
-    norms = []
-    for loss in losses:
-        (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
-        assert gradient is not None
-        norms.append(average_over_ranks(gradient.detach().float().square().sum()).sqrt())
-    return norms
+        wide = gradient.detach().float()
+        if of_layer:
+            yield torch.linalg.vector_norm(average_over_ranks(wide))
+        else:
+            yield average_over_ranks(wide.square().sum()).sqrt()
 
 
 Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
