@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -99,6 +100,12 @@ class _ResidualDiscriminator(GradientCheckpointing):
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
 
 
+def _shared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a constructor's arguments that `_ResidualDiscriminator` has."""
+    known = inspect.signature(_ResidualDiscriminator).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
 def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
     """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
 
@@ -162,17 +169,7 @@ class Discriminator(_ResidualDiscriminator):
         ff_mult: int = 4,
         antialiased_downsample: bool = False,
     ) -> None:
-        super().__init__(
-            dim=dim,
-            image_size=image_size,
-            frame_num=1,
-            channels=channels,
-            max_dim=max_dim,
-            linear_attn_dim_head=linear_attn_dim_head,
-            linear_attn_heads=linear_attn_heads,
-            ff_mult=ff_mult,
-            antialiased_downsample=antialiased_downsample,
-        )
+        super().__init__(frame_num=1, **_shared(locals()))
 
 
 class Discriminator3D(_ResidualDiscriminator):
@@ -233,18 +230,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
         time_weighting: TimeWeighting = "positions",
         pad_mode: PadMode = "first",
     ) -> None:
-        super().__init__(
-            dim=dim,
-            image_size=image_size,
-            frame_num=frame_num,
-            channels=channels,
-            max_dim=max_dim,
-            linear_attn_dim_head=linear_attn_dim_head,
-            linear_attn_heads=linear_attn_heads,
-            ff_mult=ff_mult,
-            antialiased_downsample=antialiased_downsample,
-            antialiased_time=antialiased_time,
-        )
+        super().__init__(**_shared(locals()))
         self.time_weighting = check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         check_choice("pad_mode", pad_mode, PAD_MODES)
         for module in self.modules():
