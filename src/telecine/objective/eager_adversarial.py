@@ -154,7 +154,6 @@ class EagerAdversarialLosses(AdversarialLosses):
 
 
 def _trainable(d: VideoDiscriminator) -> list[nn.Parameter]:
-    """Return the parameters that require gradients."""
     return [parameter for parameter in d.module.parameters() if parameter.requires_grad]
 
 

@@ -63,13 +63,10 @@ class Backbone:
         return shapes
 
 
-def _read_backbones() -> dict[str, Backbone]:
-    text = resources.files(__package__).joinpath("backbones.yaml").read_text(encoding="utf-8")
-    found = {net: {**fields, "minimum_size": MIN_SIZES[net]} for net, fields in yaml.safe_load(text).items()}
-    return TypeAdapter(dict[str, Backbone]).validate_python(found)
-
-
-BACKBONES: Mapping[str, Backbone] = _read_backbones()
+_TABLE = yaml.safe_load(resources.files(__package__).joinpath("backbones.yaml").read_text(encoding="utf-8"))
+BACKBONES: Mapping[str, Backbone] = TypeAdapter(dict[str, Backbone]).validate_python(
+    {net: {**fields, "minimum_size": MIN_SIZES[net]} for net, fields in _TABLE.items()}
+)
 
 
 def backbone_of(net: object) -> Backbone:
