@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from telecine.evaluation.pixel_metrics import (
+    MS_SSIM_BETAS,
     flicker,
     ms_ssim,
     psnr,
@@ -17,7 +18,6 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
-from telecine.evaluation.protocol import MS_SSIM_BETAS
 
 
 def frames(num=2, side=176, noise=0.3, seed=0):

@@ -15,6 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import digest_of
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
+from telecine.evaluation.protocol import SET_DEFINITIONS
 from telecine.perceptual.weights import tensor_sha256
 
 I3D_SIDE = 224
@@ -67,11 +68,7 @@ class _I3DFeatures:
     """
 
     name = "fvd"
-    definition = (
-        "Frechet video distance, arXiv 1812.01717, on the features of the I3D named under backbones; whole clips, "
-        f"shorter side to {I3D_SIDE} (bilinear), center crop, in [-1, 1]"
-    )
-    min_frames = 10
+    definition, min_frames = SET_DEFINITIONS[name].text, SET_DEFINITIONS[name].min_frames
 
     def __init__(self, path: str | Path, device: torch.device) -> None:
         path = Path(path)
@@ -109,11 +106,7 @@ class _TransNetFeatures:
     """
 
     name = "frechet_transnetv2"
-    definition = (
-        "Frechet distance on the mean over space and time of the last convolutions of TransNet V2 (arXiv 2008.04838); "
-        f"whole clips, resized to {TRANSNET_FRAME_SIZE[0]} x {TRANSNET_FRAME_SIZE[1]} (bilinear, antialiased); not FVD"
-    )
-    min_frames = 2
+    definition, min_frames = SET_DEFINITIONS[name].text, SET_DEFINITIONS[name].min_frames
 
     def __init__(self, device: torch.device) -> None:
         state = torch.load(_transnet_weights_path(), map_location="cpu", weights_only=True)

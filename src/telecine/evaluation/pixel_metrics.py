@@ -12,20 +12,17 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.protocol import (
-    FLAT_FRACTION,
-    GRID_PATCH,
-    GRID_PERIODS,
-    MS_SSIM_BETAS,
-    MS_SSIM_SIDE,
-    PSNR_EPSILON,
-    SSIM_SIGMA,
-    SSIM_WINDOW,
-    UNIFORM_WINDOW,
-)
+from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
 
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11
+UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
+PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+GRID_PATCH = 32
+FLAT_FRACTION = 0.25
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
@@ -78,7 +75,7 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
     # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _check_side(target, SSIM_WINDOW)
+    _check_side("ssim", target)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
     return structural_similarity_index_measure(
         *frames, sigma=SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
@@ -89,7 +86,7 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults."""
     from skimage.metrics import structural_similarity
 
-    _check_side(target, UNIFORM_WINDOW)
+    _check_side("ssim_uniform", target)
     images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (reconstruction, target))
     settings = {"win_size": UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
     values = [structural_similarity(*pair, **settings) for pair in zip(*images, strict=True)]
@@ -104,7 +101,7 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    _check_side(target, MS_SSIM_SIDE)
+    _check_side("ms_ssim", target)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
     window: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
@@ -138,9 +135,9 @@ def _to_unit_range(frames: Frames) -> Frames:
     return 0.5 * (frames + 1)
 
 
-def _check_side(target: Frames, min_side: int) -> None:
-    """Raise a `ValueError` if frames are smaller than a window."""
-    if min(target.shape[-2:]) < min_side:
+def _check_side(metric: str, target: Tensor) -> None:
+    """Raise a `ValueError` if frames are too small for a metric."""
+    if min(target.shape[-2:]) < (min_side := DEFINITIONS[metric].min_side):
         remedy = "Evaluate at a larger size."
         raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)
 
@@ -159,7 +156,7 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     ones. Sharp grid lines also appear at the multiples of their frequency: the largest period with a large value is the
     period of the grid. The variance of rounding is added to all powers, so that constant clips have a finite value.
     """
-    _check_side(target, GRID_PATCH)
+    _check_side("grid_2", target)
     excess = []
     for pair in zip(reconstruction, target, strict=True):
         recon_ratio, target_ratio = (_peak_ratio(patches, period).log10() for patches in _flat_patches(*pair))

@@ -6,11 +6,9 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any, Literal
 
 import torch
-import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -31,6 +29,7 @@ from telecine.data import (
 )
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.settings import EvaluateConfig, ProtocolName
+from telecine.settings.parse import read_package_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ class PublishedProtocol:
 
 
 def _read_protocols() -> dict[ProtocolName, PublishedProtocol]:
-    found = yaml.safe_load(resources.files(__package__).joinpath("protocols.yaml").read_text(encoding="utf-8"))
+    found = read_package_yaml("telecine.evaluation", "protocols.yaml")
     named = {name: {"name": name, **fields} for name, fields in found.items()}
     return TypeAdapter(dict[ProtocolName, PublishedProtocol]).validate_python(named)
 
