@@ -15,6 +15,7 @@ from telecine.data import bytes_from_video
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.perceptual import as_rgb
 
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
@@ -200,6 +201,8 @@ def _without_plane(patches: Tensor) -> Tensor:
 # Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
 CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
+    "psnr_alpha": lambda reconstruction, target: psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:]),
+    "psnr_composite": lambda reconstruction, target: psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target)),
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},
