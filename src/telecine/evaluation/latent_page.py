@@ -11,17 +11,9 @@ from telecine.base.files import write_json
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import plot_data, render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
+from telecine.settings.parse import read_package_yaml
 
-# The plots: the title, the horizontal axis and the vertical scale of each measure.
-_PLOTS = {
-    "spectrum": ("Spectrum: share of the power", "cycles per position", "log"),
-    "eigenvalues": ("Eigenvalues", "eigenvalue", "linear"),
-    "autocorrelation.space": ("Autocorrelation, space", "distance", "linear"),
-    "autocorrelation.time": ("Autocorrelation, time", "distance", "linear"),
-    "equivariance": ("Equivariance, smaller is better", "transform", "log"),
-    "noise": ("Noise: PSNR (dB), larger is better", "noise / standard deviation", "linear"),
-    "drift": ("Drift: correlation with the base", "channel", "linear"),
-}
+_PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")
 
 

@@ -33,16 +33,9 @@ from telecine.settings.parse import read_package_yaml
 
 logger = logging.getLogger(__name__)
 
-CLIP_CHOICES = {
-    "all": "consecutive clips of each video from its first frame on; the last one repeats the video's last frame",
-    "first": "the first frames of each video; videos that are too short are left out",
-    "whole": "each video whole",
-}
-VALUES = {
-    "float": "float32, reconstructions clamped to [-1, 1]",
-    "rounded": "inputs and reconstructions clamped and rounded to 8 bits",
-    "truncated": "inputs and reconstructions clamped, and cut to 8 bits without rounding",
-}
+_TEXTS = read_package_yaml("telecine.evaluation", "definitions.yaml")
+CLIP_CHOICES: dict[str, str] = _TEXTS["clips"]
+VALUES: dict[str, str] = _TEXTS["values"]
 
 
 @dataclass(frozen=True, kw_only=True)
