@@ -75,8 +75,6 @@ class _Evaluation:
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
     protocol: EvaluationProtocol
     """What was measured and how."""
-    is_main_process: bool = True
-    """True in one of several processes. All of them return the same results."""
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
@@ -138,7 +136,6 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         if isinstance(source, ModelSource):
             description["sampler"] = tuple(source.sampler().items())
         evaluation = _summarize(results, metric_set, description, flat)
-        evaluation = replace(evaluation, is_main_process=processes.is_main)
         if output is not None and processes.is_main:
             evaluation.write(Path(output))
         return evaluation
