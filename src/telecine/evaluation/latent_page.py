@@ -26,15 +26,13 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 
 def _render_latents(report: LatentReport) -> str:
     spaces, titles = report.models, [space.title for space in report.models]
-    lines = [space.figures() for space in spaces]
-    names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
     plots = [plot_data(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
     return render_page(
         "latents.html",
         titles=titles,
         data={"runs": titles, "file": "latents.json", "plots": plots},
-        summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
+        summary=report.summary(),
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,

@@ -221,12 +221,17 @@ class LatentReport:
     models: list[LatentSpace]
     protocol: dict[str, object]
 
+    def summary(self) -> list[tuple[str, list[str]]]:
+        """Return the lines of a table: the name of each figure, and its value of each model."""
+        found = [space.figures() for space in self.models]
+        names = dict.fromkeys(name for figures in found for name in figures)
+        return [(name, [f"{figures[name]:.4g}" if name in figures else "-" for figures in found]) for name in names]
+
     def print_to(self, console: Console) -> None:
         """Print a few numbers about each model."""
-        lines = [space.figures() for space in self.models]
         table = Table("latent", *(Column(space.title, overflow="fold") for space in self.models))
-        for name in dict.fromkeys(name for line in lines for name in line):
-            table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
+        for name, values in self.summary():
+            table.add_row(name, *values)
         console.print(table)
 
 

@@ -46,10 +46,8 @@ class _Panel:
     """Whether the page may smooth values of training; schedules are drawn as they are."""
 
 
-_PSNR_PANEL = _Panel("PSNR (dB), larger is better", (_TRAIN_PSNR, "val/psnr", "linear/psnr"))
-_TRAINING_PANELS = [_Panel(**fields) for fields in _TABLES["panels"]]
-_LEARNING_RATE_PANEL = _Panel("learning rate", ["train/lr"], is_smoothed=False)
-_FIXED_NAMES = {name for panel in (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL) for name in panel.names}
+_PANELS = [_Panel(**fields) for fields in _TABLES["panels"]]
+_FIXED_NAMES = {name for panel in _PANELS for name in panel.names}
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
@@ -170,12 +168,12 @@ def _panels(names: Collection[str]) -> list[_Panel]:
     weights = [name for name in others if name.endswith("_weight")]
     metrics = sorted({name.partition("/")[2] for name in names if _is_lpips(name)})
     every = [
-        _PSNR_PANEL,
+        _PANELS[0],
         *(_Panel(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
-        *_TRAINING_PANELS,
+        *_PANELS[1:-1],
         _Panel("other losses, unweighted", losses, scale="wide"),
         _Panel("scheduled weights", weights, "wide", is_smoothed=False),
-        _LEARNING_RATE_PANEL,
+        _PANELS[-1],
     ]
     return [panel for panel in every if not set(panel.names).isdisjoint(names)]
 
