@@ -28,12 +28,7 @@ from telecine.data import Span, VideoInfo, bytes_from_video, clips_sha256, pixel
 from telecine.evaluation.flat import flat_colours
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
-from telecine.evaluation.metrics import (
-    BUILT_IN_METRICS,
-    KNOWN_METRICS,
-    ReconstructionMetrics,
-    mean_over_clips,
-)
+from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import (
