@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -28,29 +27,34 @@ class GANLosses(NamedTuple):
     generator: Scalar
 
 
-@dataclass(eq=False, repr=False)
 class GANLoss:
     """A GAN loss with its declarations.
 
     The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any function.
+
+    Args:
+        function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
+        is_separable: The discriminator's loss is a function of the real logits plus a function of the fake logits.
+            The gradients of the two parts are then taken one after the other, which needs less memory.
+        uses_real: The generator's loss depends on the real logits; only then the autoencoder's step computes them.
+        boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
+            and its reconstruction is right if the real logit is larger.
+        margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
     """
 
-    function: Callable[..., GANLosses]
-    """Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`."""
-    _: KW_ONLY
-    is_separable: bool = False
-    """The discriminator's loss is a function of the real logits plus a function of the fake logits. The gradients of
-    the two parts are then taken one after the other, which needs less memory."""
-    uses_real: bool = True
-    """The generator's loss depends on the real logits; only then the autoencoder's step computes them."""
-    boundary: float | None = 0.0
-    """Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample and its
-    reconstruction is right if the real logit is larger."""
-    margin: float | None = None
-    """Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`."""
-
-    def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.function, updated=())
+    def __init__(
+        self,
+        function: Callable[..., GANLosses],
+        *,
+        is_separable: bool = False,
+        uses_real: bool = True,
+        boundary: float | None = 0.0,
+        margin: float | None = None,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.is_separable, self.uses_real = is_separable, uses_real
+        self.boundary, self.margin = boundary, margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""
