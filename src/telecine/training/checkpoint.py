@@ -87,10 +87,8 @@ class Checkpointer:
         self._group: dist.ProcessGroup | None = None
         if config.sharding != "none":  # in a group of their own, threads communicate while training does
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
-        self.weights = WeightFiles(model, is_main=is_main, is_sharded=self._group is not None)
+        self.weights = WeightFiles(model, is_sharded=self._group is not None)
         self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
-        if self.weights.copy is not None:
-            self._copies[MODEL] = HostCopy(is_main=is_main, memory=self.weights.copy.state_dict())
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, set[str]] = {}
         self._written: Future[None] | None = None
@@ -199,12 +197,10 @@ class Checkpointer:
 
     def _fill(self, folder: Path, saved: _SavedState) -> None:
         statistics, written = _statistics_of(saved["latents"]), (MODEL, EMA) if self._group is None else _SHARDED
-        if self._group is None:
-            self.weights.save(folder, MODEL, statistics)
-            self.weights.put_into_copy(self._copies[EMA].tensors)
-            self.weights.save(folder, EMA, statistics)
-        else:
-            for name in (MODEL, EMA):
+        for name in (MODEL, EMA):
+            if self._group is None:
+                self.weights.save(folder, name, statistics, self._copies[MODEL].tensors | self._copies[name].tensors)
+            else:
                 self.weights.save_from_shards(folder, name, statistics)
         for name, copy in self._copies.items():
             if name not in written:

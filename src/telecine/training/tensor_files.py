@@ -30,12 +30,12 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 class HostCopy:
     """Copies of tensors in the memory of the host: the shards of this process, and in the main one all whole tensors.
 
-    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`.
+    It keeps its memory for the next copy, as allocating takes longer than copying.
     """
 
-    def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
-        self.tensors = dict(memory or {})
+        self.tensors: dict[str, Tensor] = {}
         self.offsets: dict[str, list[int]] = {}
         """Where each copy begins in the whole tensor, in each dimension."""
 
