@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from statistics import fmean
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 from rich.console import Console
@@ -17,7 +18,6 @@ from rich.console import Console
 from telecine.runs import Run
 from telecine.runs.history import TrainingWarning, frame_of
 from telecine.settings import ObjectiveConfig, OptimizerConfig
-from telecine.training.logging import ADVERSARIAL_SHARE
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -57,36 +57,30 @@ class _RecentValues:
         return values if len(values) == count else []
 
 
-_Limits: TypeAlias = Mapping[str, float]
-# Returns what was found, with figures, or None. Its docstring says why this is a failure.
-_Check: TypeAlias = Callable[[_RecentValues, _Limits], str | None]
-
-
-class _Rule(NamedTuple):
-    """A failure, how to recognise it, and what to try."""
-
-    name: str
-    check: Callable[[_RecentValues], str | None]
-    remedy: str
-
-
-RULES: list[_Rule] = []
-_TABLE = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
-_REGULARISERS = " or ".join(
-    f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
-)
+# Returns what was found, with figures, or None, from the values and the rule's entry in the table. Its docstring, or a
+# comment of the table, says why this is a failure.
+_Check: TypeAlias = Callable[[_RecentValues, Mapping[str, Any]], str | None]
+_CHECKS: dict[str, _Check] = {}
 
 
 def _rule(check: _Check) -> _Check:
-    """Add a function to `RULES`, under its name without the underscore, with its thresholds and its remedy."""
-    name = check.__name__.removeprefix("_")
-    remedy = _TABLE[name]["remedy"].replace("{regularisers}", _REGULARISERS)
-    RULES.append(_Rule(name, lambda history: check(history, _TABLE[name]), remedy))
+    """Check the rule of a function's name, without the underscore, by this function."""
+    _CHECKS[check.__name__.removeprefix("_")] = check
     return check
 
 
+def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+    """Check a rule of the table alone: the mean of a value, of each network if its name has one, against a limit."""
+    after = history.optimizer.warmup_steps if limits.get("after_warmup") else 0
+    for prefix, network in NETWORKS:
+        values = history.last(limits["value"].format(prefix=prefix), after=after)
+        if values and limits.get("at_least", -math.inf) <= fmean(values) <= limits.get("at_most", math.inf):
+            return str(limits["message"].format(mean=fmean(values), network=network))
+    return None
+
+
 @_rule
-def _discriminator_saturated(history: _RecentValues, limits: _Limits) -> str | None:
+def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
     has_hinge = bool(history.last("train/hinge_active"))
@@ -101,7 +95,7 @@ def _discriminator_saturated(history: _RecentValues, limits: _Limits) -> str | N
 
 
 @_rule
-def _discriminator_collapsed(history: _RecentValues, limits: _Limits) -> str | None:
+def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
     values = [history.last(f"train/{name}", LONG) for name in names]
@@ -115,16 +109,7 @@ def _discriminator_collapsed(history: _RecentValues, limits: _Limits) -> str | N
 
 
 @_rule
-def _adversarial_dominates(history: _RecentValues, limits: _Limits) -> str | None:
-    """The autoencoder follows the discriminators instead of its input."""
-    share = history.last(ADVERSARIAL_SHARE)
-    if share and fmean(share) >= limits["share"]:
-        return f"{fmean(share):.1%} of the gradient at the reconstruction comes from the discriminators"
-    return None
-
-
-@_rule
-def _adaptive_weight_at_bound(history: _RecentValues, limits: _Limits) -> str | None:
+def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
     minimum, maximum = limits["minimum"], history.objective.adaptive_weight.max
@@ -138,7 +123,7 @@ def _adaptive_weight_at_bound(history: _RecentValues, limits: _Limits) -> str | 
 
 
 @_rule
-def _perceptual_flat(history: _RecentValues, limits: _Limits) -> str | None:
+def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = history.optimizer.warmup_steps + int(limits["patience"] * history.num_steps)
@@ -154,7 +139,7 @@ def _perceptual_flat(history: _RecentValues, limits: _Limits) -> str | None:
 
 
 @_rule
-def _frames_without_gradient(history: _RecentValues, limits: _Limits) -> str | None:
+def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """Frames without a gradient do not improve."""
     values = {frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
@@ -165,7 +150,7 @@ def _frames_without_gradient(history: _RecentValues, limits: _Limits) -> str | N
 
 
 @_rule
-def _below_linear(history: _RecentValues, limits: _Limits) -> str | None:
+def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
@@ -178,16 +163,16 @@ def _below_linear(history: _RecentValues, limits: _Limits) -> str | None:
 
 
 @_rule
-def _ema_behind(history: _RecentValues, limits: _Limits) -> str | None:
+def _ema_behind(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
-    gaps = history.last(EMA_BEHIND, int(limits["validations"]))
+    gaps = history.last(EMA_BEHIND, limits["validations"])
     if not gaps or min(gaps) < limits["gap"]:
         return None
     return f"the raw weights reconstruct held-out clips {gaps[-1]:.2f} dB better than the averaged ones"
 
 
 @_rule
-def _always_clipped(history: _RecentValues, limits: _Limits) -> str | None:
+def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
@@ -200,34 +185,26 @@ def _always_clipped(history: _RecentValues, limits: _Limits) -> str | None:
     return f"the autoencoder's gradients are always clipped: their norm is {fmean(norms):.3g}, the limit {limit:g}"
 
 
-@_rule
-def _gradients_overflow(history: _RecentValues, limits: _Limits) -> str | None:
-    """Skipped updates train nothing. A scale that never settles means gradients beyond half precision's range."""
-    for prefix, network in NETWORKS:
-        skipped = history.last(f"train/{prefix}grad_overflow")
-        if skipped and fmean(skipped) >= limits["skipped"]:
-            return f"{fmean(skipped):.0%} of the updates of the {network} were skipped: the gradients were not finite"
-    return None
+class _Rule(NamedTuple):
+    """A failure, how to recognise it, and what to try."""
+
+    name: str
+    check: Callable[[_RecentValues], str | None]
+    remedy: str
 
 
-@_rule
-def _learns_nothing(history: _RecentValues, limits: _Limits) -> str | None:
-    """With such small updates the network will not change within the run."""
-    return _update_ratio(history, lambda ratio: ratio <= limits["ratio"])
-
-
-@_rule
-def _learns_too_fast(history: _RecentValues, limits: _Limits) -> str | None:
-    """Ten such updates overwrite the whole network."""
-    return _update_ratio(history, lambda ratio: ratio >= limits["ratio"])
-
-
-def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> str | None:
-    for prefix, network in NETWORKS:
-        ratios = history.last(f"train/{prefix}update_ratio", after=history.optimizer.warmup_steps)
-        if ratios and is_wrong(fmean(ratios)):
-            return f"an update changes the weights of the {network} by {fmean(ratios):.2g} of their norm"
-    return None
+_TABLE = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
+_REGULARISERS = " or ".join(
+    f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
+)
+RULES = [
+    _Rule(
+        name,
+        partial(_CHECKS.get(name, _mean_beyond), limits=limits),
+        limits["remedy"].replace("{regularisers}", _REGULARISERS),
+    )
+    for name, limits in _TABLE.items()
+]
 
 
 class Diagnostics:
