@@ -116,11 +116,8 @@ class UpdatePlan:
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
-        remedies = [
-            each
-            for each in (*_REMEDIES.get(part, _REMEDIES["discriminators"]), *_REMEDIES["clips"])
-            if each not in self.is_on
-        ]
+        known = _REMEDIES.get(part, _REMEDIES["discriminators"]) + _REMEDIES["clips"]
+        remedies = [each for each in known if each not in self.is_on]
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
         return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {', '.join(remedies)}."
 
