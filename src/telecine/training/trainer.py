@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
@@ -396,9 +396,7 @@ class Trainer:
 
     def result(self) -> TrainResult:
         """Return the folder of the run and its first and last validation; every process has to call this."""
-        (result,) = broadcast_object_list([self._read_result() if self.is_main else None])
-        assert result is not None
-        return result
+        return on_first_process(self._read_result, self.accelerator)
 
     def close(self) -> None:
         """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends."""
