@@ -92,7 +92,6 @@ class Checkpointer:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, set[str]] = {}
         self._written: Future[None] | None = None
-        self._is_pending = False
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
@@ -107,7 +106,6 @@ class Checkpointer:
             self._copy(state)
             if self._is_main or self._group is not None:
                 self._written = self._executor.submit(self._write, self._saved_state(state))
-            self._is_pending = True
             self.saved_step = state.step
         return self.run.checkpoints.path(state.step)
 
@@ -123,10 +121,7 @@ class Checkpointer:
 
     def wait_for_error(self) -> BaseException | None:
         """Wait until the last save is on the disk, and return its error, on every process."""
-        if not self._is_pending:
-            return None
         (error,) = broadcast_object_list([self.close()])
-        self._is_pending = False
         if error is not None:
             self.saved_step = None
         return error
