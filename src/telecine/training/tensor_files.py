@@ -131,7 +131,7 @@ class _SavedTensors:
         """Return a tensor on the CPU; if `like` is sharded, only the rows that its shard in this process has."""
         parts, key = self._parts[name], f"{self._prefix}{name}"
         if self.whole[name].ndim == 0:
-            ((_, _, file),) = parts
+            _, _, file = parts[0]
             return file.get_tensor(key)
         begin = 0 if like is None else offsets_of(like)[0]
         end = begin + len(self.whole[name] if like is None else local_shard(like))
