@@ -21,7 +21,24 @@ Settings = dict[str, Any]
 
 NUM_STEPS = 40
 # Settings that older versions lack and refuse, with the defaults that do what those versions do. No case sets them.
-LATER: Settings = {"tracker_project": "telecine", "clips": {"weighting": "frames"}, "optimizer": {"name": "adamw"}}
+LATER: Settings = {
+    "tracker_project": "telecine",
+    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8},
+    "optimizer": {"name": "adamw"},
+    "causal_vae": {
+        "in_channels": 3,
+        "decoder": "direct",
+        "flow": {
+            "prediction": "x0",
+            "level_mean": 0.0,
+            "level_std": 1.0,
+            "shift": 1.0,
+            "shift_pixels": None,
+            "weighting": "uniform",
+            "one_step": False,
+        },
+    },
+}
 # A small run on clips of 5 frames of 32 x 32 pixels. The discriminators train from step 5 and count from step 10 on.
 SMALL: Settings = {
     "val_data": None,

@@ -20,6 +20,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NUM_BLOCKS = {"choosing.md": 1, "compilation.md": 1, "extending.md": 6}
 OTHERS = {
     "autoencoder.md",
+    "channels.md",
     "command-line.md",
     "comparison.md",
     "data.md",

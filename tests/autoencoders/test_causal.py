@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import math
 from dataclasses import fields
 
@@ -354,6 +355,27 @@ class TestConfig:
     def test_a_list_of_multipliers_becomes_a_tuple(self):
         assert hash(CausalVAEConfig(channel_multipliers=[1, 2])) == hash(CausalVAEConfig())
         assert CausalVAEConfig(fsq_levels=[8, 5, 5, 5]) == CausalVAEConfig()
+
+
+class TestChannels:
+    @pytest.mark.parametrize("channels", [1, 2, 4])
+    def test_any_number(self, channels):
+        vae, video = model(in_channels=channels), torch.rand(1, channels, 5, 8, 8)
+        assert vae.in_channels == channels
+        assert vae(video).video.shape == video.shape
+        assert vae.linear_autoencoder(5, 8, 8).fit([video])(video).shape == video.shape
+
+    def test_another_number_is_an_error(self):
+        with pytest.raises(ValueError, match=r"`video` must be of shape \(B, 4, T, H, W\)"):
+            model(in_channels=4)(clip(frames=5))
+
+    def test_only_other_models_than_rgb_name_it_in_their_configuration(self, tmp_path):
+        for channels in (3, 4):
+            model(in_channels=channels).save_pretrained(tmp_path / str(channels))
+        configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("3", "4")]
+        assert [config.get("in_channels") for config in configs] == [None, 4]
+        assert configs[0].keys() == configs[1].keys() - {"in_channels"}
+        assert CausalVAE.from_pretrained(tmp_path / "4").in_channels == 4
 
 
 class TestAutocast:

@@ -100,7 +100,7 @@ def test_no_clip_covers_two_frames_for_a_model_of_one():
     ("video", "message"),
     [
         (torch.zeros(3, 5, 16, 16), "shape"),
-        (torch.zeros(1, 1, 5, 16, 16), "Repeat a grey channel"),
+        (torch.zeros(1, 1, 5, 16, 16), "Use a model of these channels"),
         (torch.zeros(1, 3, 4, 16, 16), "got 4. Use 5,"),
     ],
 )

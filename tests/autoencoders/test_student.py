@@ -52,7 +52,7 @@ def video(num_clips=2):
 
 def test_the_best_linear_decoder_of_given_latents():
     """It recovers the maps that have made the videos, and has the smallest error where there are none."""
-    truth, found = PatchDecoder(2, 4, 3), PatchDecoder(2, 4, 3)
+    truth, found = PatchDecoder(2, 4, 3, 3), PatchDecoder(2, 4, 3, 3)
     latents = torch.randn(4, 3, 3, 5, 5)
     with torch.no_grad():
         fit_decoder(found, [(z[None], truth(z[None])) for z in latents])
@@ -68,7 +68,7 @@ def test_the_best_linear_decoder_of_given_latents():
 
 
 def test_a_clip_of_one_frame_sets_the_first_map_alone():
-    decoder = PatchDecoder(2, 4, 3)
+    decoder = PatchDecoder(2, 4, 3, 3)
     before = {name: weight.clone() for name, weight in decoder.named_parameters()}
     fit_decoder(decoder, [(torch.randn(1, 3, 1, 5, 5), torch.randn(1, 3, 1, 20, 20))])
     assert {name.split(".")[0] for name, weight in decoder.named_parameters() if (weight != before[name]).any()} == {
@@ -106,7 +106,7 @@ def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
     clips = [video(1) for _ in range(4)]
     latent = torch.cat([student.encode(clip).mode() for clip in clips])
     student.start_from(clips)
-    linear = PatchDecoder(4, 4, 4)
+    linear = PatchDecoder(4, 4, 4, 3)
     fit_decoder(linear, [(latent, torch.cat(clips))])
     torch.testing.assert_close(student.decode(latent), linear(latent), rtol=1e-4, atol=1e-4)
     first = student.decoder.network[0](latent)

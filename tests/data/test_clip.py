@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from telecine.data import Span, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.clip import ClipSpec, make_clip
-from telecine.settings import Bucket
+from telecine.data.clip import ClipSpec, check_channels, make_clip
+from telecine.settings import Bucket, ClipConfig
 
 from .videos import moving_frames
 
@@ -105,3 +106,12 @@ def test_the_hash_of_clips_depends_on_every_pixel_and_their_order() -> None:
     assert a == hashlib.sha256(bytes(2 * 4 * 4 * 3)).hexdigest()
     assert clips_sha256([a, b]) == hashlib.sha256(f"{a}\n{b}".encode()).hexdigest()
     assert len({clips_sha256(hashes) for hashes in ([a, b], [b, a], [a], [b])}) == 4
+
+
+@pytest.mark.parametrize(("channels", "number"), [("grey", 1), ("rgba", 4)])
+def test_channels_that_a_model_lacks_are_one_error_with_its_own(channels: str, number: int) -> None:
+    model = SimpleNamespace(in_channels=3)
+    check_channels(ClipConfig(), model)
+    message = rf'of 3 channels.* got "{channels}".* Use a model with `in_channels` {number}, or clips'
+    with pytest.raises(ValueError, match=message):
+        check_channels(ClipConfig(channels=channels), model)

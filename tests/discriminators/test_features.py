@@ -198,7 +198,7 @@ class TestNames:
     [
         ({"dim": 0}, None, "`dim` must be a positive int"),
         ({"size": 0}, None, "`size` must be a positive int"),
-        ({}, torch.zeros(1, 1, 2, 8, 8), "of shape .* with C = 3"),
+        ({}, torch.zeros(1, 2, 2, 8, 8), "of shape .* with C = 3"),
         ({"conditional": True}, torch.zeros(1, 3, 2, 8, 8), "`condition` must be given to a conditional"),
     ],
 )

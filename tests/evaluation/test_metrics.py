@@ -10,7 +10,7 @@ from torch import nn
 
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.evaluate import _available_metrics
-from telecine.evaluation.metrics import BUILT_IN_METRICS
+from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS
 from telecine.evaluation.published import PROTOCOLS
 
 
@@ -114,7 +114,7 @@ class TestInvalidArguments:
         [
             (torch.zeros(3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be a floating-point"),
             (torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16).byte(), "`target` must be a floating-point"),
-            (torch.zeros(1, 1, 2, 16, 16), torch.zeros(1, 1, 2, 16, 16), "`target` must be RGB"),
+            (torch.zeros(1, 2, 2, 16, 16), torch.zeros(1, 2, 2, 16, 16), "`target` must be grey, RGB or RGBA"),
             (torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be of `target`'s"),
             (torch.zeros(1, 3, 2, 16, 16), torch.full((1, 3, 2, 16, 16), 255.0), r"`target` must be in the range"),
         ],
@@ -179,6 +179,7 @@ def test_every_metric_states_which_values_are_better():
         "flat_error",
         "flat_grid",
         "flat_shimmer",
+        *ALPHA_METRICS,
     }
     assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
     directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
@@ -190,3 +191,23 @@ def test_the_command_line_and_training_do_not_import_slow_packages():
     slow = ("torchvision", "torch._dynamo", "torch.distributed.tensor", "torchmetrics", "matplotlib", "scipy")
     code = f"import sys, telecine.cli.commands, telecine.training; assert not {{*{slow!r}}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_metrics_of_rgba_are_of_all_channels_of_alpha_and_of_the_composite():
+    target = torch.zeros(1, 4, 2, 16, 16)
+    target[:, :3] = -0.5
+    target[:, 3] = 1
+    reconstruction = target.clone()
+    reconstruction[:, 3] = 0  # half transparent
+    found = measured(reconstruction, target).compute()
+    assert list(found) == ["psnr", "ssim", "psnr_alpha", "psnr_composite"]
+    assert found["psnr_alpha"] == pytest.approx(10 * math.log10(4))
+    assert found["psnr"] == pytest.approx(10 * math.log10(4 / (1 / 4)))
+    assert found["psnr_composite"] == pytest.approx(10 * math.log10(4 / 0.25**2))
+
+
+def test_grey_is_measured_as_the_same_repeated():
+    target, reconstruction = (torch.rand(1, 1, 2, 16, 16) * 2 - 1 for _ in range(2))
+    repeated = (video.repeat(1, 3, 1, 1, 1) for video in (reconstruction, target))
+    found, expected = measured(reconstruction, target).compute(), measured(*repeated).compute()
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -40,6 +40,7 @@ class Fake(nn.Module):
     """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
 
     sampler = None
+    in_channels = 3
 
     def forward(self, video, sample_posterior=True, *, generator=None):
         noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0

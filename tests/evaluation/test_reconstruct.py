@@ -1,5 +1,6 @@
 """Reconstruction of whole videos: length, size, bounded inputs, and overlaps."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -12,8 +13,8 @@ from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
-from telecine.report.video import write_mp4
-from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig
+from telecine.report.video import VideoWriter, write_mp4
+from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 
 from .videos import waves
 
@@ -28,7 +29,7 @@ class Recorder(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self.shapes = model, []
-        self.covering_clip = model.covering_clip
+        self.covering_clip, self.in_channels = model.covering_clip, model.in_channels
 
     def forward(self, video, sample_posterior=True):
         self.shapes.append(tuple(video.shape))
@@ -133,11 +134,11 @@ def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
 
 def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path):
     video = videos / "one.mp4"
-    with pytest.raises(ValueError, match="`output` must be the name of an MP4, but got the folder"):
+    with pytest.raises(ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"):
         reconstruct(model_folder, video, tmp_path)
     with pytest.raises(ValueError, match="`output` must be another file than the video"):
         reconstruct(model_folder, video, video)
-    with pytest.raises(ValueError, match=r"which ends in .mp4, but got .*out\.webm\. Use .*out\.mp4"):
+    with pytest.raises(ValueError, match=r"which ends in .mp4 or .mkv, but got .*out\.webm\. Use .*out\.mp4"):
         reconstruct(model_folder, video, tmp_path / "out.webm")
 
 
@@ -190,3 +191,34 @@ def test_images_beside_videos_are_not_measured(images, videos, caplog):
     assert [path.name for path in find_videos(images)] == ["video.mp4"]
     assert f"2 images in {images} are not used beside its videos" in caplog.text
     assert [path.name for path in find_videos(images / "one.jpg")] == ["one.jpg"]
+
+
+class Identity(torch.nn.Module):
+    """A module that declares its channels and returns its input."""
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.in_channels = in_channels
+        self.scale = torch.nn.Conv3d(in_channels, in_channels, 1, groups=in_channels, bias=False)
+        torch.nn.init.ones_(self.scale.weight)
+
+    def forward(self, video):
+        return self.scale(video)
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+@pytest.mark.parametrize(("in_channels", "channels"), [(1, "grey"), (3, "rgb"), (4, "rgba")])
+def test_an_mkv_keeps_all_channels_and_bits(tmp_path, in_channels, channels, bit_depth):
+    dtype, levels = (torch.uint8, 256) if bit_depth == 8 else (torch.uint16, 65536)
+    frames = torch.randint(levels, (5, 16, 18, in_channels)).to(dtype)
+    with VideoWriter(tmp_path / "in.mkv", 25) as writer:
+        writer.add(frames)
+    config = ReconstructConfig(bit_depth=bit_depth, device="cpu")
+    assert reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mkv", config) > 99
+    info = index_video(tmp_path / "out.mkv")
+    assert torch.equal(read_clip(info, 0, 5, pixels=PixelFormat(channels, bit_depth)), frames)
+    compared = replace(config, compare=True)
+    reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "compared.mp4", compared)
+    if (in_channels, bit_depth) != (3, 8):
+        with pytest.raises(ValueError, match=r"`output` must be an MKV for .* Use .*out.mkv"):
+            reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mp4", config)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import Mp4Writer, gif_bytes, shrink, write_mp4
+from telecine.report.video import VideoWriter, as_shown, gif_bytes, shrink, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -61,7 +61,7 @@ def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", [Fraction(1, 10**7), Fraction(1, 10**9), Fraction(1, 90_000), Fraction(1001, 30_000)])
 def test_times_in_any_unit(tmp_path: Path, unit: Fraction) -> None:
     pts = [2 * number * round(Fraction(1, 25) / unit) + number % 2 for number in range(6)]
-    with Mp4Writer(tmp_path / "times.mp4", 25, pts=pts, time_base=float(unit)) as writer:
+    with VideoWriter(tmp_path / "times.mp4", 25, pts=pts, time_base=float(unit)) as writer:
         writer.add(_frames(6, 32, 32))
     info = index_video(tmp_path / "times.mp4")
     times = [each * info.time_base for each in info.pts]
@@ -76,7 +76,7 @@ def test_crf_sets_the_quality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "longest"), [(None, 10), (1, 1), (4, 4)])
 def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: int) -> None:
-    with Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
+    with VideoWriter(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
         writer.add(_frames(10, 32, 32))
     with av.open(str(tmp_path / "video.mp4")) as container:
         keys = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
@@ -85,7 +85,7 @@ def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: i
 
 
 def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
-    with Mp4Writer(path, 25, crf=0) as writer:
+    with VideoWriter(path, 25, crf=0) as writer:
         for part in parts:
             writer.add(part)
 
@@ -112,7 +112,7 @@ def test_a_failure_keeps_the_old_file_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [0, float("nan"), float("inf")])
 def test_an_invalid_frame_rate_raises(tmp_path: Path, fps: float) -> None:
     with pytest.raises(ValueError, match="`fps` must be"):
-        Mp4Writer(tmp_path / "video.mp4", fps)
+        VideoWriter(tmp_path / "video.mp4", fps)
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])
@@ -206,8 +206,8 @@ def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float, num_frames: int, rate: int
 ) -> None:
     added: list[int] = []
-    add = Mp4Writer.add
-    monkeypatch.setattr(Mp4Writer, "add", lambda self, frames: (added.append(len(frames)), add(self, frames)))
+    add = VideoWriter.add
+    monkeypatch.setattr(VideoWriter, "add", lambda self, frames: (added.append(len(frames)), add(self, frames)))
     frames = (torch.arange(9, dtype=torch.uint8) * 25)[:, None, None, None].expand(-1, 16, 16, 3)
     write_preview(tmp_path / "video.mp4", frames, fps)
     info = index_video(tmp_path / "video.mp4")
@@ -215,3 +215,17 @@ def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames
     back = read_clip(info, num_frames - 9, 9)[:, 8, 8].float()
     assert (back - frames[:, 8, 8].float()).abs().max() < 3
     assert set(added) == {9}
+
+
+def test_alpha_is_shown_on_a_chequerboard_and_grey_as_grey():
+    frames = torch.randint(256, (2, 16, 24, 4), dtype=torch.uint8)
+    frames[..., 3] = 0
+    shown = as_shown(frames)
+    assert shown[0, :8, :8].unique().tolist() == [204]
+    assert shown[0, :8, 8:16].unique().tolist() == [153]
+    assert shown[1, 8:16, :8].unique().tolist() == [153]
+    frames[..., 3] = 255
+    assert torch.equal(as_shown(frames), frames[..., :3])
+    assert as_shown(frames[..., :3].clone()).shape[-1] == 3
+    assert torch.equal(as_shown(frames[..., :1]), frames[..., :1].expand(-1, -1, -1, 3))
+    assert torch.equal(as_shown((frames.int() * 257).to(torch.uint16)), frames[..., :3])

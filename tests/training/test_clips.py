@@ -58,3 +58,9 @@ def test_reading_that_was_stopped_is_no_error():
         yield
 
     assert read_next(stopped()) == ([], None)
+
+
+def test_channels_that_do_not_fit_are_an_error_before_anything_is_read(tiny):
+    config = tiny(data="nowhere", clips=replace(tiny().clips, channels="rgba"))
+    with pytest.raises(ValueError, match=r"`clips.channels` must be one of 3 channels"):
+        build_clips(config, build_autoencoder(config))

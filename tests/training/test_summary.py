@@ -16,7 +16,7 @@ from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import ValidationClips
 from telecine.training import summary as module
-from telecine.training.summary import SummaryWriter, _validation_clips
+from telecine.training.summary import SummaryWriter, data_of
 
 
 def clips(num_val=2):
@@ -62,9 +62,9 @@ def test_validation_clips_have_the_hash_of_evaluations():
     some = clips()
     hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    assert _validation_clips(some) == ValidationClips(2, 5, 16, 24, combined)
+    assert data_of(some)["validation"] == ValidationClips(2, 5, 16, 24, combined)
     some.val[0]["video"][0, 0, 0, 0] -= 0.5
-    assert _validation_clips(some).sha256 != combined
+    assert data_of(some)["validation"].sha256 != combined
 
 
 def test_the_peak_memory_of_this_process():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ from telecine.autoencoders.causal_blocks import (
     residual_blocks,
     unfold,
 )
+from telecine.autoencoders.channels import RGBAConv3d, change_channels
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
 from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
@@ -40,7 +41,7 @@ from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, call_with_cast_weights
 from telecine.base.randomness import Generators, randn
-from telecine.base.shapes import VALUE_RANGE, Video, check_video
+from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
 from telecine.settings.validate import validate
 
@@ -54,15 +55,21 @@ ARCHITECTURE = 2
 _LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
+def _sizes_of_patches(config: CausalVAEConfig) -> tuple[int, int, int, int]:
+    """Return the arguments of the linear maps."""
+    return config.time_compression, config.spatial_compression, config.latent_channels, config.in_channels
+
+
 class _Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchEncoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        self.linear = PatchEncoder(*_sizes_of_patches(config))
         channels = config.channels
-        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3))]
+        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
+        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
         for level, (outer, inner) in enumerate(config.halvings()):
             layers += [*residual_blocks(config, level), Downsample(outer, inner)]
         layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
@@ -86,7 +93,7 @@ class Decoder(nn.Module):
     def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        self.linear = PatchDecoder(*_sizes_of_patches(config))
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
@@ -165,6 +172,11 @@ class CausalAutoencoder(LatentAutoencoder):
     config: CausalVAEConfig
     decoder: Decoder
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video, as the configuration says."""
+        return self.config.in_channels
+
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
         self.config, self.decoder = config, build_decoder(config)
@@ -172,7 +184,7 @@ class CausalAutoencoder(LatentAutoencoder):
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
+        """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
 
         A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
         """
@@ -186,7 +198,7 @@ class CausalAutoencoder(LatentAutoencoder):
         time, space = self.config.time_compression, self.config.spatial_compression
         num_frames, height, width = 1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4]
         if noise is None:
-            noise = self.sampler.noise((len(latent), 3, num_frames, height, width), latent.device)
+            noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
         levels = self.sampler.levels(self.config.flow.shift_of(height, width))
         return integrate(partial(self.decoder, latent), noise, levels)
 
@@ -215,8 +227,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        compression = self.config.time_compression, self.config.spatial_compression
-        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
+        return LinearAutoencoder(*_sizes_of_patches(self.config), bottleneck=build_bottleneck(self.config))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
@@ -240,7 +251,7 @@ class CausalAutoencoder(LatentAutoencoder):
 class CausalVAE(CausalAutoencoder):
     """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
 
-    Video `(B, 3, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
+    Video `(B, C, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
     `s` the spatial compression. An image is a video of one frame. Latent frame `i` depends on input frames up to `t*i`,
     output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
     a batch are independent.
@@ -264,7 +275,7 @@ class CausalVAE(CausalAutoencoder):
         self.latent_statistics: LatentStatistics | None = None
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
+        """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
         mean, logvar = call_with_cast_weights(self.encoder, video)
         if self.bottleneck is None:
@@ -280,6 +291,13 @@ class CausalVAE(CausalAutoencoder):
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
+
+    def with_channels(self, in_channels: int) -> CausalVAE:
+        """Return this model for other channels; see `change_channels`."""
+        model = CausalVAE(replace(self.config, in_channels=in_channels))
+        change_channels(self.state_dict(), model, self.in_channels, in_channels, has_patches=True, opaque="linear")
+        model.latent_statistics = self.latent_statistics
+        return model
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""

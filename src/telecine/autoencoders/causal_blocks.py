@@ -42,11 +42,13 @@ def unfold(video: Video, time: int, space: int) -> Video:
 class CausalConv(nn.Module):
     """A convolution over a frame and earlier ones. The first frame pads time, so that an image equals a still video."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int], conv: type[nn.Conv3d] = nn.Conv3d
+    ) -> None:
         super().__init__()
         time, side = kernel  # the size in time, and in height and width (odd)
         self.num_repeats = time - 1
-        self.conv = nn.Conv3d(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
+        self.conv = conv(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
         """Map the next chunk of a clip, and update `earlier`; or map a whole clip if that is None."""

@@ -55,7 +55,7 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
 
 
 @torch.no_grad()
-def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.Size:
+def output_shape(reconstruct: Probe, size: Size, *, on_meta: bool) -> torch.Size:
     """Return the output's shape for a clip of a size, `on_meta` without values; buffers and random state stay."""
     device = torch.device("meta") if on_meta else next(reconstruct.parameters()).device
     tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
@@ -66,16 +66,16 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
     # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
-        video = torch.zeros(1, 3, *size, device=device)
+        video = torch.zeros(1, reconstruct.in_channels, *size, device=device)
         return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
 
 
 class Probe(nn.Module):
     """A deterministic function of a model and a clip as a module, so that `functional_call` can replace tensors."""
 
-    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
+    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor], in_channels: int) -> None:
         super().__init__()
-        self.module, self.function = module, function
+        self.module, self.function, self.in_channels = module, function, in_channels
 
     def forward(self, video: Video) -> Tensor:
         """Return the function's value."""
@@ -85,14 +85,19 @@ class Probe(nn.Module):
 class ClipSizes:
     """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached.
 
-    `only_side` is the height and width of the only frames that it reproduces, if there are no others.
+    Clips have `in_channels`; `only_side` is the height and width of the only frames that it reproduces, if there are no
+    others.
     """
 
     def __init__(
-        self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor], only_side: int | None = None
+        self,
+        model: nn.Module,
+        reconstruct: Callable[[Any, Video], Tensor],
+        in_channels: int = 3,
+        only_side: int | None = None,
     ) -> None:
-        self.model, self.only_side = model, only_side
-        self.reconstruct = Probe(model, reconstruct)
+        self.model, self.in_channels, self.only_side = model, in_channels, only_side
+        self.reconstruct = Probe(model, reconstruct, in_channels)
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
         self._cache: dict[Size, bool] = {}
         self._last_error = ""
@@ -101,7 +106,8 @@ class ClipSizes:
         """Return whether the output for a clip of this size has the same size."""
         if size not in self._cache:
             try:
-                self._cache[size] = output_shape(self.reconstruct, size, on_meta=self.on_meta)[1:] == (3, *size)
+                shape = output_shape(self.reconstruct, size, on_meta=self.on_meta)
+                self._cache[size] = shape[1:] == (self.in_channels, *size)
             except UNSUPPORTED_SIZE_ERRORS as error:
                 self._cache[size] = False
                 self._last_error = f" ({error})"
@@ -124,7 +130,7 @@ class ClipSizes:
             found = next(filter(self.reproduces, candidates), None)
             if found is not None:
                 return next(size for side in SIDES if self.reproduces(size := (found[0], side, side)))
-        contract = "an autoencoder of RGB frames (B, 3, T, H, W) whose output has the input's size"
+        contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
         raise argument_error("module", contract, got + self._last_error, remedy)
@@ -195,6 +201,11 @@ class ProbedAutoencoder(VideoAutoencoder):
     """An autoencoder whose accepted sizes and last layer are found by passing tiny clips through it."""
 
     sizes: ClipSizes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video, as the model declares them."""
+        return self.sizes.in_channels
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -58,7 +58,7 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
 class CustomAutoencoder(ProbedAutoencoder):
     """A user's module that reconstructs video, with the methods that training needs.
 
-    The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
+    The module's `forward(video)` maps `(B, C, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
     clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
     `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. Parameters of `forward`
     named `sample_posterior`, false in validation, and `generator`, one for each clip, are passed. Optional members of
@@ -72,7 +72,8 @@ class CustomAutoencoder(ProbedAutoencoder):
         self._compiled = () if self.module is module else (module,)
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(self.module.forward).parameters)
         deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
-        self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic))
+        channels = getattr(self.module, "in_channels", 3)
+        self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic), channels)
         for name in _METHODS:
             if (method := getattr(self.module, name, None)) is not None:
                 vars(self)[name] = method  # not registered if it is a module
@@ -160,6 +161,7 @@ def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> V
 
 def _as_reconstruction(output: object) -> Reconstruction:
     """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`."""
+    output = output[:3] if isinstance(output, Reconstruction) else output
     parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
     video, losses, latent = parts if len(parts) == 3 else (*parts, None)
     if not isinstance(video, Tensor) or not isinstance(losses, Mapping) or not isinstance(latent, Tensor | None):

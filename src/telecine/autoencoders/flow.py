@@ -44,7 +44,7 @@ class Sampler:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
 
     def noise(self, shape: Sequence[int], device: torch.device) -> Video:
-        """Return normal noise of `shape`, `(B, 3, T, H, W)`: the same on every device."""
+        """Return normal noise of `shape`, `(B, C, T, H, W)`: the same on every device."""
         num_clips, channels, num_frames, height, width = shape
         frame = (channels, *(self.frame_size or (height, width)))
         frames = range(self.first_frame, self.first_frame + num_frames)

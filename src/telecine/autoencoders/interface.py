@@ -38,7 +38,7 @@ class Reconstruction(NamedTuple):
 
 
 class VideoAutoencoder(nn.Module, ABC):
-    """An autoencoder for video `(B, 3, T, H, W)` in [-1, 1], as training and evaluation call it.
+    """An autoencoder for video `(B, C, T, H, W)` in [-1, 1], as training and evaluation call it.
 
     `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
     """
@@ -57,7 +57,7 @@ class VideoAutoencoder(nn.Module, ABC):
         """Encode, sample and decode in one call, because DDP only synchronises gradients of its `forward`.
 
         Args:
-            video: `(B, 3, T, H, W)` in [-1, 1].
+            video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
             posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
@@ -68,6 +68,11 @@ class VideoAutoencoder(nn.Module, ABC):
 
     if TYPE_CHECKING:
         __call__ = forward  # `nn.Module.__call__` is untyped
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video and of its reconstruction; by default 3, RGB."""
+        return 3
 
     @property
     @abstractmethod
@@ -101,7 +106,7 @@ class VideoAutoencoder(nn.Module, ABC):
         return self
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
+        """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 
         Raises:
             ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
@@ -117,6 +122,11 @@ class VideoAutoencoder(nn.Module, ABC):
         """
         remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
+
+    def with_channels(self, in_channels: int) -> VideoAutoencoder:
+        """Return this model for other channels, see `change_channels`; by default it raises a `ValueError`."""
+        contract, got = f"of {self.in_channels} channels for {_name(self)}", f"of {in_channels}"
+        raise argument_error("clips.channels", contract, got, "Use a CausalVAE or a model of diffusers for others.")
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with this latent for such clips; by default None: there is none."""
@@ -211,10 +221,12 @@ class LatentAutoencoder(VideoAutoencoder):
 
 
 def check_input(model: VideoAutoencoder, video: Video) -> None:
-    """Raise a `ValueError` unless `video` is `(B, 3, T, H, W)` of a size that the model accepts."""
+    """Raise a `ValueError` unless `video` has the model's channels and a size that it accepts."""
     check_video("video", video)
-    if video.shape[1] != 3:
-        raise argument_error("video", "RGB of shape (B, 3, T, H, W)", video, "Repeat a grey channel 3 times.")
+    if video.shape[1] != model.in_channels:
+        kind = "RGB " if model.in_channels == 3 else ""
+        contract, remedy = f"{kind}of shape (B, {model.in_channels}, T, H, W)", "Use a model of these channels."
+        raise argument_error("video", contract, video, remedy)
     model.check_clip(*video.shape[2:])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck, Latent
+from telecine.autoencoders.channels import of_colours_and_alpha
 from telecine.base.checks import argument_error, check_count
-from telecine.base.shapes import Video
+from telecine.base.shapes import RGBA, Video
 
 # Values of each clip that are kept to compute the components, as random patches: 1 MB, 341 patches of 4 x 8 x 8 pixels.
 VALUES_PER_CLIP = 2**18
@@ -34,13 +36,13 @@ Patches = Float[Tensor, "batch frame row column value"]
 class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
 
-    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
+    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
         super().__init__()
         self.time = check_count("time_compression", time_compression)
         self.space = check_count("spatial_compression", spatial_compression)
-        channels = check_count("latent_channels", latent_channels)
-        self.first = nn.Linear(3 * self.space**2, channels)
-        self.rest = nn.Linear(3 * self.time * self.space**2, channels)
+        num_values = check_count("in_channels", in_channels) * self.space**2
+        self.first = nn.Linear(num_values, check_count("latent_channels", latent_channels))
+        self.rest = nn.Linear(num_values * self.time, latent_channels)
 
     def accepts(self, num_frames: int, height: int, width: int) -> bool:
         """Return whether clips of this size consist of patches."""
@@ -55,8 +57,10 @@ class PatchEncoder(nn.Module):
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
-        first, rest = self.patches(video)
-        return rearrange(torch.cat([self.first(first), self.rest(rest)], dim=1), "b t h w c -> b c t h w")
+        apply = F.linear if video.shape[1] != RGBA else partial(of_colours_and_alpha, F.linear, dim=-1)
+        pairs = zip((self.first, self.rest), self.patches(video), strict=True)
+        parts = [apply(x, layer.weight, layer.bias) for layer, x in pairs]
+        return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
 
 def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:
@@ -69,11 +73,12 @@ def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patche
 class PatchDecoder(nn.Module):
     """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
 
-    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
+    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
         super().__init__()
         self.time, self.space = time_compression, spatial_compression
-        self.first = nn.Linear(latent_channels, 3 * self.space**2)
-        self.rest = nn.Linear(latent_channels, 3 * self.time * self.space**2)
+        num_values = in_channels * self.space**2
+        self.first = nn.Linear(latent_channels, num_values)
+        self.rest = nn.Linear(latent_channels, num_values * self.time)
 
     def forward(self, latent: Latent) -> Video:
         """Return the video of a latent."""
@@ -94,6 +99,7 @@ class LinearAutoencoder(nn.Module):
         time_compression: Frames per latent frame.
         spatial_compression: Pixels per latent position along height and along width.
         latent_channels: Channels of the latent.
+        in_channels: Channels of the video.
         bottleneck: Quantizes the components if the latent is discrete; the decoder is the best linear map of the codes.
 
     Raises:
@@ -105,18 +111,19 @@ class LinearAutoencoder(nn.Module):
         time_compression: int,
         spatial_compression: int,
         latent_channels: int,
+        in_channels: int = 3,
         bottleneck: Bottleneck | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = PatchEncoder(time_compression, spatial_compression, latent_channels)
-        self.decoder = PatchDecoder(time_compression, spatial_compression, latent_channels)
+        sizes = time_compression, spatial_compression, latent_channels, in_channels
+        self.encoder, self.decoder = PatchEncoder(*sizes), PatchDecoder(*sizes)
         self.bottleneck = None if bottleneck is None else bottleneck.eval()  # no losses
 
     def fit(self, clips: Iterable[Video]) -> LinearAutoencoder:
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
 
         Args:
-            clips: Each `(B, 3, T, H, W)` of 1 + k * `time_compression` frames, read one by one; of each at most 2^18
+            clips: Each `(B, C, T, H, W)` of 1 + k * `time_compression` frames, read one by one; of each at most 2^18
                 values are kept, 1 MB. Without a clip of several frames, only the map of the first frame is set.
 
         Raises:

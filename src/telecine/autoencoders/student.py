@@ -42,7 +42,7 @@ SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
 # The settings that a teacher decides.
-COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
+COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
@@ -251,7 +251,8 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
         contract = "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others"
         contract += ", with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    return dict(zip(COMPRESSION, (*compression, linear.encoder.first.out_features), strict=True))
+    channels = linear.encoder.first.out_features, teacher.in_channels
+    return dict(zip(COMPRESSION, (*compression, *channels), strict=True))
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ Frames: TypeAlias = Float[Tensor, "frame channel height width"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 VALUE_RANGE = (-1.0, 1.0)
+# Channels of a pixel with colours and alpha.
+RGBA = 4
 # Resampling and half-precision rounding may exceed the range by this much.
 _RANGE_TOLERANCE = 0.05
 

@@ -186,7 +186,9 @@ def _reconstruct(
     checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
     video: Annotated[str, "The video or image to reconstruct, or a folder of videos, or of images."],
     *,
-    output: Annotated[str, "The MP4 to write; of an image a PNG, of a folder another folder."],
+    output: Annotated[
+        str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
+    ],
 ) -> None:
     """Encode and decode videos or images with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -52,14 +52,14 @@ class ClipSpec:
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
-    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop."""
+    """Decode the frames of a clip, `(T, H, W, C)` of `config.bit_depth`, at the size before its crop."""
     info = spec.span.info
     size = bucket.decode_size(info.height, info.width, config.scale_jitter)
-    return read_clip(info, spec.start, bucket.num_frames, config.stride, size, config.max_pixels)
+    return read_clip(info, spec.start, bucket.num_frames, config.stride, size, config.max_pixels, config.pixel_format)
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
-    """Crop, flip and convert decoded frames, uint8 `(T, H, W, 3)`. Resize the crop if it is larger than the clip."""
+    """Crop, flip and convert decoded frames `(T, H, W, C)`. Resize the crop if it is larger than the clip."""
     size = (bucket.height, bucket.width)
     sides = zip(size, frames.shape[1:3], strict=True)
     height, width = (min(round(side * spec.crop_scale), limit) for side, limit in sides)
@@ -67,7 +67,8 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     left = round(spec.left * (frames.shape[2] - width))
     frames = frames[:, top : top + height, left : left + width]
     axes = [axis for axis, is_flipped in ((1, spec.upside_down), (2, spec.flip)) if is_flipped]
-    frames = frames.flip(axes) if axes else frames
+    stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
+    frames = stored.flip(axes).view(frames.dtype) if axes else frames
     video = video_from_bytes(frames.transpose(1, 2) if spec.transpose else frames)
     if video.shape[2:] != size:
         resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
@@ -77,22 +78,23 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:
-    """Convert uint8 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1]."""
-    if frames.dtype != torch.uint8 or frames.ndim < 4:
-        raise argument_error("frames", "uint8 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
+    """Convert uint8 or uint16 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1]."""
+    if frames.dtype not in (torch.uint8, torch.uint16) or frames.ndim < 4:
+        raise argument_error("frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
     moved = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
-    return moved.div_(127.5).sub_(1.0)
+    return moved.div_(127.5 if frames.dtype == torch.uint8 else 32767.5).sub_(1.0)
 
 
-def bytes_from_video(video: Tensor) -> Tensor:
-    """Convert floating-point video `(..., C, T, H, W)` in [-1, 1] to uint8 frames `(..., T, H, W, C)`.
+def bytes_from_video(video: Tensor, bit_depth: Literal[8, 16] = 8) -> Tensor:
+    """Convert floating-point video `(..., C, T, H, W)` in [-1, 1] to uint8 or uint16 frames `(..., T, H, W, C)`.
 
     Values are rounded and clamped. This is the exact inverse of `video_from_bytes`.
     """
     if not video.is_floating_point() or video.ndim < 4:
         raise argument_error("video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1].")
-    scaled = video.detach().float().add(1.0).mul_(127.5).clamp_(0.0, 255.0).round_()
-    return scaled.to(torch.uint8).movedim(-4, -1).contiguous()
+    half, dtype = (127.5, torch.uint8) if bit_depth == 8 else (32767.5, torch.uint16)
+    scaled = video.detach().float().add(1.0).mul_(half).clamp_(0.0, 2 * half).round_()
+    return scaled.to(dtype).movedim(-4, -1).contiguous()
 
 
 def pixels_sha256(frames: Tensor) -> str:
@@ -108,11 +110,23 @@ def clips_sha256(hashes: Iterable[str]) -> str:
 class _SupportsClipSizes(Protocol):
     """A model that accepts only some clip sizes."""
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video."""
+
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the model reconstructs clips of this size."""
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
+
+
+def check_channels(config: ClipConfig, model: _SupportsClipSizes) -> None:
+    """Raise a `ValueError` unless clips have the channels of a model."""
+    if config.num_channels != model.in_channels:
+        contract, got = f"one of {model.in_channels} channels, as the model has", f'"{config.channels}"'
+        remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
+        raise argument_error("clips.channels", contract, got, remedy)
 
 
 def check_buckets(buckets: Sequence[Bucket], model: _SupportsClipSizes, *, images: bool) -> None:

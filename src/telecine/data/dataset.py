@@ -99,7 +99,7 @@ class ClipDataset(Dataset[Clip]):
         return make_clip(*self.decode(item))
 
     def decode(self, item: int | Item) -> tuple[Tensor, ClipSpec, Bucket]:
-        """Return the arguments of `make_clip` for an item: frames, uint8 `(T, H, W, 3)`, the spec and the size."""
+        """Return the arguments of `make_clip` for an item: frames `(T, H, W, C)`, the spec and the size."""
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
         for attempt in range(MAX_ATTEMPTS):
@@ -168,7 +168,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 
 
 class _DecodedCache:
-    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
+    """All frames of spans at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(num_cached_bytes(spans, config))
@@ -176,7 +176,8 @@ class _DecodedCache:
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
-                frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, config.max_pixels)
+                limit, pixels = config.max_pixels, config.pixel_format
+                frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, limit, pixels)
                 self._frames[_key(span, bucket)] = frames
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
@@ -185,7 +186,7 @@ class _DecodedCache:
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
-        """Return the frames of a clip from frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache."""
+        """Return the frames of a clip from frame `start` of the video, `(T, H, W, C)`, as a view of the cache."""
         frames = self._frames.get(_key(span, bucket))
         if frames is None:
             raise DecodeError(f"{span.info.path}: could not be decoded into the cache")
@@ -195,7 +196,8 @@ class _DecodedCache:
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    return sum(3 * span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
+    num_pixels = sum(span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
+    return num_pixels * config.num_channels * config.bit_depth // 8
 
 
 def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:

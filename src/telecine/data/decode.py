@@ -16,12 +16,13 @@ from typing import Any
 import av
 import torch
 from av.buffer import Buffer
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -29,7 +30,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error, check_counts
 from telecine.data.remote import open_local
 from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
-from telecine.settings import MAX_PIXELS
+from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
@@ -37,6 +38,11 @@ from telecine.settings import MAX_PIXELS
 # PyAV before 18 has no names for these two swscale flags, but accepts their values.
 _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
+# FFmpeg's formats of pixels of 8 and of 16 bits.
+_PIXEL_FORMATS = {"grey": ("gray", "gray16le"), "rgb": ("gbrp", "rgb48le"), "rgba": ("gbrap", "rgba64le")}
+_LIMITED_WHITE, _WHITE = 65283, 65535  # of 16 bits: what swscale's RGB has for the white of limited range, and white
+# FFmpeg's own decoders of these drop the alpha of WebM, which is a stream inside each packet.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.
 _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
@@ -56,6 +62,7 @@ _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 _IMAGE_FORMATS = ("JPEG", *_MAY_BE_ANIMATED)
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_EXIF_ORIENTATION, _PNG_DEPTH = 0x0112, 24  # a tag, and the position of the bit depth
 MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
 
 
@@ -105,10 +112,23 @@ def _open_container(source: Path | TarMember) -> InputContainer:
         raise DecodeError(f"{source}: not one of the formats that are read ({_FORMATS}), or damaged") from error
 
 
-def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
-    """Decode packets into frames in display order."""
+def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = False) -> Iterator[VideoFrame]:
+    """Decode packets into frames in display order, with their `alpha` if it is asked for."""
+    decoder: Any = None
     for packet in packets:
-        yield from packet.decode()
+        if alpha and decoder is None:
+            decoder = _alpha_decoder(packet.stream)
+        yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
+
+
+def _alpha_decoder(stream: VideoStream) -> Any:
+    """Return a decoder that keeps the alpha of a stream."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in _ALPHA_DECODERS:
+        return own
+    decoder: Any = CodecContext.create(_ALPHA_DECODERS[own.name], "r")
+    decoder.thread_count, decoder.options = 1, own.options
+    return decoder
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
@@ -137,10 +157,11 @@ def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
     return round(height * max(1 / ratio, 1)), round(width * max(ratio, 1)), ratio
 
 
-def _rgb_planes(
-    frames: Iterable[VideoFrame], size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
+def _planes(
+    frames: Iterable[VideoFrame], pixels: PixelFormat, size: tuple[int, int] | None, aspect: Fraction
 ) -> Iterator[list[Tensor]]:
-    """Convert decoded frames of one stream to red, green and blue, uint8 `(H, W)`, rotated and mirrored for display.
+    """Convert decoded frames of one stream to a plane `(H, W)` of each channel, rotated and mirrored for display.
+
 
     All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
@@ -150,11 +171,21 @@ def _rgb_planes(
         height, width = size[::-1] if _num_quarter_turns(frame) % 2 else size
         # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601. Planes have the values of "rgb24"
         # and take 0.4 of its time. One thread, because worker processes decode clips in parallel.
-        gbr = reformatter.reformat(frame, width, height, "gbrp", interpolation=_INTERPOLATION, threads=1)
-        green, blue, red = map(_pixels, gbr.planes)
-        planes, num_turns = [red, green, blue], _num_quarter_turns(frame)
+        is_deep = pixels.bit_depth == 16 and frame.format.components[0].bits > 8
+        # swscale's luma is that of BT.601, to which it would convert another one.
+        matrix = Colorspace.ITU601 if pixels.channels == "grey" and not frame.format.is_rgb else None
+        target = width, height, _PIXEL_FORMATS[pixels.channels][is_deep], matrix
+        converted = reformatter.reformat(frame, *target, interpolation=_INTERPOLATION, threads=1)
+        planes = _deep_planes(converted, frame) if is_deep else [*map(_pixels, converted.planes)]
+        if not is_deep and len(planes) > 1:
+            green, blue, red, *alpha = planes
+            planes = [red, green, blue, *alpha]
+        if pixels.bit_depth == 16:  # int16 until the end, because PyTorch does not flip uint16
+            planes = [(plane if is_deep else plane.int() * 257).to(torch.uint16).view(torch.int16) for plane in planes]
+        num_turns = _num_quarter_turns(frame)
         planes = [plane.flip(0) for plane in planes] if _is_mirrored(frame) else planes
-        yield [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
+        planes = [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
+        yield planes if pixels.bit_depth == 8 else [plane.view(torch.uint16) for plane in planes]
 
 
 def _pixels(plane: VideoPlane) -> Tensor:
@@ -163,14 +194,31 @@ def _pixels(plane: VideoPlane) -> Tensor:
     return lines[: plane.height, : plane.width]
 
 
-def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, resized to `size`, `(height, width)`.
+def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
+    """Return the planes, with white at 65535, of what swscale has converted from a frame of 9 to 16 bits."""
+    values = torch.from_numpy(converted.to_ndarray())
+    planes = [*values.unbind(-1)] if values.ndim == 3 else [values]
+    if frame.format.is_rgb or len(planes) == 1:
+        return planes  # exact already
+    bits, number = frame.format.components[0].bits, len(frame.format.components)
+    full = (2**bits - 1) << (16 - bits)  # swscale shifts bits
+    is_limited = number > 2 and frame.color_range != ColorRange.JPEG
+    whites = [_LIMITED_WHITE if is_limited else full] * 3 + [_WHITE if number % 2 else full]  # of the added alpha
+    pairs = zip(planes, whites, strict=False)
+    return [(plane.double() * _WHITE / white).round_().clamp_(max=_WHITE) for plane, white in pairs]
+
+
+def iterate_frames(
+    path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+) -> Iterator[Tensor]:
+    """Yield every frame of a video in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
 
     The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
     """
     with open_video(path) as (container, stream):
-        frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        for planes in _rgb_planes(frames, size, stream.sample_aspect_ratio or Fraction(1)):
+        decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
+        frames = (_check_intact(frame, path) for frame in decoded)
+        for planes in _planes(frames, pixels, size, stream.sample_aspect_ratio or Fraction(1)):
             yield torch.stack(planes, dim=-1)
 
 
@@ -181,8 +229,11 @@ def read_clip(
     stride: int = 1,
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
+    pixels: PixelFormat = RGB,
 ) -> Tensor:
-    """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 RGB `(T, H, W, 3)`.
+    """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
+
+    Grey is the luma. RGBA is opaque without alpha, which is not multiplied with the colours. White of 16 bits is 65535.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -198,20 +249,25 @@ def read_clip(
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
     if info.is_image:
-        return _read_image(info.path, size)[None]
+        return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
-    clip = torch.empty(len(indices), 3, *size, dtype=torch.uint8)
+    dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
+    clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
     with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
-        for frame, planes in zip(clip, _rgb_planes(_select_frames(info, indices, packets), size), strict=True):
+        frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
+        for frame, planes in zip(clip, _planes(frames, pixels, size, Fraction(1)), strict=True):
             torch._foreach_copy_(list(frame), planes)
     return clip.movedim(1, -1)
 
 
-def _select_frames(info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+def _select_frames(
+    info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]], *, alpha: bool
+) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
-    stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded_frames(packets))  # `pts` has the index of each frame
+    decoded = decoded_frames(packets, alpha=alpha)
+    stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded)  # `pts` has the index of each frame
     if info.seekable:
-        frames = _decode_needed(packets, {info.pts[index] for index in indices})
+        frames = decoded if alpha else _decode_needed(packets, {info.pts[index] for index in indices})
         stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
     end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
     index_of = {info.pts[index]: index for index in range(indices[0], end)}
@@ -265,18 +321,39 @@ def _packets_from_keyframe(
         yield from container.demux(stream)
 
 
-def _read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says, and resized as by `read_clip`.
+def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB) -> Tensor:
+    """Decode an image as `pixels`, `(H, W, C)`, rotated as its EXIF data says, and resized as by `read_clip`.
 
-    Transparent pixels are composited onto white, 16 bits are reduced to 8, and palettes and CMYK are converted to RGB.
+    Palettes and CMYK are converted to RGB, and without RGBA transparent pixels are composited onto white.
     """
     with open_image(source) as image:
+        if pixels.bit_depth == 16 and (deep := _deep_png(source, image, pixels)) is not None:
+            return torch.stack(next(_planes([deep], pixels, size, Fraction(1))), dim=-1)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
-        upright = _to_rgb(image)
+        upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:
             upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
         width, height = upright.size
-        return torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, 3)
+        values = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, -1)
+        return values if pixels.bit_depth == 8 else values.int().mul_(257).to(torch.uint16)
+
+
+def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoFrame | None:
+    """Return the frame of a PNG of 16 bits, which Pillow would reduce to 8; None for another image."""
+    if image.format != "PNG":
+        return None
+    file: Any = image.fp  # type: ignore[attr-defined]
+    position, _ = file.tell(), file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if data[_PNG_DEPTH] != 16:
+        return None
+    decoder: Any = CodecContext.create("png", "r")
+    frame: VideoFrame = [*decoder.decode(Packet(data)), *decoder.decode(None)][0]
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 or (has_alpha and pixels.channels != "rgba"):
+        raise DecodeError(f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA")
+    return frame
 
 
 @contextmanager
@@ -303,6 +380,13 @@ def _open_pillow(source: Path | TarMember) -> Image.Image:
             return Image.open(source, formats=_IMAGE_FORMATS)  # Pillow reads only the necessary part of the file
         file.seek(source.offset)
         return Image.open(io.BytesIO(file.read(source.size)), formats=_IMAGE_FORMATS)
+
+
+def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
+    if pixels.channels == "rgba" and image.has_transparency_data:
+        return image.convert("RGBA")
+    rgb = _to_rgb(image)
+    return rgb if pixels.channels == "rgb" else rgb.convert("L" if pixels.channels == "grey" else "RGBA")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

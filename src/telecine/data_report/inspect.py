@@ -26,6 +26,7 @@ from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, open_file
+from telecine.report.video import as_shown
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
@@ -161,7 +162,7 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
-        frames = bytes_from_video(clip["video"])
+        frames = as_shown(bytes_from_video(clip["video"]))
         remarks = tuple(_remarks(_brightness(frames)))
         yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.randomness import Generators, rand
-from telecine.base.shapes import Video
+from telecine.base.shapes import RGBA, Video
 from telecine.settings import Augmentation
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
@@ -31,7 +31,9 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
 
 
 def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
-    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2."""
+    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2; not alpha."""
+    if video.shape[1] == RGBA:
+        return torch.cat([color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
     draws = (brightness, saturation, contrast)
     brightness, saturation, contrast = (draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in draws)
     video = video + (brightness - 0.5)

@@ -44,14 +44,14 @@ class Conv3d(nn.Conv3d):
 
 
 def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return `conv(x)`, with `weight` and `bias` instead of the convolution's own if a weight is given."""
+    """Return `conv(x)`, with `weight` and `bias` instead of the convolution's own if they are given."""
     time, height, width = (int(size) for size in conv.padding)
     is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
     if x.shape[2] == 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
         # For two frames and temporal padding the backward of oneDNN's bfloat16 kernel reads uninitialised memory
         # (PyTorch 2.13, AVX-512 BF16), and gradients are often NaN. For four frames the kernel is correct.
         x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
-    weight, bias = (conv.weight, conv.bias) if weight is None else (weight, bias)
+    weight, bias = conv.weight if weight is None else weight, conv.bias if bias is None else bias
     return convolve(x, weight, bias, stride=conv.stride, padding=(time, height, width))
 
 

@@ -54,7 +54,7 @@ def _feature_discriminators(config: DiscriminatorConfig, number: int, *, load: b
 def _build(
     kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1
 ) -> nn.Module:
-    options: dict[str, Any] = {"channels": 6 if config.conditional else 3, "max_dim": config.max_dim}
+    options: dict[str, Any] = {"channels": clips.num_channels * (1 + config.conditional), "max_dim": config.max_dim}
     if kind in (PatchDiscriminator, PatchDiscriminator3D):
         # `dim` is a quarter of the channels of the first block, as of the other kinds.
         options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}

@@ -14,6 +14,7 @@ from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
 from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
+from telecine.perceptual import as_rgb
 from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
 
@@ -70,18 +71,20 @@ class FeatureDiscriminator(GradientCheckpointing):
         self.heads = nn.ModuleList(_Head(each.shape[1] * (1 + conditional), dim) for each in maps)
 
     def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
-        """Map videos `(B, 3, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
+        """Map videos `(B, C, T, H, W)` in [-1, 1], seen as RGB, to logits of patches and the activations of the heads.
 
         Larger logits mean more real. With `conditional`, `condition` is the autoencoder's input; it gets no gradient.
 
         Raises:
             ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
         """
+        condition = check_condition(condition, x) if self.conditional else None
+        x = as_rgb(x)
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
-        if self.conditional:
+        if condition is not None:
             with torch.no_grad():
-                conditioned_on = self._normalised_maps(check_condition(condition, x))
+                conditioned_on = self._normalised_maps(as_rgb(condition))
             maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         convs = [conv for head in self.heads for conv in head.children()]
         of_heads = zip(*[iter(conv_parameters(convs, x))] * 3, strict=True)

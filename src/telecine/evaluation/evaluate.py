@@ -46,7 +46,7 @@ from telecine.evaluation.source import (
     select_clips,
 )
 from telecine.evaluation.tiling import TilingDifference
-from telecine.perceptual import LPIPS, load_backbone
+from telecine.perceptual import LPIPS, as_rgb, load_backbone
 from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig, EvaluateConfig
 
@@ -384,7 +384,8 @@ def _measure_clip(
     metrics.update(reconstruction=reconstruction, target=target)
     values, features = metrics.per_clip()[0], None
     if metric_set.features is not None:
-        features = metric_set.features(reconstruction)[0].cpu(), metric_set.features(target)[0].cpu()
+        in_rgb = as_rgb(reconstruction), as_rgb(target)
+        features = metric_set.features(in_rgb[0])[0].cpu(), metric_set.features(in_rgb[1])[0].cpu()
         if metric_set.per_clip_frechet:
             values["fvd_single"] = float((features[0].double() - features[1].double()).square().sum())
     for measure in metric_set.requested:

@@ -18,6 +18,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.protocol import FLOW_SIDE
+from telecine.perceptual import as_rgb
 
 RAFT_STRIDE, RAFT_SIDE = 8, 128  # torchvision's RAFT needs sides that are multiples of 8 and at least 128
 RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}  # by the channels of the first convolution
@@ -98,15 +99,14 @@ class WarpingError:
     flow: _DISFlow | _RAFTFlow
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1]; raise a `ValueError` if it is short or small."""
+        """Return both values of a clip `(1, C, T, H, W)` in [-1, 1]; raise a `ValueError` if it is short or small."""
         if target.shape[2] < 2 or min(target.shape[3:]) < FLOW_SIDE:
             contract = f"left out for clips of 1 frame or smaller than {FLOW_SIDE} x {FLOW_SIDE}"
             raise argument_error("flow", contract, target, "Measure longer or larger clips.")
-        frames = target[0].transpose(0, 1)
+        recon_frames, frames = (as_rgb(video)[0].transpose(0, 1) for video in (reconstruction, target))
         forward, backward = self.flow(frames[:-1], frames[1:]), self.flow(frames[1:], frames[:-1])
         visible = _visible_pixels(forward, backward)
-        videos = (reconstruction[0].transpose(0, 1), frames)
-        error, of_input = (_warping_error(video, forward, visible) for video in videos)
+        error, of_input = (_warping_error(video, forward, visible) for video in (recon_frames, frames))
         return {"warping_error": float(error), "warping_excess": float(error - of_input)}
 
 

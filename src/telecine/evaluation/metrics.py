@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import VALUE_RANGE, Video, check_range, check_same_shape, check_video
+from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import GRID_PERIODS
+from telecine.perceptual import as_rgb
+from telecine.settings import CHANNELS
 
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
+
+ALPHA_METRICS = ("psnr_alpha", "psnr_composite")
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -29,6 +33,8 @@ def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]
 
 class ReconstructionMetrics:
     """Accumulates built-in metrics and perceptual distances clip by clip.
+
+    Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`. Of RGBA, there are also `ALPHA_METRICS`.
 
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
@@ -74,18 +80,18 @@ class ReconstructionMetrics:
         """Measure a batch of clips. Reads the values at once, which synchronizes with an accelerator.
 
         Args:
-            reconstruction: `(B, 3, T, H, W)`. Clamped to [-1, 1] before measuring.
+            reconstruction: `(B, C, T, H, W)`, grey, RGB or RGBA. Clamped to [-1, 1] before measuring.
             target: Of the same shape, in [-1, 1].
 
         Raises:
-            ValueError: A shape is not `(B, 3, T, H, W)`, the shapes differ, the target leaves [-1, 1], a clip is too
+            ValueError: A shape is not `(B, C, T, H, W)`, the shapes differ, the target leaves [-1, 1], a clip is too
                 small for a metric, or a distance does not return one value per frame.
         """
         check_video("reconstruction", reconstruction)
         check_video("target", target)
-        if target.shape[1] != 3:
-            remedy = "Repeat a grey channel 3 times."
-            raise argument_error("target", "RGB video of shape (B, 3, T, H, W)", target, remedy)
+        if target.shape[1] not in CHANNELS.values():
+            remedy = "Measure the channels one by one."
+            raise argument_error("target", "grey, RGB or RGBA of shape (B, C, T, H, W)", target, remedy)
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
         check_range("target", target)
@@ -94,10 +100,11 @@ class ReconstructionMetrics:
             target = at_least_float32(target).to(reconstruction.dtype)
             per_frame = self._measure_frames(reconstruction=reconstruction, target=target)
             per_clip = {name: values.mean(1) for name, values in per_frame.items()}
-            for name in self.metrics:
+            of_alpha = ALPHA_METRICS if target.shape[1] == RGBA else ()
+            for name in (*self.metrics, *of_alpha):
                 if name in CLIP_METRICS:
                     per_clip[name] = CLIP_METRICS[name](reconstruction=reconstruction, target=target)
-        self._per_clip += _rows({name: per_clip[name] for name in self.names})
+        self._per_clip += _rows({name: per_clip[name] for name in (*self.names, *of_alpha)})
         self._per_frame += _rows(per_frame)
 
     def compute(self) -> dict[str, float]:
@@ -119,8 +126,10 @@ class ReconstructionMetrics:
         chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
         frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (reconstruction, target))
         for recon_frames, target_frames in zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True):
+            in_rgb = {"reconstruction": as_rgb(recon_frames), "target": as_rgb(target_frames)}
             for name, metric in metrics.items():
-                values = metric(reconstruction=recon_frames, target=target_frames)
+                as_stored = {"reconstruction": recon_frames, "target": target_frames}
+                values = metric(**(as_stored if metric is psnr else in_rgb))
                 if values.shape != (len(target_frames),):
                     contract = f"a module that returns shape ({len(target_frames)},)"
                     remedy = f"`{name}` must not average over frames."

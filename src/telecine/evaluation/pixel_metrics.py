@@ -25,6 +25,7 @@ from telecine.evaluation.protocol import (
 )
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.perceptual import as_rgb
 
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
@@ -203,6 +204,8 @@ def _without_plane(patches: Tensor) -> Tensor:
 # Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
 CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
+    "psnr_alpha": lambda reconstruction, target: psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:]),
+    "psnr_composite": lambda reconstruction, target: psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target)),
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},

@@ -69,6 +69,8 @@ DEFINITIONS = {
         f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
         "mean over clips"
     ),
+    "psnr_alpha": _Definition("dB; as psnr, of the alpha of RGBA alone; mean over clips"),
+    "psnr_composite": _Definition("dB; as psnr, of RGBA composited on mid-grey; mean over clips"),
     "ssim": _Definition(
         f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
         f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "

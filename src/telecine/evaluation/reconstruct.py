@@ -1,8 +1,8 @@
-"""Reconstruction of whole videos with an autoencoder, written as MP4, and of images, written as PNG."""
+"""Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from statistics import mean
@@ -30,10 +30,10 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import Mp4Writer
-from telecine.settings import ReconstructConfig
+from telecine.report.video import VideoWriter
+from telecine.settings import PixelFormat, ReconstructConfig, channels_named
 
-_MP4, _PNG = ".mp4", ".png"
+_VIDEOS, _PNG = (".mp4", ".mkv"), ".png"
 
 
 def reconstruct(
@@ -49,22 +49,30 @@ def reconstruct(
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
             which is moved to the device and to eval mode.
         video: The file, or a folder: its videos or, without videos, its images.
-        output: The MP4, the PNG of an image, or the folder for those of a folder, with the same names.
+        output: For a video an `.mp4` (H.264), or an `.mkv` (FFV1), which keeps all values, alpha and 16 bits; for an
+            image a `.png`; for a folder the folder for these, with the same names.
         config: The settings.
 
     Raises:
-        ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input.
+        ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input, or does
+            not keep the model's channels and bits.
     """
     config = config or ReconstructConfig()
     if Path(video).is_dir():
         check_output("output", video, output)
         infos = by_name(index_data(video, name="video"), video)
-        files = [(info, Path(output, name + (_PNG if info.is_image else _MP4))) for name, info in infos.items()]
     else:
-        files = [(index_video(video), Path(output))]
-        _check_output(Path(output), Path(video), _PNG if files[0][0].is_image else _MP4)
+        infos = {"": index_video(video)}
+        _check_output(Path(output), Path(video), (_PNG,) if infos[""].is_image else _VIDEOS)
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device, config)
+    of_videos = _VIDEOS[0] if config.compare or (model.in_channels, config.bit_depth) == (3, 8) else _VIDEOS[1]
+    files = [
+        (info, Path(output, name + (_PNG if info.is_image else of_videos)) if name else Path(output))
+        for name, info in infos.items()
+    ]
+    for _, path in files:
+        _check_keeps(path, model.in_channels, config)
     return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
 
 
@@ -78,19 +86,19 @@ def _reconstruct_file(
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
-            recon_frames = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
+            recon_frames = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
             yield side_by_side(inputs=[frames], reconstructions=[recon_frames]) if config.compare else recon_frames
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     if info.is_image:
-        image = Image.fromarray(next(chunks())[0].numpy())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(next(chunks())[0].squeeze(-1).numpy())
         atomic_write(output, lambda partial: image.save(partial, format="PNG"))
     else:
         start = min(info.pts)
         pts = sorted(each - start for each in info.pts)
         # Stored pixels need not be square.
         aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
-        with Mp4Writer(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
+        with VideoWriter(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
             for frames in chunks():
                 writer.add(frames)
     return float(torch.cat(frame_psnr).mean())
@@ -99,8 +107,8 @@ def _reconstruct_file(
 def _reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
-    size = _output_size(info, config)
+    """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1]."""
+    size, pixels = _output_size(info, config), PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiling = rounded_tiling(config.tiling(), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
@@ -111,19 +119,33 @@ def _reconstruct_frames(
             reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    frames = read_clip(info, 0, 1, size=size) if info.is_image else iterate_frames(info.path, size)
+    frames = (
+        read_clip(info, 0, 1, size=size, pixels=pixels) if info.is_image else iterate_frames(info.path, size, pixels)
+    )
     chunks = overlapping_chunks(frames, num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
 
-def _check_output(output: Path, video: Path, suffix: str) -> None:
+def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> None:
+    """Raise a `ValueError` if the output has other channels or bits than the reconstruction."""
+    name = f"{in_channels} channels of {config.bit_depth} bits"
+    if output.suffix.lower() == _PNG and config.bit_depth != 8:
+        raise argument_error("output", f"a video for {name}", str(output), "Set `bit_depth` to 8.")
+    if output.suffix.lower() == _VIDEOS[0] and (in_channels, config.bit_depth) != (3, 8) and not config.compare:
+        raise argument_error("output", f"an MKV for {name}", str(output), f"Use {output.with_suffix('.mkv')}.")
+
+
+def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
     """Raise a `ValueError` if the output cannot be written or would replace the input."""
-    contract = "the name of an MP4" if suffix == _MP4 else "the name of a PNG"
+    contract = "the name of a PNG" if _PNG in suffixes else "the name of an MP4 or MKV"
     if output.is_dir():
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
-    if output.suffix.lower() != suffix:
-        contract, remedy = f"{contract}, which ends in {suffix}", f"Use {output.with_suffix(suffix)}."
+    if output.suffix.lower() not in suffixes:
+        contract, remedy = (
+            f"{contract}, which ends in {' or '.join(suffixes)}",
+            f"Use {output.with_suffix(suffixes[0])}.",
+        )
         raise argument_error("output", contract, str(output), remedy)
     if output.resolve() == video.resolve():
         contract = "another file than the video or image"

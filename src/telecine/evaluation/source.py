@@ -30,13 +30,14 @@ from telecine.data import (
     log_too_short,
     whole_video,
 )
+from telecine.data.clip import check_channels
 from telecine.data.find import files_below, sources_of
 from telecine.data.source import as_source, is_address, is_media, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights, channels_named
 from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
 
@@ -97,7 +98,7 @@ class ModelSource:
         return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the reconstruction of a clip `(1, 3, T, H, W)`: of its posterior's mode, or as a protocol says."""
+        """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
         with sampling(self.model, first_frame=span.first_frame):
             if isinstance(self.clips, PublishedProtocol):
                 return self.clips.reconstruct(self.model, span, target)
@@ -181,12 +182,14 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
+        check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)
-    saved = read_saved_settings(found).get("clips") if found else {}
+    saved = read_saved_settings(found).get("clips") if found else {"channels": channels_named(model.in_channels)}
     if not isinstance(saved, dict):
         raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
     saved = saved | {"buckets": ()}  # they only matter for training
     clips = config.clip_config(validate(ClipConfig, saved, prefix=f"{found}: clips."))
+    check_channels(clips, model)
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
 

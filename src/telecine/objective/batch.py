@@ -10,8 +10,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randint
-from telecine.base.shapes import Scalar, Video, check_video_pair
+from telecine.base.randomness import Generators, rand, randint
+from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.adaptive_weight import LayerActivations
@@ -44,6 +44,8 @@ class Batch(NamedTuple):
     """The same of `fake`; `grad_hook` is called with the gradient that flows back through it."""
     latent: Tensor | None
     decode: Decode | None
+    background: Tensor | float = 0.0
+    """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
 
 class _Gaussian(Protocol):
@@ -118,6 +120,9 @@ def make_batch(
         fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
         fraction = mask.expand_as(real).float().mean()
     disc_real, disc_fake = _windowed_and_augmented(real, _with_gradient_hook(fake, grad_hook), config.gan, generator)
+    background: Tensor | float = 0.0
+    if real.shape[1] == RGBA and torch.is_grad_enabled():
+        background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
     return Batch(
         real=real,
         fake=fake,
@@ -133,6 +138,7 @@ def make_batch(
         disc_fake=disc_fake,
         latent=latent,
         decode=decode,
+        background=background,
     )
 
 

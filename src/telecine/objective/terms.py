@@ -32,6 +32,7 @@ from telecine.objective.eager import eager_backward
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.frames import as_rgb
 from telecine.perceptual.weights import is_default_source
 from telecine.settings import ObjectiveConfig, Term
 
@@ -233,6 +234,7 @@ class PerceptualTerm(nn.Module):
         indices = sample_frame_indices(batch.fake, config.num_frames, batch.generator)
         # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
         frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (batch.fake, batch.real))
+        frames, targets = (as_rgb(each, batch.background) for each in (frames, targets))
         # The weighted sum over the frames is the mean.
         if batch.clip_weight is None:
             weight = torch.full((len(frames),), 1 / len(frames), device=frames.device)

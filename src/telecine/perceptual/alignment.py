@@ -17,7 +17,7 @@ from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps, FeatureMaps
-from telecine.perceptual.frames import pick_frames
+from telecine.perceptual.frames import as_rgb, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import load_state
 
@@ -68,7 +68,7 @@ class Alignment(nn.Module):
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
 
-        `latent` is `(B, latent_channels, t, h, w)`, and `target` the encoded video `(B, 3, T, H, W)` in [-1, 1].
+        `latent` is `(B, latent_channels, t, h, w)`, and `target` the encoded video `(B, C, T, H, W)` in [-1, 1].
         `weight` contains non-negative sample weights `(B,)`. `generator` draws the compared frames.
 
         Raises:
@@ -83,7 +83,7 @@ class Alignment(nn.Module):
         index = (num_latent * draw).long().clamp(max=num_latent - 1)
         # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
         last = (index * ((num_frames - 1) / max(num_latent - 1, 1))).round().long()
-        frames = pick_frames(target, last)
+        frames = as_rgb(pick_frames(target, last))
         with autocast_off(latent.device):
             z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
             features = F.interpolate(self._features(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")

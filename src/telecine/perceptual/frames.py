@@ -1,4 +1,4 @@
-"""Which frames of each clip the perceptual loss compares, and how many of them at a time."""
+"""Which frames of each clip the perceptual loss compares, in which colours, and how many of them at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.randomness import Generators, rand
-from telecine.base.shapes import Frames, Video, check_frame_pair, check_video
+from telecine.base.shapes import RGBA, Frames, Video, check_frame_pair, check_video
 
 NumFrames: TypeAlias = int | Literal["all"]
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
@@ -59,6 +59,22 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
         raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
+
+
+def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
+    """Return `(N, C, ...)` in [-1, 1] as RGB, with its graph: grey repeated, RGBA composited on a colour `(N / k, 3)`.
+
+    Other numbers of channels are returned as they are. The default colour, mid-grey, shows light and dark pixels alike.
+    """
+    if video.shape[1] == 1:
+        return video.expand(-1, 3, *video.shape[2:])
+    if video.shape[1] != RGBA:
+        return video
+    colours, alpha = video.split([3, 1], dim=1)
+    if isinstance(background, Tensor):
+        background = background.to(video.dtype).repeat_interleave(len(video) // len(background), dim=0)
+        background = background.reshape(-1, 3, *[1] * (video.ndim - 2))
+    return background + (alpha + 1) / 2 * (colours - background)
 
 
 def in_chunks(

@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import VideoWriter, as_shown, check_frames, gif_bytes, pad_to_even, shrink, write_mp4
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -45,7 +45,7 @@ class ValidationClip:
     """One clip of a validation."""
 
     target: Tensor
-    """The input, uint8 `(T, H, W, 3)`, e.g. from `telecine.data.bytes_from_video`."""
+    """The input, uint8 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`."""
     reconstruction: Tensor
     """The reconstruction, of the same shape."""
     metrics: Mapping[str, float]
@@ -102,8 +102,9 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
-    All clips are uint8 frames `(T, H, W, 3)` of one shape. The result, `(T, H', W', 3)` with even `H'` and `W'`, has
-    labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192 rows or more.
+    All clips are frames `(T, H, W, C)` of one shape, which `as_shown` shows. The result, `(T, H', W', 3)` with even
+    `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
+    rows or more.
     """
     _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
@@ -122,8 +123,8 @@ def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def _panels(clip: Tensor, recon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return uint8 frames `(T, H, W, 3)`, their reconstruction, and the amplified difference, clamped at white."""
-    clip, recon = clip.cpu(), recon.cpu()
+    """Return frames as shown, their reconstruction, and the amplified difference, clamped at white."""
+    clip, recon = as_shown(clip.cpu()), as_shown(recon.cpu())
     difference = (clip.float() - recon.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
     return clip, recon, difference.round().to(torch.uint8)
 
@@ -133,7 +134,7 @@ def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Te
         got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
         raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
     for clip in (*inputs, *reconstructions):
-        check_rgb_frames("inputs` and `reconstructions", clip)
+        check_frames("inputs` and `reconstructions", clip, any_kind=True)
         if clip.shape != inputs[0].shape:
             contract = f"all of shape {tuple(inputs[0].shape)}"
             raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")
@@ -163,7 +164,7 @@ def _label_bar(width: int) -> Tensor:
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
-    with Mp4Writer(path, fps) as writer:
+    with VideoWriter(path, fps) as writer:
         for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
             writer.add(frames)
 

@@ -1,4 +1,4 @@
-"""Encoding of videos: MP4 and GIF."""
+"""Encoding of videos: MP4, lossless MKV and GIF; and frames as they are shown."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import partial_path
+from telecine.base.shapes import RGBA
 
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
 _BT709 = _LIMITED_RANGE = 1
+# Formats of arrays by channels, of 8 and of 16 bits; and FFV1's, where they differ.
+_FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
+_STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
+# The side of a square of the chequerboard behind transparent pixels, and its two greys.
+_SQUARE, _BOARD = 8, (204.0, 153.0)
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
-class Mp4Writer:
-    """Writes frames to an H.264 MP4 that browsers play, in constant memory.
+class VideoWriter:
+    """Writes frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
-    The file appears when the `with` block ends, or not at all if it fails. The last row or column of frames of odd size
-    is repeated, because the format stores colours at half the resolution.
+    An MP4 has RGB of 8 bits; an MKV also grey, RGBA and 16 bits, and times rounded to milliseconds. The file appears
+    when the `with` block ends, or not at all if it fails. The last row or column of an MP4 of odd size is repeated,
+    because it stores colours at half the resolution.
 
     Args:
-        path: The file. Its folder is created if needed.
+        path: The file, an `.mkv` or an MP4. Its folder is created if needed.
         fps: Frames per second.
-        crf: Quality, from 0 (lossless) to 51; 18 is visually lossless.
+        crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
             depends on a later one.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
@@ -56,6 +63,7 @@ class Mp4Writer:
     ) -> None:
         check_positive("fps", fps, remedy="Use 25 if it is unknown.")
         self.path = Path(path)
+        self._is_lossless = self.path.suffix.lower() == ".mkv"
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
         self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
         self._pts = pts
@@ -67,24 +75,25 @@ class Mp4Writer:
         self._reformatter = VideoReformatter()
         self._num_frames = 0
 
-    def __enter__(self) -> Mp4Writer:
+    def __enter__(self) -> VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = partial_path(self.path)
-        # Put the index first, so that browsers play the file while it loads.
-        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
+        # Put the index of an MP4 first, so that browsers play the file while it loads.
+        kind, options = ("matroska", {}) if self._is_lossless else ("mp4", {"movflags": "+faststart"})
+        self._container = av.open(str(self._partial), "w", format=kind, options=options)
         return self
 
     def add(self, frames: Tensor) -> None:
-        """Append uint8 frames `(T, H, W, 3)`, all of one size."""
-        check_rgb_frames("frames", frames)
+        """Append uint8 or uint16 frames `(T, H, W, C)`, all of one kind and size."""
+        check_frames("frames", frames, any_kind=self._is_lossless)
         size = (frames.shape[1], frames.shape[2])
         if self._stream is None:
             self._size = size
-            self._stream = self._add_stream(*size)
+            self._stream = self._add_stream(frames)
         if size != self._size:
             raise argument_error("frames", f"of height and width {self._size}, as before", frames, "Resize them.")
-        for frame in pad_to_even(frames.cpu()):
-            self._container.mux(self._stream.encode(self._yuv_frame(frame)))
+        for frame in frames.cpu() if self._is_lossless else pad_to_even(frames.cpu()):
+            self._container.mux(self._stream.encode(self._encodable(frame)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,24 +109,31 @@ class Mp4Writer:
             self._container.close()
             os.replace(self._partial, self.path)
 
-    def _yuv_frame(self, frame: Tensor) -> av.VideoFrame:
+    def _encodable(self, frame: Tensor) -> av.VideoFrame:
         # One thread and a time on every frame make the files of equal frames equal, except rarely under heavy load.
-        rgb = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
-        yuv = self._reformatter.reformat(
-            rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-        )
-        yuv.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
-        yuv.time_base = self._time_base
+        name, values = _name_of(frame), frame.contiguous().numpy()
+        pixels = av.VideoFrame.from_ndarray(values[..., 0] if values.shape[-1] == 1 else values, format=name)
+        if self._is_lossless:
+            stored = self._reformatter.reformat(pixels, format=_STORED.get(name, name), threads=1)
+        else:
+            stored = self._reformatter.reformat(
+                pixels, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+            )
+        stored.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
+        stored.time_base = self._time_base
         self._num_frames += 1
-        return yuv
+        return stored
 
-    def _add_stream(self, height: int, width: int) -> VideoStream:
-        stream = self._container.add_stream("libx264", rate=self._rate)
-        stream.height, stream.width = height + height % 2, width + width % 2
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
+    def _add_stream(self, frames: Tensor) -> VideoStream:
+        stream = self._container.add_stream("ffv1" if self._is_lossless else "libx264", rate=self._rate)
         context = stream.codec_context
-        context.time_base = self._time_base
-        context.sample_aspect_ratio = self._aspect
+        context.time_base, context.sample_aspect_ratio = self._time_base, self._aspect
+        stream.height, stream.width = self._size
+        if self._is_lossless:
+            stream.pix_fmt = _STORED.get(name := _name_of(frames), name)
+            return stream
+        stream.height, stream.width = (side + side % 2 for side in self._size)
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
         context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
         if self._keyframe_every is not None:
             context.max_b_frames = 0
@@ -126,17 +142,22 @@ class Mp4Writer:
         return stream
 
 
+def _name_of(frames: Tensor) -> str:
+    """Return FFmpeg's name of the format of frames `(..., C)`."""
+    return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
+
+
 def write_mp4(
     path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, keyframe_every: int | None = None
 ) -> None:
-    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `Mp4Writer`."""
-    with Mp4Writer(path, fps, crf=crf, keyframe_every=keyframe_every) as writer:
+    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `VideoWriter`."""
+    with VideoWriter(path, fps, crf=crf, keyframe_every=keyframe_every) as writer:
         writer.add(frames)
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
     """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
-    check_rgb_frames("frames", frames)
+    check_frames("frames", frames)
     first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
@@ -153,11 +174,26 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_rgb_frames(name: str, frames: Tensor) -> None:
-    """Raise a `ValueError` if `frames` are not uint8 of shape `(T, H, W, 3)`, or empty."""
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+def check_frames(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
+    """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
+    channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
+    if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
-        raise argument_error(name, "uint8 of shape (T, H, W, 3), not empty", frames, remedy)
+        kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
+        raise argument_error(name, f"{kind}, not empty", frames, remedy)
+
+
+def as_shown(frames: Tensor) -> Tensor:
+    """Return frames `(T, H, W, C)`, grey, RGB or RGBA, as uint8 RGB: grey repeated, RGBA on a grey chequerboard."""
+    if frames.dtype == torch.uint16:
+        frames = (frames.float() / 257).round_().to(torch.uint8)
+    if frames.shape[-1] != RGBA:
+        return frames.expand(-1, -1, -1, 3)
+    rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])
+    is_light = ((rows[:, None] + columns) % 2 == 0)[..., None]
+    colours, alpha = frames.float().split([3, 1], dim=-1)
+    board = torch.where(is_light, *_BOARD)
+    return (board + alpha / 255 * (colours - board)).round_().to(torch.uint8)
 
 
 def pad_to_even(frames: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
 """The settings of all commands, and how they are read. Needs no PyTorch."""
 
 from telecine.settings.autoencoder import CausalVAEConfig as CausalVAEConfig
+from telecine.settings.data import CHANNELS as CHANNELS
 from telecine.settings.data import MAX_PIXELS as MAX_PIXELS
+from telecine.settings.data import RGB as RGB
 from telecine.settings.data import TIMEOUT as TIMEOUT
 from telecine.settings.data import Bucket as Bucket
 from telecine.settings.data import ClipConfig as ClipConfig
+from telecine.settings.data import PixelFormat as PixelFormat
+from telecine.settings.data import channels_named as channels_named
 from telecine.settings.discriminators import MIN_SIZES as MIN_SIZES
 from telecine.settings.discriminators import DiscriminatorConfig as DiscriminatorConfig
 from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig

@@ -11,6 +11,7 @@ from telecine.settings.group import Settings
 
 # Configurations come from others, too: larger networks would take hours to build.
 LARGEST = {
+    "in_channels": 1024,
     "latent_channels": 2**16,
     "base_channels": 2**16,
     "blocks_per_level": 256,
@@ -111,6 +112,8 @@ class CausalVAEConfig(Settings):
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
     lfq_commitment_weight: float = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
+    in_channels: int = 3
+    """Channels of the video, see `clips.channels`."""
     decoder: Literal["direct", "flow"] = "direct"
     """The decoder: a function of the latent ("direct"), or one that generates by removing noise from a noisy video, in
     one step or in several ("flow")."""
@@ -192,12 +195,13 @@ class CausalVAEConfig(Settings):
     @property
     def folded_channels(self) -> int:
         """Values of a patch: the channels before the first layer and after the last."""
-        return 3 * self.time_compression * self.patch_size**2
+        return self.in_channels * self.time_compression * self.patch_size**2
 
     def saved(self) -> dict[str, Any]:
-        """Return the settings as a model's `config.json` has them: those of noise only if the decoder has noise."""
-        values = asdict(self)
-        return values if self.decoder == "flow" else {k: v for k, v in values.items() if k not in ("decoder", "flow")}
+        """Return the settings as a model's `config.json` has them: if they matter, those that older versions lack."""
+        left_out = {"in_channels"} if self.in_channels == 3 else set()
+        left_out |= {"decoder", "flow"} if self.decoder == "direct" else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def halvings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_counts, check_positive
+from telecine.base.checks import argument_error, check_choice, check_count, check_counts, check_positive
 from telecine.settings.group import Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
 PILLOW_MAX_PIXELS = 178_956_970
+ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
+CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 # Marks the settings that do not change what a clip is: latents that are kept stay valid.
 _SAME_CLIPS = {"same_clips": True}
+
+
+def channels_named(number: int) -> ChannelNames:
+    """Return what a number of channels is; raise a `ValueError` for one without a name."""
+    names = {each: name for name, each in CHANNELS.items()}
+    return names[check_choice("in_channels", number, names, remedy="Use a model of grey, RGB or RGBA.")]
+
+
+class PixelFormat(NamedTuple):
+    """What a decoded pixel holds."""
+
+    channels: ChannelNames = "rgb"
+    bit_depth: Literal[8, 16] = 8
+
+
+RGB = PixelFormat()
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,10 @@ class ClipConfig(Settings):
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
+    channels: ChannelNames = "rgb"
+    """Channels of a pixel: luma, colours, or colours and opacity. The model has to have 1, 3 or 4 `in_channels`."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
     stride: int = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
@@ -120,6 +142,16 @@ class ClipConfig(Settings):
             raise argument_error("buckets", contract, ", ".join(map(str, self.buckets)), remedy)
 
     @property
+    def num_channels(self) -> int:
+        """Number of channels of a pixel."""
+        return CHANNELS[self.channels]
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """What a decoded pixel holds."""
+        return PixelFormat(self.channels, self.bit_depth)
+
+    @property
     def val_bucket(self) -> Bucket:
         """The clip size to validate on."""
         return Bucket(self.num_frames, self.height, self.width)
@@ -137,7 +169,10 @@ class ClipConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        return {item.name: values[item.name] for item in fields(self) if item.metadata != _SAME_CLIPS}
+        if self.pixel_format == RGB:  # telecine 0.2 had no other
+            del values["channels"], values["bit_depth"]
+        names = [item.name for item in fields(self) if item.metadata != _SAME_CLIPS]
+        return {name: values[name] for name in names if name in values}
 
     @property
     def clip_span(self) -> int:

@@ -161,6 +161,8 @@ class ReconstructConfig(ModelUse):
     is given."""
     width: int | None = None
     """Width to resize the video to. Default: like `height`."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import load_discriminators
 
+logger = logging.getLogger(__name__)
+
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Return Accelerate's handle of the device, the processes, the precision and the trackers."""
@@ -79,6 +82,10 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_model_or_run(config.model)
+    if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
+        text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
+        logger.warning(text, config.model, model.in_channels, config.clips.num_channels)
+        model = model.with_channels(config.clips.num_channels)
     if config.model_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.temporal_chunk is not None:

@@ -23,7 +23,7 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.clip import check_buckets
+from telecine.data.clip import check_buckets, check_channels
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.step import MicroBatch
@@ -63,6 +63,7 @@ class Spans:
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this."""
+    check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with barrier_without_time_limit() as wait_for_everyone:
         if rank() > 0:  # the first process indexes the videos, the others then read its index

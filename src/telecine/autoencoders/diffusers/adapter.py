@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
@@ -48,10 +49,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         prepare_for_training(module)
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
-        self.sizes = ClipSizes(module, self.family.reconstruct, only_side)
+        self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
+        """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
         check_input(self, video)
         return self.family.encode(self.module, video)
 
@@ -70,12 +71,24 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         None if the frames after the first, or the pixels, do not divide evenly over the positions of the latent.
         """
         _, side, _ = self.sizes.smallest
-        encode, size = Probe(self.module, self.family.encode_mode), (num_frames, side, side)
+        encode, size = Probe(self.module, self.family.encode_mode, self.in_channels), (num_frames, side, side)
         _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
         following = max(latent_frames - 1, 1)
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
             return None
-        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
+        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels, self.in_channels)
+
+    def with_channels(self, in_channels: int) -> DiffusersAutoencoder:
+        """Return this model for other channels; its configuration has their number. See `change_channels`."""
+        if self.family.widens == "no":
+            super().with_channels(in_channels)
+        config = {name: value for name, value in self.module.config.items() if not name.startswith("_")}
+        for name in {"in_channels", "out_channels", "input_channels"} & config.keys():
+            config[name] = config[name] * in_channels // self.in_channels
+        module = type(self.module).from_config(config)
+        has_patches = self.family.widens == "patches"
+        change_channels(self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches)
+        return DiffusersAutoencoder(module)
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""

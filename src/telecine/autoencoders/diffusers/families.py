@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import rearrange
@@ -42,19 +42,36 @@ _REFUSED = {
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 
 
+def declared_channels(module: DiffusersModel) -> int:
+    """Return the channels of a model's video, as its configuration says; 3 if it does not say."""
+    config = getattr(module, "config", {})
+    # Mochi's input has Fourier features as well, and some classes have one number for input and output.
+    declared = (config[name] for name in ("out_channels", "in_channels", "input_channels") if name in config)
+    return next(declared, 3)
+
+
+def _unpatched_channels(module: DiffusersModel) -> int:
+    """Return the channels of a model whose configuration counts those of patches."""
+    return declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
+
+
 @dataclass(frozen=True)
 class Family:
     """How the models of a class are called."""
 
     encoder: Callable[[DiffusersModel, Video], LatentPosterior]
-    """From the model and a video `(B, 3, T, H, W)` in [-1, 1] to the posterior."""
+    """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
     decoder: Callable[[DiffusersModel, Tensor], Decoded]
     """From the model and a latent `(B, C, t, h, w)` to the video."""
+    in_channels: Callable[[DiffusersModel], int] = declared_channels
+    """From the model to the channels of its video."""
+    widens: Literal["no", "pixels", "patches"] = "pixels"
+    """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
     only_side: str | None = None
     """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
-        """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
+        """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         try:
             return self.encoder(module, video.to(next(module.parameters()).dtype))
         finally:
@@ -335,12 +352,14 @@ FAMILIES = {
     **dict.fromkeys(_IMAGE_CLASSES.split(), _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
-    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
+    "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
+    "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
+    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet, widens="no"),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21),
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, lambda module: 3, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
-    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True)),
-    "AutoencoderRAE": Family(_encode_rae, _decode_rae, only_side="decoder_image_size"),
+    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
+    "AutoencoderRAE": Family(_encode_rae, _decode_rae, widens="no", only_side="decoder_image_size"),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 

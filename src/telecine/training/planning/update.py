@@ -31,6 +31,7 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
+from telecine.data.clip import check_channels
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
@@ -208,6 +209,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model = fake_autoencoder(config) if model is None else model
     config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
     bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
+    check_channels(config.clips, model)
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
@@ -221,7 +223,8 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
         state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
         state.step = objective.schedule.step_with_most_terms()
-        shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
+        shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
+        shapes = [shape] * config.gradient_accumulation_steps
         return replace(_count_update(state, counter, shapes, device_type), is_on=_remedies_in(config))
 
 

@@ -1,0 +1,40 @@
+"""The commands and the code of docs/channels.md run, with small clips and for one step."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine.__main__ import main
+from telecine.autoencoders import CausalVAE
+from telecine.data import index_video, read_clip, sample_videos
+from telecine.report.video import VideoWriter
+from telecine.settings import CausalVAEConfig
+
+PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
+SMALL = runpy.run_path(str(Path(__file__).parent / "test_docs_data.py"))["SMALL"]
+NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path, monkeypatch, cached_weights):
+    commands = re.findall(r"^telecine .*", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
+    frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
+    with VideoWriter(tmp_path / "my_alpha" / "face.mkv", 25) as writer:
+        writer.add(torch.cat([frames, frames.amax(-1, keepdim=True)], -1))
+    (tmp_path / "small.yaml").write_text(SMALL)
+    config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
+    CausalVAE(config).save_pretrained(tmp_path / "rgb_model")
+    for command in commands:
+        name, *words = shlex.split(command)[1:]
+        assert main([name, *(["--config", "small.yaml"] if name == "train" else []), *words]) == 0, command
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    names = {"video": torch.zeros(1, 4, 1, 8, 8)}
+    exec(compile(code, "channels.md", "exec"), names)
+    assert names["reconstruction"].shape == (1, 4, 1, 8, 8)
