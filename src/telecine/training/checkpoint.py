@@ -173,16 +173,13 @@ class Checkpointer:
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
-        self._check_finite(step)
+        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
+        if name := _first_not_finite(groups, self._buffers):
+            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
         if not self._is_main:
             return self.run.folder
         flush([self.run.history.path, self.run.warnings.path])  # records are on the disk before their checkpoint
         return self.run.checkpoints.begin(step)
-
-    def _check_finite(self, step: int) -> None:
-        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
-        if name := _first_not_finite(groups, self._buffers):
-            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         path = shard_file(folder, dist.get_rank(), dist.get_world_size())

@@ -83,8 +83,7 @@ def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> str | Non
 def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
-    has_hinge = bool(history.last("train/hinge_active"))
-    name = "hinge_active" if has_hinge else "discr_loss"
+    name = "hinge_active" if history.last("train/hinge_active") else "discr_loss"
     left = history.last(f"train/{name}")
     if not (real and fake and left) or min(fmean(real), fmean(fake)) < limits["accuracy"] or fmean(left) > limits[name]:
         return None
@@ -238,7 +237,7 @@ class Diagnostics:
             message = None if rule.name in self.warned else rule.check(self.history)
             if message is not None:
                 self.warned.add(rule.name)
-                self.run.warnings.add(TrainingWarning(step, rule.name, message, rule.remedy))
+                self.run.warnings.append(asdict(TrainingWarning(step, rule.name, message, rule.remedy)))
                 text = f"step {step}: {message} ({rule.name}). {rule.remedy}"
                 self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
                 logger.warning("%s", text)
