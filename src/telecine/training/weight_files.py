@@ -51,7 +51,9 @@ class WeightFiles:
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
-        self._without_memory, self._is_sharded = _copy_of(model, _one_element), is_sharded
+        self._is_sharded = is_sharded
+        # Its tensors have the same shapes, but all elements of one share their memory.
+        self._without_memory = _copy_of(model, lambda _, x: torch.empty((), dtype=x.dtype).expand(x.shape))
         self.base = _digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, folder: Path, name: str, statistics: LatentStatistics | None, weights: Mapping[str, Tensor]) -> None:
@@ -117,11 +119,6 @@ def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor]) -> 
         remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
         contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
         raise argument_error("autoencoder", contract, got, remedy) from error
-
-
-def _one_element(_: str, tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, whose elements share the memory of one."""
-    return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _mapped(tensor: Tensor, folder: str) -> Tensor:

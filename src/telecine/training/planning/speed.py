@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -26,15 +25,7 @@ HOURS_TO_WARN = 24.0
 SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
 # Python and the driver, for each operator: 5 to 10 microseconds.
 LAUNCH_SECONDS = 7e-6
-
-
-class _Card(NamedTuple):
-    bf16: float  # dense matrix products, 1e12 FLOP/s
-    tf32: float
-    memory: float  # 1e12 bytes/s
-
-
-CARDS = {name: _Card(*rates) for name, rates in TABLES["cards"].items()}
+CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 def describe_speed(
@@ -103,9 +94,9 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
 def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, float]:
     """Return the least seconds of an update: for launches, arithmetic and memory alone, and of all with overlap."""
     rates = CARDS[card]
-    peak = 1e12 * (rates.bf16 if is_half else rates.tf32)
+    peak = 1e12 * rates["bf16" if is_half else "tf32"]
     arithmetic = {part: flops / peak for part, flops in plan.flops.items()}
-    memory = {part: moved / (1e12 * rates.memory) for part, moved in plan.moved.items()}
+    memory = {part: moved / (1e12 * rates["memory"]) for part, moved in plan.moved.items()}
     launches = sum(plan.operators.values()) * LAUNCH_SECONDS
     kernels = sum(max(arithmetic.get(part, 0.0), memory.get(part, 0.0)) for part in arithmetic | memory)
     return {
