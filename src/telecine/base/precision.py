@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -54,7 +53,7 @@ def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Mo
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Convert tensors of one dtype in one operator, and their gradients in one; no second derivatives."""
+    """Convert tensors of one dtype in one operator, and their gradients in one."""
     return _CastTogether.apply(dtype, *tensors)
 
 
@@ -68,8 +67,9 @@ class _CastTogether(torch.autograd.Function):
         return copies
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # for a second derivative
+            return (None, *(None if each is None else each.to(ctx.dtype) for each in gradients))
         copies = [None if each is None else torch.empty_like(each, dtype=ctx.dtype) for each in gradients]
         known, sources = [x for x in copies if x is not None], [x for x in gradients if x is not None]
         torch._foreach_copy_(known, sources)

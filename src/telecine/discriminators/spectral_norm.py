@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -36,7 +35,7 @@ def shared_spectral_norms() -> Iterator[None]:
 
 
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
-    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms; no second derivatives.
+    """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`. In
     compiled code it is none: `step_spectral_norms` comes before.
@@ -91,22 +90,32 @@ def _parts(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
     return [each[: matrix.shape[0], : matrix.shape[1]] for each, matrix in zip(batch, matrices, strict=True)]
 
 
+def _divided(original: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return a weight divided by `u^T W v`, with padded vectors `(size, 1)`."""
+    matrix = original.flatten(1)
+    height, width = matrix.shape
+    return original / (u[:height].mT @ matrix @ v[:width]).view(())
+
+
 class _Normalise(torch.autograd.Function):
     """Known normalised weights as a function of the weights before; u and v are constants."""
 
     @staticmethod
     def forward(ctx: Any, weights: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tensors[:3], *weights)
+        ctx.save_for_backward(*tensors, *weights)
         return tuple(weight.detach() for weight in weights)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With `W = W' / sigma` and `sigma = u^T W' v`, return `(G - <G, W> u v^T) / sigma`."""
-        u, v, sigma, *weights = ctx.saved_tensors
+        u, v, sigma, *others = ctx.saved_tensors
+        originals, weights = others[: len(gradients)], others[len(gradients) :]
+        if torch.is_grad_enabled():  # for a second derivative
+            found = map(_divided, originals, u, v)
+            return (*[None] * 4, *torch.autograd.grad([*found], originals, gradients, create_graph=True))
         matrices = [each.flatten(1) for each in (*gradients, *weights)]
         gradient, weight = _padded(matrices).chunk(2)
         inner = (gradient * weight).sum((1, 2), keepdim=True)
-        found = torch.baddbmm(gradient, inner * u, v.mT, alpha=-1) / sigma.view(-1, 1, 1)
-        parts = zip(_parts(found, matrices[: len(weights)]), weights, strict=True)
+        padded = torch.baddbmm(gradient, inner * u, v.mT, alpha=-1) / sigma.view(-1, 1, 1)
+        parts = zip(_parts(padded, matrices[: len(weights)]), weights, strict=True)
         return (*[None] * 4, *(part.reshape(each.shape) for part, each in parts))

@@ -50,6 +50,11 @@ def declared_channels(module: DiffusersModel) -> int:
     return next(declared, 3)
 
 
+def _three_channels(module: DiffusersModel) -> int:
+    """Return 3, for models that see the alpha of opaque frames as well."""
+    return 3
+
+
 def _unpatched_channels(module: DiffusersModel) -> int:
     """Return the channels of a model whose configuration counts those of patches."""
     return declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
@@ -356,7 +361,7 @@ FAMILIES = {
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet, widens="no"),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, lambda module: 3, "no"),
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _three_channels, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderRAE": Family(_encode_rae, _decode_rae, widens="no", only_side="decoder_image_size"),
