@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from telecine.base.frozen import Frozen
-from telecine.ops import compilation
-from telecine.ops.compilation import Compiler, report_compilation
+from telecine.ops.compilation import Compiler
 from telecine.ops.convolution import convolve, differentiated_twice
 
 
@@ -41,18 +40,6 @@ def test_parts_leave_the_last_layer_out():
     torch.testing.assert_close(*found)
     with torch.no_grad():
         torch.testing.assert_close(network(x.expand(3, -1, -1, -1)), plain(x.expand(3, -1, -1, -1)))
-
-
-def test_lines_while_it_compiles(monkeypatch):
-    torch._dynamo.reset()
-    lines, now = [], iter([100.0, 104.0, 111.0])
-    monkeypatch.setattr(compilation.time, "monotonic", lambda: next(now))
-    functions = [torch.compile(function, backend="eager") for function in (torch.sin, torch.cos, torch.exp)]
-    with report_compilation(lines.append):
-        for function in functions:
-            function(torch.ones(1))
-    functions[0](torch.ones(2, 2))  # compiled outside of the block
-    assert lines == ["compiling: function 1", "compiling: function 3"]
 
 
 def test_the_double_backward_of_a_convolution():

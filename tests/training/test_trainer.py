@@ -34,6 +34,7 @@ from telecine.settings import (
     GANConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PenaltyConfig,
     PerceptualConfig,
     ReconstructionConfig,
     Term,
@@ -152,6 +153,34 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_pa
     run_to(resumed, 2)
     train(resumed, console=quiet())
     assert assert_equal_runs(straight, resumed) > 200
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_an_eager_one_and_resumes(tiny, tmp_path):
+    """Discriminator, penalty, LPIPS and the autoencoder."""
+    torch._dynamo.reset()
+    options = {
+        "steps": 2,
+        "val_every": 2,
+        "save_every": 1,
+        "log_every": 1,
+        "objective": replace(tiny().objective, disc_start=0, gan=GANConfig(), penalty=PenaltyConfig()),
+        "discriminator": replace(tiny().discriminator, num_layers=1),
+    }
+    configs = [tiny(output_dir=str(tmp_path / of), dynamo_backend=of, **options) for of in ("no", "aot_eager")]
+    train(configs[0], console=quiet())
+    run_to(configs[1], 1)
+    train(configs[1], console=quiet())
+    eager, compiled = (Run(Path(config.output_dir)).history.read() for config in configs)
+    assert [record.keys() for record in compiled] == [record.keys() for record in eager]
+    found = [
+        (values[name], value)
+        for record, values in zip(eager, compiled, strict=True)
+        for name, value in record.items()
+        if name.startswith("train/") and name != "train/clips_per_second"
+    ]
+    assert len(found) > 20
+    assert [ours for ours, _ in found] == pytest.approx([value for _, value in found], rel=1e-2, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -40,27 +40,21 @@ def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`. In
     compiled code it is none: `step_spectral_norms` comes before.
     """
+    norms = [layer.parametrizations.weight for layer in layers]
     if torch.compiler.is_compiling():
-        return [_by_known_norm(layer.parametrizations.weight) for layer in layers]
+        return [norm.original / (norm[0]._u @ norm.original.flatten(1) @ norm[0]._v) for norm in norms]
     shared = _shared.get()
     shared = {} if shared is None else shared
     if layers[0] not in shared:
-        shared[layers[0]] = _normalise([layer.parametrizations.weight for layer in layers])
-    originals = [layer.parametrizations.weight.original for layer in layers]
-    return _Normalise.apply(*shared[layers[0]], *originals)
+        shared[layers[0]] = _normalise(norms)
+    return _Normalise.apply(*shared[layers[0]], *(norm.original for norm in norms))
 
 
 def step_spectral_norms(module: nn.Module) -> None:
-    """Take the step of the power iteration of a discriminator, the first time inside `shared_spectral_norms`."""
-    # Other networks take their steps themselves, in each pass.
+    """Take the step of the power iteration of telecine's networks; others take their steps themselves, in each pass."""
     for network in (each for each in module.modules() if isinstance(each, GradientCheckpointing)):
         if layers := [layer for layer in network.modules() if is_parametrized(layer, "weight")]:
             normalised_weights(layers)
-
-
-def _by_known_norm(norm: Any) -> Tensor:
-    u, v = norm[0]._u.clone(), norm[0]._v.clone()
-    return norm.original / (u @ norm.original.flatten(1) @ v)
 
 
 @torch.no_grad()

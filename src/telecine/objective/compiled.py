@@ -48,7 +48,7 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
         loss.perceptual.distance.compile(**compiler.options)
 
 
-def _compiled(step: _Step) -> _Step:
+def _compiled(step: _Step) -> Any:
     """Return a step of one discriminator that is compiled where there are gradients."""
 
     def run(losses: CompiledAdversarialLosses, d: VideoDiscriminator) -> Any:
@@ -90,8 +90,7 @@ class CompiledAdversarialLosses(EagerAdversarialLosses):
         on = [name for name in (d.term, "feature_matching", *_WEIGHTS) if self.weights[name] > 0]
         amp = autocast_dtype(fake.device)
         key = (step, d.name, self.mode, has_penalty, d.module.training, amp, *on)
-        plain = replace(d, sees="video", factor=1, frame_indices=None, condition=None)
-        losses = copy(self)
+        losses, plain = copy(self), replace(d, sees="video", factor=1, frame_indices=None, condition=None)
         losses.batch = _NO_BATCH  # its tensors would be kept as long as the compiled code
         modules = nn.ModuleDict({"discriminator": d.module, **({"lecam": self.lecam[d.key]} if self.lecam else {})})
         terms = self.compiler.terms(key, partial(losses._terms, step, plain, amp), modules, inputs, leaf="fake")
@@ -104,8 +103,8 @@ class CompiledAdversarialLosses(EagerAdversarialLosses):
     def _terms(self, step: _Step, d: VideoDiscriminator, amp: torch.dtype | None, inputs: Tensors) -> Tensors:
         """Return the terms of a step, named "0/name" and "1/name", from tensors alone; called while it is traced."""
         losses, device = copy(self), inputs["real"].device
-        noise: Any = inputs.get("noise")
-        losses.batch = _NO_BATCH._replace(disc_real=inputs["real"], disc_fake=inputs["fake"], generator=noise)
+        own: Any = {"disc_real": inputs["real"], "disc_fake": inputs["fake"], "generator": inputs.get("noise")}
+        losses.batch = _NO_BATCH._replace(**own)
         losses.discriminator_loss = partial(self.discriminator_loss, weights=_TensorWeights(inputs))
         with autocast_off(device) if amp is None else torch.autocast(device.type, amp):
             found = step(losses, replace(d, condition=inputs.get("condition")))

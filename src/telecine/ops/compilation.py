@@ -8,11 +8,11 @@ would leave it out (https://github.com/pytorch/pytorch/issues/193279).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import compress
+from itertools import compress, count
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -22,12 +22,11 @@ from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
 
 Tensors: TypeAlias = dict[str, Tensor]
-Gradients: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Tensors, each with its gradient."""
+Function: TypeAlias = Callable[[Tensors], Tensors]
+Gradients: TypeAlias = list[tuple[Tensor, Tensor]]  # tensors, each with its gradient
+_Found: TypeAlias = dict[str, list[bool]]  # which gradients a scalar has; written while the function is traced
 
-# PyTorch's 8 is too small: all that is compiled here counts together.
-_RECOMPILE_LIMIT = 256
-_SECONDS_BETWEEN_LINES = 10.0
+_numbers = count()
 
 
 class Compiler:
@@ -39,39 +38,50 @@ class Compiler:
     """
 
     def __init__(self, backend: str, mode: str | None = None, *, is_dynamic: bool = False) -> None:
-        import torch._dynamo  # slow, and needed only here
-
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
         # Without `fullgraph`, what cannot be compiled would run as it is, and nobody would know.
         self.options: dict[str, Any] = {"backend": backend, "mode": mode, "fullgraph": True, "dynamic": is_dynamic}
-        self.functions: dict[Hashable, _CompiledTerms] = {}
+        self.functions: dict[Hashable, tuple[_Found, Callable[..., Any]]] = {}
 
     def terms(
-        self, key: Hashable, function: Callable[[Tensors], Tensors], module: nn.Module, inputs: Tensors, *, leaf: str
+        self, key: Hashable, function: Function, module: nn.Module, inputs: Tensors, *, leaf: str
     ) -> dict[str, tuple[Tensor, Gradients]]:
-        """Return each scalar of `function(inputs)`, detached, and its gradients; see `_CompiledTerms`.
+        """Return each scalar of `function(inputs)`, detached, with its gradients for an input and the parameters.
 
-        The function is called only while it is compiled, and `key` stands for all that its operators depend on, beside
-        `inputs` and `module`.
+        The function must read no other tensors than the inputs and those of `module`, whose buffers it may change. It
+        is called only while it is compiled: `key` stands for all else that its operators depend on.
         """
         if key not in self.functions:
-            self.functions[key] = _CompiledTerms(function, module, leaf, self.options)
-        return self.functions[key](inputs)
+            arguments: Any = ({}, function, module, leaf, tuple(inputs))
+            in_graph = torch.compiler.allow_in_graph(lambda *tensors: _values_and_gradients(*arguments, *tensors))
+            self.functions[key] = arguments[0], self._compiled(in_graph)
+        found, compiled = self.functions[key]
+        with torch.no_grad():
+            results = iter(compiled(*(x.detach() for x in inputs.values()), *_tensors(module)))
+        leaves = [inputs[leaf], *_trainable(module)]
+        return {
+            name: (next(results), [(x, next(results)) for x in compress(leaves, which)])
+            for name, which in found.items()
+        }
 
     def compile_parts(self, module: nn.Module, last_layer: nn.Parameter) -> list[nn.Module]:
         """Compile a network's parts in place, and return them: the largest ones that do not hold `last_layer`.
 
-        The gradient of its weight alone, as the adaptive weight needs it, would otherwise take a whole backward:
-        compiled code computes all of its gradients. Single layers are left as they are. Without gradients, as in
-        validation, the parts run as they are written.
+        The gradient of that weight alone, which the adaptive weight needs, would otherwise take a whole backward.
+        Without gradients, as in validation, the parts run as they are written.
         """
         parts = list(_parts_without(last_layer, module))
         for part in parts:
-            plain = part._call_impl
-            part._compiled_call_impl = partial(
-                _call, plain, _compiled(plain, self.options)
-            )  # as `part.compile` sets it
+            # As `part.compile` sets it.
+            part._compiled_call_impl = partial(_call, part._call_impl, self._compiled(part._call_impl))
         return parts
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        # PyTorch keeps compiled code by the code object, and finds functions by `id`, which later ones may have again.
+        code = run.__code__.replace(co_name=f"compiled_{next(_numbers)}")
+        return torch.compile(FunctionType(code, globals(), closure=run.__closure__), **self.options)
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -85,11 +95,6 @@ class Compiler:
             contract, got = "no for what PyTorch cannot compile", f"{self.options['backend']}, {type(error).__name__}"
             remedy = "PyTorch's message, above, names the code."
             raise argument_error("dynamo_backend", contract, got, remedy) from error
-
-
-def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """Return a compiled function that calls this one: PyTorch compiles no frames of its own files."""
-    return torch.compile(lambda *args, **kwargs: function(*args, **kwargs), **options)
 
 
 def _call(plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -107,66 +112,28 @@ def _parts_without(weight: nn.Parameter, module: nn.Module) -> Iterator[nn.Modul
             yield child
 
 
-@contextmanager
-def report_compilation(report: Callable[[str], None]) -> Iterator[None]:
-    """Call `report` with a line when PyTorch compiles something inside the block, at most every ten seconds."""
-    from torch._dynamo.callback import callback_handler  # slow
-
-    num_functions, due = 0, 0.0
-
-    def on_start(*_: object) -> None:
-        nonlocal num_functions, due
-        num_functions, now = num_functions + 1, time.monotonic()
-        if now >= due:
-            due = now + _SECONDS_BETWEEN_LINES
-            report(f"compiling: function {num_functions}")
-
-    callback_handler.register_start_callback(on_start)
+def _values_and_gradients(
+    found: _Found, function: Function, module: nn.Module, leaf: str, names: Sequence[str], *tensors: Tensor
+) -> list[Tensor]:
+    """Return each scalar, followed by the gradients that it has; `tensors` are inputs, then those of the module."""
+    inputs = dict(zip(names, tensors, strict=False))
+    inputs[leaf] = inputs[leaf].detach().requires_grad_()
+    slots = list(_slots(module))
+    own = zip(_tensors(module), tensors[len(inputs) :], strict=True)
+    given = {id(x): y.detach().requires_grad_() if x.requires_grad else y for x, y in own}
     try:
-        yield
-    finally:
-        callback_handler.remove_start_callback(on_start)
-
-
-class _CompiledTerms:
-    """A function from tensors to scalars, with their gradients for the input `leaf` and the parameters of `module`.
-
-    The function must read no other tensors than the inputs and those of `module`; it may change buffers.
-    """
-
-    def __init__(
-        self, function: Callable[[Tensors], Tensors], module: nn.Module, leaf: str, options: dict[str, Any]
-    ) -> None:
-        self.function, self.module, self.leaf = function, module, leaf
-        self.input_names: list[str] = []
-        # Written while the function is traced: the scalars' names, and which gradients each has.
-        self.found: dict[str, list[bool]] = {}
-        self.run = _compiled(torch.compiler.allow_in_graph(self._values_and_gradients), options)
-
-    def __call__(self, inputs: Tensors) -> dict[str, tuple[Tensor, Gradients]]:
-        self.input_names = list(inputs)
-        with torch.no_grad():
-            results = iter(self.run(*(x.detach() for x in inputs.values()), *_tensors(self.module)))
-        leaves = [inputs[self.leaf], *_trainable(self.module)]
-        return {
-            name: (next(results), [(leaf, next(results)) for leaf in compress(leaves, which)])
-            for name, which in self.found.items()
-        }
-
-    def _values_and_gradients(self, *tensors: Tensor) -> list[Tensor]:
-        """Return each scalar, followed by the gradients that it has."""
-        inputs = dict(zip(self.input_names, tensors, strict=False))
-        inputs[self.leaf] = inputs[self.leaf].detach().requires_grad_()
-        own = zip(_tensors(self.module), tensors[len(inputs) :], strict=True)
-        given = {id(x): y.detach().requires_grad_() if x.requires_grad else y for x, y in own}
-        with torch.enable_grad(), _replaced(self.module, given):
-            leaves = [inputs[self.leaf], *_trainable(self.module)]
-            values = self.function(inputs)
+        for holder, name, x in slots:
+            holder[name] = given[id(x)]
+        with torch.enable_grad():
+            leaves, values = [inputs[leaf], *_trainable(module)], function(inputs)
             grad = partial(torch.autograd.grad, inputs=leaves, retain_graph=True, allow_unused=True)
             gradients = {name: grad(value) if value.requires_grad else () for name, value in values.items()}
-        self.found = {name: [gradient is not None for gradient in of] for name, of in gradients.items()}
-        lists = ([value.detach(), *(x for x in gradients[name] if x is not None)] for name, value in values.items())
-        return [x for each in lists for x in each]
+    finally:
+        for holder, name, x in slots:
+            holder[name] = x
+    found |= {name: [gradient is not None for gradient in of] for name, of in gradients.items()}
+    lists = ([value.detach(), *(x for x in gradients[name] if x is not None)] for name, value in values.items())
+    return [x for each in lists for x in each]
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -174,28 +141,14 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """Return parameters, buffers and frozen tensors, each once."""
-    return list({id(x): x for x in (tensors[name] for tensors, name in _slots(module))}.values())
+    return list({id(x): x for _, _, x in _slots(module)}.values())
 
 
-def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the dicts and names of a module's tensors, also of those that a `Frozen` hides."""
+def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield each tensor of a module, also those that a `Frozen` hides, with its dict and its name there."""
     for part in module.modules():
         hidden = part.module if isinstance(part, Frozen) else None
         for tensors in (part._parameters, part._buffers, hidden if isinstance(hidden, dict) else {}):
-            yield from ((tensors, name) for name, x in tensors.items() if x is not None)
+            yield from ((tensors, name, x) for name, x in tensors.items() if x is not None)
         if isinstance(hidden, nn.Module):
             yield from _slots(hidden)
-
-
-@contextmanager
-def _replaced(module: nn.Module, by_id: dict[int, Tensor]) -> Iterator[None]:
-    """Put other tensors in the place of a module's own."""
-    before = [(tensors, name, tensors[name]) for tensors, name in _slots(module)]
-    try:
-        for tensors, name, x in before:
-            tensors[name] = by_id[id(x)]
-        yield
-    finally:
-        for tensors, name, x in before:
-            tensors[name] = x

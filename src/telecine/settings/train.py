@@ -232,16 +232,16 @@ class TrainConfig(Settings):
 
     def _check_compilation(self) -> None:
         """Raise a `ValueError` if a setting does not go with compiled code."""
-        on = {
+        others = {
             "sharding": self.sharding != "none",
-            "temporal_chunk": self.temporal_chunk is not None,
+            "temporal_chunk": self.temporal_chunk,
             "model_gradient_checkpointing": self.model_gradient_checkpointing,
             "mixed_precision": self.mixed_precision == "fp16",
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
             "objective.eager_gradients": not self.objective.eager_gradients,
         }
-        if found := [name for name, is_on in on.items() if is_on]:
-            contract, remedy = f"no with this value of `{found[0]}`", "Change one of the two."
+        for name in (name for name, is_on in others.items() if is_on):
+            contract, remedy = f"no with this value of `{name}`", "Change one of the two."
             raise argument_error("dynamo_backend", contract, self.dynamo_backend, remedy)
 
     @property

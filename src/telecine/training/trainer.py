@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from telecine.base.files import mark_output
 from telecine.data import clip_loader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.ops.compilation import report_compilation
 from telecine.perceptual import LPIPS
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.report.page import write_report
@@ -269,9 +268,9 @@ class Trainer:
     def _update_until_the_end(self, stop: StopRequest) -> None:
         config = self.config
         num_clips = config.clips_per_step(self.accelerator.num_processes)
-        show = Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips)
-        compiles = nullcontext() if config.dynamo_backend == "no" else report_compilation(self._print)
-        with show as monitor, compiles:
+        if config.dynamo_backend != "no":
+            self._print("compiling: the first updates may take minutes")
+        with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
             for batches in self._batches_until(stop):
                 lr = set_learning_rates(self.state, config.optimizer, config.steps)
                 values = train_step(self.state, batches, measure_update_ratio=self._is_due(config.log_every, ahead=1))
