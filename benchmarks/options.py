@@ -151,13 +151,18 @@ def compilation_table(arguments: argparse.Namespace) -> str:
     patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
     shape = {"dim": arguments.dim, "image_size": size, "frame_num": arguments.frames}
     none: dict[str, Any] = {"adversarial_loss_weight": 0, "grad_penalty_loss_weight": 0, "discr_3d_kwargs": None}
+    spectral = {**patch, "params": {"dim": 4 * arguments.dim, "norm": "spectral"}}
+    of_patches: dict[str, Any] = {"discr_3d_kwargs": patch, "perceptual_weight": 0}
     kinds: dict[str, dict[str, Any]] = {
-        "`PatchDiscriminator3D`, R1": {"discr_3d_kwargs": patch, "penalty.kind": "r1", "perceptual_weight": 0},
+        "`PatchDiscriminator3D`, R1": {**of_patches, "penalty.kind": "r1"},
+        "R1 and R2, relativistic": {**of_patches, "penalty.kind": "r1_and_r2", "gan.loss": "relativistic"},
+        "WGAN-GP, LeCam": {**of_patches, "penalty.kind": "wgan_gp", "gan.lecam_loss_weight": 0.1},
+        "spectral norms": {**of_patches, "discr_3d_kwargs": spectral, "grad_penalty_loss_weight": 0},
         "`Discriminator3D`, R1": {"discr_3d_kwargs": shape, "penalty.kind": "r1", "perceptual_weight": 0},
         "autoencoder, LPIPS": none,
     }
     if arguments.smoke:
-        del kinds["`Discriminator3D`, R1"]
+        kinds = dict([*kinds.items()][:1])
     rows = []
     for title, options in kinds.items():
         steps: dict[str, Callable[[], torch.Tensor]] = {}
