@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
@@ -12,6 +13,7 @@ from telecine.settings.group import PATH, DeviceName, Settings
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
+_Size: TypeAlias = Annotated[int, partial(check_count, remedy="Leave it out for the default.")]
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class LatentsConfig(MeasuredClips):
 class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
-    num_frames: int = 17
+    num_frames: _Size = 17
     """Frames in a chunk, which the autoencoder processes at once. Rounded up to a number that it accepts."""
     overlap_frames: int = 0
     """Frames that consecutive chunks share and are blended over. 0: chunks are independent."""
@@ -156,10 +158,10 @@ class ReconstructConfig(ModelUse):
     tile_overlap: int | None = None
     """Pixels that neighbouring tiles share and are blended over. Rounded up to a multiple of the autoencoder's stride.
     Default: a quarter of the tile."""
-    height: int | None = None
+    height: _Size | None = None
     """Height to resize the video to, in square pixels. Default: the video's height, or from its aspect ratio if `width`
     is given."""
-    width: int | None = None
+    width: _Size | None = None
     """Width to resize the video to. Default: like `height`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
@@ -168,9 +170,6 @@ class ReconstructConfig(ModelUse):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_frames", "height", "width"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), remedy="Leave it out for the default.")
         check_overlap(self.num_frames, self.overlap_frames)
         self.tiling()
 
