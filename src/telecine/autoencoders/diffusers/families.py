@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 import torch
+import yaml
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -29,17 +31,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
-# Autoencoders of diffusers that are not trained, by the reason.
-_REFUSED = {
-    "which is of audio": """
-        AutoencoderKLKVAEAudio AutoencoderKLLTX2Audio AutoencoderKLMiniMaxH3Audio AutoencoderOobleck AutoencoderSAME
-        Cosmos3AVAEAudioTokenizer LongCatAudioDiTVae MMAudioVAE MMAudioVocoder MiniMaxMusic3Vocoder
-    """,
-    "whose decoder is a diffusion model: it learns to denoise, not to reconstruct": "ConsistencyDecoderVAE",
-    "which is a diffusion model without an encoder": "LTX2VideoDiffusionDecoderModel",
-    "which is of proteins": "RFD4ProteinaAutoencoder",
-}
-REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
+# Names of classes, by what is known of them.
+CLASSES: dict[str, Any] = yaml.safe_load(resources.files(__package__).joinpath("classes.yaml").read_text("utf-8"))
+REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
 
 
 def declared_channels(module: DiffusersModel) -> int:
@@ -348,13 +342,9 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-_IMAGE_CLASSES = """
-    AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLHunyuanImage AutoencoderKLKVAE
-    AutoencoderTiny VQModel
-"""
-# And classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
+# Classes of images, and those that need more than their own `encode` and `decode`.
 FAMILIES = {
-    **dict.fromkeys(_IMAGE_CLASSES.split(), _OF_FRAMES),
+    **dict.fromkeys(CLASSES["of_frames"], _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
