@@ -33,6 +33,11 @@ class Tiling(Settings):
             contract = f"at least 0 and below the tile's {self.size} pixels"
             raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
 
+    @classmethod
+    def of(cls, tile: int | None, overlap: int | None) -> Tiling:
+        """Return tiles of a size, or whole frames, that share pixels, by default a quarter of the size."""
+        return cls() if tile is None else cls(tile, tile // 4 if overlap is None else overlap)
+
 
 def check_overlap(num_frames: int, overlap: int) -> None:
     """Raise a `ValueError` unless a chunk is longer than its overlap."""
@@ -128,11 +133,7 @@ class EvaluateConfig(MeasuredClips):
         for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
             if getattr(self, name) and getattr(self, of) is None:
                 raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
-        self.tiling()
-
-    def tiling(self) -> Tiling:
-        """Return the tiles that are compared with whole frames."""
-        return _tiling(self.tile, self.tile_overlap)
+        Tiling.of(self.tile, self.tile_overlap)
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,4 @@ class ReconstructConfig(ModelUse):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_overlap(self.num_frames, self.overlap_frames)
-        self.tiling()
-
-    def tiling(self) -> Tiling:
-        """Return how frames are cut into tiles."""
-        return _tiling(self.tile, self.tile_overlap)
-
-
-def _tiling(tile: int | None, overlap: int | None) -> Tiling:
-    return Tiling() if tile is None else Tiling(tile, tile // 4 if overlap is None else overlap)
+        Tiling.of(self.tile, self.tile_overlap)
