@@ -197,7 +197,9 @@ def test_a_name_or_a_function_is_chosen():
     assert choose("loss", "first", {"first": 1}) == 1
     assert choose("loss", max, {"first": min}) is max
     for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
-        with pytest.raises(ValueError, match=rf"^`loss` must be one of 'first', or a function, but got .*{remedy}"):
+        with pytest.raises(
+            ValueError, match=rf"^`loss` must be one of 'first', or the dotted path .* but got .*{remedy}"
+        ):
             choose("loss", value, {"first": min})
 
 

@@ -5,7 +5,8 @@ from itertools import pairwise
 import torch
 
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.data_report.inspect import _brightness, _changes, _copies, _cuts, _frame_hash, _remarks
+from telecine.data_report import inspect
+from telecine.data_report.inspect import DEFINITIONS, _brightness, _changes, _copies, _cuts, _frame_hash, _remarks
 
 from .conftest import moving_frames
 
@@ -56,3 +57,11 @@ def test_copies_are_found_by_their_frames():
     assert _copies(hashes) == [[1, 3]]
     assert _copies([*hashes[:2], (*hashes[1], 0)]) == [], "an image is no copy of a video"
     assert _frame_hash(torch.full((72, 64, 3), 9, dtype=torch.uint8)) is None
+
+
+def test_the_definitions_state_the_limits():
+    assert list(DEFINITIONS) == ["black", "static", "cut", "copies"]
+    assert f"above {inspect.DARK:.0%}" in DEFINITIONS["black"]
+    assert f"more than {inspect.STILL:.1%} on" in DEFINITIONS["static"]
+    assert f"more than {inspect.CUT:.0%} on average, and by more than {inspect.CUT_RATIO:g} times" in DEFINITIONS["cut"]
+    assert f"at most {inspect.MAX_BITS} bits" in DEFINITIONS["copies"]

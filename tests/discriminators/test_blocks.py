@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from telecine.discriminators import DiscriminatorBlock, DiscriminatorBlock3D
 from telecine.discriminators.base import check_batch
 from telecine.discriminators.blocks import Head
-from telecine.discriminators.residual import _as_image_size, _head_size, _layer_widths
+from telecine.discriminators.residual import Discriminator, _as_image_size
 
 CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"
 CELLS_3D = "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w"
@@ -129,10 +129,12 @@ class TestSizes:
         ],
     )
     def test_widths(self, size, max_dim, widths):
-        assert _layer_widths(2, size, 3, max_dim) == widths
+        network = Discriminator(dim=2, image_size=size, max_dim=max_dim)
+        convolutions = [block[0].conv_res for block in network.blocks]
+        assert [(conv.in_channels, conv.out_channels) for conv in convolutions] == widths
 
     @pytest.mark.parametrize(
         ("size", "expected"), [((16, 16), (4, 4)), ((60, 90), (7, 11)), ((240, 360), (7, 11)), ((31, 99), (7, 24))]
     )
     def test_the_head_has_the_size_of_published_checkpoints(self, size, expected):
-        assert _head_size(size) == expected
+        assert Discriminator(dim=1, image_size=size).to_logits[2].size == expected

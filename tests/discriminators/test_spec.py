@@ -14,7 +14,7 @@ from telecine.discriminators import (
     Discriminator3DWithfirstframe,
     PatchDiscriminator3D,
 )
-from telecine.discriminators.spec import CLASSES, _resolve_class, build_discriminator
+from telecine.discriminators.spec import _resolve_class, build_discriminator
 
 PARAMS = {"dim": 1, "image_size": 16, "frame_num": 4}
 SEED_MODULE = "sgm.modules.autoencoding.losses.video_loss"
@@ -67,7 +67,6 @@ def test_targets_of_configurations_written_for_cogvideo(prefix, cls):
     assert _resolve_class(f"{prefix}{SEED_MODULE}.{cls.__name__}", "discr_kwargs") is cls
     assert _resolve_class(f"telecine.cogvideo.{cls.__name__}", "discr_kwargs") is cls
     assert _resolve_class(f"telecine.{cls.__name__}", "discr_kwargs") is cls
-    assert CLASSES[cls.__name__] is cls
 
 
 def test_a_list_is_a_size():
@@ -120,7 +119,7 @@ def test_error_for_another_type(spec):
         ),
         (
             {"target": f"{SEED_MODULE}.Discriminator4D"},
-            r"`discr_3d_kwargs.target` must be a discriminator of sgm.*4D'. Did you mean `Discriminator3D`\?",
+            r"`discr_3d_kwargs.target` must be importable, .*cogvideo has no .*4D`. Did you mean `Discriminator3D`\?",
         ),
         (
             {"target": "telecine.Nowhere"},

@@ -1,5 +1,6 @@
 """The video discriminators: number of video blocks, mean over time, names in checkpoints, and arguments."""
 
+import inspect
 from typing import ClassVar
 
 import jaxtyping
@@ -8,6 +9,7 @@ import torch
 
 from telecine.discriminators import (
     CausalConv3d,
+    Discriminator,
     Discriminator3D,
     Discriminator3DWithfirstframe,
     DiscriminatorBlock3D,
@@ -199,3 +201,15 @@ class TestTimeWeighting:
     def test_the_plain_network_does_not_have_these_options(self, option):
         with pytest.raises(ValueError, match=f"arguments of Discriminator3D, but got '{option}'"):
             build_discriminator({**self.CONFIG, option: "frames"}, default=Discriminator3D, name="discr_3d_kwargs")
+
+
+def test_the_constructors_repeat_the_arguments_of_all_residual_networks():
+    classes = (Discriminator3D, Discriminator, Discriminator3DWithfirstframe)
+    shared, of_frames, causal = (inspect.signature(cls).parameters for cls in classes)
+    assert {*shared} - {*of_frames} == {"frame_num", "antialiased_time"}
+    assert {*of_frames} - {*shared} == {"attn_heads", "attn_dim_head"}
+    assert {*causal} - {*shared} == {"time_weighting", "pad_mode"}
+    assert not {*shared} - {*causal}
+    assert all(
+        each[name].default == shared[name].default for each in (of_frames, causal) for name in {*each} & {*shared}
+    )

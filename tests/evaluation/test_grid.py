@@ -125,9 +125,3 @@ def test_clips_are_independent(clips):
     values = excesses(changed, clips)[8]
     assert values[0] == values[2] == 0
     assert values[1] > NO_GRID
-
-
-def test_frames_smaller_than_a_patch_raise():
-    video = torch.zeros(1, 3, 1, 31, 64)
-    with pytest.raises(ValueError, match="at least 32 x 32"):
-        _grid_excess(reconstruction=video, target=video, period=8)

@@ -12,7 +12,6 @@ from telecine.evaluation.evaluate import (
     _load_metrics,
     _mean_per_frame,
     _measure_clips,
-    _Processes,
 )
 from telecine.evaluation.source import _video_source, select_clips
 from telecine.settings import EvaluateConfig
@@ -77,7 +76,6 @@ def test_each_process_measures_different_clips(videos):
     spans = select_clips(infos, source.clips, 5)
     metric_set = _load_metrics(source.clips, None, CPU)
     indices = [
-        [result.index for result in _measure_clips(source, metric_set, spans, _Processes(rank, 2), CPU)]
-        for rank in range(2)
+        [result.index for result in _measure_clips(source, metric_set, spans, CPU, rank, 2)] for rank in range(2)
     ]
     assert indices == [[0, 2, 4], [1, 3]]

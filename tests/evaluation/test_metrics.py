@@ -11,6 +11,7 @@ from torch import nn
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.evaluate import _available_metrics
 from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS
+from telecine.evaluation.protocol import GRID_PERIODS
 from telecine.evaluation.published import PROTOCOLS
 
 
@@ -122,6 +123,23 @@ class TestInvalidArguments:
     def test_videos(self, recon, target, message):
         with pytest.raises(ValueError, match=message):
             measured(recon, target)
+
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            ("ssim", (1, 10, 16), "at least 11 x 11, not 10 x 16"),
+            ("ssim_valid", (1, 16, 10), "at least 11 x 11, not 16 x 10"),
+            ("ssim_uniform", (1, 6, 16), "at least 7 x 7"),
+            ("ms_ssim", (1, 175, 176), "at least 176 x 176"),
+            ("flicker", (1, 8, 8), "at least 2 frames, not 1"),
+            ("sharpness", (1, 1, 8), "at least 2 x 2"),
+            *((f"grid_{period}", (1, 31, 64), "at least 32 x 32") for period in GRID_PERIODS),
+        ],
+    )
+    def test_clips_that_are_too_small_or_short(self, name, size, message):
+        video = torch.full((1, 3, *size), -0.5)
+        with pytest.raises(ValueError, match=f"`target` must be large and long enough for {name}, .*{message}"):
+            measured(video, video, metrics=["psnr", name])
 
     def test_a_distance_with_the_name_of_a_built_in_metric(self):
         with pytest.raises(ValueError, match="Rename it"):

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from telecine.evaluation.pixel_metrics import (
+    MS_SSIM_BETAS,
     flicker,
     ms_ssim,
     psnr,
@@ -17,7 +18,6 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
-from telecine.evaluation.protocol import MS_SSIM_BETAS
 
 
 def frames(num=2, side=176, noise=0.3, seed=0):
@@ -94,11 +94,6 @@ class TestSsim:
         _, target = frames(side=16)
         assert ssim(reconstruction=target, target=target).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
-    def test_small_frames_raise(self):
-        small = torch.zeros(1, 3, 10, 16)
-        with pytest.raises(ValueError, match="at least 11 x 11"):
-            ssim(reconstruction=small, target=small)
-
 
 def numpy_ms_ssim(x, y):
     """Equation 7 of Wang et al. 2003 with the borders of torchmetrics: only the last scale counts them."""
@@ -138,11 +133,6 @@ class TestMsSsim:
         scores = [ms_ssim(reconstruction=a, target=b).mean() for a, b in (frames(noise=n) for n in (0.1, 0.3, 0.9))]
         assert scores[0] > scores[1] > scores[2]
 
-    def test_small_frames_raise(self):
-        small = torch.zeros(1, 3, 175, 176)
-        with pytest.raises(ValueError, match="at least 176 x 176"):
-            ms_ssim(reconstruction=small, target=small)
-
 
 class TestSharpness:
     def test_equals_numpy(self):
@@ -181,11 +171,6 @@ class TestFlicker:
         alternating = torch.tensor([0.1, -0.1, 0.1, -0.1]).view(1, 1, 4, 1, 1).expand_as(target)
         assert flicker(reconstruction=target + 0.5, target=target).item() == 0
         assert flicker(reconstruction=alternating, target=target).item() == pytest.approx(0.2)
-
-    def test_images_raise(self):
-        image = torch.zeros(1, 3, 1, 8, 8)
-        with pytest.raises(ValueError, match="at least 2 frames"):
-            flicker(reconstruction=image, target=image)
 
 
 class TestPublished:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine import Ramp
-from telecine.objective.adaptive_weight import _layer_gradient_norms, _reconstruction_gradient_norms, adaptive_weights
+from telecine.objective.adaptive_weight import _gradient_norms, adaptive_weights
 from telecine.settings import AdaptiveWeightConfig
 
 
@@ -25,11 +25,21 @@ def other_rank(monkeypatch):
     return set_values
 
 
+def layer_norm(loss, weight):
+    (norm,) = _gradient_norms([loss], weight, of_layer=True)
+    return norm
+
+
+def reconstruction_norm(loss, x):
+    (norm,) = _gradient_norms([loss], x, of_layer=False)
+    return norm
+
+
 class TestGradientNorms:
     def test_at_the_last_layer_and_the_graph_is_kept(self):
         w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
         loss = (w**2).sum() / 2
-        assert _layer_gradient_norms([loss], w)[0].item() == 5
+        assert layer_norm(loss, w).item() == 5
         assert w.grad is None
         loss.backward()
         assert w.grad.tolist() == [[3.0, 4.0]]
@@ -37,11 +47,11 @@ class TestGradientNorms:
     def test_the_gradient_is_averaged_over_ranks_before_the_norm(self, other_rank):
         other_rank([-3.0, 0.0])
         w = nn.Parameter(torch.tensor([3.0, 4.0]))
-        assert _layer_gradient_norms([(w**2).sum() / 2], w)[0].item() == 2
+        assert layer_norm((w**2).sum() / 2, w).item() == 2
 
     def test_half_precision_norms_do_not_overflow(self):
         w = nn.Parameter(torch.zeros(100, dtype=torch.float16))
-        norm = _layer_gradient_norms([(w * 3e4).sum()], w)[0]
+        norm = layer_norm((w * 3e4).sum(), w)
         assert norm.dtype == torch.float32
         assert norm.item() == pytest.approx(3e5, rel=1e-3)
 
@@ -49,19 +59,19 @@ class TestGradientNorms:
         w, other = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(1))
         message = r"`last_layer` must be a parameter .*shape \(2, 3\).*decoder.conv_out.weight"
         with pytest.raises(ValueError, match=message):
-            _layer_gradient_norms([other.sum()], w)
+            layer_norm(other.sum(), w)
 
     def test_at_the_reconstruction_the_squares_of_the_ranks_add_up(self, other_rank):
         x = torch.tensor([3.0, 4.0], requires_grad=True)
         loss = (x**2).sum() / 2
-        assert _reconstruction_gradient_norms([loss], x)[0].item() == 5
+        assert reconstruction_norm(loss, x).item() == 5
         other_rank(75.0)
-        assert _reconstruction_gradient_norms([loss], x)[0].item() == pytest.approx(50**0.5)
+        assert reconstruction_norm(loss, x).item() == pytest.approx(50**0.5)
         assert x.grad is None
 
     def test_half_precision_squares_do_not_overflow(self):
         x = torch.zeros(4, dtype=torch.float16, requires_grad=True)
-        assert _reconstruction_gradient_norms([(x * 3e3).sum()], x)[0].item() == pytest.approx(6e3, rel=1e-3)
+        assert reconstruction_norm((x * 3e3).sum(), x).item() == pytest.approx(6e3, rel=1e-3)
 
 
 def build(**settings):

@@ -7,8 +7,12 @@ import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
 from telecine.objective.adversarial import _logit_statistics
-from telecine.objective.weights import STATISTICS, _named, discriminator_log, mean, total
+from telecine.objective.weights import _named, discriminator_log, mean, total
 
+STATISTICS = (
+    *("logits_real", "logits_fake", "logits_real_std", "logits_fake_std"),
+    *("accuracy_real", "accuracy_fake", "hinge_active"),
+)
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
 

@@ -123,7 +123,7 @@ class TestMistakes:
                 0.5,
                 r"`terms.edgez.target` must be one of 'wavelet', 'temporal', .*, or the dotted path .*'edgez'.*Use",
             ),
-            ("wavelets", 0.5, r"must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
+            ("wavelets", 0.5, r"must be one of .*but got 'wavelets' \(str\). Did you mean `wavelet`\?"),
             (
                 "x",
                 {"target": "nowhere.edges"},
@@ -143,7 +143,7 @@ class TestMistakes:
             (
                 "x",
                 {"target": "telecine.losses"},
-                r"`terms.x.target` must be the dotted path of .*but got .*module",
+                r"`terms.x.target` must be one of .*, or the dotted path of a function, but got <module .*\(module\)",
             ),
             ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` is not a setting. Did you mean `terms.x.weight`"),
             ("x", {"target": edges, "weight": -1}, r"`terms.x.weight` must be a finite number >= 0, but got -1"),

@@ -146,13 +146,16 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"net": "alx"}, "`net` must be one of 'vgg', 'alex', or a function, but got 'alx' .* Did you mean `alex`"),
+        (
+            {"net": "alx"},
+            "`net` must be one of 'vgg', 'alex', or the dotted path .* but got 'alx' .* Did you mean `alex`",
+        ),
         (
             {"net": "telecine.nowhere"},
             "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
         ),
         ({"net": "telecine.base.files.user_cache_folder"}, "`net` must be the path of a module, or of what builds one"),
-        ({"net": 3}, "`net` must be one of 'vgg', 'alex', or a function, but got 3"),
+        ({"net": 3}, "`net` must be one of 'vgg', 'alex', or the dotted path of a function, but got 3"),
         ({"net": no_map}, r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)"),
         ({"net": lambda frames: colours(frames)[:0]}, r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)"),
         ({"net": lambda frames: None}, r"`the result of `net`` must be .*, but got None"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from telecine.perceptual import LPIPS, gram
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.lpips import _feature_distance, _load_heads, _run_stage
+from telecine.perceptual.lpips import _feature_distance, _load_heads, _run_stages
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -316,11 +316,10 @@ def test_smallest_frames(net, models):
     size = SMALLEST[net]
     assert BACKBONES[net].minimum_size == size
     weights = {name: torch.zeros(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
+    weights |= {"shift": torch.zeros(()), "scale": torch.ones(())}
 
     def run(size):
-        features = torch.zeros(1, 3, size, size)
-        for stage in BACKBONES[net].stages:
-            features = _run_stage(stage, weights, features)
+        *_, features = _run_stages(BACKBONES[net].stages, weights, torch.zeros(1, 3, size, size))
         return features
 
     assert min(run(size).shape) > 0

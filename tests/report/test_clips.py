@@ -12,15 +12,20 @@ from telecine.losses.reconstruction import MAX_PSNR
 from telecine.report.clips import _KEYFRAME_EVERY, ValidationClip, at_one_rate, write_clips
 from telecine.report.page import _clip, _VideoFolder
 from telecine.runs import Run
+from telecine.runs.run import read_validation
 
 from .runs import FPS, real_clip, validation_clips
+
+
+def validations(folder):
+    return [read_validation(each) for _, each in Run(folder).validation_folders()]
 
 
 def test_clips_are_written_and_read(tmp_path):
     clips = validation_clips(noise=5.0)
     folder = write_clips(Run(tmp_path), 20, clips, fps=FPS)
     assert sorted(path.name for path in folder.iterdir()) == ["clip-00.mp4", "clip-01.mp4", "clip-02.mp4", "clips.json"]
-    (saved,) = Run(tmp_path).validations()
+    (saved,) = validations(tmp_path)
     assert (saved.step, saved.fps, saved.amplification, saved.folder) == (20, FPS, 4.0, folder)
     assert [clip.source for clip in saved.clips] == [clip.source for clip in clips]
     assert [clip.start for clip in saved.clips] == [0, 10, 20]
@@ -61,14 +66,14 @@ def test_psnr_of_each_frame(tmp_path):
     reconstruction[2, 0, 0, 0] -= 100
     write_clips(Run(tmp_path), 0, [ValidationClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS)
     expected = [MAX_PSNR, 20 * math.log10(255 / 5), 20 * math.log10(255 / 100) + 10 * math.log10(192)]
-    assert Run(tmp_path).validations()[0].clips[0].frame_psnr == pytest.approx(expected, abs=5e-4)
+    assert validations(tmp_path)[0].clips[0].frame_psnr == pytest.approx(expected, abs=5e-4)
 
 
 def test_every_validation_is_kept(tmp_path):
     clips = validation_clips(1.0)[:1]
     for step in (0, 10, 20, 10):  # the last one after resuming
         write_clips(Run(tmp_path), step, clips, fps=FPS)
-    saved = Run(tmp_path).validations()
+    saved = validations(tmp_path)
     assert [validation.step for validation in saved] == [0, 10, 20]
     assert {validation.clips[0].sha256 for validation in saved} == {pixels_sha256(clips[0].target)}
     other = clips[0].target.clone()
@@ -84,14 +89,14 @@ def test_a_failure_keeps_the_previous_clips(tmp_path):
     with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
         write_clips(Run(tmp_path), 5, [], fps=FPS)
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000000"]
-    assert len(Run(tmp_path).validations()[0].clips) == 1
+    assert len(validations(tmp_path)[0].clips) == 1
 
 
 def test_every_clip_has_its_own_frame_rate(tmp_path):
     fast, slow = (replace(clip, fps=fps) for clip, fps in zip(validation_clips(1.0)[1:], (60.0, 24.0), strict=True))
     folder = write_clips(Run(tmp_path), 0, [fast, slow], fps=60.0)
     assert [index_video(folder / f"clip-0{index}.mp4").fps for index in (0, 1)] == [60.0, 24.0]
-    (saved,) = Run(tmp_path).validations()
+    (saved,) = validations(tmp_path)
     assert [clip.fps for clip in saved.clips] == [60.0, 24.0]
     videos = _VideoFolder(tmp_path / "report_videos")
     old = replace(saved.clips[1], fps=None)  # of an older version, which wrote all at one rate

@@ -10,9 +10,13 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationClips, read_validation
 
 SUMMARY = RunSummary(9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None)
+
+
+def validations(folder):
+    return [read_validation(each) for _, each in Run(folder).validation_folders()]
 
 
 def test_the_summary_is_written_and_read(tmp_path):
@@ -79,26 +83,26 @@ def write_description(run, **changes):
 def test_a_damaged_description_of_a_validation_raises(tmp_path, damage):
     write_description(tmp_path, **damage)
     with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation, but got .*Remove"):
-        Run(tmp_path).validations()
+        validations(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../clip-00.mp4", "sub/clip-00.mp4", ""])
 def test_a_description_that_names_a_file_elsewhere_raises(tmp_path, name):
     """The report copies the files that it names."""
     folder, values = write_description(tmp_path)
-    assert [each.step for each in Run(tmp_path).validations()] == [0]
+    assert [each.step for each in validations(tmp_path)] == [0]
     values["clips"][0]["video"] = name
     (folder / "clips.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation.*a file of its folder"):
-        Run(tmp_path).validations()
+        validations(tmp_path)
 
 
 def test_a_link_to_a_file_elsewhere_raises(tmp_path):
     folder, _ = write_description(tmp_path)
     (folder / "clip-00.mp4").symlink_to("/etc/passwd")
     with pytest.raises(ValueError, match=r"a file of its folder"):
-        Run(tmp_path).validations()
+        validations(tmp_path)
 
 
 def test_a_run_without_clips_has_no_validation(tmp_path):
-    assert Run(tmp_path).validations() == []
+    assert validations(tmp_path) == []

@@ -23,12 +23,6 @@ def saved(tiny, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("is_main", [False, True])
-def test_only_the_first_process_has_a_copy_of_the_weights(tiny, is_main):
-    checkpointer = Checkpointer(tiny(), nn.Linear(1, 1), is_main=is_main)
-    assert (checkpointer.weights.copy is not None) == is_main
-
-
 def notes(config: TrainConfig, folder, num_processes=1, **state):
     state = {"num_processes": 1, "clips_per_step": 2} | state
     checkpointer = Checkpointer(config, nn.Linear(1, 1), is_main=False)

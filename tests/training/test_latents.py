@@ -166,16 +166,7 @@ class Counted:
 def fill(trainer, console, *, before_each, cache=None):
     """Fill the cache of a trainer, or another one, as its run does."""
     cache, clips = cache or trainer.latents, trainer.clips.train
-    fill_latent_cache(
-        cache,
-        trainer.state,
-        clips,
-        console,
-        num_steps=trainer.config.steps,
-        batch_size=trainer.config.clips_per_pass,
-        num_micro_batches=trainer.config.gradient_accumulation_steps,
-        before_each=before_each,
-    )
+    fill_latent_cache(cache, trainer.state, clips, console, trainer.config, before_each)
 
 
 def run(config):

@@ -13,8 +13,8 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, CustomAutoencoder
 from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
+from telecine.base.frozen import Frozen
 from telecine.settings import CausalVAEConfig, TrainableConfig
-from telecine.training.distributed import copy_module
 from telecine.training.tensor_files import HostCopy, _SavedTensors, save_shards, shard_file
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import WeightFiles, _digest_of_frozen, architecture_of, check_same_architecture
@@ -37,7 +37,7 @@ def adapted(seed):
     torch.manual_seed(seed)
     model = CustomAutoencoder(Normalised())
     select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
-    return model, WeightFiles(model, is_main=True, is_sharded=False)
+    return model, WeightFiles(model, is_sharded=False)
 
 
 def test_updates_and_statistics_are_restored(tmp_path):
@@ -47,8 +47,7 @@ def test_updates_and_statistics_are_restored(tmp_path):
             if weight.requires_grad:
                 weight.normal_()
     model.train()(torch.rand(2, 3, 2, 4, 4))
-    copy_module(model, into=files.copy)
-    files.save(tmp_path, "model", None)
+    files.save(tmp_path, "model", None, model.state_dict())
     other, others = adapted(0)
     others.load(other, tmp_path, "model")
     expected = model.state_dict()
@@ -64,7 +63,7 @@ def test_another_base_model_is_refused():
 
 
 def test_without_lora_there_is_no_base():
-    assert WeightFiles(CustomAutoencoder(Normalised()), is_main=True, is_sharded=False).base is None
+    assert WeightFiles(CustomAutoencoder(Normalised()), is_sharded=False).base is None
 
 
 def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
@@ -75,7 +74,8 @@ def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
 
     model = Complete()
     add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
-    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model", None)
+    files = WeightFiles(CustomAutoencoder(model), is_sharded=False)
+    files.save(tmp_path, "model", None, CustomAutoencoder(model).state_dict())
     assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())
 
 
@@ -101,20 +101,27 @@ def is_equal(model, expected):
     return all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_are_saved_from_a_copy(tmp_path):
+def test_weights_are_saved_from_copies(tmp_path):
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    files = WeightFiles(model, is_main=True, is_sharded=False)
+    files = WeightFiles(model, is_sharded=False)
     expected = changed(model, 3.0)
-    copy_module(model, into=files.copy)
     changed(model, 4.0)
-    files.save(tmp_path, "model", None)
+    files.save(tmp_path, "model", None, expected)
     files.load(other, tmp_path, "model")
     assert is_equal(other, expected)
-    files.put_into_copy({"module.encoder.bias": torch.full((4,), 5.0)})
-    files.save(tmp_path, "ema", None)
+    assert model.module.last.bias.tolist() == [4, 4, 4], "the model trains on"
+    files.save(tmp_path, "ema", None, {**expected, "module.encoder.bias": torch.full((4,), 5.0)})
     files.load(other, tmp_path, "ema")
     different = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, expected[name])}
     assert different == {"module.encoder.bias"}
+
+
+def test_frozen_networks_are_not_copied():
+    model = CustomAutoencoder(Normalised())
+    model.module.teacher = Frozen(nn.Linear(2, 2))
+    files = WeightFiles(model, is_sharded=False)
+    assert files._without_memory.module.teacher is model.module.teacher
+    assert files._without_memory.module.encoder is not model.module.encoder
 
 
 def write_shards(folder, groups):
@@ -132,8 +139,8 @@ def test_the_folders_that_other_programs_load_are_made_from_shards_one_tensor_at
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_()
-    files = WeightFiles(model, is_main=True, is_sharded=True)
-    whole = WeightFiles(model, is_main=True, is_sharded=False)
+    files = WeightFiles(model, is_sharded=True)
+    whole = WeightFiles(model, is_sharded=False)
     held = {tensor.untyped_storage().nbytes() for tensor in files._without_memory.parameters()}
     assert max(held) == torch.float32.itemsize
     average = {name: weight + 1 for name, weight in model.named_parameters() if weight.requires_grad}
@@ -150,8 +157,7 @@ def test_the_folders_that_other_programs_load_are_made_from_shards_one_tensor_at
     statistics = LatentStatistics([1.0], [2.0])
     for name in ("model", "ema"):
         files.save_from_shards(tmp_path / "shards", name, statistics)
-        whole.save(tmp_path, name, statistics)
-        whole.put_into_copy(average)
+        whole.save(tmp_path, name, statistics, model.state_dict() | (average if name == "ema" else {}))
         ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, tmp_path / "shards"))
         assert ours.keys() == theirs.keys() == CustomAutoencoder(Normalised()).module.state_dict().keys()
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
@@ -166,8 +172,8 @@ def test_the_folders_that_other_programs_load_are_made_from_shards_one_tensor_at
 
 def test_a_run_that_trains_sharded_resumes_from_whole_weights(tmp_path):
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model", None)
-    WeightFiles(other, is_main=False, is_sharded=True).load(other, tmp_path, "model")
+    WeightFiles(model, is_sharded=False).save(tmp_path, "model", None, model.state_dict())
+    WeightFiles(other, is_sharded=True).load(other, tmp_path, "model")
     assert is_equal(other, model.state_dict())
 
 
@@ -177,14 +183,14 @@ def test_shards_of_another_model_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"shards` must be the model's weights, but got no module.encoder.weight; .* and \d+ more"
     ):
-        WeightFiles(model, is_main=True, is_sharded=True).load(model, tmp_path, "model")
+        WeightFiles(model, is_sharded=True).load(model, tmp_path, "model")
 
 
 def test_a_module_that_cannot_be_copied_is_refused():
     model = CustomAutoencoder(Normalised())
     model.module.opened = (each for each in ())
     with pytest.raises(ValueError, match=r"`autoencoder` must be a module that `copy.deepcopy` copies.*generator"):
-        WeightFiles(model, is_main=True, is_sharded=False)
+        WeightFiles(model, is_sharded=False)
 
 
 def test_another_architecture_is_refused_by_its_setting(tmp_path):

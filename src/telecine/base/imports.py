@@ -82,8 +82,8 @@ def choose(name: str, value: object, known: Mapping[str, T]) -> T:
     found = import_allowed(value, name) if isinstance(value, str) and is_dotted(value) else value
     if callable(found):
         return cast(T, found)
-    contract = f"one of {', '.join(map(repr, known))}, or a function"
-    raise argument_error(name, contract, describe(value), suggestion(value, known))
+    contract = f"one of {', '.join(map(repr, known))}, or the dotted path of a function"
+    raise argument_error(name, contract, describe(found), suggestion(value, known))
 
 
 def is_dotted(path: str) -> bool:

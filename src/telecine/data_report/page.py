@@ -14,7 +14,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
@@ -127,15 +126,11 @@ def _moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of all clips, each at its own speed, uint8 `(T, H, W, 3)`."""
     small = at_one_rate([shrink(clip.frames, VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    rows = []
-    for first in range(0, len(small), VIDEO_COLUMNS):
-        cells = [_padded(clip, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
-        missing = min(VIDEO_COLUMNS, len(small)) - len(cells)
-        rows.append(torch.cat([*cells, *[torch.zeros_like(cells[0])] * missing], dim=2))
-    return torch.cat(rows, dim=1)
-
-
-def _padded(frames: Tensor, height: int, width: int) -> Tensor:
-    """Put frames `(T, H, W, 3)` into the middle of a black picture."""
-    top, left = (height - frames.shape[1]) // 2, (width - frames.shape[2]) // 2
-    return F.pad(frames, (0, 0, left, width - frames.shape[2] - left, top, height - frames.shape[1] - top))
+    columns = min(VIDEO_COLUMNS, len(small))
+    num_rows = -(-len(small) // columns)
+    sheet = torch.zeros(len(small[0]), num_rows * height, columns * width, 3, dtype=torch.uint8)
+    for index, clip in enumerate(small):
+        row, column = divmod(index, columns)
+        top, left = row * height + (height - clip.shape[1]) // 2, column * width + (width - clip.shape[2]) // 2
+        sheet[:, top : top + clip.shape[1], left : left + clip.shape[2]] = clip
+    return sheet

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -87,31 +86,17 @@ class GradientCheckpointing(nn.Module):
 
     def run_block(self, block: nn.Module, *args: Any) -> Any:
         """Return `block(*args)`."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-            return run(block, *args, context_fn=lambda: (nullcontext(), _Recomputation(block)))
-        return block(*args)
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return block(*args)
+        is_twice = is_differentiated_twice()
+        is_frozen = not any(parameter.requires_grad for parameter in block.parameters())
 
+        def run(*args: Any) -> Any:
+            # By the time of the backward parameters may require gradients, and the graph would be another one.
+            with differentiated_twice(is_twice), frozen(block) if is_frozen else nullcontext():
+                return block(*args)
 
-class _Recomputation(AbstractContextManager[None]):
-    """Restores the state of a block's first forward; entered once for each backward through the graph.
-
-    A block that was frozen in the first forward is frozen again. By the time of the backward its parameters may require
-    gradients, and the graph would be another one.
-    """
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block, self.was_twice = block, is_differentiated_twice()
-        self.was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
-
-    def __enter__(self) -> None:
-        self.stack = ExitStack()
-        self.stack.enter_context(differentiated_twice(self.was_twice))
-        if self.was_frozen:
-            self.stack.enter_context(frozen(self.block))
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def check_batch(x: Tensor, sees: Sees, channels: int) -> None:

@@ -15,7 +15,7 @@ from telecine.discriminators.residual import Discriminator, Discriminator3D, Dis
 from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
-# The classes by the names that the settings have; frozen features are built by `_feature_discriminators`.
+# The classes by the names that the settings have; those of frozen features are built apart.
 IMAGE: Mapping[str, type[GradientCheckpointing]] = {"attention": Discriminator, "patch": PatchDiscriminator}
 VIDEO: Mapping[str, type[GradientCheckpointing]] = {
     "patch": PatchDiscriminator3D,
@@ -38,17 +38,12 @@ def build_video_discriminators(
     """
     if config.video == "none" or not factors:
         return []
-    if config.video == "features":
-        return _feature_discriminators(config, len(factors), load=load)
-    return [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
-
-
-def _feature_discriminators(config: DiscriminatorConfig, number: int, *, load: bool) -> list[nn.Module]:
-    """Return discriminators that share one frozen network."""
+    if config.video != "features":
+        return [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
     net, weights, layers, size = astuple(config.features)
     shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
     heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
-    return [FeatureDiscriminator(net=shared, **heads) for _ in range(number)]
+    return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
 
 
 def _build(

@@ -62,8 +62,6 @@ class FeatureDiscriminator(GradientCheckpointing):
     ) -> None:
         super().__init__()
         check_count("dim", dim)
-        if size is not None:
-            check_count("size", size)
         self.conditional = conditional
         self.backbone = FeatureMaps(build_maps(net, weights, layers) if isinstance(net, str) else net, size)
         with torch.no_grad():

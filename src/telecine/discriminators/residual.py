@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -64,7 +65,9 @@ class _ResidualDiscriminator(GradientCheckpointing):
             raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
         self.channels = channels
         size = _as_image_size(image_size)
-        widths = _layer_widths(dim, size, channels, max_dim)
+        num_halvings = min(size).bit_length() - 3  # they reduce the shorter side to at least 4 and below 8
+        # `4 dim` channels, doubling
+        widths = list(pairwise([channels, *(min(4 * dim * 2**level, max_dim) for level in range(num_halvings + 1))]))
         self.temporal_num_layers = min(frame_num.bit_length() - 1, len(widths) - 1)
         self.blocks = nn.ModuleList()
         for level, (width_in, width_out) in enumerate(widths, start=1):
@@ -74,7 +77,8 @@ class _ResidualDiscriminator(GradientCheckpointing):
                 block = DiscriminatorBlock(width_in, width_out, level < len(widths), antialiased_downsample)
                 block = with_attention(block, width_out, linear_attn_dim_head, linear_attn_heads, ff_mult)
             self.blocks.append(block)
-        self.to_logits = Head(widths[-1][1], _head_size(size))
+        # The head's map is rounded down, as in published checkpoints.
+        self.to_logits = Head(widths[-1][1], (size[0] >> num_halvings, size[1] >> num_halvings))
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map images `(B, C, H, W)` or videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output.
@@ -94,6 +98,12 @@ class _ResidualDiscriminator(GradientCheckpointing):
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
+
+
+def _shared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a constructor's arguments that `_ResidualDiscriminator` has."""
+    known = inspect.signature(_ResidualDiscriminator).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
@@ -122,23 +132,6 @@ def _as_image_size(image_size: object) -> tuple[int, int]:
         remedy = "Build the discriminator for larger crops, or up-sample small ones first."
         raise argument_error("image_size", f"at least {_MIN_SIZE}", f"{height} x {width}", remedy)
     return height, width
-
-
-def _layer_widths(dim: int, image_size: tuple[int, int], channels: int, max_dim: int) -> list[tuple[int, int]]:
-    """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`."""
-    num_blocks = _num_halvings(image_size) + 1
-    return list(pairwise([channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_blocks)]))
-
-
-def _head_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of the head's map, rounded down as in published checkpoints."""
-    height, width = image_size
-    return height >> _num_halvings(image_size), width >> _num_halvings(image_size)
-
-
-def _num_halvings(image_size: tuple[int, int]) -> int:
-    """Return the number of halvings that reduce the shorter side to at least 4 and below 8."""
-    return min(image_size).bit_length() - 3
 
 
 class Discriminator(_ResidualDiscriminator):
@@ -176,17 +169,7 @@ class Discriminator(_ResidualDiscriminator):
         ff_mult: int = 4,
         antialiased_downsample: bool = False,
     ) -> None:
-        super().__init__(
-            dim=dim,
-            image_size=image_size,
-            frame_num=1,
-            channels=channels,
-            max_dim=max_dim,
-            linear_attn_dim_head=linear_attn_dim_head,
-            linear_attn_heads=linear_attn_heads,
-            ff_mult=ff_mult,
-            antialiased_downsample=antialiased_downsample,
-        )
+        super().__init__(frame_num=1, **_shared(locals()))
 
 
 class Discriminator3D(_ResidualDiscriminator):
@@ -247,18 +230,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
         time_weighting: TimeWeighting = "positions",
         pad_mode: PadMode = "first",
     ) -> None:
-        super().__init__(
-            dim=dim,
-            image_size=image_size,
-            frame_num=frame_num,
-            channels=channels,
-            max_dim=max_dim,
-            linear_attn_dim_head=linear_attn_dim_head,
-            linear_attn_heads=linear_attn_heads,
-            ff_mult=ff_mult,
-            antialiased_downsample=antialiased_downsample,
-            antialiased_time=antialiased_time,
-        )
+        super().__init__(**_shared(locals()))
         self.time_weighting = check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         check_choice("pad_mode", pad_mode, PAD_MODES)
         for module in self.modules():

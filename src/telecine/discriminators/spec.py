@@ -10,10 +10,8 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import import_allowed
-from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
-CLASSES = {cls.__name__: cls for cls in (Discriminator, Discriminator3D, Discriminator3DWithfirstframe)}
 # The module of the classes in configurations written for CogVideo; `sgm` need not be installed.
 REFERENCE_MODULE = "sgm.modules.autoencoding.losses.video_loss"
 
@@ -53,10 +51,7 @@ def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.removeprefix("sat.") == REFERENCE_MODULE:
-        if class_name not in CLASSES:
-            contract = f"a discriminator of {REFERENCE_MODULE}"
-            raise argument_error(f"{name}.target", contract, repr(class_name), suggestion(class_name, CLASSES))
-        return CLASSES[class_name]
+        target = f"telecine.cogvideo.{class_name}"
     found = import_allowed(str(target), f"{name}.target")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."

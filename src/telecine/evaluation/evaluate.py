@@ -28,12 +28,7 @@ from telecine.data import Span, VideoInfo, bytes_from_video, clips_sha256, pixel
 from telecine.evaluation.flat import flat_colours
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
-from telecine.evaluation.metrics import (
-    BUILT_IN_METRICS,
-    KNOWN_METRICS,
-    ReconstructionMetrics,
-    mean_over_clips,
-)
+from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import (
@@ -75,8 +70,6 @@ class _Evaluation:
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
     protocol: EvaluationProtocol
     """What was measured and how."""
-    is_main_process: bool = True
-    """True in one of several processes. All of them return the same results."""
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
@@ -118,8 +111,8 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
     """
-    with _process_group() as processes:
-        device = processes.device(config.device)
+    with _process_group() as (rank, num_ranks):
+        device = _device_of(config.device, num_ranks)
         if config.data is None:
             raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
@@ -129,7 +122,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
         flat = _of_flat_clips(source, config)
-        results = processes.gather(_measure_clips(source, metric_set, spans, processes, device))
+        results = _gather(_measure_clips(source, metric_set, spans, device, rank, num_ranks), num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
@@ -138,8 +131,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         if isinstance(source, ModelSource):
             description["sampler"] = tuple(source.sampler().items())
         evaluation = _summarize(results, metric_set, description, flat)
-        evaluation = replace(evaluation, is_main_process=processes.is_main)
-        if output is not None and processes.is_main:
+        if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
 
@@ -315,45 +307,38 @@ class _ClipResult:
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
 
 
-@dataclass(frozen=True)
-class _Processes:
-    """This process' place among those of `torchrun` that share one evaluation."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def device(self, name: str) -> torch.device:
-        """Return this process' device. On a machine with several GPUs, each process gets a different one."""
-        device = pick_device(name)
-        if device.type != "cuda" or self.world_size == 1:
-            return device
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-    def gather(self, results: list[_ClipResult]) -> list[_ClipResult]:
-        """Return the results of all processes, in rank order, on every process."""
-        if self.world_size == 1:
-            return results
-        gathered: list[list[_ClipResult]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(gathered, results)
-        return [result for of_process in gathered for result in of_process]
-
-
 @contextmanager
-def _process_group() -> Iterator[_Processes]:
-    """Use the current process group, or initialize one of gloo under `torchrun` and destroy it at the end."""
+def _process_group() -> Iterator[tuple[int, int]]:
+    """Yield the rank of this process and the number of processes that share an evaluation.
+
+    They are those of the current process group, or under `torchrun` of one of gloo, which is destroyed at the end.
+    """
     joins = dist.is_available() and dist.is_initialized()
     starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if starts:
         dist.init_process_group("gloo")
     try:
-        yield _Processes(dist.get_rank(), dist.get_world_size()) if joins or starts else _Processes()
+        yield (dist.get_rank(), dist.get_world_size()) if joins or starts else (0, 1)
     finally:
         if starts:
             dist.destroy_process_group()
+
+
+def _device_of(name: str, num_ranks: int) -> torch.device:
+    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
+    device = pick_device(name)
+    if device.type != "cuda" or num_ranks == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _gather(results: list[_ClipResult], num_ranks: int) -> list[_ClipResult]:
+    """Return the results of all processes, in rank order, on every process."""
+    if num_ranks == 1:
+        return results
+    gathered: list[list[_ClipResult]] = [[] for _ in range(num_ranks)]
+    dist.all_gather_object(gathered, results)
+    return [result for of_rank in gathered for result in of_rank]
 
 
 @torch.no_grad()
@@ -361,12 +346,13 @@ def _measure_clips(
     source: ModelSource | VideoSource,
     metric_set: _MetricSet,
     spans: Sequence[Span],
-    processes: _Processes,
     device: torch.device,
+    rank: int,
+    num_ranks: int,
 ) -> list[_ClipResult]:
     """Measure the clips of this process: process i of N measures the clips i, i + N, i + 2N, ..."""
-    indices: Iterable[int] = range(processes.rank, len(spans), processes.world_size)
-    if processes.is_main:
+    indices: Iterable[int] = range(rank, len(spans), num_ranks)
+    if rank == 0:
         indices = with_progress(indices, "measuring")
     results = (_measure_clip(index, source, metric_set, spans[index], device) for index in indices)
     return [result for result in results if result is not None]

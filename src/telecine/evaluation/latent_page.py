@@ -11,17 +11,9 @@ from telecine.base.files import write_json
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import plot_data, render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
+from telecine.settings.parse import read_package_yaml
 
-# The plots: the title, the horizontal axis and the vertical scale of each measure.
-_PLOTS = {
-    "spectrum": ("Spectrum: share of the power", "cycles per position", "log"),
-    "eigenvalues": ("Eigenvalues", "eigenvalue", "linear"),
-    "autocorrelation.space": ("Autocorrelation, space", "distance", "linear"),
-    "autocorrelation.time": ("Autocorrelation, time", "distance", "linear"),
-    "equivariance": ("Equivariance, smaller is better", "transform", "log"),
-    "noise": ("Noise: PSNR (dB), larger is better", "noise / standard deviation", "linear"),
-    "drift": ("Drift: correlation with the base", "channel", "linear"),
-}
+_PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")
 
 
@@ -34,15 +26,13 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 
 def _render_latents(report: LatentReport) -> str:
     spaces, titles = report.models, [space.title for space in report.models]
-    lines = [space.figures() for space in spaces]
-    names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
     plots = [plot_data(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
     return render_page(
         "latents.html",
         titles=titles,
         data={"runs": titles, "file": "latents.json", "plots": plots},
-        summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
+        summary=report.summary(),
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,

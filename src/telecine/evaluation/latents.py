@@ -27,29 +27,14 @@ from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig
+from telecine.settings.parse import read_package_yaml
 
 DEAD_FRACTION = 0.01  # of the largest standard deviation; a channel with a smaller one is dead
 HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row of positions is 1/2
 EPSILON = 1e-12
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
 MAX_LAG = 8
-DEFINITIONS = {
-    "latent": "the mode of the posterior",
-    "channels": f"kurtosis: 3 for a normal distribution; dead: a standard deviation of at most {DEAD_FRACTION:g} times "
-    "the largest",
-    "effective_rank": "exp of the entropy of the covariance eigenvalues' shares",
-    "spectrum": "share of the spatial power by frequency in cycles per position, channels standardised, the mean of "
-    f"each frame left out; high_frequencies: the share above {HIGH_FREQUENCY:g}. Of the video: scaled down to the "
-    "latent's height and width, one frame for each latent frame",
-    "autocorrelation": "of positions 1, 2, ... apart, channels standardised; space: mean of both directions",
-    "equivariance": "mean squared error, in [0, 4], and PSNR of the decoded transformed latent against the transformed "
-    "video; scale_1/2: bilinear, antialiased; turn_90: counterclockwise",
-    "noise": "PSNR against the video of the decoded latent plus normal noise, by its standard deviation in units of "
-    "each channel's",
-    "codes": "of a discrete bottleneck: share of the codebook that occurs in the clips, entropy of the frequencies in "
-    "bits, and 2 to that power; means over the codes of a position",
-    "drift": "from the base model's latent of the same clips: correlation of each channel, and |z - z_base| / |z_base|",
-}
+DEFINITIONS: dict[str, str] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latents"]
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "scale_1/2": lambda x: resized(x, [max(side // 2, 1) for side in x.shape[-2:]]),
@@ -236,12 +221,17 @@ class LatentReport:
     models: list[LatentSpace]
     protocol: dict[str, object]
 
+    def summary(self) -> list[tuple[str, list[str]]]:
+        """Return the lines of a table: the name of each figure, and its value of each model."""
+        found = [space.figures() for space in self.models]
+        names = dict.fromkeys(name for figures in found for name in figures)
+        return [(name, [f"{figures[name]:.4g}" if name in figures else "-" for figures in found]) for name in names]
+
     def print_to(self, console: Console) -> None:
         """Print a few numbers about each model."""
-        lines = [space.figures() for space in self.models]
         table = Table("latent", *(Column(space.title, overflow="fold") for space in self.models))
-        for name in dict.fromkeys(name for line in lines for name in line):
-            table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
+        for name, values in self.summary():
+            table.add_row(name, *values)
         console.print(table)
 
 

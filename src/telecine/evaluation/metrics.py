@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
-from telecine.evaluation.protocol import GRID_PERIODS
+from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 from telecine.perceptual import as_rgb
 from telecine.settings import CHANNELS
 
@@ -95,6 +95,10 @@ class ReconstructionMetrics:
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
         check_range("target", target)
+        for name in self.metrics:
+            if reason := DEFINITIONS[name].unavailable_reason(*target.shape[2:]):
+                contract = f"large and long enough for {name}, which {reason}"
+                raise argument_error("target", contract, target, f"Leave `{name}` out.")
         with autocast_off(target.device):
             reconstruction = at_least_float32(reconstruction).clamp(*VALUE_RANGE)
             target = at_least_float32(target).to(reconstruction.dtype)

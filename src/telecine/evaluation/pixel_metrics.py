@@ -1,4 +1,7 @@
-"""Metrics of pixel values: PSNR, SSIM, MS-SSIM, sharpness, flicker, grids; and PSNR and SSIM of published protocols."""
+"""Metrics of pixel values: PSNR, SSIM, MS-SSIM, sharpness, flicker, grids; and PSNR and SSIM of published protocols.
+
+`ReconstructionMetrics` checks that clips have the length and size that `DEFINITIONS` states.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.protocol import (
-    FLAT_FRACTION,
-    GRID_PATCH,
-    GRID_PERIODS,
-    MS_SSIM_BETAS,
-    MS_SSIM_SIDE,
-    PSNR_EPSILON,
-    SSIM_SIGMA,
-    SSIM_WINDOW,
-    UNIFORM_WINDOW,
-)
+from telecine.evaluation.protocol import GRID_PERIODS
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.perceptual import as_rgb
 
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11
+UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
+PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+GRID_PATCH = 32
+FLAT_FRACTION = 0.25
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
@@ -79,7 +78,6 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
     # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _check_side(target, SSIM_WINDOW)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
     return structural_similarity_index_measure(
         *frames, sigma=SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
@@ -90,7 +88,6 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults."""
     from skimage.metrics import structural_similarity
 
-    _check_side(target, UNIFORM_WINDOW)
     images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (reconstruction, target))
     settings = {"win_size": UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
     values = [structural_similarity(*pair, **settings) for pair in zip(*images, strict=True)]
@@ -105,7 +102,6 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    _check_side(target, MS_SSIM_SIDE)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
     window: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
@@ -125,8 +121,6 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
 
 def flicker(*, reconstruction: Video, target: Video) -> Tensor:
     """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better."""
-    if target.shape[2] < 2:
-        raise argument_error("target", "clips of at least 2 frames", target, "Leave `flicker` out for images.")
     pairs = zip(reconstruction.split(1), target.split(1), strict=True)
     return torch.stack([temporal_difference(reconstruction=recon, target=clip) for recon, clip in pairs])
 
@@ -137,13 +131,6 @@ def _edge_power(video: Video) -> Tensor:
 
 def _to_unit_range(frames: Frames) -> Frames:
     return 0.5 * (frames + 1)
-
-
-def _check_side(target: Frames, min_side: int) -> None:
-    """Raise a `ValueError` if frames are smaller than a window."""
-    if min(target.shape[-2:]) < min_side:
-        remedy = "Evaluate at a larger size."
-        raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)
 
 
 def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
@@ -160,7 +147,6 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     ones. Sharp grid lines also appear at the multiples of their frequency: the largest period with a large value is the
     period of the grid. The variance of rounding is added to all powers, so that constant clips have a finite value.
     """
-    _check_side(target, GRID_PATCH)
     excess = []
     for pair in zip(reconstruction, target, strict=True):
         recon_ratio, target_ratio = (_peak_ratio(patches, period).log10() for patches in _flat_patches(*pair))

@@ -11,23 +11,14 @@ from typing import Literal
 from telecine.base.checks import argument_error, check_counts
 from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
-from telecine.losses.reconstruction import MAX_PSNR
+from telecine.settings.parse import read_package_yaml
 
-SSIM_SIGMA = 1.5
-SSIM_WINDOW = 11
-UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
-PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
-MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-MS_SSIM_SIDE = 16 * SSIM_WINDOW  # torchmetrics halves frames four times, and the window must fit
 GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
-GRID_PATCH = 32
-FLAT_FRACTION = 0.25
-FLOW_SIDE = 12  # DIS fails for 8 pixels, and finds a shift of one pixel from 12 on
 
 
 @dataclass(frozen=True)
 class _Definition:
-    """Definition of one metric."""
+    """Definition of one metric, see definitions.yaml."""
 
     text: str
     """Formula, settings, source and averaging."""
@@ -48,99 +39,15 @@ class _Definition:
         return None
 
 
-def _grid(period: int) -> _Definition:
-    text = (
-        f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
-        "at the frequencies beside it, in the reconstruction, over the same in the input; "
-        f"mean over the {FLAT_FRACTION:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames "
-        "(less their mean and slope), then clips"
-    )
-    return _Definition(text, "nearest to 0", min_side=GRID_PATCH)
+def _read_definitions(group: str) -> dict[str, _Definition]:
+    found = read_package_yaml("telecine.evaluation", "definitions.yaml")[group]
+    return {name: _Definition(**{**fields, "text": "".join(fields["text"])}) for name, fields in found.items()}
 
 
-WARPING = (
-    "mean squared difference of a frame and the next one, warped to it by the flow between the same frames of the "
-    "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
-    "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
-)
-FLAT = "levels of 8 bits; root mean square over clips of grey and of the 8 colours of -0.8 and 0.8 in [-1, 1], of"
-DEFINITIONS = {
-    "psnr": _Definition(
-        f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
-        "mean over clips"
-    ),
-    "psnr_alpha": _Definition("dB; as psnr, of the alpha of RGBA alone; mean over clips"),
-    "psnr_composite": _Definition("dB; as psnr, of RGBA composited on mid-grey; mean over clips"),
-    "ssim": _Definition(
-        f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
-        f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "
-        "clips",
-        min_side=SSIM_WINDOW,
-    ),
-    "ms_ssim": _Definition(
-        f"Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], {len(MS_SSIM_BETAS)} scales with exponents "
-        f"{MS_SSIM_BETAS}, window, k1 and k2 as ssim, negative terms counted as 0; mean over frames, then clips",
-        min_side=MS_SSIM_SIDE,
-    ),
-    "lpips_vgg": _Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
-    "lpips_alex": _Definition("LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips", "smaller", 31),
-    "flicker": _Definition(
-        "mean absolute difference between the frame-to-frame differences of reconstruction and input, in [-1, 1]; "
-        "mean over clips",
-        "smaller",
-        min_frames=2,
-    ),
-    "sharpness": _Definition(
-        "mean squared difference of neighbouring pixels in the reconstruction over that in the input; mean over clips",
-        "nearest to 1",
-        min_side=2,
-    ),
-    **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
-    # Definitions of published protocols: see `published.py`.
-    "psnr_frames": _Definition(
-        f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then clips"
-    ),
-    "psnr_frames_epsilon": _Definition(
-        f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips"
-    ),
-    "psnr_bytes": _Definition(
-        "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips"
-    ),
-    "psnr_modulo": _Definition(
-        "dB; as psnr_bytes, but each squared error modulo 256, because the published code subtracts and squares in 8 "
-        "bits; above psnr_bytes where errors exceed 15 levels; mean over clips"
-    ),
-    "ssim_valid": _Definition(
-        f"as ssim, without the border of {SSIM_WINDOW // 2} pixels; mean over channels, pixels, frames, then clips",
-        min_side=SSIM_WINDOW,
-    ),
-    "ssim_uniform": _Definition(
-        f"scikit-image's default; 8-bit RGB frames, uniform window {UNIFORM_WINDOW} x {UNIFORM_WINDOW}, sample "
-        f"covariance, without the border of {UNIFORM_WINDOW // 2} pixels, k1 0.01, k2 0.03; mean over channels, "
-        "pixels, frames, then clips",
-        min_side=UNIFORM_WINDOW,
-    ),
-    "fvd_single": _Definition(
-        "Frechet distance between sets of one clip each: the squared distance of the two feature vectors; mean over "
-        "clips; not FVD of a set",
-        "smaller",
-        min_frames=10,
-    ),
-    # Measured on request.
-    "warping_error": _Definition(WARPING, "smaller", FLOW_SIDE, 2),
-    "warping_excess": _Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
-    "pieces_psnr": _Definition(
-        f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
-        f"{MAX_PSNR:g}; mean over clips"
-    ),
-    "seam_psnr": _Definition(
-        "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
-        "both sides of the edge where they meet; mean over clips"
-    ),
-    "flat_error": _Definition(f"{FLAT} the error of the mean colour of a clip", "smaller"),
-    "flat_grid": _Definition(f"{FLAT} the difference of a pixel from the mean of its frame", "smaller"),
-    "flat_shimmer": _Definition(f"{FLAT} the change of a pixel from a frame to the next", "smaller", min_frames=2),
-}
+DEFINITIONS = _read_definitions("metrics")
+SET_DEFINITIONS = _read_definitions("sets")
+"""Of the Frechet distances, whose definition in a protocol ends with the number of clips."""
+FLOW_SIDE = DEFINITIONS["warping_error"].min_side
 METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}
 
 

@@ -6,11 +6,9 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any, Literal
 
 import torch
-import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -31,19 +29,13 @@ from telecine.data import (
 )
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.settings import EvaluateConfig, ProtocolName
+from telecine.settings.parse import read_package_yaml
 
 logger = logging.getLogger(__name__)
 
-CLIP_CHOICES = {
-    "all": "consecutive clips of each video from its first frame on; the last one repeats the video's last frame",
-    "first": "the first frames of each video; videos that are too short are left out",
-    "whole": "each video whole",
-}
-VALUES = {
-    "float": "float32, reconstructions clamped to [-1, 1]",
-    "rounded": "inputs and reconstructions clamped and rounded to 8 bits",
-    "truncated": "inputs and reconstructions clamped, and cut to 8 bits without rounding",
-}
+_TEXTS = read_package_yaml("telecine.evaluation", "definitions.yaml")
+CLIP_CHOICES: dict[str, str] = _TEXTS["clips"]
+VALUES: dict[str, str] = _TEXTS["values"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +228,7 @@ class PublishedProtocol:
 
 
 def _read_protocols() -> dict[ProtocolName, PublishedProtocol]:
-    found = yaml.safe_load(resources.files(__package__).joinpath("protocols.yaml").read_text(encoding="utf-8"))
+    found = read_package_yaml("telecine.evaluation", "protocols.yaml")
     named = {name: {"name": name, **fields} for name, fields in found.items()}
     return TypeAdapter(dict[ProtocolName, PublishedProtocol]).validate_python(named)
 

@@ -142,11 +142,8 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
     if output.is_dir():
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
     if output.suffix.lower() not in suffixes:
-        contract, remedy = (
-            f"{contract}, which ends in {' or '.join(suffixes)}",
-            f"Use {output.with_suffix(suffixes[0])}.",
-        )
-        raise argument_error("output", contract, str(output), remedy)
+        contract = f"{contract}, which ends in {' or '.join(suffixes)}"
+        raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}.")
     if output.resolve() == video.resolve():
         contract = "another file than the video or image"
         raise argument_error("output", contract, f"{output} for both", "Choose another name.")

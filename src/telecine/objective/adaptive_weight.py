@@ -6,8 +6,7 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeAlias
 
@@ -17,6 +16,7 @@ from torch.compiler import is_compiling
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from telecine.base.checks import argument_error
 from telecine.base.shapes import Scalar
 from telecine.objective.eager import gradients_of
 from telecine.ops.checkpointing import CheckpointedCall
@@ -48,62 +48,44 @@ def adaptive_weights(
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
         return ones
-    norms_of = _layer_gradient_norms if config.at == "last_layer" else _reconstruction_gradient_norms
-    reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
+    of_layer = config.at == "last_layer"
+    reference_norm, *norms = _gradient_norms([reference, *losses.values()], grad_at, of_layer=of_layer)
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
     weights = [torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1) for ratio in ratios]
     return dict(zip(losses, weights, strict=True))
 
 
-def _layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
-    """Return the float32 2-norm of `d loss / d last_layer` for each loss; gradients are averaged over ranks first.
+def _gradient_norms(
+    losses: Sequence[Scalar], grad_at: Tensor | LayerActivations, *, of_layer: bool
+) -> Iterator[Scalar]:
+    """Yield the float32 2-norm of `d loss / d grad_at` for each loss.
 
-    This is an extra backward from each loss to the last layer. The graphs are kept.
+    The gradients of a layer are averaged over ranks first. Of the reconstruction, ranks have different clips, so the
+    squares add up. This is an extra backward from each loss. The graphs are kept.
     """
-    if isinstance(last_layer, LayerActivations):
-        gradients = last_layer.weight_gradients(losses)
-    else:
-        gradients = [gradients_of(loss, [last_layer], retain_graph=True)[0] for loss in losses]
-    norms = []
+    gradients: Iterable[Tensor | None]
+    if isinstance(grad_at, LayerActivations):
+        gradients = grad_at.weight_gradients(losses)
+    else:  # one at a time is in memory
+        gradients = (gradients_of(loss, [grad_at], retain_graph=True)[0] for loss in losses)
     for gradient in gradients:
         if gradient is None:
-            raise ValueError(
-                "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
-                f"this one of shape {tuple(last_layer.shape)}. Pass the weight of the decoder's last layer, e.g. "
-                "`model.decoder.conv_out.weight`."
-            )
-        norms.append(torch.linalg.vector_norm(average_over_ranks(gradient.detach().float())))
-    return norms
-
-
-def _reconstruction_gradient_norms(
-    losses: Sequence[Scalar], reconstructions: Tensor | LayerActivations
-) -> list[Scalar]:
-    """Return the float32 2-norm of `d loss / d reconstructions` for each loss; its square is averaged over ranks.
-
-    Ranks have different clips, so the squares add up. This is an extra backward from each loss to the reconstruction.
-    The graphs are kept.
-    """
-    assert isinstance(reconstructions, Tensor)
-    norms = []
-    for loss in losses:
-        (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
-        assert gradient is not None
-        norms.append(average_over_ranks(gradient.detach().float().square().sum()).sqrt())
-    return norms
+            remedy = "Pass the weight of the decoder's last layer, e.g. `model.decoder.conv_out.weight`."
+            got = grad_at.layer if isinstance(grad_at, LayerActivations) else grad_at
+            raise argument_error("last_layer", "a parameter that `reconstructions` were computed with", got, remedy)
+        wide = gradient.detach().float()
+        if of_layer:
+            yield torch.linalg.vector_norm(average_over_ranks(wide))
+        else:
+            yield average_over_ranks(wide.square().sum()).sqrt()
 
 
 Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 """The arguments of a call, which may include frames that a causal layer cached in the call before."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of the layer."""
-
-    source: Inputs | CheckpointedCall
-    """The layer's arguments; or, if its activations are not kept, the call around it, which computes them again."""
-    output: Tensor
+_Call: TypeAlias = tuple[Inputs | CheckpointedCall, Tensor]
+"""The layer's arguments, or the call around it that computes them again if activations are not kept; its output."""
 
 
 class LayerActivations:
@@ -133,36 +115,30 @@ class LayerActivations:
     @property
     def requires_grad(self) -> bool:
         """Whether any recorded output has a graph."""
-        return any(call.output.requires_grad for call in self._calls or [])
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of the weight."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.shape
+        return any(output.requires_grad for _, output in self._calls or [])
 
     def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
         """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
-        calls = [call for call in self._calls or [] if call.output.requires_grad]
-        outputs = [call.output for call in calls]
+        calls = [(source, output) for source, output in self._calls or [] if output.requires_grad]
+        outputs = [output for _, output in calls]
         gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
         found: list[Tensor | None] = [None] * len(losses)
-        for inputs, *output_gradients in zip(self._inputs(calls), *gradients, strict=True):
+        all_inputs = self._inputs([source for source, _ in calls])
+        for inputs, *output_gradients in zip(all_inputs, *gradients, strict=True):
             for index, gradient in enumerate(output_gradients):
                 if gradient is not None:
                     part, sum_before = self._weight_gradient_of_call(inputs, gradient), found[index]
                     found[index] = part if sum_before is None else sum_before + part
         return found
 
-    def _inputs(self, calls: Sequence[_Call]) -> Iterator[Inputs]:
+    def _inputs(self, sources: Sequence[Inputs | CheckpointedCall]) -> Iterator[Inputs]:
         """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
-        for _, group in groupby(calls, key=lambda call: id(call.source)):
-            first, *others = group
-            if isinstance(first.source, CheckpointedCall):
-                yield from self._inputs_in(first.source, 1 + len(others))
+        for _, group in groupby(sources, key=id):
+            source, *others = group
+            if isinstance(source, CheckpointedCall):
+                yield from self._inputs_in(source, 1 + len(others))
             else:
-                yield first.source
+                yield source
 
     def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[Inputs]:
         """Run a checkpointed call again, and return the layer's arguments in it."""
@@ -199,4 +175,4 @@ class LayerActivations:
         around = CheckpointedCall.running()
         is_again = around is not None and not around.is_first_run  # in the backward pass
         if is_forward and not is_again and self._calls is not None and torch.is_grad_enabled():
-            self._calls.append(_Call(around or (args, kwargs), output))
+            self._calls.append((around or (args, kwargs), output))

@@ -121,10 +121,6 @@ class AdversarialLosses:
             terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
         return terms
 
-    def _is_separable(self) -> bool:
-        """Return whether a discriminator's loss is a sum of a real and a fake part."""
-        return self.gan_loss.is_separable and self.weights["lecam"] == 0 and not self.penalty.uses_fake
-
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
         """Return the loss of one discriminator, its terms, and statistics of its logits."""
         statistics = _logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)

@@ -74,21 +74,20 @@ def _accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor 
 
     A gradient in `known`, which may be `None`, is replaced by `None` when it is used.
     """
+
+    def add(index: int, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:
+            return None
+        before, known[index] = known[index], None
+        if factor is None:
+            return gradient if before is None else before + gradient
+        scale = factor.to(gradient.dtype)
+        return scale * gradient if before is None else before.addcmul(scale, gradient)
+
     with ExitStack() as hooks:
         for index, x in enumerate(inputs):
-            hooks.enter_context(x.register_hook(partial(_with_known, known, index, factor)))
+            hooks.enter_context(x.register_hook(partial(add, index)))
         yield
-
-
-def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Return `factor * gradient + known[index]`; a hook of `_accumulating`."""
-    if gradient is None:
-        return None
-    before, known[index] = known[index], None
-    if factor is None:
-        return gradient if before is None else before + gradient
-    scale = factor.to(gradient.dtype)
-    return scale * gradient if before is None else before.addcmul(scale, gradient)
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:

@@ -31,19 +31,6 @@ class _GradientMode(Enum):
 
 
 @dataclass
-class _DiscriminatorUpdate:
-    """The loss of one discriminator while its real and its fake part are computed one after the other."""
-
-    real_logits: Tensor
-    penalty: Log
-    """The value of the gradient penalty, empty without one."""
-    gradients: Gradients
-    """Of the parts that are done, per parameter."""
-    fake_logits: Tensor | None = None
-    """`None` until the fake part is done."""
-
-
-@dataclass
 class EagerAdversarialLosses(AdversarialLosses):
     """The losses of `AdversarialLosses`, whose gradients are computed with them; the graphs are freed at once."""
 
@@ -61,9 +48,10 @@ class EagerAdversarialLosses(AdversarialLosses):
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32
+        is_separable = self.gan_loss.is_separable and self.weights["lecam"] == 0 and not penalty.uses_fake
         if has_hooks or not (self.is_eager or is_float32):
             self.mode = _GradientMode.GRAPH
-        elif not self._is_separable():
+        elif not is_separable:
             self.mode = _GradientMode.JOINT
         elif both_train and torch.is_grad_enabled() and same_precision:
             self.mode = _GradientMode.SHARED
@@ -113,58 +101,59 @@ class EagerAdversarialLosses(AdversarialLosses):
 
     def _shared_step(self, d: VideoDiscriminator) -> tuple[Log, Log]:
         """SHARED: one pass over the reconstructions, from which both losses take their gradients."""
-        update = self._real_part(d)
+        real_logits, penalty, gradients = self._real_part(d)
+        fake_logits = real_logits
 
         def losses(x_fake: Tensor) -> Log:
+            nonlocal fake_logits, gradients
             d_fake = d(x_fake)
+            fake_logits = d_fake.logits.detach()
             terms = self._generator_terms(d, d_fake)
             can_share = d.term in terms and not self.gan_loss.uses_real
             if not (can_share and _can_share_backward(d.module, d_fake.logits, x_fake)):
-                self._add_fake_part(d, update, d_fake.logits)
+                gradients = self._with_fake_part(d, gradients, d_fake.logits)
                 return terms
-            update.fake_logits = d_fake.logits.detach()
             keep = "feature_matching" in terms
-            grad_x, update.gradients = shared_backward(
-                self.gan_loss, d_fake.logits, x_fake, _trainable(d), retain_graph=keep, add_to=update.gradients
+            grad_x, gradients = shared_backward(
+                self.gan_loss, d_fake.logits, x_fake, _trainable(d), retain_graph=keep, add_to=gradients
             )
             return terms | {d.term: with_gradients(terms[d.term], [x_fake], [grad_x])}
 
         of_generator_step = eager_backward(losses, d.input_of(self.batch.disc_fake))
-        return of_generator_step, self._finish(d, update)
+        return of_generator_step, self._finish(d, real_logits, fake_logits, penalty, gradients)
 
     def _split_step(self, d: VideoDiscriminator) -> Log:
         """SPLIT: first the real part of a discriminator's loss, then the fake part."""
-        update = self._real_part(d)
-        self._add_fake_part(d, update, d(d.input_of(self.batch.disc_fake.detach())).logits)
-        return self._finish(d, update)
+        real_logits, penalty, gradients = self._real_part(d)
+        fake_logits = d(d.input_of(self.batch.disc_fake.detach())).logits
+        gradients = self._with_fake_part(d, gradients, fake_logits)
+        return self._finish(d, real_logits, fake_logits.detach(), penalty, gradients)
 
-    def _real_part(self, d: VideoDiscriminator) -> _DiscriminatorUpdate:
-        """Start with the penalty, whose double backward takes the most memory: there are no other gradients yet."""
+    def _real_part(self, d: VideoDiscriminator) -> tuple[Tensor, Log, Gradients]:
+        """Return the logits, the penalty, if there is one, and the gradients of both per parameter.
+
+        They come first: the penalty's double backward takes the most memory, and there are no other gradients yet.
+        """
         real, logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
         terms = self._discriminator_terms(d, logits, logits.detach(), real=real, fake=real)  # `fake` is not used
-        return _DiscriminatorUpdate(
-            real_logits=logits.detach(),
-            penalty={name: term.detach() for name, term in terms.items() if name == "grad_penalty_loss"},
-            gradients=gradients_of(self.discriminator_loss(terms), _trainable(d)),
-        )
+        penalty = {name: term.detach() for name, term in terms.items() if name == "grad_penalty_loss"}
+        return logits.detach(), penalty, gradients_of(self.discriminator_loss(terms), _trainable(d))
 
-    def _add_fake_part(self, d: VideoDiscriminator, update: _DiscriminatorUpdate, logits: Tensor) -> None:
-        """Add the gradients of the fake part. The graph is kept."""
+    def _with_fake_part(self, d: VideoDiscriminator, gradients: Gradients, logits: Tensor) -> Gradients:
+        """Return the gradients with those of the fake part. The graph is kept."""
         loss = self.discriminator_loss(self._discriminator_terms(d, logits.detach(), logits))
-        update.fake_logits = logits.detach()
-        update.gradients = gradients_of(loss, _trainable(d), retain_graph=True, add_to=update.gradients)
+        return gradients_of(loss, _trainable(d), retain_graph=True, add_to=gradients)
 
-    def _finish(self, d: VideoDiscriminator, update: _DiscriminatorUpdate) -> Log:
+    def _finish(
+        self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, penalty: Log, gradients: Gradients
+    ) -> Log:
         """Return the loss with the gradients of both parts."""
-        real_logits, fake_logits = update.real_logits, update.fake_logits
-        assert fake_logits is not None
-        terms = self._discriminator_terms(d, real_logits, fake_logits) | update.penalty
+        terms = self._discriminator_terms(d, real_logits, fake_logits) | penalty
         log = self._discriminator_log(terms, real_logits, fake_logits)
-        return log | {"loss": with_gradients(log["loss"], _trainable(d), update.gradients)}
+        return log | {"loss": with_gradients(log["loss"], _trainable(d), gradients)}
 
 
 def _trainable(d: VideoDiscriminator) -> list[nn.Parameter]:
-    """Return the parameters that require gradients."""
     return [parameter for parameter in d.module.parameters() if parameter.requires_grad]
 
 

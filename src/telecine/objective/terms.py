@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from telecine.base.checks import argument_error, describe, suggestion
-from telecine.base.imports import choose, import_allowed
+from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.losses import (
@@ -173,15 +173,7 @@ def modules_of(terms: Mapping[str, _TermFunction]) -> nn.ModuleDict:
 
 def _imported(target: object, setting: str) -> Callable[..., Any]:
     """Return the function or the class of modules that a setting is or names."""
-    if isinstance(target, str) and target in TERMS:
-        return TERMS[target]
-    if isinstance(target, str) and "." not in target:
-        contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
-        raise argument_error(setting, contract, repr(target), suggestion(target, TERMS))
-    found = import_allowed(target, setting) if isinstance(target, str) else target
-    if not callable(found):
-        got = f"{target!r}, {describe(found)}"
-        raise argument_error(setting, "the dotted path of a function", got, "Correct it.")
+    found = choose(setting, target, TERMS)
     if isinstance(found, type) and not issubclass(found, nn.Module):
         remedy = f"Pass an instance, `{found.__name__}(...)`."
         raise argument_error(setting, "a function, a module or a class of modules", describe(found), remedy)

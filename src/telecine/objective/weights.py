@@ -14,15 +14,6 @@ from telecine.objective.batch import Batch
 from telecine.settings import ObjectiveConfig, Ramp
 
 Log: TypeAlias = dict[str, Tensor]
-STATISTICS = (
-    "logits_real",
-    "logits_fake",
-    "logits_real_std",
-    "logits_fake_std",
-    "accuracy_real",
-    "accuracy_fake",
-    "hinge_active",
-)
 
 
 class Weights(dict[str, float]):
@@ -144,13 +135,14 @@ def discriminator_log(loss: Scalar, logs: Mapping[str, Log], batch: Batch) -> Lo
     Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
     other statistics are left out.
     """
-    terms = [name for log in logs.values() for name in log if name.endswith("_loss")]
+    names = [name for log in logs.values() for name in log if name != "loss"]
+    terms = [name for name in names if name.endswith("_loss")]
+    statistics = [name for name in names if not name.endswith("_loss")]
     log, like = {"total_disc_loss": loss}, batch.real
     for name in ("discr_loss", "grad_penalty_loss", *terms):
         log[name] = total(_of_each(logs, name).values(), like=like)
     log |= _each("discr_loss", _of_each(logs, "discr_loss"))
-    for name in STATISTICS:
+    for name in dict.fromkeys(("logits_real", "logits_fake", *statistics)):
         values = _of_each(logs, name)
-        if values or name in ("logits_real", "logits_fake"):
-            log |= {name: mean(values.values(), like=like), **_each(name, values)}
+        log |= {name: mean(values.values(), like=like), **_each(name, values)}
     return _named(log, batch.split)

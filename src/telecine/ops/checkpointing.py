@@ -6,36 +6,35 @@ before the call are an input of its recomputation, the caches after it an output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+@dataclass(eq=False)
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
-    `forward` may change lists and dicts among its arguments, also nested ones. The layers in `cached_in` keep tensors
-    in the attribute `cache_name`.
+    `forward` may change lists and dicts among its arguments, also nested ones. The layers keep tensors in the attribute
+    `cache_name`.
     """
 
-    _running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)
+    _running: ClassVar[ContextVar[CheckpointedCall | None]] = ContextVar("running", default=None)
 
-    def __init__(
-        self,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        cached_in: Iterable[nn.Module],
-        cache_name: str,
-    ) -> None:
-        self.forward = forward
-        self.args, self.kwargs = _copy(args), _copy(kwargs)
-        self.layers, self.cache_name = list(cached_in), cache_name
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    layers: Sequence[nn.Module]
+    cache_name: str
+
+    def __post_init__(self) -> None:
+        self.args, self.kwargs = _copy(self.args), _copy(self.kwargs)
         self.before = self._cached()
         self.is_first_run = True
 
@@ -76,7 +75,7 @@ def checkpoint_call(
     """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
+    call = CheckpointedCall(forward, args, kwargs, list(cached_in), cache_name)
     # The tensors say which device's random state is kept. Caches would tie the graph to later calls, and so to itself.
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)

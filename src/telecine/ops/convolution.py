@@ -139,7 +139,6 @@ def _has_faster_kernel(x: Tensor) -> bool:
 
 
 def _fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    """Return the zero-padded convolution of images or videos."""
     if not _has_faster_kernel(x):
         return _aten_convolution(x, weight, bias, geometry)
     segments = _segments(x, weight, geometry)

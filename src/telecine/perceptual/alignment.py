@@ -58,7 +58,6 @@ class Alignment(nn.Module):
         check_count("latent_channels", latent_channels)
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
-        size = None if size is None else check_count("size", size)
         self.network = FeatureMaps(_build_network(net, weights), size)
         num_features = self._features(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
         self.projection = nn.Conv2d(latent_channels, num_features, 1)

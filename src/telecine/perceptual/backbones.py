@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from importlib import resources
 from typing import TypeAlias
 
+import yaml
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
@@ -45,6 +47,8 @@ class Backbone:
     title: str
     minimum_size: int
     stages: tuple[Stage, ...]
+    package_root: str
+    package_sha256: str
 
     def convolutions(self) -> list[_Convolution]:
         """Return the convolutions of all stages."""
@@ -59,37 +63,10 @@ class Backbone:
         return shapes
 
 
-def _stage_of_3x3(pool: int, first: int, *channels: int) -> Stage:
-    """Return convolutions from each number of channels to the next; every second layer from `first` on is one."""
-    layers = enumerate(pairwise(channels))
-    return Stage(pool, tuple(_Convolution(f"features.{first + 2 * index}", *widths) for index, widths in layers))
-
-
-_VGG16 = Backbone(
-    name="vgg16",
-    title="VGG16",
-    minimum_size=MIN_SIZES["vgg"],  # four halvings before the last stage
-    stages=(
-        _stage_of_3x3(0, 0, 3, 64, 64),
-        _stage_of_3x3(2, 5, 64, 128, 128),
-        _stage_of_3x3(2, 10, 128, 256, 256, 256),
-        _stage_of_3x3(2, 17, 256, 512, 512, 512),
-        _stage_of_3x3(2, 24, 512, 512, 512, 512),
-    ),
+_TABLE = yaml.safe_load(resources.files(__package__).joinpath("backbones.yaml").read_text(encoding="utf-8"))
+BACKBONES: Mapping[str, Backbone] = TypeAdapter(dict[str, Backbone]).validate_python(
+    {net: {**fields, "minimum_size": MIN_SIZES[net]} for net, fields in _TABLE.items()}
 )
-_ALEXNET = Backbone(
-    name="alexnet",
-    title="AlexNet",
-    minimum_size=MIN_SIZES["alex"],  # the smallest size at which the second pooling's window of 3 fits
-    stages=(
-        Stage(0, (_Convolution("features.0", 3, 64, kernel=11, stride=4, padding=2),)),
-        Stage(3, (_Convolution("features.3", 64, 192, kernel=5, padding=2),)),
-        Stage(3, (_Convolution("features.6", 192, 384),)),
-        Stage(0, (_Convolution("features.8", 384, 256),)),
-        Stage(0, (_Convolution("features.10", 256, 256),)),
-    ),
-)
-BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
 
 
 def backbone_of(net: object) -> Backbone:

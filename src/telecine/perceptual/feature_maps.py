@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.checks import argument_error, check_count, describe, suggestion
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames
@@ -41,7 +41,7 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
     def __init__(self, net: Callable[[Frames], Any], size: int | None = None) -> None:
         super().__init__(net)
-        self.size = size
+        self.size = None if size is None else check_count("size", size)
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""

@@ -144,12 +144,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept."""
         check_frames("frames", frames)
         _check_fits("frames", frames, self._backbone)
-        weights = self._weights_for(frames.dtype)
-        features = [_standardise(frames, weights)]
         with autocast_off(frames.device):
-            for stage in self._backbone.stages:
-                features.append(_run_stage(stage, weights, features[-1]))
-        return features[1:]
+            return list(_run_stages(self._backbone.stages, self._weights_for(frames.dtype), frames))
 
     def _check(self, reconstruction: Frames, target: Frames) -> None:
         check_frame_pair(reconstruction=reconstruction, target=target)
@@ -157,12 +153,10 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
         """Yield both feature maps and the head of each stage."""
-        weights = self._weights_for(reconstruction.dtype, target.dtype)
-        x, y = _standardise(reconstruction, weights), _standardise(target, weights)
-        for index, stage in enumerate(self._backbone.stages):
-            # Not as one batch: a target that does not require gradients then gets no graph.
-            x, y = _run_stage(stage, weights, x), _run_stage(stage, weights, y)
-            yield x, y, weights[f"head.{index}"]
+        stages, weights = self._backbone.stages, self._weights_for(reconstruction.dtype, target.dtype)
+        # Not as one batch: a target that does not require gradients then gets no graph.
+        xs, ys = (_run_stages(stages, weights, frames) for frames in (reconstruction, target))
+        yield from zip(xs, ys, (weights[f"head.{index}"] for index in range(len(stages))), strict=True)
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
         widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)  # float32 or float64
@@ -173,15 +167,17 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         return f"net={self.net!r}"
 
 
-def _run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map `(N, C', H', W')` at the end of `stage`."""
-    if stage.pool:
-        features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
-    for layer in stage.convolutions:
-        weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
-        # In place: frozen convolutions store no input, so the graph holds one activation per layer.
-        features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
-    return features
+def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: Frames) -> Iterator[FeatureMap]:
+    """Yield the feature map `(N, C', H', W')` at the end of each stage, in the precision of `weights`."""
+    x = (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
+    for stage in stages:
+        if stage.pool:
+            x = F.max_pool2d(x, kernel_size=stage.pool, stride=2)
+        for layer in stage.convolutions:
+            weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+            # In place: frozen convolutions store no input, so the graph holds one activation per layer.
+            x = torch.relu_(F.conv2d(x, weight, bias, layer.stride, layer.padding))
+        yield x
 
 
 def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
@@ -189,11 +185,6 @@ def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " featur
     # Smooth: the gradient of a pixel whose features are all zero would be NaN.
     x, y = unit_vectors(x, _EPSILON, is_smooth=True), unit_vectors(y, _EPSILON, is_smooth=True)
     return (x - y).square().mean(dim=(2, 3)) @ head
-
-
-def _standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
-    """Return `frames`, in [-1, 1], normalised for the backbones, in the precision of `weights`."""
-    return (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
 
 
 def _load_heads(net: str) -> dict[str, Tensor]:

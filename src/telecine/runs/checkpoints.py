@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -277,7 +276,6 @@ def _point_to(link: Path, folder: Path) -> None:
 def _delete(folder: Path) -> None:
     """Rename a folder, then delete it, so that a partly deleted checkpoint is not mistaken for a complete one."""
     hidden = folder.with_name(f".{folder.name}.deleted")
-    if hidden.exists():  # an earlier deletion was interrupted
-        shutil.rmtree(hidden)
+    remove(hidden)  # an earlier deletion was interrupted
     os.replace(folder, hidden)
-    shutil.rmtree(hidden)
+    remove(hidden)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -104,10 +104,6 @@ class _JSONLines:
 
 class Warnings(_JSONLines):
     """The warnings of a run, `health.jsonl`. An empty file means that nothing was found."""
-
-    def add(self, warning: TrainingWarning) -> None:
-        """Add a warning."""
-        self.append(asdict(warning))
 
     def all(self) -> list[TrainingWarning] | None:
         """Return the warnings, or None without a file; raise a `ValueError` if a line is not a warning."""

@@ -176,10 +176,6 @@ class Run:
         """Return (step, folder) of every validation with complete clips, oldest first."""
         return [each for each in step_folders(self._validations) if os.path.lexists(each[1] / _CLIPS_FILE)]
 
-    def validations(self) -> list[SavedValidation]:
-        """Return the validations whose clips were kept, oldest first; raise a `ValueError` if one is damaged."""
-        return [read_validation(folder) for _, folder in self.validation_folders()]
-
     def write_validation(
         self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
     ) -> Path:

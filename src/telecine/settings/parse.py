@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
@@ -219,6 +220,11 @@ def read_yaml(path: Path) -> Any:
     if problem is not None:
         raise argument_error(str(path), *problem)
     return values
+
+
+def read_package_yaml(package: str, name: str) -> Any:
+    """Return the values in a YAML file of a package of telecine, which may have aliases."""
+    return yaml.safe_load(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def _line_of(path: Path, name: str) -> int | None:

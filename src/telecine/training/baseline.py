@@ -16,6 +16,7 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs import Run
+from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -32,16 +33,15 @@ def prepare_linear(
     perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
+    config: TrainConfig,
     *,
     is_new: bool,
-    start: bool,
-    measure: bool,
-    num_steps: int,
 ) -> dict[str, float]:
-    """Fit the baseline, `start` a new `CausalVAE` or a student's decoder as it, and return its metrics to log.
+    """Fit the baseline, start with it if `config.linear_start` is set, and return its metrics to log.
 
-    `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`.
+    A model of this run's that `is_new` starts with it if it is a `CausalVAE`, and a student's decoder always.
     """
+    start, measure = config.linear_start, config.linear_baseline
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
@@ -55,8 +55,8 @@ def prepare_linear(
         return {}
     if new is not None:
         new.start_from(linear)
-        if num_steps < FEWEST_STEPS:
-            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
+        if config.steps < FEWEST_STEPS:
+            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
             console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
     if not measure:
         return {}

@@ -87,14 +87,11 @@ class Checkpointer:
         self._group: dist.ProcessGroup | None = None
         if config.sharding != "none":  # in a group of their own, threads communicate while training does
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
-        self.weights = WeightFiles(model, is_main=is_main, is_sharded=self._group is not None)
+        self.weights = WeightFiles(model, is_sharded=self._group is not None)
         self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
-        if self.weights.copy is not None:
-            self._copies[MODEL] = HostCopy(is_main=is_main, memory=self.weights.copy.state_dict())
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._buffers: dict[str, set[str]] = {}
         self._written: Future[None] | None = None
-        self._is_pending = False
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
@@ -109,7 +106,6 @@ class Checkpointer:
             self._copy(state)
             if self._is_main or self._group is not None:
                 self._written = self._executor.submit(self._write, self._saved_state(state))
-            self._is_pending = True
             self.saved_step = state.step
         return self.run.checkpoints.path(state.step)
 
@@ -125,10 +121,7 @@ class Checkpointer:
 
     def wait_for_error(self) -> BaseException | None:
         """Wait until the last save is on the disk, and return its error, on every process."""
-        if not self._is_pending:
-            return None
         (error,) = broadcast_object_list([self.close()])
-        self._is_pending = False
         if error is not None:
             self.saved_step = None
         return error
@@ -180,16 +173,13 @@ class Checkpointer:
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
-        self._check_finite(step)
+        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
+        if name := _first_not_finite(groups, self._buffers):
+            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
         if not self._is_main:
             return self.run.folder
         flush([self.run.history.path, self.run.warnings.path])  # records are on the disk before their checkpoint
         return self.run.checkpoints.begin(step)
-
-    def _check_finite(self, step: int) -> None:
-        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
-        if name := _first_not_finite(groups, self._buffers):
-            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         path = shard_file(folder, dist.get_rank(), dist.get_world_size())
@@ -199,12 +189,10 @@ class Checkpointer:
 
     def _fill(self, folder: Path, saved: _SavedState) -> None:
         statistics, written = _statistics_of(saved["latents"]), (MODEL, EMA) if self._group is None else _SHARDED
-        if self._group is None:
-            self.weights.save(folder, MODEL, statistics)
-            self.weights.put_into_copy(self._copies[EMA].tensors)
-            self.weights.save(folder, EMA, statistics)
-        else:
-            for name in (MODEL, EMA):
+        for name in (MODEL, EMA):
+            if self._group is None:
+                self.weights.save(folder, name, statistics, self._copies[MODEL].tensors | self._copies[name].tensors)
+            else:
                 self.weights.save_from_shards(folder, name, statistics)
         for name, copy in self._copies.items():
             if name not in written:

@@ -17,7 +17,7 @@ from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.base.checks import argument_error, check_count, check_positive, check_weight
+from telecine.base.checks import argument_error, check_positive, check_weight
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
@@ -89,7 +89,6 @@ def distill(
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
     check_weight("teacher_weight", config.teacher_weight)
-    check_count("teacher_decode_steps", config.teacher_decode_steps)
     terms = dict(config.objective.terms)
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -174,33 +174,30 @@ def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
 
 def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
     """Call a function in the first process only, and return its result, or raise its error, in every process."""
-    outcome: list[T | ValueError | OSError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            outcome = [call()]
-        except (ValueError, OSError) as error:
-            outcome = [error]
-    (result,) = broadcast_object_list(outcome)
-    if isinstance(result, (ValueError, OSError)):
-        raise result
-    return cast(T, result)
+    (outcome,) = broadcast_object_list([_outcome_of(call) if accelerator.is_main_process else None])
+    return _result_of(outcome)
 
 
 def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
     """Call a function in every process of a group, and return all results, or raise the first error, in each."""
     if group is None:  # this process is alone
         return [call()]
-    outcome: T | BaseException
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, _outcome_of(call), group)
+    return [_result_of(each) for each in outcomes]
+
+
+def _outcome_of(call: Callable[[], T]) -> T | Exception:
     try:
-        outcome = call()
+        return call()
     except (ValueError, OSError, RuntimeError) as error:
-        outcome = error
-    outcomes: list[T | BaseException | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, outcome, group)
-    for each in outcomes:
-        if isinstance(each, BaseException):
-            raise each
-    return cast("list[T]", outcomes)
+        return error
+
+
+def _result_of(outcome: T | Exception) -> T:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def all_gather(tensor: Tensor) -> list[Tensor]:
@@ -239,13 +236,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Group consecutive gradients of one dtype until a group reaches `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
-    size = 0
     for gradient in gradients:
-        if bucket and (size >= BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+        is_full = sum(each.nbytes for each in bucket) >= BUCKET_BYTES
+        if bucket and (is_full or gradient.dtype != bucket[0].dtype):
             yield bucket
-            bucket, size = [], 0
+            bucket = []
         bucket.append(gradient)
-        size += gradient.nbytes
     if bucket:
         yield bucket
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import create_repo, upload_folder
@@ -17,23 +18,6 @@ from telecine.base.files import read_json
 _HUB_ERRORS: tuple[type[Exception], ...] = (LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)
 # Only diffusers writes this key into a configuration.
 _DIFFUSERS_KEY = "_diffusers_version"
-_CARD = """---
-library_name: {library}
-tags:
-- video-autoencoder
-- telecine
----
-
-# {name}
-
-A video autoencoder trained with telecine{base}.
-
-| held-out clips | value |
-|---|---|
-{figures}
-
-Averaged weights after {steps} updates.
-"""
 
 
 def create_repository(name: str) -> str:
@@ -53,7 +37,8 @@ def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[st
     is_public = base and is_hub_name(base) and not Path(base).exists()  # local paths are private
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     names = {"library": library, "name": repo_id, "base": f" from {base}" if is_public else ""}
-    (folder / "README.md").write_text(_CARD.format(**names, figures=figures, steps=steps), encoding="utf-8")
+    card = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text(card.format(**names, figures=figures, steps=steps), encoding="utf-8")
     try:
         upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
     except _HUB_ERRORS as error:

@@ -27,6 +27,7 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
+from telecine.settings import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -227,10 +228,7 @@ def fill_latent_cache(
     state: TrainState,
     clips: ClipDataset,
     console: Console,
-    *,
-    num_steps: int,
-    batch_size: int,
-    num_micro_batches: int,
+    config: TrainConfig,
     before_each: Callable[[], None],
 ) -> None:
     """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
@@ -240,9 +238,9 @@ def fill_latent_cache(
     """
     accelerator = state.accelerator
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    per_step = num_micro_batches * num_ranks
-    numbers = range(state.step * per_step, num_steps * per_step)
-    sampler = ClipBatchSampler(numbers, batch_size, per_step, rank=0, num_ranks=1)
+    per_step = config.gradient_accumulation_steps * num_ranks
+    numbers = range(state.step * per_step, config.steps * per_step)
+    sampler = ClipBatchSampler(numbers, config.clips_per_pass, per_step, rank=0, num_ranks=1)
     missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
     if num_clips == 0:
         return

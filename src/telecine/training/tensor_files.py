@@ -6,8 +6,9 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,12 +31,12 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 class HostCopy:
     """Copies of tensors in the memory of the host: the shards of this process, and in the main one all whole tensors.
 
-    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`.
+    It keeps its memory for the next copy, as allocating takes longer than copying.
     """
 
-    def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
-        self.tensors = dict(memory or {})
+        self.tensors: dict[str, Tensor] = {}
         self.offsets: dict[str, list[int]] = {}
         """Where each copy begins in the whole tensor, in each dimension."""
 
@@ -106,20 +107,11 @@ def saved_tensors(folder: Path, group: str) -> _SavedTensors:
     return _SavedTensors(shards, prefix=f"{group}.") if shards and not whole.exists() else _SavedTensors([whole])
 
 
-class _Part(NamedTuple):
-    """The rows of a tensor that one file has."""
-
-    begin: int
-    end: int
-    file: Any
-    key: str
-
-
 class _SavedTensors:
     """Tensors with a prefix, which is removed, whose rows may be divided over several files, and are read on demand."""
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
-        parts: defaultdict[str, list[_Part]] = defaultdict(list)
+        parts: defaultdict[str, list[tuple[int, int, Any]]] = defaultdict(list)  # first row, end, the file with them
         shapes: dict[str, list[int]] = {}
         for path in paths:
             with _damage_named(path):
@@ -130,22 +122,23 @@ class _SavedTensors:
                 if key.startswith(prefix):
                     begin = offsets[key][_OFFSETS][0] if shape and offsets else 0
                     end = begin + shape[0] if shape else 1
-                    parts[name].append(_Part(begin, end, file, key))
+                    parts[name].append((begin, end, file))
                     shapes[name] = [max(end, *shapes.get(name, [0])[:1]), *shape[1:]] if shape else []
-        self._parts = {name: sorted(found, key=lambda part: part.begin) for name, found in parts.items()}
+        self._prefix, self._parts = prefix, {name: sorted(found, key=itemgetter(0)) for name, found in parts.items()}
         self.whole = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}  # without memory
 
     def read(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a tensor on the CPU; if `like` is sharded, only the rows that its shard in this process has."""
-        parts = self._parts[name]
+        parts, key = self._parts[name], f"{self._prefix}{name}"
         if self.whole[name].ndim == 0:
-            return parts[0].file.get_tensor(parts[0].key)
+            _, _, file = parts[0]
+            return file.get_tensor(key)
         begin = 0 if like is None else offsets_of(like)[0]
         end = begin + len(self.whole[name] if like is None else local_shard(like))
         read = []
-        for part in parts:
-            first, last = (min(max(row, part.begin), part.end) - part.begin for row in (begin, end))
-            read.append(part.file.get_slice(part.key)[first:last])
+        for part_begin, part_end, file in parts:
+            first, last = (min(max(row, part_begin), part_end) - part_begin for row in (begin, end))
+            read.append(file.get_slice(key)[first:last])
         return read[0] if len(read) == 1 else torch.cat(read)
 
     @torch.no_grad()

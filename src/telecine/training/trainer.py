@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
@@ -133,18 +133,9 @@ class Trainer:
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
-            is_new, device = autoencoder is None and config.model is None, self.accelerator.device
-            self.linear = prepare_linear(
-                model,
-                self.clips,
-                self.perceptual,
-                self.console,
-                device,
-                is_new=is_new,
-                start=config.linear_start,
-                measure=config.linear_baseline,
-                num_steps=config.steps,
-            )
+            is_new, perceptual = autoencoder is None and config.model is None, self.perceptual
+            device = self.accelerator.device
+            self.linear = prepare_linear(model, self.clips, perceptual, self.console, device, config, is_new=is_new)
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -219,16 +210,7 @@ class Trainer:
         if self.latents is not None:
             with self._saved_if_stopped(stop) as check_stop:
                 clips = self.clips.train
-                fill_latent_cache(
-                    self.latents,
-                    self.state,
-                    clips,
-                    self.console,
-                    num_steps=self.config.steps,
-                    batch_size=self.config.clips_per_pass,
-                    num_micro_batches=self.config.gradient_accumulation_steps,
-                    before_each=check_stop,
-                )
+                fill_latent_cache(self.latents, self.state, clips, self.console, self.config, check_stop)
         while self.state.step < self.config.steps:
             self._train(stop)
 
@@ -414,9 +396,7 @@ class Trainer:
 
     def result(self) -> TrainResult:
         """Return the folder of the run and its first and last validation; every process has to call this."""
-        (result,) = broadcast_object_list([self._read_result() if self.is_main else None])
-        assert result is not None
-        return result
+        return on_first_process(self._read_result, self.accelerator)
 
     def close(self) -> None:
         """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends."""

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
-from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_low_rank
+from telecine.autoencoders.lora import low_rank_layers, merge_in_place
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
 from telecine.objective import VideoAutoencoderLoss
 from telecine.runs import find_checkpoint
 from telecine.training.distributed import copy_module
@@ -42,40 +43,33 @@ class _HasJSONConfig(Protocol):
 class WeightFiles:
     """Saves and loads the weights of an autoencoder, made before it is sharded.
 
-    Weights are saved from a copy in the host's memory, while the autoencoder trains. If it is sharded, each process
+    Weights are saved from copies in the host's memory, while the autoencoder trains. If it is sharded, each process
     saves its shards, and the first one makes the folder that other programs load, with one tensor at a time in memory.
 
     LoRA updates are merged into the weights that other programs load. To resume, they are also saved separately, in a
     file beside the folder, without the frozen weights below them; `base` is a digest of these, None without LoRA.
     """
 
-    def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
-        self.copy = _copy_of(model).cpu() if is_main and not is_sharded else None
-        self._without_memory = _copy_of(model, _one_element) if is_sharded else None
+    def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
+        self._is_sharded = is_sharded
+        # Its tensors have the same shapes, but all elements of one share their memory.
+        self._without_memory = _copy_of(model, lambda _, x: torch.empty((), dtype=x.dtype).expand(x.shape))
         self.base = _digest_of_frozen(model) if low_rank_layers(model) else None
 
-    def save(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
-        """Write the copy into `folder / name`, with the statistics of the latent if there are any."""
-        assert self.copy is not None
+    def save(self, folder: Path, name: str, statistics: LatentStatistics | None, weights: Mapping[str, Tensor]) -> None:
+        """Write weights into `folder / name`, with the statistics of the latent if there are any."""
+        model = _copy_of(self._without_memory, lambda key, _: weights[key])
         if statistics is not None:
-            self.copy.set_latent_statistics(statistics)
-        merge_low_rank(self.copy).save_pretrained(folder / name)
-        if low_rank_layers(self.copy):
-            save_tensors(_updates_file(folder / name), _trained_and_buffers(self.copy))
-
-    @torch.no_grad()
-    def put_into_copy(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace some of the copy's weights, by name."""
-        assert self.copy is not None
-        for name, weight in weights.items():
-            self.copy.get_parameter(name).copy_(weight)
+            model.set_latent_statistics(statistics)
+        model.save_pretrained(folder / name)
+        if low_rank_layers(model):
+            save_tensors(_updates_file(folder / name), _trained_and_buffers(model))
 
     def save_from_shards(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
         """Do what `save` does for the weights whose shards are in `folder`: those of "model", replaced by "ema" for it.
 
         They pass through temporary files that are mapped into memory, which take as much of the disk as the weights.
         """
-        assert self._without_memory is not None
         groups = [saved_tensors(folder, group) for group in dict.fromkeys((MODEL, name))]
         sources = {key: group for group in groups for key in group.whole}
         with TemporaryDirectory(dir=folder) as temporary:
@@ -102,7 +96,7 @@ class WeightFiles:
             if name == EMA:  # which has no other weights
                 targets = {key: targets[key] for key, weight in model.named_parameters() if weight.requires_grad}
             saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
-        elif self._without_memory is not None:  # loads the whole model for a moment, as at the start of a run
+        elif self._is_sharded:  # loads the whole model for a moment, as at the start of a run
             whole = _copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder / name)
@@ -111,26 +105,20 @@ class WeightFiles:
             _load_whole(model, folder / name)
 
 
-def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
-    """Return a copy of a model, whose saved tensors are those that `make` returns for name and value, if given."""
-    memo: dict[int, Any] = {}  # where `deepcopy` looks up what it has copied already
-    if make is not None:
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if id(tensor) not in memo:
-                made = make(name, tensor.detach())
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor]) -> VideoAutoencoder:
+    """Return a copy of a model, whose saved tensors are those that `make` returns for name and value."""
+    # Where `deepcopy` looks up what it has copied already. Frozen networks, which are not saved, are shared.
+    memo: dict[int, Any] = {id(module): module for module in model.modules() if isinstance(module, Frozen)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in memo:
+            made = make(name, tensor.detach())
+            memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     try:
         return deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:  # PyTorch's for tensors with a graph, Python's for everything else
         remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
         contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
         raise argument_error("autoencoder", contract, got, remedy) from error
-
-
-def _one_element(_: str, tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, whose elements share the memory of one."""
-    return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _mapped(tensor: Tensor, folder: str) -> Tensor:

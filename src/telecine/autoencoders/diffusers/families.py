@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 import torch
-import yaml
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.settings.parse import read_package_yaml
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
@@ -32,7 +31,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
 # Names of classes, by what is known of them.
-CLASSES: dict[str, Any] = yaml.safe_load(resources.files(__package__).joinpath("classes.yaml").read_text("utf-8"))
+CLASSES: dict[str, Any] = read_package_yaml("telecine.autoencoders.diffusers", "classes.yaml")
 REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
 
 

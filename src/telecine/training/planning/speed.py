@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -13,7 +12,7 @@ from torch.utils.benchmark import Timer
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
 from telecine.settings import ObjectiveConfig, TrainConfig
-from telecine.training.planning.update import UpdatePlan, plan_update
+from telecine.training.planning.update import TABLES, UpdatePlan, plan_update
 
 # The convolution of the calibration: shape of the input, and the seconds of its repetition.
 CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
@@ -26,21 +25,7 @@ HOURS_TO_WARN = 24.0
 SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
 # Python and the driver, for each operator: 5 to 10 microseconds.
 LAUNCH_SECONDS = 7e-6
-
-
-class _Card(NamedTuple):
-    bf16: float  # dense matrix products, FLOP/s
-    tf32: float
-    bytes_per_second: float
-
-
-# Dense peak rates of NVIDIA's data sheets (H100 SXM, A100 SXM 80 GB, L40S) and of its Ada whitepaper (RTX 4090).
-CARDS = {
-    "H100": _Card(989e12, 494e12, 3.35e12),
-    "A100": _Card(312e12, 156e12, 2.04e12),
-    "L40S": _Card(362e12, 183e12, 0.864e12),
-    "RTX 4090": _Card(165e12, 82.6e12, 1.01e12),
-}
+CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 def describe_speed(
@@ -109,9 +94,9 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
 def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, float]:
     """Return the least seconds of an update: for launches, arithmetic and memory alone, and of all with overlap."""
     rates = CARDS[card]
-    peak = rates.bf16 if is_half else rates.tf32
+    peak = 1e12 * rates["bf16" if is_half else "tf32"]
     arithmetic = {part: flops / peak for part, flops in plan.flops.items()}
-    memory = {part: moved / rates.bytes_per_second for part, moved in plan.moved.items()}
+    memory = {part: moved / (1e12 * rates["memory"]) for part, moved in plan.moved.items()}
     launches = sum(plan.operators.values()) * LAUNCH_SECONDS
     kernels = sum(max(arithmetic.get(part, 0.0), memory.get(part, 0.0)) for part in arithmetic | memory)
     return {

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
-from importlib import import_module
+from importlib import import_module, resources
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,18 +58,9 @@ LOSSES = "losses"
 HOST_COPY = "copy for checkpoints"
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
-_OF_CLIPS = ("a smaller --batch_size", "smaller clips")
-SMALLER = ", ".join(_OF_CLIPS)
-_OF_WEIGHTS = ("--sharding fsdp2 with more processes", "--trainable.weights lora")
-# The remedies if a part is the largest, besides those of clips.
-_REMEDIES: dict[str, tuple[str, ...]] = {
-    AUTOENCODER: ("--model_gradient_checkpointing true", "--mixed_precision bf16"),
-    PERCEPTUAL: ("fewer --objective.perceptual.num_frames",),
-    FROZEN: ("--objective.perceptual.net alex",),
-    **dict.fromkeys((DATA, LOSSES), ()),
-    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _OF_WEIGHTS),
-}
-_OF_GAN = ("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim")
+TABLES = yaml.safe_load(resources.files(__package__).joinpath("tables.yaml").read_text(encoding="utf-8"))
+_REMEDIES: dict[str, list[str]] = TABLES["remedies"]
+SMALLER = ", ".join(_REMEDIES["clips"])
 
 # Operators that allocate memory, or read one number.
 _WITHOUT_KERNEL = {
@@ -77,15 +69,7 @@ _WITHOUT_KERNEL = {
     *(torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit),
 }
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
-# https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32. The first convert their inputs,
-# the others return another dtype.
-_CUDA_CONVERTS = (
-    *("exp", "log", "rsqrt", "reciprocal", "softplus", "group_norm", "layer_norm", "native_layer_norm"),
-    *("rms_norm", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "upsample_bilinear2d", "upsample_trilinear3d"),
-    *("upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
-)
-_CUDA_RETURNS = ("sum", "sum.dim_IntList", "cumsum", "softmax.int", "log_softmax.int", "linalg_vector_norm")
+_CUDA_CONVERTS, _CUDA_RETURNS = TABLES["in_float32_on_cuda"].values()
 
 
 @dataclass(frozen=True)
@@ -133,7 +117,8 @@ class UpdatePlan:
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
-        remedies = [each for each in (*_REMEDIES.get(part, _OF_GAN), *_OF_CLIPS) if each not in self.is_on]
+        known = _REMEDIES.get(part, _REMEDIES["discriminators"]) + _REMEDIES["clips"]
+        remedies = [each for each in known if each not in self.is_on]
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
         return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {', '.join(remedies)}."
 
@@ -141,7 +126,7 @@ class UpdatePlan:
 def _remedies_in(config: Any) -> tuple[str, ...]:
     """Return the remedies `--name value` whose value a setting has already; half precision is one value."""
     found = ["a smaller --batch_size"] if config.batch_size == 1 else []
-    for remedy in {*chain(*_REMEDIES.values()), *_OF_GAN}:
+    for remedy in set(chain(*_REMEDIES.values())):
         name, value = remedy.split()[:2]
         now = str(reduce(getattr, name[2:].split("."), config)).lower() if name.startswith("--") else ""
         if now == value or {now, value} <= {*HALF}:
