@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.interface import check_buckets
 from telecine.data import (
     ClipDataset,
     DataError,
@@ -24,7 +25,6 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
-from telecine.data.clip import check_buckets
 from telecine.data.dataset import _draw_bucket
 from telecine.data.decode import _read_image
 from telecine.data.index import _index_image

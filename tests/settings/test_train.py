@@ -177,7 +177,7 @@ def test_choices_are_those_of_the_library(options, name):
 def test_every_weight_can_be_a_ramp():
     weights = 0
     for options in (ObjectiveConfig, GANConfig):
-        for name, kind in get_type_hints(options).items():
+        for name, kind in get_type_hints(options, include_extras=True).items():
             if name.endswith("_weight") and name != "adaptive_weight":
                 assert kind == Weight, name
                 weights += 1

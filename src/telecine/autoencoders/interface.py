@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -19,6 +19,7 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
+from telecine.settings import Bucket, ClipConfig
 
 
 class Reconstruction(NamedTuple):
@@ -228,6 +229,26 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
         contract, remedy = f"{kind}of shape (B, {model.in_channels}, T, H, W)", "Use a model of these channels."
         raise argument_error("video", contract, video, remedy)
     model.check_clip(*video.shape[2:])
+
+
+def check_channels(config: ClipConfig, model: VideoAutoencoder) -> None:
+    """Raise a `ValueError` unless clips have the channels of a model."""
+    if config.num_channels != model.in_channels:
+        contract, got = f"one of {model.in_channels} channels, as the model has", f'"{config.channels}"'
+        remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
+        raise argument_error("clips.channels", contract, got, remedy)
+
+
+def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images: bool) -> None:
+    """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
+    single_frames = [("an image", bucket.as_image()) for bucket in buckets if images]
+    for kind, size in [*(("a clip", bucket) for bucket in buckets), *single_frames]:
+        try:
+            model.check_clip(*size.shape)
+        except ValueError as error:  # noqa: PERF203 - a few sizes
+            covering = "x".join(map(str, model.covering_clip(*size.shape)))
+            remedy = f"{error} The next larger accepted size is {covering}."
+            raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error
 
 
 def _name(model: nn.Module) -> str:

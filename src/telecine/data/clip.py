@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -105,37 +105,3 @@ def pixels_sha256(frames: Tensor) -> str:
 def clips_sha256(hashes: Iterable[str]) -> str:
     """Return one hash of clips from `pixels_sha256` of each, in order. Equal hashes mean equal clips."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-class _SupportsClipSizes(Protocol):
-    """A model that accepts only some clip sizes."""
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the video."""
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the model reconstructs clips of this size."""
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large."""
-
-
-def check_channels(config: ClipConfig, model: _SupportsClipSizes) -> None:
-    """Raise a `ValueError` unless clips have the channels of a model."""
-    if config.num_channels != model.in_channels:
-        contract, got = f"one of {model.in_channels} channels, as the model has", f'"{config.channels}"'
-        remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
-        raise argument_error("clips.channels", contract, got, remedy)
-
-
-def check_buckets(buckets: Sequence[Bucket], model: _SupportsClipSizes, *, images: bool) -> None:
-    """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
-    single_frames = [("an image", bucket.as_image()) for bucket in buckets if images]
-    for kind, size in [*(("a clip", bucket) for bucket in buckets), *single_frames]:
-        try:
-            model.check_clip(*size.shape)
-        except ValueError as error:  # noqa: PERF203 - a few sizes
-            covering = "x".join(map(str, model.covering_clip(*size.shape)))
-            remedy = f"{error} The next larger accepted size is {covering}."
-            raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error

@@ -43,7 +43,7 @@ from telecine.evaluation.source import (
 from telecine.evaluation.tiling import TilingDifference
 from telecine.perceptual import LPIPS, as_rgb, load_backbone
 from telecine.perceptual.weights import tensor_sha256
-from telecine.settings import ClipConfig, EvaluateConfig
+from telecine.settings import ClipConfig, EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +172,9 @@ def _with_requested(
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
-        difference = TilingDifference(model, config.chunk, config.overlap_frames, config.tiling())
+        difference = TilingDifference(
+            model, config.chunk, config.overlap_frames, Tiling.of(config.tile, config.tile_overlap)
+        )
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)

@@ -31,7 +31,7 @@ from telecine.evaluation.tiling import (
 )
 from telecine.report.clips import side_by_side
 from telecine.report.video import VideoWriter
-from telecine.settings import PixelFormat, ReconstructConfig, channels_named
+from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
 
 _VIDEOS, _PNG = (".mp4", ".mkv"), ".png"
 
@@ -109,7 +109,7 @@ def _reconstruct_frames(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1]."""
     size, pixels = _output_size(info, config), PixelFormat(channels_named(model.in_channels), config.bit_depth)
-    tiling = rounded_tiling(config.tiling(), model)
+    tiling = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
     starts = count(0, num_frames - overlap)

@@ -14,7 +14,7 @@ from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.flow import Sampler
-from telecine.autoencoders.interface import sampling
+from telecine.autoencoders.interface import check_channels, sampling
 from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
@@ -30,7 +30,6 @@ from telecine.data import (
     log_too_short,
     whole_video,
 )
-from telecine.data.clip import check_channels
 from telecine.data.find import files_below, sources_of
 from telecine.data.source import as_source, is_address, is_media, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol

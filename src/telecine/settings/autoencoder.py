@@ -4,10 +4,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import InitVar, asdict, dataclass, field, fields
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_choice, check_count, check_positive, check_weight, describe
-from telecine.settings.group import Settings
+from telecine.settings.group import Count, Settings
 
 # Configurations come from others, too: larger networks would take hours to build.
 LARGEST = {
@@ -34,6 +35,20 @@ LATENTS: dict[str, dict[str, Any]] = {
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
 
 
+def _check_power_of_two(name: str, value: object) -> None:
+    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
+        raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
+
+
+_PowerOf2: TypeAlias = Annotated[int, _check_power_of_two]
+_Levels: TypeAlias = Annotated[
+    int, partial(check_count, at_least=3, remedy="Use 5 or 8, or `bottleneck: lfq` for two values.")
+]
+_Above0: TypeAlias = Annotated[float, partial(check_positive, remedy="Use 1.")]
+_Weight: TypeAlias = Annotated[float, check_weight]
+
+
 @dataclass(frozen=True)
 class FlowConfig(Settings):
     """How a decoder that generates is trained, by flow matching (arXiv:2210.02747): at random levels of noise.
@@ -46,12 +61,12 @@ class FlowConfig(Settings):
     is noise less video ("velocity")."""
     level_mean: float = 0.0
     """Mean of the logit of a level in training; a larger one has more noise."""
-    level_std: float = 1.0
+    level_std: _Above0 = 1.0
     """Standard deviation of that logit."""
-    shift: float = 1.0
+    shift: _Above0 = 1.0
     """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and in the steps of decoding: above 1, more of
     them have much noise."""
-    shift_pixels: int | None = None
+    shift_pixels: Count | None = None
     """Pixels of a frame to which `shift` belongs: with n times as many it is sqrt(n) times as large (equation 23 of
     SD3). Left out, it is the same for all sizes."""
     weighting: Literal["uniform", "velocity"] = "uniform"
@@ -61,12 +76,8 @@ class FlowConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("level_std", "shift"):
-            check_positive(name, getattr(self, name), remedy="Use 1.")
         if not math.isfinite(self.level_mean):
             raise argument_error("level_mean", "a finite number", self.level_mean, "Use 0.")
-        if self.shift_pixels is not None:
-            check_count("shift_pixels", self.shift_pixels)
 
     def shift_of(self, height: int, width: int) -> float:
         """Return the shift for frames of a size."""
@@ -81,38 +92,38 @@ class CausalVAEConfig(Settings):
         ValueError: A setting is invalid; the message contains a valid value.
     """
 
-    time_compression: int = 4
+    time_compression: _PowerOf2 = 4
     """Frames per latent frame, a power of two. The first frame has its own latent frame: 1 + 4k frames become 1 + k."""
-    spatial_compression: int = 8
+    spatial_compression: _PowerOf2 = 8
     """Pixels per latent position along height and along width, a power of two."""
-    latent_channels: int = 16
+    latent_channels: Count = 16
     """Channels of the latent. More channels keep more detail and compress less."""
-    patch_size: int = 4
+    patch_size: _PowerOf2 = 4
     """Side of the pixel blocks that are folded into channels before the first layer, with all frames of a latent frame.
     Larger is faster and coarser."""
-    base_channels: int = 128
+    base_channels: Count = 128
     """Channels at the highest resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2)
+    channel_multipliers: tuple[_PowerOf2, ...] = (1, 2)
     """Channels of each level divided by `base_channels`, powers of two, the highest resolution first. The number of
     levels is 1 + log2(spatial_compression / patch_size)."""
-    blocks_per_level: int = 2
+    blocks_per_level: Count = 2
     """Residual blocks at each level, in the encoder and in the decoder."""
-    time_kernel: int = 2
+    time_kernel: Count = 2
     """Latent frames that a residual block of the lowest resolution sees, the current and earlier ones."""
     bottleneck: Literal["gaussian", "fsq", "lfq"] = "gaussian"
     """What limits the latent: noise and a KL divergence ("gaussian"), or a codebook. Each channel is then rounded to
     one of a few values ("fsq", finite scalar quantization) or to -1 or 1 ("lfq", lookup-free quantization), and
     `latent_channels` divided by the channels of a code is the number of codes of a position."""
-    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    fsq_levels: tuple[_Levels, ...] = (8, 5, 5, 5)
     """With "fsq": how many values each channel of a code has. Their product is the size of the codebook."""
-    lfq_bits: int = 8
+    lfq_bits: Count = 8
     """With "lfq": channels of a code; the codebook has 2^bits of them."""
-    lfq_entropy_weight: float = 0.1
+    lfq_entropy_weight: _Weight = 0.1
     """With "lfq": weight of the entropy of each code less that of all codes of a batch, so that all of the codebook is
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
-    lfq_commitment_weight: float = 0.25
+    lfq_commitment_weight: _Weight = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
-    in_channels: int = 3
+    in_channels: Count = 3
     """Channels of the video, see `clips.channels`."""
     decoder: Literal["direct", "flow"] = "direct"
     """The decoder: a function of the latent ("direct"), or one that generates by removing noise from a noisy video, in
@@ -137,12 +148,8 @@ class CausalVAEConfig(Settings):
                 raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
         super().__post_init__()
         for name, largest in LARGEST.items():
-            if check_count(name, getattr(self, name)) > largest:
+            if getattr(self, name) > largest:
                 raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
-        for name in ("time_compression", "spatial_compression", "patch_size"):
-            _check_power_of_two(name, getattr(self, name))
-        for multiplier in self.channel_multipliers:
-            _check_power_of_two("channel_multipliers", multiplier)
         self._check_levels()
         self._check_codes()
 
@@ -162,10 +169,6 @@ class CausalVAEConfig(Settings):
                 raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
 
     def _check_codes(self) -> None:
-        for levels in self.fsq_levels:
-            check_count("fsq_levels", levels, at_least=3, remedy="Use 5 or 8, or `bottleneck: lfq` for two values.")
-        check_weight("lfq_entropy_weight", self.lfq_entropy_weight)
-        check_weight("lfq_commitment_weight", self.lfq_commitment_weight)
         if self.bottleneck == "gaussian":
             return
         if self.codebook_size > LARGEST_CODEBOOK:
@@ -215,9 +218,3 @@ def with_presets(values: dict[str, Any]) -> dict[str, Any]:
         if (chosen := values.get(name)) is not None:
             found |= presets[check_choice(f"causal_vae.{name}", chosen, presets)]
     return found | {name: value for name, value in values.items() if name not in ("size", "latent")}
-
-
-def _check_power_of_two(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
-        raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")

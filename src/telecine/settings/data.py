@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_counts, check_positive
-from telecine.settings.group import Settings
+from telecine.base.checks import argument_error, check_choice, check_count, check_positive
+from telecine.settings.group import Count, Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
@@ -15,6 +16,9 @@ ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
 CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
+_Timeout: TypeAlias = Annotated[
+    float, partial(check_positive, remedy="Use the seconds that the slowest batch may take.")
+]
 # Marks the settings that do not change what a clip is: latents that are kept stay valid.
 _SAME_CLIPS = {"same_clips": True}
 
@@ -39,19 +43,14 @@ RGB = PixelFormat()
 class Bucket(Settings):
     """One clip size, and how often it is trained on."""
 
-    num_frames: int
+    num_frames: Count
     """Frames per clip."""
-    height: int
+    height: Count
     """Height of a clip in pixels."""
-    width: int
+    width: Count
     """Width of a clip in pixels."""
-    weight: float = 1.0
+    weight: Annotated[float, partial(check_positive, remedy="Remove buckets that are not used.")] = 1.0
     """How often steps use this size, relative to the weights of the other buckets."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(num_frames=self.num_frames, height=self.height, width=self.width)
-        check_positive("weight", self.weight, remedy="Remove buckets that are not used.")
 
     def __str__(self) -> str:
         return f"{self.num_frames}x{self.height}x{self.width}"
@@ -75,11 +74,11 @@ class Bucket(Settings):
 class ClipConfig(Settings):
     """Which clips are drawn from the videos, and how they are read."""
 
-    num_frames: int = 17
+    num_frames: Count = 17
     """Frames per clip. Most causal autoencoders need a multiple of 4 or 8, plus 1."""
-    height: int = 256
+    height: Count = 256
     """Height of a clip in pixels. Videos are resized to cover the clip, then cropped."""
-    width: int = 256
+    width: Count = 256
     """Width of a clip in pixels."""
     buckets: tuple[Bucket, ...] = ()
     """Several clip sizes to train on, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All clips of
@@ -90,7 +89,7 @@ class ClipConfig(Settings):
     """Channels of a pixel: luma, colours, or colours and opacity. The model has to have 1, 3 or 4 `in_channels`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
-    stride: int = 1
+    stride: Count = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
     """Flip training clips left to right with probability 1/2."""
@@ -101,17 +100,17 @@ class ClipConfig(Settings):
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
-    num_clips: int | None = field(default=None, metadata=_SAME_CLIPS)
+    num_clips: Count | None = field(default=None, metadata=_SAME_CLIPS)
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
-    num_workers: int = field(default=2, metadata=_SAME_CLIPS)
+    num_workers: Annotated[int, partial(check_count, at_least=0)] = field(default=2, metadata=_SAME_CLIPS)
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: float = field(default=TIMEOUT, metadata=_SAME_CLIPS)
+    timeout: _Timeout = field(default=TIMEOUT, metadata=_SAME_CLIPS)
     """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
     Slow disks may need more."""
     cache: bool = field(default=False, metadata=_SAME_CLIPS)
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
-    max_pixels: int = field(default=MAX_PIXELS, metadata=_SAME_CLIPS)
+    max_pixels: Count = field(default=MAX_PIXELS, metadata=_SAME_CLIPS)
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
     val_fraction: float = field(default=0.1, metadata=_SAME_CLIPS)
@@ -119,14 +118,9 @@ class ClipConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(num_frames=self.num_frames, height=self.height, width=self.width, stride=self.stride)
-        if self.num_clips is not None:
-            check_count("num_clips", self.num_clips)
-        check_count("num_workers", self.num_workers, at_least=0)
-        if check_count("max_pixels", self.max_pixels) > PILLOW_MAX_PIXELS:
+        if self.max_pixels > PILLOW_MAX_PIXELS:
             contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
             raise argument_error("max_pixels", contract, self.max_pixels, "Resize larger images before.")
-        check_positive("timeout", self.timeout, remedy="Use the seconds that the slowest batch may take.")
         if not 0.0 <= self.image_ratio <= 1.0:
             raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 to train on videos only.")
         if not 1.0 <= self.scale_jitter <= 8.0:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Annotated, Literal
 
-from telecine.base.checks import argument_error, check_count, check_counts
-from telecine.settings.group import PATH, Settings
+from telecine.base.checks import argument_error, check_count
+from telecine.settings.group import PATH, Count, Settings
 
 # The shortest side that the networks of LPIPS accept.
 MIN_SIZES = {"vgg": 16, "alex": 31}
@@ -30,15 +31,10 @@ class FeaturesConfig(Settings):
     Source: four in Projected GANs.
     Fails: the smallest of their maps is the grid of the logits. The first layers are large: they take most of the time.
     """
-    size: int | None = None
+    size: Count | None = None
     """Height and width to which frames are resized for `net`, if it accepts one size only.
     Source: 224 for DINO in StyleGAN-T (arXiv:2301.09515).
     Fails: larger frames lose their detail, which the discriminator then does not see."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size is not None:
-            check_count("size", self.size)
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,16 @@ class DiscriminatorConfig(Settings):
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
     Source: an image and a video discriminator together in TATS and OmniTokenizer.
     Fails: alone, it tolerates flicker."""
-    num_scales: int = 0
+    num_scales: Annotated[int, partial(check_count, at_least=0)] = 0
     """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
     `objective.multiscale_adversarial_loss_weight`.
     Source: an argument of CogVideo without effect there.
     Fails: has little effect on small crops."""
-    dim: int = 32
+    dim: Count = 32
     """A quarter of the channels of the first block.
     Source: telecine.
     Fails: with too many channels the discriminator wins."""
-    max_dim: int = 512
+    max_dim: Count = 512
     """Largest number of channels of a block.
     Source: 512 in CogVideo.
     Fails: with too many channels the discriminator wins."""
@@ -84,7 +80,7 @@ class DiscriminatorConfig(Settings):
     weight, and the first frame has a position to itself. "frames": every frame has the same weight.
     Source: "positions" in CogVideo.
     Fails: with "positions", the first frame weighs as much as all frames of another position together."""
-    num_layers: int = 3
+    num_layers: Count = 3
     """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
     Source: 3 in PatchGAN (arXiv:1611.07004).
     Fails: the smallest accepted clip doubles with each layer."""
@@ -103,11 +99,6 @@ class DiscriminatorConfig(Settings):
     Fails: "none" needs a penalty."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The frozen network of "features"."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("num_scales", self.num_scales, at_least=0)
-        check_counts(dim=self.dim, max_dim=self.max_dim, num_layers=self.num_layers)
 
     def check_size(self, shortest: int) -> None:
         """Raise a `ValueError` if the `shortest` side of the clips is too short for a discriminator."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
@@ -12,6 +13,7 @@ from telecine.settings.group import PATH, DeviceName, Settings
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
+_Size: TypeAlias = Annotated[int, partial(check_count, remedy="Leave it out for the default.")]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Tiling(Settings):
         if not 0 <= self.overlap < self.size:
             contract = f"at least 0 and below the tile's {self.size} pixels"
             raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
+
+    @classmethod
+    def of(cls, tile: int | None, overlap: int | None) -> Tiling:
+        """Return tiles of a size, or whole frames, that share pixels, by default a quarter of the size."""
+        return cls() if tile is None else cls(tile, tile // 4 if overlap is None else overlap)
 
 
 def check_overlap(num_frames: int, overlap: int) -> None:
@@ -126,11 +133,7 @@ class EvaluateConfig(MeasuredClips):
         for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
             if getattr(self, name) and getattr(self, of) is None:
                 raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
-        self.tiling()
-
-    def tiling(self) -> Tiling:
-        """Return the tiles that are compared with whole frames."""
-        return _tiling(self.tile, self.tile_overlap)
+        Tiling.of(self.tile, self.tile_overlap)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class LatentsConfig(MeasuredClips):
 class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
-    num_frames: int = 17
+    num_frames: _Size = 17
     """Frames in a chunk, which the autoencoder processes at once. Rounded up to a number that it accepts."""
     overlap_frames: int = 0
     """Frames that consecutive chunks share and are blended over. 0: chunks are independent."""
@@ -156,10 +159,10 @@ class ReconstructConfig(ModelUse):
     tile_overlap: int | None = None
     """Pixels that neighbouring tiles share and are blended over. Rounded up to a multiple of the autoencoder's stride.
     Default: a quarter of the tile."""
-    height: int | None = None
+    height: _Size | None = None
     """Height to resize the video to, in square pixels. Default: the video's height, or from its aspect ratio if `width`
     is given."""
-    width: int | None = None
+    width: _Size | None = None
     """Width to resize the video to. Default: like `height`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
@@ -168,16 +171,5 @@ class ReconstructConfig(ModelUse):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_frames", "height", "width"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), remedy="Leave it out for the default.")
         check_overlap(self.num_frames, self.overlap_frames)
-        self.tiling()
-
-    def tiling(self) -> Tiling:
-        """Return how frames are cut into tiles."""
-        return _tiling(self.tile, self.tile_overlap)
-
-
-def _tiling(tile: int | None, overlap: int | None) -> Tiling:
-    return Tiling() if tile is None else Tiling(tile, tile // 4 if overlap is None else overlap)
+        Tiling.of(self.tile, self.tile_overlap)

@@ -7,15 +7,18 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
-from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.checks import argument_error, check_count, check_positive, describe, suggestion
 from telecine.base.imports import is_dotted
 
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = str | Callable[..., Any]
 # Marks a field that is a path or an address: a shell does not expand the `~` of `--data=~/videos`.
 PATH = {"is_path": True}
+# Types with a check of the name and the value, beside which a union may have other types.
+Count: TypeAlias = Annotated[int, check_count]
+Positive: TypeAlias = Annotated[float, check_positive]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
@@ -33,13 +36,14 @@ class Settings:
     """A group of settings. Each has a docstring below its field, which is its help.
 
     Raises:
-        ValueError: A value is not one of the names that its type lists, nor of another type that it may have.
+        ValueError: A value is not one of the names that its type lists, nor of another type that it may have, or the
+            check in its type refuses it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     def __post_init__(self) -> None:
-        kinds = _kinds_of(cast(Hashable, type(self)))
+        kinds = _kinds_of(cast(Hashable, type(self)), with_checks=True)
         for item in fields(self):  # type: ignore[arg-type]
             kind, value = kinds[item.name], getattr(self, item.name)
             if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
@@ -48,27 +52,29 @@ class Settings:
             if is_list and not isinstance(value, (list, tuple)):
                 raise argument_error(item.name, describe_type(kind), describe(value), "Use [] for none.")
             for each in value if is_list else [value]:
-                _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
+                _check(item.name, get_args(kind)[0] if is_list else kind, each)
             if is_list:
                 object.__setattr__(self, item.name, tuple(value))
             if item.metadata.get("is_path") and value is not None:
                 object.__setattr__(self, item.name, os.path.expanduser(value))
 
 
-def _check_name(name: str, kind: Any, value: object) -> None:
-    choices = choices_of(kind)
-    if choices and not (
-        value in choices
-        or (_takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value))))
-        or any(isinstance(value, each) for each in alternatives(kind) if get_origin(each) is None and each is not str)
-    ):
+def _check(name: str, kind: Any, value: object) -> None:
+    choices, checked = choices_of(kind), [each for each in alternatives(kind) if get_origin(each) is Annotated]
+    plain = [each for each in alternatives(kind) if get_origin(each) is None and each is not str]
+    if value in choices or any(isinstance(value, each) for each in plain):
+        return
+    is_function = _takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value)))
+    if choices and not is_function and not any(isinstance(value, each.__origin__) for each in checked):
         raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
+    for each in checked:
+        each.__metadata__[0](name, value)
 
 
 @cache
-def _kinds_of(kind: Any) -> dict[str, Any]:
+def _kinds_of(kind: Any, *, with_checks: bool = False) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, those of `__init__` alone included."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=with_checks)
     found = {name: hints[name] for name in kind.__dataclass_fields__}
     return {name: each.type if isinstance(each, InitVar) else each for name, each in found.items()}
 
@@ -110,6 +116,8 @@ def _takes_function(kind: Any) -> bool:
 def describe_type(kind: Any) -> str:
     """Return what a value of a type is, in plain words."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe_type(arguments[0])
     if is_dataclass(kind):
         required = [item.name for item in fields(kind) if item.default is item.default_factory is MISSING]
         names = [item.name for item in fields(kind)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from typing import Any, Literal, TypeAlias, cast
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from telecine.base.checks import argument_error, check_count, check_positive, check_step, check_weight, describe
-from telecine.settings.group import Function, Settings
+from telecine.base.checks import argument_error, check_count, check_step, check_weight, describe
+from telecine.settings.group import Count, Function, Positive, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
@@ -55,7 +55,8 @@ class Ramp(Settings):
         return self.weight > 0 or self.initial > 0
 
 
-Weight: TypeAlias = float | Ramp
+Weight: TypeAlias = Annotated[float, check_weight] | Ramp
+_Step: TypeAlias = Annotated[int, check_step]
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
 
@@ -100,17 +101,6 @@ class ObjectiveTerm:
         return 0.0 if self.starts_late and step < self.disc_start else self.ramp.at(step)
 
 
-def _check_weights(settings: Settings) -> None:
-    for item in fields(settings):  # type: ignore[arg-type]
-        if item.metadata:
-            _check_weight(item.name, getattr(settings, item.name))
-
-
-def _check_weight(name: str, value: Weight) -> None:
-    if not isinstance(value, Ramp):  # which checks itself
-        check_weight(name, value)
-
-
 @dataclass(frozen=True)
 class Term(Settings):
     """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
@@ -144,9 +134,6 @@ class Term(Settings):
     params: Mapping[str, object] = field(default_factory=dict)
     """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
 
-    def __post_init__(self) -> None:
-        _check_weight("weight", self.weight)
-
 
 @dataclass(frozen=True)
 class ReconstructionConfig(Settings):
@@ -179,22 +166,15 @@ class PerceptualConfig(Settings):
     frames `(N, 3, H, W)`. A module is frozen and not saved.
     Source: "vgg" for training, as LPIPS' authors recommend.
     Fails: a model that is trained and measured with the same network looks better than it is."""
-    num_frames: int | Literal["all"] = 1
+    num_frames: Annotated[int, partial(check_count, remedy='Use "all" for every frame.')] | Literal["all"] = 1
     """Number of random frames of each clip, or "all".
     Source: 1 in CogVideo; most others take all.
     Fails: few frames make a noisy gradient: raise the batch size or the number of frames."""
-    chunk_size: int | None = None
+    chunk_size: Count | None = None
     """Number of frames that are compared at a time. Limits memory; with `eager_gradients` nothing is computed twice,
     otherwise each backward computes the features again.
     Source: telecine; by default as many frames as there are clips with `eager_gradients`, else all frames.
     Fails: small chunks leave a GPU idle."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_frames != "all":
-            check_count("num_frames", self.num_frames, remedy='Use "all" for every frame.')
-        if self.chunk_size is not None:
-            check_count("chunk_size", self.chunk_size)
 
 
 @dataclass(frozen=True)
@@ -208,11 +188,11 @@ class GANConfig(Settings):
     Source: "hinge" in CogVideo and most others; "relativistic" in R3GAN.
     Fails: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots without a
     penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2"."""
-    disc_train_start: int = 0
+    disc_train_start: _Step = 0
     """Step from which the discriminators train. Set it some thousand steps before `disc_start`.
     Source: 0 in CogVideo; Open-Sora-Plan and TATS start late.
     Fails: a discriminator that is untrained at `disc_start` misleads the autoencoder."""
-    window: int | None = None
+    window: Annotated[int, partial(check_count, remedy="Use None for all frames.")] | None = None
     """Frames that the discriminators see of each longer clip, from a random frame on; the same ones of the clip and of
     its reconstruction. All frames by default.
     Source: ours, for long clips; a discriminator of DVD-GAN (arXiv:1907.06571) sees eight random frames.
@@ -234,13 +214,6 @@ class GANConfig(Settings):
     Source: 0.005 in VidTok, 0.001 in 1D-tokenizer.
     Fails: a large weight makes the discriminator ignore its input."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_step("disc_train_start", self.disc_train_start)
-        if self.window is not None:
-            check_count("window", self.window, remedy="Use None for all frames.")
-        _check_weights(self)
-
 
 @dataclass(frozen=True)
 class PenaltyConfig(Settings):
@@ -254,14 +227,10 @@ class PenaltyConfig(Settings):
     Fails: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is noisy
     and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the gradient is
     that of their sum, so a weight belongs to a resolution."""
-    every: int = 1
+    every: Count = 1
     """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958).
     Source: 16 in StyleGAN2, 4 in MAGVIT-2.
     Fails: a large n makes `disc_grad_norm` spike: clip gradients."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("every", self.every)
 
 
 @dataclass(frozen=True)
@@ -279,20 +248,15 @@ class AdaptiveWeightConfig(Settings):
     Source: "last_layer" in VQGAN.
     Fails: at the reconstruction, gradients that the decoder cannot follow count too, and norms shrink as clips grow:
     lower `min_norm`."""
-    min_norm: float = 1e-3
+    min_norm: Positive = 1e-3
     """The weight is the norm of the reference's gradient divided by that of the adversarial gradient, or by this number
     if that norm is smaller.
     Source: 1e-3 in CogVideo.
     Fails: too small, the weight jumps when the discriminator has hardly any gradient."""
-    max: float = 1e3
+    max: Positive = 1e3
     """Largest adaptive weight.
     Source: 1e3 in CogVideo; 1e4 in VQGAN.
     Fails: a weight at its maximum means that the discriminator gives no gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("min_norm", self.min_norm)
-        check_positive("max", self.max)
 
 
 @dataclass(frozen=True)
@@ -303,7 +267,7 @@ class ObjectiveConfig(Settings):
     until step 1500; `initial` is its value before. Steps count updates of the autoencoder.
     """
 
-    disc_start: int = 0
+    disc_start: _Step = 0
     """Step from which the adversarial terms and feature matching count.
     Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
     Fails: too early, the discriminator is untrained and misleads the autoencoder."""
@@ -362,8 +326,6 @@ class ObjectiveConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_step("disc_start", self.disc_start)
-        _check_weights(self)
         own = self._own_terms()
         logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
         reserved = list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
@@ -403,7 +365,8 @@ class ObjectiveConfig(Settings):
 def _as_term(name: str, value: Term | Weight) -> Term:
     """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
     if isinstance(value, Ramp | float | int):
-        _check_weight(f"terms.{name}.weight", value)
+        if not isinstance(value, Ramp):  # which checks itself
+            check_weight(f"terms.{name}.weight", value)
         value = Term(weight=value)
     if not isinstance(value, Term):
         remedy = f"Write Term({name}, weight=0.1)."

@@ -6,13 +6,13 @@ Files may come from others: YAML is read with bounded time and memory.
 from __future__ import annotations
 
 import os
-import string
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -30,12 +30,14 @@ ENVIRONMENT = "TELECINE__"
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-_WORDS = {
-    "bool": ("true", "True", "TRUE", "false", "False", "FALSE"),
-    "null": ("~", "null", "Null", "NULL", ""),
-    "float": [sign + word for sign in ("", "+", "-") for word in (".inf", ".nan")],
+# The plain values of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text.
+_PLAIN = {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"~|null|Null|NULL|",
+    "int": r"[-+]?[0-9]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.inf|\.nan|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)",
 }
-_KEY_TAGS = {f"{_TAG}{kind}" for kind in ("str", "int", *_WORDS)}
+_KEY_TAGS = {f"{_TAG}{kind}" for kind in ("str", *_PLAIN)}
 # libyaml, where PyYAML has it, is ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -177,9 +179,7 @@ def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[st
 
 
 class _Loader(_Base):
-    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: tuple[bool, bool]) -> str:
-        is_plain = kind is yaml.ScalarNode and implicit[0]
-        return _TAG + _kind_of(str(value)) if is_plain else super().resolve(kind, value, implicit)
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -192,20 +192,8 @@ class _Loader(_Base):
         return super().construct_mapping(node, deep=deep)
 
 
-def _kind_of(text: str) -> str:
-    """Return the kind of a plain value of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
-    for kind, words in _WORDS.items():
-        if text in words:
-            return kind
-    unsigned = {*text[text[:1] in ("+", "-") :]}
-    is_hexadecimal = text[:2] == "0x" and len(text) > 2 and {*text[2:]} <= {*string.hexdigits}
-    if is_hexadecimal or (unsigned and unsigned <= {*string.digits}):
-        return "int"
-    if unsigned <= {*string.digits, *"+-.eE"}:
-        with suppress(ValueError):
-            float(text)
-            return "float"
-    return "str"
+for _kind, _pattern in _PLAIN.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 def _parse_value(text: str) -> Any:

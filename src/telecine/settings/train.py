@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
-from telecine.settings.group import PATH, DeviceName, Settings
+from telecine.settings.group import PATH, Count, DeviceName, Settings
 from telecine.settings.objective import ObjectiveConfig
 
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 MAX_LR = 10.0
+
+
+def _check_lr(name: str, value: object) -> None:
+    if check_positive(name, value, remedy="Use a small number.") > MAX_LR:
+        remedy = "AdamW changes each weight by about as much in an update."
+        raise argument_error(name, f"at most {MAX_LR}", value, remedy)
+
+
+_LearningRate: TypeAlias = Annotated[float, _check_lr]
+_CountOr0: TypeAlias = Annotated[int, partial(check_count, at_least=0)]
+_Decay: TypeAlias = Annotated[float, partial(check_fraction, remedy="Use 0.999, or 0 to evaluate the raw weights.")]
 
 
 @dataclass(frozen=True)
@@ -26,9 +38,9 @@ class OptimizerConfig(Settings):
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """"adamw_8bit" is that of bitsandbytes (`telecine[8bit]`): its states have a quarter of the memory. On CUDA and the
     CPU, without sharding; `plan` counts whole states."""
-    lr: float = 1e-4
+    lr: _LearningRate = 1e-4
     """Learning rate of the autoencoder."""
-    disc_lr: float = 1e-4
+    disc_lr: _LearningRate = 1e-4
     """Learning rate of the discriminators."""
     betas: tuple[float, float] = (0.5, 0.9)
     """AdamW's decay rates for the autoencoder."""
@@ -36,25 +48,14 @@ class OptimizerConfig(Settings):
     """AdamW's decay rates for the discriminators."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
-    warmup_steps: int = 500
+    warmup_steps: _CountOr0 = 500
     """Number of steps over which both learning rates rise from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate after warm-up: constant, or half a cosine down to 1/20 at the last step."""
-    grad_clip: float = 1.0
+    grad_clip: Annotated[float, partial(check_positive, remedy="Use a small number.")] = 1.0
     """Largest 2-norm of each network's gradient; larger ones are scaled down to it."""
-    ema_decay: float = 0.999
+    ema_decay: _Decay = 0.999
     """Decay of the moving average of the autoencoder's weights, which is evaluated and saved as the result."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("warmup_steps", self.warmup_steps, at_least=0)
-        check_positive("grad_clip", self.grad_clip, remedy="Use a small number.")
-        check_fraction("ema_decay", self.ema_decay, remedy="Use 0.999, or 0 to evaluate the raw weights.")
-        for name in ("lr", "disc_lr"):
-            value = check_positive(name, getattr(self, name), remedy="Use a small number.")
-            if value > MAX_LR:
-                remedy = "AdamW changes each weight by about as much in an update."
-                raise argument_error(name, f"at most {MAX_LR}", value, remedy)
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,10 @@ class TrainableConfig(Settings):
     patterns: tuple[str, ...] = ()
     """Train only weights whose name matches one of these patterns, e.g. "decoder.up_blocks.*", even if the module has
     frozen them. With "lora", names of layers anywhere in the model."""
-    lora_rank: int = 16
+    lora_rank: Count = 16
     """Rank of the LoRA updates."""
     lora_alpha: float = 16.0
     """Scale of the LoRA updates, times 1 / rank."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("lora_rank", self.lora_rank)
 
 
 @dataclass(frozen=True)
@@ -105,12 +102,12 @@ class TrainConfig(Settings):
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
     output_dir: str = field(default="runs/train", metadata=PATH)
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
-    steps: int = 100_000
+    steps: Count = 100_000
     """Total number of updates of the autoencoder."""
-    batch_size: int | Literal["auto"] = 4
+    batch_size: Annotated[int, partial(check_count, remedy='Use 1 or more, or "auto".')] | Literal["auto"] = 4
     """Clips per forward pass in each process; "auto" plans the largest number that fits the device's free memory, and
     the run's `config.yaml` holds that number."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Number of such batches per update."""
     seed: int = 0
     """Seed of the initial weights, the clips and all sampling."""
@@ -121,7 +118,7 @@ class TrainConfig(Settings):
     sharding: Literal["none", "fsdp2"] = "none"
     """With several processes: replicate the autoencoder ("none"), or shard its weights, gradients and optimizer states
     ("fsdp2")."""
-    process_timeout: float = 900.0
+    process_timeout: Annotated[float, partial(check_positive, remedy="Use some minutes, in seconds.")] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one of them has to be shorter, e.g. saving a checkpoint. For reading the videos at the start they wait for any
     time."""
@@ -138,17 +135,17 @@ class TrainConfig(Settings):
     dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
     """Compile discriminators, LPIPS and the autoencoder with `torch.compile`: the first updates take minutes. Not with
     sharding, temporal chunks, gradient checkpointing or fp16."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two records in `metrics.jsonl` and TensorBoard."""
-    val_every: int = 1_000
+    val_every: Count = 1_000
     """Steps between two validations."""
-    val_clips: int = 16
+    val_clips: Count = 16
     """Number of held-out clips to validate on."""
-    save_every: int = 1_000
+    save_every: Count = 1_000
     """Steps between two checkpoints."""
-    keep: int = 2
+    keep: Count = 2
     """Number of checkpoints to keep, the newest ones."""
-    latent_clips: int = 128
+    latent_clips: _CountOr0 = 128
     """Training clips over which mean and standard deviation of the latent are measured before a checkpoint, if the
     encoder is trained. The saved models carry them as `latents_mean` and `latents_std`, or as `scaling_factor`, as
     their class has it; pipelines of diffusers normalise with them. 0 keeps those of the base model."""
@@ -194,13 +191,6 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size != "auto":
-            check_count("batch_size", self.batch_size, remedy='Use 1 or more, or "auto".')
-        counts = ("steps", "gradient_accumulation_steps", "val_clips", "keep")
-        for name in (*counts, "log_every", "val_every", "save_every"):
-            check_count(name, getattr(self, name))
-        check_count("latent_clips", self.latent_clips, at_least=0)
-        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
         # While a process replaces workers that do not answer, the others must not give it up.
         if self.process_timeout <= (shortest := MAX_FAILURES * self.clips.timeout):
             contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"

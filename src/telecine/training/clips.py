@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.interface import check_buckets, check_channels
 from telecine.base.checks import count, count_files
 from telecine.data import (
     Clip,
@@ -23,7 +24,6 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.clip import check_buckets, check_channels
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.step import MicroBatch

@@ -105,8 +105,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     @property
     def smallest_temporal_chunk(self) -> int | None:
         """The frames of the class's own chunks; None if it keeps no frames between chunks."""
-        name = type(self.module).__name__
-        return CHUNKS[name].num_frames if name in CHUNKS else None
+        return CHUNKS.get(type(self.module).__name__)
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips."""

@@ -7,7 +7,7 @@ and each call is computed again in the backward pass, see `checkpoint_call`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.autoencoders.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
+from telecine.autoencoders.diffusers.families import CLASSES, TIME_COMPRESSION, DiffusersModel, Family, clear_caches
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
@@ -24,24 +24,8 @@ from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 NUM_FRAMES = 5
-# The blocks of classes whose own checkpointing is missing, does not support the frames kept for the next chunk, or, for
-# AutoencoderTiny, leaves out the conversion of colours to [0, 1].
-CHECKPOINTED_BLOCKS = {
-    **dict.fromkeys(
-        ("AsymmetricAutoencoderKL", "VQModel"),
-        ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UNetMidBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
-    ),
-    "AutoencoderDC": ("ResBlock", "EfficientViTBlock"),
-    "AutoencoderKLHunyuanImage": ("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
-    "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
-    "AutoencoderKLMagvit": ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"),
-    "AutoencoderKLQwenImage": ("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample"),
-    "AutoencoderKLQwenImage21": ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample"),
-    "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
-    "AutoencoderRAE": ("ViTMAELayer",),
-    "AutoencoderTiny": ("AutoencoderTinyBlock",),
-    "Kandinsky6SRVAE": ("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample"),
-}
+CHECKPOINTED_BLOCKS: dict[str, list[str]] = CLASSES["checkpointed_blocks"]
+CHUNKS: dict[str, int] = CLASSES["chunks"]
 # The attribute of layers that holds these frames. In the other classes, lists or dicts among the arguments hold them.
 CACHE_NAMES = {"AutoencoderKLMagvit": "prev_features"}
 
@@ -115,27 +99,18 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
     return list(found)
 
 
-@dataclass(frozen=True)
-class _Chunks:
-    """How a class computes clips in chunks."""
-
-    num_frames: int
-    """Frames of the class's own chunks. The first chunk has one more, or is the first frame."""
-    set_size: Callable[[DiffusersModel, Family, int], Family] | None = None
-    """Sets a multiple as the size, and returns how the model is called then. None if a chunk's norms would change."""
-
-
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
     """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now."""
-    chunks = CHUNKS[type(module).__name__]
+    name = type(module).__name__
+    own = CHUNKS[name]
     check_count("temporal_chunk", num_frames)
-    if chunks.set_size is not None:
-        check_multiple("temporal_chunk", num_frames, step=chunks.num_frames)
-        family = chunks.set_size(module, family, num_frames)
-    elif num_frames != chunks.num_frames:
-        raise size_error("temporal_chunk", num_frames, accepted=str(chunks.num_frames), nearest=chunks.num_frames)
+    if name in CHUNK_SETTERS:
+        check_multiple("temporal_chunk", num_frames, step=own)
+        family = CHUNK_SETTERS[name](module, family, num_frames)
+    elif num_frames != own:
+        raise size_error("temporal_chunk", num_frames, accepted=str(own), nearest=own)
     for part in (module.encoder, module.decoder):
-        checkpoint_module(part, CACHE_NAMES.get(type(module).__name__, ""))
+        checkpoint_module(part, CACHE_NAMES.get(name, ""))
     return family
 
 
@@ -152,11 +127,10 @@ def _use_wan(module: DiffusersModel, family: Family, num_frames: int) -> Family:
     return replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
 
 
-CHUNKS = {
-    "AutoencoderKLCogVideoX": _Chunks(8),
-    "AutoencoderKLKVAEVideo": _Chunks(16),
-    "AutoencoderKLMagvit": _Chunks(4, _use_magvit),
-    "AutoencoderKLQwenImage": _Chunks(4, _use_wan),
-    "AutoencoderKLWan": _Chunks(4, _use_wan),
-    "Kandinsky6SRVAE": _Chunks(16),
+# Set a multiple of a class's chunk as the size, and return how the model is called then. Left out are classes whose
+# norms depend on the chunk.
+CHUNK_SETTERS: dict[str, Callable[[DiffusersModel, Family, int], Family]] = {
+    "AutoencoderKLMagvit": _use_magvit,
+    "AutoencoderKLQwenImage": _use_wan,
+    "AutoencoderKLWan": _use_wan,
 }

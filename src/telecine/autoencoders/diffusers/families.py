@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.settings.parse import read_package_yaml
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
@@ -23,23 +24,15 @@ LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
 Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
 """The output of a decoder, and the losses of a quantizer inside it by name, 0-d."""
 
-# MiniMax-H3 was trained on colours in [0, 1], normalised with ImageNet's statistics.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
+IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
-# Autoencoders of diffusers that are not trained, by the reason.
-_REFUSED = {
-    "which is of audio": """
-        AutoencoderKLKVAEAudio AutoencoderKLLTX2Audio AutoencoderKLMiniMaxH3Audio AutoencoderOobleck AutoencoderSAME
-        Cosmos3AVAEAudioTokenizer LongCatAudioDiTVae MMAudioVAE MMAudioVocoder MiniMaxMusic3Vocoder
-    """,
-    "whose decoder is a diffusion model: it learns to denoise, not to reconstruct": "ConsistencyDecoderVAE",
-    "which is a diffusion model without an encoder": "LTX2VideoDiffusionDecoderModel",
-    "which is of proteins": "RFD4ProteinaAutoencoder",
-}
-REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
+# Names of classes, by what is known of them.
+CLASSES: dict[str, Any] = read_package_yaml("telecine.autoencoders.diffusers", "classes.yaml")
+REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
 
 
 def declared_channels(module: DiffusersModel) -> int:
@@ -72,13 +65,19 @@ class Family:
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
     """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
+    colours: Colours | None = None
+    """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None
     """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
+        video = video.to(next(module.parameters()).dtype)
+        if self.colours is not None:
+            mean, std = (_per_channel(values, video) for values in self.colours)
+            video = ((video + 1) / 2 - mean) / std
         try:
-            return self.encoder(module, video.to(next(module.parameters()).dtype))
+            return self.encoder(module, video)
         finally:
             clear_caches(module)
 
@@ -86,9 +85,13 @@ class Family:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
         try:
             with _WithoutClamp():
-                return self.decoder(module, latent.to(next(module.parameters()).dtype))
+                video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype))
         finally:
             clear_caches(module)
+        if self.colours is not None:
+            mean, std = (_per_channel(values, video) for values in self.colours)
+            video = (video * std + mean) * 2 - 1
+        return video, losses
 
     def encode_mode(self, module: DiffusersModel, video: Video) -> Tensor:
         """Return the mode of the posterior, `(B, C, t, h, w)`."""
@@ -232,18 +235,6 @@ def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
     return DeterministicPosterior(module.encode(video).latent_dist.mode())
 
 
-def _encode_imagenet(module: DiffusersModel, video: Video) -> LatentPosterior:
-    """Encode clips after normalising their colours with ImageNet's statistics."""
-    mean, std = (_per_channel(values, video) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return _encode_clips(module, ((video + 1) / 2 - mean) / std)
-
-
-def _decode_imagenet(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode, then convert ImageNet's normalised colours to [-1, 1]."""
-    video, losses = _decode_clips(module, latent)
-    return (video * _per_channel(IMAGENET_STD, video) + _per_channel(IMAGENET_MEAN, video)) * 2 - 1, losses
-
-
 def _per_channel(values: tuple[float, ...], like: Video) -> Tensor:
     """Return one value per channel as `(1, C, 1, 1, 1)`, on the device and of the dtype of a video."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
@@ -260,16 +251,6 @@ def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode each frame, and drop the alpha channel."""
     video, losses = _decode_frames(module, latent, as_clips=True)
     return video[:, :3], losses
-
-
-def _encode_rae(module: DiffusersModel, video: Video) -> LatentPosterior:
-    """Encode each frame; the class takes colours in [0, 1]."""
-    return _encode_frames(module, (video + 1) / 2)
-
-
-def _decode_rae(module: DiffusersModel, latent: Tensor) -> Decoded:
-    video, losses = _decode_frames(module, latent)
-    return 2 * video - 1, losses
 
 
 def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -348,23 +329,19 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-_IMAGE_CLASSES = """
-    AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLFlux2 AutoencoderKLHunyuanImage AutoencoderKLKVAE
-    AutoencoderTiny VQModel
-"""
-# And classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
+# Classes of images, and those that need more than their own `encode` and `decode`.
 FAMILIES = {
-    **dict.fromkeys(_IMAGE_CLASSES.split(), _OF_FRAMES),
+    **dict.fromkeys(CLASSES["of_frames"], _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
-    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet, widens="no"),
+    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _three_channels, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
-    "AutoencoderRAE": Family(_encode_rae, _decode_rae, widens="no", only_side="decoder_image_size"),
+    "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 

@@ -9,30 +9,12 @@ from enum import Enum
 
 import torch
 
-from telecine.autoencoders.diffusers.families import DiffusersModel
+from telecine.autoencoders.diffusers.families import CLASSES, DiffusersModel
 from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatistics, Normalisation
 
-
-class _Normalisation(Enum):
-    """How the pipelines of a class normalise the latent, with the classes' names: diffusers may lack some of them."""
-
-    CHANNELS = """
-        AutoencoderKLCosmos AutoencoderKLMiniMaxH3 AutoencoderKLMochi AutoencoderKLQwenImage AutoencoderKLQwenImage21
-        AutoencoderKLWan
-    """  # `latents_mean` and `latents_std` of the configuration; here and below, the `scaling_factor` is 1 and stays
-    BUFFERS = "AutoencoderKLLTX2Video AutoencoderKLLTXVideo"  # of these names, saved with the weights
-    BATCH_NORM = "AutoencoderKLFlux2"  # `bn`: of each channel at each position of a patch, saved with the weights
-    FACTOR = """
-        AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
-        AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
-        AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder AutoencoderTiny Kandinsky6SRVAE
-        VQModel
-    """  # `scaling_factor` of the configuration, and `shift_factor` if that is a number; CHANNELS if they are set
-    INSIDE = "AutoencoderRAE"  # `encode` returns a normalised latent, and its encoder stays as it is
-    NONE = "AutoencoderKLKVAE AutoencoderKLKVAEVideo AutoencoderVidTok"
-
-
-NORMALISATIONS = {name: kind for kind in _Normalisation for name in kind.value.split()}
+# How the pipelines of a class normalise the latent, see `classes.yaml`.
+_Normalisation = Enum("_Normalisation", ["CHANNELS", "BUFFERS", "BATCH_NORM", "FACTOR", "INSIDE", "NONE"])
+NORMALISATIONS = {name: _Normalisation[kind] for kind, names in CLASSES["normalisation"].items() for name in names}
 
 
 def _normalisation_of(module: DiffusersModel) -> _Normalisation:

@@ -25,13 +25,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.interface import check_channels
 from telecine.autoencoders.load import without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
-from telecine.data.clip import check_channels
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
