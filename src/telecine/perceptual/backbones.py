@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import TypeAlias
 
-import yaml
 from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -63,7 +63,10 @@ class Backbone:
         return shapes
 
 
-_TABLE = yaml.safe_load(resources.files(__package__).joinpath("backbones.yaml").read_text(encoding="utf-8"))
+# The layers up to the last map that LPIPS compares. A stage ends at such a map: a max pooling (0 for none), then
+# convolutions with torchvision's names. The package is the archive of `telecine.perceptual.weights`: the root is the
+# network's key in it, and the hash is that of its tensors.
+_TABLE = json.loads(resources.files(__package__).joinpath("backbones.json").read_text(encoding="utf-8"))
 BACKBONES: Mapping[str, Backbone] = TypeAdapter(dict[str, Backbone]).validate_python(
     {net: {**fields, "minimum_size": MIN_SIZES[net]} for net, fields in _TABLE.items()}
 )
