@@ -1,7 +1,5 @@
 """Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar, cast

@@ -1,7 +1,5 @@
 """Weights of an autoencoder for other channels than it was trained with: the first and the last layer change."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

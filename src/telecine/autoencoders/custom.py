@@ -1,7 +1,5 @@
 """Any `nn.Module` with a `forward` as a `VideoAutoencoder`."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ With a clean video `x` and normal noise `eps`, the noisy video of level `t` in (
 velocity is `eps - x`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The latent: its posterior, which an encoder predicts, and the statistics by which generators normalise it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 

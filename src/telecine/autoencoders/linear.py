@@ -1,7 +1,5 @@
 """The best linear autoencoder of a latent size: a principal component analysis of patches, to compare others with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 from typing import cast
@@ -119,7 +117,7 @@ class LinearAutoencoder(nn.Module):
         self.encoder, self.decoder = PatchEncoder(*sizes), PatchDecoder(*sizes)
         self.bottleneck = None if bottleneck is None else bottleneck.eval()  # no losses
 
-    def fit(self, clips: Iterable[Video]) -> LinearAutoencoder:
+    def fit(self, clips: Iterable[Video]) -> "LinearAutoencoder":
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
 
         Args:

@@ -1,7 +1,5 @@
 """Load an autoencoder of any kind from a folder or a Hub name, by the class in its configuration."""
 
-from __future__ import annotations
-
 from os import PathLike
 from pathlib import Path
 from typing import Any

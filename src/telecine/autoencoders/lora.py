@@ -4,8 +4,6 @@ The update is a parametrization of the weight. A second convolution beside the f
 from the merged weight where a layer pads or caches frames in its own `forward`, as causal convolutions do.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Save and load a model in a folder: `config.json` and `model.safetensors`, each written atomically."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256

@@ -4,8 +4,6 @@ A check takes the name and the value of an argument, returns the value, or raise
 contract, the value and a remedy. `remedy` replaces the general remedy where a caller knows a better one.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import sys

@@ -1,7 +1,5 @@
 """The device of a command, and its memory."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Write files atomically, read and write JSON, digests of files, and the user's cache folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Frozen modules: hidden from optimizers, checkpoints and wrappers, in evaluation mode and at least float32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Generic, TypeVar
 

@@ -1,7 +1,5 @@
 """Import what settings name, from telecine and packages that the user allows; how to install what is missing."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

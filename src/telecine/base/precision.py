@@ -1,7 +1,5 @@
 """Compute losses in float32 or float64 under any precision of the caller."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -4,8 +4,6 @@ With one generator per clip, the numbers of a clip depend neither on the other c
 that computes it, so a run draws the same numbers on one device as on many.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence

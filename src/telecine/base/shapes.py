@@ -1,7 +1,5 @@
 """Shape types of the tensors that flow through telecine, and the checks of such tensors."""
 
-from __future__ import annotations
-
 import warnings
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """Output on the terminal: escaped text, and the progress of a loop."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterable, Iterator

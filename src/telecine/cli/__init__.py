@@ -1,7 +1,5 @@
 """The command line: its exit code is 0, 2 after a user error, 130 after an interruption."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

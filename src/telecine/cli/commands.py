@@ -4,8 +4,6 @@ Parameters before `*` are positional, those after it are options; `settings` has
 imported where it is used, so that help and mistakes need not wait for it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace

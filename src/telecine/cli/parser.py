@@ -1,7 +1,5 @@
 """The command line of a command: how it is parsed, explained and completed, from its function and its settings."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json

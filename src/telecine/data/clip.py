@@ -1,7 +1,5 @@
 """From decoded frames to a clip: its size, crop, flip, turn, and conversion to [-1, 1]."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass

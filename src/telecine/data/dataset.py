@@ -1,7 +1,5 @@
 """Random training clips, each a pure function of the seed, the step and the clip's index; frames kept in memory."""
 
-from __future__ import annotations
-
 import logging
 import os
 from bisect import bisect_right

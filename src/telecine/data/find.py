@@ -1,7 +1,5 @@
 """Find the videos and images of a data set: folders, lists, tar files, patterns, and the sample videos."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

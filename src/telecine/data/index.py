@@ -1,7 +1,5 @@
 """Index videos and images: the timestamps and keyframes of all frames, so that any clip can be read exactly."""
 
-from __future__ import annotations
-
 import logging
 import os
 from array import array

@@ -1,7 +1,5 @@
 """CSV and JSONL lists of videos and images: a segment of each per line."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io

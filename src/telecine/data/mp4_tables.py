@@ -1,7 +1,5 @@
 """What the tables of an MP4 file claim, checked before FFmpeg expands them: 2 kB can claim 4 GB of frames."""
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Held-out data: the frames held out from training, and the fixed validation clips."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence

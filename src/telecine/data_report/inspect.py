@@ -1,7 +1,5 @@
 """What a training run will see of its data: its first clips, measured, and its files with their use and copies."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

@@ -1,7 +1,5 @@
 """The page about a data set, in the look of the report, with its video and a JSON of all values."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -1,7 +1,5 @@
 """Differentiable augmentation of the discriminators' inputs (Zhao et al., arXiv:2006.10738)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The common parts of discriminators: output, gradient checkpointing, conditions, and the gradient of each frame."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeAlias, cast

@@ -5,8 +5,6 @@ an inner product of features of the query and of the key, so its cost can grow l
 (Taylor-expanded softmax attention: Keles et al., arXiv:2209.04881; Arora et al., arXiv:2402.18668).
 """
 
-from __future__ import annotations
-
 from typing import Literal, TypeAlias, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """The discriminators of a run, from its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any

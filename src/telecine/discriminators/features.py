@@ -1,7 +1,5 @@
 """A video discriminator that sees a video through a frozen network of images, and has a head for each of its layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

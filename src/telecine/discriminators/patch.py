@@ -6,8 +6,6 @@ arXiv:1803.08494) replaces batch normalisation, so that samples are independent.
 spans 3 frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The discriminators of MAGVIT-2's public code and CogVideo: residual blocks with attention, one logit per sample."""
 
-from __future__ import annotations
-
 import inspect
 import operator
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Build discriminators from a module, constructor arguments, or a target with params, as YAML files contain them."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import TypeAlias

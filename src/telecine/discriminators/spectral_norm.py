@@ -1,7 +1,5 @@
 """Spectral norms (arXiv:1802.05957) of all layers of a network at once, as a batch of matrices padded with zeros."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

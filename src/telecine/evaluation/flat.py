@@ -1,7 +1,5 @@
 """Reconstructions of clips of one colour, in which any pattern and any motion comes from the autoencoder."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

@@ -1,7 +1,5 @@
 """The page about latent spaces, in the look of the report: one HTML file that works offline."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measurement of latents, and of the latent spaces of autoencoders on clips: `telecine latents`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Reconstruction metrics of every clip and frame, and their means over clips."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

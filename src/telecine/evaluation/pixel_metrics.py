@@ -3,8 +3,6 @@
 `ReconstructionMetrics` checks that clips have the length and size that `DEFINITIONS` states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What was measured and how: the definition of each metric, and the protocol of an evaluation."""
 
-from __future__ import annotations
-
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version

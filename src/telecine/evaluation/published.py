@@ -1,7 +1,5 @@
 """Protocols of published figures, by name: which clips, how they are read and measured, and where each is stated."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path

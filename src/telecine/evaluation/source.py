@@ -1,7 +1,5 @@
 """Selection of the clips to measure, and their reconstructions: from an autoencoder, or read from videos."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reconstruction in chunks of time and tiles of space, which bound memory, and its difference from the whole clip's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise, product

@@ -4,8 +4,6 @@ A GAN loss is one function that returns the losses of both sides. Its arguments 
 and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeAlias

@@ -1,7 +1,5 @@
 """LeCam regularisation (Tseng et al., arXiv:2104.03310) with running means of the logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -43,7 +41,7 @@ class _RunningMean(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _RunningMean:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_RunningMean":
         """Move with the module, but stay in float32: half precision would round small updates to zero."""
 
         def move(tensor: Tensor) -> Tensor:

@@ -11,8 +11,6 @@ Gradients are those of the sum of a sample's logits, and norms run over all axes
 each other, as they do with batch normalisation.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Pixel-wise reconstruction losses, and the likelihood with a learned noise level."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Difference between the frame-to-frame changes of two videos."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

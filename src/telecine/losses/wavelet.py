@@ -1,7 +1,5 @@
 """L1 distance between the sub-bands of two videos' 3D Haar wavelet transforms."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The arguments of a call, checked: videos, masks, sample weights, auxiliary losses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeAlias, TypedDict
 

@@ -4,8 +4,6 @@ The caller then calls `backward()` on a scalar whose gradients are already known
 gradient, so loss scales and weights that are applied later stay correct. Second derivatives do not exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial

@@ -1,7 +1,5 @@
 """The GAN with eager gradients, and with one pass of a discriminator over the reconstructions for both steps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial

@@ -1,7 +1,5 @@
 """The weight of every term at a step, weighted sums, and the log of a step."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 

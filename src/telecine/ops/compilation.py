@@ -6,8 +6,6 @@ traces the operators that run in it, so the backward of an `autograd.Function` c
 would leave it out (https://github.com/pytorch/pytorch/issues/193279).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Averages over the ranks of a process group."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch import distributed as dist
 

@@ -1,7 +1,5 @@
 """Vectors along the channels scaled to norm 1, with a gradient in closed form: half the operators of autograd's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

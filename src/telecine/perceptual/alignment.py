@@ -1,7 +1,5 @@
 """Alignment of the latent with the features of a frozen network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The convolutional layers of VGG16 and AlexNet that LPIPS uses, as tables."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Feature maps of a frozen network at several of its layers; gradients reach the frames."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Which frames of each clip the perceptual loss compares, in which colours, and how many of them at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, cast

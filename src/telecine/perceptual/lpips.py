@@ -1,7 +1,5 @@
 """The perceptual distance of an objective: LPIPS v0.1, or a custom one; the distance of Gram matrices."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce

@@ -1,7 +1,5 @@
 """The report: one HTML page that works offline, and a folder with its videos; kept up to date while runs train."""
 
-from __future__ import annotations
-
 import filecmp
 import logging
 import math

@@ -1,7 +1,5 @@
 """Logged values of runs as plots for the page: labels, panels, and curves of a size that a browser handles."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The content of a run's folder, as the report shows it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Encoding of videos: MP4, lossless MKV and GIF; and frames as they are shown."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Sequence
@@ -71,7 +69,7 @@ class VideoWriter:
         self._reformatter = VideoReformatter()
         self._num_frames = 0
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> "VideoWriter":
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = partial_path(self._path)
         # Put the index of an MP4 first, so that browsers play the file while it loads.

@@ -1,7 +1,5 @@
 """Checkpoints of a run: folders that appear whole, with a digest of each file, and which of them are kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

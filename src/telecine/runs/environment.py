@@ -1,7 +1,5 @@
 """What a run records of its environment: packages, machine, device, and the revision of the code."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """The lines that a run records while it trains: its logged values, and the warnings about them."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

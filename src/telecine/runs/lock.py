@@ -1,7 +1,5 @@
 """A lock on the folder of a run: one process at a time trains in it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

@@ -1,7 +1,5 @@
 """The folder of a run."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """The settings of a run: as its folder and its checkpoints hold them, as text by name, and beside those of others."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -60,7 +58,7 @@ class Bucket(Settings):
         """Frames, height and width."""
         return self.num_frames, self.height, self.width
 
-    def as_image(self) -> Bucket:
+    def as_image(self) -> "Bucket":
         """Return the same height and width with a single frame."""
         return replace(self, num_frames=1)
 
@@ -146,7 +144,7 @@ class ClipConfig(Settings):
         return PixelFormat(self.channels, self.bit_depth)
 
     @property
-    def val_bucket(self) -> Bucket:
+    def val_bucket(self) -> "Bucket":
         """The clip size to validate on."""
         return Bucket(self.num_frames, self.height, self.width)
 

@@ -1,7 +1,5 @@
 """The settings of the discriminators."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Literal

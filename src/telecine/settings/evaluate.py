@@ -1,7 +1,5 @@
 """Settings of `telecine evaluate`, `telecine latents` and `telecine reconstruct`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
@@ -34,7 +32,7 @@ class Tiling(Settings):
             raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
 
     @classmethod
-    def of(cls, tile: int | None, overlap: int | None) -> Tiling:
+    def of(cls, tile: int | None, overlap: int | None) -> "Tiling":
         """Return tiles of a size, or whole frames, that share pixels, by default a quarter of the size."""
         return cls() if tile is None else cls(tile, tile // 4 if overlap is None else overlap)
 

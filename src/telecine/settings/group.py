@@ -1,7 +1,5 @@
 """What a setting is: a field of a frozen dataclass, with its type, default and docstring."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass

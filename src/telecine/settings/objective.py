@@ -1,7 +1,5 @@
 """The settings of the objective: the definition, default, check and help text of each, once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial

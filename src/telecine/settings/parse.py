@@ -3,8 +3,6 @@
 Files may come from others: YAML is read with bounded time and memory.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

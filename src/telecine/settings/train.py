@@ -1,7 +1,5 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """Settings as pydantic has them: listed with their docstrings, and read from nested values, or one clear error."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass

@@ -1,7 +1,5 @@
 """The linear baseline of a run: how well a matrix with the same latent reconstructs the validation clips."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch

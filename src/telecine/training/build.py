@@ -1,7 +1,5 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

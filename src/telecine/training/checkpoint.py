@@ -1,7 +1,5 @@
 """Checkpoints: saving and loading the state of a run."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The clips of a run: the videos that it uses, and what is held out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial

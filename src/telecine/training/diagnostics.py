@@ -1,7 +1,5 @@
 """Rules that recognise common failures of a run from its logged means. Each warns once per run."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import defaultdict, deque

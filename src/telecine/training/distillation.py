@@ -1,7 +1,5 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

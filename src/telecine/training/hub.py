@@ -1,7 +1,5 @@
 """Uploading the averaged weights to the Hugging Face Hub, from which diffusers loads them by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Signals such as that of Ctrl-C end a run after the current update, with a checkpoint."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Latents of training clips: posteriors that are kept on the disk, and the statistics that a checkpoint carries."""
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence

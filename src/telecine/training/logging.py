@@ -1,7 +1,5 @@
 """What a run logs while it trains: means over updates, shares of the gradient, and progress on the console."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping
@@ -70,7 +68,7 @@ class Monitor:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start, numbers="")
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> "Monitor":
         self._progress.start()
         return self
 

@@ -1,7 +1,5 @@
 """What may change when a run resumes: its settings are compared with those of the checkpoint."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from functools import reduce

@@ -1,7 +1,5 @@
 """A training run from its settings to its result, the errors that end it, and a dry run, of which nothing is kept."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path

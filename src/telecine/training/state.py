@@ -1,7 +1,5 @@
 """The state of a training run: networks, optimizers, the moving average (EMA) of the weights, number of updates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field

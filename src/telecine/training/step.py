@@ -1,7 +1,5 @@
 """One update of both networks: the autoencoder's step, then the discriminators' step on the same reconstruction."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Keeps the summary of a run up to date while it trains."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from hashlib import sha256

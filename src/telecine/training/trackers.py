@@ -1,7 +1,5 @@
 """The experiment trackers of a run: their names, what they are told at the start, and how they go on after a resume."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

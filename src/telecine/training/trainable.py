@@ -1,7 +1,5 @@
 """The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA updates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 

@@ -1,7 +1,5 @@
 """The training loop: update, log, validate, save, until the last step or until the run is interrupted."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Validation: the quality of the averaged weights on held-out clips, and the files that show it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

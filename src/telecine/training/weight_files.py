@@ -1,7 +1,5 @@
 """Weights in files: the autoencoder's, in a folder that its library loads, and discriminators to start from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Any diffusers autoencoder of images or video as a `VideoAutoencoder`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -78,7 +76,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return None
         return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels, self.in_channels)
 
-    def with_channels(self, in_channels: int) -> DiffusersAutoencoder:
+    def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
         """Return this model for other channels; its configuration has their number. See `change_channels`."""
         if self.family.widens == "no":
             super().with_channels(in_channels)
@@ -132,7 +130,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         subfolder: str | None = None,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> DiffusersAutoencoder:
+    ) -> "DiffusersAutoencoder":
         """Return the model of a folder or a Hub name; arguments and errors as `load_autoencoder`'s.
 
         Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
@@ -140,7 +138,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return cls(load_module(str(name_or_folder), subfolder, revision, dtype))
 
     @classmethod
-    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersAutoencoder:
+    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> "DiffusersAutoencoder":
         """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
         Raises:

@@ -4,8 +4,6 @@ Chunks are for classes that keep frames from one chunk to the next: their encode
 and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """How each diffusers class is encoded and decoded with gradients. Most classes need only their own methods."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Diffusers models from a folder, a Hub name or a configuration, and weights into an existing model."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
 
-from __future__ import annotations
-
 from enum import Enum
 
 import torch

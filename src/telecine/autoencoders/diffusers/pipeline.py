@@ -1,7 +1,5 @@
 """A student in the place of the autoencoder of a diffusers pipeline."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

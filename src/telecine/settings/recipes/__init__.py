@@ -1,7 +1,5 @@
 """Recipes: settings files of the package, which are named instead of a path and given one after another."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from os import PathLike

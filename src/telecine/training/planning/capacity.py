@@ -1,7 +1,5 @@
 """The largest batch and the longest clip for a memory, with and without the switches that save memory."""
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import os
@@ -101,7 +99,7 @@ class _LongestClip:
     """Bytes that one more frame needs, relative to `_MemoryNeed.clip_bytes` of the configured length."""
 
     @classmethod
-    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> _LongestClip:
+    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> "_LongestClip":
         """Return the lengths of clips of the configured height and width, without the growth."""
         shortest = model.covering_clip(1, clips.height, clips.width)[0]
         step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest

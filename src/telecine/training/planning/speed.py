@@ -1,7 +1,5 @@
 """The time of a run, by the speed of a convolution on the device at hand, and of an update on common cards."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The memory and the operations of one update, counted from the shapes of its tensors, without their values."""
 
-from __future__ import annotations
-
 import logging
 import math
 import weakref
