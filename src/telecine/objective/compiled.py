@@ -43,7 +43,7 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
     if loss.lecam and ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1:
         remedy = "Leave the compiler out, or use one process."
         raise argument_error("gan.lecam_loss_weight", "0 in compiled code of several processes", "above 0", remedy)
-    loss.compiler, loss.losses = compiler, partial(CompiledAdversarialLosses, compiler=compiler)
+    loss.compiler, loss.losses = compiler, partial(_CompiledAdversarialLosses, compiler=compiler)
     if loss.perceptual.distance is not None:
         loss.perceptual.distance.compile(**compiler.options)
 
@@ -51,7 +51,7 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
 def _compiled(step: _Step) -> Any:
     """Return a step of one discriminator that is compiled where there are gradients."""
 
-    def run(losses: CompiledAdversarialLosses, d: VideoDiscriminator) -> Any:
+    def run(losses: _CompiledAdversarialLosses, d: VideoDiscriminator) -> Any:
         is_plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
         return step(losses, d) if is_plain else losses.compiled(step, d)
 
@@ -59,7 +59,7 @@ def _compiled(step: _Step) -> Any:
 
 
 @dataclass
-class CompiledAdversarialLosses(EagerAdversarialLosses):
+class _CompiledAdversarialLosses(EagerAdversarialLosses):
     """The losses of `EagerAdversarialLosses`, within rounding. Without gradients nothing is compiled."""
 
     compiler: Compiler = field(kw_only=True)

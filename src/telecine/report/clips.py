@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import VideoWriter, as_shown, check_frames, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import VideoWriter, as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_mp4
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -134,7 +134,7 @@ def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Te
         got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
         raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
     for clip in (*inputs, *reconstructions):
-        check_frames("inputs` and `reconstructions", clip, any_kind=True)
+        check_shown("inputs` and `reconstructions", clip, any_kind=True)
         if clip.shape != inputs[0].shape:
             contract = f"all of shape {tuple(inputs[0].shape)}"
             raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")

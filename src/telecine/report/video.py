@@ -79,7 +79,7 @@ class VideoWriter:
 
     def add(self, frames: Tensor) -> None:
         """Append uint8 or uint16 frames `(T, H, W, C)`, all of one kind and size."""
-        check_frames("frames", frames, any_kind=self._is_lossless)
+        check_shown("frames", frames, any_kind=self._is_lossless)
         size = (frames.shape[1], frames.shape[2])
         if self._stream is None:
             self._size = size
@@ -152,7 +152,7 @@ def write_mp4(
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
     """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
-    check_frames("frames", frames)
+    check_shown("frames", frames)
     first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
@@ -169,7 +169,7 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_frames(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
+def check_shown(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
     """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
     channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
     if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:

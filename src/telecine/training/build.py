@@ -133,12 +133,11 @@ def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
     loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
-def _compile_networks(config: TrainConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
+def _compile_networks(backend: str, clips: ClipConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
     """Compile discriminators, LPIPS and the autoencoder in place; custom modules are left to their authors."""
-    plugin = TorchDynamoPlugin(backend=config.dynamo_backend)  # with the options of `accelerate launch`
-    clips = config.clips
+    plugin = TorchDynamoPlugin(backend=backend)  # with the options of `accelerate launch`
     has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
-    compiler = Compiler(config.dynamo_backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
+    compiler = Compiler(backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
     compile_networks(loss, compiler)
     if not isinstance(model, CustomAutoencoder):
         compiler.compile_parts(model, model.last_layer)
@@ -164,7 +163,7 @@ def build_state(
     last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
     broadcast_module(model)
     if config.dynamo_backend != "no":
-        _compile_networks(config, objective, model)
+        _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if is_sharded:
         shard(model)
     state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)

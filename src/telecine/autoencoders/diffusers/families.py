@@ -33,7 +33,7 @@ CLASSES: dict[str, Any] = read_package_yaml("telecine.autoencoders.diffusers", "
 REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
 
 
-def declared_channels(module: DiffusersModel) -> int:
+def _declared_channels(module: DiffusersModel) -> int:
     """Return the channels of a model's video, as its configuration says; 3 if it does not say."""
     config = getattr(module, "config", {})
     # Mochi's input has Fourier features as well, and some classes have one number for input and output.
@@ -48,7 +48,7 @@ def _three_channels(module: DiffusersModel) -> int:
 
 def _unpatched_channels(module: DiffusersModel) -> int:
     """Return the channels of a model whose configuration counts those of patches."""
-    return declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
+    return _declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Family:
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
     decoder: Callable[[DiffusersModel, Tensor], Decoded]
     """From the model and a latent `(B, C, t, h, w)` to the video."""
-    in_channels: Callable[[DiffusersModel], int] = declared_channels
+    in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
     """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
