@@ -44,6 +44,7 @@ def pytest_collection_finish(session):
             import_module(name)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)  # 2 to 13 % less time in two comparisons
     if needs_forks:
         session.config.stash[FORK_SERVER] = ForkServer()
 
