@@ -23,11 +23,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import av
 import torch
-from measure import Step, interleaved, machine, table
+from measure import NOT_AVAILABLE, Step, interleaved, machine, table_row
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,6 +71,7 @@ def read_decord(info: VideoInfo, frames: list[int], size: Size | None) -> Tensor
     return torch.from_numpy(clip.asnumpy())
 
 
+UNREADABLE = {("decord", "av1")}  # decord 0.6 finds no video in it
 READERS: Mapping[str, Reader] = {"telecine": read_telecine, "torchcodec": read_torchcodec, "decord": read_decord}
 
 
@@ -124,15 +126,18 @@ def largest_difference(reader: Reader, info: VideoInfo) -> float:
     return worst
 
 
-def row(info: VideoInfo, label: str, readers: Mapping[str, Reader], clips: int, rounds: int) -> list[str]:
+def row(info: VideoInfo, codec: str, all_readers: Mapping[str, Reader], clips: int, rounds: int) -> list[str]:
     """Return the cells of one video."""
+    readers = {name: reader for name, reader in all_readers.items() if (name, codec) not in UNREADABLE}
     scale = SIDE / min(info.height, info.width)
-    cells = [label]
+    cells = [f"{codec}, {info.height}p, a keyframe every {info.num_frames / len(info.keyframes):.0f}"]
     for size in (None, (round(info.height * scale), round(info.width * scale))):
         steps = {name: reader_step(reader, info, size, clips) for name, reader in readers.items()}
         seconds = interleaved(steps, rounds=rounds, clock=time.process_time)
-        cells += [f"{clips / statistics.median(seconds[name]):.1f}" for name in readers]
-    return cells + [f"{largest_difference(reader, info):.2f}" for name, reader in readers.items() if name != "telecine"]
+        speeds = {name: f"{clips / statistics.median(seconds[name]):.1f}" for name in readers}
+        cells += [speeds.get(name, NOT_AVAILABLE) for name in all_readers]
+    levels = {name: f"{largest_difference(reader, info):.2f}" for name, reader in readers.items()}
+    return cells + [levels.get(name, NOT_AVAILABLE) for name in all_readers if name != "telecine"]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -155,16 +160,11 @@ def main() -> None:
     others = [name for name in readers if name != "telecine"]
     print(f"{machine()}; clips of {FRAMES} frames per second of one core\n")
     header = ["video", *readers, *(f"{name}, {SIDE}" for name in readers), *(f"{name}, levels" for name in others)]
-    rows = []
+    print(f"{table_row(header)}\n{table_row(['---', *['---:'] * (len(header) - 1)])}")
     with tempfile.TemporaryDirectory() as folder:
-        for codec in arguments.codecs:
-            for height in arguments.heights:
-                for gop in arguments.gops:
-                    path = Path(folder) / f"{codec}-{height}-{gop}.mp4"
-                    info = encode(path, codec, height, gop, arguments.frames)
-                    label = f"{codec}, {height}p, a keyframe every {info.num_frames / len(info.keyframes):.0f}"
-                    rows.append(row(info, label, readers, arguments.clips, arguments.rounds))
-    print(table(header, rows))
+        for codec, height, gop in product(arguments.codecs, arguments.heights, arguments.gops):
+            info = encode(Path(folder) / f"{codec}-{height}-{gop}.mp4", codec, height, gop, arguments.frames)
+            print(table_row(row(info, codec, readers, arguments.clips, arguments.rounds)), flush=True)
 
 
 if __name__ == "__main__":
