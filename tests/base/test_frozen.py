@@ -1,8 +1,10 @@
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from telecine.base.frozen import Frozen
 
@@ -77,3 +79,11 @@ def test_copies_are_independent(hiding):
 
 def test_a_function_is_left_as_it_is():
     assert Frozen(abs).double().module is abs
+
+
+def test_a_float32_module_keeps_its_tensors():
+    """Those without values, as in plans, cannot be replaced while something refers to them."""
+    with FakeTensorMode():
+        module = nn.Linear(2, 2)
+        weight = weakref.ref(module.weight)
+        assert Frozen(module).module.weight is weight()

@@ -28,7 +28,9 @@ class Frozen(nn.Module, Generic[Module]):
         if isinstance(module, nn.Module):
             for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
                 parameter.requires_grad_(False)
-            module._apply(at_least_float32)
+            # Tensors without values, as in plans, cannot be replaced by themselves.
+            if any(x.dtype in (torch.float16, torch.bfloat16) for x in (*module.parameters(), *module.buffers())):
+                module._apply(at_least_float32)
 
     @property
     def module(self) -> Module:

@@ -236,12 +236,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Group consecutive gradients of one dtype until a group reaches `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
+    size = 0
     for gradient in gradients:
-        is_full = sum(each.nbytes for each in bucket) >= BUCKET_BYTES
-        if bucket and (is_full or gradient.dtype != bucket[0].dtype):
+        if bucket and (size >= BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(gradient)
+        size += gradient.nbytes
     if bucket:
         yield bucket
 
