@@ -16,13 +16,14 @@ different rounding, by about a level; another frame differs by more. Readers tha
 from __future__ import annotations
 
 import argparse
-import importlib
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def read_telecine(info: VideoInfo, frames: list[int], size: Size | None) -> Tens
 
 def read_torchcodec(info: VideoInfo, frames: list[int], size: Size | None) -> Tensor:
     """Read with torchcodec."""
-    decoders = importlib.import_module("torchcodec.decoders")
+    decoders = import_module("torchcodec.decoders")
     decoder = decoders.VideoDecoder(str(info.path), num_ffmpeg_threads=1, seek_mode="approximate")
     clip: Tensor = decoder.get_frames_in_range(frames[0], frames[-1] + 1).data
     if size is not None:
@@ -65,7 +66,7 @@ def read_torchcodec(info: VideoInfo, frames: list[int], size: Size | None) -> Te
 
 def read_decord(info: VideoInfo, frames: list[int], size: Size | None) -> Tensor:
     """Read with decord."""
-    decord = importlib.import_module("decord")
+    decord = import_module("decord")
     height, width = size or (-1, -1)
     clip = decord.VideoReader(str(info.path), num_threads=1, width=width, height=height).get_batch(frames)
     return torch.from_numpy(clip.asnumpy())
@@ -77,7 +78,7 @@ READERS: Mapping[str, Reader] = {"telecine": read_telecine, "torchcodec": read_t
 
 def installed_readers() -> dict[str, Reader]:
     """Return the readers whose packages are installed."""
-    return {name: reader for name, reader in READERS.items() if importlib.util.find_spec(name)}
+    return {name: reader for name, reader in READERS.items() if find_spec(name)}
 
 
 def encode(path: Path, codec: str, height: int, gop: int, num_frames: int) -> VideoInfo:

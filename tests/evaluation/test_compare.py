@@ -21,7 +21,7 @@ from telecine.evaluation.compare import (
     _plot_differences,
     compare,
 )
-from telecine.evaluation.evaluate import _Evaluation, plot_frames
+from telecine.evaluation.evaluate import Evaluation, plot_frames
 
 METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
 NUM_CLIPS = 15
@@ -48,7 +48,7 @@ def write_evaluation(folder, psnr):
     )
     rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
     per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
-    _Evaluation(mean_over_clips(clips), rows, per_frame, protocol).write(folder)
+    Evaluation(mean_over_clips(clips), rows, per_frame, protocol).write(folder)
     return folder
 
 

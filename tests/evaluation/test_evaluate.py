@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, source
-from telecine.evaluation import evaluate as evaluating
+from telecine.evaluation import ReconstructionMetrics, measure, source
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.evaluation.source import read_span
@@ -153,12 +152,12 @@ def test_clips_too_short_for_the_features_raise(model_folder, videos, fake_i3d):
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
     monkeypatch.setattr(
-        evaluating, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
+        measure, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
-    monkeypatch.setattr(evaluating, "read_span", lambda span, config: None)
+    monkeypatch.setattr(measure, "read_span", lambda span, config: None)
     with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"):
         evaluate(model_folder, config)
 

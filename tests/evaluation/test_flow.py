@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import optical_flow
 
-from telecine.evaluation import evaluate as evaluating
+from telecine.evaluation import measure
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.flow import WarpingError, _visible_pixels, _warp, _warping_error, load_flow
 from telecine.settings import EvaluateConfig
@@ -158,7 +158,7 @@ def test_small_clips_raise(dis):
 
 
 def test_an_evaluation_names_the_flow(videos, reconstructions, monkeypatch):
-    monkeypatch.setattr(evaluating, "LPIPS_BACKBONES", {})
+    monkeypatch.setattr(measure, "LPIPS_BACKBONES", {})
     settings = {"data": str(videos), "num_frames": 3, "max_clips": 1, "device": "cpu", "flow": "dis"}
     little, much = (evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much"))
     assert 0 < little.metrics["warping_error"] < much.metrics["warping_error"] < 0.1

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from telecine.data import find_videos, index_videos
-from telecine.evaluation.evaluate import (
-    _ClipResult,
-    _frechet_of_clips,
-    _load_metrics,
-    _mean_per_frame,
-    _measure_clips,
+from telecine.evaluation.measure import (
+    ClipResult,
+    frechet_of_clips,
+    load_metrics,
+    mean_per_frame,
+    measure_clips,
 )
 from telecine.evaluation.source import _video_source, select_clips
 from telecine.settings import EvaluateConfig
@@ -28,7 +28,7 @@ class FakeNetwork:
 def results(count, dim=3):
     generator = torch.Generator().manual_seed(0)
     return [
-        _ClipResult(
+        ClipResult(
             index=index,
             source="clip.mp4",
             start=index,
@@ -42,13 +42,13 @@ def results(count, dim=3):
 
 
 def test_the_frechet_distance_of_enough_clips():
-    distance, absent = _frechet_of_clips(results(4), FakeNetwork())
+    distance, absent = frechet_of_clips(results(4), FakeNetwork())
     assert absent == {}
     assert distance["fvd"] > 0
 
 
 def test_too_few_clips_have_no_frechet_distance():
-    distance, absent = _frechet_of_clips(results(3), FakeNetwork())
+    distance, absent = frechet_of_clips(results(3), FakeNetwork())
     assert distance == {}
     assert absent == {"fvd": "needs at least 4 clips, not 3: with fewer, the covariance of its 3 features is singular"}
 
@@ -56,26 +56,24 @@ def test_too_few_clips_have_no_frechet_distance():
 def test_features_that_are_not_finite_have_no_frechet_distance():
     broken = results(4)
     broken[2].features[0][1] = float("nan")
-    distance, absent = _frechet_of_clips(broken, FakeNetwork())
+    distance, absent = frechet_of_clips(broken, FakeNetwork())
     assert distance == {}
     assert absent["fvd"].startswith("its features are not finite")
 
 
 def test_values_per_frame_are_means_over_clips():
-    assert _mean_per_frame(results(3)) == {"psnr": pytest.approx([1.0, 2.0])}
+    assert mean_per_frame(results(3)) == {"psnr": pytest.approx([1.0, 2.0])}
 
 
 def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
     shorter = replace(results(1)[0], per_frame={"psnr": [4.0]})
-    assert _mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
+    assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
 
 
 def test_each_process_measures_different_clips(videos):
     infos, _ = index_videos(find_videos(videos))
     source = _video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)
     spans = select_clips(infos, source.clips, 5)
-    metric_set = _load_metrics(source.clips, None, CPU)
-    indices = [
-        [result.index for result in _measure_clips(source, metric_set, spans, CPU, rank, 2)] for rank in range(2)
-    ]
+    metric_set = load_metrics(source.clips, None, CPU)
+    indices = [[result.index for result in measure_clips(source, metric_set, spans, CPU, rank, 2)] for rank in range(2)]
     assert indices == [[0, 2, 4], [1, 3]]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.evaluate import _available_metrics
+from telecine.evaluation.measure import _available_metrics
 from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS
 from telecine.evaluation.protocol import GRID_PERIODS
 from telecine.evaluation.published import PROTOCOLS

@@ -4,22 +4,22 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.evaluate import _device_of, _gather, _process_group
+from telecine.evaluation.measure import device_of, gather, process_group
 
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with _process_group() as processes:
+    with process_group() as processes:
         assert processes == (0, 1)
-        assert _gather([1, 2], 1) == [1, 2]
-        assert _device_of("cpu", 1) == torch.device("cpu")
+        assert gather([1, 2], 1) == [1, 2]
+        assert device_of("cpu", 1) == torch.device("cpu")
         assert not dist.is_initialized()
 
 
 def test_an_existing_group_is_used_and_not_destroyed(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        with _process_group() as processes:
+        with process_group() as processes:
             assert processes == (0, 1)
         assert dist.is_initialized()
     finally:
@@ -40,7 +40,7 @@ def second_of_two(monkeypatch):
 
 def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     def fail():
-        with _process_group() as processes:
+        with process_group() as processes:
             assert processes == (1, 2)
             raise RuntimeError("broken")
 
@@ -54,13 +54,13 @@ def test_items_are_gathered_in_rank_order(second_of_two, monkeypatch):
         gathered[:] = [["first"], items]
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
-    with _process_group() as (_, num_ranks):
-        assert _gather(["second", "third"], num_ranks) == ["first", "second", "third"]
+    with process_group() as (_, num_ranks):
+        assert gather(["second", "third"], num_ranks) == ["first", "second", "third"]
 
 
 def test_each_process_gets_a_different_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert _device_of("cuda", 4) == torch.device("cuda", 1)
-    assert _device_of("cuda", 1) == torch.device("cuda")
+    assert device_of("cuda", 4) == torch.device("cuda", 1)
+    assert device_of("cuda", 1) == torch.device("cuda")

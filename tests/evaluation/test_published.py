@@ -18,8 +18,7 @@ from torchvision.transforms import v2
 from telecine.__main__ import main
 from telecine.autoencoders import Reconstruction
 from telecine.data import find_videos, index_videos, read_clip
-from telecine.evaluation import evaluate as evaluating
-from telecine.evaluation import source
+from telecine.evaluation import measure, source
 from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.protocol import DEFINITIONS
@@ -81,8 +80,8 @@ def infos(data):
 def run(data, monkeypatch):
     """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
     monkeypatch.setattr(source, "load_model", lambda *_: Fake())
-    monkeypatch.setattr(evaluating, "LPIPS", Distance)
-    monkeypatch.setattr(evaluating, "load_backbone", lambda net: {})
+    monkeypatch.setattr(measure, "LPIPS", Distance)
+    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
 
     def run(protocol, **settings):
         monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)

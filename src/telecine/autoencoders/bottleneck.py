@@ -1,7 +1,5 @@
 """Discrete bottlenecks: the latent of `CausalVAE` as codes, for generators of tokens."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -19,7 +17,7 @@ Latent = Float[Tensor, "batch channel time height width"]
 Indices = Int[Tensor, "batch code time height width"]
 
 
-def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
+def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
     """Return the discrete bottleneck of an autoencoder, or None for a Gaussian one."""
     if config.bottleneck == "gaussian":
         return None

@@ -3,8 +3,6 @@
 Many classes state no or a wrong compression, and most models truncate or pad other sizes without an error.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -55,7 +53,7 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
 
 
 @torch.no_grad()
-def output_shape(reconstruct: Probe, size: Size, *, on_meta: bool) -> torch.Size:
+def output_shape(reconstruct: "Probe", size: Size, *, on_meta: bool) -> torch.Size:
     """Return the output's shape for a clip of a size, `on_meta` without values; buffers and random state stay."""
     device = torch.device("meta") if on_meta else next(reconstruct.parameters()).device
     tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}

@@ -1,7 +1,5 @@
 """Batches of clips from worker processes. Workers that die or do not answer are replaced."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import logging
@@ -101,7 +99,7 @@ def clip_loader(
     rank: int = 0,
     num_ranks: int = 1,
     should_stop: _Stop = lambda: False,
-) -> ClipLoader:
+) -> "ClipLoader":
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
     When resuming, `start_step` is the number of completed steps; `num_steps` is that of the whole run. See `ClipLoader`
@@ -149,7 +147,7 @@ class ClipLoader:
                 num_failures += 1
                 self._report_failure(error, num_done, num_failures, requests)
 
-    def _report_failure(self, error: _WorkerError, position: int, num_failures: int, requests: _ReadRequests) -> None:
+    def _report_failure(self, error: _WorkerError, position: int, num_failures: int, requests: "_ReadRequests") -> None:
         """Log that workers failed; after too many failures in a row, raise a `DataError`."""
         step, items = self.sampler.step(position), self.sampler.items(position)
         files = ", ".join(sorted({self.dataset.source_at(*item) for item in requests.open_of(items)}))
@@ -226,7 +224,7 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         atexit.unregister(kill_workers)
 
 
-def _next_batch(batches: Iterator[_ClipBatch], watchdog: _Watchdog) -> _ClipBatch:
+def _next_batch(batches: Iterator[_ClipBatch], watchdog: "_Watchdog") -> _ClipBatch:
     """Return the next batch, or raise the error of the watchdog. PyTorch's loader can be asked again after a wait."""
     while watchdog.error is None:
         try:

@@ -1,7 +1,5 @@
 """Comparison of two evaluations of the same clips: differences in each metric with bootstrap intervals, and plots."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -213,7 +211,7 @@ def _plot_differences(differences: Sequence[_Difference], title: str, path: Path
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _plot_difference(axes: Axes, difference: _Difference) -> None:
+def _plot_difference(axes: "Axes", difference: _Difference) -> None:
     low, high = difference.interval or (difference.mean, difference.mean)
     colour = COLOURS[difference.better]
     axes.axvline(0, color="black", linewidth=0.8)

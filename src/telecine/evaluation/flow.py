@@ -1,7 +1,5 @@
 """Optical flow, and the warping error: how far the frames of a clip are from their neighbours moved by the flow."""
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}  # by the channels of the f
 CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
 
 
-def load_flow(choice: str, device: torch.device) -> _DISFlow | _RAFTFlow:
+def load_flow(choice: str, device: torch.device) -> "_DISFlow | _RAFTFlow":
     """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path.
 
     It maps frames `(N, 3, H, W)` in [-1, 1] and the following ones to the flow between them, `(N, 2, H, W)` in pixels:

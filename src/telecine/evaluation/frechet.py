@@ -1,7 +1,5 @@
 """Frechet distance between sets of videos, and the networks whose features it compares."""
 
-from __future__ import annotations
-
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +50,7 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     return float(distance.clamp(min=0))
 
 
-def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
+def load_feature_network(choice: str, device: torch.device) -> "FeatureNetwork":
     """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path.
 
     It maps videos `(B, 3, T, H, W)` in [-1, 1] to features `(B, D)`, detached. `name` is that of the Frechet distance,

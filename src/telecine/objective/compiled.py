@@ -1,7 +1,5 @@
 """The GAN with compiled steps: a discriminator's passes, penalty and gradients are one compiled function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -51,7 +49,7 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
 def _compiled(step: _Step) -> Any:
     """Return a step of one discriminator that is compiled where there are gradients."""
 
-    def run(losses: _CompiledAdversarialLosses, d: VideoDiscriminator) -> Any:
+    def run(losses: "_CompiledAdversarialLosses", d: VideoDiscriminator) -> Any:
         is_plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
         return step(losses, d) if is_plain else losses.compiled(step, d)
 

@@ -1,7 +1,5 @@
 """The functions that settings name, imported and checked; the perceptual term and the additional terms."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -55,7 +53,7 @@ class _Functions(NamedTuple):
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
-    terms: dict[str, _TermFunction]
+    terms: "dict[str, _TermFunction]"
 
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:

@@ -7,8 +7,6 @@ convolution whose kernel is as large as the feature map, which is slow everywher
 backward is the same bilinear form, and libraries have a fast kernel for it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +62,7 @@ def convolve(
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: "_Geometry") -> Tensor:
         # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
         needs_values = ctx.needs_input_grad[1] or not _has_faster_kernel(x)
         ctx.save_for_backward(x if needs_values else x.new_zeros(()).expand(x.shape), weight)
@@ -94,7 +92,7 @@ def _output_mask(ctx: Any) -> list[bool]:
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: list[bool]
+        ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: "_Geometry", output_mask: list[bool]
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, x, weight)

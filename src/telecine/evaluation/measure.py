@@ -1,0 +1,214 @@
+"""The measurement of clips: the metrics of an evaluation, their networks, and the results of each clip."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
+from telecine.base.imports import how_to_install
+from telecine.base.shapes import VALUE_RANGE
+from telecine.base.terminal import with_progress
+from telecine.data import Span, bytes_from_video, pixels_sha256
+from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
+from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics
+from telecine.evaluation.protocol import DEFINITIONS
+from telecine.evaluation.published import PublishedProtocol
+from telecine.evaluation.source import ModelSource, VideoSource, read_span
+from telecine.perceptual import LPIPS, as_rgb, load_backbone
+from telecine.perceptual.weights import tensor_sha256
+from telecine.settings import ClipConfig
+
+LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+
+
+@dataclass(frozen=True)
+class MetricSet:
+    """The metrics of one evaluation, with their networks."""
+
+    built_in: Sequence[str]
+    perceptual: Mapping[str, nn.Module]
+    """LPIPS modules by metric name."""
+    features: FeatureNetwork | None
+    backbones: Mapping[str, str]
+    """The weights of each network, by metric name."""
+    absent: Mapping[str, str]
+    """The reason for each metric that cannot be measured."""
+    per_clip_frechet: bool = False
+    """Whether the Frechet distance is that of sets of one clip each."""
+    values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
+    """Maps inputs and reconstructions to the values that are measured."""
+    requested: Sequence[Callable[..., dict[str, float]]] = ()
+    """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
+
+
+def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
+    """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
+    known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
+    names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
+    perceptual, backbones = _load_lpips(names, device)
+    network = None if features is None else load_feature_network(features, device)
+    if network is not None:
+        if clips.num_frames < network.min_frames:
+            contract = f"at least {network.min_frames} for {network.name}"
+            remedy = "Set a larger `num_frames`, or leave `features` out."
+            raise argument_error("num_frames", contract, clips.num_frames, remedy)
+        backbones[network.name] = network.source
+    built_in = [name for name in names if name not in LPIPS_BACKBONES]
+    return MetricSet(built_in, perceptual, network, backbones, absent)
+
+
+def _available_metrics(
+    names: Sequence[str], num_frames: int, height: int, width: int
+) -> tuple[list[str], dict[str, str]]:
+    """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
+    reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name in names if name not in absent], absent
+
+
+def _load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, LPIPS], dict[str, str]]:
+    """Return the LPIPS modules among these metrics by name, and the hashes of their weights."""
+    weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
+    modules = {name: LPIPS(LPIPS_BACKBONES[name], weights=tensors).to(device) for name, tensors in weights.items()}
+    return modules, {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
+
+
+def load_published_metrics(protocol: PublishedProtocol, features: str | None, device: torch.device) -> MetricSet:
+    """Load the metrics of a protocol; raise a `ValueError` if a package is not installed."""
+    if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
+        got = f"{protocol.name} without the package scikit-image"
+        raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
+    built_in = [name for name in protocol.metrics if name in KNOWN_METRICS]
+    perceptual, backbones = _load_lpips(protocol.metrics, device)
+    (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
+    network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
+    if features is not None:
+        network, absent = load_feature_network(features, device), {}
+        backbones[frechet] = network.source
+    is_single, values = frechet == "fvd_single", protocol.measured_values
+    return MetricSet(built_in, perceptual, network, backbones, absent, is_single, values)
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """The results of one clip."""
+
+    index: int
+    """Its position among the selected clips."""
+    source: str
+    start: int
+    """Position of its first frame in the file."""
+    metrics: Mapping[str, float]
+    per_frame: Mapping[str, list[float]]
+    sha256: str
+    """Hash of its input's pixels at 8 bits."""
+    features: tuple[Tensor, Tensor] | None = None
+    """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
+
+
+@contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """Yield the rank of this process and the number of processes that share an evaluation.
+
+    They are those of the current process group, or under `torchrun` of one of gloo, which is destroyed at the end.
+    """
+    joins = dist.is_available() and dist.is_initialized()
+    starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if starts:
+        dist.init_process_group("gloo")
+    try:
+        yield (dist.get_rank(), dist.get_world_size()) if joins or starts else (0, 1)
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+def device_of(name: str, num_ranks: int) -> torch.device:
+    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
+    device = pick_device(name)
+    if device.type != "cuda" or num_ranks == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def gather(results: list[ClipResult], num_ranks: int) -> list[ClipResult]:
+    """Return the results of all processes, in rank order, on every process."""
+    if num_ranks == 1:
+        return results
+    gathered: list[list[ClipResult]] = [[] for _ in range(num_ranks)]
+    dist.all_gather_object(gathered, results)
+    return [result for of_rank in gathered for result in of_rank]
+
+
+@torch.no_grad()
+def measure_clips(
+    source: ModelSource | VideoSource,
+    metric_set: MetricSet,
+    spans: Sequence[Span],
+    device: torch.device,
+    rank: int,
+    num_ranks: int,
+) -> list[ClipResult]:
+    """Measure the clips of this process: process i of N measures the clips i, i + N, i + 2N, ..."""
+    indices: Iterable[int] = range(rank, len(spans), num_ranks)
+    if rank == 0:
+        indices = with_progress(indices, "measuring")
+    results = (_measure_clip(index, source, metric_set, spans[index], device) for index in indices)
+    return [result for result in results if result is not None]
+
+
+def _measure_clip(
+    index: int, source: ModelSource | VideoSource, metric_set: MetricSet, span: Span, device: torch.device
+) -> ClipResult | None:
+    """Return the results of one clip, or None if it cannot be decoded."""
+    clip = read_span(span, source.clips)
+    if clip is None:
+        return None
+    clip_input = clip["video"][None].to(device)
+    reconstruction = metric_set.values(source.reconstruct(span, clip_input))
+    target = metric_set.values(clip_input)
+    metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.built_in)
+    metrics.update(reconstruction=reconstruction, target=target)
+    values, features = metrics.per_clip()[0], None
+    if metric_set.features is not None:
+        in_rgb = as_rgb(reconstruction), as_rgb(target)
+        features = metric_set.features(in_rgb[0])[0].cpu(), metric_set.features(in_rgb[1])[0].cpu()
+        if metric_set.per_clip_frechet:
+            values["fvd_single"] = float((features[0].double() - features[1].double()).square().sum())
+    for measure in metric_set.requested:
+        values |= measure(reconstruction=reconstruction, target=target)
+    sha256 = pixels_sha256(bytes_from_video(clip["video"]))
+    return ClipResult(index, clip["source"], clip["start"], values, metrics.per_frame()[0], sha256, features)
+
+
+def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
+    """Return the mean of each frame metric at each frame position, over the clips that have this position."""
+    means: dict[str, list[float]] = {}
+    for name in results[0].per_frame:
+        columns = zip_longest(*(result.per_frame[name] for result in results))
+        known = ([value for value in column if value is not None] for column in columns)
+        means[name] = [sum(values) / len(values) for values in known]
+    return means
+
+
+def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> tuple[dict[str, float], dict[str, str]]:
+    """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
+    pairs = [result.features for result in results if result.features is not None]
+    features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
+    num_clips, num_features = features.shape
+    if num_clips <= num_features:
+        reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
+        reason += f"{num_features} features is singular"
+    elif not (features.isfinite().all() and reference.isfinite().all()):
+        reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
+    else:
+        return {network.name: frechet_distance(features=features, reference=reference)}, {}
+    return {}, {network.name: reason}
