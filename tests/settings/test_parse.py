@@ -18,7 +18,8 @@ from telecine.settings.parse import (
     read_layer,
     settings_from,
 )
-from telecine.settings.validate import REMOVED, json_schema, validate
+from telecine.settings.train import REMOVED
+from telecine.settings.validate import json_schema, validate
 
 
 def test_what_is_left_out_has_its_default(tmp_path):

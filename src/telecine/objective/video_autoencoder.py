@@ -150,6 +150,7 @@ class VideoAutoencoderLoss(nn.Module):
         for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
         self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.schedule.is_ever_on("lecam")})
+        self.logit_terms = {"lecam": self.lecam} if self.lecam else {}
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
@@ -281,7 +282,7 @@ class VideoAutoencoderLoss(nn.Module):
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
         """The loss of one discriminator from its terms; those that are not computed at this step are missing."""
-        extra = {name: terms[f"{name}_loss"] for name in ("grad_penalty", "lecam") if f"{name}_loss" in terms}
+        extra = {name.removesuffix("_loss"): term for name, term in terms.items() if name != "discr_loss"}
         return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
@@ -291,7 +292,7 @@ class VideoAutoencoderLoss(nn.Module):
             discriminators=self.discriminators + self.multiscale_discriminators,
             gan_loss=self.gan_loss,
             penalty=self.penalty if has_penalty else NO_PENALTY,
-            lecam=self.lecam,
+            logit_terms=self.logit_terms,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
             batch=batch,
             weights=weights,

@@ -4,13 +4,13 @@ Files may come from others: YAML is read with bounded time and memory.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin
+from string import hexdigits
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -28,14 +28,9 @@ ENVIRONMENT = "TELECINE__"
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-# The plain values of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text.
-_PLAIN = {
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "null": r"~|null|Null|NULL|",
-    "int": r"[-+]?[0-9]+|0x[0-9a-fA-F]+",
-    "float": r"[-+]?(\.inf|\.nan|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)",
-}
-_KEY_TAGS = {f"{_TAG}{kind}" for kind in ("str", *_PLAIN)}
+_WORDS = dict.fromkeys(("true", "True", "TRUE", "false", "False", "FALSE"), "bool")
+_WORDS |= dict.fromkeys(("", "~", "null", "Null", "NULL"), "null")
+_WORDS |= dict.fromkeys((".inf", "+.inf", "-.inf", ".nan"), "float")
 # libyaml, where PyYAML has it, is ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -177,21 +172,36 @@ def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[st
 
 
 class _Loader(_Base):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """Plain values are those of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        is_plain = kind is yaml.ScalarNode and implicit[0]
+        return f"{_TAG}{_plain_kind(value)}" if is_plain else str(super().resolve(kind, value, implicit))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
             line = key.start_mark.line + 1
-            if key.tag not in _KEY_TAGS:
+            if key.tag.removeprefix(_TAG) not in ("str", "int", "float", "bool", "null"):
                 raise yaml.constructor.ConstructorError(problem=f"a name that is not plain text in line {line}")
             if key.value in names[:index]:
                 raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is given twice, again in line {line}")
         return super().construct_mapping(node, deep=deep)
 
 
-for _kind, _pattern in _PLAIN.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
+def _plain_kind(text: str) -> str:
+    """Return the kind of a value without quotes."""
+    if text in _WORDS:
+        return _WORDS[text]
+    unsigned = text[text[:1] in ("-", "+") :]
+    is_hexadecimal = text[:2] == "0x" != text and {*text[2:]} <= {*hexdigits}
+    if is_hexadecimal or (unsigned.isascii() and unsigned.isdigit()):
+        return "int"
+    try:
+        float(text)
+    except ValueError:
+        return "str"
+    return "float" if {*text} <= {*"0123456789+-.eE"} else "str"  # not `nan` and `1_000`
 
 
 def _parse_value(text: str) -> Any:

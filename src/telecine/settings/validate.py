@@ -13,20 +13,12 @@ from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
+from telecine.settings.train import REMOVED
 
 T = TypeVar("T")
 _adapter: Any = cache(TypeAdapter)
 # Settings as YAML has them.
 Nested = dict[str, Any]
-# Settings of older files that are no more, and their value now.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-}
 
 
 @dataclass(frozen=True)
