@@ -10,7 +10,7 @@ from importlib import resources
 from os import PathLike
 from pathlib import Path
 from string import hexdigits
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -23,6 +23,8 @@ from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
 
 T = TypeVar("T")
+# A file or a recipe, or what a file may hold.
+_Layer: TypeAlias = str | PathLike[str] | Nested
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
 MAX_BYTES = 2**20
@@ -35,19 +37,19 @@ _WORDS |= dict.fromkeys((".inf", "+.inf", "-.inf", ".nan"), "float")
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> TrainConfig:
+def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     """Return the settings in a YAML file, or of a recipe, such as "demo" for a CPU or "gpu" for training from scratch.
 
-    Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. Settings that they
-    leave out have their defaults. Change some with `dataclasses.replace`.
+    Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. A dict is what a
+    file may hold: `read_config("demo", {"clips.height": 64})`. Settings that are left out have their defaults.
 
     Raises:
         FileNotFoundError: If there is no such file.
         SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
-    files = [path, *others]
-    with _naming_lines(files, {}):
-        return config_from(*map(read_layer, files))
+    layers = [path, *others]
+    with _naming_lines([each for each in layers if not isinstance(each, Mapping)], {}):
+        return validate(TrainConfig, merged(map(read_layer, layers)))
 
 
 @contextmanager
@@ -73,15 +75,10 @@ def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping
     return 0, mistake
 
 
-def config_from(*layers: Nested) -> TrainConfig:
-    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones."""
-    return validate(TrainConfig, merged(nested(layer.items()) for layer in layers))
-
-
-def read_layer(name: str | PathLike[str]) -> Nested:
-    """Return the settings of a recipe or of a file; raise a `ValueError` if it has one twice, also as a dotted name."""
-    path = find_recipe(name)
-    values = read_yaml(path) or {}
+def read_layer(source: _Layer) -> Nested:
+    """Return the settings of a recipe, a file or a dict, which has each once; else raise a `ValueError`."""
+    path = "settings" if isinstance(source, Mapping) else find_recipe(source)
+    values = source if isinstance(source, Mapping) else read_yaml(find_recipe(source)) or {}
     names = [name for name, _ in flat_items(values)]
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
         raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
