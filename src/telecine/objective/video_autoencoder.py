@@ -68,21 +68,13 @@ class VideoAutoencoderLoss(nn.Module):
     averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
 
     Args:
-        disc_start: Step from which the adversarial terms and feature matching count.
-        perceptual_weight: Weight of LPIPS; at 0 it is not built.
-        adversarial_loss_weight: Weight of the adversarial terms of `discr_kwargs` and `discr_3d_kwargs`.
-        multiscale_adversarial_loss_weight: Weight of the adversarial terms of `multiscale_discr_kwargs`.
-        grad_penalty_loss_weight: Weight of the gradient penalty.
-        quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
+        disc_start, perceptual_weight, ..., gradient_checkpointing: The fields of `ObjectiveConfig`, which explains them.
+            A group is an instance of its class or a dict of its fields; a term is a `Term`, a dict, or a weight.
         vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
         discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
         multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, each likewise.
-        reconstruction: The pixel loss: a `ReconstructionConfig`, or a dict of its fields.
-        perceptual, gan, penalty, adaptive_weight: Likewise, with the class of that name.
-        terms: By name a `Term`, a dict of its fields, or the weight of a term of `TERMS`. Logged as `{name}_loss`.
-        eager_gradients, gradient_checkpointing: How gradients are computed, see `ObjectiveConfig`.
 
     Raises:
         ValueError: If a setting is invalid, or an adversarial weight has no discriminator.

@@ -217,14 +217,12 @@ def read_yaml(path: Path) -> Any:
     content = read_bounded(path, MAX_BYTES)
     try:
         text = content.decode("utf-8")
-        problem = _problem(text)
-        values = yaml.load(text, Loader=_Loader) if problem is None else None
+        if (problem := _problem(text)) is None:
+            return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits
         reason = shorten(" ".join(str(error).split()))
         raise argument_error(str(path), "YAML in UTF-8", f"other text ({reason})", "Correct it.") from error
-    if problem is not None:
-        raise argument_error(str(path), *problem)
-    return values
+    raise argument_error(str(path), *problem)
 
 
 def read_package_yaml(package: str, name: str) -> Any:
