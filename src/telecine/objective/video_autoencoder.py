@@ -68,7 +68,7 @@ class VideoAutoencoderLoss(nn.Module):
     averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
 
     Args:
-        disc_start, perceptual_weight, ..., gradient_checkpointing: The fields of `ObjectiveConfig`, which explains them.
+        disc_start, perceptual_weight, ..., gradient_checkpointing: The fields of `ObjectiveConfig`, explained there.
             A group is an instance of its class or a dict of its fields; a term is a `Term`, a dict, or a weight.
         vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
