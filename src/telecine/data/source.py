@@ -18,14 +18,12 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
 from telecine.settings import TIMEOUT
+from telecine.settings.parse import read_package_yaml
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
+_SUFFIXES = read_package_yaml(__package__, "suffixes.yaml")
+IMAGE_SUFFIXES, VIDEO_SUFFIXES = frozenset(_SUFFIXES["images"]), frozenset(_SUFFIXES["videos"])
 _MAX_PATH_BYTES = 4096
 _MAX_ASPECT_RATIO = 100  # a clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000
 # Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
