@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
+from telecine.report import video
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import VideoWriter, as_shown, gif_bytes, shrink, write_mp4
+from telecine.report.video import as_shown, gif_bytes, shrink, write_mp4, write_video
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -61,8 +62,7 @@ def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", [Fraction(1, 10**7), Fraction(1, 10**9), Fraction(1, 90_000), Fraction(1001, 30_000)])
 def test_times_in_any_unit(tmp_path: Path, unit: Fraction) -> None:
     pts = [2 * number * round(Fraction(1, 25) / unit) + number % 2 for number in range(6)]
-    with VideoWriter(tmp_path / "times.mp4", 25, pts=pts, time_base=float(unit)) as writer:
-        writer.add(_frames(6, 32, 32))
+    write_video(tmp_path / "times.mp4", [_frames(6, 32, 32)], 25, pts=pts, time_base=float(unit))
     info = index_video(tmp_path / "times.mp4")
     times = [each * info.time_base for each in info.pts]
     assert times == pytest.approx([float(each * unit) for each in pts], rel=1e-9)
@@ -76,8 +76,7 @@ def test_crf_sets_the_quality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "longest"), [(None, 10), (1, 1), (4, 4)])
 def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: int) -> None:
-    with VideoWriter(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
-        writer.add(_frames(10, 32, 32))
+    write_video(tmp_path / "video.mp4", [_frames(10, 32, 32)], 25, keyframe_every=every)
     with av.open(str(tmp_path / "video.mp4")) as container:
         keys = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
     assert keys[0] == 0
@@ -85,9 +84,7 @@ def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: i
 
 
 def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
-    with VideoWriter(path, 25, crf=0) as writer:
-        for part in parts:
-            writer.add(part)
+    write_video(path, parts, 25, crf=0)
 
 
 def _interrupted(part: Tensor) -> Iterator[Tensor]:
@@ -112,7 +109,7 @@ def test_a_failure_keeps_the_old_file_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [0, float("nan"), float("inf")])
 def test_an_invalid_frame_rate_raises(tmp_path: Path, fps: float) -> None:
     with pytest.raises(ValueError, match="`fps` must be"):
-        VideoWriter(tmp_path / "video.mp4", fps)
+        write_video(tmp_path / "video.mp4", [], fps)
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])
@@ -206,8 +203,10 @@ def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float, num_frames: int, rate: int
 ) -> None:
     added: list[int] = []
-    add = VideoWriter.add
-    monkeypatch.setattr(VideoWriter, "add", lambda self, frames: (added.append(len(frames)), add(self, frames)))
+    check = video.check_shown
+    monkeypatch.setattr(
+        video, "check_shown", lambda name, frames, **kind: (added.append(len(frames)), check(name, frames, **kind))
+    )
     frames = (torch.arange(9, dtype=torch.uint8) * 25)[:, None, None, None].expand(-1, 16, 16, 3)
     write_preview(tmp_path / "video.mp4", frames, fps)
     info = index_video(tmp_path / "video.mp4")

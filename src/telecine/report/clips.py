@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import VideoWriter, as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_mp4, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -164,9 +165,7 @@ def _label_bar(width: int) -> Tensor:
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
-    with VideoWriter(path, fps) as writer:
-        for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
-            writer.add(frames)
+    write_video(path, repeat(frames, max(1, math.ceil(MIN_SECONDS * fps / len(frames)))), fps)
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
