@@ -112,18 +112,17 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     `DataError`, which names the argument `name`, if `path` does not exist or has neither.
     """
     _check_path(path, name)
-    found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
-    root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
-    is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
-    if root is None or is_list:
+    found = _at(str(path)) if is_address(str(path)) or Path(path).exists() else []
+    is_list = found and not found[0].is_dir() and found[0].suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
+    if len(found) != 1 or is_list:
         got = str(path) if is_list else f"{path}, which does not exist"
         remedy = "Check the path. Lists, tar files and patterns are for training."
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
-    files = _files_at(root, is_media)
+    files = _files_at(found[0], is_media)
     if not files:
         contract = f"a folder with videos or images ({', '.join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
-    videos = [file for file in files if not is_image(file)] if root.is_dir() else files
+    videos = [file for file in files if not is_image(file)]
     if 0 < len(videos) < len(files):
         logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
     return videos or files

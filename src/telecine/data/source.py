@@ -110,10 +110,6 @@ class RemotePath:
         """Return `is_folder`, as `Path.is_dir`."""
         return self.is_folder
 
-    def is_file(self) -> bool:
-        """Return whether it is a file, as `Path.is_file`."""
-        return not self.is_folder
-
 
 File: TypeAlias = Path | RemotePath
 
