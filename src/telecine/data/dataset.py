@@ -18,7 +18,8 @@ from telecine.base.randomness import seed_of
 from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.decode import read_clip
-from telecine.data.source import DataError, DecodeError, Source, Span
+from telecine.data.errors import DataError, DecodeError
+from telecine.data.source import Source, Span
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)

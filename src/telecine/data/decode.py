@@ -28,8 +28,9 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
+from telecine.data.errors import DataError, Deadline, DecodeError
 from telecine.data.remote import open_local
-from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
+from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 from telecine.settings.parse import read_package_yaml
 

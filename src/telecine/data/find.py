@@ -17,14 +17,13 @@ from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
+from telecine.data.errors import DataError
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
-    IMAGE_SUFFIXES,
     PROTOCOLS,
-    VIDEO_SUFFIXES,
-    DataError,
+    SUFFIXES,
     File,
     RemotePath,
     Source,
@@ -120,7 +119,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
     files = _files_at(found[0], is_media)
     if not files:
-        contract = f"a folder with videos or images ({', '.join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}))})"
+        contract = f"a folder with videos or images ({', '.join(sorted(SUFFIXES))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
     videos = [file for file in files if not is_image(file)]
     if 0 < len(videos) < len(files):
@@ -152,7 +151,7 @@ def _find_segments(
         else:
             segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
-        suffixes = ", ".join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, _ARCHIVE_SUFFIX}))
+        suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
         raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
     return segments
 

@@ -18,20 +18,10 @@ from PIL import ExifTags
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.decode import FORMATS, decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
+from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    DataError,
-    Deadline,
-    DecodeError,
-    Source,
-    Span,
-    VideoInfo,
-    as_source,
-    check_frame_size,
-    is_image,
-    thread_errors,
-)
+from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame_size, is_image
 from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)

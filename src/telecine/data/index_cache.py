@@ -24,18 +24,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from telecine.base.files import atomic_write, read_bounded, user_cache_folder
+from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import (
-    Deadline,
-    RemotePath,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame_size,
-    is_address,
-    tar_members,
-)
+from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
 from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)

@@ -14,20 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 from telecine.base.checks import count, describe, shorten
+from telecine.data.errors import DataError, Deadline, DecodeError
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    DataError,
-    Deadline,
-    DecodeError,
-    File,
-    RemotePath,
-    Source,
-    Span,
-    VideoInfo,
-    is_address,
-    is_file_name,
-    open_file,
-)
+from telecine.data.source import File, RemotePath, Source, Span, VideoInfo, is_address, is_file_name, open_file
 from telecine.settings import TIMEOUT
 
 logger = logging.getLogger(__name__)

@@ -25,19 +25,8 @@ from filelock import FileLock, Timeout
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import flush, user_cache_folder
-from telecine.data.source import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    DataError,
-    Deadline,
-    DecodeError,
-    RemotePath,
-    Source,
-    TarMember,
-    file_of,
-    is_hidden,
-    is_media,
-)
+from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.source import SUFFIXES, RemotePath, Source, TarMember, file_of, is_hidden, is_media
 from telecine.settings.parse import read_package_yaml
 
 if TYPE_CHECKING:
@@ -61,7 +50,7 @@ _MAX_REMOVALS = 10  # how often another process may remove a copy between its ar
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 _FOLDER_LOCK = f"folder{_LOCK}"  # held while files of the folder are counted, added or removed
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
-_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
+_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, SUFFIXES))})?(\.(\d+){_PARTIAL})?")
 
 
 _LIBRARIES: dict[str, dict[str, Any]] = read_package_yaml(__package__, "remote.yaml")
