@@ -21,7 +21,6 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import ExifTags, Image, ImageOps
@@ -168,22 +167,18 @@ def _planes(
         matrix = Colorspace.ITU601 if pixels.channels == "grey" and not frame.format.is_rgb else None
         target = width, height, FORMATS["pixels"][pixels.channels][is_deep], matrix
         converted = reformatter.reformat(frame, *target, interpolation=_INTERPOLATION, threads=1)
-        planes = _deep_planes(converted, frame) if is_deep else [*map(_pixels, converted.planes)]
-        if not is_deep and len(planes) > 1:
-            green, blue, red, *alpha = planes
-            planes = [red, green, blue, *alpha]
+        if is_deep:
+            planes = _deep_planes(converted, frame)
+        else:  # in FFmpeg's memory
+            lines = (torch.frombuffer(plane, dtype=torch.uint8).view(height, -1) for plane in converted.planes)
+            planes = [each[:, :width] for each in lines]
+            planes = [planes[2], *planes[:2], *planes[3:]] if len(planes) > 1 else planes  # green, blue, red, alpha
         if pixels.bit_depth == 16:  # int16 until the end, because PyTorch does not flip uint16
             planes = [(plane if is_deep else plane.int() * 257).to(torch.uint16).view(torch.int16) for plane in planes]
         num_turns = _num_quarter_turns(frame)
         planes = [plane.flip(0) for plane in planes] if _is_mirrored(frame) else planes
         planes = [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
         yield planes if pixels.bit_depth == 8 else [plane.view(torch.uint16) for plane in planes]
-
-
-def _pixels(plane: VideoPlane) -> Tensor:
-    """Return the values of a plane, uint8 `(H, W)`, in FFmpeg's memory."""
-    lines = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
-    return lines[: plane.height, : plane.width]
 
 
 def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:

@@ -28,7 +28,6 @@ from telecine.data.source import (
     RemotePath,
     Source,
     Span,
-    TarMember,
     is_address,
     is_file_name,
     is_hidden,
@@ -73,7 +72,7 @@ def load_spans(
     cache = IndexCache(path, timeout)
     is_complete = False
     try:
-        segments = _find_segments(path, cache.members, name=name, timeout=timeout)
+        segments = _find_segments(path, cache, name)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
         is_complete = True
@@ -101,7 +100,7 @@ def sources_of(data: str | None) -> set[Source]:
     """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
     if data is None:
         return set(map(resolve_source, sample_videos()))
-    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data).members)}
+    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data))}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
@@ -127,14 +126,8 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     return videos or files
 
 
-def _find_segments(
-    path: str | PathLike[str],
-    list_members: Callable[[File], Iterable[TarMember]],
-    *,
-    name: str = "data",
-    timeout: float = TIMEOUT,
-) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
+def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "data") -> list[Segment]:
+    """List the segments at `path`, see `load_spans`. The cache lists the members of tar files."""
     _check_path(path, name)
     paths: list[File] = []
     for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
@@ -147,9 +140,9 @@ def _find_segments(
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments += read_list(file, timeout)
+            segments += read_list(file, cache.timeout)
         else:
-            segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
+            segments += map(Segment, cache.members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
         suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
         raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
