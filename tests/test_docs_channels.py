@@ -26,7 +26,7 @@ def test_the_page(tmp_path, monkeypatch, cached_weights):
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
-    write_video(tmp_path / "my_alpha" / "face.mkv", [torch.cat([frames, frames.amax(-1, keepdim=True)], -1)], 25)
+    write_video(tmp_path / "my_alpha" / "face.mkv", torch.cat([frames, frames.amax(-1, keepdim=True)], -1), 25)
     (tmp_path / "small.yaml").write_text(SMALL)
     config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")

@@ -37,7 +37,7 @@ def alpha_video(tmp_path_factory):
     time = torch.arange(40)[:, None, None]
     alpha = (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7)).clamp(0, 255).to(torch.uint8)
     path = tmp_path_factory.mktemp("alpha") / "face.mkv"
-    write_video(path, [torch.cat([frames, alpha[..., None]], dim=-1)], 25)
+    write_video(path, torch.cat([frames, alpha[..., None]], dim=-1), 25)
     return path
 
 

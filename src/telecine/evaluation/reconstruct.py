@@ -1,7 +1,7 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from statistics import mean
 
@@ -96,7 +96,8 @@ def _reconstruct_file(
         pts = sorted(each - start for each in info.pts)
         # Stored pixels need not be square.
         aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
-        write_video(output, chunks(), info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect)
+        frames = chain.from_iterable(chunks())
+        write_video(output, frames, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect)
     return float(torch.cat(frame_psnr).mean())
 
 

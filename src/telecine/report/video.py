@@ -32,7 +32,7 @@ _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 def write_video(
     path: str | os.PathLike[str],
-    chunks: Iterable[Tensor],
+    frames: Iterable[Tensor],
     fps: float,
     *,
     crf: int = 18,
@@ -49,7 +49,7 @@ def write_video(
 
     Args:
         path: The file, an `.mkv` or an MP4. Its folder is created if needed.
-        chunks: The frames in parts, uint8 or uint16 `(T, H, W, C)`, all of one kind and size.
+        frames: A tensor `(T, H, W, C)`, or frames `(H, W, C)` one by one; uint8 or uint16, all of one kind and size.
         fps: Frames per second.
         crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
@@ -59,11 +59,11 @@ def write_video(
         sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
     check_positive("fps", fps, remedy="Use 25 if it is unknown.")
-    path, chunks = Path(path), iter(chunks)
+    path, frames = Path(path), iter(frames)
     is_lossless = path.suffix.lower() == ".mkv"
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
     unit = (1 / rate if time_base is None else Fraction(time_base)).limit_denominator(_MAX_INT)
-    if (first := next(chunks, None)) is None:
+    if (first := next(frames, None)) is None:
         raise argument_error("frames", "at least one frame", f"none for {path}", "Add some.")
 
     def write(partial: Path) -> None:
@@ -74,7 +74,7 @@ def write_video(
             _set_format(stream, first, None if is_lossless else crf, keyframe_every)
             stream.codec_context.time_base = unit
             stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect_ratio).limit_denominator(255)
-            for number, frame in enumerate(_encodable(chain([first], chunks), is_lossless)):
+            for number, frame in enumerate(_encodable(chain([first], frames), is_lossless)):
                 frame.pts, frame.time_base = number if pts is None else pts[number], unit
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
@@ -83,12 +83,12 @@ def write_video(
     atomic_write(path, write)
 
 
-def _set_format(stream: VideoStream, frames: Tensor, crf: int | None, keyframe_every: int | None) -> None:
+def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_every: int | None) -> None:
     """Set size, format and quality for such frames; without loss if `crf` is None."""
-    check_shown("frames", frames, any_kind=crf is None)
-    context, (height, width) = stream.codec_context, frames.shape[1:3]
+    check_shown("frames", frame[None], any_kind=crf is None)
+    context, (height, width) = stream.codec_context, frame.shape[:2]
     if crf is None:
-        stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frames), name)
+        stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frame), name)
         return
     stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
     stream.options = {"crf": str(crf)}
@@ -99,31 +99,23 @@ def _set_format(stream: VideoStream, frames: Tensor, crf: int | None, keyframe_e
     context.color_range = _LIMITED_RANGE
 
 
-def _encodable(chunks: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
+def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
     """Yield frames in the format of the file. One thread makes the files of equal frames equal, but for heavy load."""
     reformatter, size = VideoReformatter(), None
-    for frames in chunks:
-        check_shown("frames", frames, any_kind=is_lossless)
-        size = size or frames.shape[1:3]
-        if frames.shape[1:3] != size:
-            raise argument_error("frames", f"of height and width {(*size,)}, as before", frames, "Resize them.")
-        name = _name_of(frames)
+    for frame in frames:
+        check_shown("frames", frame[None], any_kind=is_lossless)
+        size = size or frame.shape[:2]
+        if frame.shape[:2] != size:
+            raise argument_error("frames", f"of height and width {(*size,)}, as before", frame, "Resize them.")
+        name, values = _name_of(frame), frame.cpu() if is_lossless else pad_to_even(frame[None].cpu())[0]
+        pixels = av.VideoFrame.from_ndarray(values.squeeze(-1).contiguous().numpy(), format=name)
         target = {"format": _STORED.get(name, name)} if is_lossless else _MP4_PIXELS
-        for frame in (frames.cpu() if is_lossless else pad_to_even(frames.cpu())).contiguous().numpy():
-            pixels = av.VideoFrame.from_ndarray(frame[..., 0] if frame.shape[-1] == 1 else frame, format=name)
-            yield reformatter.reformat(pixels, **target, threads=1)
+        yield reformatter.reformat(pixels, **target, threads=1)
 
 
 def _name_of(frames: Tensor) -> str:
     """Return FFmpeg's name of the format of frames `(..., C)`."""
     return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
-
-
-def write_mp4(
-    path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, keyframe_every: int | None = None
-) -> None:
-    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `write_video`."""
-    write_video(path, [frames], fps, crf=crf, keyframe_every=keyframe_every)
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
