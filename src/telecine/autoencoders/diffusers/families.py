@@ -296,9 +296,8 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-# Classes of images, and those that need more than their own `encode` and `decode`.
+# Classes that need more than their own `encode` and `decode`.
 FAMILIES = {
-    **dict.fromkeys(CLASSES["of_frames"], _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
