@@ -28,7 +28,6 @@ from telecine.training.planning.update import (
     HALF,
     HOST_COPY,
     SMALLER,
-    DeviceType,
     UpdatePlan,
     fake_autoencoder,
     plan_update,
@@ -174,7 +173,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     With a given memory and `device` "auto", the plan is for a GPU. With sharding `num_processes` share the weights.
     """
     at_hand = pick_device("auto" if memory is not None else config.device)
-    device_type = _device_type(at_hand.type if memory is None else config.device)
+    device_type = at_hand.type if memory is None else config.device
     memory = free_memory(at_hand) if memory is None else memory
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
@@ -186,7 +185,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
+    measured = None if at_hand.type == "cpu" != device_type else at_hand
     steps = config.steps
     time = describe_speed(config.objective, update, without_penalty, num_steps=steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
@@ -202,10 +201,6 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
     return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision in HALF)
-
-
-def _device_type(name: str) -> DeviceType:
-    return "cpu" if name == "cpu" else "cuda"
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
@@ -286,7 +281,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         planned, found = 0, 1
         while found > planned * (1 + TOLERANCE):
             planned = found
-            plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
+            plan = plan_update(replace(config, batch_size=planned), model, device_type=device.type)
             need = _MemoryNeed(plan, planned, saved)
             found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
@@ -303,7 +298,7 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:
-        plan = plan_update(config, device_type=_device_type(config.device))
+        plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."
