@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -248,9 +248,8 @@ class Trainer:
 
     def _go_back(self, error: DivergenceError) -> None:
         """Load the newest checkpoint and lower the learning rates, or raise a `TrainingError` if the run must stop."""
-        failed = self.checkpointer.wait_for_error()
-        if failed is not None and not isinstance(failed, DivergenceError):
-            raise failed
+        with suppress(DivergenceError):
+            self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
             to = None if found is None else step_of(found)
