@@ -26,7 +26,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, _RecentValues, found_by
+from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, _found_by, _RecentValues
 from telecine.training.interrupt import StopRequest
 from telecine.training.state import Rollback
 from telecine.training.trainer import Trainer
@@ -215,7 +215,7 @@ def fired(records, config):
     history = _RecentValues(config.objective, config.optimizer, config.steps)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
-    found = {rule: found_by(rule, history) for rule in RULES}
+    found = {rule: _found_by(rule, history) for rule in RULES}
     return {name: message for name, message in found.items() if message is not None}
 
 

@@ -176,7 +176,7 @@ _REGULARISERS = " or ".join(
 )
 
 
-def found_by(rule: str, history: _RecentValues) -> str | None:
+def _found_by(rule: str, history: _RecentValues) -> str | None:
     """Return the message of a rule about values, or None."""
     found = _CHECKS.get(rule, _mean_beyond)(history, limits := RULES[rule])
     return None if found is None else str(limits["message"].format(**found, **limits))
@@ -210,7 +210,7 @@ class Diagnostics:
         """Add a record, and warn if a rule finds a failure for the first time."""
         self.history.add(step, record)
         for rule in [name for name in RULES if name not in self.warned]:
-            if (message := found_by(rule, self.history)) is not None:
+            if (message := _found_by(rule, self.history)) is not None:
                 self.warned.add(rule)
                 remedy = RULES[rule]["remedy"].replace("{regularisers}", _REGULARISERS)
                 self.run.warnings.append(asdict(TrainingWarning(step, rule, message, remedy)))
