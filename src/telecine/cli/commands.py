@@ -150,16 +150,21 @@ def _evaluate(
     output: Annotated[
         str | None,
         "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
+        "protocol.json (how it was measured); with --compare, for table.tex, table.md "
+        "and, of two, comparison.json and its plots.",
     ] = None,
-    compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
+    compare: Annotated[
+        list[str] | None, "Compare evaluations, given by their output folders: two clip by clip, several in a table."
+    ] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos or images; or compare two evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
+    from telecine.evaluation.paper_table import make_table
 
     if compare is not None:
-        compare_evaluations(*compare, output=output).print_to(_console)
+        table = make_table(compare, output=output)
+        (compare_evaluations(*compare, output=output) if len(compare) == 2 else table).print_to(_console)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
