@@ -177,6 +177,11 @@ class CausalAutoencoder(LatentAutoencoder):
         """Channels of the video, as the configuration says."""
         return self.config.in_channels
 
+    @property
+    def nested_channels(self) -> tuple[int, ...]:
+        """Numbers of leading channels to which a latent may be cut before `decode`, as the configuration says."""
+        return self.config.nested_channels
+
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
         self.config, self.decoder = config, build_decoder(config)
@@ -186,9 +191,12 @@ class CausalAutoencoder(LatentAutoencoder):
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
 
-        A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
+        A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
+        the result; by default from that of `sampler`.
         """
         check_video("latent", latent)
+        if latent.shape[1] in self.nested_channels:
+            latent = nn.functional.pad(latent, (0, 0) * 3 + (0, self.config.latent_channels - latent.shape[1]))
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
