@@ -177,14 +177,9 @@ class CausalAutoencoder(LatentAutoencoder):
         """Channels of the video, as the configuration says."""
         return self.config.in_channels
 
-    @property
-    def nested_channels(self) -> tuple[int, ...]:
-        """Numbers of leading channels to which a latent may be cut before `decode`, as the configuration says."""
-        return self.config.nested_channels
-
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
-        self.config, self.decoder = config, build_decoder(config)
+        self.config, self.decoder, self.nested_channels = config, build_decoder(config), config.nested_channels
         self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 

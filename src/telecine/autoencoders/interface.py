@@ -48,10 +48,8 @@ class VideoAutoencoder(nn.Module, ABC):
     sampler: Sampler | None = None
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
 
-    @property
-    def nested_channels(self) -> tuple[int, ...]:
-        """Numbers of leading channels to which a latent may be cut before `decode`; by default there are none."""
-        return ()
+    nested_channels: tuple[int, ...] = ()
+    """Numbers of leading channels to which a latent may be cut before `decode`."""
 
     @abstractmethod
     def forward(

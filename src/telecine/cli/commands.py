@@ -311,15 +311,9 @@ def _weights(
     nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download, verify or list the frozen networks of LPIPS."""
-    from rich.table import Column, Table
-
     from telecine.perceptual.weights import fetch, listing, verify
 
-    if action == "list":
-        table = Table("net", "status", "source", Column("file", overflow="fold"))
-        for entry in listing():
-            table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
-        _console.print(table)
-        return
-    for net in nets:
+    for entry in listing() if action == "list" else ():
+        _say(f"{entry.net}: {entry.status}, {entry.path}{f' of {entry.source}' if entry.source else ''}")
+    for net in nets if action != "list" else ():
         _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from telecine.base.checks import argument_error, count
+from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json
 from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import CLIPS_FILE, METRICS_FILE, PROTOCOL_FILE
+from telecine.evaluation.protocol import describe_clips
 
 # By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.
 _BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -81,7 +82,10 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         arrow, badness = _BETTER[first["metrics"][name].rpartition("; ")[2].removesuffix(" is better")]
         cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
         rows.append([f"{name} {arrow}", *cells])
-    table = _PaperTable([[*cells] for cells in zip(*rows, strict=True)], _caption(first))
+    spread = ", ± half of its 95 % interval between videos" if any(spreads) else ""
+    data = f"of {first['num_videos']} videos in {first['data']}"
+    caption = f"{describe_clips(first)}, {data}. Mean over clips{spread}; the best figures are bold."
+    table = _PaperTable([[*cells] for cells in zip(*rows, strict=True)], caption)
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
         for name, text in (("table.tex", table.latex()), ("table.md", table.markdown())):
@@ -114,14 +118,3 @@ def _spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     sums = values.new_zeros(len(videos), len(names)).index_add_(0, of_video, values - values.mean(0))
     errors = (len(videos) / (len(videos) - 1) * sums.square().sum(0)).sqrt() / len(clips)
     return dict(zip(names, (1.96 * errors).tolist(), strict=True))
-
-
-def _caption(protocol: Mapping[str, Any]) -> str:
-    """Return what was measured, and what the figures are."""
-    frames = "whole videos" if protocol["num_frames"] is None else f"{protocol['num_frames']} frames"
-    size = "their size" if protocol["height"] is None else f"{protocol['height']} x {protocol['width']}"
-    name = protocol.get("published", {}).get("name")
-    clips = f"{count(protocol['num_clips'], 'clip')} of {count(protocol['num_videos'], 'video')} of {protocol['data']}"
-    spread = " ± half of its 95 % interval between videos" if protocol["num_videos"] > 1 else ""
-    measured = f"{clips}, {frames} of {size}{f', protocol {name}' if name else ''}"
-    return f"{measured}. Mean over clips{spread}; the best figures are bold."
