@@ -55,7 +55,7 @@ class _PaperTable:
 
 
 def _in_latex(text: str) -> str:
-    parts = text.translate(str.maketrans(_LATEX)).split("**")
+    parts = "".join(_LATEX.get(character, character) for character in text).split("**")
     return "".join(rf"\textbf{{{part}}}" if index % 2 else part for index, part in enumerate(parts))
 
 
@@ -89,7 +89,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
         for name, text in (("table.tex", table.latex()), ("table.md", table.markdown())):
-            atomic_write(Path(output) / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+            atomic_write(Path(output) / name, operator.methodcaller("write_text", text, encoding="utf-8"))
     return table
 
 
