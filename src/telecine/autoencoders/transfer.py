@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,17 +10,10 @@ from torch import nn
 from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.causal_blocks import CausalSequential, Downsample, ResidualBlock, Upsample
 from telecine.autoencoders.load import class_in, folder_without_weights, load_model_or_run
+from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
 
 _OUTPUT = "output"
-
-
-class _Place(NamedTuple):
-    """The place of a layer, which does not depend on the depth of the model."""
-
-    module: str  # such as "encoder.network"
-    name: str  # the kind of the layer, and its number among those of the resolution, counted from the pixels
-    pixels: int  # the side of a position
 
 
 def check_source(name: str) -> None:
@@ -51,38 +44,38 @@ def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int,
         The numbers of copied and of all parameters of each module, such as `{"encoder.network": (100, 300)}`.
     """
     old, new = dict(_layers(source)), dict(_layers(into))
-    fits = {place for place, layer in new.items() if place in old and _shapes(old[place]) == _shapes(layer)}
-    for part in ("encoder.", "decoder."):
-        inner = {place for place in {**old, **new} if place.module.startswith(part) and place.name != _OUTPUT}
-        lost = {each for each in inner - fits if each in old or not isinstance(new[each], ResidualBlock)}
-        fits -= {each for each in fits if lost and each.module.startswith(part) and each.name == _OUTPUT}
+    fits = {each for each in old.keys() & new if not mismatches(new[each].state_dict(), old[each].state_dict())}
     counts: dict[str, tuple[int, int]] = {}
     for place, layer in new.items():
-        copied, total = counts.get(place.module, (0, 0))
-        size = sum(weight.numel() for weight in layer.parameters())
-        counts[place.module] = copied + size * (place in fits), total + size
-        if place in fits:
+        (module, name, _), is_copied = place, place in fits
+        if name == _OUTPUT:
+            part = module.removesuffix("network")
+            others = {each for each in {**old, **new} if each[0].startswith(part) and each[1] != _OUTPUT} - fits
+            is_copied &= all(each not in old and isinstance(new[each], ResidualBlock) for each in others)
+        if is_copied:
             layer.load_state_dict(old[place].state_dict())
+        copied, total = counts.get(module, (0, 0))
+        size = sum(weight.numel() for weight in layer.parameters())
+        counts[module] = copied + size * is_copied, total + size
     return counts
 
 
-def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in layer.named_parameters()}
+def _layers(model: CausalVAE) -> Iterator[tuple[tuple[str, str, int], nn.Module]]:
+    """Yield the layers of the networks and the linear maps by their place, which does not depend on the model's depth.
 
-
-def _layers(model: CausalVAE) -> Iterator[tuple[_Place, nn.Module]]:
-    """Yield the layers of the networks and the linear maps, those of a module from the pixels to the latent."""
-    for part in ("encoder", "decoder"):
-        for name, child in model.get_submodule(part).named_children():
-            module = f"{part}.{name}"
-            if not isinstance(child, (CausalSequential, nn.ModuleList)):
-                yield _Place(module, type(child).__name__, 0), child
-                continue
-            layers, pixels, numbers = list(child), model.config.patch_size, Counter[str]()
-            output = layers[-1] if name == "network" else None
-            for layer in reversed(layers) if module == "decoder.network" else layers:
-                kind = type(layer).__name__
-                yield _Place(module, _OUTPUT if layer is output else f"{kind} {numbers[kind]}", pixels), layer
-                numbers[kind] += 1
-                if isinstance(layer, (Downsample, Upsample)):
-                    pixels, numbers = 2 * pixels, Counter()
+    A place is the module; the kind of the layer with its number among those of the resolution, counted from the pixels;
+    and the side of a position in pixels.
+    """
+    for name, module in model.named_modules():
+        if name.count(".") != 1 or name.partition(".")[0] not in ("encoder", "decoder"):
+            continue
+        is_network = isinstance(module, (CausalSequential, nn.ModuleList))
+        layers = [*module.children()] if is_network else [module]
+        pixels, numbers = model.config.patch_size, Counter[str]()
+        output = layers[-1] if name.endswith(".network") else None
+        for layer in reversed(layers) if name == "decoder.network" else layers:
+            kind = type(layer).__name__
+            yield (name, _OUTPUT if layer is output else f"{kind} {numbers[kind]}", pixels), layer
+            numbers[kind] += 1
+            if isinstance(layer, (Downsample, Upsample)):
+                pixels, numbers = 2 * pixels, Counter()
