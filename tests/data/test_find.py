@@ -29,6 +29,7 @@ from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, _find_segments, ch
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.lists import Segment
 from telecine.data.source import RemotePath
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -43,7 +44,7 @@ class Members(IndexCache):
     """A cache that knows the members of tar files, or, with None, must not be asked for them."""
 
     def __init__(self, found: list[TarMember] | None) -> None:
-        self.found, self.timeout = found, 60.0
+        self.found, self.config = found, ClipConfig()
 
     def members(self, archive: Path | RemotePath) -> list[TarMember]:
         assert self.found is not None, f"{archive} is not a tar file"

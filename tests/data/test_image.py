@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, Image
 
 from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip, tar_members
 from telecine.data.decode import _read_image
-from telecine.data.index import _index_image
+from telecine.settings import ClipConfig
 
 from .videos import moving_frames, truncate, write_images, write_shard
 
@@ -90,7 +90,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
         else torch.rot90(PIXELS, {3: 2, 6: -1, 8: 1}.get(orientation, 0))
     )
     flipped = {2: rotated.flip(1), 4: rotated.flip(0), 7: rotated.flip(0, 1)}.get(orientation, rotated)
-    info = _index_image(path)
+    info = index_video(path)
     assert (info.height, info.width) == tuple(flipped.shape[:2])
     assert torch.equal(_read_image(path), flipped)
 
@@ -106,16 +106,16 @@ INVALID_ORIENTATIONS = {
 def test_an_invalid_orientation_is_ignored(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + INVALID_ORIENTATIONS[name] + bytes(4)
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
-    info = _index_image(path)
+    info = index_video(path)
     assert (info.height, info.width) == _read_image(path).shape[:2] == (48, 64)
 
 
 def test_errors_give_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DecodeError, match=r"text\.png: not an image that Pillow can read"):
-        _index_image(tmp_path / "text.png")
+        index_video(tmp_path / "text.png")
     with pytest.raises(DecodeError, match=r"gone\.jpg: No such file"):
-        _index_image(tmp_path / "gone.jpg")
+        index_video(tmp_path / "gone.jpg")
     for suffix in (".png", ".jpg", ".webp"):
         noise = torch.randint(256, (48, 64, 3), dtype=torch.uint8)
         path = truncate(save(Image.fromarray(noise.numpy()), tmp_path / f"cut{suffix}"), 0.6)
@@ -157,9 +157,9 @@ def test_images_of_extreme_sizes_are_refused_by_their_header(
 
 def test_the_limit_is_a_setting(tmp_path: Path) -> None:
     small, large = (save(Image.new("L", (width, 100)), tmp_path / f"{width}.png") for width in (100, 101))
-    assert _index_image(large).width == 101
+    assert index_video(large).width == 101
     for attempt in ("first", "from the index"):
-        spans, skipped = load_spans(tmp_path, max_pixels=10_000)
+        spans, skipped = load_spans(tmp_path, ClipConfig(max_pixels=10_000))
         assert [span.info.path for span in spans] == [small], attempt
         assert [skip.path for skip in skipped] == [large], attempt
         assert len(load_spans(tmp_path)[0]) == 2

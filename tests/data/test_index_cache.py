@@ -25,6 +25,7 @@ from telecine.data import (
     tar_members,
 )
 from telecine.data.index_cache import _index_cache_path
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
 
@@ -283,4 +284,4 @@ def test_a_sparse_index_is_not_read(folder: Path, caplog: pytest.LogCaptureFixtu
 
 def test_members_of_a_tar_file_are_listed_in_the_time_that_it_may_take(folder: Path) -> None:
     with pytest.raises(DataError, match=r"b\.tar: not read within 1e-09 seconds"):
-        load_spans(folder / "b.tar", timeout=1e-9)
+        load_spans(folder / "b.tar", ClipConfig(timeout=1e-9))

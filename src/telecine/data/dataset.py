@@ -195,8 +195,10 @@ class _DecodedCache:
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    num_pixels = sum(span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
-    return num_pixels * config.num_channels * config.bit_depth // 8
+    return config.num_channels * sum(
+        span.num_frames * height * width * (4 if span.info.layout else config.bit_depth // 8)
+        for span, _, (height, width) in _resolutions(spans, config)
+    )
 
 
 def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:

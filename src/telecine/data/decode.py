@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
+from telecine.data.arrays import read_array
 from telecine.data.errors import DataError, Deadline, DecodeError
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
@@ -196,12 +197,18 @@ def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
 
 
 def iterate_frames(
-    path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+    path: str | PathLike[str] | Source | VideoInfo, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
 ) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
+    """Yield every frame in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
 
-    The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
+    The default keeps the displayed size. The memory is constant. `path` is that of a video, or the index of a video, an
+    image or an array. Raises a `DecodeError` as `read_clip`.
     """
+    if isinstance(path, VideoInfo):
+        if path.is_image or path.layout:
+            yield from (read_clip(path, i, 1, size=size, pixels=pixels)[0] for i in range(path.num_frames))
+            return
+        path = path.path
     with open_video(path) as (container, stream):
         decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
         frames = (_check_intact(frame, path) for frame in decoded)
@@ -221,6 +228,7 @@ def read_clip(
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
 
     Grey is the luma. RGBA is opaque without alpha, which is not multiplied with the colours. White of 16 bits is 65535.
+    Those of an array are float32 in [-1, 1], with its own channels.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -228,6 +236,7 @@ def read_clip(
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
+        DataError: a value of an array is outside of its range.
     """
     check_counts(num_frames=num_frames, stride=stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
@@ -235,6 +244,8 @@ def read_clip(
         contract = f"inside the {info.num_frames} frames of {info.path}"
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
+    if info.layout:
+        return read_array(info, indices, size or (info.height, info.width))
     if info.is_image:
         return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
