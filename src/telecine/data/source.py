@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
 from telecine.data.errors import DecodeError
-from telecine.settings import CHANNELS, ClipConfig
+from telecine.settings import ClipConfig
 from telecine.settings.parse import read_package_yaml
 
 T = TypeVar("T")
@@ -241,7 +241,7 @@ def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> 
 
     Also if clips have channels that only arrays have, and the source is none.
     """
-    if config.num_channels not in CHANNELS.values() and not is_array(source):
+    if not (config.has_colours or is_array(source)):
         raise DecodeError(f"{source}: not an array, which alone has {config.num_channels} channels")
     if width * height > config.max_pixels:
         limit = f"more than the {config.max_pixels} of `clips.max_pixels`"

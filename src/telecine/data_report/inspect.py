@@ -19,13 +19,13 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
-from telecine.data.clip import bytes_from_video, make_clip
+from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of
-from telecine.report.video import as_shown
+from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.parse import read_package_yaml
 from telecine.training.clips import Spans, find_spans
@@ -155,7 +155,8 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
-        frames = as_shown(bytes_from_video(clip["video"]))
+        stored = bytes_from_video(clip["video"], dataset.config.bit_depth)
+        frames = as_shown(stored, depth_range(stored))
         remarks = tuple(_remarks(_brightness(frames)))
         yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 
@@ -191,8 +192,8 @@ def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest:
 
 
 def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
-    codec, distance = "image", None
-    if not info.is_image:
+    codec, distance = "array" if info.layout else "image", None
+    if not (info.is_image or info.layout):
         starts = [0, *info.keyframes] if info.seekable else [0]
         distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
         with open_video(info.path) as (_, stream):
@@ -231,10 +232,15 @@ def _hashes(info: VideoInfo) -> tuple[int, ...]:
     """Return the hashes of three frames of a video or of an image, or nothing if one is flat or cannot be decoded."""
     positions = [0] if info.is_image else [int(part * info.num_frames) for part in HASHED_POSITIONS]
     try:
-        found = [_frame_hash(read_clip(info, position, 1, size=HASHED_SIZE)[0]) for position in positions]
+        found = [_frame_hash(_shown(read_clip(info, position, 1, size=HASHED_SIZE))[0]) for position in positions]
     except DecodeError:
         return ()  # training replaces its clips, too, and logs the file
     return tuple(each for each in found if each is not None) if None not in found else ()
+
+
+def _shown(frames: Tensor) -> Tensor:
+    """Return decoded frames, which of arrays are no bytes, as uint8 RGB."""
+    return as_shown(bytes_from_video(video_from_bytes(frames)))
 
 
 def _frame_hash(frame: Tensor) -> int | None:
@@ -317,7 +323,7 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
     ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
     few = [info for info, end in zip(videos, ends, strict=True) if end <= max_frames]
     for info in with_progress(few, "finding cuts"):
-        grids = (_brightness(frame[None]) for frame in iterate_frames(info.path, _DECODED_SIZE))
+        grids = (_brightness(_shown(frame[None])) for frame in iterate_frames(info, _DECODED_SIZE))
         try:
             all_changes = [float(_changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError as error:  # training replaces the clips of such a file, too

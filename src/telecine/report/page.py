@@ -257,7 +257,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
-        "title": f"{Path(clip.source).name}, frame {clip.start}",
+        "title": f"{Path(clip.source).name}, frame {clip.start}{clip.colours and f', colours: {clip.colours}'}",
         "panes": 3,
         "fps": clip.fps or saved.fps,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},

@@ -154,6 +154,11 @@ class ClipConfig(Settings):
         return CHANNELS.get(self.channels, self.channels)  # type: ignore[return-value]
 
     @property
+    def has_colours(self) -> bool:
+        """Whether networks that know RGB see clips: grey, RGB or RGBA."""
+        return self.channels in CHANNELS
+
+    @property
     def pixel_format(self) -> PixelFormat:
         """What a decoded pixel holds."""
         return PixelFormat(self.channels, self.bit_depth)

@@ -41,7 +41,10 @@ class Clips:
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
         skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
-        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {count(len(self.val), 'held-out clip')}"
+        clips = self.train.config
+        lpips = "" if clips.has_colours else f"; LPIPS is off, which knows colours, not {clips.num_channels} channels"
+        held_out = count(len(self.val), "held-out clip")
+        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {held_out}{lpips}"
 
 
 @dataclass(frozen=True)
