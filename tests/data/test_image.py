@@ -7,13 +7,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
 from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip, tar_members
 from telecine.data.decode import _read_image
-from telecine.settings import ClipConfig
+from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import moving_frames, truncate, write_images, write_shard
 
@@ -175,7 +176,7 @@ def test_a_large_member_of_a_tar_file_is_not_read(tmp_path: Path) -> None:
         index_video(TarMember(archive, "b.png", 512, 2**29 + 1))
 
 
-@pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "moving.png", "moving.mp4"])
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "moving.mp4"])
 def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
     frames = [Image.fromarray(frame.numpy()) for frame in moving_frames(3)]
     path = tmp_path / name
@@ -183,6 +184,23 @@ def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
     frames[0].save(path, kind, save_all=True, append_images=frames[1:])
     with pytest.raises(DecodeError, match=f"{name}: an animated image"):
         index_video(path)
+
+
+@pytest.mark.parametrize("name", ["moving.png", "moving.apng"])
+@pytest.mark.parametrize("blend", [0, 1])
+def test_an_animated_png_is_a_video_with_exact_alpha(tmp_path: Path, name: str, blend: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 4), dtype=np.uint8)
+    pixels[3] = pixels[2]
+    pixels[3, 5:9, 4:9] = 0
+    pixels[..., 3] |= 255 * blend  # blended over the frame before, which opaque frames hide
+    first, *others = map(Image.fromarray, pixels)
+    first.save(tmp_path / name, "PNG", save_all=True, append_images=others, duration=[40, 80] * 3, blend=blend)
+    info = index_video(tmp_path / name)
+    assert (info.num_frames, info.is_image, info.fps > 0) == (6, False, True)
+    for start in range(6):
+        found = read_clip(info, start, 6 - start, pixels=PixelFormat("rgba")).numpy()
+        assert np.array_equal(found, pixels[start:]), start
+    assert load_spans(tmp_path)[0][0].num_frames == 6
 
 
 def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
     """
     source, config = as_source(path), config or ClipConfig()
     deadline = Deadline(source, config.timeout)
-    if is_image(source):
-        return _index_image(source, config, deadline)
+    if is_image(source) and (info := _index_image(source, config, deadline)):
+        return info
     if is_array(source):
         return index_array(source, config, deadline)
     with errors_as_decode_errors(source):
@@ -85,9 +85,14 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
     return info
 
 
-def _index_image(source: Source, config: ClipConfig, deadline: Deadline | None = None) -> VideoInfo:
-    """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
+def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
+    """Index an image by its header, or return None for an animated PNG, which is a video.
+
+    Damage after the header shows when the image is read, except in PNG files.
+    """
     with open_image(source, deadline) as image:
+        if image.format == "PNG" and getattr(image, "is_animated", False):
+            return None
         check_frame(source, *image.size, config)
         transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
