@@ -45,16 +45,11 @@ PREVIEW = "val/side_by_side"
 class ValidationClip:
     """One clip of a validation."""
 
-    target: Tensor
-    """The input, uint8 or uint16 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`."""
-    reconstruction: Tensor
-    """The reconstruction, of the same shape."""
-    metrics: Mapping[str, float]
-    """Its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`."""
-    source: str
-    """Its file in the data."""
-    start: int
-    """Position of its first frame in the file."""
+    target: Tensor  # the input, uint8 or uint16 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`
+    reconstruction: Tensor  # the reconstruction, of the same shape
+    metrics: Mapping[str, float]  # its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`
+    source: str  # its file in the data
+    start: int  # position of its first frame in the file
     fps: float
 
 
