@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,19 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, check_frame, file_of, open_file
+from telecine.data.source import Source, TarMember, VideoInfo, check_frame, open_file
 from telecine.settings import ClipConfig
 
 _FPS = 25.0  # arrays have no times
 _MAX_UNPACKED = 2**31  # bytes of the array of an `.npz`, which is unpacked whole
-_HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_ERRORS = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+# What NumPy raises for other files, and for damaged, encrypted and invented ones.
+_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo:
@@ -77,7 +78,7 @@ def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
         if output is None:
             sizes = dict(zip("THWC", (info.num_frames, *values.shape[1:]), strict=True))
             shape = tuple(sizes[axis] for axis in info.layout.split())
-            output = _as_frames(npy.open_memmap(path, "w+", dtype, shape), info.layout)
+            output = _as_frames(np.lib.format.open_memmap(path, "w+", dtype, shape), info.layout)
         output[start : start + len(values)] = values.numpy().astype(dtype)
         start += len(values)
     assert output is not None, "an array without frames is not indexed"
@@ -85,47 +86,29 @@ def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
 
 def _as_frames(values: Any, layout: str) -> Any:
     """Return a view `(T, H, W, C)` of an array."""
-    axes = layout.split()
-    values = values.transpose([axes.index(axis) for axis in "THWC" if axis in axes])
-    return np.expand_dims(values, [position for position, axis in enumerate("THWC") if axis not in axes])
+    return rearrange(values, f"{layout} -> {' '.join(axis if axis in layout else '1' for axis in 'THWC')}")
 
 
 def _opened(source: Source, deadline: Deadline | None = None) -> Any:
-    try:
-        values = open_local(source, _open_npz if source.name.lower().endswith(".npz") else _open_npy, deadline)
-    except DataError:
-        raise
-    except _ERRORS as error:
-        raise DecodeError(f"{source}: not an array that NumPy can read ({error})") from error
-    if 0 in values.shape:
-        raise DecodeError(f"{source}: an empty array, of shape {values.shape}")
-    return values
+    """Return an array, mapped into memory if it is an `.npy`, and not in a tar file."""
+    with decode_errors(source, _ERRORS):
+        values = open_local(source, _open, deadline)
+        if 0 in values.shape:
+            raise ValueError(f"an empty array, of shape {values.shape}")
+        return values
 
 
-def _open_npy(source: Path | TarMember) -> Any:
-    """Map an array into memory."""
+def _open(source: Path | TarMember) -> Any:
     with open_file(source) as file:
-        end = file.seek(0, io.SEEK_END)
-        if isinstance(source, TarMember):
-            end = file.seek(source.offset) + source.size
-        else:
-            file.seek(0)
-        shape, is_fortran, dtype = _HEADERS[npy.read_magic(file)](file)
-        if dtype.hasobject or file.tell() + dtype.itemsize * int(np.prod(shape, dtype=object)) > end:
-            raise ValueError(f"{dtype} of shape {shape} does not fit into the file")
-        order: Any = "F" if is_fortran else "C"
-        return np.memmap(str(file_of(source)), dtype, "r", file.tell(), shape, order)
-
-
-def _open_npz(source: Path | TarMember) -> Any:
-    """Unpack the only array."""
-    with open_file(source) as file:
-        content: Any = file
+        content: Any = source
         if isinstance(source, TarMember):
             file.seek(source.offset)
             content = io.BytesIO(file.read(source.size))
-        with zipfile.ZipFile(content) as archive:
-            if len(members := archive.infolist()) != 1 or members[0].file_size > _MAX_UNPACKED:
-                raise ValueError(f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy")
-            with archive.open(members[0]) as member:
-                return npy.read_array(member, allow_pickle=False)
+    loaded = np.load(content, None if isinstance(source, TarMember) else "r", allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        return loaded
+    with loaded as archive:
+        members = archive.zip.infolist()
+        if len(members) != 1 or members[0].file_size > _MAX_UNPACKED:
+            raise ValueError(f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy")
+        return archive[archive.files[0]]

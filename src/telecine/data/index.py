@@ -18,8 +18,8 @@ from PIL import ExifTags
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
-from telecine.data.decode import FORMATS, decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
-from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
+from telecine.data.decode import FORMATS, VIDEO_ERRORS, decoded_frames, displayed, open_image, open_video
+from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
 from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, is_array, is_image
@@ -66,7 +66,7 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
         return info
     if is_array(source):
         return index_array(source, config, deadline)
-    with errors_as_decode_errors(source):
+    with decode_errors(source, VIDEO_ERRORS):
         open_local(source, lambda local: check_tables(local, deadline), deadline)
     first, stored_aspect = _first_frame(source, config, deadline)
     stamps, fps, time_base, seekable = _scan_packets(source, config, deadline)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
@@ -208,9 +207,7 @@ class VideoInfo:
 
     @cached_property
     def _sorted_pts(self) -> array[int]:
-        """The timestamps in increasing order, usually `pts` itself. Many segments of a video use them."""
-        is_sorted = all(a <= b for a, b in pairwise(self.pts))
-        return self.pts if is_sorted else array("q", sorted(self.pts))
+        return array("q", sorted(self.pts))  # once, since many segments of a video use them
 
 
 @dataclass(frozen=True)

@@ -188,18 +188,14 @@ def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest:
             use = "a video, and `clips.image_ratio` is 1"
         else:
             use = f"{info.num_frames} frames; a clip needs {shortest}"
-        yield _row(info, use, is_used=bool(found))
-
-
-def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
-    codec, distance = "array" if info.layout else "image", None
-    if not (info.is_image or info.layout):
-        starts = [0, *info.keyframes] if info.seekable else [0]
-        distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
-        with open_video(info.path) as (_, stream):
-            codec = stream.codec_context.name
-    facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
-    return _FileRow(str(info.path), use, is_used, info.is_image, *facts, distance)
+        codec, distance = "array" if info.layout else "image", None
+        if not (info.is_image or info.layout):
+            starts = [0, *info.keyframes] if info.seekable else [0]
+            distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
+            with open_video(info.path) as (_, stream):
+                codec = stream.codec_context.name
+        facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
+        yield _FileRow(str(info.path), use, bool(found), info.is_image, *facts, distance)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
@@ -254,16 +250,15 @@ def _frame_hash(frame: Tensor) -> int | None:
 
 def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Return the groups of two or more files, by position, that are copies of the first of their group."""
-
-    def are_copies(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-        pairs = zip(first, second, strict=False)
-        return len(first) == len(second) and all((a ^ b).bit_count() <= MAX_BITS for a, b in pairs)
-
-    groups: list[list[int]] = []
-    for index, found in enumerate(hashes):
-        if not any(index in group for group in groups):
-            groups.append([i for i in range(index, len(hashes)) if i == index or are_copies(found, hashes[i])])
-    return [group for group in groups if len(group) > 1]
+    groups: dict[int, list[int]] = {}
+    left = [*range(len(hashes))]
+    while left:
+        first = hashes[left[0]]
+        same_length = (i for i in left if len(hashes[i]) == len(first))
+        pairs = ((i, zip(first, hashes[i], strict=True)) for i in same_length)
+        groups[left[0]] = [i for i, each in pairs if all((a ^ b).bit_count() <= MAX_BITS for a, b in each)]
+        left = [i for i in left if i not in groups[left[0]]]
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:

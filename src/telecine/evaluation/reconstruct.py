@@ -19,7 +19,6 @@ from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
 from telecine.data.find import check_output
-from telecine.data.source import is_array, is_image
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import Model, by_name, clips_of, index_data, load_model
 from telecine.evaluation.tiling import (
@@ -59,25 +58,20 @@ def reconstruct(
             not keep the model's channels and bits.
     """
     config = config or ReconstructConfig()
-    if not Path(video).is_dir():
-        _check_output(Path(output), Path(video), _suffixes(is_image(Path(video)), is_array(Path(video)), config))
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device, config)
     of_run = clips_of(None if isinstance(checkpoint, nn.Module) else find_checkpoint(Path(checkpoint)), model)
-    layout, limits = config.layout or of_run.layout, config.range or of_run.range
-    clips = ClipConfig(channels=model.in_channels, layout=layout, range=limits)
+    arrays = {"layout": config.layout or of_run.layout, "range": config.range or of_run.range}
+    clips = ClipConfig(channels=model.in_channels, **arrays)  # type: ignore[arg-type]
     if Path(video).is_dir():
         check_output("output", video, output)
         infos = by_name(index_data(video, clips, name="video"), video)
     else:
         infos = {"": index_video(video, clips)}
-    of_videos = 0 if config.compare or (model.in_channels, config.bit_depth) == (3, 8) else -1
-    files = [
-        (info, Path(output, name + _suffixes(info.is_image, bool(info.layout), config)[of_videos]))
-        if name
-        else (info, Path(output))
-        for name, info in infos.items()
-    ]
+        _check_output(Path(output), Path(video), _suffixes(infos[""], config))
+    is_exact = not config.compare and (model.in_channels, config.bit_depth) != (3, 8)
+    suffixes = {name: _suffixes(info, config)[-1 if is_exact else 0] for name, info in infos.items()}
+    files = [(info, Path(output, name + suffixes[name]) if name else Path(output)) for name, info in infos.items()]
     for _, path in files:
         _check_keeps(path, model.in_channels, config)
     return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
@@ -93,19 +87,15 @@ def _reconstruct_file(
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
-            if output.suffix == _NPY:
-                yield reconstruction
-                continue
-            shown, recon_frames = (
-                bytes_from_video(each.transpose(0, 1), config.bit_depth).cpu() for each in (target, reconstruction)
-            )
-            yield side_by_side(inputs=[shown], reconstructions=[recon_frames]) if config.compare else recon_frames
+            pair = target.transpose(0, 1), reconstruction.transpose(0, 1)
+            shown = [bytes_from_video(each, config.bit_depth).cpu() for each in pair]
+            compared = side_by_side(inputs=shown[:1], reconstructions=shown[1:]) if config.compare else shown[1]
+            yield reconstruction if output.suffix == _NPY else compared
 
+    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == _NPY:
-        output.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(output, lambda partial: write_array(partial, info, chunks()))
     elif output.suffix == _PNG:
-        output.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(next(chunks())[0].squeeze(-1).numpy())
         atomic_write(output, lambda partial: image.save(partial, format="PNG"))
     else:
@@ -138,9 +128,9 @@ def _reconstruct_frames(
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
 
-def _suffixes(is_image: bool, is_array: bool, config: ReconstructConfig) -> Sequence[str]:
-    """Return the suffixes that an output may have: without loss last."""
-    return (_NPY,) if is_array and not config.compare else (_PNG,) if is_image else _VIDEOS
+def _suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:
+    """Return the suffixes that the output may have, that of one without loss last."""
+    return (_NPY,) if info.layout and not config.compare else (_PNG,) if info.is_image else _VIDEOS
 
 
 def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> None:
