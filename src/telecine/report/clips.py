@@ -107,8 +107,9 @@ def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence
     _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)
-    picture = _join([_join([_enlarge(panel, factor) for panel in _panels(*pair)], dim=2) for pair in pairs], dim=1)
-    limits = depth_range(inputs[0])
+    limits = depth_range(torch.cat([*inputs]))
+    rows = [[_enlarge(panel, factor) for panel in _panels(*pair, limits)] for pair in pairs]
+    picture = _join([_join(row, dim=2) for row in rows], dim=1)
     text = "" if limits is None else f", {limits[0]} to {limits[1]}"
     bar = _label_bar(picture.shape[2], text).expand(len(picture), -1, -1, -1)
     return pad_to_even(torch.cat([bar, picture], dim=1))
@@ -118,13 +119,13 @@ def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     _check_pairs([target], [reconstruction])
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
-    factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
-    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction)], dim=2)
+    factor, limits = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1, depth_range(target)
+    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction, limits)], dim=2)
 
 
-def _panels(clip: Tensor, recon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return frames as shown, their reconstruction, and the amplified difference, clamped at white."""
-    clip, recon, limits = clip.cpu(), recon.cpu(), depth_range(clip)
+    clip, recon = clip.cpu(), recon.cpu()
     shown = as_shown(clip, limits), as_shown(recon, limits)
     first, second = (clip.float() / 257, recon.float() / 257) if limits else shown  # not of the colours of a map
     difference = (first.float() - second.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
