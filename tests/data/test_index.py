@@ -126,7 +126,7 @@ def test_bad_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_nothing_decodable(tmp_path: Path) -> None:
     paths = [_text(tmp_path / f"{name}.mp4") for name in "ab"] + [write_audio(tmp_path / "c.mp4")]
-    message = r"one decodable video or image, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
+    message = r"one decodable file, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
     with pytest.raises(DataError, match=message):
         index_videos(paths)
 
@@ -215,7 +215,7 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog: pytest.LogCaptu
 
     parts = [*spans("a.mp4", 3, 8), *spans("b.mp4", 3, 9), *spans("c.mp4", 1), *spans("d.png", 1, is_image=True)]
     assert log_too_short(parts, 9) == 2
-    assert "2 of 3 videos are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)" in caplog.text
+    assert "2 of 3 files are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)" in caplog.text
     caplog.clear()
     assert log_too_short(parts, 1) == 0
     assert not caplog.text

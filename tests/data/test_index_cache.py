@@ -262,8 +262,8 @@ def test_members_before_the_damage_of_a_tar_file_are_used(
     shard.write_bytes(shard.read_bytes()[: last.offset + 99])
     (folder / "c.tar").write_text("no tar")
     assert [info.path.name for info in load(folder)] == ["0.mp4"]
-    assert "b.tar: damaged after its first 2 videos and images" in caplog.text
-    assert "c.tar: damaged after its first 0 videos and images" in caplog.text
+    assert "b.tar: damaged after its first 2 members" in caplog.text
+    assert "c.tar: damaged after its first 0 members" in caplog.text
     assert "skipped 1 of 2 files" in caplog.text
 
 

@@ -143,8 +143,8 @@ def test_frames_of_a_segment(fields: dict[str, Any], frames: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"start_frame": 100}, "starts at frame 100, after the end of the video"),
-        ({"start": 4.0}, "starts at 4.0 s, after the end of the video"),
+        ({"start_frame": 100}, "starts at frame 100, after its last frame"),
+        ({"start": 4.0}, "starts at 4.0 s, after its last frame"),
         ({"start": 0.01, "end": 0.02}, "no frame from 0.01 s to 0.02 s"),
         ({"start": 2.0, "end_frame": 30}, "no frame from 2.0 s to frame 30"),
         ({"start_frame": 30, "end": 0.4}, "no frame from frame 30 to 0.4 s"),

@@ -181,7 +181,7 @@ class _DecodedCache:
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:
-            got = f"{len(spans)} videos that cannot be decoded"
+            got = f"{len(spans)} files that cannot be decoded"
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:

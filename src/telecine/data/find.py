@@ -88,8 +88,8 @@ def load_spans(
             else:
                 empty.append(Skipped(segment.source, segment.empty_reason(info)))
     if not spans:
-        contract = "a list of segments that are inside their videos"
-        remedy = "Segments count from the first frame of each video."
+        contract = "a list of segments that are inside their files"
+        remedy = "Segments count from the first frame of each file."
         raise argument_error(name, contract, format_skipped(empty), remedy, DataError)
     if empty:
         logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), format_skipped(empty))
@@ -115,10 +115,10 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     if len(found) != 1 or is_list:
         got = str(path) if is_list else f"{path}, which does not exist"
         remedy = "Check the path. Lists, tar files and patterns are for training."
-        raise argument_error(name, "a video file or a folder", got, remedy, DataError)
+        raise argument_error(name, "a file or a folder", got, remedy, DataError)
     files = _files_at(found[0], is_media)
     if not files:
-        contract = f"a folder with videos or images ({', '.join(sorted(SUFFIXES))})"
+        contract = f"a folder with videos, images or arrays ({', '.join(sorted(SUFFIXES))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
     videos = [file for file in files if not is_image(file)]
     if 0 < len(videos) < len(files):
@@ -134,7 +134,7 @@ def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "da
         matches = _at(part)
         if not matches:
             got = f"{part}, which does not exist"
-            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
+            raise argument_error(name, "a file, a folder, a list or tar files", got, "Check the path.", DataError)
         paths += matches
     segments: list[Segment] = []
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
@@ -145,7 +145,7 @@ def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "da
             segments += map(Segment, cache.members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
         suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
-        raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
+        raise argument_error(name, f"a path with videos, images or arrays ({suffixes})", f"{path}", _CHECK, DataError)
     return segments
 
 

@@ -121,7 +121,7 @@ def index_videos(
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {format_skipped(skipped)}"
         remedy = "Check that they are complete and that other programs show them."
-        raise argument_error("data", "at least one decodable video or image", got, remedy, DataError)
+        raise argument_error("data", "at least one decodable file", got, remedy, DataError)
     if skipped:
         logger.warning("skipped %d of %d files: %s", len(skipped), len(results), format_skipped(skipped))
     return infos, skipped
@@ -142,7 +142,7 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
             longest[span.info.path] = max(span.num_frames, longest.get(span.info.path, 0))
     short = [Skipped(path, f"{frames} frames") for path, frames in longest.items() if frames < clip_span]
     if short:
-        text = "%d of %d videos are shorter than %d frames, and not used: %s"
+        text = "%d of %d files are shorter than %d frames, and not used: %s"
         logger.warning(text, len(short), len(longest), clip_span, format_skipped(short))
     return len(short)
 

@@ -175,7 +175,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     try:  # `extend` keeps the members before a damaged one
         open_local(archive, lambda path: locations.extend(map(location, deadline.limit(tar_members(path)))), deadline)
     except (OSError, tarfile.TarError) as error:
-        logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
+        logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
 
 

@@ -52,7 +52,7 @@ class Segment:
         """Return the reason why the segment has no frame of the indexed video."""
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
         if self._first_frame(info) >= info.num_frames:
-            return f"starts at {start}, after the end of the video"
+            return f"starts at {start}, after its last frame"
         end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
         return f"no frame from {start} to {end}"
 
@@ -87,7 +87,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
         where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
         raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not segments:
-        raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
+        raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
     if other:
         names = ", ".join(f"`{shorten(name)}`" for name in [*other][:_MAX_NAMES])
         logger.warning("%s: left out %s that no clip needs: %s", path, count(len(other), "column"), names)
@@ -150,7 +150,7 @@ def _check_columns(names: Collection[str]) -> None:
         if name not in _COLUMNS and (meant := _meant_column(name[:100])) not in {None, *names}:
             raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?")
     if "path" not in names:
-        raise _RowError("the column `path` is missing. It names the video, relative to the list.")
+        raise _RowError("the column `path` is missing. It names the file, relative to the list.")
 
 
 @lru_cache

@@ -65,7 +65,7 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
     if longest.num_frames < length:
         got = f"at most {longest.num_frames}, in {longest.path}"
         remedy = "Set a smaller `num_frames` or `stride`."
-        raise argument_error("data", f"videos of at least {length} frames", got, remedy)
+        raise argument_error("data", f"files of at least {length} frames", got, remedy)
     log_too_short(map(whole_video, infos), length)
     starts = ((info, start) for info in infos for start in range(0, info.num_frames - length + 1, length))
     spans = [Span(info, start, start + length - 1) for info, start in starts]
@@ -118,7 +118,7 @@ class VideoSource:
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
-            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
+            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that file again.")
         return clip["video"][None].to(target)
 
 
@@ -230,8 +230,8 @@ def _video_source(
         sizes = sorted({(info.height, info.width) for info in infos})
         if len(sizes) > 1 and None in (config.height, config.width):
             got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-            remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-            raise argument_error("data", "videos of one size", got, remedy)
+            remedy = "Set `height` and `width`, to which all are resized and cropped."
+            raise argument_error("data", "files of one size", got, remedy)
         clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
@@ -254,7 +254,7 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructio
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
     lacks = ((reconstructions, missing), (data, extra))
     if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
-        contract = "videos of the same names as `data` (suffixes do not count)"
+        contract = "files of the same names as `data` (suffixes do not count)"
         raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
     for name, info in inputs.items():
         expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
