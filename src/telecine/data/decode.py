@@ -45,6 +45,7 @@ _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 _LIMITED_WHITE, _WHITE = 65283, 65535  # of 16 bits: what swscale's RGB has for the white of limited range, and white
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
 _MAX_SKIPPED = 32
+_NUM_AT_ONCE = 16  # frames of an array that are read at once
 _ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -190,7 +191,8 @@ def iterate_frames(
     """
     if isinstance(path, VideoInfo):
         if path.is_image or path.layout:
-            yield from (read_clip(path, i, 1, size=size, pixels=pixels)[0] for i in range(path.num_frames))
+            for start in range(0, path.num_frames, _NUM_AT_ONCE):
+                yield from read_clip(path, start, min(_NUM_AT_ONCE, path.num_frames - start), 1, size, pixels=pixels)
             return
         path = path.path
     with open_video(path) as (container, stream):

@@ -34,7 +34,6 @@ BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
 LONG_DISTANCE = 60
 CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
-REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
 MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
 HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
@@ -50,6 +49,7 @@ _DECODED_SIZE = (64, 64)
 logger = logging.getLogger(__name__)
 
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.data_report", "definitions.yaml")
+ADVICE: dict[str, str] = read_package_yaml("telecine.data_report", "advice.yaml")
 
 
 @dataclass(frozen=True)
@@ -264,33 +264,24 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     """Yield what would help."""
     speed, workers = report.clips_per_second, clips.num_workers
-    yield (
-        f"One core reads {speed:.3g} clips a second; {workers} workers (`--clips.num_workers`) up to "
-        f"{speed * max(workers, 1):.3g}, if there are as many cores. Training that is faster than that waits for clips."
-    )
+    yield ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > LONG_DISTANCE for distance in distances):
-        advice = f"Reading a clip decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
-        yield f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. {advice}"
+        yield ADVICE["keyframes"].format(limit=LONG_DISTANCE, far=far, total=len(distances))
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
-    cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
-    yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
+    yield ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
-        yield f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
+        yield ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
     videos = [row for row in report.files if row.is_used and not row.is_image]
-    if report.scenes:
-        advice = f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
-        yield f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. {advice}"
-    elif report.num_searched < len(videos):
-        yield f"Searched for cuts: {report.num_searched} of {len(videos)} videos. `--max_frames` searches more."
+    if report.scenes or report.num_searched < len(videos):
+        name = "scenes" if report.scenes else "searched"
+        yield ADVICE[name].format(searched=report.num_searched, total=len(videos))
     longest = max(videos, key=lambda row: row.num_frames, default=None)
     fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
     if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
-        advice = "`--clips.weighting files` draws all files equally often, as the clips shown here."
-        yield f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. {advice}"
+        yield ADVICE["longest"].format(path=longest.path, fraction=fraction)
     if report.copies:
-        advice = "Keep one of each: held-out clips may be copies of training clips."
-        yield f"Groups of files that are copies: {len(report.copies)}. {advice}"
+        yield ADVICE["copies"].format(copies=len(report.copies))
 
 
 def _brightness(frames: Tensor) -> Tensor:

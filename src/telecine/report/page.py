@@ -198,8 +198,7 @@ def _page_environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "short": short,
-        # For a column: the same number of digits for values of similar size.
-        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",
+        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",  # digits, in a column
         "breakable": _breakable,
         "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
     }

@@ -103,13 +103,13 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     singles = [_Panel(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
     all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
-    return [replace(plot, note=_note(plot, notes)) for plot in all_plots if plot.series]
+    note = f"Held-out values do not compare. {'; '.join(notes)}." if notes else ""
+    with_series = (plot for plot in all_plots if plot.series)
+    return [replace(plot, note=note if _compares_held_out(plot) else "") for plot in with_series]
 
 
-def _note(plot: Plot, notes: Sequence[str]) -> str:
-    """Return a note if a plot has held-out values of runs that do not compare."""
-    compares = any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
-    return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
+def _compares_held_out(plot: Plot) -> bool:
+    return any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
 
 
 def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:

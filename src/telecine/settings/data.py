@@ -151,7 +151,7 @@ class ClipConfig(Settings):
     @property
     def num_channels(self) -> int:
         """Number of channels of a pixel."""
-        return CHANNELS.get(self.channels, self.channels)  # type: ignore[return-value]
+        return self.channels if isinstance(self.channels, int) else CHANNELS[self.channels]
 
     @property
     def has_colours(self) -> bool:
