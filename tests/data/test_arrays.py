@@ -42,7 +42,7 @@ def save(path: Path, values: np.ndarray) -> Path:
     ("layout", "dtype", "limits"),
     [
         (None, np.uint8, ()),
-        ("C T H W", np.uint16, ()),
+        ("C T H W", np.dtype(">u2"), ()),
         ("T C H W", np.float16, (-1.0, 3.0)),
         ("T H W C", np.dtype(">f8"), (1e6, 1e6 + 1)),
         ("W H C T", np.float32, (0.0, 1.0)),
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "channels": (BYTES, {"channels": 3}, "2 channels, but `clips.channels` has 3"),
     "axes": (BYTES[0, 0], {}, r"shape \(24, 2\), but not the axes T H W C; set `clips.layout`"),
     "floats without a range": (BYTES.astype(np.float32), {}, "float32, for which `clips.range` says"),
-    "signed": (BYTES.astype(np.int16), {"range": (0, 255)}, "int16, which are not uint8, uint16 or floats"),
+    "signed": (BYTES.astype(np.int16), {"range": (0, 255)}, "int16, which are not uint8, uint16, float16"),
     "objects": (np.array([None]), {}, "Array can.t be memory-mapped: Python objects"),
     "empty": (BYTES[:0], {}, "an empty array|empty file"),
     "large": (np.zeros((1, 90, 90, 2), np.uint8), {"max_pixels": 8000}, "90 x 90 pixels, more than the 8000"),

@@ -22,6 +22,7 @@ from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, check_frame, open_file
 from telecine.settings import ClipConfig
 
+_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _FPS = 25.0  # arrays have no times
 _MAX_UNPACKED = 2**31  # bytes of the array of an `.npz`, which is unpacked whole
 # What NumPy raises for other files, and for damaged, encrypted and invented ones.
@@ -34,8 +35,8 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
     layout, dtype = config.layout or ("T H W" if values.ndim == 3 else "T H W C"), values.dtype
     if values.ndim != len(layout.split()):
         raise DecodeError(f"{source}: shape {values.shape}, but not the axes {layout}; set `clips.layout`")
-    if dtype not in (np.uint8, np.uint16) and dtype.kind != "f":
-        raise DecodeError(f"{source}: values of {dtype}, which are not uint8, uint16 or floats")
+    if dtype.name not in _TYPES:
+        raise DecodeError(f"{source}: values of {dtype}, which are not {', '.join(_TYPES)}")
     if dtype.kind == "f" and not config.range:
         raise DecodeError(f"{source}: values of {dtype}, for which `clips.range` says what is black and white")
     num_frames, height, width, found = _as_frames(values, layout).shape
