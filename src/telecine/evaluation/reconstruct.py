@@ -144,7 +144,7 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
     """Raise a `ValueError` if the output cannot be written or would replace the input."""
-    contract = f"the name of {'an MP4 or MKV' if suffixes == _VIDEOS else f'a file of {suffixes[0]}'}"
+    contract = f"the name of {'an MP4 or MKV' if suffixes == _VIDEOS else f'a {suffixes[0][1:].upper()}'}"
     if output.is_dir():
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
     if output.suffix.lower() not in suffixes:
