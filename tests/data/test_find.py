@@ -127,7 +127,7 @@ def test_files_that_match_several_times_are_read_once(tmp_path: Path) -> None:
 def test_no_videos(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`data` must be a file or a folder, but got .*nowhere, which does not"):
         find_videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos .*\.mp4.*, which has none.*Subfold"):
+    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos, .*\.mp4.*, which has none.*Subfold"):
         find_videos(tmp_path, name="val_data")
 
 

@@ -79,14 +79,8 @@ def load_spans(
     finally:
         cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}
-    spans: list[Span] = []
-    empty: list[Skipped] = []
-    for segment in segments:
-        if info := by_source.get(segment.source):
-            if span := segment.to_span(info):
-                spans.append(span)
-            else:
-                empty.append(Skipped(segment.source, segment.empty_reason(info)))
+    found = [segment.span_in(by_source[segment.source]) for segment in segments if segment.source in by_source]
+    spans, empty = ([each for each in found if isinstance(each, kind)] for kind in (Span, Skipped))
     if not spans:
         contract = "a list of segments that are inside their files"
         remedy = "Segments count from the first frame of each file."
