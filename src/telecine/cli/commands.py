@@ -183,7 +183,7 @@ def _reconstruct(
         str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
     ],
 ) -> None:
-    """Encode and decode videos or images with an autoencoder, and write the results."""
+    """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
 
     _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")

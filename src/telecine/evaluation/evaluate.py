@@ -98,7 +98,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     with process_group() as (rank, num_ranks):
         device = device_of(config.device, num_ranks)
         if config.data is None:
-            raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
+            raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)

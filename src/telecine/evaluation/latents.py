@@ -246,7 +246,7 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
     if config.data is None:
-        raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
+        raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
     first, infos = open_model(models[0], config, device)
     clips = first.clips

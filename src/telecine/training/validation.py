@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -51,6 +52,7 @@ def validate_model(
     model: VideoAutoencoder,
     clips: Sequence[Clip],
     perceptual: dict[str, nn.Module],
+    bit_depth: Literal[8, 16] = 8,
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
@@ -81,7 +83,7 @@ def validate_model(
                 with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
-                frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
+                frames = (bytes_from_video(each, bit_depth).cpu() for each in (target[0], output.video[0]))
                 found = metrics.per_clip()[-1]
                 shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
     finally:
