@@ -5,13 +5,13 @@ velocity is `eps - x`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from telecine.base.checks import check_count
+from telecine.base.checks import argument_error, check_count, check_fraction
 from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
 from telecine.settings.autoencoder import FlowConfig
@@ -23,6 +23,8 @@ _SMALLEST_LEVEL = 0.1
 @dataclass(frozen=True)
 class Sampler:
     """How a decoder that generates turns noise into video: by Euler's method, from level 1 to level 0.
+
+    With a `level`, noise of that level is added to the latent instead, and the decoder removes it in one pass.
 
     The noise is a function of `seed` and of the frame's number and position alone. Neither the batch nor temporal
     chunks change it; the clips of a batch share it.
@@ -37,9 +39,29 @@ class Sampler:
     """Height and width of the frame that a decoded tile is part of; None for whole frames."""
     corner: tuple[int, int] = (0, 0)
     """The tile's first row and column."""
+    level: float | None = None
+    """Level of the noise in the latent, at least 0 and below 1; None for a decoder that makes video of noise."""
 
     def __post_init__(self) -> None:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
+        if self.level is None:
+            return
+        check_fraction("decode_level", self.level, remedy="Use 0.05, or 0 for no noise.")
+        if self.steps > 1:
+            contract, remedy = "1 for a decoder that removes the noise of its latent", "Leave it out."
+            raise argument_error("decode_steps", contract, self.steps, remedy)
+
+    def describe(self) -> dict[str, object]:
+        """Return the name and the settings, for protocols."""
+        if self.level is None:
+            return {"name": "euler", "steps": self.steps, "seed": self.seed}
+        return {"name": "noise of the latent", "level": self.level, "seed": self.seed}
+
+    def of_latent(self, time: int, space: int) -> "Sampler":
+        """Return the sampler of noise in a latent whose positions have `time` frames and `space` x `space` pixels."""
+        size = self.frame_size and (self.frame_size[0] // space, self.frame_size[1] // space)
+        corner = (self.corner[0] // space, self.corner[1] // space)
+        return replace(self, first_frame=-(-self.first_frame // time), frame_size=size, corner=corner)
 
     def noise(self, shape: Sequence[int], device: torch.device) -> Video:
         """Return normal noise of `shape`, `(B, C, T, H, W)`: the same on every device."""

@@ -91,8 +91,7 @@ class ModelSource:
 
     def sampler(self) -> dict[str, object]:
         """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
-        sampler = self.model.sampler
-        return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
+        return {} if self.model.sampler is None else self.model.sampler.describe()
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
@@ -212,6 +211,9 @@ def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sam
     if sampler is None and config.sampling:
         contract = "left out unless a model's decoder generates"
         raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
+    if sampler is not None and sampler.level is None and config.decode_level is not None:
+        contract = "left out unless a model's decoder removes noise from its latent"
+        raise argument_error("decode_level", contract, f"a number for {got}", "Leave it out.")
     return None if sampler is None else replace(sampler, **config.sampling)
 
 

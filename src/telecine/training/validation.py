@@ -75,7 +75,7 @@ def validate_model(
             output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
-            if model.sampler is not None:
+            if model.sampler is not None and model.sampler.level is None:
                 with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
