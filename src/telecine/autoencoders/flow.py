@@ -7,15 +7,19 @@ velocity is `eps - x`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_count, check_fraction
+from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
 from telecine.settings.autoencoder import FlowConfig
 
+Denoise: TypeAlias = Callable[[Video, Tensor], Video]
+"""From `x_t` and its levels `(B,)` to a prediction of `x`."""
 # Limits the weight of an error of the video, 1 / level^2, to 100.
 _SMALLEST_LEVEL = 0.1
 
@@ -102,10 +106,20 @@ def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
     return None if config.weighting == "uniform" else level.clamp(min=_SMALLEST_LEVEL) ** -2
 
 
-def integrate(denoise: Callable[[Video, Tensor], Video], video: Video, levels: Sequence[float]) -> Video:
+def denoised_clips(
+    config: FlowConfig, denoise: Denoise, video: Video, generator: Generators
+) -> tuple[Video, Tensor | None, Video]:
+    """Return what is made of videos with noise of random levels, the `level_weights`, and the noise."""
+    level = random_levels(config, video, generator)
+    video = at_least_float32(video)
+    noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
+    return denoise(add_noise(video, noise, level), level), level_weights(config, level), noise
+
+
+def integrate(denoise: Denoise, video: Video, levels: Sequence[float]) -> Video:
     """Return the video to which Euler's method takes noise `(B, C, T, H, W)`, from level to level and to 0.
 
-    `denoise(x_t, t)` predicts `x` at levels `(B,)`. One step from level 1 returns its prediction.
+    One step from level 1 returns the prediction of `denoise`.
     """
     for t, following in pairwise([*levels, 0.0]):
         x0 = denoise(video, torch.full((len(video),), t, device=video.device))

@@ -20,6 +20,7 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.settings import Bucket, ClipConfig
+from telecine.settings.autoencoder import FlowConfig
 
 
 class Reconstruction(NamedTuple):
@@ -46,6 +47,8 @@ class VideoAutoencoder(nn.Module, ABC):
 
     sampler: Sampler | None = None
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
+    flow: FlowConfig | None = None
+    """The random levels of noise in training, which the caller may change; None without, or by the configuration."""
 
     @abstractmethod
     def forward(
