@@ -149,7 +149,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     """From random weights, for a frozen autoencoder; the levels are those of `causal_vae.flow`."""
     monkeypatch.chdir(tmp_path)
     tiny_model("ltx2_video").save_pretrained("vae")
-    config = dict(ltx2_diffusion_decoder().config)
+    config = json.loads(ltx2_diffusion_decoder().to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
     changes = {"clips": clips, "steps": 2, "save_every": 1, "model": "decoder.json", "linear_baseline": False}

@@ -87,6 +87,7 @@ def distill(
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
     check_weight("teacher_weight", config.teacher_weight)
+    check_weight("feature_weight", config.feature_weight)
     terms = dict(config.objective.terms)
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
@@ -94,6 +95,10 @@ def distill(
         target = f"{__name__}.TeacherReconstruction"
         steps = {"decode_steps": config.teacher_decode_steps} if _generates(teacher) else {}
         terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name, **steps})
+    if config.feature_weight > 0:
+        params = {"teacher": name, "channels": architecture.channels, "layers": [*config.feature_layers]}
+        target = "telecine.training.teacher_features.TeacherFeatures"
+        terms["teacher_features"] = Term(target, config.feature_weight, params)
     sampled = teacher if architecture.decoder == "flow" and _generates(teacher) and not config.train_encoder else None
     if sampled is not None:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
