@@ -98,7 +98,7 @@ def test_another_teacher_is_refused(pipeline, tmp_path):
 def test_sizes_below_a_window_of_attention_are_refused(pipeline):
     """Of the published kernels: 224 pixels, 7 positions of 32 pixels; 17 frames, as 9 are fewer than 11."""
     model = decoder()
-    assert model._smallest_clip == (9, 32, 32)
+    assert model._smallest_clip == (9, 64, 64)
     published = {"decoder_stage_kernels": ((3, 7, 7), (3, 7, 7), (3, 5, 5), (3, 5, 5))}
     assert decoder(**published, decoder_stage5_kernel=(11, 11, 11))._smallest_clip == (17, 224, 224)
     model = load_autoencoder(pipeline / "diffusion_decoder")

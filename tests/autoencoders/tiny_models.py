@@ -86,13 +86,13 @@ def ltx2_video() -> ModelMixin:
 
 
 def ltx2_diffusion_decoder(**changes: object) -> ModelMixin:
-    """Return a decoder for the latents of `ltx2_video`, for 9 frames of 32 x 32 pixels and more."""
+    """Return a decoder for the latents of `ltx2_video`, for 9 frames of 64 x 64 pixels and more."""
     settings = {
         "latent_channels": 8,
         "decoder_head_dim": 8,
         "decoder_stage_channels": (16, 8, 8, 8, 8),
         "decoder_stage_depths": (1, 1, 1, 1, 1),
-        "decoder_stage_kernels": ((3, 1, 1), (3, 1, 2), (3, 2, 1), (3, 2, 2)),
+        "decoder_stage_kernels": ((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 2, 2)),
         "decoder_stage5_kernel": (5, 3, 5),
         "decoder_upsample_channel_reductions": (2, 1, 1, 1),
         "decoder_t_emb_dim": 16,

@@ -141,7 +141,7 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
     sampler = json.loads((tmp_path / "figures" / "protocol.json").read_text())["sampler"]
     assert sampler == {"name": "noise of the latent", "level": 0.5, "seed": 0}
     assert main([*command, "--decode_steps", "4"]) == 2
-    assert "`--decode_steps` must be 1 for a decoder that removes the noise" in capsys.readouterr().err
+    assert "`--decode_steps` must be left out unless a model's decoder generates" in capsys.readouterr().err
 
 
 @pytest.mark.slow

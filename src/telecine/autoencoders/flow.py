@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_count, check_fraction
+from telecine.base.checks import check_count, check_fraction
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
@@ -48,18 +48,13 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
-        if self.level is None:
-            return
-        check_fraction("decode_level", self.level, remedy="Use 0.05, or 0 for no noise.")
-        if self.steps > 1:
-            contract, remedy = "1 for a decoder that removes the noise of its latent", "Leave it out."
-            raise argument_error("decode_steps", contract, self.steps, remedy)
+        if self.level is not None:
+            check_fraction("decode_level", self.level, remedy="Use 0.05, or 0 for no noise.")
 
     def describe(self) -> dict[str, object]:
         """Return the name and the settings, for protocols."""
-        if self.level is None:
-            return {"name": "euler", "steps": self.steps, "seed": self.seed}
-        return {"name": "noise of the latent", "level": self.level, "seed": self.seed}
+        of_kind = {"steps": self.steps} if self.level is None else {"level": self.level}
+        return {"name": "euler" if self.level is None else "noise of the latent", **of_kind, "seed": self.seed}
 
     def of_latent(self, time: int, space: int) -> "Sampler":
         """Return the sampler of noise in a latent whose positions have `time` frames and `space` x `space` pixels."""

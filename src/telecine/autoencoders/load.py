@@ -148,10 +148,10 @@ def _teacher_of(folder: Path) -> str:
     It is a path beside the decoder, or beside the model that the decoder's run has started from; or a name on the Hub.
     """
     name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
-    beside = folder.parent / name
-    if beside.exists() or not isinstance(model, str):
-        return str(beside) if beside.exists() else name
-    return _teacher_of(folder_without_weights(model)[1])
+    beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
+    if not beside.exists() and origin != folder and origin.exists():
+        return _teacher_of(origin)
+    return str(beside) if beside.exists() else name
 
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class Student(LatentAutoencoder):
     `load` is called with its name when the first video is encoded.
     """
 
+    teacher_key: ClassVar[str] = TEACHER_KEY
+
     def __init__(self, teacher: str, load: LoadTeacher, digest: str) -> None:
         super().__init__()
         self.teacher, self.digest, self._load = teacher, digest, load
@@ -67,7 +69,7 @@ class Student(LatentAutoencoder):
             loaded = self.load_teacher()
             if isinstance(loaded, Student) or digest_of_encoder(loaded) != self.digest:
                 got = f"{self.teacher}, whose encoder differs"
-                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
+                remedy = f"Set `{self.teacher_key}` in its config.json to that one."
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
@@ -78,7 +80,7 @@ class Student(LatentAutoencoder):
             return self._load(self.teacher)
         except FileNotFoundError as error:
             got = f"{self.teacher!r}, which does not exist"
-            remedy = f"Put it beside the student's folder, or set `{TEACHER_KEY}` in its config.json to its path."
+            remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in its config.json to its path."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:

@@ -208,12 +208,12 @@ def load_model(
 
 def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
     """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
-    if sampler is None and config.sampling:
-        contract = "left out unless a model's decoder generates"
-        raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
-    if sampler is not None and sampler.level is None and config.decode_level is not None:
-        contract = "left out unless a model's decoder removes noise from its latent"
-        raise argument_error("decode_level", contract, f"a number for {got}", "Leave it out.")
+    known = {} if sampler is None else sampler.describe()
+    for name in config.sampling:
+        if name not in known:
+            kind = "removes noise from its latent" if name == "level" else "generates"
+            contract = f"left out unless a model's decoder {kind}"
+            raise argument_error(f"decode_{name}", contract, f"a number for {got}", "Leave it out.")
     return None if sampler is None else replace(sampler, **config.sampling)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, product
 from operator import mul
 from os import PathLike
 from pathlib import Path
@@ -31,10 +31,10 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.settings.autoencoder import FlowConfig
 
-# Keys of `config.json`, which diffusers keeps: the teacher, and the digest of its encoder.
-TEACHER_KEY, _DIGEST_KEY = "_teacher", "_teacher_encoder_sha256"
+# Key of `config.json`, which diffusers keeps: the digest of the teacher's encoder.
+_DIGEST_KEY = "_teacher_encoder_sha256"
 # Positions of time, height and width whose attention is computed at once.
-_TILE = (4, 8, 8)
+_TILE = (8, 16, 16)
 
 
 class DiffusionDecoder(Student):
@@ -43,6 +43,8 @@ class DiffusionDecoder(Student):
     It is trained at random levels of noise, those of `flow`, and sampled as `CausalVAE` with `decoder: flow` is. Saved
     models are those of diffusers, with the teacher's statistics of the latent.
     """
+
+    teacher_key = "_teacher"  # diffusers keeps keys that begin so
 
     def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
         super().__init__(teacher, load, digest)
@@ -127,12 +129,10 @@ class DiffusionDecoder(Student):
         config, (time, space) = self.module.config, self._compression
         windows = zip(*config.decoder_stage_kernels, config.decoder_stage5_kernel, strict=True)
         strides = zip((1, 1, 1), *config.decoder_upsample_strides, strict=True)
-        (frames, scales), *sides = ((of, [*accumulate(axis, mul)]) for of, axis in zip(windows, strides, strict=True))
-        # All stages but the last see copies of the last latent frame, too.
-        copies = [*[self.module.decoder.trailing_pad_latent_frames] * (len(frames) - 1), 0]
-        first = (1 - (1 - k) // scale - more for k, scale, more in zip(frames, scales, copies, strict=True))
-        rows, columns = (max(-(-k // scale) for k, scale in zip(*of, strict=True)) for of in sides)
-        return 1 + time * (max(1, *first) - 1), space * rows, space * columns
+        # `1 + n` positions of the latent are at least `1 + scale * n` where a window has `k`.
+        axes = (zip(of, accumulate(axis, mul), strict=True) for of, axis in zip(windows, strides, strict=True))
+        frames, rows, columns = (max((k - 2 + scale) // scale for k, scale in axis) for axis in axes)
+        return 1 + time * frames, space * (1 + rows), space * (1 + columns)
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the teacher accepts clips of this size, and windows of attention fit in them."""
@@ -160,7 +160,7 @@ class DiffusionDecoder(Student):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
-        self.module.register_to_config(**{TEACHER_KEY: public_name(self.teacher), _DIGEST_KEY: self.digest})
+        self.module.register_to_config(**{self.teacher_key: public_name(self.teacher), _DIGEST_KEY: self.digest})
         with safetensors_write(Path(folder)):
             merge_low_rank(self.module).save_pretrained(folder)
 
@@ -169,7 +169,7 @@ class DiffusionDecoder(Student):
         loaded = load_module(str(folder), None, None, torch.float32)
         if loaded.config.get(_DIGEST_KEY) != self.digest:
             got = f"{self.teacher}, whose encoder differs"
-            raise argument_error("teacher", f"the teacher of {folder}", got, f"Set `{TEACHER_KEY}` to that one.")
+            raise argument_error("teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one.")
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
 
@@ -180,23 +180,18 @@ class _WindowAttention:
     """
 
     def __call__(self, attn: DiffusersModel, hidden_states: Tensor, block_mask: None = None) -> Tensor:
-        query, *key_and_value = attn.project_qkv(hidden_states)  # (B, T, H, W, heads, features)
+        query, key, value = attn.project_qkv(hidden_states)  # (B, T, H, W, heads, features)
         sizes = zip(hidden_states.shape[1:4], attn.kernel_size, _TILE, strict=True)
-        tiles = [list(_tiles(*size, hidden_states.device)) for size in sizes]
-
-        def attended(*chosen: tuple[slice, slice, Tensor]) -> Tensor:
-            axis = len(chosen)
-            if axis < 3:
-                return torch.cat([attended(*chosen, tile) for tile in tiles[axis]], dim=1 + axis)
-            queries, keys, (over_time, over_rows, over_columns) = zip(*chosen, strict=True)
-            mask = over_time[:, None, None, :, None, None] & over_rows[:, None, None, :, None]
-            mask = (mask & over_columns[:, None, None, :]).flatten(3).flatten(0, 2)
-            q = query[(slice(None), *queries)]
-            inputs = (x.flatten(1, 3).transpose(1, 2) for x in (q, *(x[(slice(None), *keys)] for x in key_and_value)))
-            result = F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)  # the query is scaled
-            return result.transpose(1, 2).reshape(q.shape)
-
-        return cast(Tensor, attn.to_out[0](attended().flatten(4)))
+        result = torch.empty_like(value)
+        for tiles in product(*(_tiles(*size, hidden_states.device) for size in sizes)):
+            queries, keys, (of_frames, of_rows, of_columns) = zip(*tiles, strict=True)
+            mask = of_frames[:, None, None, :, None, None] & of_rows[:, None, None, :, None]
+            mask = (mask & of_columns[:, None, None, :]).flatten(3).flatten(0, 2)
+            at, seen = (slice(None), *queries), (slice(None), *keys)
+            inputs = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
+            attended = F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)  # the query is scaled
+            result[at] = attended.transpose(1, 2).view_as(query[at])
+        return cast(Tensor, attn.to_out[0](result.flatten(4)))
 
 
 def _tiles(size: int, window: int, tile: int, device: torch.device) -> Iterator[tuple[slice, slice, Tensor]]:

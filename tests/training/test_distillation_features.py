@@ -14,7 +14,7 @@ from telecine.autoencoders.student import StudentAutoencoder, student_config
 from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
-from telecine.training.teacher_features import TeacherFeatures
+from telecine.training.distillation import TeacherFeatures
 
 from ..autoencoders.tiny_models import tiny_model
 from .test_distillation import SETTINGS
