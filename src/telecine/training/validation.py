@@ -63,7 +63,8 @@ def validate_model(
     one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
-    takes_steps = isinstance(model, CausalAutoencoder) and model.sampler is not None and not model.config.flow.one_step
+    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
+    takes_steps = model.sampler is not None and model.sampler.level is None and not (flow and flow.one_step)
     model.eval()
     device = next(model.parameters()).device
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
