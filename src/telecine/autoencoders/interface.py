@@ -46,6 +46,8 @@ class VideoAutoencoder(nn.Module, ABC):
 
     sampler: Sampler | None = None
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
+    trains_on_latents: bool = False
+    """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
 
     @abstractmethod
     def forward(

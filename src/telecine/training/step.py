@@ -114,7 +114,8 @@ def _compute_losses(
     if objective.schedule.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-    error = mse(reconstruction=output.video.detach(), target=batch.video)
+    reference = batch.video if batch.video.shape == output.video.shape else target
+    error = mse(reconstruction=output.video.detach(), target=reference)
     return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.files import mark_output
@@ -314,8 +316,12 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(accelerator.device, non_blocking=True)
+        videos: Iterable[Tensor] = (batch["video"] for batch in loader)
+        if self.latents is not None and self.state.autoencoder.trains_on_latents:
+            shape = (self.config.clips_per_pass, *self.clips.val[0]["video"].shape)
+            videos = repeat(torch.zeros(()).expand(shape), len(loader))
+        for items, each in zip(loader.sampler, videos, strict=True):
+            video = each.to(accelerator.device, non_blocking=True)
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
