@@ -1,5 +1,6 @@
 """How well noise is removed from latents: by a trained generator, and by the best linear denoiser, in closed form."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -99,20 +100,13 @@ class WienerFilter:
 
     def velocity(self, noisy: Tensor, level: float) -> Tensor:
         """Return the predicted velocity of noisy latents `(N, C, t, h, w)` at a level in (0, 1]."""
-        gain = (1 - level) * self.eigenvalues / self._noisy_eigenvalues(level)
+        gain = (1 - level) * self.eigenvalues / ((1 - level) ** 2 * self.eigenvalues + level**2)
         rows = _rows(noisy, self.patch).cpu().double()
         clean = self.mean + (rows - (1 - level) * self.mean) @ (self.eigenvectors * gain) @ self.eigenvectors.T
         sizes = dict(zip("pqr", self.patch, strict=True))
         counts = {name: side // part for name, side, part in zip("thw", noisy.shape[2:], self.patch, strict=True)}
         pattern = "(b t h w) (c p q r) -> b c (t p) (h q) (w r)"
         return rearrange((rows - clean) / level, pattern, **sizes, **counts).to(noisy)
-
-    def velocity_loss(self, level: float) -> float:
-        """Return the mean squared error of the velocity on latents with this mean and covariance."""
-        return float((self.eigenvalues / self._noisy_eigenvalues(level)).mean())
-
-    def _noisy_eigenvalues(self, level: float) -> Tensor:
-        return (1 - level) ** 2 * self.eigenvalues + level**2
 
 
 def _rows(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -124,12 +118,10 @@ def _rows(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 def _largest_patch(latents: Tensor) -> tuple[int, int, int]:
     """Return the frames, height and width of the largest patches whose covariance the latents determine."""
     channels, *size = latents.shape[1:]
-    divisors = ([part for part in range(1, side + 1) if side % part == 0] for side in size)
-    by_size = {(p, q, r): channels * p * q * r for p, q, r in product(*divisors)}
-    # Of as many values, cubes.
-    known = [(values, min(patch) / max(patch), patch) for patch, values in by_size.items() if values <= _MAX_VALUES]
-    known = [each for each in known if latents.numel() >= _ROWS_PER_VALUE * each[0] ** 2]
-    if not known:
+    num_positions = min(_MAX_VALUES, math.isqrt(latents.numel() // _ROWS_PER_VALUE)) // channels
+    if num_positions == 0:
         contract = f"at least {_ROWS_PER_VALUE * channels} positions for {channels} channels"
         raise argument_error("latents", contract, latents, "Use more clips.")
-    return max(known)[2]
+    divisors = ([part for part in range(1, side + 1) if side % part == 0] for side in size)
+    known = [(p, q, r) for p, q, r in product(*divisors) if p * q * r <= num_positions]
+    return max(known, key=lambda patch: (math.prod(patch), min(patch)))

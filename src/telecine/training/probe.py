@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
-from telecine.data import ClipDataset, Span, bytes_from_video
+from telecine.data import ClipDataset, bytes_from_video
 from telecine.data.validation import iterate_validation_clips
 from telecine.evaluation.denoising import Probe, WienerFilter, velocity_losses
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
@@ -79,12 +80,13 @@ def _probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Co
     result = train(settings, autoencoder=denoiser, console=console)
     denoiser.load_weights(result.checkpoint / EMA)
     denoiser.eval()
-    found = _encoded(source, _videos_of(spans.held_out, config, settings), config.clip_limit)
+    unseen_clips = partial(iterate_validation_clips, spans.held_out, settings.clips, config.clip_limit)
+    found = _encoded(source, (clip["video"][None] for clip in unseen_clips()), config.clip_limit)
     unseen = [denoiser.normalised(latent) for latent in found]
     linear = WienerFilter.fit(_training_latents(denoiser, settings, clips))
     network = load_feature_network(config.probe.features, unseen[0].device) if config.probe.features else None
     sets = {
-        "unseen clips": _videos_of(spans.held_out, config, settings),
+        "unseen clips": (clip["video"][None] for clip in unseen_clips()),
         "reconstructions": map(denoiser.decode, unseen),
         "samples": _samples(denoiser, len(unseen) if network else min(len(unseen), _NUM_SHOWN), seed),
     }
@@ -132,11 +134,6 @@ def _train_config(source: ModelSource, config: LatentsConfig, folder: Path) -> T
             lr=probe.lr, betas=(0.9, 0.99), warmup_steps=min(100, probe.steps // 10), schedule="cosine"
         ),
     )
-
-
-def _videos_of(spans: Sequence[Span], config: LatentsConfig, settings: TrainConfig) -> Iterator[Video]:
-    """Yield clips `(1, C, T, H, W)` on the CPU, the same in every call."""
-    return (clip["video"][None] for clip in iterate_validation_clips(spans, settings.clips, config.clip_limit))
 
 
 @torch.no_grad()
