@@ -74,7 +74,7 @@ def main() -> None:
     probe = ProbeConfig(
         val_data=unseen, steps=options.steps, num_clips=256, seed=options.seed, features=options.features
     )
-    config = LatentsConfig(data=data, probe=probe, num_frames=9, height=64, width=64, max_clips=40, device="cpu")
+    config = LatentsConfig(data=data, probe=probe, num_frames=9, height=64, width=64, max_clips=30, device="cpu")
     model = model_source(options.run, config, torch.device("cpu")).model
     models = [options.run, *controls(model, data, config)]
     console = PlainConsole()

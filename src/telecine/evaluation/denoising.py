@@ -28,7 +28,6 @@ class Probe:
     """The same of the best linear denoiser of the training latents."""
     patch: tuple[int, int, int]
     """Frames, height and width of its patches."""
-    num_weights: int
     seconds: float
     """Of the training."""
     picture: str

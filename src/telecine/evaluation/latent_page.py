@@ -69,7 +69,8 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
 def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]]:
     """Return the positions and values of each measure: of the latent, then of the scaled-down video if it has it."""
     spectrum, correlation, total = space.spectrum, space.autocorrelation, sum(space.eigenvalues) or 1.0
-    losses, linear = ([], []) if space.probe is None else (space.probe.losses, space.probe.linear_losses)
+    losses = space.probe.losses if space.probe is not None else []
+    linear = space.probe.linear_losses if space.probe is not None else []
     return {
         "spectrum": [zip(spectrum.frequency, each, strict=True) for each in (spectrum.latent, spectrum.video)],
         "eigenvalues": [enumerate((value / total for value in space.eigenvalues), 1)],

@@ -1,10 +1,10 @@
 """The probe of latents: a run that trains a small generator on them, and its measures on unseen videos."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
@@ -15,6 +15,7 @@ from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 from telecine.autoencoders.pretrained import digest_of_encoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
+from telecine.base.frozen import Frozen
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, bytes_from_video
@@ -27,15 +28,13 @@ from telecine.evaluation.source import ModelSource, model_source
 from telecine.perceptual import as_rgb
 from telecine.report.clips import write_preview
 from telecine.runs import Run
-from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, ProbeConfig, TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import find_spans
 from telecine.training.latents import open_cache
 from telecine.training.run import train
 from telecine.training.weight_files import EMA
 
-# Training clips whose latents say how to normalise all.
-_NUM_NORMALISED = 128
 _NUM_SHOWN = 6
 _SAMPLE_STEPS = 50
 _FPS = 8.0
@@ -56,8 +55,8 @@ def add_probes(
         ValueError: A model has no `encode` and `decode`, or there are no unseen videos.
         TrainingError, Interrupted: See `train`.
     """
-    clips = {name: report.protocol[name] for name in ("num_frames", "height", "width")}
-    same = replace(config, **clips, stride=report.protocol["frame_stride"])
+    clips: dict[str, Any] = {name: report.protocol[name] for name in ("num_frames", "height", "width")}
+    same = replace(config, **clips, stride=cast(int, report.protocol["frame_stride"]))
     sources = (model_source(model, same, pick_device(config.device)) for model in models)
     probes = [_probe(source, same, folder, console) for source in sources]
     spaces = [replace(space, probe=probe) for space, probe in zip(report.models, probes, strict=True)]
@@ -66,43 +65,55 @@ def add_probes(
 
 def _probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console | None) -> Probe:
     """Train and measure the generator of one model's latents."""
-    name, seed = f"probe/{digest_of_encoder(source.model.latent_model)[:8]}", config.probe.seed
+    name = f"probe/{digest_of_encoder(source.model.latent_model)[:8]}"
     settings = _train_config(source, config, folder / name)
     spans = find_spans(settings.data, settings.val_data, settings.clips)
     if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
         contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
         raise argument_error("data", contract, "fewer", remedy)
-    clips = ClipDataset(spans.train, settings.clips, seed=seed)
-    numbers = range(min(config.probe.num_clips, _NUM_NORMALISED))
-    latents = torch.cat(_encoded(source, (clips[number]["video"][None] for number in numbers), len(numbers)))
-    set_seed(seed)
-    denoiser = LatentDenoiser(source.model, latents, size=config.probe.size, causal=config.probe.causal)
+    known = _training_latents(source, settings, ClipDataset(spans.train, settings.clips, seed=settings.seed))
+    set_seed(settings.seed)
+    denoiser = LatentDenoiser(source.model, known, size=config.probe.size, causal=config.probe.causal)
     result = train(settings, autoencoder=denoiser, console=console)
     denoiser.load_weights(result.checkpoint / EMA)
-    denoiser.eval()
-    unseen_clips = partial(iterate_validation_clips, spans.held_out, settings.clips, config.clip_limit)
-    found = _encoded(source, (clip["video"][None] for clip in unseen_clips()), config.clip_limit)
-    unseen = [denoiser.normalised(latent) for latent in found]
-    linear = WienerFilter.fit(_training_latents(denoiser, settings, clips))
-    network = load_feature_network(config.probe.features, unseen[0].device) if config.probe.features else None
-    sets = {
-        "unseen clips": (clip["video"][None] for clip in unseen_clips()),
-        "reconstructions": map(denoiser.decode, unseen),
-        "samples": _samples(denoiser, len(unseen) if network else min(len(unseen), _NUM_SHOWN), seed),
-    }
-    rows, features = zip(*(_row_and_features(videos, network) for videos in sets.values()), strict=True)
-    write_preview(folder / f"{name}.mp4", torch.cat(rows, dim=1), _FPS)
-    absent = "needs `probe.features`" if network is None else frechet_undefined(*features)
-    pairs = [] if absent else combinations(zip(sets, features, strict=True), 2)
+    linear = WienerFilter.fit(denoiser.normalised(known.to(denoiser.mean)))
     summary = Run(result.run).summary()
     assert summary is not None
+
+    def videos() -> Iterator[Video]:
+        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
+        return (clip["video"][None].to(denoiser.mean) for clip in clips)
+
+    return _measure(denoiser.eval(), linear, videos, config.probe, folder / f"{name}.mp4", summary.seconds)
+
+
+def _measure(
+    denoiser: LatentDenoiser,
+    linear: WienerFilter,
+    videos: Callable[[], Iterator[Video]],
+    config: ProbeConfig,
+    picture: Path,
+    seconds: float,
+) -> Probe:
+    """Return the measures on unseen videos `(1, C, T, H, W)`, and write a picture of some beside samples."""
+    latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
+    network = load_feature_network(config.features, denoiser.mean.device) if config.features else None
+    num_samples = len(latents) if network else min(len(latents), _NUM_SHOWN)
+    sets = {
+        "unseen clips": videos(),
+        "reconstructions": map(denoiser.decode, latents),
+        "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, config.seed)),
+    }
+    rows, features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
+    write_preview(picture, torch.cat(rows, dim=1), _FPS)
+    absent = "needs `probe.features`" if network is None else frechet_undefined(*features)
+    pairs = combinations(() if absent else zip(sets, features, strict=True), 2)
     return Probe(
-        losses=velocity_losses(denoiser.velocity, unseen, seed=seed),
-        linear_losses=velocity_losses(linear.velocity, unseen, seed=seed),
+        losses=velocity_losses(denoiser.velocity, latents, seed=config.seed),
+        linear_losses=velocity_losses(linear.velocity, latents, seed=config.seed),
         patch=linear.patch,
-        num_weights=summary.num_trained,
-        seconds=summary.seconds,
-        picture=f"{name}.mp4",
+        seconds=seconds,
+        picture=f"{picture.parent.name}/{picture.name}",
         frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
         absent=absent,
     )
@@ -137,28 +148,19 @@ def _train_config(source: ModelSource, config: LatentsConfig, folder: Path) -> T
 
 
 @torch.no_grad()
-def _encoded(source: ModelSource, videos: Iterable[Video], total: int) -> list[Tensor]:
-    """Return the latents of up to `total` clips, on the model's device."""
-    model, device = source.model.latent_model, next(source.model.parameters()).device
-    return [model.encode(video.to(device)).mode() for video in with_progress(videos, "encoding", total)]
-
-
-def _training_latents(denoiser: LatentDenoiser, settings: TrainConfig, clips: ClipDataset) -> Tensor:
-    """Return the normalised latents of all training clips of the run, on the CPU."""
-    cache = open_cache(settings.latent_cache, denoiser, clips, build_accelerator(settings))
+def _training_latents(source: ModelSource, settings: TrainConfig, clips: ClipDataset) -> Tensor:
+    """Return the latents of the training clips, on the CPU; the run's cache has them then."""
+    model = Frozen(source.model).module
+    cache = open_cache(settings.latent_cache, model, clips, build_accelerator(settings))
     assert cache is not None
     assert clips.config.num_clips is not None
-    numbers = range(min(clips.config.num_clips, settings.steps * settings.clips_per_pass))
-    names = clips.names_of([(0, number) for number in numbers])
-    return denoiser.normalised(cache.read(names, denoiser.mean.device).mode()).cpu()
-
-
-@torch.no_grad()
-def _samples(denoiser: LatentDenoiser, num: int, seed: int) -> Iterator[Video]:
-    """Yield the videos of generated latents."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in with_progress(range(num), "generating"):
-        yield denoiser.decode(denoiser.sample(1, _SAMPLE_STEPS, generator))
+    names = [clips.names_of([(0, number)])[0] for number in range(clips.config.num_clips)]
+    for number, name in enumerate(with_progress(names, "encoding")):
+        if name not in cache:
+            video = clips[0, number]["video"][None].to(next(model.parameters()).device)
+            cache.add([name], model.latent_model.encode(video))
+    cache.write()
+    return cache.read(names, torch.device("cpu")).mode()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A small generator of latents: a frozen autoencoder, and a transformer that removes noise from its latents."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
 from typing import Any
@@ -94,10 +95,12 @@ class LatentDenoiser(VideoAutoencoder):
         return noisy - level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, level)
 
     @torch.no_grad()
-    def sample(self, num: int, steps: int, generator: torch.Generator) -> Tensor:
-        """Return normalised latents that noise of a generator on the CPU becomes in `steps` steps of Euler's method."""
-        noise = torch.randn((num, *self._settings["latent_shape"]), generator=generator).to(self.mean)
-        return integrate(self.denoise, noise, Sampler(steps).levels(1.0))
+    def samples(self, num: int, steps: int, seed: int) -> Iterator[Tensor]:
+        """Yield normalised latents `(1, C, t, h, w)`, each of other noise, in `steps` steps of Euler's method."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(num):
+            noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
+            yield integrate(self.denoise, noise, Sampler(steps).levels(1.0))
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
@@ -121,14 +124,15 @@ class LatentDenoiser(VideoAutoencoder):
     ) -> Reconstruction:
         """Return denoised latents in training, and a video in eval mode; see the class."""
         latent = self.normalised((posterior or self.encode(video)).mode())
-        if not self.training:
+        if self.training:
+            level = random_levels(FlowConfig(), latent, generator)
+            noise = randn(latent.shape, generator=generator, device=latent.device)
+        else:
+            level = latent.new_full((len(latent),), _SHOWN_LEVEL)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-            level = torch.full((len(latent),), _SHOWN_LEVEL, device=latent.device)
-            denoised = self.denoise(add_noise(latent, noise, level), level)
-            return Reconstruction(self.decode(denoised), {}, latent=denoised)
-        level = random_levels(FlowConfig(), latent, generator)
-        noise = randn(latent.shape, generator=generator, device=latent.device)
         denoised = self.denoise(add_noise(latent, noise, level), level)
+        if not self.training:
+            return Reconstruction(self.decode(denoised), {}, latent=denoised)
         scale = latent.abs().amax()  # the objective takes values in [-1, 1]
         return Reconstruction(denoised / scale, {}, weight=(scale / level).square(), target=latent / scale)
 
