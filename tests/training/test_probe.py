@@ -13,14 +13,14 @@ from telecine.report.video import write_mp4
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 
-SIZE = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "2", "--device", "cpu"]
+SIZE = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
 PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
 
 
 def moving(seed):
-    """Return 16 frames of 32 x 32 that move over noise."""
-    picture = torch.randint(256, (32, 48, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return torch.stack([picture[:, start : start + 32] for start in range(16)])
+    """Return 26 frames of 32 x 32 that move over noise."""
+    picture = torch.randint(256, (32, 58, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.stack([picture[:, start : start + 32] for start in range(26)])
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,13 @@ def arguments(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(arguments, tmp_path_factory):
     """The folder that the command has written, and latents.json of it and of a second call, from update 3 on."""
-    output = tmp_path_factory.mktemp("output")
+    output, load = tmp_path_factory.mktemp("output"), "telecine.training.probe.load_feature_network"
     unseen = str(Path(arguments[3]).parent / "unseen")
     texts = []
     for _ in range(2):
-        main([*arguments, "--probe.val_data", unseen, "-o", str(output)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(load, lambda *_: lambda video: video.mean((2, 3, 4)))
+            main([*arguments, "--probe.val_data", unseen, "--probe.features", "transnetv2", "-o", str(output)])
         texts.append((output / "latents.json").read_text())
         (run,) = (each for each in (output / "probe").iterdir() if (each / "metrics.jsonl").is_file())
         before = [step for step, _ in Run(run).checkpoints.all()]
@@ -56,7 +58,9 @@ def test_what_it_measures(done):
     probe = json.loads(done[1][0])["models"][0]["probe"]
     assert len(probe["losses"]) == len(probe["linear_losses"]) == 11
     assert all(0 < each < 10 for each in probe["losses"] + probe["linear_losses"])
-    assert probe["absent"] == "needs `probe.features`"
+    names = ["reconstructions to unseen clips", "samples to unseen clips", "samples to reconstructions"]
+    assert list(probe["frechet"]) == names
+    assert all(each > 0 for each in probe["frechet"].values())
     assert (done[0] / probe["picture"]).is_file()
     assert f'src="{probe["picture"]}"' in (done[0] / "latents.html").read_text()
 
