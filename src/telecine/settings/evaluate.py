@@ -151,7 +151,7 @@ class ProbeConfig(Settings):
     num_clips: Count = 512
     """Training clips. They are encoded once; a folder beside the probe keeps their latents."""
     lr: Positive = 2e-3
-    """Learning rate, with a warm-up and half a cosine."""
+    """Learning rate after a warm-up, before half a cosine. Larger sizes need a smaller one."""
     seed: int = 0
     """Seed of the weights, the clips and the noise."""
     features: str | None = field(default=None, metadata=PATH)

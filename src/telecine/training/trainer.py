@@ -9,7 +9,6 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 
-import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
@@ -314,13 +313,14 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        videos: Iterable[Tensor] = (batch["video"] for batch in loader)
+        videos: Iterable[Tensor | None] = (batch["video"].to(accelerator.device, non_blocking=True) for batch in loader)
         if self.latents is not None and self.state.autoencoder.trains_on_latents:
-            shape = (self.config.clips_per_pass, *self.clips.val[0]["video"].shape)
-            videos = repeat(torch.zeros(()).expand(shape), len(loader))
-        for items, each in zip(loader.sampler, videos, strict=True):
-            video = each.to(accelerator.device, non_blocking=True)
+            videos = repeat(None, len(loader))
+        for items, video in zip(loader.sampler, videos, strict=True):
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
+            if video is None:
+                assert posterior is not None
+                video = posterior.mode()
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
                 yield batches

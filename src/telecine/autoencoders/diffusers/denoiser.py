@@ -64,7 +64,7 @@ class LatentDenoiser(VideoAutoencoder):
         channels, num_frames, height, width = latents.shape[1:]
         side = 2 if height * width >= _MANY_POSITIONS and height % 2 == width % 2 == 0 else 1
         num_layers, num_heads, head_dim = SIZES[size]
-        self.transformer = WanTransformer3DModel(
+        self.transformer: Any = WanTransformer3DModel(
             patch_size=(1, side, side),
             num_attention_heads=num_heads,
             attention_head_dim=head_dim,
