@@ -75,7 +75,6 @@ class AdversarialLosses:
             return self._generator_terms(d, d(d.input_of(self.batch.disc_fake)))
 
     def _generator_terms(self, d: VideoDiscriminator, d_fake: DiscriminatorOutput) -> Log:
-        """Return `g` and the feature matching of one discriminator's output."""
         has_g, has_features = self.weights[d.term] > 0, self.weights["feature_matching"] > 0
         d_real = d_fake  # not used unless it is needed
         if has_features or (has_g and self.gan_loss.uses_real):
@@ -125,7 +124,6 @@ class AdversarialLosses:
         return terms
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
-        """Return the loss of one discriminator, its terms, and statistics of its logits."""
         statistics = _logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": self.discriminator_loss(terms), **detached, **statistics}

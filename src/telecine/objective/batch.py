@@ -213,7 +213,6 @@ def _without_inference_mode(tensor: Tensor) -> Tensor:
 
 
 def _check_mask(mask: object, videos: Video) -> None:
-    """Raise a `ValueError` unless it is a bool tensor that broadcasts to the videos' shape."""
     contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
         raise argument_error("mask", contract, describe(mask), "Make one with, for instance, `weights > 0`.")

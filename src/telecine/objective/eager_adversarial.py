@@ -143,7 +143,6 @@ class EagerAdversarialLosses(AdversarialLosses):
     def _finish(
         self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, penalty: Log, gradients: Gradients
     ) -> Log:
-        """Return the loss with the gradients of both parts."""
         terms = self._discriminator_terms(d, real_logits, fake_logits) | penalty
         log = self._discriminator_log(terms, real_logits, fake_logits)
         return log | {"loss": with_gradients(log["loss"], _trainable(d), gradients)}

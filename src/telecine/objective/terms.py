@@ -47,8 +47,6 @@ FEATURES = ("reconstruction_features", "target_features")
 
 
 class _Functions(NamedTuple):
-    """The functions that the settings of an objective name."""
-
     recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
@@ -110,7 +108,6 @@ class _TermFunction:
                 raise argument_error(f"{self.setting}.params", contract, got, f"Add `params.{name}`.")
 
     def _checked_arguments(self) -> tuple[str, ...]:
-        """Return the names of the arguments of a call."""
         given = () if isinstance(self._found, type) else self.params
         parameters = [p for p in _signature(self._found).parameters.values() if p.name not in given]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -129,7 +126,6 @@ class _TermFunction:
         return found
 
     def __call__(self, batch: Batch) -> Scalar:
-        """Return the term of a batch, a 0-d tensor with its graph."""
         if "weight" not in self.arguments and batch.clip_weight is not None:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
@@ -170,7 +166,6 @@ def modules_of(terms: Mapping[str, _TermFunction]) -> nn.ModuleDict:
 
 
 def _imported(target: object, setting: str) -> Callable[..., Any]:
-    """Return the function or the class of modules that a setting is or names."""
     found = choose(setting, target, TERMS)
     if isinstance(found, type) and not issubclass(found, nn.Module):
         remedy = f"Pass an instance, `{found.__name__}(...)`."

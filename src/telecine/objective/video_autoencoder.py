@@ -278,7 +278,6 @@ class VideoAutoencoderLoss(nn.Module):
         return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
-        """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         return self.losses(
             discriminators=self.discriminators + self.multiscale_discriminators,

@@ -32,8 +32,6 @@ _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out
 
 @dataclass(frozen=True)
 class _Panel:
-    """One plot of several logged values."""
-
     title: str
     names: Sequence[str]
     """The values, as `_columns_of` names them."""
@@ -120,7 +118,6 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
 
 
 def _note(plot: Plot, notes: Sequence[str]) -> str:
-    """Return a note if a plot has held-out values of runs that do not compare."""
     compares = any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
     return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
 
@@ -221,7 +218,6 @@ def _is_same(some: Points, others: Points) -> bool:
 
 
 def _label_of(name: str) -> str:
-    """Return what a value is called, from its name in `_columns_of`."""
     if (frame := frame_of(name)) is not None:
         return f"frame {frame}"
     prefix, _, rest = name.partition("/")
