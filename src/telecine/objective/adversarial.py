@@ -215,11 +215,7 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
 
 @torch.no_grad()
 def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
-    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
-
-    Without a boundary, a pair of a real sample and its reconstruction is right if the real logit is larger. All are 0-d
-    float32; no synchronisation.
-    """
+    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient."""
     real, fake = real.detach().float(), fake.detach().float()
     boundary, margin = gan_loss.boundary, gan_loss.margin
     flags = [real > fake] * 2 if boundary is None else [real > boundary, fake < boundary]

@@ -179,10 +179,6 @@ def _named_aux_losses(
     device: torch.device,
     kl_reduction: Reduction,
 ) -> dict[str, Scalar]:
-    """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
-
-    If `aux_losses` is `None`, entries of `regularization_log` whose names end in "loss" or start with "loss/" are used.
-    """
     if aux_losses is None:
         log = regularization_log or {}
         aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}

@@ -53,6 +53,11 @@ class _Functions(NamedTuple):
     penalty: Penalty
     terms: "dict[str, _TermFunction]"
 
+    def modules(self) -> nn.ModuleDict:
+        """Return the terms that are modules, named as their losses in the log."""
+        modules = {name: t.function for name, t in self.terms.items() if isinstance(t._found, (type, nn.Module))}
+        return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
+
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
     """Import and check the functions that settings name; errors have `prefix` before the names of settings."""
@@ -159,12 +164,6 @@ class _TermFunction:
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
-def modules_of(terms: Mapping[str, _TermFunction]) -> nn.ModuleDict:
-    """Return the terms that are modules, named as their losses in the log."""
-    modules = {name: term.function for name, term in terms.items() if isinstance(term._found, (type, nn.Module))}
-    return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
-
-
 def _imported(target: object, setting: str) -> Callable[..., Any]:
     found = choose(setting, target, TERMS)
     if isinstance(found, type) and not issubclass(found, nn.Module):
@@ -246,8 +245,8 @@ class PerceptualTerm(nn.Module):
         found = dict(zip(("perceptual", *terms), distances, strict=True))
         return {name: (weight * found[name]).sum() for name in names}
 
-
-def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
-    for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
-        del state_dict[key]
+    @staticmethod
+    def drop_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+        """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+        for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
+            del state_dict[key]
