@@ -43,16 +43,13 @@ class AdversarialLosses:
 
     discriminators: Sequence[VideoDiscriminator]
     gan_loss: GANLoss
-    penalty: Penalty
-    """`NO_PENALTY` in a step without one."""
+    penalty: Penalty  # `NO_PENALTY` in a step without one
     logit_terms: Mapping[str, nn.ModuleDict]
     """The terms of a discriminator's loss that are modules of its logits, by name and then by discriminator."""
-    discriminator_loss: Callable[..., Scalar]
-    """The weighted sum of the terms of one discriminator."""
+    discriminator_loss: Callable[..., Scalar]  # the weighted sum of the terms of one discriminator
     batch: Batch
     weights: Weights
-    both_steps: bool
-    """Whether the call computes the losses of both steps."""
+    both_steps: bool  # whether the call computes the losses of both steps
     is_eager: bool = field(default=False, init=False)
     """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 
@@ -135,12 +132,9 @@ class VideoDiscriminator:
 
     name: str
     module: nn.Module
-    sees: str
-    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
-    factor: int = 1
-    """Height and width are divided by this factor first."""
-    term: str = "adversarial"
-    """The term of the autoencoder's loss that its generator loss belongs to."""
+    sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
+    factor: int = 1  # height and width are divided by this factor first
+    term: str = "adversarial"  # the term of the autoencoder's loss that its generator loss belongs to
     frame_indices: Tensor | None = field(default=None, compare=False)
     """`(B, 1)`, of the frames that a discriminator of frames sees."""
     condition: Tensor | None = field(default=None, compare=False)

@@ -179,13 +179,10 @@ class _Segments(NamedTuple):
 
     num_segments: int
     length: int
-    step: int
-    """Frames from the start of one segment to the start of the next."""
-    padding: int
-    """Frames of zeros before and after the clip."""
+    step: int  # frames from the start of one segment to the start of the next
+    padding: int  # frames of zeros before and after the clip
     layout: torch.memory_format
-    geometry: _Geometry
-    """That of the convolution of segments, without temporal padding."""
+    geometry: _Geometry  # that of the convolution of segments, without temporal padding
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
