@@ -18,9 +18,6 @@ Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
 
 
-LogitMap: TypeAlias = Float[Tensor, "batch *patch"]
-
-
 class DiscriminatorOutput(NamedTuple):
     """The output of a discriminator for a batch; it unpacks as `logits, features`.
 
@@ -31,7 +28,7 @@ class DiscriminatorOutput(NamedTuple):
             feature-matching loss; empty if there are none. No later layer overwrites them; the graph is kept.
     """
 
-    logits: LogitMap
+    logits: Float[Tensor, "batch *patch"]
     features: tuple[Tensor, ...]
 
 

@@ -43,16 +43,13 @@ class AdversarialLosses:
 
     discriminators: Sequence[VideoDiscriminator]
     gan_loss: GANLoss
-    penalty: Penalty
-    """`NO_PENALTY` in a step without one."""
+    penalty: Penalty  # `NO_PENALTY` in a step without one
     logit_terms: Mapping[str, nn.ModuleDict]
     """The terms of a discriminator's loss that are modules of its logits, by name and then by discriminator."""
-    discriminator_loss: Callable[..., Scalar]
-    """The weighted sum of the terms of one discriminator."""
+    discriminator_loss: Callable[..., Scalar]  # the weighted sum of the terms of one discriminator
     batch: Batch
     weights: Weights
-    both_steps: bool
-    """Whether the call computes the losses of both steps."""
+    both_steps: bool  # whether the call computes the losses of both steps
     is_eager: bool = field(default=False, init=False)
     """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 
@@ -75,7 +72,6 @@ class AdversarialLosses:
             return self._generator_terms(d, d(d.input_of(self.batch.disc_fake)))
 
     def _generator_terms(self, d: VideoDiscriminator, d_fake: DiscriminatorOutput) -> Log:
-        """Return `g` and the feature matching of one discriminator's output."""
         has_g, has_features = self.weights[d.term] > 0, self.weights["feature_matching"] > 0
         d_real = d_fake  # not used unless it is needed
         if has_features or (has_g and self.gan_loss.uses_real):
@@ -125,7 +121,6 @@ class AdversarialLosses:
         return terms
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
-        """Return the loss of one discriminator, its terms, and statistics of its logits."""
         statistics = _logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": self.discriminator_loss(terms), **detached, **statistics}
@@ -137,12 +132,9 @@ class VideoDiscriminator:
 
     name: str
     module: nn.Module
-    sees: str
-    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
-    factor: int = 1
-    """Height and width are divided by this factor first."""
-    term: str = "adversarial"
-    """The term of the autoencoder's loss that its generator loss belongs to."""
+    sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
+    factor: int = 1  # height and width are divided by this factor first
+    term: str = "adversarial"  # the term of the autoencoder's loss that its generator loss belongs to
     frame_indices: Tensor | None = field(default=None, compare=False)
     """`(B, 1)`, of the frames that a discriminator of frames sees."""
     condition: Tensor | None = field(default=None, compare=False)
@@ -217,11 +209,7 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
 
 @torch.no_grad()
 def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
-    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
-
-    Without a boundary, a pair of a real sample and its reconstruction is right if the real logit is larger. All are 0-d
-    float32; no synchronisation.
-    """
+    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient."""
     real, fake = real.detach().float(), fake.detach().float()
     boundary, margin = gan_loss.boundary, gan_loss.margin
     flags = [real > fake] * 2 if boundary is None else [real > boundary, fake < boundary]

@@ -74,7 +74,6 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
     _shared_step = _compiled(EagerAdversarialLosses._shared_step)
 
     def compiled(self, step: _Step, d: VideoDiscriminator) -> Any:
-        """Return the log of a step, or the logs of both."""
         step_spectral_norms(d.module)
         fake = d.input_of(self.batch.disc_fake)
         inputs = {"real": d.input_of(self.batch.disc_real), "fake": at_least_float32(fake)}
