@@ -1,7 +1,6 @@
 """Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, frozen features, pairs."""
 
 from telecine.discriminators.augment import augment as augment
-from telecine.discriminators.base import ConditionalDiscriminator as ConditionalDiscriminator
 from telecine.discriminators.base import DiscriminatorOutput as DiscriminatorOutput
 from telecine.discriminators.base import as_output as as_output
 from telecine.discriminators.base import frame_gradients as frame_gradients

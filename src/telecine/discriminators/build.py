@@ -9,7 +9,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import import_allowed
-from telecine.discriminators.base import ConditionalDiscriminator, GradientCheckpointing
+from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
@@ -46,7 +46,7 @@ def build_video_discriminators(
         return [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
     net, weights, layers, size = astuple(config.features)
     shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-    heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
+    heads = {"dim": 4 * config.dim, "size": size}
     return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
 
 
@@ -56,13 +56,12 @@ def _build(
     is_patch = kind in (PatchDiscriminator, PatchDiscriminator3D)
     options = {
         **{field.name: getattr(config, field.name) for field in fields(config)},
-        "channels": clips.num_channels * (1 + config.conditional),
+        "channels": clips.num_channels,
         "dim": config.dim * (4 if is_patch else 1),  # of the other kinds, a quarter of the channels of the first block
         "image_size": (-(-clips.height // factor), -(-clips.width // factor)),
         "frame_num": clips.num_frames,
     }
-    network = kind(**{name: options[name] for name in inspect.signature(kind).parameters if name in options})
-    return ConditionalDiscriminator(network) if config.conditional else network
+    return kind(**{name: options[name] for name in inspect.signature(kind).parameters if name in options})
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:

@@ -65,7 +65,7 @@ class AdversarialLosses:
         """Return the discriminators with a generator's term or feature matching, each bound to one frame of a clip."""
         has_features, real = self.weights["feature_matching"] > 0, self.batch.disc_real
         on = [d for d in self.discriminators if has_features or self.weights[d.term] > 0]
-        return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator), real) for d in on]
+        return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator)) for d in on]
 
     def _generator_step(self, d: VideoDiscriminator) -> Log:
         with frozen(d.module):
@@ -94,7 +94,7 @@ class AdversarialLosses:
             real = self.batch.disc_real
             frame_indices = sample_frame_indices(real, 1, self.batch.generator)
             on = self.discriminators if self.weights.discriminators_train else []
-            return {d.name: self._discriminator_step(d.of_frames(frame_indices, real)) for d in on}
+            return {d.name: self._discriminator_step(d.of_frames(frame_indices)) for d in on}
 
     def _discriminator_step(self, d: VideoDiscriminator) -> Log:
         real, real_logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
@@ -137,19 +137,15 @@ class VideoDiscriminator:
     term: str = "adversarial"  # the term of the autoencoder's loss that its generator loss belongs to
     frame_indices: Tensor | None = field(default=None, compare=False)
     """`(B, 1)`, of the frames that a discriminator of frames sees."""
-    condition: Tensor | None = field(default=None, compare=False)
-    """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
     @property
     def key(self) -> str:
         """The name as a key of a `ModuleDict`."""
         return self.name.replace(".", "_")
 
-    def of_frames(self, frame_indices: Tensor, real: Video) -> VideoDiscriminator:
-        """Return the discriminator of these frames; a conditional one is of pairs with the real videos."""
-        d = replace(self, frame_indices=frame_indices)
-        is_conditional = getattr(self.module, "conditional", False)
-        return replace(d, condition=d.input_of(real).detach()) if is_conditional else d
+    def of_frames(self, frame_indices: Tensor) -> VideoDiscriminator:
+        """Return the discriminator of these frames."""
+        return replace(self, frame_indices=frame_indices)
 
     def input_of(self, video: Video) -> Tensor:
         """Return the discriminator's input."""
@@ -164,12 +160,7 @@ class VideoDiscriminator:
     def __call__(self, x: Tensor) -> DiscriminatorOutput:
         """Return logits and features of an input, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), x)
-        x = x.to(parameter.dtype)
-        if self.condition is None:
-            return as_output(self.module(x))
-        # A penalty may pass several inputs of each clip, one batch after the other.
-        condition = self.condition.repeat(len(x) // len(self.condition), *[1] * (x.ndim - 1))
-        return as_output(self.module(x, condition))
+        return as_output(self.module(x.to(parameter.dtype)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of an input."""

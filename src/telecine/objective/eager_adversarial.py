@@ -88,7 +88,7 @@ class EagerAdversarialLosses(AdversarialLosses):
         return {
             d.name: self._shared_step(of_generator[d.name])
             if d.name in of_generator
-            else ({}, self._split_step(d.of_frames(frame_indices, real)))
+            else ({}, self._split_step(d.of_frames(frame_indices)))
             for d in self.discriminators
         }
 
