@@ -100,7 +100,7 @@ def test_vidtok_pads_with_the_first_frame_before_encode():
 def test_vidtok_without_causality_supports_multiples_of_16_frames():
     raw = newer("AutoencoderVidTok")(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
     model = DiffusersAutoencoder(raw)
-    assert [length for length in range(1, 50) if model.sizes.reproduces_length(length)] == [16, 32, 48]
+    assert [length for length in range(1, 34) if model.sizes.reproduces_length(length)] == [16, 32]
     with pytest.raises(ValueError, match="a multiple of 16"):
         model.check_clip(17, 16, 16)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
@@ -108,6 +108,10 @@ class TrainConfig(Settings):
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
+    init: str | None = field(default=None, metadata=PATH)
+    """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
+    another compression, other channels or another size: layers of the same place and shape are copied, the others are
+    new. Not with `model`, nor with LoRA."""
     output_dir: str = field(default="runs/train", metadata=PATH)
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: Count = 100_000
@@ -204,6 +208,9 @@ class TrainConfig(Settings):
             contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
             remedy = "Lower `clips.timeout`, or raise it."
             raise argument_error("process_timeout", contract, self.process_timeout, remedy)
+        if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
+            remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
+            raise argument_error("init", "left out with `model` or LoRA", describe(self.init), remedy)
         if not self.clips.has_colours:
             self._turn_lpips_off()
         self._check_discriminators()

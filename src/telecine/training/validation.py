@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.interface import sampling
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
@@ -59,9 +60,10 @@ def validate_model(
 
     The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
     each clip, equally often on every process; its errors end the validation. A decoder that generates is measured in
-    one step and, under names such as `psnr_4_steps`, in four.
+    one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
+    takes_steps = isinstance(model, CausalAutoencoder) and model.sampler is not None and not model.config.flow.one_step
     model.eval()
     device = next(model.parameters()).device
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
@@ -77,7 +79,7 @@ def validate_model(
             output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
-            if model.sampler is not None:
+            if takes_steps:
                 with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
@@ -154,8 +156,8 @@ class TrainResult:
     def print_to(self, console: Console) -> None:
         """Print the metrics before and after, and the files of the run."""
         table = Table("held-out clips", "before", "after", title="training finished")
-        for name, before in self.first.items():
-            table.add_row(name, f"{before:.4f}", f"{self.last[name]:.4f}")
+        for name in (name for name in self.first if name in self.last):
+            table.add_row(name, f"{self.first[name]:.4f}", f"{self.last[name]:.4f}")
         console.print(table)
         for name, path in self.files().items():
             console.print(f"{name:<13} {path}", soft_wrap=True)
