@@ -31,12 +31,9 @@ EPSILON = 1e-6
 class DivergenceError(TrainingError):
     """A computed value, of a name, is not finite."""
 
-    def __init__(self, message: str, value: str) -> None:
-        super().__init__(message, value)
+    def __init__(self, message: str, value: str = "") -> None:  # unpickling passes the message, and sets the name
+        super().__init__(message)
         self.value = value
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)

@@ -194,8 +194,7 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            settings = (self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(self.files, *settings, self.console, self.state.rollbacks)
+            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""

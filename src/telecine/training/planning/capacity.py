@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,16 +25,8 @@ from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.speed import describe_speed, table_of_cards
-from telecine.training.planning.update import (
-    HALF,
-    HOST_COPY,
-    SMALLER,
-    UpdatePlan,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.planning.update import HALF, HOST_COPY, SMALLER, UpdatePlan, fake_autoencoder, plan_update
 
-T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
 # The switches that save memory, by their dotted names. Each is planned together with those before it.
@@ -73,11 +65,6 @@ class _MemoryNeed:
         peak = self.plan.peak - self.saved
         at_zero = self._at_zero(more=memory >= peak)
         return max((memory - at_zero) * self.batch_size // max(peak - at_zero, 1), 0)
-
-    @property
-    def clip_bytes(self) -> int:
-        """The part of one clip's need that depends on the clip."""
-        return max(self.of(1) - self.plan.resident + self.saved, 1)
 
     def _at_zero(self, *, more: bool) -> int:
         """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
@@ -155,10 +142,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plan = functools.partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
-    dtype = HALF.get(config.mixed_precision, torch.float32)
     measured = None if at_hand.type == "cpu" != device_type else at_hand
-    steps = config.steps
-    time = describe_speed(config.objective, update, without_penalty, num_steps=steps, device=measured, dtype=dtype)
+    time = describe_speed(config, update, without_penalty, measured)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     usable = int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
@@ -200,7 +185,7 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 
 
-def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
+def _plan_in_processes(plan: Callable[[TrainConfig], UpdatePlan], configs: Sequence[TrainConfig]) -> list[UpdatePlan]:
     """Plan an update of each configuration; on Linux, in a process for each processor."""
     show = functools.partial(with_progress, description="planning updates", total=len(configs))
     if sys.platform != "linux" or len(configs) == 1:
@@ -232,10 +217,11 @@ def _what_fits(
     """Yield what fits in `usable` bytes of each title; `needs` are by title and number of frames."""
     (shortest, step, other), growth = lengths, 0.0
     for title, need in ((title, need) for (title, frames), need in needs.items() if frames == num_frames):
+        of_clip = max(need.of(1) - need.plan.resident + need.saved, 1)  # the part that depends on the clip
         if (title, other) in needs:  # bytes that one more frame needs, relative to those of a clip
-            growth = (need.of(1) - needs[title, other].of(1)) / (num_frames - other) / need.clip_bytes
+            growth = (need.of(1) - needs[title, other].of(1)) / (num_frames - other) / of_clip
         room = usable - need.of(1)
-        more = room / (growth * need.clip_bytes) if growth else 0 if room >= 0 else -math.inf
+        more = room / (growth * of_clip) if growth else 0 if room >= 0 else -math.inf
         frames = shortest + int(num_frames + more - shortest) // step * step if num_frames + more >= shortest else 0
         yield _LargestBatch(title, need.largest_batch(usable), frames, need.of(1))
 

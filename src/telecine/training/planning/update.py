@@ -215,9 +215,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
         objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
-        state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
+        state = new_state(config, accelerator, model, objective, last_layer_of(model, config, is_sharded=False))
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps
