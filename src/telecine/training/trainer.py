@@ -41,7 +41,7 @@ from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
-from telecine.training.summary import SummaryWriter, data_of
+from telecine.training.summary import SummaryWriter, data_of, summary_before
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -112,6 +112,7 @@ class Trainer:
         """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
         self.is_resumed = found is not None
+        self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
             check_same_networks(self.config, found)
             if not change_data:
@@ -151,11 +152,7 @@ class Trainer:
 
     def _changes_of_data(self, found: Path) -> list[str]:
         """Return a warning if the files are other ones than before, see `check_same_clips`."""
-        try:
-            before = self.files.summary()
-        except ValueError:  # `SummaryWriter` warns
-            return []
-        changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
+        changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -180,9 +177,7 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             clips = self.config.clips_per_step(self.accelerator.num_processes)
-            self.summary = SummaryWriter(
-                self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
-            )
+            self.summary = SummaryWriter(self.files, self.state, self.clips, clips, self.start, self.before)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
