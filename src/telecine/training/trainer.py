@@ -103,7 +103,6 @@ class Trainer:
             self.lock.release()
 
     def _newest_intact(self) -> Path | None:
-        """Return the newest checkpoint that is not damaged, or None."""
         found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
         self._warn(notes)
         return found
