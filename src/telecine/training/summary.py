@@ -1,6 +1,7 @@
 """Keeps the summary of a run up to date while it trains."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -32,12 +33,20 @@ class SummaryWriter:
     """
 
     def __init__(
-        self, run: Run, state: TrainState, clips: Clips, num_clips: int, start: float, before: RunSummary | None
+        self,
+        run: Run,
+        state: TrainState,
+        clips: Clips,
+        num_clips: int,
+        start: float,
+        before: RunSummary | None,
+        copied: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self.run, self.device = run, state.accelerator.device
         sizes, data = state.sizes(), data_of(clips)
-        self.summary = RunSummary(*sizes, clips_per_update=num_clips, **data, seconds=0.0, peak_memory=None)
-        before = before or self.summary
+        summary = RunSummary(*sizes, clips_per_update=num_clips, **data, seconds=0.0, peak_memory=None)
+        before = before or summary
+        self.summary = replace(summary, copied=dict(copied or {}) or before.copied)
         self.start, self.peak_before = start - before.seconds, before.peak_memory or 0
 
     def write(self) -> None:

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import flop_registry
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.interface import check_channels
 from telecine.autoencoders.load import without_weights
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.student import Student
+from telecine.autoencoders.transfer import check_source
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
@@ -272,6 +273,8 @@ def _count_update(
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
+    if config.init is not None:  # which changes no shape
+        check_source(config.init)
     with FakeTensorMode(allow_non_fake_inputs=True):
         known = read_json(PUBLISHED).get(config.model or "")
         if known is None or Path(config.model or "").exists():
@@ -279,7 +282,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         else:  # needs no network
             random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, StudentAutoencoder)):
+        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
             from telecine.autoencoders.diffusers.checkpointing import enable
@@ -344,7 +347,7 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
-    if isinstance(state.autoencoder, StudentAutoencoder):
+    if isinstance(state.autoencoder, Student):
         teacher = state.autoencoder.latent_model
         counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
 
