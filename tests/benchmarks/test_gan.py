@@ -21,7 +21,8 @@ SMALL = {
     "val_clips": 1,
     "device": "cpu",
     "clips": {"num_frames": 5, "height": 32, "width": 32, "num_workers": 0},
-    "causal_vae": {"base_channels": 8, "blocks_per_level": 1},
+    "causal_vae": {"base_channels": 8, "blocks_per_level": 1, "patch_size": 4, "channel_multipliers": [1]}
+    | {"time_compression": 4, "spatial_compression": 4, "latent_channels": 4},
     "objective": {
         "adversarial_loss_weight": 0.0,
         "disc_start": 3,

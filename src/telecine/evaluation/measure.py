@@ -57,6 +57,12 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
     """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
     known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
     names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
+    if not clips.has_colours:
+        absent |= dict.fromkeys(LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
+        names = [name for name in names if name not in absent]
+        if features is not None:
+            contract, got = "left out unless clips have 1, 3 or 4 channels", f"{features} for {clips.num_channels}"
+            raise argument_error("features", contract, got, "Leave it out.")
     network = None if features is None else load_feature_network(features, device)
     if network is not None and clips.num_frames < network.min_frames:
         contract = f"at least {network.min_frames} for {network.name}"
@@ -223,12 +229,17 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
-    num_clips, num_features = features.shape
+    if (reason := frechet_undefined(features, reference)) is not None:
+        return {}, {network.name: reason}
+    return {network.name: frechet_distance(features=features, reference=reference)}, {}
+
+
+def frechet_undefined(*sets: Tensor) -> str | None:
+    """Return why the Frechet distance of sets of features `(N, D)` is undefined; None if it is defined."""
+    num_clips, num_features = min(len(each) for each in sets), sets[0].shape[1]
     if num_clips <= num_features:
         reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
-        reason += f"{num_features} features is singular"
-    elif not (features.isfinite().all() and reference.isfinite().all()):
-        reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
-    else:
-        return {network.name: frechet_distance(features=features, reference=reference)}, {}
-    return {}, {network.name: reason}
+        return f"{reason}{num_features} features is singular"
+    if not all(each.isfinite().all() for each in sets):
+        return "its features are not finite: the reconstructions contain NaN, or the network overflows"
+    return None

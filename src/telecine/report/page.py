@@ -198,8 +198,7 @@ def _page_environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "short": short,
-        # For a column: the same number of digits for values of similar size.
-        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",
+        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",  # digits, in a column
         "breakable": _breakable,
         "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
     }
@@ -257,7 +256,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
-        "title": f"{Path(clip.source).name}, frame {clip.start}",
+        "title": f"{Path(clip.source).name}, frame {clip.start}{clip.colours and f', colours: {clip.colours}'}",
         "panes": 3,
         "fps": clip.fps or saved.fps,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},

@@ -72,6 +72,7 @@ class SavedClip:
     frame_psnr: list[_Finite]  # dB
     sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty before telecine 0.2
     fps: _Positive | None = None  # None where older versions wrote one rate for all
+    colours: str = ""  # the values of the least and the last colour of a colour map; empty without one
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -211,6 +211,8 @@ class TrainConfig(Settings):
         if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
             remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
             raise argument_error("init", "left out with `model` or LoRA", describe(self.init), remedy)
+        if not self.clips.has_colours:
+            self._turn_lpips_off()
         self._check_discriminators()
         smallest = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(smallest.height, smallest.width)
@@ -222,6 +224,14 @@ class TrainConfig(Settings):
         if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(smallest), "Use larger clips.")
+
+    def _turn_lpips_off(self) -> None:
+        """Leave out LPIPS; raise a `ValueError` for other terms of networks that know RGB."""
+        targets = [term.target for term in self.objective.named_terms.values()]
+        if (others := {"gram", "alignment"}.intersection(targets)) or self.discriminator.video == "features":
+            contract = f"grey, rgb or rgba for {' and '.join(sorted(map(str, others))) or 'the discriminator features'}"
+            raise argument_error("clips.channels", contract, self.clips.channels, "Leave out what knows RGB.")
+        object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_sharding(self) -> None:
         """Raise a `ValueError` if a setting does not go with sharded weights."""
@@ -304,6 +314,12 @@ class DistillConfig(TrainConfig):
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
     teacher_weight: float = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
+    feature_weight: float = 0.0
+    """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
+    trained projections, in units of their variance. An update then decodes twice."""
+    feature_layers: tuple[str, ...] = ()
+    """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
+    the last one of each height and width that the student has inside, too."""
     teacher_decode_steps: int = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
@@ -132,7 +134,7 @@ class Trainer:
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
+        self.perceptual = _distances(config, self.accelerator.device)
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
@@ -323,9 +325,14 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(accelerator.device, non_blocking=True)
+        videos: Iterable[Tensor | None] = (batch["video"].to(accelerator.device, non_blocking=True) for batch in loader)
+        if self.latents is not None and self.state.autoencoder.trains_on_latents:
+            videos = repeat(None, len(loader))
+        for items, video in zip(loader.sampler, videos, strict=True):
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
+            if video is None:
+                assert posterior is not None
+                video = posterior.mode()
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
                 yield batches
@@ -348,7 +355,9 @@ class Trainer:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
+            result = validate_model(
+                model, self.clips.val, self.perceptual, self.config.clips.bit_depth, before_each=check_stop
+            )
         lag: dict[str, float] = {}
         if step > 0:
             raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
@@ -424,3 +433,8 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
+
+
+def _distances(config: TrainConfig, device: torch.device) -> dict[str, nn.Module]:
+    """Return the perceptual distances of validations; they know colours."""
+    return {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
