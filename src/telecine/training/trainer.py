@@ -29,7 +29,7 @@ from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
 from telecine.runs.run import describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
-from telecine.settings import OptimizerConfig, TrainConfig
+from telecine.settings import ClipConfig, OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
@@ -134,13 +134,14 @@ class Trainer:
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual = _distances(config, self.accelerator.device)
+        self.perceptual = _distances(config.clips, self.accelerator.device)
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
             is_new = autoencoder is None and config.model is None and not has_linear
-            device = self.accelerator.device
-            self.linear = prepare_linear(model, self.clips, perceptual, self.console, device, config, is_new=is_new)
+            places = self.console, self.accelerator.device, config.steps
+            flags = {"is_new": is_new, "start": config.linear_start, "measure": config.linear_baseline}
+            self.linear = prepare_linear(model, self.clips, perceptual, *places, **flags)
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -430,6 +431,6 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     return f"{tried}Run the same command with {settings}: {resumes}."
 
 
-def _distances(config: TrainConfig, device: torch.device) -> dict[str, nn.Module]:
+def _distances(config: ClipConfig, device: torch.device) -> dict[str, nn.Module]:
     """Return the perceptual distances of validations; they know colours."""
-    return {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
+    return {"lpips_alex": LPIPS("alex").to(device)} if config.has_colours else {}
