@@ -11,7 +11,7 @@ import torch
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.video import VideoWriter
+from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
@@ -26,8 +26,7 @@ def test_the_page(tmp_path, monkeypatch, cached_weights):
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
-    with VideoWriter(tmp_path / "my_alpha" / "face.mkv", 25) as writer:
-        writer.add(torch.cat([frames, frames.amax(-1, keepdim=True)], -1))
+    write_video(tmp_path / "my_alpha" / "face.mkv", torch.cat([frames, frames.amax(-1, keepdim=True)], -1), 25)
     (tmp_path / "small.yaml").write_text(SMALL)
     config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian
 from telecine.autoencoders.clip_sizes import output_shape
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.autoencoders.diffusers.checkpointing import CHUNK_SETTERS, CHUNKS
-from telecine.autoencoders.diffusers.families import REFUSED
+from telecine.autoencoders.diffusers.checkpointing import CHUNKS
+from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -432,7 +432,7 @@ def test_the_page_says_what_each_class_supports():
 def chunks_of(cls):
     if cls not in CHUNKS:
         return "-"
-    return f"a multiple of {CHUNKS[cls]}" if cls in CHUNK_SETTERS else f"{CHUNKS[cls]}"
+    return f"a multiple of {CHUNKS[cls]}" if cls in CLASSES["any_chunk"] else f"{CHUNKS[cls]}"
 
 
 @every_kind

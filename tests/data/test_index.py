@@ -24,8 +24,8 @@ from telecine.data import (
     log_too_short,
     read_clip,
 )
+from telecine.data.errors import Deadline
 from telecine.data.index import _frame_rate
-from telecine.data.source import Deadline
 from telecine.settings import MAX_PIXELS
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video

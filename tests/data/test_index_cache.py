@@ -180,8 +180,9 @@ DAMAGES = {
     "nested brackets": _rows("[" * 30_000),
     "one long line": _rows("[" + "[], " * 10**6 + "1]"),
     "zeros without end": lambda path: path.write_bytes(gzip.compress(b'[4, "little", 0, 0]\n' + bytes(2**24))),
-    "no frames": _rows('["a.mp4", [1, 2], [64, 48, 25.0, true, 0.04, false], 0, 0]'),
-    "text for a number": _rows('["a.mp4", [1, 2], ["x", 48, 25.0, true, 0.04, false], 1, 1]'),
+    "no frames": _rows('["a.mp4", [1, 2], {"width": 64, "height": 48, "fps": 25.0}, 0, 0]'),
+    "text for a number": _rows('["a.mp4", [1, 2], {"width": "x", "height": 48, "fps": 25.0}, 1, 1]'),
+    "an unknown name": _rows('["a.mp4", [1, 2], {"width": 64, "height": 48, "fps": 25.0, "length": 1}, 1, 1]'),
     "a number of thousands of digits": _rows("[" + "9" * 5000 + "]"),
 }
 

@@ -28,9 +28,10 @@ from telecine.data import (
     read_list,
     remote,
 )
+from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.remote import _cache_folder
-from telecine.data.source import PROTOCOLS, Deadline, DecodeError, RemotePath, TarMember, as_source
+from telecine.data.source import PROTOCOLS, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
 
 from .videos import moving_frames, write_images, write_shard, write_video

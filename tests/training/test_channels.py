@@ -14,7 +14,7 @@ from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.report.video import VideoWriter
+from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 from telecine.training import train
 from telecine.training.build import build_autoencoder
@@ -37,8 +37,7 @@ def alpha_video(tmp_path_factory):
     time = torch.arange(40)[:, None, None]
     alpha = (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7)).clamp(0, 255).to(torch.uint8)
     path = tmp_path_factory.mktemp("alpha") / "face.mkv"
-    with VideoWriter(path, 25) as writer:
-        writer.add(torch.cat([frames, alpha[..., None]], dim=-1))
+    write_video(path, torch.cat([frames, alpha[..., None]], dim=-1), 25)
     return path
 
 

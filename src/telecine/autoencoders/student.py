@@ -199,20 +199,18 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
             raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
+    # The teacher is in the run's settings, or in a folder beside the student.
+    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
+    if isinstance(path, str) and _public_name(path) == teacher:
+        teacher = path
+    elif beside.is_dir():
+        teacher = str(beside)
+    return config, teacher, {"digest": digest, "normalisation": values}
 
 
 def _public_name(teacher: str) -> str:
     """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
     return Path(teacher).name if Path(teacher).is_absolute() else teacher
-
-
-def _find_teacher(name: str, folder: Path) -> str:
-    """Return the path of a named teacher: from the run's settings, or a folder beside the student; or else its name."""
-    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / name
-    if isinstance(path, str) and _public_name(path) == name:
-        return path
-    return str(beside) if beside.is_dir() else name
 
 
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:

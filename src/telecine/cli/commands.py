@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
@@ -24,7 +24,8 @@ _MOST_USED = (
 _StealLock = Annotated[bool, "Train although another process seems to train there: it is gone, with its machine."]
 _ChangeData = Annotated[bool, "Resume although --data is other data than before. Without it, such a run is refused."]
 _WHAT_TO_DO = "What to do."
-_console = PlainConsole()
+# Of several processes, one prints.
+_console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def run(typed: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def run(typed: Sequence[str]) -> None:
         _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
     given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
-    if given and COMMANDS[name].trains and _is_main_process():
+    if given and COMMANDS[name].trains:
         _say(f"settings of the environment: {', '.join(given)}")
     COMMANDS[name].run(**arguments)
 
@@ -62,16 +63,6 @@ def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_once(result: Any) -> None:
-    """Print a result in one of the processes."""
-    if _is_main_process():
-        result.print_to(_console)
-
-
 @command(*_MOST_USED, runs_code=True)
 def _train(
     settings: TrainConfig,
@@ -89,9 +80,9 @@ def _train(
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
-        _print_once(try_update(settings, console=_console))
+        try_update(settings, console=_console).print_to(_console)
     else:
-        _print_once(train(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
+        train(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
 @command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
@@ -99,7 +90,7 @@ def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from telecine.training.distillation import distill
 
-    _print_once(distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
+    distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
 @command(*_MOST_USED, runs_code=True)
@@ -172,8 +163,8 @@ def _evaluate(
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
-        _print_once(evaluate(checkpoint, settings, output=output))
-    if output is not None and _is_main_process():
+        evaluate(checkpoint, settings, output=output).print_to(_console)
+    if output is not None:
         _say(f"written to {output}")
 
 

@@ -17,19 +17,17 @@ from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
+from telecine.data.errors import DataError
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
-    IMAGE_SUFFIXES,
     PROTOCOLS,
-    VIDEO_SUFFIXES,
-    DataError,
+    SUFFIXES,
     File,
     RemotePath,
     Source,
     Span,
-    TarMember,
     is_address,
     is_file_name,
     is_hidden,
@@ -74,7 +72,7 @@ def load_spans(
     cache = IndexCache(path, timeout)
     is_complete = False
     try:
-        segments = _find_segments(path, cache.members, name=name, timeout=timeout)
+        segments = _find_segments(path, cache, name)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
         is_complete = True
@@ -102,7 +100,7 @@ def sources_of(data: str | None) -> set[Source]:
     """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
     if data is None:
         return set(map(resolve_source, sample_videos()))
-    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data).members)}
+    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data))}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
@@ -112,31 +110,24 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     `DataError`, which names the argument `name`, if `path` does not exist or has neither.
     """
     _check_path(path, name)
-    found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
-    root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
-    is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
-    if root is None or is_list:
+    found = _at(str(path)) if is_address(str(path)) or Path(path).exists() else []
+    is_list = found and not found[0].is_dir() and found[0].suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
+    if len(found) != 1 or is_list:
         got = str(path) if is_list else f"{path}, which does not exist"
         remedy = "Check the path. Lists, tar files and patterns are for training."
         raise argument_error(name, "a video file or a folder", got, remedy, DataError)
-    files = _files_at(root, is_media)
+    files = _files_at(found[0], is_media)
     if not files:
-        contract = f"a folder with videos or images ({', '.join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}))})"
+        contract = f"a folder with videos or images ({', '.join(sorted(SUFFIXES))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
-    videos = [file for file in files if not is_image(file)] if root.is_dir() else files
+    videos = [file for file in files if not is_image(file)]
     if 0 < len(videos) < len(files):
         logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
     return videos or files
 
 
-def _find_segments(
-    path: str | PathLike[str],
-    list_members: Callable[[File], Iterable[TarMember]],
-    *,
-    name: str = "data",
-    timeout: float = TIMEOUT,
-) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
+def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "data") -> list[Segment]:
+    """List the segments at `path`, see `load_spans`. The cache lists the members of tar files."""
     _check_path(path, name)
     paths: list[File] = []
     for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
@@ -149,11 +140,11 @@ def _find_segments(
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments += read_list(file, timeout)
+            segments += read_list(file, cache.timeout)
         else:
-            segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
+            segments += map(Segment, cache.members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
-        suffixes = ", ".join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, _ARCHIVE_SUFFIX}))
+        suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
         raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
     return segments
 

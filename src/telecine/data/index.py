@@ -13,37 +13,24 @@ from typing import TypeAlias
 
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from PIL import ExifTags
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
+from telecine.data.decode import FORMATS, decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
+from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    DataError,
-    Deadline,
-    DecodeError,
-    Source,
-    Span,
-    VideoInfo,
-    as_source,
-    check_frame_size,
-    is_image,
-    thread_errors,
-)
+from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame_size, is_image
 from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
 _LONG_GOP = 300  # frames after a single keyframe, with which reading a clip takes seconds
-_HIDDEN_FRAME_CODECS = frozenset({"vp8"})  # in packets of their own
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
 # FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
-# Their decoders give each frame the timestamp of its packet, also after seeking.
-_CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
-_EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
@@ -101,7 +88,7 @@ def _index_image(source: Source, max_pixels: int = MAX_PIXELS, deadline: Deadlin
     """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
     with open_image(source, deadline) as image:
         check_frame_size(source, *image.size, max_pixels)
-        transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+        transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 
@@ -194,7 +181,7 @@ def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_S
         # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
         delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
         in_display_order = not is_packed and not (stream.codec_context.has_b_frames and len(delays) == 1)
-        is_complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
+        is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
         return stamps, _frame_rate(stream, stamps, time_base), time_base, is_complete
@@ -206,7 +193,7 @@ def _scan_frames(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_St
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
     """
     with open_video(path, max_pixels, deadline) as (container, stream):
-        stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
+        stays_with_frame = stream.codec_context.name in FORMATS["packet_for_each_frame"]
         decoded = deadline.limit(decoded_frames(container.demux(stream)))
         frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded]
     stamps = [pts for pts, _ in frames if pts is not None]

@@ -15,7 +15,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from glob import has_magic
 from itertools import count, islice
 from operator import attrgetter
@@ -24,18 +24,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from telecine.base.files import atomic_write, read_bounded, user_cache_folder
+from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import (
-    Deadline,
-    RemotePath,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame_size,
-    is_address,
-    tar_members,
-)
+from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
 from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
@@ -43,12 +35,12 @@ logger = logging.getLogger(__name__)
 _INDEX_NAME = ".telecine-index"
 SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [5, sys.byteorder]
+_FORMAT = [6, sys.byteorder]
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
 _MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16
 _GZIP = 16 + zlib.MAX_WBITS  # of zlib, for the format of gzip
-_FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
+_FIELDS = [each.name for each in fields(VideoInfo) if each.name not in ("path", "pts", "keyframes")]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
@@ -181,8 +173,8 @@ def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
     for key, (fingerprint, locations) in archives.items():
         rows += [[key, fingerprint, len(locations)], *locations]
     for key, (fingerprint, info) in infos.items():
-        fields = [getattr(info, name) for name in _FIELDS]
-        rows.append([key, fingerprint, fields, len(info.pts), len(info.keyframes)])
+        facts = {name: getattr(info, name) for name in _FIELDS}
+        rows.append([key, fingerprint, facts, len(info.pts), len(info.keyframes)])
     with gzip.open(path, "wb", compresslevel=1) as file:
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
@@ -222,13 +214,12 @@ def _load(path: Path) -> tuple[_Archives, _Infos]:
 def _parse_infos(rows: list[Any], numbers: array[int]) -> Iterator[tuple[str, tuple[_Fingerprint, VideoInfo]]]:
     """Yield the saved infos. `numbers` has the timestamps and keyframes of each, one after the other."""
     begin = 0
-    for key, fingerprint, fields, num_pts, num_keyframes in rows:
-        width, height, fps, seekable, time_base, is_image, aspect = fields
-        size, facts = (int(width), int(height), float(fps)), (bool(seekable), float(time_base), bool(is_image))
-        if min(*size[:2], num_pts) < 1 or num_keyframes < 0 or not float(aspect) > 0:
-            raise ValueError(f"{key!r} has no frames")
+    for key, fingerprint, facts, num_pts, num_keyframes in rows:
         middle, end = begin + num_pts, begin + num_pts + num_keyframes
-        info = VideoInfo(Path(key), *size, numbers[begin:middle], numbers[middle:end], *facts, float(aspect))
+        info = VideoInfo(Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **facts)
+        sizes = num_pts, num_keyframes + 1, info.width, info.height, info.fps, info.time_base, info.sample_aspect_ratio
+        if not min(sizes) > 0:
+            raise ValueError(f"{key!r} has no frames")
         yield key, (tuple(fingerprint), info)
         begin = end
     if begin != len(numbers):

@@ -1,12 +1,12 @@
 """What a training run will see of its data: its first clips, measured, and its files with their use and copies."""
 
-import hashlib
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
+from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
 from telecine.data.clip import bytes_from_video, make_clip
@@ -23,7 +24,7 @@ from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, open_file
+from telecine.data.source import Source, TarMember, file_of
 from telecine.report.video import as_shown
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.parse import read_package_yaml
@@ -222,13 +223,8 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 def _digest(source: Source) -> str:
     """Return the SHA-256 of a file or of a member of a tar file."""
-    found, left = hashlib.sha256(), num_bytes(source)
-    with open_local(source, open_file) as file:
-        file.seek(source.offset if isinstance(source, TarMember) else 0)
-        while left and (content := file.read(min(left, 2**20))):
-            found.update(content)
-            left -= len(content)
-    return found.hexdigest()
+    part = (source.offset, source.size) if isinstance(source, TarMember) else ()
+    return open_local(source, lambda local: digest_of(Path(str(file_of(local))), *part))
 
 
 def _hashes(info: VideoInfo) -> tuple[int, ...]:

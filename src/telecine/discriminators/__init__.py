@@ -6,14 +6,6 @@ from telecine.discriminators.base import DiscriminatorOutput as DiscriminatorOut
 from telecine.discriminators.base import as_output as as_output
 from telecine.discriminators.base import frame_gradients as frame_gradients
 from telecine.discriminators.base import frozen as frozen
-from telecine.discriminators.blocks import Blur as Blur
-from telecine.discriminators.blocks import CausalConv3d as CausalConv3d
-from telecine.discriminators.blocks import DiscriminatorBlock as DiscriminatorBlock
-from telecine.discriminators.blocks import DiscriminatorBlock3D as DiscriminatorBlock3D
-from telecine.discriminators.blocks import DiscriminatorBlock3DWithfirstframe as DiscriminatorBlock3DWithfirstframe
-from telecine.discriminators.blocks import DownSample3D as DownSample3D
-from telecine.discriminators.blocks import FeedForward as FeedForward
-from telecine.discriminators.blocks import LinearSpaceAttention as LinearSpaceAttention
 from telecine.discriminators.features import FeatureDiscriminator as FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator as PatchDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator3D as PatchDiscriminator3D

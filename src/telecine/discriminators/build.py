@@ -1,8 +1,8 @@
 """The discriminators of a run, from its settings."""
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
-from typing import Any
+from dataclasses import astuple, fields
 
 from torch import nn
 
@@ -47,18 +47,13 @@ def build_video_discriminators(
 def _build(
     kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1
 ) -> nn.Module:
-    options: dict[str, Any] = {"channels": clips.num_channels * (1 + config.conditional), "max_dim": config.max_dim}
-    if kind in (PatchDiscriminator, PatchDiscriminator3D):
-        # `dim` is a quarter of the channels of the first block, as of the other kinds.
-        options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}
-    else:
-        size = (-(-clips.height // factor), -(-clips.width // factor))
-        options |= {"dim": config.dim, "image_size": size, "antialiased_downsample": config.antialiased_downsample}
-    if kind is PatchDiscriminator3D:
-        options["num_temporal_layers"] = config.num_temporal_layers
-    if kind in (Discriminator3D, Discriminator3DWithfirstframe):
-        options["frame_num"] = clips.num_frames
-    if kind is Discriminator3DWithfirstframe:
-        options["time_weighting"] = config.time_weighting
-    network = kind(**options)
+    is_patch = kind in (PatchDiscriminator, PatchDiscriminator3D)
+    options = {
+        **{field.name: getattr(config, field.name) for field in fields(config)},
+        "channels": clips.num_channels * (1 + config.conditional),
+        "dim": config.dim * (4 if is_patch else 1),  # of the other kinds, a quarter of the channels of the first block
+        "image_size": (-(-clips.height // factor), -(-clips.width // factor)),
+        "frame_num": clips.num_frames,
+    }
+    network = kind(**{name: options[name] for name in inspect.signature(kind).parameters if name in options})
     return ConditionalDiscriminator(network) if config.conditional else network

@@ -55,10 +55,18 @@ class _PatchNetwork(GradientCheckpointing):
     sees: ClassVar[Sees]
 
     def __init__(
-        self, dim: int, channels: int, num_layers: int, max_dim: int, norm: Norm, *, num_temporal_layers: int
+        self,
+        *,
+        dim: int = 64,
+        channels: int = 3,
+        num_layers: int = 3,
+        num_temporal_layers: int = 2,
+        max_dim: int = 512,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         check_counts(dim=dim, channels=channels, num_layers=num_layers, max_dim=max_dim)
+        check_count("num_temporal_layers", num_temporal_layers, at_least=0)
         check_choice("norm", norm, get_args(Norm))
         self.channels, self.num_layers, self.norm = channels, num_layers, norm
         widths = [channels] + [min(dim * 2**level, max_dim) for level in range(num_layers + 1)]
@@ -148,7 +156,8 @@ class PatchDiscriminator(_PatchNetwork):
     def __init__(
         self, *, dim: int = 64, channels: int = 3, num_layers: int = 3, max_dim: int = 512, norm: Norm = "group"
     ) -> None:
-        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=0)
+        sizes = {"dim": dim, "channels": channels, "num_layers": num_layers, "max_dim": max_dim}
+        super().__init__(**sizes, norm=norm, num_temporal_layers=0)
 
 
 class PatchDiscriminator3D(_PatchNetwork):
@@ -167,16 +176,3 @@ class PatchDiscriminator3D(_PatchNetwork):
     """
 
     sees = "video"
-
-    def __init__(
-        self,
-        *,
-        dim: int = 64,
-        channels: int = 3,
-        num_layers: int = 3,
-        num_temporal_layers: int = 2,
-        max_dim: int = 512,
-        norm: Norm = "group",
-    ) -> None:
-        check_count("num_temporal_layers", num_temporal_layers, at_least=0)
-        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=num_temporal_layers)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, check_choice, check_counts, describe
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import (
-    PAD_MODES,
     CausalConv3d,
     DiscriminatorBlock,
     DiscriminatorBlock3D,
@@ -230,7 +229,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     ) -> None:
         super().__init__(**_shared(locals()))
         self.time_weighting = check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
-        check_choice("pad_mode", pad_mode, PAD_MODES)
+        check_choice("pad_mode", pad_mode, get_args(PadMode))
         for module in self.modules():
             if isinstance(module, CausalConv3d):
                 module.pad_mode = pad_mode

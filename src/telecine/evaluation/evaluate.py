@@ -13,7 +13,6 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
-from telecine.evaluation.flat import flat_colours
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
     ClipResult,
@@ -25,6 +24,7 @@ from telecine.evaluation.measure import (
     load_published_metrics,
     mean_per_frame,
     measure_clips,
+    measure_flat_colours,
     process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
@@ -32,7 +32,7 @@ from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import ClipConfig, EvaluateConfig, Tiling
+from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +109,8 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        flat = _of_flat_clips(source, config)
+        size = (description["num_frames"], description["height"], description["width"])
+        flat = measure_flat_colours(_model_of("flat", source), *size) if config.flat else {}
         results = gather(measure_clips(source, metric_set, spans, device, rank, num_ranks), num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
@@ -166,15 +167,6 @@ def _with_requested(
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
-
-
-def _of_flat_clips(source: ModelSource | VideoSource, config: EvaluateConfig) -> dict[str, float]:
-    """Return the measures of clips of one colour, if they are requested; these have the size of the other clips."""
-    if not config.flat:
-        return {}
-    model, clips = _model_of("flat", source), source.clips
-    assert isinstance(clips, ClipConfig)  # `flat` is refused with a protocol
-    return flat_colours(model, clips.num_frames, clips.height, clips.width)
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:

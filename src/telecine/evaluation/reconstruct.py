@@ -1,7 +1,7 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from statistics import mean
 
@@ -28,7 +28,7 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import VideoWriter
+from telecine.report.video import write_video
 from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
 
 _VIDEOS, _PNG = (".mp4", ".mkv"), ".png"
@@ -96,9 +96,8 @@ def _reconstruct_file(
         pts = sorted(each - start for each in info.pts)
         # Stored pixels need not be square.
         aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
-        with VideoWriter(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
-            for frames in chunks():
-                writer.add(frames)
+        frames = chain.from_iterable(chunks())
+        write_video(output, frames, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect)
     return float(torch.cat(frame_psnr).mean())
 
 

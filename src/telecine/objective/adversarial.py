@@ -45,7 +45,8 @@ class AdversarialLosses:
     gan_loss: GANLoss
     penalty: Penalty
     """`NO_PENALTY` in a step without one."""
-    lecam: nn.ModuleDict
+    logit_terms: Mapping[str, nn.ModuleDict]
+    """The terms of a discriminator's loss that are modules of its logits, by name and then by discriminator."""
     discriminator_loss: Callable[..., Scalar]
     """The weighted sum of the terms of one discriminator."""
     batch: Batch
@@ -119,8 +120,8 @@ class AdversarialLosses:
         if inputs and self.penalty is not NO_PENALTY:
             inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
             terms["grad_penalty_loss"] = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
-        if self.weights["lecam"] > 0:
-            terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
+        for name in (name for name in self.logit_terms if self.weights[name] > 0):
+            terms[f"{name}_loss"] = self.logit_terms[name][d.key](real=real_logits, fake=fake_logits)
         return terms
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:

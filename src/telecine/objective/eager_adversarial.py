@@ -44,10 +44,10 @@ class EagerAdversarialLosses(AdversarialLosses):
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32
-        is_separable = self.gan_loss.is_separable and self.weights["lecam"] == 0 and not penalty.uses_fake
+        compares = penalty.uses_fake or any(self.weights[name] > 0 for name in self.logit_terms)
         if has_hooks or not (self.is_eager or is_float32):
             self.mode = _GradientMode.GRAPH
-        elif not is_separable:
+        elif compares or not self.gan_loss.is_separable:
             self.mode = _GradientMode.JOINT
         elif both_train and torch.is_grad_enabled() and same_precision:
             self.mode = _GradientMode.SHARED

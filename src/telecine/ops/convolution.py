@@ -128,6 +128,11 @@ class _Geometry(NamedTuple):
     stride: Sequence[int]
     padding: Sequence[int]
 
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the last arguments of PyTorch's convolutions, which are neither dilated, transposed nor grouped."""
+        axes = len(self.stride)
+        return self.stride, self.padding, [1] * axes, False, [0] * axes, 1
+
 
 def _has_faster_kernel(x: Tensor) -> bool:
     """Return whether `_fastest_convolution` chooses the kernel for `x`: float32 videos on a CPU with oneDNN."""
@@ -162,7 +167,7 @@ def _fastest_backward(
     else:
         grad_segments, grad_weight, grad_bias = _aten_convolution_backward(
             segments.split_output(grad_output),
-            segments.split(x) if output_mask[1] else segments.empty(x),
+            segments.split(x),
             weight,
             segments.geometry,
             output_mask,
@@ -188,10 +193,6 @@ class _Segments(NamedTuple):
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
         padded = F.pad(x, (0, 0, 0, 0, self.padding, self.padding)) if self.padding else x
         return padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3).contiguous(memory_format=self.layout)
-
-    def empty(self, x: Tensor) -> Tensor:
-        """Return a tensor like `split(x)` with arbitrary values."""
-        return _empty((self.num_segments, x.shape[1], self.length, *x.shape[3:]), self.layout)
 
     def join(self, y: Tensor) -> Tensor:
         """Map `(num_segments, C, n, H, W)` to `(1, C, num_segments * n, H, W)`; `y` must not be used afterwards."""
@@ -239,14 +240,11 @@ def _empty(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
 
 
 def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    ones, zeros = [1] * (x.ndim - 2), [0] * (x.ndim - 2)
-    return torch.ops.aten.convolution(x, weight, bias, geometry.stride, geometry.padding, ones, False, zeros, 1)
+    return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
 
 
 def _aten_convolution_backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    ones, zeros, channels = [1] * (x.ndim - 2), [0] * (x.ndim - 2), [weight.shape[0]]
-    return torch.ops.aten.convolution_backward(
-        grad_output, x, weight, channels, geometry.stride, geometry.padding, ones, False, zeros, 1, output_mask
-    )
+    backward = torch.ops.aten.convolution_backward
+    return backward(grad_output, x, weight, [weight.shape[0]], *geometry.arguments(), output_mask)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import VideoWriter, as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -69,7 +70,7 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
     panes = _panes(target=clip.target, reconstruction=clip.reconstruction)
-    write_mp4(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
+    write_video(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
     num_frames, height, width, _ = clip.target.shape
     errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
     frame_psnr = psnr_of_mse(errors.double(), value_range=255.0).tolist()
@@ -164,9 +165,8 @@ def _label_bar(width: int) -> Tensor:
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
-    with VideoWriter(path, fps) as writer:
-        for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
-            writer.add(frames)
+    num_times = max(1, math.ceil(MIN_SECONDS * fps / len(frames)))
+    write_video(path, chain.from_iterable(repeat(frames, num_times)), fps)
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:

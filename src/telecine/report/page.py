@@ -94,7 +94,9 @@ def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: C
     """
     before = None
     while True:
-        state = [_state(Run(run)) for run in runs]
+        files = [file.path for run in map(Run, runs) for file in (run.history, run.warnings) if file.path.exists()]
+        folders = [step for run in runs for step, _ in Run(run).validation_folders()]
+        state = folders, [(each.stat().st_mtime_ns, each.stat().st_size) for each in files]
         if state != before:
             is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
             try:
@@ -113,12 +115,6 @@ def _is_finished(run: Run) -> bool:
     """Return whether a run has recorded the validation of its last step."""
     num_steps = read_saved_settings(run.folder).get("steps")
     return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
-
-
-def _state(run: Run) -> tuple[object, ...]:
-    """Return what changes when a run records something."""
-    files = [file.path.stat() for file in (run.history, run.warnings) if file.path.exists()]
-    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in run.validation_folders()))
 
 
 class _VideoFolder:

@@ -141,11 +141,11 @@ class History(_JSONLines):
         if not found:
             remedy = "Use another --output_dir, or a larger --steps."
             raise argument_error(str(self.path), "a file with a validation", "none", remedy)
-        return _metrics(found[0]), _metrics(found[-1])
-
-
-def _metrics(record: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
+        first, last = (
+            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
+            for record in (found[0], found[-1])
+        )
+        return first, last
 
 
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:

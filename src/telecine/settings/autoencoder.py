@@ -35,10 +35,11 @@ LATENTS: dict[str, dict[str, Any]] = {
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
 
 
-def _check_power_of_two(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
+def _check_power_of_two(name: str, value: object) -> int:
+    """Return 1, 2, 4, 8, ... 256; raise a `ValueError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
         raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
+    return value
 
 
 _PowerOf2: TypeAlias = Annotated[int, _check_power_of_two]

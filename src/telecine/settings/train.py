@@ -12,16 +12,26 @@ from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
 from telecine.settings.group import PATH, Count, DeviceName, Settings
 from telecine.settings.objective import ObjectiveConfig
 
+# Settings of older files that are no more, and their value now.
+REMOVED: Mapping[str, object] = {
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
+    "discriminator.pad_mode": "first",
+    "discriminator.init_optimizer": False,
+}
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 MAX_LR = 10.0
 
 
-def _check_lr(name: str, value: object) -> None:
-    if check_positive(name, value, remedy="Use a small number.") > MAX_LR:
+def _check_lr(name: str, value: object) -> float:
+    if (rate := check_positive(name, value, remedy="Use a small number.")) > MAX_LR:
         remedy = "AdamW changes each weight by about as much in an update."
         raise argument_error(name, f"at most {MAX_LR}", value, remedy)
+    return rate
 
 
 _LearningRate: TypeAlias = Annotated[float, _check_lr]

@@ -3,30 +3,21 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
-from functools import cache, reduce
-from operator import getitem
+from functools import cache
 from types import NoneType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
+from telecine.settings.train import REMOVED
 
 T = TypeVar("T")
 _adapter: Any = cache(TypeAdapter)
 # Settings as YAML has them.
 Nested = dict[str, Any]
-# Settings of older files that are no more, and their value now.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-}
 
 
 @dataclass(frozen=True)
@@ -78,26 +69,49 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
 
     A `SettingsError` has the mistakes; `prefix` stands before the names of settings in it.
     """
-    values = _without_removed(values)
+    mistakes: list[str] = []
+    values = _known(kind, values, prefix, mistakes)
     try:
-        return cast(T, _adapter(kind).validate_python(values))
+        found = cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
-        found: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
+        by_union: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
         for details in error.errors(include_url=False):
             path, union = _path_of(kind, details["loc"])
-            found.setdefault(tuple(path[:union]), []).append((path, details))
-        meant = [max(same, key=_likelihood) for same in found.values()]
-        mistakes = [_message(kind, values, path, details, prefix) for path, details in meant]
-    unknown = [path for path, details in meant if details["type"] == "unexpected_keyword_argument"]
-    unknown = [path for path in unknown if not any(part.isdigit() for part in path)]  # not in lists
-    for *groups, name in unknown:  # they hide the checks of their groups
-        reduce(getitem, groups, values).pop(name)
-    if unknown:
-        try:
-            validate(kind, values, prefix)
-        except SettingsError as others:
-            mistakes += [each for each in others.mistakes if each not in mistakes]
-    raise SettingsError(mistakes)
+            by_union.setdefault(tuple(path[:union]), []).append((path, details))
+        mistakes += [_message(kind, *max(same, key=_likelihood), prefix) for same in by_union.values()]
+    if mistakes:
+        raise SettingsError(mistakes)
+    return found
+
+
+def _known(kind: type, values: Nested, prefix: str, mistakes: list[str], before: str = "") -> Nested:
+    """Return settings without those that are none, and add a sentence about each to `mistakes`.
+
+    Those of older versions are left out if they have the value that they always have now. What is in a list stays.
+    """
+    kept = {}
+    for name, value in values.items():
+        path = f"{before}{name}"
+        of_value = kind_at(kind, path)
+        if path in REMOVED and value != REMOVED[path]:
+            contract = f"left out (it is {REMOVED[path]!r} now)"
+            mistakes.append(str(argument_error(prefix + path, contract, repr(value), "Remove it.")))
+        elif path not in REMOVED and of_value is None:
+            mistakes.append(_unknown(kind, path, prefix))
+        elif path not in REMOVED:
+            has_names = any(is_dataclass(each) or get_origin(each) for each in alternatives(of_value))
+            is_group = has_names and isinstance(value, dict)
+            kept[name] = _known(kind, value, prefix, mistakes, f"{path}.") if is_group else value
+    return kept
+
+
+def _unknown(kind: type, path: str, prefix: str) -> str:
+    """Return the error about a name that is no setting, with the nearest one."""
+    known = [each.name for each in settings_of(kind, all_names=True)]
+    group = path.rpartition(".")[0]
+    in_dict = filter(is_dataclass, alternatives(kind_at(kind, group)))  # such as a term
+    known += [item.name for each in in_dict for item in settings_of(each, f"{group}.")]  # type: ignore[arg-type]
+    return f"`{prefix}{path}` is not a setting. {nearest(path, known).replace('`', f'`{prefix}', 1)}".rstrip()
 
 
 def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
@@ -105,16 +119,6 @@ def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
     path, details = error
     is_check = details["type"] == "value_error"
     return len(path) + is_check, is_check
-
-
-def _without_removed(values: Nested, before: str = "") -> Nested:
-    """Return settings without those that are no more, if they have the value that they have now."""
-    kept = {}
-    for name, value in values.items():
-        path = f"{before}{name}"
-        if path not in REMOVED or value != REMOVED[path]:
-            kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
-    return kept
 
 
 def _path_of(kind: Any, location: Sequence[str | int]) -> tuple[list[str], int | None]:
@@ -135,34 +139,23 @@ def _path_of(kind: Any, location: Sequence[str | int]) -> tuple[list[str], int |
     return path, union
 
 
-def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> str:
+def _message(kind: type, path: list[str], details: ErrorDetails, prefix: str) -> str:
     """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
-    is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
-    if is_too_short:
-        path = path[:-1]
-    name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
+    missing = path[-1] if details["type"] == "missing" else ""
+    if missing:
+        path = path[:-1]  # the group or the list that lacks it
+    name, of_setting, value = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind, details["input"]
     if details["type"] == "value_error":
         text = str(details["ctx"]["error"])
         return f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text
-    if details["type"] == "unexpected_keyword_argument" and (removed := ".".join(path)) in REMOVED:
-        contract, got = f"left out (it is {REMOVED[removed]!r} now)", repr(reduce(getitem, path, values))
-        return str(argument_error(name, contract, got, "Remove it."))
     if details["type"] == "unexpected_keyword_argument":
-        known = [each.name for each in settings_of(kind, all_names=True)]
-        in_dict = filter(is_dataclass, alternatives(kind_at(kind, ".".join(path[:-1]))))  # such as a term
-        known += [item.name for each in in_dict for item in settings_of(each, ".".join([*path[:-1], ""]))]  # type: ignore[arg-type]
-        found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
-        return f"`{name}` is not a setting. {found}".rstrip()
-    if details["type"] == "missing" and not is_too_short:
-        path, missing = path[:-1], path[-1]
-        contract = describe_type(kind_at(kind, ".".join(path)))
-        return f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`."
-    for part in path:
-        values = values[int(part)] if isinstance(values, list | tuple) else values[part]
+        return _unknown(kind, ".".join(path), prefix)
+    if missing and not missing.isdigit():
+        return f"`{name}` must be {describe_type(of_setting)}, but got one without `{missing}`."
     if is_dataclass(of_setting):
-        return str(argument_error(name, "a group of settings", values, "Indent `key: value` lines below it."))
-    remedy = nearest(values, map(str, choices_of(of_setting))) if isinstance(values, str) else ""
-    return f"`{name}` must be {describe_type(of_setting)}, but got {describe(values)}. {remedy}".rstrip()
+        return str(argument_error(name, "a group of settings", value, "Indent `key: value` lines below it."))
+    remedy = nearest(value, map(str, choices_of(of_setting))) if isinstance(value, str) else ""
+    return f"`{name}` must be {describe_type(of_setting)}, but got {describe(value)}. {remedy}".rstrip()
 
 
 def json_schema(kind: type) -> str:

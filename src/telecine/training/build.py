@@ -1,6 +1,7 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,18 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
-def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
-    """Return the custom module that `config.model` names by its class, folder or run; None for another model."""
-    if config.model is not None and is_class_path(config.model) and not Path(config.model).exists():
-        return build_custom(config.model, config.model_arguments, "model")
-    if config.model_arguments:
+def custom_module(
+    name: str | None, arguments: Mapping[str, object], *, random_weights: bool = False
+) -> VideoAutoencoder | None:
+    """Return the custom module that `TrainConfig.model` names by its class, folder or run; None for another model."""
+    if name is not None and is_class_path(name) and not Path(name).exists():
+        return build_custom(name, arguments, "model")
+    if arguments:
         contract = "left out unless `model` is the dotted path of a class"
-        raise argument_error("model_arguments", contract, describe(config.model_arguments), "Remove it.")
-    if config.model is None or "." not in class_in(folder := folder_without_weights(config.model)[1]):
+        raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
+    if name is None or "." not in class_in(folder := folder_without_weights(name)[1]):
         return None
-    return build_custom_in(folder) if config.random_weights else load_model_or_run(config.model)
+    return build_custom_in(folder) if random_weights else load_model_or_run(name)
 
 
 def build_objective(

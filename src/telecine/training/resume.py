@@ -12,7 +12,7 @@ from telecine.runs.settings import flat_settings, plain_settings, read_saved_set
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
 from telecine.settings.parse import merged, nested
-from telecine.settings.validate import REMOVED
+from telecine.settings.train import REMOVED
 
 
 def changed_settings(config: Settings, folder: Path) -> list[str]:

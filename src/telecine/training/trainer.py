@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.files import mark_output
-from telecine.data import clip_loader
+from telecine.data import ClipBatchSampler, clip_loader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -77,7 +77,8 @@ class Trainer:
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
-            autoencoder = custom_module(config) if autoencoder is None else autoencoder
+            if autoencoder is None:
+                autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
         except BaseException:
@@ -206,19 +207,17 @@ class Trainer:
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
+            per_step = self.config.gradient_accumulation_steps * self.accelerator.num_processes
+            numbers = range(self.state.step * per_step, self.config.steps * per_step)
+            sampler = ClipBatchSampler(numbers, self.config.clips_per_pass, per_step, rank=0, num_ranks=1)
             with self._saved_if_stopped(stop) as check_stop:
-                clips = self.clips.train
-                fill_latent_cache(self.latents, self.state, clips, self.console, self.config, check_stop)
+                fill_latent_cache(self.latents, self.state, self.clips.train, sampler, self.console, check_stop)
         while self.state.step < self.config.steps:
-            self._train(stop)
-
-    def _train(self, stop: StopRequest) -> None:
-        """Train up to the last step, or to a divergence after which the run goes back."""
-        try:
-            self._update_until_the_end(stop)
-            self.checkpointer.wait()
-        except DivergenceError as error:
-            self._go_back(error)
+            try:
+                self._update_until_the_end(stop)
+                self.checkpointer.wait()
+            except DivergenceError as error:  # noqa: PERF203 - an update takes far longer
+                self._go_back(error)
 
     def _remove_old_checkpoints(self) -> None:
         best = self.files.best_step(self.config.best_metric, self.state.step)
@@ -249,9 +248,8 @@ class Trainer:
 
     def _go_back(self, error: DivergenceError) -> None:
         """Load the newest checkpoint and lower the learning rates, or raise a `TrainingError` if the run must stop."""
-        failed = self.checkpointer.wait_for_error()
-        if failed is not None and not isinstance(failed, DivergenceError):
-            raise failed
+        with suppress(DivergenceError):
+            self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
             to = None if found is None else step_of(found)

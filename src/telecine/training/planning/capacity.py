@@ -1,6 +1,7 @@
 """The largest batch and the longest clip for a memory, with and without the switches that save memory."""
 
 import functools
+import math
 import multiprocessing
 import os
 import sys
@@ -28,7 +29,6 @@ from telecine.training.planning.update import (
     HALF,
     HOST_COPY,
     SMALLER,
-    DeviceType,
     UpdatePlan,
     fake_autoencoder,
     plan_update,
@@ -83,36 +83,6 @@ class _MemoryNeed:
         """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
         at_zero = self.plan.resident if more else min(self.plan.without_clips, self.plan.peak)
         return at_zero - self.saved
-
-
-@dataclass(frozen=True)
-class _LongestClip:
-    """How many frames of one clip fit, from plans of the configured `num_frames` and of another length."""
-
-    num_frames: int
-    shortest: int
-    step: int
-    """The model reproduces clips of `shortest + k * step` frames."""
-    other: int
-    """Another length to plan: about half of the configured one, or longer if that is the shortest."""
-    per_frame: float = 0.0
-    """Bytes that one more frame needs, relative to `_MemoryNeed.clip_bytes` of the configured length."""
-
-    @classmethod
-    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> "_LongestClip":
-        """Return the lengths of clips of the configured height and width, without the growth."""
-        shortest = model.covering_clip(1, clips.height, clips.width)[0]
-        step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
-        half = shortest + (clips.num_frames - shortest) // step // 2 * step
-        return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
-
-    def within(self, memory: int, need: _MemoryNeed) -> int:
-        """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
-        room = memory - need.of(1)
-        if self.per_frame == 0:
-            return self.num_frames if room >= 0 else 0
-        frames = self.num_frames + room / (self.per_frame * need.clip_bytes)
-        return self.shortest + int(frames - self.shortest) // self.step * self.step if frames >= self.shortest else 0
 
 
 class _LargestBatch(NamedTuple):
@@ -174,7 +144,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     With a given memory and `device` "auto", the plan is for a GPU. With sharding `num_processes` share the weights.
     """
     at_hand = pick_device("auto" if memory is not None else config.device)
-    device_type = _device_type(at_hand.type if memory is None else config.device)
+    device_type = at_hand.type if memory is None else config.device
     memory = free_memory(at_hand) if memory is None else memory
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
@@ -186,15 +156,15 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
+    measured = None if at_hand.type == "cpu" != device_type else at_hand
     steps = config.steps
     time = describe_speed(config.objective, update, without_penalty, num_steps=steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
-    lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
+    usable = int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
     sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
     needs[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
-    largest = list(_what_fits(needs, lengths, usable))
+    largest = list(_what_fits(needs, clips.num_frames, _lengths(model, clips), usable))
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
@@ -202,10 +172,6 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
     return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision in HALF)
-
-
-def _device_type(name: str) -> DeviceType:
-    return "cpu" if name == "cpu" else "cuda"
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
@@ -223,7 +189,7 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
         rows[title] = replace(config, temporal_chunk=chunk)
     found = {(title, config.clips.num_frames): row for title, row in rows.items()}
     if config.clips.num_frames > 1:
-        clips = replace(config.clips, num_frames=_LongestClip.of(model, config.clips).other, buckets=())
+        clips = replace(config.clips, num_frames=_lengths(model, config.clips)[-1], buckets=())
         found |= {(title, clips.num_frames): replace(rows[title], clips=clips) for title in growing}
     return found
 
@@ -249,16 +215,29 @@ def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) ->
         return list(show(plans))
 
 
+def _lengths(model: VideoAutoencoder, clips: ClipConfig) -> tuple[int, int, int]:
+    """Return the fewest frames of a clip, the step to more, and a second length to plan.
+
+    That is about half of the configured one, or longer if that is the fewest.
+    """
+    shortest = model.covering_clip(1, clips.height, clips.width)[0]
+    step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
+    half = shortest + (clips.num_frames - shortest) // step // 2 * step
+    return shortest, step, half if half < clips.num_frames else half + step
+
+
 def _what_fits(
-    needs: Mapping[tuple[str, int], _MemoryNeed], lengths: _LongestClip, usable: int
+    needs: Mapping[tuple[str, int], _MemoryNeed], num_frames: int, lengths: tuple[int, int, int], usable: int
 ) -> Iterable[_LargestBatch]:
-    """Yield the largest batch in `usable` bytes of each title; `needs` are by title and number of frames."""
-    for (title, num_frames), need in needs.items():
-        if num_frames == lengths.num_frames:
-            if (title, lengths.other) in needs:
-                growth = (need.of(1) - needs[title, lengths.other].of(1)) / (num_frames - lengths.other)
-                lengths = replace(lengths, per_frame=growth / need.clip_bytes)
-            yield _LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
+    """Yield what fits in `usable` bytes of each title; `needs` are by title and number of frames."""
+    (shortest, step, other), growth = lengths, 0.0
+    for title, need in ((title, need) for (title, frames), need in needs.items() if frames == num_frames):
+        if (title, other) in needs:  # bytes that one more frame needs, relative to those of a clip
+            growth = (need.of(1) - needs[title, other].of(1)) / (num_frames - other) / need.clip_bytes
+        room = usable - need.of(1)
+        more = room / (growth * need.clip_bytes) if growth else 0 if room >= 0 else -math.inf
+        frames = shortest + int(num_frames + more - shortest) // step * step if num_frames + more >= shortest else 0
+        yield _LargestBatch(title, need.largest_batch(usable), frames, need.of(1))
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
@@ -286,7 +265,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         planned, found = 0, 1
         while found > planned * (1 + TOLERANCE):
             planned = found
-            plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
+            plan = plan_update(replace(config, batch_size=planned), model, device_type=device.type)
             need = _MemoryNeed(plan, planned, saved)
             found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
@@ -303,7 +282,7 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:
-        plan = plan_update(config, device_type=_device_type(config.device))
+        plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."

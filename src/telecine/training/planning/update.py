@@ -11,7 +11,7 @@ from functools import reduce
 from importlib import import_module, resources
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -40,8 +40,6 @@ from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradie
 
 # Sizes that a model does not reproduce are found by errors, which PyTorch would print one by one.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-
-DeviceType = Literal["cpu", "cuda"]
 
 # The parts of a run that hold memory, beside each discriminator.
 PARAMETERS = "parameters"
@@ -198,11 +196,11 @@ class _MemoryCounter(TorchDispatchMode):
         self.by_part[part] -= size
 
 
-def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
+def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str) -> UpdatePlan:
     """Return the memory and the operations of one update with every term; `config.batch_size` must be a number.
 
-    The update runs on tensors that have shapes but no values: what it allocates is exact. By default the model is that
-    of `fake_autoencoder`.
+    The update runs on tensors that have shapes but no values: what it allocates is exact, on the "cpu" or, for another
+    `device_type`, as on CUDA. By default the model is that of `fake_autoencoder`.
     """
     model = fake_autoencoder(config) if model is None else model
     config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
@@ -211,7 +209,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
-    with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
+    with fake_mode, counter, nullcontext() if device_type == "cpu" else _as_on_cuda():
         settings, perceptual = config.objective, config.objective.perceptual
         if perceptual.net in BACKBONES:
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
@@ -227,7 +225,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
 
 
 def _count_update(
-    state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
+    state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: str
 ) -> UpdatePlan:
     _hold_networks(state, counter)
     _create_optimizer_states(state, counter)
@@ -245,7 +243,7 @@ def _count_update(
     counter.part = OPTIMIZER
     for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
         for group in optimizer.param_groups:
-            group["fused"], group["foreach"] = device_type == "cuda", False  # as `new_state` chooses
+            group["fused"], group["foreach"] = device_type != "cpu", False  # as `new_state` chooses
         clip_gradients(parameters_of(optimizer), state.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
