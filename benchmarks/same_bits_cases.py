@@ -26,6 +26,7 @@ LATER: Settings = {
     "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8},
     "optimizer": {"name": "adamw"},
     "causal_vae": {
+        "nested_channels": [],
         "in_channels": 3,
         "decoder": "direct",
         "flow": {

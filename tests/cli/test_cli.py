@@ -139,7 +139,7 @@ def test_runs_as_a_module(forks):
         (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
         (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
         (["report"], "required: runs"),
-        (["evaluate", "nowhere"], "`data` must be a folder of videos or images, or one, but got nothing"),
+        (["evaluate", "nowhere"], "`data` must be a file, or a folder of files, but got nothing"),
         (["evaluate", "--data", "x"], "`checkpoint` must be given"),
         (["evaluate", "--compare", "x"], "--compare"),
         (["evaluate", "--compare", "x", "y"], "protocol.json"),

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
 from telecine.data.decode import _check_intact, _decode_needed, _packets_from_keyframe, open_video
+from telecine.settings import ClipConfig
 
 from .videos import (
     damage,
@@ -372,7 +373,7 @@ def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path: Path) -> N
     with pytest.raises(DecodeError, match=r"both\.h264: "):
         read_clip(info, 3, 4, max_pixels=100 * 100)
     with pytest.raises(DecodeError, match=r"both\.h264: "):
-        index_video(path, max_pixels=100 * 100)
+        index_video(path, ClipConfig(max_pixels=100 * 100))
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.png"])

@@ -29,6 +29,7 @@ from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, _find_segments, ch
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.lists import Segment
 from telecine.data.source import RemotePath
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -43,7 +44,7 @@ class Members(IndexCache):
     """A cache that knows the members of tar files, or, with None, must not be asked for them."""
 
     def __init__(self, found: list[TarMember] | None) -> None:
-        self.found, self.timeout = found, 60.0
+        self.found, self.config = found, ClipConfig()
 
     def members(self, archive: Path | RemotePath) -> list[TarMember]:
         assert self.found is not None, f"{archive} is not a tar file"
@@ -124,16 +125,16 @@ def test_files_that_match_several_times_are_read_once(tmp_path: Path) -> None:
 
 
 def test_no_videos(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`data` must be a video file or a folder, but got .*nowhere, which does not"):
+    with pytest.raises(DataError, match=r"`data` must be a file or a folder, but got .*nowhere, which does not"):
         find_videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos .*\.mp4.*, which has none.*Subfold"):
+    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos, .*\.mp4.*, which has none.*Subfold"):
         find_videos(tmp_path, name="val_data")
 
 
 @pytest.mark.parametrize("name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4"])
 def test_lists_tar_files_and_patterns_are_for_training(name: str, tmp_path: Path) -> None:
     touch(tmp_path, "scenes.csv", "scenes.JSONL", "shard.tar", "a.mp4")
-    with pytest.raises(DataError, match=r"`data` must be a video file or a folder.*patterns are for training"):
+    with pytest.raises(DataError, match=r"`data` must be a file or a folder.*patterns are for training"):
         find_videos(tmp_path / name)
 
 
@@ -200,14 +201,14 @@ def test_a_file_with_a_colon_in_its_name_is_not_a_stream(tmp_path: Path, monkeyp
 
 
 def test_nothing_found(tmp_path: Path) -> None:
-    message = "`data` must be a video file, a folder, a list or tar files, but got .*, which does not exist"
+    message = "`data` must be a file, a folder, a list or tar files, but got .*, which does not exist"
     for path in (tmp_path / "nowhere", f"{tmp_path}/*.mp4", f"{tmp_path}/{{0..3}}.tar"):
         with pytest.raises(DataError, match=message):
             _find_segments(path, NO_MEMBERS)
     write_shard(tmp_path / "0.tar", [])
     with pytest.raises(DataError, match=r"1\.tar, which does not exist"):
         _find_segments(f"{tmp_path}/{{0..1}}.tar", Members([]))
-    with pytest.raises(DataError, match=r"a path with videos or images \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
+    with pytest.raises(DataError, match=r"a path with videos, images or arrays \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
         _find_segments(tmp_path, Members([]))
 
 
@@ -253,11 +254,11 @@ def test_load_a_list_of_segments(folder: Path, caplog: pytest.LogCaptureFixture)
     skipped = load_spans(folder / "list.csv")[1]
     assert [(skip.path.name, skip.reason) for skip in skipped] == [
         ("gone.mp4", "No such file or directory"),
-        ("a.mp4", "starts at 2.0 s, after the end of the video"),
+        ("a.mp4", "starts at 2.0 s, after its last frame"),
     ]
     assert "skipped 1 of 4 files" in caplog.text
     assert "skipped 1 of 5 segments" in caplog.text
-    assert "a.mp4 (starts at 2.0 s, after the end of the video)" in caplog.text
+    assert "a.mp4 (starts at 2.0 s, after its last frame)" in caplog.text
 
 
 def test_no_segment_has_frames(folder: Path) -> None:

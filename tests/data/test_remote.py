@@ -337,7 +337,7 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{part}.mp4"
         with pytest.raises(DataError, match=rf"{address}: not read within 0\.3 seconds"):
-            load_spans(address, timeout=0.3)
+            load_spans(address, ClipConfig(timeout=0.3))
         server.is_over.set()  # type: ignore[attr-defined]
         server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))

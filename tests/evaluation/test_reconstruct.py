@@ -136,7 +136,7 @@ def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path)
     video = videos / "one.mp4"
     with pytest.raises(ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"):
         reconstruct(model_folder, video, tmp_path)
-    with pytest.raises(ValueError, match="`output` must be another file than the video"):
+    with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, video, video)
     with pytest.raises(ValueError, match=r"which ends in .mp4 or .mkv, but got .*out\.webm\. Use .*out\.mp4"):
         reconstruct(model_folder, video, tmp_path / "out.webm")
@@ -162,7 +162,7 @@ def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
     with pytest.raises(ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"):
         reconstruct(model_folder, images / "one.jpg", tmp_path / "out.mp4")
-    with pytest.raises(ValueError, match="`output` must be another file than the video or image"):
+    with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, images / "below" / "two.png", images / "below" / "two.png")
 
 

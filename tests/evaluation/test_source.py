@@ -176,7 +176,7 @@ class TestVideoSource:
 
     def test_several_sizes_need_a_size(self, copied_videos):
         write_video(copied_videos / "wide.mp4", waves(width=96), fps=25)
-        with pytest.raises(ValueError, match="`data` must be videos of one size, but got 2 sizes, from 48 x 64 to 48"):
+        with pytest.raises(ValueError, match="`data` must be files of one size, but got 2 sizes, from 48 x 64 to 48"):
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
         assert (opened.clips.height, opened.clips.width) == (32, 32)

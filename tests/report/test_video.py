@@ -17,7 +17,7 @@ from torch import Tensor
 from telecine.data import index_video, read_clip
 from telecine.report import video
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import as_shown, gif_bytes, shrink, write_video
+from telecine.report.video import as_shown, depth_range, gif_bytes, shrink, write_video
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -235,3 +235,25 @@ def test_alpha_is_shown_on_a_chequerboard_and_grey_as_grey():
     assert as_shown(frames[..., :3].clone()).shape[-1] == 3
     assert torch.equal(as_shown(frames[..., :1]), frames[..., :1].expand(-1, -1, -1, 3))
     assert torch.equal(as_shown((frames.int() * 257).to(torch.uint16)), frames[..., :3])
+
+
+def test_other_channels_are_shown_as_grey_side_by_side():
+    frames = torch.randint(256, (2, 8, 10, 2), dtype=torch.uint8)
+    shown = as_shown(frames)
+    assert shown.shape == (2, 8, 20, 3)
+    assert torch.equal(shown[:, :, :10, 1], frames[..., 0])
+    assert torch.equal(shown[:, :, 10:, 1], frames[..., 1])
+
+
+def test_depth_is_shown_in_the_colours_of_its_range():
+    assert depth_range(torch.zeros(1, 2, 2, 1, dtype=torch.uint8)) is None, "grey of 8 bits is grey"
+    values = torch.arange(1000, 41000, 1000).reshape(1, 5, 8, 1).to(torch.uint16)
+    limits = depth_range(values)
+    assert limits == (1000, 40000)
+    shown = as_shown(values, limits)
+    assert shown.shape == (1, 5, 8, 3)
+    assert len(shown.reshape(-1, 3).unique(dim=0)) == 40
+    assert shown[0, 0, 0, 2] > shown[0, 0, 0, 1] < shown[0, -1, -1, 0], "blue to red"
+    reconstruction = (values.int() + 257 * 10).to(torch.uint16)
+    panels = _panes(target=values, reconstruction=reconstruction).split(16, dim=2)
+    assert (panels[2].unique().tolist(), len(panels)) == ([40], 3), "four times ten levels of 255"

@@ -179,16 +179,19 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
-        self.config, self.decoder = config, build_decoder(config)
+        self.config, self.decoder, self.nested_channels = config, build_decoder(config), config.nested_channels
         self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
 
-        A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
+        A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
+        the result; by default from that of `sampler`.
         """
         check_video("latent", latent)
+        if latent.shape[1] in self.nested_channels:
+            latent = nn.functional.pad(latent, (0, 0) * 3 + (0, self.config.latent_channels - latent.shape[1]))
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")

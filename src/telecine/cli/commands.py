@@ -150,16 +150,21 @@ def _evaluate(
     output: Annotated[
         str | None,
         "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
+        "protocol.json (how it was measured); with --compare, for table.tex, table.md "
+        "and, of two, comparison.json and its plots.",
     ] = None,
-    compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
+    compare: Annotated[
+        list[str] | None, "Compare evaluations, given by their output folders: two clip by clip, several in a table."
+    ] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos or images; or compare two evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
+    from telecine.evaluation.paper_table import make_table
 
     if compare is not None:
-        compare_evaluations(*compare, output=output).print_to(_console)
+        table = make_table(compare, output=output)
+        (compare_evaluations(*compare, output=output) if len(compare) == 2 else table).print_to(_console)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
@@ -178,7 +183,7 @@ def _reconstruct(
         str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
     ],
 ) -> None:
-    """Encode and decode videos or images with an autoencoder, and write the results."""
+    """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
 
     _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
@@ -306,15 +311,9 @@ def _weights(
     nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download, verify or list the frozen networks of LPIPS."""
-    from rich.table import Column, Table
-
     from telecine.perceptual.weights import fetch, listing, verify
 
-    if action == "list":
-        table = Table("net", "status", "source", Column("file", overflow="fold"))
-        for entry in listing():
-            table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
-        _console.print(table)
-        return
-    for net in nets:
+    for entry in listing() if action == "list" else ():
+        _say(f"{entry.net}: {entry.status}, {entry.path}{f' of {entry.source}' if entry.source else ''}")
+    for net in nets if action != "list" else ():
         _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")

@@ -161,8 +161,6 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
         return names, {"action": "store_true"}
     if get_origin(kind) is list:
         extra["nargs"] = "+" if is_required else "*"
-    elif get_origin(kind) is tuple:
-        extra |= {"nargs": len(get_args(kind)), "metavar": ("A", "B")}
     elif get_origin(kind) is Literal:
         extra["choices"] = [*get_args(kind)]
     elif kind is not str:

@@ -2,7 +2,7 @@
 
 | word | what it is |
 |---|---|
-| source | a file, an address, or a member of a tar file: one video or image |
+| source | a file, an address, or a member of a tar file: one video, image or array |
 | segment | a source and the part of it to use, as a line of a list writes it |
 | span | consecutive frames of an indexed video, from `first_frame` to `last_frame` |
 | bucket | a clip size: frames, height, width, and how often it is trained on |

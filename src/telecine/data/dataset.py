@@ -181,7 +181,7 @@ class _DecodedCache:
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:
-            got = f"{len(spans)} videos that cannot be decoded"
+            got = f"{len(spans)} files that cannot be decoded"
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
@@ -195,8 +195,10 @@ class _DecodedCache:
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    num_pixels = sum(span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
-    return num_pixels * config.num_channels * config.bit_depth // 8
+    return config.num_channels * sum(
+        span.num_frames * height * width * (4 if span.info.layout else config.bit_depth // 8)
+        for span, _, (height, width) in _resolutions(spans, config)
+    )
 
 
 def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:

@@ -27,7 +27,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
-from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.arrays import read_array
+from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
@@ -44,27 +45,16 @@ _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 _LIMITED_WHITE, _WHITE = 65283, 65535  # of 16 bits: what swscale's RGB has for the white of limited range, and white
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
 _MAX_SKIPPED = 32
+_NUM_AT_ONCE = 16  # frames of an array that are read at once
 _ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _OPEN_OPTIONS["options"] = {"format_whitelist": ",".join(FORMATS["containers"] + FORMATS["animated_images"])}
+VIDEO_ERRORS = (FFmpegError, OSError, ValueError)  # a `ValueError`: FFmpeg reads it, but PyAV does not know it
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _PNG_DEPTH = 24  # the position of its bit depth
 MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
-
-
-@contextmanager
-def errors_as_decode_errors(
-    path: str | PathLike[str] | Source, errors: tuple[type[Exception], ...] = (FFmpegError, OSError, ValueError)
-) -> Iterator[None]:
-    """Raise a `DecodeError` that names the file, for errors of FFmpeg, of PyAV and of the system, or for `errors`."""
-    try:
-        yield
-    except errors as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
-        if isinstance(error, DataError):
-            raise
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -77,7 +67,10 @@ def open_video(
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
-    with errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
+    with (
+        decode_errors(path, VIDEO_ERRORS),
+        open_local(as_source(path), _open_container, deadline) as container,
+    ):
         if container.format.name in FORMATS["animated_images"]:
             raise DecodeError(f"{path}: {_ANIMATED}")
         stream = next(iter(container.streams.video), None)
@@ -107,19 +100,12 @@ def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = Fals
     """Decode packets into frames in display order, with their `alpha` if it is asked for."""
     decoder: Any = None
     for packet in packets:
-        if alpha and decoder is None:
-            decoder = _alpha_decoder(packet.stream)
+        own = packet.stream.codec_context
+        has_layer = packet.stream.metadata.get("alpha_mode") == "1" and own.name in FORMATS["alpha_decoders"]
+        if alpha and decoder is None and has_layer:
+            decoder = CodecContext.create(FORMATS["alpha_decoders"][own.name], "r")
+            decoder.thread_count, decoder.options = 1, own.options
         yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
-
-
-def _alpha_decoder(stream: VideoStream) -> Any:
-    """Return a decoder that keeps the alpha of a stream."""
-    own = stream.codec_context
-    if stream.metadata.get("alpha_mode") != "1" or own.name not in FORMATS["alpha_decoders"]:
-        return own
-    decoder: Any = CodecContext.create(FORMATS["alpha_decoders"][own.name], "r")
-    decoder.thread_count, decoder.options = 1, own.options
-    return decoder
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
@@ -196,12 +182,19 @@ def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
 
 
 def iterate_frames(
-    path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+    path: str | PathLike[str] | Source | VideoInfo, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
 ) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
+    """Yield every frame in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
 
-    The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
+    The default keeps the displayed size. The memory is constant. `path` is that of a video, or the index of a video, an
+    image or an array. Raises a `DecodeError` as `read_clip`.
     """
+    if isinstance(path, VideoInfo):
+        if path.is_image or path.layout:
+            for start in range(0, path.num_frames, _NUM_AT_ONCE):
+                yield from read_clip(path, start, min(_NUM_AT_ONCE, path.num_frames - start), 1, size, pixels=pixels)
+            return
+        path = path.path
     with open_video(path) as (container, stream):
         decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
         frames = (_check_intact(frame, path) for frame in decoded)
@@ -221,6 +214,7 @@ def read_clip(
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
 
     Grey is the luma. RGBA is opaque without alpha, which is not multiplied with the colours. White of 16 bits is 65535.
+    Those of an array are float32 in [-1, 1], with its own channels.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -228,6 +222,7 @@ def read_clip(
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
+        DataError: a value of an array is outside of its range.
     """
     check_counts(num_frames=num_frames, stride=stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
@@ -235,12 +230,17 @@ def read_clip(
         contract = f"inside the {info.num_frames} frames of {info.path}"
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
+    if info.layout:
+        return read_array(info, indices, size or (info.height, info.width))
     if info.is_image:
         return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
-    with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
+    with (
+        decode_errors(info.path, VIDEO_ERRORS),
+        closing(_packets_from_keyframe(info, start, max_pixels)) as packets,
+    ):
         frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
         for frame, planes in zip(clip, _planes(frames, pixels, size, Fraction(1)), strict=True):
             torch._foreach_copy_(list(frame), planes)
@@ -348,7 +348,7 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
     """Open an image; raise a `DecodeError` if it is animated, or if Pillow fails, also inside the `with` block."""
     if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
         raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
-    with errors_as_decode_errors(source, _IMAGE_ERRORS), open_local(source, _open_pillow, deadline) as image:
+    with decode_errors(source, _IMAGE_ERRORS), open_local(source, _open_pillow, deadline) as image:
         if image.format in FORMATS["may_be_animated"] and getattr(image, "is_animated", False):
             raise ValueError(_ANIMATED)
         yield image

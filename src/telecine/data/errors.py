@@ -25,6 +25,17 @@ class DecodeError(DataError):
 
 
 @contextmanager
+def decode_errors(source: object, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise a `DecodeError` that names the file, for `errors` of a library and of the system."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, DataError):
+            raise
+        raise DecodeError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
 def thread_errors() -> Iterator[None]:
     """Raise a `DataError` where Python cannot start a thread, which would be a bare `RuntimeError`."""
     try:

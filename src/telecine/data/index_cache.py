@@ -27,8 +27,17 @@ from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
-from telecine.settings import MAX_PIXELS, TIMEOUT
+from telecine.data.source import (
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame,
+    is_address,
+    is_array,
+    tar_members,
+)
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +49,7 @@ _FORMAT = [6, sys.byteorder]
 # few hundred bytes.
 _MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16
 _GZIP = 16 + zlib.MAX_WBITS  # of zlib, for the format of gzip
-_FIELDS = [each.name for each in fields(VideoInfo) if each.name not in ("path", "pts", "keyframes")]
+_FIELDS = [each.name for each in fields(VideoInfo) if each.name not in ("path", "pts", "keyframes", "layout", "range")]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
@@ -52,11 +61,11 @@ class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote, replaced
-    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, each file within `timeout` seconds.
+    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, within the limits of `config`.
     """
 
-    def __init__(self, data: str | PathLike[str], timeout: float = TIMEOUT) -> None:
-        self.timeout = timeout
+    def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
+        self.config = config or ClipConfig()
         self.path = _index_cache_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
@@ -70,23 +79,26 @@ class IndexCache:
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
-            locations = _scan_archive(archive, Deadline(archive, self.timeout))
+            locations = _scan_archive(archive, Deadline(archive, self.config.timeout))
         self._used_archives[key] = fingerprint, locations
         self._save_now_and_then()
         return [TarMember(archive, *location) for location in locations]
 
-    def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-        """Return the index of a video or an image, see `index_video`."""
+    def info(self, source: Source) -> VideoInfo:
+        """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
+        if is_array(source):
+            return index_video(source, self.config)
         try:
-            source = look_up(source, Deadline(source, self.timeout)) if isinstance(source, RemotePath) else source
+            if isinstance(source, RemotePath):
+                source = look_up(source, Deadline(source, self.config.timeout))
             fingerprint = fingerprint_of(source)
         except OSError:
-            return index_video(source, max_pixels, self.timeout)  # raises an error with the reason
+            return index_video(source, self.config)  # raises an error with the reason
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source, max_pixels, self.timeout), path=Path(key))
-        check_frame_size(source, info.width, info.height, max_pixels)
+            info = replace(index_video(source, self.config), path=Path(key))
+        check_frame(source, info.width, info.height, self.config)
         self._used_infos[key] = fingerprint, info
         self._save_now_and_then()
         return replace(info, path=source)
@@ -163,7 +175,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     try:  # `extend` keeps the members before a damaged one
         open_local(archive, lambda path: locations.extend(map(location, deadline.limit(tar_members(path)))), deadline)
     except (OSError, tarfile.TarError) as error:
-        logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
+        logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
 
 

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.index import Skipped
 from telecine.data.remote import open_local
 from telecine.data.source import File, RemotePath, Source, Span, VideoInfo, is_address, is_file_name, open_file
 from telecine.settings import TIMEOUT
@@ -42,22 +43,19 @@ class Segment:
     start_frame: int | None = None
     end_frame: int | None = None  # exclusive
 
-    def to_span(self, info: VideoInfo) -> Span | None:
-        """Return the span of the segment in the indexed video, or None if it is empty."""
-        first, end = self._first_frame(info), self.end_frame if self.end is None else info.frame_at(self.end)
-        end = info.num_frames if end is None else min(end, info.num_frames)
-        return Span(info, first, end - 1) if first < end else None
-
-    def empty_reason(self, info: VideoInfo) -> str:
-        """Return the reason why the segment has no frame of the indexed video."""
+    def span_in(self, info: VideoInfo) -> Span | Skipped:
+        """Return the span of the segment in the indexed video, or why it has no frame."""
+        first = (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
+        last = self.end_frame if self.end is None else info.frame_at(self.end)
+        last = info.num_frames if last is None else min(last, info.num_frames)
+        if first < last:
+            return Span(info, first, last - 1)
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
-        if self._first_frame(info) >= info.num_frames:
-            return f"starts at {start}, after the end of the video"
         end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
-        return f"no frame from {start} to {end}"
-
-    def _first_frame(self, info: VideoInfo) -> int:
-        return (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
+        is_after = first >= info.num_frames
+        return Skipped(
+            self.source, f"starts at {start}, after its last frame" if is_after else f"no frame from {start} to {end}"
+        )
 
 
 def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
@@ -87,7 +85,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
         where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
         raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not segments:
-        raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
+        raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
     if other:
         names = ", ".join(f"`{shorten(name)}`" for name in [*other][:_MAX_NAMES])
         logger.warning("%s: left out %s that no clip needs: %s", path, count(len(other), "column"), names)
@@ -150,7 +148,7 @@ def _check_columns(names: Collection[str]) -> None:
         if name not in _COLUMNS and (meant := _meant_column(name[:100])) not in {None, *names}:
             raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?")
     if "path" not in names:
-        raise _RowError("the column `path` is missing. It names the video, relative to the list.")
+        raise _RowError("the column `path` is missing. It names the file, relative to the list.")
 
 
 @lru_cache

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
 from telecine.data.errors import DecodeError
+from telecine.settings import ClipConfig
 from telecine.settings.parse import read_package_yaml
 
 T = TypeVar("T")
@@ -118,8 +118,13 @@ def is_image(source: Source) -> bool:
     return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["images"]
 
 
+def is_array(source: Source) -> bool:
+    """Return whether a source has the suffix of an array."""
+    return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["arrays"]
+
+
 def is_media(source: Source) -> bool:
-    """Return whether a source has the suffix of a video or an image."""
+    """Return whether a source has the suffix of a video, an image or an array."""
     return PurePosixPath(source.name).suffix.lower() in SUFFIXES
 
 
@@ -165,7 +170,10 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
+    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame.
+
+    So has an array without a time axis. The frames of other arrays are all keyframes.
+    """
 
     path: Source
     width: int  # in square pixels, as displayed
@@ -179,6 +187,8 @@ class VideoInfo:
     time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
     sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
+    layout: str = ""  # axes of an array, as `clips.layout`; empty for others
+    range: tuple[float, ...] = ()  # values of an array that are black and white
 
     @property
     def num_frames(self) -> int:
@@ -197,9 +207,7 @@ class VideoInfo:
 
     @cached_property
     def _sorted_pts(self) -> array[int]:
-        """The timestamps in increasing order, usually `pts` itself. Many segments of a video use them."""
-        is_sorted = all(a <= b for a, b in pairwise(self.pts))
-        return self.pts if is_sorted else array("q", sorted(self.pts))
+        return array("q", sorted(self.pts))  # once, since many segments of a video use them
 
 
 @dataclass(frozen=True)
@@ -225,10 +233,16 @@ def whole_video(info: VideoInfo) -> Span:
     return Span(info, 0, info.num_frames - 1)
 
 
-def check_frame_size(source: Source, width: int, height: int, max_pixels: int) -> None:
-    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory."""
-    if width * height > max_pixels:
-        raise DecodeError(f"{source}: {width} x {height} pixels, more than the {max_pixels} of `clips.max_pixels`")
+def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> None:
+    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory.
+
+    Also if clips have channels that only arrays have, and the source is none.
+    """
+    if not (config.has_colours or is_array(source)):
+        raise DecodeError(f"{source}: not an array, which alone has {config.num_channels} channels")
+    if width * height > config.max_pixels:
+        limit = f"more than the {config.max_pixels} of `clips.max_pixels`"
+        raise DecodeError(f"{source}: {width} x {height} pixels, {limit}")
     if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
         limit = f"one side may be at most {_MAX_ASPECT_RATIO} times the other"
         raise DecodeError(f"{source}: {width} x {height} pixels, but {limit}")

@@ -28,7 +28,7 @@ from telecine.evaluation.measure import (
     process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
+from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, describe_clips
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
@@ -70,11 +70,7 @@ class Evaluation:
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, and the reason for each missing one."""
         protocol = self.protocol
-        frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
-        size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
-        name = dict(protocol.published).get("name")
-        title = f"{protocol.num_clips} clips, {frames} of {size}{f', protocol {name}' if name else ''}"
-        table = Table("metric", "mean", "better", title=title)
+        table = Table("metric", "mean", "better", title=describe_clips(protocol.as_dict()))
         for name, value in self.metrics.items():
             table.add_row(name, f"{value:.4f}", protocol.better(name))
         console.print(table)
@@ -102,7 +98,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     with process_group() as (rank, num_ranks):
         device = device_of(config.device, num_ranks)
         if config.data is None:
-            raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
+            raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)

@@ -57,6 +57,12 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
     """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
     known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
     names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
+    if not clips.has_colours:
+        absent |= dict.fromkeys(LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
+        names = [name for name in names if name not in absent]
+        if features is not None:
+            contract, got = "left out unless clips have 1, 3 or 4 channels", f"{features} for {clips.num_channels}"
+            raise argument_error("features", contract, got, "Leave it out.")
     network = None if features is None else load_feature_network(features, device)
     if network is not None and clips.num_frames < network.min_frames:
         contract = f"at least {network.min_frames} for {network.name}"

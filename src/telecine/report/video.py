@@ -137,19 +137,39 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_shown(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
+def check_shown(name: str, frames: Tensor, *, any_kind: bool = False, any_channels: bool = False) -> None:
     """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
-    channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
-    if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
+    types, channels = ([torch.uint8, torch.uint16], [*_FORMATS]) if any_kind else ([torch.uint8], [3])
+    is_known = frames.ndim == 4 and (any_channels or frames.shape[-1] in channels)
+    if frames.dtype not in types or not is_known or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
         kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
         raise argument_error(name, f"{kind}, not empty", frames, remedy)
 
 
-def as_shown(frames: Tensor) -> Tensor:
-    """Return frames `(T, H, W, C)`, grey, RGB or RGBA, as uint8 RGB: grey repeated, RGBA on a grey chequerboard."""
+def depth_range(frames: Tensor) -> tuple[int, int] | None:
+    """Return the least and the largest value of frames that `as_shown` shows in colours; None for others."""
+    if frames.dtype != torch.uint16 or frames.shape[-1] != 1:
+        return None
+    return int(frames.int().min()), int(frames.int().max())
+
+
+def as_shown(frames: Tensor, limits: tuple[int, int] | None = None) -> Tensor:
+    """Return frames `(T, H, W, C)` as uint8 RGB `(T, H, W', 3)`.
+
+    Grey is repeated, RGBA composited on a grey chequerboard, and other numbers of channels are grey side by side. With
+    `limits`, grey between them has the colours of "turbo", from blue to red.
+    """
+    if limits is not None:
+        from matplotlib import colormaps  # takes time that other frames must not spend
+
+        colours = torch.from_numpy(colormaps["turbo"](range(256), bytes=True)[:, :3].copy())
+        low, high = limits
+        return colours[((frames[..., 0].float() - low) * 255 / max(high - low, 1)).round_().clamp_(0, 255).int()]
     if frames.dtype == torch.uint16:
         frames = (frames.float() / 257).round_().to(torch.uint8)
+    if frames.shape[-1] not in _FORMATS:
+        frames = frames.movedim(-1, 2).flatten(2)[..., None]
     if frames.shape[-1] != RGBA:
         return frames.expand(-1, -1, -1, 3)
     rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])

@@ -56,6 +56,10 @@ class ModelUse(Settings):
     """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
     decode_seed: int | None = None
     """Seed of the noise that such a decoder starts from. Default: 0."""
+    layout: str | None = None
+    """Axes of arrays, see `clips.layout`. Default: as in the training run."""
+    range: tuple[float, ...] = ()
+    """Values of arrays that are black and white, see `clips.range`. Default: as in the training run."""
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -90,8 +94,8 @@ class MeasuredClips(ModelUse):
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
-        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
-        values = {name: value for name, value in values.items() if value is not None}
+        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride", "layout", "range")}
+        values = {name: value for name, value in values.items() if value not in (None, ())}
         values |= {"buckets": (), "image_ratio": 0.0, "random_orientation": False, "scale_jitter": 1.0, "cache": False}
         return replace(base, **values)
 

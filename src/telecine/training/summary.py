@@ -1,6 +1,7 @@
 """Keeps the summary of a run up to date while it trains."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -28,6 +29,7 @@ class SummaryWriter:
         start: float,
         is_resumed: bool,
         console: Console,
+        copied: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self.run, self.device = run, state.accelerator.device
         self.summary = RunSummary(
@@ -38,6 +40,7 @@ class SummaryWriter:
             before = (run.summary() if is_resumed else None) or before
         except ValueError as damaged:
             console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
+        self.summary = replace(self.summary, copied=dict(copied or {}) or before.copied)
         self.start, self.peak_before = start - before.seconds, before.peak_memory or 0
 
     def write(self) -> None:

@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
+from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.files import mark_output
 from telecine.data import ClipBatchSampler, clip_loader
@@ -24,6 +26,7 @@ from telecine.runs import Run
 from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
+from telecine.runs.run import describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
@@ -120,6 +123,7 @@ class Trainer:
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
+        self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
         with interrupt_on_signal():  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
@@ -129,10 +133,11 @@ class Trainer:
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
+        self.perceptual = _distances(config, self.accelerator.device)
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
-            is_new, perceptual = autoencoder is None and config.model is None, self.perceptual
+            perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
+            is_new = autoencoder is None and config.model is None and not has_linear
             device = self.accelerator.device
             self.linear = prepare_linear(model, self.clips, perceptual, self.console, device, config, is_new=is_new)
         self.normalisation = model.latent_normalisation()
@@ -148,6 +153,14 @@ class Trainer:
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
+
+    def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
+        """Copy the weights that `init` names into the model of a new run, and return `RunSummary.copied`."""
+        if self.is_resumed or self.config.init is None:
+            return {}
+        copied = copy_from(self.config.init, model)
+        self._print(f"parameters from {self.config.init}: {describe_copied(copied)}")
+        return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
         """Return a warning if the files are other ones than before, see `check_same_clips`."""
@@ -180,9 +193,8 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             clips = self.config.clips_per_step(self.accelerator.num_processes)
-            self.summary = SummaryWriter(
-                self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
-            )
+            times = self.start, self.is_resumed, self.console
+            self.summary = SummaryWriter(self.files, self.state, self.clips, clips, *times, self.copied)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -337,7 +349,9 @@ class Trainer:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
+            result = validate_model(
+                model, self.clips.val, self.perceptual, self.config.clips.bit_depth, before_each=check_stop
+            )
         lag: dict[str, float] = {}
         if step > 0:
             raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
@@ -413,3 +427,8 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
+
+
+def _distances(config: TrainConfig, device: torch.device) -> dict[str, nn.Module]:
+    """Return the perceptual distances of validations; they know colours."""
+    return {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}

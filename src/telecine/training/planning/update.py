@@ -26,6 +26,7 @@ from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.interface import check_channels
 from telecine.autoencoders.load import without_weights
 from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.transfer import check_source
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
@@ -257,6 +258,8 @@ def _count_update(
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
+    if config.init is not None:  # which changes no shape
+        check_source(config.init)
     with FakeTensorMode(allow_non_fake_inputs=True):
         known = read_json(PUBLISHED).get(config.model or "")
         if known is None or Path(config.model or "").exists():
