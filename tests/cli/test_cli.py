@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import av
 import jsonschema
@@ -166,7 +165,7 @@ def settings_of(monkeypatch, *arguments):
     """Return the settings that a training command would run with."""
     seen = []
 
-    def run(settings: TrainConfig, *, steal_lock: Annotated[bool, "Whether."] = False):
+    def run(settings: TrainConfig, *, steal_lock: bool = False):
         """Train."""
         seen.append(settings)
 

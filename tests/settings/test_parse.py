@@ -206,7 +206,7 @@ def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch)
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():
-    assert len(REMOVED) == 6
+    assert len(REMOVED) == 7
     old = merged(nested([item]) for item in REMOVED.items())
     before = repr(old)
     assert read_config(old) == TrainConfig()

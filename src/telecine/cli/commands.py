@@ -1,14 +1,14 @@
 """The commands. The signature of each function is its command line, and its docstring is its help.
 
-Parameters before `*` are positional, those after it are options; `settings` has the settings. What needs PyTorch is
-imported where it is used, so that help and mistakes need not wait for it.
+Parameters before `*` are positional, those after it are options; `settings` has the settings, and `arguments.yaml` the
+help of the others. What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
@@ -21,9 +21,6 @@ _MOST_USED = (
     *("data", "model", "output_dir", "steps", "batch_size", "clips.num_frames", "clips.height", "clips.width"),
     *("optimizer.lr", "mixed_precision"),
 )
-_StealLock = Annotated[bool, "Train although another process seems to train there: it is gone, with its machine."]
-_ChangeData = Annotated[bool, "Resume although --data is other data than before. Without it, such a run is refused."]
-_WHAT_TO_DO = "What to do."
 # Of several processes, one prints.
 _console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0")
 
@@ -65,15 +62,7 @@ def _say(text: str) -> None:
 
 @command(*_MOST_USED, runs_code=True)
 def _train(
-    settings: TrainConfig,
-    *,
-    steal_lock: _StealLock = False,
-    change_data: _ChangeData = False,
-    dry_run: Annotated[
-        bool,
-        "Do all that the run would do up to its first update, and one update with every term on; print its time, "
-        "memory and losses, and keep nothing.",
-    ] = False,
+    settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False
 ) -> None:
     """Train an autoencoder of video or images. Run the same command again to resume from the newest checkpoint."""
     from telecine.training import train
@@ -86,7 +75,7 @@ def _train(
 
 
 @command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
-def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_data: _ChangeData = False) -> None:
+def _distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from telecine.training.distillation import distill
 
@@ -94,14 +83,7 @@ def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_
 
 
 @command(*_MOST_USED, runs_code=True)
-def _plan(
-    settings: TrainConfig,
-    *,
-    memory: Annotated[
-        str | None, "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand."
-    ] = None,
-    num_processes: Annotated[int, "Number of processes that sharding is planned for."] = 8,
-) -> None:
+def _plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.base.devices import parse_memory
     from telecine.training.planning.capacity import make_plan
@@ -115,16 +97,7 @@ def _plan(
     runs_code=True,
 )
 def _data(
-    settings: TrainConfig,
-    path: Annotated[str, "The training data, as --data of `telecine train`."],
-    *,
-    output: Annotated[
-        str, "Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv."
-    ] = "data_report",
-    num_clips: Annotated[int, "Number of clips to read and show."] = 24,
-    max_frames: Annotated[
-        int, "Search files with up to this many frames together for cuts: a core decodes some hundred a second."
-    ] = 100_000,
+    settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24, max_frames: int = 100_000
 ) -> None:
     """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
     from telecine.data.find import check_output
@@ -141,21 +114,10 @@ def _data(
 @command(runs_code=True)
 def _evaluate(
     settings: EvaluateConfig,
-    checkpoint: Annotated[
-        str | None,
-        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on the Hub; or "
-        "a folder of videos or images, the reconstructions of those in --data with the same names.",
-    ] = None,
+    checkpoint: str | None = None,
     *,
-    output: Annotated[
-        str | None,
-        "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for table.tex, table.md "
-        "and, of two, comparison.json and its plots.",
-    ] = None,
-    compare: Annotated[
-        list[str] | None, "Compare evaluations, given by their output folders: two clip by clip, several in a table."
-    ] = None,
+    output: str | None = None,
+    compare: list[str] | None = None,
 ) -> None:
     """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
@@ -174,15 +136,7 @@ def _evaluate(
 
 
 @command(runs_code=True)
-def _reconstruct(
-    settings: ReconstructConfig,
-    checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
-    video: Annotated[str, "The video or image to reconstruct, or a folder of videos, or of images."],
-    *,
-    output: Annotated[
-        str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
-    ],
-) -> None:
+def _reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
 
@@ -190,21 +144,7 @@ def _reconstruct(
 
 
 @command(runs_code=True)
-def _latents(
-    settings: LatentsConfig,
-    models: Annotated[
-        list[str],
-        "Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the Hub; "
-        "several are shown side by side.",
-    ],
-    *,
-    probe: Annotated[
-        bool,
-        "Also train a small generator on the latents of each model, and measure it on unseen videos; needs the extra "
-        "`diffusers`. The same command again resumes it.",
-    ] = False,
-    output: Annotated[str, "Folder for latents.html, latents.json and the probes."] = "latents",
-) -> None:
+def _latents(settings: LatentsConfig, models: list[str], *, probe: bool = False, output: str = "latents") -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
@@ -220,20 +160,7 @@ def _latents(
 
 
 @command()
-def _report(
-    runs: Annotated[list[str], "Folders of runs; their curves are drawn over each other."],
-    *,
-    output: Annotated[
-        str | None,
-        "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's folder "
-        "for one run, in the current folder for several.",
-    ] = None,
-    watch: Annotated[
-        bool,
-        "Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open page "
-        "shows them by itself.",
-    ] = False,
-) -> None:
+def _report(runs: list[str], *, output: str | None = None, watch: bool = False) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     from telecine.report.page import watch_runs, write_report
 
@@ -247,11 +174,7 @@ def _report(
 
 
 @command()
-def _recipes(
-    action: Annotated[Literal["list", "show", "copy"], _WHAT_TO_DO],
-    name: Annotated[str | None, "The recipe to show or to copy."] = None,
-    file: Annotated[str | None, "The file to copy it to, which must not exist."] = None,
-) -> None:
+def _recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
     """List, show or copy recipes: settings that train well together, for `--config`."""
     from telecine.settings.recipes import copy_recipe, describe_recipes, find_recipe
 
@@ -269,8 +192,8 @@ def _recipes(
 
 @command(runs_code=True)
 def _config(
-    action: Annotated[Literal["validate", "schema"], _WHAT_TO_DO],
-    files: Annotated[list[str], "The files, or recipes, to check: later ones override earlier ones."] = [],  # noqa: B006 - never changed
+    action: Literal["validate", "schema"],
+    files: list[str] = [],  # noqa: B006 - never changed
 ) -> None:
     """Check settings files, or print the JSON schema by which editors check and complete them."""
     from telecine.settings.parse import read_config
@@ -289,16 +212,13 @@ def _config(
 
 
 @command()
-def _completion(shell: Annotated[Literal["bash", "zsh", "fish"], "The shell."]) -> None:
+def _completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     """Print the script by which a shell completes commands, settings, values and recipes."""
     print(completion_script(shell))
 
 
 @command()
-def _checkpoint(
-    action: Annotated[Literal["verify"], _WHAT_TO_DO],
-    run: Annotated[str, "Folder of a run, or of one of its checkpoints."],
-) -> None:
+def _checkpoint(action: Literal["verify"], run: str) -> None:
     """Verify that the files of a run's checkpoints are those that were written."""
     from telecine.runs import DamagedError, Run
     from telecine.runs.checkpoints import damage_of, is_checkpoint
@@ -316,8 +236,8 @@ def _checkpoint(
 
 @command()
 def _weights(
-    action: Annotated[Literal["fetch", "verify", "list"], _WHAT_TO_DO],
-    nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
+    action: Literal["fetch", "verify", "list"],
+    nets: list[str] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download, verify or list the frozen networks of LPIPS."""
     from telecine.perceptual.weights import fetch, listing, verify

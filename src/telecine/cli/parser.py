@@ -11,37 +11,32 @@ from telecine import __version__
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import merged, read_layer, settings_from
+from telecine.settings.parse import merged, read_layer, read_package_yaml, settings_from
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
-ALLOW_CODE = (
-    "A package whose code settings and models may name, besides telecine; can be given several times. Its code is run."
-)
-SEVERAL = "It can be given several times: later ones override earlier ones, and settings typed beside it override both."
-FILES_HELP = f"A YAML file of settings. {SEVERAL}"
-RECIPES_HELP = (
-    "A YAML file of settings, or a recipe: demo (CPU, a few minutes), gpu (training from scratch), or one that "
-    f"`telecine recipes list` prints. {SEVERAL} Without it: whole with a --model that has weights, else gpu with "
-    "--data, else demo; the help shows the values of the one that is used."
-)
+# The help of arguments, by command.
+_TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.yaml")
 
 
 @dataclass
 class _Command:
     """A command of `telecine`."""
 
+    name: str
     run: Callable[..., None]
     most_used: tuple[str, ...]  # the settings that `--help` shows; none for all
     runs_code: bool  # whether settings or models may name code of the user's
 
     def __post_init__(self) -> None:
-        hints, parameters = get_type_hints(self.run, include_extras=True), inspect.signature(self.run).parameters
+        hints, parameters = get_type_hints(self.run), inspect.signature(self.run).parameters
         self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
         # Its other arguments, each with its type and its help.
-        self.arguments = [(each, *get_args(hints[name])) for name, each in parameters.items() if name in hints]
+        self.arguments = [
+            (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
+        ]
 
     @property
     def summary(self) -> str:
@@ -65,7 +60,8 @@ def command(*most_used: str, runs_code: bool = False) -> Callable[[F], F]:
     """Register a function as the command of its name, without the underscore; see `_Command` for the arguments."""
 
     def register(run: F) -> F:
-        COMMANDS[run.__name__.lstrip("_")] = _Command(run, most_used, runs_code)
+        name = run.__name__.lstrip("_")
+        COMMANDS[name] = _Command(name, run, most_used, runs_code)
         return run
 
     return register
@@ -129,7 +125,7 @@ def _parser(
     """Return a parser of a command's arguments and of these settings, as texts; the help shows `values` as defaults."""
     parser = _Parser(add_help=False, allow_abbrev=False, **options)
     if with_arguments and command.settings is not None:
-        text = RECIPES_HELP if command.trains else FILES_HELP
+        text = _TEXTS["all"]["recipes" if command.trains else "config"]
         parser.add_argument("--config", action="append", metavar="FILE", help=text)
     others = parser.add_argument_group("other arguments") if command.most_used else parser
     for parameter, kind, text in command.arguments if with_arguments else ():
@@ -137,7 +133,7 @@ def _parser(
         target = parser if parameter.kind is not parameter.KEYWORD_ONLY else others
         target.add_argument(*names, help=text.replace("%", "%%"), **extra)
     if with_arguments and command.runs_code:
-        others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=ALLOW_CODE)
+        others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=_TEXTS["all"]["allow_code"])
     groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
     for item in (each for each in settings if not each.is_group):
         group, _, last = item.name.rpartition(".")

@@ -1,38 +1,21 @@
 """The settings of `CausalVAE`, and their checks. Python 3.10 cannot evaluate an `InitVar` that is text."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_choice, check_count, check_positive, check_weight, describe
 from telecine.settings.group import Count, Settings
 
-# Configurations come from others, too: larger networks would take hours to build.
-LARGEST = {
-    "in_channels": 1024,
-    "latent_channels": 2**16,
-    "base_channels": 2**16,
-    "blocks_per_level": 256,
-    "time_kernel": 256,
-    "lfq_bits": 18,
-}
-# What `size` and `latent` stand for. The latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"base_channels": 64, "blocks_per_level": 1},
-    "small": {"base_channels": 128, "blocks_per_level": 2},
-    "base": {"base_channels": 192, "blocks_per_level": 3},
-    "large": {"base_channels": 256, "blocks_per_level": 4},
-}
-_LATENT = ("time_compression", "spatial_compression", "latent_channels", "channel_multipliers")
-LATENTS: dict[str, dict[str, Any]] = {
-    "4x8x8": dict(zip(_LATENT, (4, 8, 16, (1, 2)), strict=True)),
-    "4x16x16": dict(zip(_LATENT, (4, 16, 48, (1, 2, 4)), strict=True)),
-    "8x32x32": dict(zip(_LATENT, (8, 32, 128, (1, 2, 4, 4)), strict=True)),
-}
-LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
+# The largest settings, since configurations come from others, too: larger networks would take hours to build. And what
+# `size` and `latent` stand for: the latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
+_TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("causal_vae.json").read_text(encoding="utf-8"))
+LARGEST_CODEBOOK = 2 ** _TABLES["largest"]["lfq_bits"]
 
 
 def _check_power_of_two(name: str, value: object) -> int:
@@ -152,7 +135,7 @@ class CausalVAEConfig(Settings):
             if not isinstance(value := getattr(self, name), (list, tuple)) or not value:
                 raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
         super().__post_init__()
-        for name, largest in LARGEST.items():
+        for name, largest in _TABLES["largest"].items():
             if getattr(self, name) > largest:
                 raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
         self._check_levels()
@@ -224,7 +207,7 @@ class CausalVAEConfig(Settings):
 def with_presets(values: dict[str, Any]) -> dict[str, Any]:
     """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place."""
     found: dict[str, Any] = {}
-    for name, presets in (("size", SIZES), ("latent", LATENTS)):
+    for name in ("size", "latent"):
         if (chosen := values.get(name)) is not None:
-            found |= presets[check_choice(f"causal_vae.{name}", chosen, presets)]
+            found |= _TABLES[name][check_choice(f"causal_vae.{name}", chosen, _TABLES[name])]
     return found | {name: value for name, value in values.items() if name not in ("size", "latent")}

@@ -4,13 +4,13 @@ Files may come from others: YAML is read with bounded time and memory.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from string import hexdigits
-from typing import Any, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -30,9 +30,13 @@ ENVIRONMENT = "TELECINE__"
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-_WORDS = dict.fromkeys(("true", "True", "TRUE", "false", "False", "FALSE"), "bool")
-_WORDS |= dict.fromkeys(("", "~", "null", "Null", "NULL"), "null")
-_WORDS |= dict.fromkeys((".inf", "+.inf", "-.inf", ".nan"), "float")
+# Values without quotes that are not text, each with the characters that it begins with.
+_PLAIN = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"|~|null|Null|NULL", ["", *"~nN"]),
+    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+}
 # libyaml, where PyYAML has it, is ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -171,9 +175,7 @@ def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[st
 class _Loader(_Base):
     """Plain values are those of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
 
-    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
-        is_plain = kind is yaml.ScalarNode and implicit[0]
-        return f"{_TAG}{_plain_kind(value)}" if is_plain else str(super().resolve(kind, value, implicit))
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -186,19 +188,8 @@ class _Loader(_Base):
         return super().construct_mapping(node, deep=deep)
 
 
-def _plain_kind(text: str) -> str:
-    """Return the kind of a value without quotes."""
-    if text in _WORDS:
-        return _WORDS[text]
-    unsigned = text[text[:1] in ("-", "+") :]
-    is_hexadecimal = text[:2] == "0x" != text and {*text[2:]} <= {*hexdigits}
-    if is_hexadecimal or (unsigned.isascii() and unsigned.isdigit()):
-        return "int"
-    try:
-        float(text)
-    except ValueError:
-        return "str"
-    return "float" if {*text} <= {*"0123456789+-.eE"} else "str"  # not `nan` and `1_000`
+for _kind, (_pattern, _beginnings) in _PLAIN.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), [*_beginnings])
 
 
 def _parse_value(text: str) -> Any:
@@ -227,7 +218,7 @@ def read_yaml(path: Path) -> Any:
 
 def read_package_yaml(package: str, name: str) -> Any:
     """Return the values in a YAML file of a package of telecine, which may have aliases."""
-    return yaml.safe_load(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
+    return yaml.load(resources.files(package).joinpath(name).read_text(encoding="utf-8"), Loader=_Base)
 
 
 def _line_of(path: Path, name: str) -> int | None:
