@@ -1,20 +1,18 @@
 """The settings of `CausalVAE`, and their checks. Python 3.10 cannot evaluate an `InitVar` that is text."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_choice, check_count, check_positive, check_weight, describe
-from telecine.settings.group import Count, Settings
+from telecine.settings.group import TABLES, Count, Settings
 
 # The largest settings, since configurations come from others, too: larger networks would take hours to build. And what
 # `size` and `latent` stand for: the latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
-_TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("causal_vae.json").read_text(encoding="utf-8"))
+_TABLES = TABLES["causal_vae"]
 LARGEST_CODEBOOK = 2 ** _TABLES["largest"]["lfq_bits"]
 
 

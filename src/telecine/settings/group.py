@@ -1,15 +1,18 @@
 """What a setting is: a field of a frozen dataclass, with its type, default and docstring."""
 
+import json
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import argument_error, check_count, check_positive, describe, suggestion
 from telecine.base.imports import is_dotted
 
+TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = str | Callable[..., Any]
 # Marks a field that is a path or an address: a shell does not expand the `~` of `--data=~/videos`.

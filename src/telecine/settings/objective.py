@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from telecine.base.checks import argument_error, check_count, check_step, check_weight, describe
-from telecine.settings.group import Count, Function, Positive, Settings
+from telecine.settings.group import TABLES, Count, Function, Positive, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
@@ -50,11 +51,6 @@ class Ramp(Settings):
 
 Weight: TypeAlias = _Weight | Ramp
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
-
-
-# The adversarial terms, as far as they are alike, and LeCam regularisation, as an `ObjectiveTerm`.
-_ADVERSARIAL = {"label": "generator loss", "logged_as": "gen_loss", "starts_late": True, "is_saved": True}
-_LECAM = {"label": "LeCam regularisation", "step": "discriminators", "needs": "any discriminator", "is_saved": True}
 
 
 @dataclass(frozen=True)
@@ -195,13 +191,11 @@ class GANConfig(Settings):
     Source: all three in DiffAugment (arXiv:2006.10738), there drawn for real and fake samples by themselves.
     Fails: discriminators that see no clip as it is learn more slowly. "cutout" hides a quarter of the reconstruction.
     """
-    feature_matching_loss_weight: Weight = field(
-        default=0.0, metadata={"label": "feature matching loss", "starts_late": True, "needs": "any discriminator"}
-    )
+    feature_matching_loss_weight: Weight = 0.0
     """Weight of the mean absolute difference of the discriminators' features, from `disc_start` on. Stabilises a GAN.
     Source: 4 in TATS and OmniTokenizer.
     Fails: features of an untrained discriminator mean little."""
-    lecam_loss_weight: Weight = field(default=0.0, metadata=_LECAM)
+    lecam_loss_weight: Weight = 0.0
     """Weight of LeCam regularisation, which keeps logits near running means. For little data.
     Source: 0.005 in VidTok, 0.001 in 1D-tokenizer.
     Fails: a large weight makes the discriminator ignore its input."""
@@ -263,29 +257,23 @@ class ObjectiveConfig(Settings):
     """Step from which the adversarial terms and feature matching count.
     Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
     Fails: too early, the discriminator is untrained and misleads the autoencoder."""
-    perceptual_weight: Weight = field(default=1.0, metadata={"label": "perceptual loss"})
+    perceptual_weight: Weight = 1.0
     """Weight of LPIPS: structure and texture as a trained network sees them.
     Source: 1 in CogVideo; 0.1 in MAGVIT-2 and Cosmos.
     Fails: too large, it prints a grid on flat regions."""
-    adversarial_loss_weight: Weight = field(default=0.0, metadata=_ADVERSARIAL | {"needs": "discriminator"})
+    adversarial_loss_weight: Weight = 0.0
     """Weight of the adversarial terms of the image and video discriminators, times their adaptive weight.
     Source: 0 in CogVideo; 0.1 to 1 elsewhere.
     Fails: too large, it invents texture and PSNR falls."""
-    multiscale_adversarial_loss_weight: Weight = field(
-        default=0.0, metadata=_ADVERSARIAL | {"needs": "multiscale discriminator"}
-    )
+    multiscale_adversarial_loss_weight: Weight = 0.0
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
     Source: an argument of CogVideo without effect there.
     Fails: has little effect on small crops."""
-    grad_penalty_loss_weight: Weight = field(
-        default=0.0, metadata={"label": "gradient penalty", "step": "discriminators"}
-    )
+    grad_penalty_loss_weight: Weight = 0.0
     """Weight of the gradient penalty, which limits the discriminators' slope.
     Source: 10 in MAGVIT-2 and CogVideo.
     Fails: too large, the discriminator cannot tell real from fake: logits stay at 0."""
-    quantizer_aux_loss_weight: Weight = field(
-        default=0.0, metadata={"label": "auxiliary losses", "logged_as": "aux_losses"}
-    )
+    quantizer_aux_loss_weight: Weight = 0.0
     """Weight of the autoencoder's auxiliary losses: a quantizer's, or the KL divergence per latent element.
     Source: 0 in CogVideo; VidTok, WF-VAE and Cosmos multiply a sum over the latent by 1e-6.
     Fails: at 0, nothing limits a KL autoencoder: the posterior's variance goes to zero and its mean drifts."""
@@ -343,10 +331,8 @@ class ObjectiveConfig(Settings):
     def _own_terms(self) -> list[ObjectiveTerm]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
-            ObjectiveTerm(name, prefix + item.name, getattr(group, item.name), self.disc_start, **item.metadata)
-            for prefix, group in (("", self), ("gan.", self.gan))
-            for item in fields(group)
-            if item.metadata and (name := item.name.removesuffix("_weight").removesuffix("_loss"))
+            ObjectiveTerm(name, weight=attrgetter(of_term["setting"])(self), disc_start=self.disc_start, **of_term)
+            for name, of_term in TABLES["terms"].items()
         ]
 
     def arguments(self) -> dict[str, Any]:

@@ -9,19 +9,11 @@ from telecine.base.checks import argument_error, check_count, check_fraction, ch
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
-from telecine.settings.group import PATH, Count, DeviceName, Settings
+from telecine.settings.group import PATH, TABLES, Count, DeviceName, Settings
 from telecine.settings.objective import ObjectiveConfig
 
 # Settings of older files that are no more, and their value now.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-    "discriminator.conditional": False,
-}
+REMOVED: Mapping[str, object] = TABLES["removed"]
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
