@@ -29,7 +29,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.decode import _read_image
-from telecine.data.source import as_source, is_hidden, is_image, is_media
+from telecine.data.source import as_source, is_hidden, kind_of
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -117,8 +117,7 @@ def test_only_videos_and_images_that_are_files(tmp_path: Path) -> None:
 
 def test_suffixes() -> None:
     names = ("a.mp4", "b.MKV", "c.png", "d.JPEG", "e.txt", "mp4")
-    assert [is_media(Path(name)) for name in names] == [True, True, True, True, False, False]
-    assert [is_image(Path(name)) for name in names] == [False, False, True, True, False, False]
+    assert [kind_of(Path(name)) for name in names] == ["videos", "videos", "images", "images", "", ""]
     assert [is_hidden(Path(name)) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [True, False, False]
 
 

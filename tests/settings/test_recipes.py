@@ -14,7 +14,7 @@ from telecine.__main__ import main
 from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
 from telecine.settings.parse import read_config
-from telecine.settings.recipes import GROUPS, RECIPES, copy_recipe, find_recipe, recipes
+from telecine.settings.recipes import _GROUPS, RECIPES, copy_recipe, find_recipe, recipes
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
@@ -55,7 +55,7 @@ def test_the_recipes_are_those_that_are_tested():
     assert names_in("stages") == sorted(STAGES)
     assert names_in("hardware") == sorted(HARDWARE)
     assert names_in("objectives") == sorted(OBJECTIVES)
-    assert {str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")} == set(GROUPS)
+    assert {str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")} == set(_GROUPS)
     assert len(recipes()) == len(list(RECIPES.rglob("*.yaml"))), "two recipes have the same name"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from array import array
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, check_frame, open_file
+from telecine.data.source import Source, TarMember, VideoInfo, check_frame, content_of
 from telecine.settings import ClipConfig
 
 _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
@@ -100,12 +99,7 @@ def _opened(source: Source, deadline: Deadline | None = None) -> Any:
 
 
 def _open(source: Path | TarMember) -> Any:
-    with open_file(source) as file:
-        content: Any = source
-        if isinstance(source, TarMember):
-            file.seek(source.offset)
-            content = io.BytesIO(file.read(source.size))
-    loaded = np.load(content, None if isinstance(source, TarMember) else "r", allow_pickle=False)
+    loaded = np.load(content_of(source), None if isinstance(source, TarMember) else "r", allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return loaded
     with loaded as archive:

@@ -42,11 +42,8 @@ class ClipSpec:
     def orientation(self) -> str:
         """How the clip is mirrored and then turned, in words; empty if it is neither."""
         mirrored = "mirrored" if self.flip ^ self.upside_down ^ self.transpose else ""
-        if self.transpose:
-            turned = f"turned by 90° to the {'right' if self.upside_down else 'left'}"
-        else:
-            turned = "turned by 180°" if self.upside_down else ""
-        return ", ".join(filter(None, (mirrored, turned)))
+        turns = ("", "turned by 180°"), ("turned by 90° to the left", "turned by 90° to the right")
+        return ", ".join(filter(None, (mirrored, turns[self.transpose][self.upside_down])))
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator
@@ -30,7 +29,7 @@ from telecine.base.checks import argument_error, check_counts
 from telecine.data.arrays import read_array
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
+from telecine.data.source import Source, TarMember, VideoInfo, as_source, content_of, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 from telecine.settings.parse import read_package_yaml
 
@@ -144,7 +143,6 @@ def _planes(
     frames: Iterable[VideoFrame], pixels: PixelFormat, size: tuple[int, int] | None, aspect: Fraction
 ) -> Iterator[list[Tensor]]:
     """Convert decoded frames of one stream to a plane `(H, W)` of each channel, rotated and mirrored for display.
-
 
     All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
@@ -352,15 +350,10 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
 
 
 def _open_pillow(source: Path | TarMember) -> Image.Image:
-    with open_file(source) as file:
-        content: Any = source  # of a file, Pillow reads only the necessary part
-        if isinstance(source, TarMember):
-            file.seek(source.offset)
-            content = io.BytesIO(file.read(source.size))
-        try:
-            return Image.open(content, formats=FORMATS["image_formats"])
-        except Image.UnidentifiedImageError as error:
-            raise ValueError("not an image that Pillow can read") from error
+    try:
+        return Image.open(content_of(source), formats=FORMATS["image_formats"])
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("not an image that Pillow can read") from error
 
 
 def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:

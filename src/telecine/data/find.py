@@ -30,8 +30,7 @@ from telecine.data.source import (
     is_address,
     is_file_name,
     is_hidden,
-    is_image,
-    is_media,
+    kind_of,
     resolve_source,
 )
 from telecine.settings import ClipConfig
@@ -111,11 +110,11 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         got = str(path) if is_list else f"{path}, which does not exist"
         remedy = "Check the path. Lists, tar files and patterns are for training."
         raise argument_error(name, "a file or a folder", got, remedy, DataError)
-    files = _files_at(found[0], is_media)
+    files = _files_at(found[0], kind_of)
     if not files:
         contract = f"a folder with videos, images or arrays ({', '.join(sorted(SUFFIXES))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
-    videos = [file for file in files if not is_image(file)]
+    videos = [file for file in files if kind_of(file) != "images"]
     if 0 < len(videos) < len(files):
         logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
     return videos or files
@@ -145,10 +144,10 @@ def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "da
 
 
 def _is_used(file: File) -> bool:
-    return is_media(file) or file.suffix.lower() == _ARCHIVE_SUFFIX
+    return kind_of(file) != "" or file.suffix.lower() == _ARCHIVE_SUFFIX
 
 
-def _files_at(path: File, is_used: Callable[[File], bool] = _is_used) -> list[File]:
+def _files_at(path: File, is_used: Callable[[File], object] = _is_used) -> list[File]:
     """Return the files to use in a folder, or the file at the path; log the suffixes of the others."""
     if not path.is_dir():
         return [path]

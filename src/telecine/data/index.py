@@ -22,7 +22,7 @@ from telecine.data.decode import FORMATS, VIDEO_ERRORS, decoded_frames, displaye
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
-from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, is_array, is_image
+from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, kind_of
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
     """
     source, config = as_source(path), config or ClipConfig()
     deadline = Deadline(source, config.timeout)
-    if is_image(source) and (info := _index_image(source, config, deadline)):
+    if kind_of(source) == "images" and (info := _index_image(source, config, deadline)):
         return info
-    if is_array(source):
+    if kind_of(source) == "arrays":
         return index_array(source, config, deadline)
     with decode_errors(source, VIDEO_ERRORS):
         open_local(source, lambda local: check_tables(local, deadline), deadline)

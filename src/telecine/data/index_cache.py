@@ -34,7 +34,7 @@ from telecine.data.source import (
     VideoInfo,
     check_frame,
     is_address,
-    is_array,
+    kind_of,
     tar_members,
 )
 from telecine.settings import ClipConfig
@@ -86,7 +86,7 @@ class IndexCache:
 
     def info(self, source: Source) -> VideoInfo:
         """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
-        if is_array(source):
+        if kind_of(source) == "arrays":
             return index_video(source, self.config)
         try:
             if isinstance(source, RemotePath):

@@ -6,12 +6,12 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
@@ -23,14 +23,14 @@ from telecine.settings import TIMEOUT
 logger = logging.getLogger(__name__)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
-_COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
+_NUMBERS: dict[str, type[int] | type[float]] = {"start": float, "end": float, "start_frame": int, "end_frame": int}
+_COLUMNS = ("path", *_NUMBERS)
 _MAX_NUMBER = 10**9  # thirty years in seconds, or a year at 30 frames per second
 _MAX_NUMBER_LENGTH = 40
 _MAX_NAMES = 10  # unknown columns that are named
 _MAX_LINE = 2**20  # characters
 
 _Row: TypeAlias = dict[str, object]
-_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,23 +157,21 @@ def _meant_column(name: str) -> str | None:
 
 
 def _parse_segment(row: _Row, source: File) -> Segment:
-    start, end = _parse_number(row, "start", float), _parse_number(row, "end", float)
-    start_frame, end_frame = _parse_number(row, "start_frame", int), _parse_number(row, "end_frame", int)
-    for unit, first, last in (("", start, end), ("_frame", start_frame, end_frame)):
-        if last is not None and last <= (first or 0):
-            raise _RowError(f"`end{unit}` must be greater than the start ({first or 0}), but got {last}.")
+    found = {name: _parse_number(name, row[name]) for name in _NUMBERS if name in row}
+    for unit in ("", "_frame"):
+        first, last = found.get(f"start{unit}") or 0, found.get(f"end{unit}")
+        if last is not None and last <= first:
+            raise _RowError(f"`end{unit}` must be greater than the start ({first}), but got {last}.")
     for key in ("start", "end"):
         if key in row and f"{key}_frame" in row:
             raise _RowError(f"has both `{key}` and `{key}_frame`. Remove one of them.")
-    return Segment(source, start, end, start_frame, end_frame)
+    return Segment(source, **found)
 
 
-def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number]) -> _Number | None:
-    if name not in row:
-        return None
+def _parse_number(name: str, value: object) -> Any:
     with suppress(ValueError):
-        text = str(row[name])
-        if len(text) <= _MAX_NUMBER_LENGTH and 0 <= (value := parse(text)) <= _MAX_NUMBER:
-            return value
-    contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
-    raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")
+        text = str(value)
+        if len(text) <= _MAX_NUMBER_LENGTH and 0 <= (number := _NUMBERS[name](text)) <= _MAX_NUMBER:
+            return number
+    kind = "a frame index" if _NUMBERS[name] is int else "a number of seconds"
+    raise _RowError(f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}.")

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import flush, user_cache_folder
 from telecine.data.errors import DataError, Deadline, DecodeError
-from telecine.data.source import SUFFIXES, RemotePath, Source, TarMember, file_of, is_hidden, is_media
+from telecine.data.source import SUFFIXES, RemotePath, Source, TarMember, file_of, is_hidden, kind_of
 from telecine.settings.parse import read_package_yaml
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 _FOLDER_LOCK = f"folder{_LOCK}"  # held while files of the folder are counted, added or removed
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
 _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, SUFFIXES))})?(\.(\d+){_PARTIAL})?")
-
-
 _LIBRARIES: dict[str, dict[str, Any]] = read_package_yaml(__package__, "remote.yaml")
 
 
@@ -231,7 +229,7 @@ def _max_bytes() -> int:
 
 def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
     """Return the copy of a file whose size and version are known; fetch it unless it is in the cache."""
-    suffix = file.suffix.lower() if is_media(file) else ""
+    suffix = file.suffix.lower() if kind_of(file) else ""
     identity = f"{file.url}\n{file.size}\n{file.version}"  # hashed, so that no address leads out of the folder
     copy = _cache_folder() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
     if not _mark_used(copy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from array import array
@@ -113,19 +114,10 @@ def is_file_name(text: str) -> bool:
     return False
 
 
-def is_image(source: Source) -> bool:
-    """Return whether a source has the suffix of an image."""
-    return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["images"]
-
-
-def is_array(source: Source) -> bool:
-    """Return whether a source has the suffix of an array."""
-    return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["arrays"]
-
-
-def is_media(source: Source) -> bool:
-    """Return whether a source has the suffix of a video, an image or an array."""
-    return PurePosixPath(source.name).suffix.lower() in SUFFIXES
+def kind_of(source: Source) -> str:
+    """Return what a source is by its suffix, "images", "videos" or "arrays"; "" for another file."""
+    suffix = PurePosixPath(source.name).suffix.lower()
+    return next((kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes), "")
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
@@ -139,6 +131,15 @@ def open_file(source: Source) -> BinaryIO:
         return open_regular(Path(str(file_of(source))))
     except ValueError as error:
         raise DecodeError(str(error)) from error
+
+
+def content_of(source: Path | TarMember) -> Path | io.BytesIO:
+    """Return the path of a regular file, of which a library reads only what it needs, or the content of a member."""
+    with open_file(source) as file:
+        if not isinstance(source, TarMember):
+            return source
+        file.seek(source.offset)
+        return io.BytesIO(file.read(source.size))
 
 
 class _TarEntry(tarfile.TarInfo):
@@ -164,7 +165,7 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
-            if entry.isreg() and is_media(member) and not is_hidden(PurePosixPath(entry.name)):
+            if entry.isreg() and kind_of(member) and not is_hidden(PurePosixPath(entry.name)):
                 yield member
 
 
@@ -238,7 +239,7 @@ def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> 
 
     Also if clips have channels that only arrays have, and the source is none.
     """
-    if not (config.has_colours or is_array(source)):
+    if not (config.has_colours or kind_of(source) == "arrays"):
         raise DecodeError(f"{source}: not an array, which alone has {config.num_channels} channels")
     if width * height > config.max_pixels:
         limit = f"more than the {config.max_pixels} of `clips.max_pixels`"

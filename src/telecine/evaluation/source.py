@@ -29,7 +29,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.find import files_below, sources_of
-from telecine.data.source import as_source, is_address, is_media, resolve_source
+from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
@@ -241,9 +241,9 @@ def _video_source(
 def _contains_videos(path: Path) -> bool:
     """Whether `path` is a video or an image, or a folder of them rather than of a model."""
     if path.is_file():
-        return is_media(path)
+        return kind_of(path) != ""
     is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
-    return not is_model and path.is_dir() and any(map(is_media, files_below(path)))
+    return not is_model and path.is_dir() and any(map(kind_of, files_below(path)))
 
 
 def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:

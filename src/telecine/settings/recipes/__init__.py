@@ -7,24 +7,19 @@ from pathlib import Path
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import is_class_path
+from telecine.settings.group import TABLES
 
 RECIPES = Path(__file__).parent
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
 # The folders of recipes and what their recipes are, in the order in which they are given.
-GROUPS = {
-    ".": "Whole runs",
-    "models": "Published autoencoders, first",
-    "stages": "What is trained, after the model",
-    "objectives": "How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo",
-    "hardware": "What it is trained on, last",
-}
+_GROUPS: dict[str, str] = TABLES["recipe_groups"]
 
 
 def recipes() -> dict[str, Path]:
     """Return the files of all recipes by name, group by group."""
-    return {path.stem: path for group in GROUPS for path in sorted((RECIPES / group).glob("*.yaml"))}
+    return {path.stem: path for group in _GROUPS for path in sorted((RECIPES / group).glob("*.yaml"))}
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:
@@ -52,7 +47,7 @@ def default_recipe(given: Mapping[str, str], *, is_data: bool = False) -> str:
 def describe_recipes() -> Iterator[str]:
     """Yield the lines of a list of all recipes, each with the first line of its file."""
     width = max(map(len, recipes()))
-    for group, text in GROUPS.items():
+    for group, text in _GROUPS.items():
         yield f"{text}:"
         for path in sorted((RECIPES / group).glob("*.yaml")):
             first = path.read_text(encoding="utf-8").partition("\n")[0]
