@@ -148,7 +148,6 @@ def _plan(
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
 ) -> MetricSet:
-    """Add the measures that settings request."""
     requested: list[Callable[..., dict[str, float]]] = []
     sources = dict(metric_set.backbones)
     if config.flow is not None:
@@ -176,7 +175,6 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 def _summarize(
     results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
 ) -> Evaluation:
-    """Return the results of the whole set, with the protocol."""
     metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
     absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}

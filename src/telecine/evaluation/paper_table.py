@@ -50,12 +50,11 @@ class _PaperTable:
 
     def print_to(self, console: Console) -> None:
         """Print the table in Markdown."""
-        for line in self.markdown().splitlines():
-            console.print(line, soft_wrap=True)
+        console.print(self.markdown(), soft_wrap=True, end="")
 
 
 def _in_latex(text: str) -> str:
-    parts = "".join(_LATEX.get(character, character) for character in text).split("**")
+    parts = text.translate(str.maketrans(_LATEX)).split("**")
     return "".join(rf"\textbf{{{part}}}" if index % 2 else part for index, part in enumerate(parts))
 
 

@@ -45,6 +45,8 @@ class DiffusionDecoder(Student):
     """
 
     teacher_key = "_teacher"  # diffusers keeps keys that begin so
+    sampler: Sampler
+    flow: FlowConfig
 
     def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
         super().__init__(teacher, load, digest)
@@ -188,8 +190,8 @@ class _WindowAttention:
             mask = of_frames[:, None, None, :, None, None] & of_rows[:, None, None, :, None]
             mask = (mask & of_columns[:, None, None, :]).flatten(3).flatten(0, 2)
             at, seen = (slice(None), *queries), (slice(None), *keys)
-            inputs = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
-            attended = F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)  # the query is scaled
+            q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)  # the query is scaled
             result[at] = attended.transpose(1, 2).view_as(query[at])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 
