@@ -50,6 +50,8 @@ class VideoAutoencoder(nn.Module, ABC):
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
     flow: FlowConfig | None = None
     """The random levels of noise in training, which the caller may change; None without, or by the configuration."""
+    trains_on_latents: bool = False
+    """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
 
     nested_channels: tuple[int, ...] = ()
     """Numbers of leading channels to which a latent may be cut before `decode`."""

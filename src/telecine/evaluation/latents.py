@@ -19,6 +19,7 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.evaluation.denoising import Probe
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
@@ -192,6 +193,8 @@ class LatentSpace:
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
+    probe: Probe | None = None
+    """The measures of a generator, if one was trained."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
@@ -212,7 +215,7 @@ class LatentSpace:
         found |= dict(zip(names, self.codes.values(), strict=False))  # as `code_usage` orders them, if any
         if isinstance(drift := self.drift.get("relative_error"), float):
             found["drift from the base"] = drift
-        return found
+        return found if self.probe is None else found | self.probe.figures()
 
 
 @dataclass(frozen=True)

@@ -229,12 +229,17 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
-    num_clips, num_features = features.shape
+    if (reason := frechet_undefined(features, reference)) is not None:
+        return {}, {network.name: reason}
+    return {network.name: frechet_distance(features=features, reference=reference)}, {}
+
+
+def frechet_undefined(*sets: Tensor) -> str | None:
+    """Return why the Frechet distance of sets of features `(N, D)` is undefined; None if it is defined."""
+    num_clips, num_features = min(len(each) for each in sets), sets[0].shape[1]
     if num_clips <= num_features:
         reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
-        reason += f"{num_features} features is singular"
-    elif not (features.isfinite().all() and reference.isfinite().all()):
-        reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
-    else:
-        return {network.name: frechet_distance(features=features, reference=reference)}, {}
-    return {}, {network.name: reason}
+        return f"{reason}{num_features} features is singular"
+    if not all(each.isfinite().all() for each in sets):
+        return "its features are not finite: the reconstructions contain NaN, or the network overflows"
+    return None

@@ -44,7 +44,7 @@ class MicroBatch:
     """Clips that pass through the networks together."""
 
     video: Tensor
-    """`(B, 3, T, H, W)` in [-1, 1]."""
+    """`(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more."""
     clips: Sequence[int]
     """The number of each clip in the run, which seeds all random numbers drawn for it."""
     posterior: Posterior | None = None
@@ -114,7 +114,8 @@ def _compute_losses(
     if objective.schedule.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-    error = mse(reconstruction=output.video.detach(), target=batch.video)
+    reference = target if state.autoencoder.trains_on_latents else batch.video
+    error = mse(reconstruction=output.video.detach(), target=reference)
     return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 

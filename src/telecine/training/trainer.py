@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
@@ -324,9 +325,14 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(accelerator.device, non_blocking=True)
+        videos: Iterable[Tensor | None] = (batch["video"].to(accelerator.device, non_blocking=True) for batch in loader)
+        if self.latents is not None and self.state.autoencoder.trains_on_latents:
+            videos = repeat(None, len(loader))
+        for items, video in zip(loader.sampler, videos, strict=True):
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
+            if video is None:
+                assert posterior is not None
+                video = posterior.mode()
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
                 yield batches
