@@ -98,9 +98,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(
-            files, config.objective, config.optimizer, num_steps=config.steps, console=Console(quiet=True)
-        )
+        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

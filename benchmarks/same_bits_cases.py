@@ -133,7 +133,6 @@ SMALL: Settings = {
     "discriminator": {
         "init": None,
         "video": "first_frame",
-        "conditional": False,
         "features": {"net": "vgg", "weights": None, "layers": [], "size": None},
         "image": "none",
         "num_scales": 0,

@@ -13,7 +13,7 @@ import telecine
 from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
-from telecine.discriminators.spec import _resolve_class
+from telecine.discriminators.build import _resolve_class
 from telecine.objective.terms import _TermFunction, functions_of
 from telecine.settings import Term
 from telecine.settings.parse import read_config

@@ -23,7 +23,7 @@ from telecine.cli.commands import COMMANDS
 from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.recipes import recipes
@@ -394,7 +394,7 @@ def test_paths_with_brackets_are_printed_as_they_are(model_folder, tmp_path, cap
 @pytest.mark.slow
 def test_reconstruct_side_by_side_is_wider(model_folder, tmp_path):
     short, out = tmp_path / "short.mp4", tmp_path / "out.mp4"
-    write_mp4(short, read_clip(index_video(sample_videos()[0]), 0, 9, size=(48, 64)), fps=25)
+    write_video(short, read_clip(index_video(sample_videos()[0]), 0, 9, size=(48, 64)), fps=25)
     arguments = ["reconstruct", str(model_folder), str(short), "-o", str(out), "--height", "32"]
     assert main([*arguments, "--compare", "true", "--device", "cpu"]) == 0
     with av.open(str(out)) as made:

@@ -263,7 +263,7 @@ def test_load_a_list_of_segments(folder: Path, caplog: pytest.LogCaptureFixture)
 
 def test_no_segment_has_frames(folder: Path) -> None:
     (folder / "list.jsonl").write_text('{"path": "a.mp4", "start_frame": 50}')
-    message = r"`val_data` must be .* inside their videos, but got .*a\.mp4 \(starts at frame 50"
+    message = r"`val_data` must be .* inside their files, but got .*a\.mp4 \(starts at frame 50"
     with pytest.raises(DataError, match=message):
         load_spans(folder / "list.jsonl", name="val_data")
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine import Discriminator3DWithfirstframe, PatchDiscriminator, PatchDiscriminator3D, Ramp, VideoAutoencoderLoss
-from telecine.discriminators import ConditionalDiscriminator, FeatureDiscriminator
+from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import (
     GAN_LOSSES,
     GRAD_PENALTIES,
@@ -71,11 +71,6 @@ class SmallDiscriminator(nn.Module):
         return self.out(y.flatten(2).mean(2)).squeeze(1), (y,)
 
 
-class PairDiscriminator(ConditionalDiscriminator):
-    def __init__(self):
-        super().__init__(PatchDiscriminator3D(dim=2, channels=6, num_layers=2))
-
-
 class SmallNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -88,7 +83,7 @@ class SmallNet(nn.Module):
 
 class SmallFeatureDiscriminator(FeatureDiscriminator):
     def __init__(self):
-        super().__init__(dim=2, net=SmallNet(), conditional=True)
+        super().__init__(dim=2, net=SmallNet())
 
 
 def frame_features(frames):
@@ -128,7 +123,6 @@ OPTIONS = {
         partial(PatchDiscriminator3D, dim=2, norm="none"),
         partial(PatchDiscriminator3D, dim=2, norm="spectral"),
         CustomDiscriminator,
-        PairDiscriminator,
         SmallFeatureDiscriminator,
     ),
     "multiscale_discr_kwargs": ((VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),

@@ -55,9 +55,7 @@ EVERY_TERM = validate(
         quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
     ),
 )
-EVERY_DISCRIMINATOR = DiscriminatorConfig(
-    video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral", conditional=True
-)
+EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
 
 
 @pytest.fixture(scope="session", autouse=True)

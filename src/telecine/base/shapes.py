@@ -55,7 +55,6 @@ def check_same_shape(
 
 
 def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise a `ValueError` unless both are on the same device."""
     if value.device != other.device:
         contract = f"on the same device as `{other_name}`, {other.device}"
         raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")

@@ -96,15 +96,21 @@ def _open_container(source: Path | TarMember) -> InputContainer:
         raise DecodeError(f"{source}: not one of the formats that are read ({known}), or damaged") from error
 
 
-def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = False) -> Iterator[VideoFrame]:
-    """Decode packets into frames in display order, with their `alpha` if it is asked for."""
+def decoded_frames(
+    packets: Iterable[Packet[VideoStream]], *, alpha: bool = False, needed: Container[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Decode packets into frames in display order, with their `alpha` if it is asked for.
+
+    Frames that are not at one of the `needed` timestamps, and that no other frame depends on, are skipped.
+    """
     decoder: Any = None
     for packet in packets:
-        own = packet.stream.codec_context
-        has_layer = packet.stream.metadata.get("alpha_mode") == "1" and own.name in FORMATS["alpha_decoders"]
-        if alpha and decoder is None and has_layer:
+        own, metadata = packet.stream.codec_context, packet.stream.metadata
+        if alpha and decoder is None and own.name in FORMATS["alpha_decoders"] and metadata.get("alpha_mode") == "1":
             decoder = CodecContext.create(FORMATS["alpha_decoders"][own.name], "r")
             decoder.thread_count, decoder.options = 1, own.options
+        if needed is not None and own.name in FORMATS["reference_flags"]:
+            own.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
 
 
@@ -251,11 +257,11 @@ def _select_frames(
     info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]], *, alpha: bool
 ) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
-    decoded = decoded_frames(packets, alpha=alpha)
+    needed = {info.pts[index] for index in indices} if info.seekable else None
+    decoded = decoded_frames(packets, alpha=alpha, needed=needed)
     stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded)  # `pts` has the index of each frame
     if info.seekable:
-        frames = decoded if alpha else _decode_needed(packets, {info.pts[index] for index in indices})
-        stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
+        stamped = ((frame.pts, frame) for frame in decoded if frame.pts is not None)
     end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
     index_of = {info.pts[index]: index for index in range(indices[0], end)}
     numbered = ((index_of.get(stamp, -1), frame) for stamp, frame in stamped)
@@ -264,15 +270,6 @@ def _select_frames(
         if frame is None or found != index:
             raise DecodeError(f"{info.path}: frame {index} is missing")
         yield _check_intact(frame, info.path)
-
-
-def _decode_needed(packets: Iterable[Packet[VideoStream]], timestamps: Container[int]) -> Iterator[VideoFrame]:
-    """Decode packets. Skip frames that are not at one of the timestamps and that no other frame depends on."""
-    for packet in packets:
-        decoder = packet.stream.codec_context
-        if decoder.name in FORMATS["reference_flags"]:
-            decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in timestamps else "NONREF"
-        yield from packet.decode()
 
 
 def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> VideoFrame:

@@ -67,8 +67,6 @@ class SampledClip:
 
 @dataclass(frozen=True)
 class _FileRow:
-    """A file in the table of files."""
-
     path: str
     use: str  # or why it is not used
     is_used: bool
@@ -211,7 +209,6 @@ def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
 
 
 def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:
-    """Return the groups of two or more files with an equal key."""
     groups: defaultdict[object, list[Source]] = defaultdict(list)
     for source in sources:
         groups[key(source)].append(source)
@@ -219,7 +216,6 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 
 def _digest(source: Source) -> str:
-    """Return the SHA-256 of a file or of a member of a tar file."""
     part = (source.offset, source.size) if isinstance(source, TarMember) else ()
     return open_local(source, lambda local: digest_of(Path(str(file_of(local))), *part))
 
@@ -262,7 +258,6 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
-    """Yield what would help."""
     speed, workers = report.clips_per_second, clips.num_workers
     yield ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
@@ -321,7 +316,6 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
 
 
 def _scenes_of(spans: Sequence[Span], found: dict[Source, list[int]]) -> Iterator[Span]:
-    """Yield the parts of spans between the cuts of their videos."""
     for span in spans:
         inside = (cut for cut in found.get(span.info.path, ()) if span.first_frame < cut <= span.last_frame)
         for first, end in pairwise([span.first_frame, *inside, span.last_frame + 1]):

@@ -55,7 +55,6 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
 
 
 def _render_data(report: DataReport) -> str:
-    """Return the page as HTML."""
     figures = [_figure(clip) for clip in report.clips]
     values = {"summary": _summary(report), "clips": figures, "video": VIDEO_FILE, "definitions": DEFINITIONS}
     return render_page("data.html", titles=[report.data], report=report, max_rows=MAX_ROWS, **values)

@@ -127,8 +127,6 @@ class _RMSNorm(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Add a layer's input to its output."""
-
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn
@@ -357,7 +355,6 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
 
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:
-    """Return the convolutions, each followed by an activation."""
     return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, _leaky_relu())))
 
 

@@ -115,7 +115,6 @@ class _Layer(nn.Sequential):
     """A convolution, and what follows it."""
 
     def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
-        """Map a batch, with parameters of the convolution."""
         conv, *others = self
         return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))
 

@@ -74,11 +74,9 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
     _shared_step = _compiled(EagerAdversarialLosses._shared_step)
 
     def compiled(self, step: _Step, d: VideoDiscriminator) -> Any:
-        """Return the log of a step, or the logs of both."""
         step_spectral_norms(d.module)
         fake = d.input_of(self.batch.disc_fake)
         inputs = {"real": d.input_of(self.batch.disc_real), "fake": at_least_float32(fake)}
-        inputs |= {} if d.condition is None else {"condition": d.condition}
         # As tensors: a number would be a constant of the compiled code, and weights change.
         weighted = ("grad_penalty", *self.logit_terms)
         inputs |= {name: torch.full((), self.weights[name], device=fake.device) for name in weighted}
@@ -88,7 +86,7 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
         on = [name for name in (d.term, "feature_matching", *weighted) if self.weights[name] > 0]
         amp = autocast_dtype(fake.device)
         key = (step, d.name, self.mode, has_penalty, d.module.training, amp, *on)
-        losses, plain = copy(self), replace(d, sees="video", factor=1, frame_indices=None, condition=None)
+        losses, plain = copy(self), replace(d, sees="video", factor=1, frame_indices=None)
         losses.batch = _NO_BATCH  # its tensors would be kept as long as the compiled code
         of_logits = {name: modules[d.key] for name, modules in self.logit_terms.items()}
         modules = nn.ModuleDict({"discriminator": d.module, **of_logits})
@@ -106,7 +104,7 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
         losses.batch = _NO_BATCH._replace(**own)
         losses.discriminator_loss = partial(self.discriminator_loss, weights=_TensorWeights(inputs))
         with autocast_off(device) if amp is None else torch.autocast(device.type, amp):
-            found = step(losses, replace(d, condition=inputs.get("condition")))
+            found = step(losses, d)
         logs = found if isinstance(found, tuple) else (found,)
         return {f"{side}/{name}": value for side, log in enumerate(logs) for name, value in log.items()}
 

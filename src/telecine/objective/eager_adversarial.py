@@ -18,14 +18,11 @@ from telecine.perceptual import sample_frame_indices
 class _GradientMode(Enum):
     """How a call takes the gradients of the discriminators' losses."""
 
-    GRAPH = auto()
-    """By the caller's `backward()`, through an ordinary graph."""
+    GRAPH = auto()  # by the caller's `backward()`, through an ordinary graph
     JOINT = auto()
     """With the values; real and fake part of a discriminator's loss together, because one depends on the other."""
-    SPLIT = auto()
-    """With the values; the real part of a discriminator's loss, then the fake part."""
-    SHARED = auto()
-    """As SPLIT, and the fake part uses the autoencoder step's pass over the reconstructions."""
+    SPLIT = auto()  # with the values; the real part of a discriminator's loss, then the fake part
+    SHARED = auto()  # as SPLIT, and the fake part uses the autoencoder step's pass over the reconstructions
 
 
 @dataclass
@@ -91,7 +88,7 @@ class EagerAdversarialLosses(AdversarialLosses):
         return {
             d.name: self._shared_step(of_generator[d.name])
             if d.name in of_generator
-            else ({}, self._split_step(d.of_frames(frame_indices, real)))
+            else ({}, self._split_step(d.of_frames(frame_indices)))
             for d in self.discriminators
         }
 
@@ -143,7 +140,6 @@ class EagerAdversarialLosses(AdversarialLosses):
     def _finish(
         self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, penalty: Log, gradients: Gradients
     ) -> Log:
-        """Return the loss with the gradients of both parts."""
         terms = self._discriminator_terms(d, real_logits, fake_logits) | penalty
         log = self._discriminator_log(terms, real_logits, fake_logits)
         return log | {"loss": with_gradients(log["loss"], _trainable(d), gradients)}

@@ -19,7 +19,7 @@ from telecine.objective.adaptive_weight import LayerActivations, adaptive_weight
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
-from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
+from telecine.objective.terms import PerceptualTerm, functions_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
@@ -120,12 +120,12 @@ class VideoAutoencoderLoss(nn.Module):
         functions = functions_of(self.config)
         self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
-        self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
+        self.terms, self.term_modules = functions.terms, functions.modules()
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
         self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
-        self.register_load_state_dict_pre_hook(drop_perceptual_weights)
+        self.register_load_state_dict_pre_hook(PerceptualTerm.drop_weights)
 
     def _build_discriminators(
         self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
@@ -278,7 +278,6 @@ class VideoAutoencoderLoss(nn.Module):
         return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
-        """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         return self.losses(
             discriminators=self.discriminators + self.multiscale_discriminators,

@@ -123,8 +123,6 @@ class _ConvolutionBackward(torch.autograd.Function):
 
 
 class _Geometry(NamedTuple):
-    """Stride and padding of a convolution, one value per axis."""
-
     stride: Sequence[int]
     padding: Sequence[int]
 
@@ -160,8 +158,8 @@ def _fastest_backward(
     segments = _segments(x, weight, geometry)
     if segments is None:
         layout = _layout(x, weight)
-        # Only the weight's gradient depends on the values of `x`.
-        x = x.contiguous(memory_format=layout) if output_mask[1] else _empty(x.shape, layout)
+        # Only the weight's gradient depends on the values of `x`. The system allocates no memory that is never touched.
+        x = x.contiguous(memory_format=layout) if output_mask[1] else torch.empty_like(x, memory_format=layout)
         grad_output = grad_output.contiguous(memory_format=layout)
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
     else:
@@ -181,13 +179,10 @@ class _Segments(NamedTuple):
 
     num_segments: int
     length: int
-    step: int
-    """Frames from the start of one segment to the start of the next."""
-    padding: int
-    """Frames of zeros before and after the clip."""
+    step: int  # frames from the start of one segment to the start of the next
+    padding: int  # frames of zeros before and after the clip
     layout: torch.memory_format
-    geometry: _Geometry
-    """That of the convolution of segments, without temporal padding."""
+    geometry: _Geometry  # that of the convolution of segments, without temporal padding
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
@@ -229,14 +224,8 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Return the fastest memory format for `x`."""
     is_large = x.shape[0] * math.prod(x.shape[2:]) >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
     return torch.channels_last_3d if is_large else torch.contiguous_format
-
-
-def _empty(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
-    """Return a tensor that only tells a kernel the layout; the system allocates no memory that is never touched."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=layout)
 
 
 def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:

@@ -144,7 +144,6 @@ def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Te
 
 
 def _enlarge(frames: Tensor, factor: int) -> Tensor:
-    """Enlarge `(T, H, W, 3)` by an integer factor (nearest neighbour)."""
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 

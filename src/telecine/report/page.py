@@ -112,7 +112,6 @@ def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: C
 
 
 def _is_finished(run: Run) -> bool:
-    """Return whether a run has recorded the validation of its last step."""
     num_steps = read_saved_settings(run.folder).get("steps")
     return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
 

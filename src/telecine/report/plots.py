@@ -32,8 +32,6 @@ _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out
 
 @dataclass(frozen=True)
 class _Panel:
-    """One plot of several logged values."""
-
     title: str
     names: Sequence[str]  # the values, as `_columns_of` names them
     scale: Literal["linear", "log", "wide"] = "linear"
@@ -208,7 +206,6 @@ def _is_same(some: Points, others: Points) -> bool:
 
 
 def _label_of(name: str) -> str:
-    """Return what a value is called, from its name in `_columns_of`."""
     if (frame := frame_of(name)) is not None:
         return f"frame {frame}"
     prefix, _, rest = name.partition("/")

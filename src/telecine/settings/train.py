@@ -20,6 +20,7 @@ REMOVED: Mapping[str, object] = {
     "objective.adaptive_weight.decay": 0.0,
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
+    "discriminator.conditional": False,
 }
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3

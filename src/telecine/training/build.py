@@ -32,14 +32,7 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
-from telecine.settings import (
-    AdaptiveWeightConfig,
-    ClipConfig,
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -164,14 +157,13 @@ def build_state(
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-    last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
+    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
         _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if is_sharded:
         shard(model)
-    state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
+    state = new_state(config, accelerator, model, objective, last_layer)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -180,18 +172,18 @@ def build_state(
 
 
 def new_state(
+    config: TrainConfig,
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
-    settings: OptimizerConfig,
-    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    decay, disc_optimizer = settings.weight_decay, None
+    settings, disc_optimizer = config.optimizer, None
+    decay = settings.weight_decay
     fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
     kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
@@ -206,7 +198,7 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=seed,
+        seed=config.seed,
     )
 
 
@@ -222,12 +214,13 @@ def _adamw_8bit(device: torch.device) -> Any:
 
 
 def last_layer_of(
-    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
+    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
     """
+    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -235,6 +228,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    if not is_sharded and not has_chunks:
+    if not is_sharded and config.temporal_chunk is None:
         return weight
     return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

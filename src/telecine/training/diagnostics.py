@@ -15,7 +15,7 @@ from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.history import TrainingWarning, frame_of
-from telecine.settings import ObjectiveConfig, OptimizerConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 class _RecentValues:
     """The first `RECENT` and the last `LONG` logged values of each name, and the settings that the rules read."""
 
-    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
-        self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
+    def __init__(self, config: TrainConfig) -> None:
+        self.objective, self.optimizer, self.num_steps = config.objective, config.optimizer, config.steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=LONG))
 
@@ -58,13 +58,6 @@ class _RecentValues:
 # Returns the figures of the message in the rule's entry of the table, or None if nothing was found. Its docstring, or a
 # comment of the table, says why this is a failure.
 _Check: TypeAlias = Callable[[_RecentValues, Mapping[str, Any]], Mapping[str, Any] | None]
-_CHECKS: dict[str, _Check] = {}
-
-
-def _rule(check: _Check) -> _Check:
-    """Check the rule of a function's name, without the underscore, by this function."""
-    _CHECKS[check.__name__.removeprefix("_")] = check
-    return check
 
 
 def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -77,7 +70,6 @@ def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[s
     return None
 
 
-@_rule
 def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
@@ -88,7 +80,6 @@ def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"real": fmean(real), "fake": fmean(fake), "name": name, "left": fmean(left)}
 
 
-@_rule
 def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
@@ -101,7 +92,6 @@ def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"accuracy": accuracy, "gap": gap} if guesses else None
 
 
-@_rule
 def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
@@ -113,7 +103,6 @@ def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any])
     return {"bound": limits["of_minimum"].format(minimum)} if max(weights) <= minimum else None
 
 
-@_rule
 def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
@@ -127,7 +116,6 @@ def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mappi
     return {"first": first, "now": now} if now > limits["low"] and now >= limits["flat"] * first else None
 
 
-@_rule
 def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Frames without a gradient do not improve."""
     values = {frame_of(name): history.last(name) for name in sorted(history.first)}
@@ -136,7 +124,6 @@ def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"poor": poor, "total": len(means)} if poor else None
 
 
-@_rule
 def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
@@ -149,14 +136,12 @@ def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[
     return {"values": values} if worse else None
 
 
-@_rule
 def _ema_behind(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
     gaps = history.last(EMA_BEHIND, limits["validations"])
     return {"last": gaps[-1]} if gaps and min(gaps) >= limits["gap"] else None
 
 
-@_rule
 def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
@@ -170,6 +155,13 @@ def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mappin
     return {"norm": fmean(norms), "limit": limit}
 
 
+_CHECKS: Mapping[str, _Check] = {
+    check.__name__.removeprefix("_"): check
+    for check in (
+        *(_discriminator_saturated, _discriminator_collapsed, _adaptive_weight_at_bound, _perceptual_flat),
+        *(_frames_without_gradient, _below_linear, _ema_behind, _always_clipped),
+    )
+}
 RULES = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
 _REGULARISERS = " or ".join(
     f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
@@ -185,18 +177,8 @@ def _found_by(rule: str, history: _RecentValues) -> str | None:
 class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
-    def __init__(
-        self,
-        run: Run,
-        objective: ObjectiveConfig,
-        optimizer: OptimizerConfig,
-        num_steps: int,
-        console: Console,
-        rollbacks: Sequence[Rollback] = (),
-    ) -> None:
-        self.run = run
-        self.history = _RecentValues(objective, optimizer, num_steps)
-        self.console = console
+    def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
+        self.run, self.history, self.console = run, _RecentValues(config), console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)

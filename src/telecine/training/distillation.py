@@ -163,9 +163,8 @@ def _recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, lis
 
 def _pooled(video: Tensor, size: Sequence[int]) -> Tensor:
     """Return `(B, c, T, H, W)` averaged to a size `(t, h, w)`, the first frame apart."""
-    num_frames, height, width = size
-    parts = ((video[:, :, :1], 1), (video[:, :, 1:], num_frames - 1))
-    return torch.cat([F.adaptive_avg_pool3d(x, (frames, height, width)) for x, frames in parts if frames], dim=2)
+    parts = ((video[:, :, :1], 1), (video[:, :, 1:], size[0] - 1))
+    return torch.cat([F.adaptive_avg_pool3d(x, (frames, size[1], size[2])) for x, frames in parts if frames], dim=2)
 
 
 def distill(

@@ -37,8 +37,7 @@ class HostCopy:
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
         self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[str, list[int]] = {}
-        """Where each copy begins in the whole tensor, in each dimension."""
+        self.offsets: dict[str, list[int]] = {}  # where each copy begins in the whole tensor, in each dimension
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
 from telecine.runs.run import describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
-from telecine.settings import OptimizerConfig, TrainConfig
+from telecine.settings import ClipConfig, OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
@@ -45,7 +45,7 @@ from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
-from telecine.training.summary import SummaryWriter, data_of
+from telecine.training.summary import SummaryWriter, data_of, summary_before
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -107,7 +107,6 @@ class Trainer:
             self.lock.release()
 
     def _newest_intact(self) -> Path | None:
-        """Return the newest checkpoint that is not damaged, or None."""
         found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
         self._warn(notes)
         return found
@@ -116,6 +115,7 @@ class Trainer:
         """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
         self.is_resumed = found is not None
+        self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
             check_same_networks(self.config, found)
             if not change_data:
@@ -134,13 +134,14 @@ class Trainer:
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual = _distances(config, self.accelerator.device)
+        self.perceptual = _distances(config.clips, self.accelerator.device)
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
             is_new = autoencoder is None and config.model is None and not has_linear
-            device = self.accelerator.device
-            self.linear = prepare_linear(model, self.clips, perceptual, self.console, device, config, is_new=is_new)
+            places = self.console, self.accelerator.device, config.steps
+            flags = {"is_new": is_new, "start": config.linear_start, "measure": config.linear_baseline}
+            self.linear = prepare_linear(model, self.clips, perceptual, *places, **flags)
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -165,11 +166,7 @@ class Trainer:
 
     def _changes_of_data(self, found: Path) -> list[str]:
         """Return a warning if the files are other ones than before, see `check_same_clips`."""
-        try:
-            before = self.files.summary()
-        except ValueError:  # `SummaryWriter` warns
-            return []
-        changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
+        changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -194,7 +191,7 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             clips = self.config.clips_per_step(self.accelerator.num_processes)
-            times = self.start, self.is_resumed, self.console
+            times = self.start, self.before
             self.summary = SummaryWriter(self.files, self.state, self.clips, clips, *times, self.copied)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
@@ -207,8 +204,7 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            settings = (self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(self.files, *settings, self.console, self.state.rollbacks)
+            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -435,6 +431,6 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     return f"{tried}Run the same command with {settings}: {resumes}."
 
 
-def _distances(config: TrainConfig, device: torch.device) -> dict[str, nn.Module]:
+def _distances(config: ClipConfig, device: torch.device) -> dict[str, nn.Module]:
     """Return the perceptual distances of validations; they know colours."""
-    return {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
+    return {"lpips_alex": LPIPS("alex").to(device)} if config.has_colours else {}

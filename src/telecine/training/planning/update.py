@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
 from importlib import import_module, resources
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,12 +59,7 @@ TABLES = yaml.safe_load(resources.files(__package__).joinpath("tables.yaml").rea
 _REMEDIES: dict[str, list[str]] = TABLES["remedies"]
 SMALLER = ", ".join(_REMEDIES["clips"])
 
-# Operators that allocate memory, or read one number.
-_WITHOUT_KERNEL = {
-    *(torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.new_empty),
-    *(torch.ops.aten._local_scalar_dense, torch.ops.aten._unsafe_view, torch.ops.aten.promote_types),
-    *(torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit),
-}
+_WITHOUT_KERNEL = {attrgetter(name)(torch.ops) for name in TABLES["without_kernel"]}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_CONVERTS, _CUDA_RETURNS = TABLES["in_float32_on_cuda"].values()
 
@@ -90,6 +85,10 @@ class UpdatePlan:
     copies its shard. A plan for the CPU counts the copy among the parts."""
     is_on: tuple[str, ...] = ()
     """The remedies that the settings have already."""
+    num_clips: int = 1
+    """Clips that pass through the networks together."""
+    saved: int = 0
+    """Bytes that are saved for any number of clips, below 0 for more."""
 
     @property
     def peak(self) -> int:
@@ -102,14 +101,32 @@ class UpdatePlan:
         return sum(self.held.values())
 
     @property
-    def without_clips(self) -> int:
-        """A lower bound of an update's memory for empty clips: with all gradients, and copies in the optimizer."""
-        return self.resident + self.largest[GRADIENTS] + self.largest[OPTIMIZER] - self.held[OPTIMIZER]
-
-    @property
     def discriminator_flops(self) -> int:
         """The operations that an update without discriminators saves."""
         return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
+
+    def memory_for(self, num_clips: int) -> int:
+        """Return the bytes that an update with this many clips needs at most.
+
+        The peak is the largest of several moments, each linear in the number of clips. So a line through the planned
+        peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+        """
+        at_zero = self._at_zero(more=num_clips >= self.num_clips)
+        return round(at_zero + (self.peak - self.saved - at_zero) * num_clips / self.num_clips)
+
+    def largest_batch(self, memory: int) -> int:
+        """Return how many clips fit into this many bytes."""
+        peak = self.peak - self.saved
+        at_zero = self._at_zero(more=memory >= peak)
+        return max((memory - at_zero) * self.num_clips // max(peak - at_zero, 1), 0)
+
+    def _at_zero(self, *, more: bool) -> int:
+        """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
+        if more:
+            return self.resident - self.saved
+        # A moment of empty clips: with all gradients, and the copies in the optimizer.
+        step = self.resident + self.largest[GRADIENTS] + self.largest[OPTIMIZER] - self.held[OPTIMIZER]
+        return min(step, self.peak) - self.saved
 
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
@@ -125,7 +142,7 @@ def _remedies_in(config: Any) -> tuple[str, ...]:
     found = ["a smaller --batch_size"] if config.batch_size == 1 else []
     for remedy in set(chain(*_REMEDIES.values())):
         name, value = remedy.split()[:2]
-        now = str(reduce(getattr, name[2:].split("."), config)).lower() if name.startswith("--") else ""
+        now = str(attrgetter(name[2:])(config)).lower() if name.startswith("--") else ""
         if now == value or {now, value} <= {*HALF}:
             found.append(remedy)
     return tuple(found)
@@ -139,8 +156,7 @@ class _MemoryCounter(TorchDispatchMode):
 
     def __init__(self, part: str) -> None:
         super().__init__()
-        self.part = part
-        """The part that allocates from here on."""
+        self.part = part  # that allocates from here on
         self.by_part: Counter[str] = Counter()
         self._parts: dict[int, tuple[str, int]] = {}
         self.restart()
@@ -216,13 +232,12 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
         objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
-        state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
+        state = new_state(config, accelerator, model, objective, last_layer_of(model, config, is_sharded=False))
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps
-        return replace(_count_update(state, counter, shapes, device_type), is_on=_remedies_in(config))
+        plan = _count_update(state, counter, shapes, device_type)
+        return replace(plan, is_on=_remedies_in(config), num_clips=config.clips_per_pass)
 
 
 def _count_update(
