@@ -9,7 +9,7 @@ import torch
 
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 
@@ -28,7 +28,7 @@ def arguments(tmp_path_factory):
     """The command line of a probe of a model on two videos, and of a third that is unseen."""
     folder = tmp_path_factory.mktemp("probe")
     for seed, name in enumerate(("data/one.mp4", "data/two.mp4", "unseen/three.mp4")):
-        write_mp4(folder / name, moving(seed), fps=25)
+        write_video(folder / name, moving(seed), fps=25)
     torch.manual_seed(0)
     CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(folder / "model")
     return ["latents", str(folder / "model"), "--data", str(folder / "data"), *SIZE, *PROBE]
