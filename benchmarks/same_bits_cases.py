@@ -23,7 +23,8 @@ NUM_STEPS = 40
 # Settings that older versions lack and refuse, with the defaults that do what those versions do. No case sets them.
 LATER: Settings = {
     "tracker_project": "telecine",
-    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8},
+    "init": None,
+    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8, "layout": None, "range": []},
     "optimizer": {"name": "adamw"},
     "causal_vae": {
         "nested_channels": [],

@@ -150,7 +150,7 @@ def test_a_setting_without_a_source_is_an_error():
 def test_health_speaks_of_every_rule_and_value():
     text = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
     assert len(RULES) == 12
-    assert [rule.name for rule in RULES if f"`{rule.name}`" not in text] == []
+    assert [rule for rule in RULES if f"`{rule}`" not in text] == []
     logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
     logged |= {"update_ratio", "grad_clipped", "grad_overflow", "grad_norm", "adaptive_weight", "frame_gradient_000"}
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []

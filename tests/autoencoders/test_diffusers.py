@@ -91,7 +91,7 @@ def test_every_class_of_diffusers_is_tested_or_refused_for_a_reason():
     classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
     tested = {type(tiny_model(name)).__name__ for name in TINY_MODELS}
     assert not tested & set(REFUSED)
-    assert classes == tested | set(REFUSED)
+    assert classes == tested | set(REFUSED) | {"LTX2VideoDiffusionDecoderModel"}  # see test_diffusion_decoder.py
     assert set(FACTS) == set(CLIPS) == set(TINY_MODELS)
     assert set(IMAGE_MODELS) == {name for name in TINY_MODELS if FACTS[name][0] == ANY} - TOGETHER
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.adapter import LARGEST_LEVEL
+from telecine.autoencoders.flow import Sampler
+from telecine.base.randomness import clip_generators
 
 from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, tiny_clip, tiny_model
 
@@ -126,6 +129,60 @@ def test_ltx_with_timestep_is_told_that_the_latent_has_no_noise():
     model = DiffusersAutoencoder(raw)
     expected = raw.decode(model.encode(video).mode(), temb=torch.zeros(2)).sample
     torch.testing.assert_close(model(video, sample_posterior=False).video, expected)
+
+
+def levels_told(model, latent, *, seed=None):
+    """Return the latents and the levels that a model passes to its decoder in an update, or else in decoding."""
+    told = []
+    hook = model.module.decoder.register_forward_pre_hook(lambda _, inputs: told.append(inputs))
+    if seed is None:
+        model.decode(latent)
+    else:
+        model.denoise(latent, None, clip_generators(seed, range(len(latent)), latent.device)).video.sum().backward()
+    hook.remove()
+    return told[0]
+
+
+def test_ltx_with_timestep_trains_at_random_levels_up_to_a_fifth():
+    model = DiffusersAutoencoder(tiny_model("ltx_video_with_timestep"))
+    latent = torch.randn(64, 8, 1, 1, 1)
+    noisy, levels = levels_told(model, latent, seed=0)
+    assert 0 <= levels.min() < 0.05 < 0.15 < levels.max() <= LARGEST_LEVEL == 0.2
+    assert levels.mean() == pytest.approx(0.1, abs=0.02)
+    noise = (noisy - (1 - levels.view(-1, 1, 1, 1, 1)) * latent) / levels.view(-1, 1, 1, 1, 1)
+    assert noise.std() == pytest.approx(1.0, abs=0.1)
+    again = levels_told(model, latent[3:5], seed=0)[1]
+    assert torch.equal(again, levels[:2]), "a function of the seed and the clip's number"
+    assert model.module.decoder.time_embedder.timestep_embedder.linear_1.weight.grad.abs().sum() > 0
+
+
+def test_an_update_of_ltx_with_timestep_denoises_and_validation_does_not():
+    model = DiffusersAutoencoder(tiny_model("ltx_video_with_timestep"))
+    video = tiny_clip("ltx_video_with_timestep")
+    told = []
+    model.check_clip(*video.shape[2:])
+    model.module.decoder.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1].item()))
+    output = model(video, generator=torch.Generator().manual_seed(0))
+    model(video, sample_posterior=False)
+    assert told[0] > 0 == told[1]
+    assert set(output.aux) == {"kl_loss"}
+    assert output.latent is not None
+
+
+def test_ltx_decodes_at_a_level_as_its_pipeline():
+    raw = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
+    for weight in raw.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    model = DiffusersAutoencoder(raw).eval()
+    model.sampler = Sampler(level=0.05, seed=3, first_frame=9)
+    latent = torch.randn(2, 8, 2, 2, 2)
+    noisy, levels = levels_told(model, latent)
+    assert levels.tolist() == pytest.approx([0.05, 0.05])
+    noise = Sampler(seed=3, first_frame=2).noise(latent.shape, latent.device)
+    torch.testing.assert_close(noisy, 0.95 * latent + 0.05 * noise)
+    assert torch.equal(model.decode(latent), model.decode(latent)), "the noise that it injects is the same"
+    torch.manual_seed(3)
+    assert torch.equal(model.decode(latent), raw.decode(noisy, levels).sample)
 
 
 def test_ltx_that_injects_noise_is_reproducible_with_a_seed():

@@ -30,7 +30,7 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.channels import RGBAConv3d, change_channels
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.autoencoders.flow import Sampler, denoised_clips, integrate
 from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -40,7 +40,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, call_with_cast_weights
-from telecine.base.randomness import Generators, randn
+from telecine.base.randomness import Generators
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
 from telecine.settings.validate import validate
@@ -209,15 +209,13 @@ class CausalAutoencoder(LatentAutoencoder):
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
         if self.sampler is None:
             return None
-        level = random_levels(self.config.flow, video, generator)
-        video = at_least_float32(video)
-        noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-        denoised = self._decoder_of(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
+        denoise = partial(self._decoder_of, latent.to(self.last_layer.dtype))
+        denoised, weight, noise = denoised_clips(self.config.flow, denoise, video, generator)
         target = None
         if self.imitated is not None:
             with torch.no_grad():
                 target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
-        return Reconstruction(denoised, {}, weight=level_weights(self.config.flow, level), target=target)
+        return Reconstruction(denoised, {}, weight=weight, target=target)
 
     def _decoder_of(self, *inputs: Tensor) -> Any:
         # The adaptive weight needs the gradient of the last layer alone.

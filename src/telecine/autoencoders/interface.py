@@ -21,6 +21,7 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randint
 from telecine.base.shapes import Video, check_video
 from telecine.settings import Bucket, ClipConfig
+from telecine.settings.autoencoder import FlowConfig
 
 
 class Reconstruction(NamedTuple):
@@ -47,6 +48,8 @@ class VideoAutoencoder(nn.Module, ABC):
 
     sampler: Sampler | None = None
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
+    flow: FlowConfig | None = None
+    """The random levels of noise in training, which the caller may change; None without, or by the configuration."""
     trains_on_latents: bool = False
     """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
 

@@ -80,7 +80,8 @@ def load_spans(
         cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}
     found = [segment.span_in(by_source[segment.source]) for segment in segments if segment.source in by_source]
-    spans, empty = ([each for each in found if isinstance(each, kind)] for kind in (Span, Skipped))
+    spans = [each for each in found if isinstance(each, Span)]
+    empty = [each for each in found if isinstance(each, Skipped)]
     if not spans:
         contract = "a list of segments that are inside their files"
         remedy = "Segments count from the first frame of each file."

@@ -91,8 +91,7 @@ class ModelSource:
 
     def sampler(self) -> dict[str, object]:
         """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
-        sampler = self.model.sampler
-        return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
+        return {} if self.model.sampler is None else self.model.sampler.describe()
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
@@ -213,9 +212,12 @@ def load_model(
 
 def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
     """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
-    if sampler is None and config.sampling:
-        contract = "left out unless a model's decoder generates"
-        raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
+    known = {} if sampler is None else sampler.describe()
+    for name in config.sampling:
+        if name not in known:
+            kind = "removes noise from its latent" if name == "level" else "generates"
+            contract = f"left out unless a model's decoder {kind}"
+            raise argument_error(f"decode_{name}", contract, f"a number for {got}", "Leave it out.")
     return None if sampler is None else replace(sampler, **config.sampling)
 
 

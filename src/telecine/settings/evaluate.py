@@ -56,6 +56,9 @@ class ModelUse(Settings):
     """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
     decode_seed: int | None = None
     """Seed of the noise that such a decoder starts from. Default: 0."""
+    decode_level: float | None = None
+    """Level of noise that is added to the latent, for a decoder that removes it, as LTX-Video's from 0.9.1 on: the
+    `decode_timestep` of diffusers. Default: 0."""
     layout: str | None = None
     """Axes of arrays, see `clips.layout`. Default: as in the training run."""
     range: tuple[float, ...] = ()
@@ -63,8 +66,8 @@ class ModelUse(Settings):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The steps and the seed that are given, as fields of a sampler."""
-        given = {"steps": self.decode_steps, "seed": self.decode_seed}
+        """The steps, the seed and the level that are given, as fields of a sampler."""
+        given = {"steps": self.decode_steps, "seed": self.decode_seed, "level": self.decode_level}
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -22,7 +22,7 @@ from telecine.autoencoders.load import (
     load_model_or_run,
     without_weights,
 )
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
@@ -79,11 +79,13 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
         model = without_weights(config.model, config.causal_vae)
-        if isinstance(model, StudentAutoencoder):
+        if isinstance(model, Student):
             remedy = "Train a new student with `telecine distill`."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_model_or_run(config.model)
+    if model.flow is not None:
+        model.flow = config.causal_vae.flow
     if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
         text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
         logger.warning(text, config.model, model.in_channels, config.clips.num_channels)

@@ -63,7 +63,8 @@ def validate_model(
     one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
-    takes_steps = isinstance(model, CausalAutoencoder) and model.sampler is not None and not model.config.flow.one_step
+    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
+    takes_steps = model.sampler is not None and model.sampler.level is None and not (flow and flow.one_step)
     model.eval()
     device = next(model.parameters()).device
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
@@ -83,9 +84,9 @@ def validate_model(
                 with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
-                frames = (bytes_from_video(each, bit_depth).cpu() for each in (target[0], output.video[0]))
+                of_input, of_output = (bytes_from_video(each[0], bit_depth).cpu() for each in (target, output.video))
                 found = metrics.per_clip()[-1]
-                shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
+                shown.append(ValidationClip(of_input, of_output, found, clip["source"], clip["start"], clip["fps"]))
     finally:
         model.train(was_training)
     of_rank = metrics.per_clip()

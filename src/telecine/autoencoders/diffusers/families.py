@@ -51,8 +51,8 @@ class Family:
 
     encoder: Callable[[DiffusersModel, Video], LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
-    decoder: Callable[[DiffusersModel, Tensor], Decoded]
-    """From the model and a latent `(B, C, t, h, w)` to the video."""
+    decoder: Callable[..., Decoded]
+    """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
@@ -73,10 +73,13 @@ class Family:
         finally:
             clear_caches(module)
 
-    def decode(self, module: DiffusersModel, latent: Tensor) -> Decoded:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
+    def decode(self, module: DiffusersModel, latent: Tensor, *level: Tensor) -> Decoded:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards.
+
+        Models that `takes_level` get the `level` of noise of each latent, `(B,)`, by default 0.
+        """
         try:
-            video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype))
+            video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype), *level)
         finally:
             clear_caches(module)
         if self.colours is not None:
@@ -156,10 +159,16 @@ def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
     return _read_posterior(module.encode(video))
 
 
-def _decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
-    # LTX from 0.9.1 on needs the noise level of the latent, which is 0.
-    needs_level = getattr(getattr(module, "config", None), "timestep_conditioning", False)
-    return _read_decoded(module.decode(latent, **({"temb": latent.new_zeros(len(latent))} if needs_level else {})))
+def takes_level(module: DiffusersModel) -> bool:
+    """Return whether a decoder is told the level of noise of its latent, as LTX-Video's is from 0.9.1 on."""
+    return bool(getattr(getattr(module, "config", None), "timestep_conditioning", False))
+
+
+def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> Decoded:
+    if not takes_level(module):
+        return _read_decoded(module.decode(latent))
+    level = latent.new_zeros(len(latent)) if level is None else level.to(latent.dtype)
+    return _read_decoded(module.decode(latent, temb=level))
 
 
 def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.interface import check_channels
 from telecine.autoencoders.load import without_weights
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.student import Student
 from telecine.autoencoders.transfer import check_source
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
@@ -267,7 +267,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         else:  # needs no network
             random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, StudentAutoencoder)):
+        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
             from telecine.autoencoders.diffusers.checkpointing import enable
@@ -332,7 +332,7 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
-    if isinstance(state.autoencoder, StudentAutoencoder):
+    if isinstance(state.autoencoder, Student):
         teacher = state.autoencoder.latent_model
         counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
 
