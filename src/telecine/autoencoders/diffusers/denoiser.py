@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -149,7 +149,7 @@ class LatentDenoiser(VideoAutoencoder):
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the transformer's last layer."""
-        return self.transformer.proj_out.weight
+        return cast(nn.Parameter, self.transformer.proj_out.weight)
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the autoencoder accepts clips of this size."""
