@@ -50,7 +50,10 @@ def test_the_mean_is_part_of_it():
     torch.testing.assert_close(noisy - 0.5 * fitted.velocity(noisy, 0.5), latents, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize(("num", "patch"), [(3, (1, 1, 1)), (8, (1, 1, 2)), (64, (2, 2, 2)), (100_000, (2, 8, 8))])
+@pytest.mark.parametrize(
+    ("num", "patch"),
+    [(3, (1, 1, 1)), (8, (1, 1, 2)), (32, (1, 2, 2)), (64, (2, 2, 2)), (300, (2, 2, 4)), (100_000, (2, 8, 8))],
+)
 def test_patches_are_as_large_as_the_latents_allow(num, patch):
     assert _largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
 

@@ -105,7 +105,7 @@ def _largest_patch(latents: Tensor) -> tuple[int, int, int]:
         raise argument_error("latents", contract, latents, "Use more clips.")
     divisors = ([part for part in range(1, side + 1) if side % part == 0] for side in size)
     known = [(p, q, r) for p, q, r in product(*divisors) if p * q * r <= num_positions]
-    return max(known, key=lambda patch: (math.prod(patch), min(patch)))
+    return max(known, key=lambda patch: (math.prod(patch), -sum(patch)))  # of the same size the most compact
 
 
 def measure_denoiser(

@@ -54,7 +54,7 @@ class _PaperTable:
 
 
 def _in_latex(text: str) -> str:
-    parts = text.translate(str.maketrans(_LATEX)).split("**")
+    parts = "".join(_LATEX.get(character, character) for character in text).split("**")
     return "".join(rf"\textbf{{{part}}}" if index % 2 else part for index, part in enumerate(parts))
 
 

@@ -68,7 +68,7 @@ class LatentDenoiser(Student):
         num_layers, num_heads, head_dim = SIZES[size]
         sizes = {"num_layers": num_layers, "num_attention_heads": num_heads, "attention_head_dim": head_dim}
         sizes |= {"in_channels": channels, "out_channels": channels, "text_dim": 1, "ffn_dim": 4 * num_heads * head_dim}
-        self.transformer: Any = cast(Any, WanTransformer3DModel(patch_size=(1, side, side), **sizes))
+        self.transformer = cast(Any, WanTransformer3DModel(patch_size=(1, side, side), **sizes))
         init_zero(self.transformer.proj_out)
         if causal:
             frames = torch.arange(num_frames).repeat_interleave(height * width // side**2)
@@ -84,7 +84,7 @@ class LatentDenoiser(Student):
         output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[0]
         return (2 * t - 1) / variance * noisy + variance.rsqrt() * output
 
-    def denoise(self, noisy: Tensor, level: Tensor) -> Tensor:
+    def without_noise(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Return the clean normalised latents; see `velocity`."""
         return noisy - level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, level)
 
@@ -94,7 +94,7 @@ class LatentDenoiser(Student):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
-            yield integrate(self.denoise, noise, Sampler(steps).levels(1.0))
+            yield integrate(self.without_noise, noise, Sampler(steps).levels(1.0))
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
@@ -119,7 +119,7 @@ class LatentDenoiser(Student):
         else:
             level = latent.new_full((len(latent),), _SHOWN_LEVEL)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-        denoised = self.denoise(add_noise(latent, noise, level), level)
+        denoised = self.without_noise(add_noise(latent, noise, level), level)
         if not self.training:
             return Reconstruction(self.decode(denoised), {}, latent=denoised)
         scale = latent.abs().amax()  # the objective takes values in [-1, 1]
@@ -137,7 +137,7 @@ class LatentDenoiser(Student):
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the transformer's last layer."""
-        return self.transformer.proj_out.weight
+        return cast(nn.Parameter, self.transformer.proj_out.weight)
 
     def to_json_string(self) -> str:
         """Return the transformer's settings and the digest of the encoder, which a run keeps when it resumes."""
