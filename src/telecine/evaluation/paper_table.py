@@ -50,7 +50,8 @@ class _PaperTable:
 
     def print_to(self, console: Console) -> None:
         """Print the table in Markdown."""
-        console.print(self.markdown(), soft_wrap=True, end="")
+        for line in self.markdown().splitlines():
+            console.print(line, soft_wrap=True)
 
 
 def _in_latex(text: str) -> str:
