@@ -31,7 +31,7 @@ _MAX_VALUES = 1024
 
 
 @torch.no_grad()
-def velocity_losses(
+def _velocity_losses(
     predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int = 0
 ) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
@@ -130,8 +130,8 @@ def measure_denoiser(
     absent = "needs `probe.features`" if network is None else frechet_undefined(*features)
     pairs = combinations(() if absent else zip(sets, features, strict=True), 2)
     return LatentProbe(
-        losses=velocity_losses(denoiser.velocity, latents, seed=config.seed),
-        linear_losses=velocity_losses(linear.velocity, latents, seed=config.seed),
+        losses=_velocity_losses(denoiser.velocity, latents, seed=config.seed),
+        linear_losses=_velocity_losses(linear.velocity, latents, seed=config.seed),
         patch=linear.patch,
         seconds=seconds,
         picture=f"{picture.parent.name}/{picture.name}",
