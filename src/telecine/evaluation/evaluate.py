@@ -13,7 +13,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
-from telecine.evaluation.flow import WarpingError, load_flow
+from telecine.evaluation.flow import DISFlow, WarpingError
 from telecine.evaluation.measure import (
     ClipResult,
     MetricSet,
@@ -142,17 +142,14 @@ def _plan(
             "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
             "frame_stride": clips.stride,
         }
-    return spans, _with_requested(metric_set, source, config, device), description
+    return spans, _with_requested(metric_set, source, config), description
 
 
-def _with_requested(
-    metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
-) -> MetricSet:
-    """Add the measures that settings request."""
+def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
     requested: list[Callable[..., dict[str, float]]] = []
     sources = dict(metric_set.backbones)
     if config.flow is not None:
-        flow = load_flow(config.flow, device)
+        flow = DISFlow()
         requested.append(WarpingError(flow))
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
@@ -176,7 +173,6 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 def _summarize(
     results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
 ) -> Evaluation:
-    """Return the results of the whole set, with the protocol."""
     metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
     absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}

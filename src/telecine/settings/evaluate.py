@@ -114,9 +114,9 @@ class EvaluateConfig(MeasuredClips):
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
-    flow: str | None = field(default=None, metadata=PATH)
-    """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs the extra `protocols`) or the path
-    of torchvision's weights of RAFT, large or small."""
+    flow: Literal["dis"] | None = None
+    """Also measure the warping error, by this optical flow: "dis" is that of OpenCV, which needs the extra
+    `protocols`."""
     chunk: int | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: int = 0

@@ -141,7 +141,7 @@ class TeacherFeatures(nn.Module):
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:
-    return getattr(model, "module", model).get_submodule("decoder")  # type: ignore[no-any-return]
+    return getattr(model, "module", model).get_submodule("decoder")
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def _recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, lis
 def _pooled(video: Tensor, size: Sequence[int]) -> Tensor:
     """Return `(B, c, T, H, W)` averaged to a size `(t, h, w)`, the first frame apart."""
     parts = ((video[:, :, :1], 1), (video[:, :, 1:], size[0] - 1))
-    return torch.cat([F.adaptive_avg_pool3d(x, (frames, *size[1:])) for x, frames in parts if frames], dim=2)
+    return torch.cat([F.adaptive_avg_pool3d(x, (frames, size[1], size[2])) for x, frames in parts if frames], dim=2)
 
 
 def distill(

@@ -45,6 +45,8 @@ class DiffusionDecoder(Student):
     """
 
     teacher_key = "_teacher"  # diffusers keeps keys that begin so
+    sampler: Sampler
+    flow: FlowConfig
 
     def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
         super().__init__(teacher, load, digest)
@@ -97,6 +99,7 @@ class DiffusionDecoder(Student):
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video that `sampler` makes of noise and a latent `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
+        assert self.sampler is not None
         time, space = self._compression
         size = (1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4])
         noise = self.sampler.noise((len(latent), self.in_channels, *size), latent.device) if noise is None else noise
@@ -104,6 +107,7 @@ class DiffusionDecoder(Student):
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it."""
+        assert self.flow is not None
         denoised, weight, _ = denoised_clips(self.flow, self._denoiser(latent), video, generator)
         return Reconstruction(denoised, {}, weight=weight)
 
@@ -188,8 +192,8 @@ class _WindowAttention:
             mask = of_frames[:, None, None, :, None, None] & of_rows[:, None, None, :, None]
             mask = (mask & of_columns[:, None, None, :]).flatten(3).flatten(0, 2)
             at, seen = (slice(None), *queries), (slice(None), *keys)
-            inputs = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
-            attended = F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=1.0)  # the query is scaled
+            q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
+            attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)  # the query is scaled
             result[at] = attended.transpose(1, 2).view_as(query[at])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 
