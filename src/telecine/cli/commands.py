@@ -16,11 +16,6 @@ from telecine.cli.parser import COMMANDS, command, completion_script, help_of, p
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
-# The settings of training that `--help` shows.
-_MOST_USED = (
-    *("data", "model", "output_dir", "steps", "batch_size", "clips.num_frames", "clips.height", "clips.width"),
-    *("optimizer.lr", "mixed_precision"),
-)
 # Of several processes, one prints.
 _console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0")
 
@@ -60,7 +55,7 @@ def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
 
 
-@command(*_MOST_USED, runs_code=True)
+@command(runs_code=True)
 def _train(
     settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False
 ) -> None:
@@ -74,7 +69,7 @@ def _train(
         train(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
-@command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
+@command(runs_code=True)
 def _distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from telecine.training.distillation import distill
@@ -82,7 +77,7 @@ def _distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: 
     distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
-@command(*_MOST_USED, runs_code=True)
+@command(runs_code=True)
 def _plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.base.devices import parse_memory
@@ -92,10 +87,7 @@ def _plan(settings: TrainConfig, *, memory: str | None = None, num_processes: in
     make_plan(settings, available, check_count("num_processes", num_processes)).print_to(_console)
 
 
-@command(
-    *("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
-    runs_code=True,
-)
+@command(runs_code=True)
 def _data(
     settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24, max_frames: int = 100_000
 ) -> None:

@@ -17,7 +17,7 @@ from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
-# The help of arguments, by command.
+# The help of arguments, and the settings in the help, by command.
 _TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.yaml")
 
 
@@ -27,12 +27,13 @@ class _Command:
 
     name: str
     run: Callable[..., None]
-    most_used: tuple[str, ...]  # the settings that `--help` shows; none for all
     runs_code: bool  # whether settings or models may name code of the user's
 
     def __post_init__(self) -> None:
         hints, parameters = get_type_hints(self.run), inspect.signature(self.run).parameters
         self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
+        # The settings that `--help` shows; none for all.
+        self.most_used = _TEXTS["most_used"].get(self.name, "").split()
         # Its other arguments, each with its type and its help.
         self.arguments = [
             (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
@@ -56,12 +57,12 @@ class _Command:
 COMMANDS: dict[str, _Command] = {}
 
 
-def command(*most_used: str, runs_code: bool = False) -> Callable[[F], F]:
+def command(*, runs_code: bool = False) -> Callable[[F], F]:
     """Register a function as the command of its name, without the underscore; see `_Command` for the arguments."""
 
     def register(run: F) -> F:
         name = run.__name__.lstrip("_")
-        COMMANDS[name] = _Command(name, run, most_used, runs_code)
+        COMMANDS[name] = _Command(name, run, runs_code)
         return run
 
     return register
