@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import check_buckets, check_channels
@@ -13,14 +15,19 @@ from telecine.data import (
     ReadingStopped,
     Skipped,
     Span,
+    bytes_from_video,
+    clips_sha256,
     index_videos,
     load_spans,
     log_too_short,
+    pixels_sha256,
     read_validation_clips,
     sample_videos,
     split_videos,
     whole_video,
 )
+from telecine.data.index_cache import num_bytes
+from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.step import MicroBatch
@@ -86,6 +93,27 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
+
+
+def data_of(clips: Clips) -> dict[str, Any]:
+    """Return what a summary has about the data of a run."""
+    spans = clips.train.spans
+    sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
+    digest = sha256()
+    for span in spans:
+        path = span.info.path
+        digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+    # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
+    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
+    _, num_frames, height, width = clips.val[0]["video"].shape
+    return {
+        "num_videos": clips.num_videos,
+        "num_images": clips.num_images,
+        "num_skipped": clips.num_skipped,
+        "num_frames": sum(span.num_frames for span in spans),
+        "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
+        "data_sha256": digest.hexdigest(),
+    }
 
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
