@@ -63,7 +63,6 @@ def prepare_linear(
 
 
 def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | str:
-    """Return the linear autoencoder with the model's latent, fitted to clips on the CPU, or why there is none."""
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
         return f"{type(model.module).__name__} has no method `linear_autoencoder`"

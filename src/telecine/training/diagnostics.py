@@ -169,7 +169,6 @@ _REGULARISERS = " or ".join(
 
 
 def _found_by(rule: str, history: _RecentValues) -> str | None:
-    """Return the message of a rule about values, or None."""
     found = _CHECKS.get(rule, _mean_beyond)(history, limits := RULES[rule])
     return None if found is None else str(limits["message"].format(**found, **limits))
 

@@ -33,7 +33,7 @@ from telecine.training.build import build_accelerator
 from telecine.training.clips import find_spans
 from telecine.training.latents import open_cache
 from telecine.training.run import train
-from telecine.training.weight_files import EMA
+from telecine.training.tensor_files import EMA
 
 _NUM_SHOWN = 6
 _SAMPLE_STEPS = 50

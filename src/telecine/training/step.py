@@ -211,7 +211,6 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:
-    """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
         remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."

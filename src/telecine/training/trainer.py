@@ -36,7 +36,7 @@ from telecine.training.clips import build_clips, data_of, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
-from telecine.training.interrupt import StopRequest, interrupt_on_signal
+from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
@@ -117,7 +117,6 @@ class Trainer:
         return found
 
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
-        """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
         self.is_resumed = found is not None
         self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
@@ -131,7 +130,7 @@ class Trainer:
         model = build_autoencoder(config, autoencoder)
         self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-        with interrupt_on_signal():  # so that the index of what was read is saved
+        with stop_on_signal(at_once=True):  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
         if found is not None and not change_data:
             self._warn(on_first_process(partial(self._changes_of_data, found), self.accelerator))
@@ -166,7 +165,6 @@ class Trainer:
             self._remove_old_checkpoints()
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        """Copy the weights that `init` names into the model of a new run, and return `RunSummary.copied`."""
         if self.is_resumed or self.config.init is None:
             return {}
         copied = copy_from(self.config.init, model)

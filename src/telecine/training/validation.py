@@ -126,7 +126,6 @@ def _in_order(values: Tensor, num_clips: int) -> Tensor:
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
-    """Return up to `count` indices below `total`, evenly spaced."""
     return [index * total // min(total, count) for index in range(min(total, count))]
 
 

@@ -49,8 +49,6 @@ class _LargestBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The output of `telecine plan`."""
-
     title: str
     update: UpdatePlan
     speed: str  # about the time of a run
@@ -143,7 +141,6 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
 
 
 def _with_setting(config: Any, name: str, value: Any) -> Any:
-    """Return the settings with another value at a dotted name."""
     group, _, rest = name.partition(".")
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 

@@ -362,7 +362,6 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
 
 
 def _create_optimizer_states(state: TrainState, counter: _MemoryCounter) -> None:
-    """Create the states of the optimizers, as their first step does, and count them."""
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
