@@ -202,7 +202,6 @@ class Checkpointer:
         return self._notes(accelerator, saved, folder)
 
     def _notes(self, accelerator: Accelerator, saved: dict[str, Any], folder: Path) -> list[str]:
-        """Return lines for the user: what changed, and what is not exact with other numbers of clips or processes."""
         notes, model, now = [f"resuming from {folder}"], read_saved_settings(folder)["model"], self.config.model
         if model != now:
             notes.append(f"the model is now {now} instead of {model}; its weights are those of the checkpoint")

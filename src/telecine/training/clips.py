@@ -40,10 +40,8 @@ class Clips:
     train: ClipDataset
     val: list[Clip]
     num_videos: int
-    num_images: int
-    """Still images that are used."""
-    num_skipped: int
-    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
+    num_images: int  # still images that are used
+    num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -58,14 +56,11 @@ class Clips:
 class Spans:
     """The frames of a data set."""
 
-    found: list[Span]
-    """Of all videos and images that can be decoded, in order."""
+    found: list[Span]  # of all videos and images that can be decoded, in order
     train: list[Span]
     held_out: list[Span]
-    skipped: list[Skipped]
-    """Files that cannot be decoded, and lines of a list without frames."""
-    num_short: int
-    """Videos that are shorter than a clip."""
+    skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
+    num_short: int  # videos that are shorter than a clip
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:

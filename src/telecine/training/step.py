@@ -38,12 +38,9 @@ class DivergenceError(TrainingError):
 class MicroBatch:
     """Clips that pass through the networks together."""
 
-    video: Tensor
-    """`(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more."""
-    clips: Sequence[int]
-    """The number of each clip in the run, which seeds all random numbers drawn for it."""
-    posterior: Posterior | None = None
-    """Of the clips' latents, if it is known; otherwise the encoder computes it."""
+    video: Tensor  # `(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more
+    clips: Sequence[int]  # the number of each clip in the run, which seeds all random numbers drawn for it
+    posterior: Posterior | None = None  # of the clips' latents, if it is known; otherwise the encoder computes it
 
 
 def train_step(

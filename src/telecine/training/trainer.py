@@ -39,8 +39,7 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
-from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
-from telecine.training.planning.speed import describe_on_cpu
+from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
 from telecine.training.resume import (
     check_same_clips,
     check_same_data,
@@ -172,7 +171,6 @@ class Trainer:
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        """Return a warning if the files are other ones than before, see `check_same_clips`."""
         changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
