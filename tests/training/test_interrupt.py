@@ -6,7 +6,7 @@ import pytest
 
 from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
-from telecine.training.interrupt import interrupt_on_signal, stop_on_signal
+from telecine.training.interrupt import stop_on_signal
 
 
 @pytest.fixture
@@ -66,6 +66,6 @@ def test_other_threads_leave_signals_to_the_main_thread():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_before_there_is_anything_to_save_raises_at_once(number):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped before the first update"), interrupt_on_signal():
+    with pytest.raises(Interrupted, match="stopped before the first update"), stop_on_signal(at_once=True):
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before

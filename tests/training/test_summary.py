@@ -15,8 +15,9 @@ from telecine.base.devices import peak_memory
 from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import ValidationClips
-from telecine.training import summary as module
-from telecine.training.summary import SummaryWriter, data_of, summary_before
+from telecine.training import resume as module
+from telecine.training.clips import data_of
+from telecine.training.resume import new_summary, summary_before, summary_until_now
 
 
 def clips(num_val=2):
@@ -30,9 +31,14 @@ def clips(num_val=2):
 STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
 
 
+def write(folder, seconds, before):
+    summary = new_summary(before, STATE, clips(), 4, {})
+    Run(folder).write_summary(summary_until_now(summary, time.monotonic() - seconds, torch.device("cpu")))
+
+
 def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "peak_memory", lambda device: 50)
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 100, None).write()
+    write(tmp_path, 100, None)
     first = Run(tmp_path).summary()
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
@@ -40,10 +46,10 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
     assert (first.num_frames, first.clips_per_update) == (42, 4)
     monkeypatch.setattr(module, "peak_memory", lambda device: 20)
     before = summary_before(Run(tmp_path), Console(quiet=True))
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, before).write()
+    write(tmp_path, 5, before)
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, None).write()
+    write(tmp_path, 5, None)
     assert Run(tmp_path).summary().seconds < 15, "a new run starts at 0"
 
 
@@ -53,7 +59,7 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path.write_text(text)
     console = Console(record=True, width=40, file=io.StringIO())
     before = summary_before(Run(tmp_path), console)
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, before).write()
+    write(tmp_path, 5, before)
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
     assert 5 <= Run(tmp_path).summary().seconds < 15
 

@@ -10,7 +10,7 @@ from telecine.training.validation import (
     NUM_SHOWN,
     _clips_of_rank,
     _evenly_spaced,
-    _gather_metrics,
+    _of_all_clips,
     validate_model,
 )
 
@@ -19,7 +19,7 @@ class Halves(nn.Module):
     """Reconstructs half of the input, or something else if it samples or trains."""
 
     sampler = None
-
+    flow = None
     codebook = None
 
     def __init__(self):
@@ -97,16 +97,16 @@ def test_the_codes_of_all_clips_are_counted():
     }
 
 
-def test_metrics_of_one_process_are_gathered_off_the_device():
-    """MPS has no float64. The device "meta" has no values to return."""
-    measured = [{"psnr": 30.1, "ssim": 0.9}, {"psnr": 20.3, "ssim": float("inf")}]
-    assert _gather_metrics(measured, 2, torch.device("meta")) == measured
+def test_a_clip_that_two_processes_have_measured_counts_once(monkeypatch):
+    assert _of_all_clips([0, 1], ["a", "b"]) == ["a", "b"]
+    monkeypatch.setattr(validation, "gather_object", lambda own: [*own, (1, "b"), (0, "a")])
+    assert _of_all_clips([0, 2], ["a", "c"]) == ["a", "b", "c"]
 
 
 def test_each_process_measures_its_part_of_the_clips(monkeypatch):
     monkeypatch.setattr(validation, "rank", lambda: 1)
     monkeypatch.setattr(validation, "num_ranks", lambda: 3)
-    monkeypatch.setattr(validation, "all_gather", lambda values: [values] * 3)
+    monkeypatch.setattr(validation, "gather_object", lambda own: [(index, own[0][1]) for index in range(6)])
     result = validate_model(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
     assert [shown.source for shown in result.clips] == ["video 1", "video 4"]
 

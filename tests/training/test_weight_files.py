@@ -15,9 +15,17 @@ from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
 from telecine.base.frozen import Frozen
 from telecine.settings import CausalVAEConfig, TrainableConfig
-from telecine.training.tensor_files import HostCopy, _SavedTensors, save_shards, shard_file
+from telecine.training.tensor_files import (
+    HostCopy,
+    WeightFiles,
+    _digest_of_frozen,
+    _SavedTensors,
+    architecture_of,
+    check_same_architecture,
+    save_shards,
+    shard_file,
+)
 from telecine.training.trainable import select_trainable
-from telecine.training.weight_files import WeightFiles, _digest_of_frozen, architecture_of, check_same_architecture
 
 
 class Normalised(nn.Module):

@@ -14,6 +14,7 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs import Run
+from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -30,21 +31,19 @@ def prepare_linear(
     perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
-    num_steps: int,
+    config: TrainConfig,
     *,
     is_new: bool,
-    start: bool,
-    measure: bool,
 ) -> dict[str, float]:
-    """Fit the baseline to `start` with it or to `measure` it, and return its metrics to log.
+    """Fit the baseline if `linear_start` or `linear_baseline` asks for it, and return its metrics to log.
 
     A model of this run's that `is_new` starts with it if it is a `CausalVAE`, and a student's decoder always.
     """
-    if start and isinstance(model, StudentAutoencoder):
+    if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
-    new = model if start and is_new and isinstance(model, CausalVAE) else None
-    if new is None and not measure:
+    new = model if config.linear_start and is_new and isinstance(model, CausalVAE) else None
+    if new is None and not config.linear_baseline:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = _fit_linear(model, clips, NUM_CLIPS)
@@ -53,10 +52,10 @@ def prepare_linear(
         return {}
     if new is not None:
         new.start_from(linear)
-        if num_steps < FEWEST_STEPS:
-            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
+        if config.steps < FEWEST_STEPS:
+            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
             console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
-    if not measure:
+    if not config.linear_baseline:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
@@ -64,7 +63,6 @@ def prepare_linear(
 
 
 def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | str:
-    """Return the linear autoencoder with the model's latent, fitted to clips on the CPU, or why there is none."""
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
         return f"{type(model.module).__name__} has no method `linear_autoencoder`"

@@ -35,8 +35,8 @@ from telecine.ops.compilation import Compiler
 from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
+from telecine.training.tensor_files import load_discriminators
 from telecine.training.trainable import select_trainable
-from telecine.training.weight_files import load_discriminators
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,13 @@ from telecine.training.resume import changed_settings
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
 from telecine.training.tensor_files import (
+    EMA,
+    MODEL,
+    OBJECTIVE_FILE,
     HostCopy,
+    WeightFiles,
     check_headers,
+    check_same_architecture,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -38,7 +43,6 @@ from telecine.training.tensor_files import (
     set_random_state,
     shard_file,
 )
-from telecine.training.weight_files import EMA, MODEL, OBJECTIVE_FILE, WeightFiles, check_same_architecture
 
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
 _SHARDED = (MODEL, EMA, "optimizer")
@@ -129,7 +133,6 @@ class Checkpointer:
         }
 
     def _write(self, saved: dict[str, Any]) -> None:
-        """Write a checkpoint from the copies, in a thread."""
         step, digests = saved["step"], dict[Path, str]()
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
         if self._group is not None:
@@ -199,7 +202,6 @@ class Checkpointer:
         return self._notes(accelerator, saved, folder)
 
     def _notes(self, accelerator: Accelerator, saved: dict[str, Any], folder: Path) -> list[str]:
-        """Return lines for the user: what changed, and what is not exact with other numbers of clips or processes."""
         notes, model, now = [f"resuming from {folder}"], read_saved_settings(folder)["model"], self.config.model
         if model != now:
             notes.append(f"the model is now {now} instead of {model}; its weights are those of the checkpoint")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import check_buckets, check_channels
@@ -13,14 +15,19 @@ from telecine.data import (
     ReadingStopped,
     Skipped,
     Span,
+    bytes_from_video,
+    clips_sha256,
     index_videos,
     load_spans,
     log_too_short,
+    pixels_sha256,
     read_validation_clips,
     sample_videos,
     split_videos,
     whole_video,
 )
+from telecine.data.index_cache import num_bytes
+from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.step import MicroBatch
@@ -33,10 +40,8 @@ class Clips:
     train: ClipDataset
     val: list[Clip]
     num_videos: int
-    num_images: int
-    """Still images that are used."""
-    num_skipped: int
-    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
+    num_images: int  # still images that are used
+    num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -51,14 +56,11 @@ class Clips:
 class Spans:
     """The frames of a data set."""
 
-    found: list[Span]
-    """Of all videos and images that can be decoded, in order."""
+    found: list[Span]  # of all videos and images that can be decoded, in order
     train: list[Span]
     held_out: list[Span]
-    skipped: list[Skipped]
-    """Files that cannot be decoded, and lines of a list without frames."""
-    num_short: int
-    """Videos that are shorter than a clip."""
+    skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
+    num_short: int  # videos that are shorter than a clip
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
@@ -86,6 +88,27 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
+
+
+def data_of(clips: Clips) -> dict[str, Any]:
+    """Return what a summary has about the data of a run."""
+    spans = clips.train.spans
+    sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
+    digest = sha256()
+    for span in spans:
+        path = span.info.path
+        digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+    # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
+    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
+    _, num_frames, height, width = clips.val[0]["video"].shape
+    return {
+        "num_videos": clips.num_videos,
+        "num_images": clips.num_images,
+        "num_skipped": clips.num_skipped,
+        "num_frames": sum(span.num_frames for span in spans),
+        "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
+        "data_sha256": digest.hexdigest(),
+    }
 
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:

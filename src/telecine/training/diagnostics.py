@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -55,11 +55,8 @@ class _RecentValues:
         return values if len(values) == count else []
 
 
-# Returns the figures of the message in the rule's entry of the table, or None if nothing was found. Its docstring, or a
-# comment of the table, says why this is a failure.
-_Check: TypeAlias = Callable[[_RecentValues, Mapping[str, Any]], Mapping[str, Any] | None]
-
-
+# A check returns the figures of the message in the rule's entry of the table, or None if nothing was found. Its
+# docstring, or a comment of the table, says why this is a failure.
 def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Check a rule of the table alone: the mean of a value, of each network if its name has one, against a limit."""
     after = history.optimizer.warmup_steps if limits.get("after_warmup") else 0
@@ -155,7 +152,7 @@ def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mappin
     return {"norm": fmean(norms), "limit": limit}
 
 
-_CHECKS: Mapping[str, _Check] = {
+_CHECKS: Mapping[str, Callable[..., Mapping[str, Any] | None]] = {
     check.__name__.removeprefix("_"): check
     for check in (
         *(_discriminator_saturated, _discriminator_collapsed, _adaptive_weight_at_bound, _perceptual_flat),
@@ -169,7 +166,6 @@ _REGULARISERS = " or ".join(
 
 
 def _found_by(rule: str, history: _RecentValues) -> str | None:
-    """Return the message of a rule about values, or None."""
     found = _CHECKS.get(rule, _mean_beyond)(history, limits := RULES[rule])
     return None if found is None else str(limits["message"].format(**found, **limits))
 

@@ -115,7 +115,6 @@ def answer_questions() -> None:
 
 
 def _describe_lost(where: str, timeout: float) -> str:
-    """Return a message that names the lost process and a remedy."""
     again = "then run the same command again: it resumes from the newest checkpoint."
     silent, this = _silent_ranks() if dist.is_initialized() else None, f"process {os.environ['RANK']}"
     if silent == []:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,38 +20,15 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
-    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`, which standard error acknowledges if asked to."""
-    request = StopRequest()
+def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterator[StopRequest]:
+    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 
-    def set_request() -> None:
-        if acknowledge and not request.is_set:
-            os.write(2, ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
-        request.is_set = True
-
-    with _on_first_signal(set_request):
-        yield request
-
-
-@contextmanager
-def interrupt_on_signal() -> Iterator[None]:
-    """Raise `Interrupted` at the first of each of `STOP_SIGNALS`, where there is no checkpoint to save yet."""
-
-    def interrupt() -> None:
-        raise Interrupted(None)
-
-    with _on_first_signal(interrupt):
-        yield
-
-
-@contextmanager
-def _on_first_signal(react: Callable[[], None]) -> Iterator[None]:
-    """Call a function at the first of each of `STOP_SIGNALS`; a second of the same acts as before.
-
-    Python handles signals in the main thread only; in other threads this does nothing.
+    Standard error acknowledges it if asked to. With `at_once`, where there is no checkpoint to save yet, the first
+    raises `Interrupted`. Python handles signals in the main thread only; in other threads this does nothing.
     """
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield request
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     hangup = getattr(signal, "SIGHUP", None)  # does not exist on Windows
@@ -60,12 +37,16 @@ def _on_first_signal(react: Callable[[], None]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous[signal.Signals(number)])
-        react()
+        if at_once:
+            raise Interrupted(None)
+        if acknowledge and not request.is_set:
+            os.write(2, ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
+        request.is_set = True
 
     for number in previous:
         signal.signal(number, handle)
     try:
-        yield
+        yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -27,8 +27,8 @@ from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
+from telecine.training.tensor_files import architecture_of
 from telecine.training.trainable import trains_encoder
-from telecine.training.weight_files import architecture_of
 
 IDENTITY_FILE = "identity.json"
 PATTERN = "latents-*.safetensors"
@@ -152,7 +152,6 @@ def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; raise a `DataError` if it is damaged or missing."""
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -175,7 +174,6 @@ def open_cache(
 
 
 def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
-    """Return all values that the latents of a run depend on, by name."""
     digest = sha256()
     for span in clips.spans:  # the name, size and modification time of each file, and its frames that are used
         source = span.info.path

@@ -30,7 +30,7 @@ from telecine.training.build import build_accelerator
 from telecine.training.clips import find_spans
 from telecine.training.latents import open_cache
 from telecine.training.run import train
-from telecine.training.weight_files import EMA
+from telecine.training.tensor_files import EMA
 
 
 def add_probes(

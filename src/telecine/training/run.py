@@ -76,8 +76,6 @@ def train(
 
 @dataclass(frozen=True)
 class _DryRun:
-    """The update of a dry run."""
-
     step: int  # at which as many terms as possible are on
     seconds: float
     peak_memory: int | None  # bytes, see `base.devices.peak_memory`

@@ -70,12 +70,9 @@ LR_FACTOR = 0.5
 class Rollback(NamedTuple):
     """The run went back once, after a divergence."""
 
-    step: int
-    """Where it diverged."""
-    to: int
-    """The step of the checkpoint that it went back to."""
-    value: str
-    """The value that was not finite."""
+    step: int  # where it diverged
+    to: int  # the step of the checkpoint that it went back to
+    value: str  # that was not finite
 
     def describe(self, number: int) -> str:
         """Return what happened, for a warning; `number` counts from 1."""
@@ -99,28 +96,19 @@ class TrainState:
     """
 
     accelerator: Accelerator
-    model: nn.Module
-    """The autoencoder as training calls it: sharded, or with several processes in DDP's wrapper."""
-    autoencoder: VideoAutoencoder
-    """The autoencoder without a wrapper."""
+    model: nn.Module  # the autoencoder as training calls it: sharded, or with several processes in DDP's wrapper
+    autoencoder: VideoAutoencoder  # without a wrapper
     objective: VideoAutoencoderLoss
-    optimizer: Optimizer
-    """Updates the autoencoder's trained weights and the parameters that the objective learns with them."""
-    disc_optimizer: Optimizer | None
-    """Updates the discriminators; None if there is none."""
+    optimizer: Optimizer  # of the autoencoder's trained weights and the parameters that the objective learns with them
+    disc_optimizer: Optimizer | None  # of the discriminators; None if there is none
     ema: MovingAverage
+    # Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction.
     last_layer: Tensor | LayerActivations | None
-    """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
-    grad_clip: float
-    """Largest 2-norm of each network's gradient."""
-    seed: int
-    """Seed of the random numbers that are drawn for each clip."""
-    step: int = 0
-    """Number of updates done."""
-    log_means: IntervalMeans = field(default_factory=IntervalMeans)
-    """Logged values since the last record."""
-    num_records: int = 0
-    """Number of records in `metrics.jsonl`."""
+    grad_clip: float  # the largest 2-norm of each network's gradient
+    seed: int  # of the random numbers that are drawn for each clip
+    step: int = 0  # the number of updates done
+    log_means: IntervalMeans = field(default_factory=IntervalMeans)  # of the values since the last record
+    num_records: int = 0  # in `metrics.jsonl`
     rollbacks: list[Rollback] = field(default_factory=list)
 
     @property

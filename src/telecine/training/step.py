@@ -38,12 +38,9 @@ class DivergenceError(TrainingError):
 class MicroBatch:
     """Clips that pass through the networks together."""
 
-    video: Tensor
-    """`(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more."""
-    clips: Sequence[int]
-    """The number of each clip in the run, which seeds all random numbers drawn for it."""
-    posterior: Posterior | None = None
-    """Of the clips' latents, if it is known; otherwise the encoder computes it."""
+    video: Tensor  # `(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more
+    clips: Sequence[int]  # the number of each clip in the run, which seeds all random numbers drawn for it
+    posterior: Posterior | None = None  # of the clips' latents, if it is known; otherwise the encoder computes it
 
 
 def train_step(
@@ -211,7 +208,6 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:
-    """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
         remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."

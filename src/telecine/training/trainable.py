@@ -77,7 +77,6 @@ def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """Return the names that match at least one of the patterns, or all names without patterns."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             remedy = nearest(pattern, names) or f"The first is `{names[0]}`, the last `{names[-1]}`."

@@ -9,7 +9,6 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 
-import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
@@ -29,23 +28,28 @@ from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
 from telecine.runs.run import describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
-from telecine.settings import ClipConfig, OptimizerConfig, TrainConfig
+from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, read_next
+from telecine.training.clips import build_clips, data_of, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
-from telecine.training.interrupt import StopRequest, interrupt_on_signal
+from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
-from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
-from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
+from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
+from telecine.training.resume import (
+    check_same_clips,
+    check_same_data,
+    check_same_networks,
+    new_summary,
+    summary_before,
+    summary_until_now,
+)
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
-from telecine.training.summary import SummaryWriter, data_of, summary_before
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -112,7 +116,6 @@ class Trainer:
         return found
 
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
-        """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
         self.is_resumed = found is not None
         self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
@@ -126,22 +129,26 @@ class Trainer:
         model = build_autoencoder(config, autoencoder)
         self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-        with interrupt_on_signal():  # so that the index of what was read is saved
+        with stop_on_signal(at_once=True):  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
         if found is not None and not change_data:
             self._warn(on_first_process(partial(self._changes_of_data, found), self.accelerator))
-        if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
+        device = self.accelerator.device
+        if found is None and autoencoder is None and device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual = _distances(config.clips, self.accelerator.device)
+        # LPIPS knows colours.
+        self.perceptual: dict[str, nn.Module] = (
+            {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
+        )
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
-            perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
+            has_linear = self.copied.get("encoder.linear", (0, 0))[0] > 0
             is_new = autoencoder is None and config.model is None and not has_linear
-            places = self.console, self.accelerator.device, config.steps
-            flags = {"is_new": is_new, "start": config.linear_start, "measure": config.linear_baseline}
-            self.linear = prepare_linear(model, self.clips, perceptual, *places, **flags)
+            self.linear = prepare_linear(
+                model, self.clips, self.perceptual, self.console, device, config, is_new=is_new
+            )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -157,7 +164,6 @@ class Trainer:
             self._remove_old_checkpoints()
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        """Copy the weights that `init` names into the model of a new run, and return `RunSummary.copied`."""
         if self.is_resumed or self.config.init is None:
             return {}
         copied = copy_from(self.config.init, model)
@@ -165,7 +171,6 @@ class Trainer:
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        """Return a warning if the files are other ones than before, see `check_same_clips`."""
         changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
@@ -191,8 +196,7 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             clips = self.config.clips_per_step(self.accelerator.num_processes)
-            times = self.start, self.before
-            self.summary = SummaryWriter(self.files, self.state, self.clips, clips, *times, self.copied)
+            self.summary = new_summary(self.before, self.state, self.clips, clips, self.copied)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -344,7 +348,7 @@ class Trainer:
             self.files.history.append({"step": step, **record})
             self.accelerator.log(dict(record), step=step)
             self.diagnostics.check(step, record)
-            self.summary.write()
+            self.files.write_summary(summary_until_now(self.summary, self.start, self.accelerator.device))
         self.state.num_records += 1
 
     def validate(self, stop: StopRequest) -> None:
@@ -429,8 +433,3 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
-
-
-def _distances(config: ClipConfig, device: torch.device) -> dict[str, nn.Module]:
-    """Return the perceptual distances of validations; they know colours."""
-    return {"lpips_alex": LPIPS("alex").to(device)} if config.has_colours else {}

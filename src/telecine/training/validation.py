@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run
-from telecine.training.distributed import all_gather, num_ranks, rank
+from telecine.training.distributed import num_ranks, rank
+
+T = TypeVar("T")
 
 # Steps in which decoders that generate are measured beside one step.
 _FEW_STEPS = 4
@@ -33,18 +36,12 @@ NUM_KEPT = 16
 class Validation:
     """The result of one validation."""
 
-    metrics: dict[str, float]
-    """Mean of each metric over the clips."""
-    per_clip: list[dict[str, float]]
-    """The metrics of every clip, in order."""
-    latent: dict[str, float]
-    """Numbers about the latents of all clips, see `summary` and `code_usage`; empty if the model offers none."""
-    picture: Tensor
-    """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed."""
-    fps: float
-    """Frames per second of the picture: those of its fastest clip."""
-    clips: list[ValidationClip]
-    """Up to `NUM_KEPT` clips for the report."""
+    metrics: dict[str, float]  # the mean of each over the clips
+    per_clip: list[dict[str, float]]  # in order
+    latent: dict[str, float]  # see `latent_summary` and `code_usage`; empty if the model offers none
+    picture: Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
+    fps: float  # of the picture: that of its fastest clip
+    clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
 
 
 @torch.no_grad()
@@ -92,7 +89,7 @@ def validate_model(
     of_rank = metrics.per_clip()
     for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
         of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
-    per_clip = _gather_metrics(of_rank, len(clips), device)
+    per_clip = _of_all_clips(indices, of_rank)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     rates = [clip.fps for clip in few]
     picture = side_by_side(
@@ -101,32 +98,24 @@ def validate_model(
     )
     latent = {}
     if latents:
-        every_latent = _in_order(torch.stack(latents), len(clips))
-        latent = latent_summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
+        every_latent = torch.stack(_of_all_clips(indices, [each.cpu() for each in latents]))
+        latent = latent_summary(every_latent) | code_usage(model.codebook, every_latent.to(device))
     return Validation(mean_over_clips(per_clip), per_clip, latent, picture, max(rates), shown)
 
 
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     """Return the indices of the clips that a process measures, equally many each: sharded models compute together."""
-    # If the clips do not divide evenly, some are measured on two processes; `_gather_metrics` counts them once.
+    # If the clips do not divide evenly, some are measured on two processes; `_of_all_clips` has them once.
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def _gather_metrics(per_clip: list[dict[str, float]], num_clips: int, device: torch.device) -> list[dict[str, float]]:
-    """Return the metrics of all clips, in order, from those that each process has measured."""
-    values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64)
-    if num_ranks() > 1:
-        values = values.to(device)  # NCCL gathers on the GPU; MPS has no float64, and one process
-    return [dict(zip(per_clip[0], row, strict=True)) for row in _in_order(values, num_clips).tolist()]
-
-
-def _in_order(values: Tensor, num_clips: int) -> Tensor:
-    """Return one row for each clip, in order, from those of the clips of each process."""
-    return torch.stack(all_gather(values), dim=1).flatten(0, 1)[:num_clips]
+def _of_all_clips(indices: Sequence[int], values: Sequence[T]) -> list[T]:
+    """Return one value for each clip, in order, from those that each process has for clips of its `indices`."""
+    found: dict[int, T] = dict(gather_object(list(zip(indices, values, strict=True))))
+    return [found[index] for index in sorted(found)]
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
-    """Return up to `count` indices below `total`, evenly spaced."""
     return [index * total // min(total, count) for index in range(min(total, count))]
 
 

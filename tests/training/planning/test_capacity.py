@@ -13,7 +13,7 @@ from telecine.settings import ClipConfig, PenaltyConfig
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
-from telecine.training.planning import capacity, speed
+from telecine.training.planning import capacity
 from telecine.training.planning.capacity import (
     AS_CONFIGURED,
     SWITCHES,
@@ -138,7 +138,7 @@ def test_updates_without_the_penalty_are_planned_if_there_are_both(light, monkey
 
     planned = []
     monkeypatch.setattr(capacity, "_plan_in_processes", plan_in_processes)
-    monkeypatch.setattr(speed, "_measured_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(capacity, "_measured_flops", lambda device, dtype: 1e9)
     config = light()
     objective = replace(config.objective, grad_penalty_loss_weight=weight, penalty=PenaltyConfig(every=every))
     make_plan(replace(config, objective=objective), 200 * MB, 1)
@@ -177,8 +177,8 @@ def test_a_plan_knows_what_its_settings_have(light):
 
 @pytest.mark.slow
 def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_time(light, monkeypatch):
-    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
-    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
+    monkeypatch.setattr(capacity, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(capacity, "CALIBRATION_SECONDS", 0.05)
     made = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4)
     fits = made.largest
     titles = [

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from telecine.training.planning.speed import CARDS, LAUNCH_SECONDS, _seconds_on, table_of_cards
+from telecine.training.planning.capacity import CARDS, LAUNCH_SECONDS, _seconds_on, table_of_cards
 from telecine.training.planning.update import UpdatePlan
 
 PLAN = UpdatePlan({}, {}, {}, {"a": 989 * 10**10}, {"a": 100, "b": 400}, {"a": 335 * 10**8, "b": 67 * 10**8}, 0)

@@ -10,7 +10,7 @@ from torch import nn
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train
-from telecine.training.planning import speed
+from telecine.training.planning import capacity
 from telecine.training.planning.update import UpdatePlan
 
 GIB = 2**30
@@ -28,9 +28,9 @@ def planned(monkeypatch):
         moved={},
         checkpoint=0,
     )
-    monkeypatch.setattr(speed, "plan_update", lambda *_, **__: plan)
-    monkeypatch.setattr(speed, "_measured_flops", lambda device, dtype: 1e11)
-    monkeypatch.setattr(speed, "free_memory", lambda device: 20 * GIB)
+    monkeypatch.setattr(capacity, "plan_update", lambda *_, **__: plan)
+    monkeypatch.setattr(capacity, "_measured_flops", lambda device, dtype: 1e11)
+    monkeypatch.setattr(capacity, "free_memory", lambda device: 20 * GIB)
 
 
 def model_of(num_weights):
@@ -41,30 +41,30 @@ def model_of(num_weights):
 def test_need_and_time_are_said_and_days_are_warned_of():
     config = TrainConfig(steps=900)
     text = "on this CPU an update needs 6.00 GiB and about 40 s, the run 10 hours"
-    assert speed.describe_on_cpu(config, model_of(10**7), num_processes=1) == text
-    text = speed.describe_on_cpu(replace(config, steps=100_000), model_of(10**7), num_processes=3)
+    assert capacity.describe_on_cpu(config, model_of(10**7), num_processes=1) == text
+    text = capacity.describe_on_cpu(replace(config, steps=100_000), model_of(10**7), num_processes=3)
     assert text.startswith("warning: on this CPU an update needs 6.00 GiB and about 40 s, the run 46 days. `--config")
     with pytest.raises(ValueError, match=r"`memory` must be enough .* but got 5.00 GiB, and an update needs 6.00"):
-        speed.describe_on_cpu(config, model_of(10**7), num_processes=4)
+        capacity.describe_on_cpu(config, model_of(10**7), num_processes=4)
 
 
 def test_small_runs_are_not_planned():
-    assert speed.describe_on_cpu(read_config("demo"), model_of(1_400_000), num_processes=1) is None
-    assert speed.describe_on_cpu(read_config("demo_long"), model_of(3_000_000), num_processes=1) is None
+    assert capacity.describe_on_cpu(read_config("demo"), model_of(1_400_000), num_processes=1) is None
+    assert capacity.describe_on_cpu(read_config("demo_long"), model_of(3_000_000), num_processes=1) is None
 
 
 @pytest.mark.usefixtures("planned")
 def test_the_size_of_an_update_is_its_weights_times_its_pixels(monkeypatch):
     config = TrainConfig(batch_size=3, gradient_accumulation_steps=2, clips=ClipConfig(5, 40, 50))
-    monkeypatch.setattr(speed, "SMALLEST_TO_PLAN", 7 * (6 * 5 * 40 * 50))
-    assert speed.describe_on_cpu(config, model_of(6), num_processes=1) is None
-    assert speed.describe_on_cpu(config, model_of(7), num_processes=1) is not None
+    monkeypatch.setattr(capacity, "SMALLEST_TO_PLAN", 7 * (6 * 5 * 40 * 50))
+    assert capacity.describe_on_cpu(config, model_of(6), num_processes=1) is None
+    assert capacity.describe_on_cpu(config, model_of(7), num_processes=1) is not None
 
 
 @pytest.mark.slow
 def test_a_run_is_refused_before_it_computes(tiny, monkeypatch):
-    monkeypatch.setattr(speed, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(speed, "SMALLEST_TO_PLAN", 1)
+    monkeypatch.setattr(capacity, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(capacity, "SMALLEST_TO_PLAN", 1)
     monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
     with pytest.raises(ValueError, match=r"but got 0\.00 GiB, and an update needs .*`--config demo` is sized"):
         train(tiny(linear_baseline=True), console=Console(quiet=True))

@@ -68,27 +68,18 @@ _CUDA_CONVERTS, _CUDA_RETURNS = TABLES["in_float32_on_cuda"].values()
 class UpdatePlan:
     """Bytes of one process, by part, and the operations of one update."""
 
-    held: dict[str, int]
-    """Between two updates, when gradients are freed."""
-    at_peak: dict[str, int]
-    """When an update holds the most. What a part computes in the backward counts as its own."""
-    largest: dict[str, int]
-    """The most that each part holds at any time, not all at once."""
-    flops: dict[str, int]
-    """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
-    operators: dict[str, int]
-    """Operators that compute values by part, each at least one kernel launch on a GPU; views are none."""
-    moved: dict[str, int]
-    """Bytes of the tensors that these operators read and write by part, if nothing is kept in caches."""
+    held: dict[str, int]  # between two updates, when gradients are freed
+    at_peak: dict[str, int]  # when an update holds the most; what a part computes in the backward counts as its own
+    largest: dict[str, int]  # the most that each part holds at any time, not all at once
+    flops: dict[str, int]  # of matrix products and convolutions, twice the number of multiplications
+    operators: dict[str, int]  # that compute values, each at least one kernel launch on a GPU; views are none
+    moved: dict[str, int]  # bytes of the tensors that these operators read and write, if nothing is kept in caches
+    # The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
+    # copies its shard. A plan for the CPU counts the copy among the parts.
     checkpoint: int
-    """The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
-    copies its shard. A plan for the CPU counts the copy among the parts."""
-    is_on: tuple[str, ...] = ()
-    """The remedies that the settings have already."""
-    num_clips: int = 1
-    """Clips that pass through the networks together."""
-    saved: int = 0
-    """Bytes that are saved for any number of clips, below 0 for more."""
+    is_on: tuple[str, ...] = ()  # the remedies that the settings have already
+    num_clips: int = 1  # that pass through the networks together
+    saved: int = 0  # bytes that are saved for any number of clips, below 0 for more
 
     @property
     def peak(self) -> int:
@@ -362,7 +353,6 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
 
 
 def _create_optimizer_states(state: TrainState, counter: _MemoryCounter) -> None:
-    """Create the states of the optimizers, as their first step does, and count them."""
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
