@@ -10,7 +10,7 @@ import torch
 from telecine.__main__ import main
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.paper_table import _cells, _in_latex, _PaperTable, _spread, make_table
+from telecine.evaluation.paper_table import _cells, _escaped, _in_latex, _spread, make_table
 
 METRICS = ("psnr", "lpips_alex", "sharpness")
 MARKDOWN = """\
@@ -46,6 +46,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_the_table(folders, capsys):
+    assert f"{make_table(folders)}\n" == MARKDOWN
     assert main(["evaluate", "--compare", *folders, "-o", "out"]) == 0
     assert capsys.readouterr().out == f"{MARKDOWN}written to out\n"
     with open("out/table.md", encoding="utf-8") as file:
@@ -82,18 +83,19 @@ def test_cells():
         "nan",
         "**30.00**",
     ]
+    assert _cells([math.nan, 30.0], [None, 0.5], lambda x: -x) == ["nan", "**30.00** ± 0.50"]
     assert _cells([-0.2, 0.1], [None, None], abs) == ["-0.2000", "**0.1000**"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path):
-    table = _PaperTable([["", "psnr ↑"], ["a_1 & {50 %} ^~\\ #$", "**1** ± 0"]], "A caption → 1.")
-    text = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{table.latex()}\\end{{document}}"
+    table = _in_latex([["", "psnr ↑"], ["a_1 & {50 %} ^~\\ #$", "**1** ± 0"]], "A caption → 1.")
+    text = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{table}\n\\end{{document}}"
     (tmp_path / "table.tex").write_text(text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 
 def test_every_special_character_is_escaped():
-    escaped = _in_latex("a_b & 5 % {x} #1 $ ^ ~ \\ **bold**")
+    escaped = _escaped("a_b & 5 % {x} #1 $ ^ ~ \\ **bold**")
     assert escaped == (r"a\_b \& 5 \% \{x\} \#1 \$ \textasciicircum{} \textasciitilde{} \textbackslash{} \textbf{bold}")

@@ -118,7 +118,11 @@ def _evaluate(
 
     if compare is not None:
         table = make_table(compare, output=output)
-        (compare_evaluations(*compare, output=output) if len(compare) == 2 else table).print_to(_console)
+        if len(compare) == 2:
+            compare_evaluations(*compare, output=output).print_to(_console)
+        else:
+            for line in table.splitlines():
+                _say(line)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:

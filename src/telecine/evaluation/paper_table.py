@@ -2,13 +2,12 @@
 
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json
@@ -27,43 +26,11 @@ _LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {"\\": r"\textbackslash{}",
 _LATEX |= {"^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": r"$\pm$"}
 
 
-@dataclass(frozen=True)
-class _PaperTable:
-    """Rows of cells in Markdown, the first one the headings, and a caption that says what was measured."""
+def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> str:
+    """Return a table of evaluations, of their output folders, in Markdown. It has the metrics that all have.
 
-    rows: list[list[str]]
-    caption: str
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        heading, *rows = (f"| {' | '.join(cells)} |\n" for cells in self.rows)
-        return f"{heading}| --- {'| ---: ' * (len(self.rows[0]) - 1)}|\n{''.join(rows)}\n{self.caption}\n"
-
-    def latex(self) -> str:
-        """Return the table in LaTeX, which needs the package booktabs."""
-        heading, *rows = (f"{' & '.join(map(_in_latex, cells))} \\\\\n" for cells in self.rows)
-        columns = f"l{'r' * (len(self.rows[0]) - 1)}"
-        return (
-            f"\\begin{{table}}\n\\centering\n\\caption{{{_in_latex(self.caption)}}}\n\\begin{{tabular}}{{{columns}}}\n"
-            f"\\toprule\n{heading}\\midrule\n{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-        )
-
-    def print_to(self, console: Console) -> None:
-        """Print the table in Markdown."""
-        for line in self.markdown().splitlines():
-            console.print(line, soft_wrap=True)
-
-
-def _in_latex(text: str) -> str:
-    parts = "".join(_LATEX.get(character, character) for character in text).split("**")
-    return "".join(rf"\textbf{{{part}}}" if index % 2 else part for index, part in enumerate(parts))
-
-
-def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> _PaperTable:
-    """Return a table of evaluations, of their output folders, in the metrics that all have; the best are bold.
-
-    The spread is half of the 95 % interval of a mean over clips, from the variance between videos. `output` is a folder
-    for table.tex and table.md.
+    The best are bold. The spread is half of the 95 % interval of a mean over clips, from the variance between videos.
+    `output` is a folder for table.md and table.tex, which needs the package booktabs.
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
@@ -77,30 +44,48 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         _check_protocols(first, protocol)
     means = [read_json(Path(folder) / METRICS_FILE) for folder in folders]
     spreads = [_spread(json.loads((Path(folder) / CLIPS_FILE).read_text(encoding="utf-8"))) for folder in folders]
-    rows = [["", *map(str, folders)]]  # a row for each metric
+    columns = [["", *map(str, folders)]]
     for name in (name for name in first["metrics"] if all(name in protocol["metrics"] for protocol in protocols)):
         arrow, badness = _BETTER[first["metrics"][name].rpartition("; ")[2].removesuffix(" is better")]
         cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
-        rows.append([f"{name} {arrow}", *cells])
+        columns.append([f"{name} {arrow}", *cells])
     spread = ", ± half of its 95 % interval between videos" if any(spreads) else ""
     data = f"of {first['num_videos']} videos in {first['data']}"
     caption = f"{describe_clips(first)}, {data}. Mean over clips{spread}; the best figures are bold."
-    table = _PaperTable([[*cells] for cells in zip(*rows, strict=True)], caption)
+    rows = [*zip(*columns, strict=True)]
+    tables = {"table.md": _in_markdown(rows, caption), "table.tex": _in_latex(rows, caption)}
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
-        for name, text in (("table.tex", table.latex()), ("table.md", table.markdown())):
-            atomic_write(Path(output) / name, operator.methodcaller("write_text", text, encoding="utf-8"))
-    return table
+        for name, text in tables.items():
+            atomic_write(Path(output) / name, operator.methodcaller("write_text", f"{text}\n", encoding="utf-8"))
+    return tables["table.md"]
+
+
+def _in_markdown(rows: Sequence[Sequence[str]], caption: str) -> str:
+    heading, *others = (f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([heading, f"| --- {'| ---: ' * (len(rows[0]) - 1)}|", *others, "", caption])
+
+
+def _in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
+    heading, *others = (rf"{' & '.join(map(_escaped, cells))} \\" for cells in rows)
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}"]
+    body = [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", heading, r"\midrule", *others]
+    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _escaped(text: str) -> str:
+    """Return in LaTeX what is plain or bold in Markdown."""
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text.translate(str.maketrans(_LATEX)))
 
 
 def _cells(means: Sequence[float], spreads: Sequence[float | None], badness: Callable[[float], float]) -> list[str]:
     """Return the cells of a metric. Figures that are printed alike are the best together."""
-    digits = 2 if max(map(abs, means)) >= 10 else 4
+    digits = 2 if any(abs(each) >= 10 for each in means) else 4
     texts = [f"{each:.{digits}f}" for each in means]
     best = min((badness(float(text)) for text in texts if text != "nan"), default=None)
     cells = [f"**{text}**" if badness(float(text)) == best else text for text in texts]
-    errors = ["" if each is None else f" ± {each:.{digits}f}" for each in spreads]
-    return [cell + error for cell, error in zip(cells, errors, strict=True)]
+    pairs = zip(cells, spreads, strict=True)
+    return [cell if spread is None else f"{cell} ± {spread:.{digits}f}" for cell, spread in pairs]
 
 
 def _spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
