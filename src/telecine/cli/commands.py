@@ -198,22 +198,13 @@ def _latents(
         "several are shown side by side.",
     ],
     *,
-    probe: Annotated[
-        bool,
-        "Also train a small generator on the latents of each model, and measure it on unseen videos; needs the extra "
-        "`diffusers`. The same command again resumes it.",
-    ] = False,
-    output: Annotated[str, "Folder for latents.html, latents.json and the probes."] = "latents",
+    output: Annotated[str, "Folder for latents.html and latents.json."] = "latents",
 ) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
     report = measure_latent_spaces(models, settings)
-    if probe:
-        from telecine.training.probe import add_probes
-
-        report = add_probes(report, models, settings, Path(output), console=_console)
     report.print_to(_console)
     page = write_latents(report, Path(output))
     _say(f"written to {page.parent}; open {page} in a browser")
