@@ -1,33 +1,46 @@
-"""Probe the latents of a model, of the linear autoencoder of the same size, and noise in their place.
+"""Train a small generator on the latents of autoencoders, and measure it on unseen videos: Markdown tables.
+
+    python benchmarks/probe.py MODEL [MODEL ...] --data DIR [--val_data DIR] -o FOLDER [--steps 3000] [--controls]
+
+Each model's generator is trained by flow matching on the same clips, with as many updates, and is an ordinary run in
+FOLDER; the same command again resumes it. The tables have its velocity loss beside that of the best linear denoiser.
+FOLDER also has `probe.json` and, for each model, a video of unseen clips, their reconstructions and samples. The
+results of 2026-11-28 are those of
 
     python benchmarks/videos.py runs/videos
     telecine train --config demo --steps 600 --objective.adversarial_loss_weight 0 --discriminator.video none
-    python benchmarks/probe.py runs/demo runs/videos -o runs/probe
-
-Each transformer trains on the same clips of the videos that the demo is trained on, with as many updates, and is
-measured on those of five videos that neither has seen. It writes the page of `telecine latents --probe`.
+    python benchmarks/probe.py runs/demo --data runs/videos/seen --val_data runs/videos/unseen -o runs/probe \\
+        --steps 500 --num_clips 256 --num_frames 9 --height 64 --width 64 --max_clips 30 --device cpu --controls
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+import measure
 import torch
+from probe_denoiser import SIZES
+from probe_measures import LEVELS, LatentProbe
+from probe_runs import ProbeConfig, probe
 from torch import Tensor
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
+from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
+from telecine.base.files import write_json
 from telecine.base.shapes import Video
 from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
-from telecine.evaluation.latent_page import write_latents
-from telecine.evaluation.latents import measure_latent_spaces
-from telecine.evaluation.source import model_source
-from telecine.settings import LatentsConfig, ProbeConfig
+from telecine.evaluation.source import ModelSource, model_source, open_model
+from telecine.settings import ClipConfig, MeasuredClips
 from telecine.training.clips import find_spans
-from telecine.training.probe import add_probes
 
 NUM_FITTED = 300
+_SIZE_OF_CLIPS = ("num_frames", "height", "width", "stride")
 
 
 class Linear(CausalVAE):
@@ -49,10 +62,29 @@ class Noise(CausalVAE):
         return torch.zeros_like(super().decode(latent))
 
 
-def controls(model: CausalVAE, data: str, config: LatentsConfig) -> list[CausalVAE]:
-    """Return the linear autoencoder of a model's size, fitted to clips of `data`, and the noise."""
-    clips = model_source(model, config, torch.device("cpu")).clips
-    videos = ClipDataset(find_spans(data, data, clips).train, clips)
+def open_sources(
+    models: Sequence[str], measured: MeasuredClips, config: ProbeConfig, *, with_controls: bool
+) -> list[ModelSource]:
+    """Return the models, and the controls of the first one if asked for, with clips of the size of the first one's."""
+    device = pick_device(measured.device)
+    first, _ = open_model(models[0], measured, device)
+    same = replace(measured, **_size_of(first))
+    others = [*models[1:], *(controls(first, measured, config) if with_controls else [])]
+    return [first, *(model_source(model, same, device) for model in others)]
+
+
+def _size_of(source: ModelSource) -> dict[str, Any]:
+    return {name: getattr(source.clips, name) for name in _SIZE_OF_CLIPS}
+
+
+def controls(source: ModelSource, measured: MeasuredClips, config: ProbeConfig) -> list[CausalVAE]:
+    """Return the linear autoencoder of a model's size, fitted to training clips, and the noise."""
+    model, clips = source.model, source.clips
+    assert isinstance(clips, ClipConfig)  # these settings have no protocol
+    if not isinstance(model, CausalVAE):
+        got = f"a {type(model).__name__}"
+        raise argument_error("model", "telecine's own with `--controls`", got, "Leave out `--controls`.")
+    videos = ClipDataset(find_spans(measured.data, config.val_data, clips).train, clips)
     torch.manual_seed(0)
     linear, noise = Linear(model.config), Noise(model.config)
     fitted = model.linear_autoencoder(clips.num_frames, clips.height, clips.width)
@@ -60,27 +92,74 @@ def controls(model: CausalVAE, data: str, config: LatentsConfig) -> list[CausalV
     return [linear, noise]
 
 
-def main() -> None:
-    """Train, measure, and write the page."""
+def figures(probes: Mapping[str, LatentProbe]) -> str:
+    """Return the table of each model's figures."""
+    distances = dict.fromkeys(name for each in probes.values() for name in each.frechet)
+    header = ["latent", "velocity loss", "share of the linear denoiser's", "seconds", *distances]
+    rows = [
+        [
+            name,
+            f"{sum(each.losses) / len(LEVELS):.3f}",
+            f"{each.share:.3f}",
+            f"{each.seconds:.0f}",
+            *(f"{each.frechet[pair]:.4g}" if pair in each.frechet else measure.NOT_AVAILABLE for pair in distances),
+        ]
+        for name, each in probes.items()
+    ]
+    return measure.table(header, rows)
+
+
+def shares(probes: Mapping[str, LatentProbe]) -> str:
+    """Return the table of each model's velocity loss as a share of the linear denoiser's, by the level of the noise."""
+    rows = [
+        [name, *(f"{a / b:.3f}" for a, b in zip(each.losses, each.linear_losses, strict=True))]
+        for name, each in probes.items()
+    ]
+    return measure.table(["latent", *map(str, LEVELS)], rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the arguments: options have the names of the fields of `MeasuredClips` and `ProbeConfig`."""
+    default = {each.name: each.default for each in fields(ProbeConfig)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of the demo's run")
-    parser.add_argument("videos", type=Path, help="folder of benchmarks/videos.py")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--features", help="network of the Frechet distances")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    data, unseen = str(options.videos / "seen"), str(options.videos / "unseen")
-    probe = ProbeConfig(
-        val_data=unseen, steps=options.steps, num_clips=256, seed=options.seed, features=options.features
-    )
-    config = LatentsConfig(data=data, probe=probe, num_frames=9, height=64, width=64, max_clips=30, device="cpu")
-    model = model_source(options.run, config, torch.device("cpu")).model
-    models = [options.run, *controls(model, data, config)]
-    console = PlainConsole()
-    report = add_probes(measure_latent_spaces(models, config), models, config, options.output, console)
-    report.print_to(console)
-    console.print(f"written to {write_latents(report, options.output)}")
+    parser.add_argument("models", nargs="+", help="runs, checkpoints, saved autoencoders or names on the Hub")
+    parser.add_argument("--data", required=True, help="training videos")
+    parser.add_argument("--val_data", help="unseen videos; by default a tenth of ten training videos or more")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder, made if needed")
+    parser.add_argument("--controls", action="store_true", help="also the linear autoencoder of this size, and noise")
+    parser.add_argument("--size", choices=[*SIZES], default=default["size"], help="of the transformer")
+    parser.add_argument("--causal", action="store_true", help="attend to no later latent frame")
+    for name in ("steps", "batch_size", "num_clips", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=default[name])
+    parser.add_argument("--lr", type=float, default=default["lr"])
+    parser.add_argument("--features", help="network of the Frechet distances, see `telecine evaluate`")
+    for name in _SIZE_OF_CLIPS:
+        parser.add_argument(f"--{name}", type=int, help="of a clip; by default as in the first model's run")
+    parser.add_argument("--max_clips", type=int, help="unseen clips, 100 by default")
+    parser.add_argument("--weights", choices=["ema", "model"], default="ema")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    return parser.parse_args()
+
+
+def _settings(kind: type[Any], options: argparse.Namespace) -> Any:
+    known = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in vars(options).items() if name in known})
+
+
+def main() -> None:
+    """Train, measure, print the tables, and write them as JSON."""
+    options = parse_arguments()
+    measured, config = _settings(MeasuredClips, options), _settings(ProbeConfig, options)
+    sources = open_sources(options.models, measured, config, with_controls=options.controls)
+    probes = {source.title: probe(source, measured, config, options.output, PlainConsole()) for source in sources}
+    models = [{"title": title, **asdict(each)} for title, each in probes.items()]
+    clips = asdict(measured) | _size_of(sources[0])
+    protocol = {"clips": clips, "probe": asdict(config), "levels": LEVELS, "machine": measure.machine()}
+    write_json(options.output / "probe.json", {"models": models, "protocol": protocol})
+    print(f"\n{figures(probes)}\n\n{shares(probes)}\n")
+    for reason in dict.fromkeys(each.absent for each in probes.values() if options.features and each.absent):
+        print(f"no Frechet distance: {reason}")
+    print(f"written to {options.output / 'probe.json'}")
 
 
 if __name__ == "__main__":

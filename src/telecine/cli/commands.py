@@ -140,16 +140,12 @@ def _reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, ou
 
 
 @command(runs_code=True)
-def _latents(settings: LatentsConfig, models: list[str], *, probe: bool = False, output: str = "latents") -> None:
+def _latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
     report = measure_latent_spaces(models, settings)
-    if probe:
-        from telecine.training.probe import add_probes
-
-        report = add_probes(report, models, settings, Path(output), console=_console)
     report.print_to(_console)
     page = write_latents(report, Path(output))
     _say(f"written to {page.parent}; open {page} in a browser")

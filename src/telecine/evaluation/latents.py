@@ -32,7 +32,6 @@ HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row 
 EPSILON = 1e-12
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
 MAX_LAG = 8
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of a probe's noise
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latents"]
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -171,35 +170,6 @@ class _Spectrum:
 
 
 @dataclass(frozen=True)
-class LatentProbe:
-    """The measures of a generator of one model's latents, see `DEFINITIONS`."""
-
-    losses: list[float]
-    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
-    linear_losses: list[float]
-    """The same of the best linear denoiser of the training latents."""
-    patch: tuple[int, int, int]
-    """Frames, height and width of its patches."""
-    seconds: float
-    """Of the training."""
-    picture: str
-    """The video of samples, beside the page."""
-    frechet: dict[str, float] = field(default_factory=dict)
-    """Frechet distances, by the names of the two sets."""
-    absent: str | None = None
-    """Why there are none."""
-
-    def figures(self) -> dict[str, float]:
-        """Return the figures of a line of a table."""
-        return {
-            "probe: velocity loss": sum(self.losses) / len(LEVELS),
-            "probe: share of what the linear denoiser leaves": sum(self.losses) / sum(self.linear_losses),
-            **{f"probe: Frechet distance, {name}": value for name, value in self.frechet.items()},
-            "probe: seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
 class LatentSpace:
     """The measures of one model; `DEFINITIONS` says how each is defined."""
 
@@ -221,8 +191,6 @@ class LatentSpace:
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
-    probe: LatentProbe | None = None
-    """The measures of a generator, if one was trained."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
@@ -243,7 +211,7 @@ class LatentSpace:
         found |= dict(zip(names, self.codes.values(), strict=False))  # as `code_usage` orders them, if any
         if isinstance(drift := self.drift.get("relative_error"), float):
             found["drift from the base"] = drift
-        return found if self.probe is None else found | self.probe.figures()
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,27 @@
 """How well noise is removed from latents: by a trained generator, and by the best linear denoiser, in closed form."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from probe_denoiser import LatentDenoiser
 from torch import Tensor
 
-from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
-from telecine.evaluation.latents import LEVELS, LatentProbe
 from telecine.evaluation.measure import frechet_undefined
 from telecine.perceptual import as_rgb
 from telecine.report.clips import write_preview
-from telecine.settings import ProbeConfig
 
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the noise
 NUM_SHOWN = 6
 _SAMPLE_STEPS = 50
 _FPS = 8.0
@@ -30,8 +31,33 @@ _ROWS_PER_VALUE = 32
 _MAX_VALUES = 1024
 
 
+@dataclass(frozen=True)
+class LatentProbe:
+    """The measures of a generator of one model's latents."""
+
+    losses: list[float]
+    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
+    linear_losses: list[float]
+    """The same of the best linear denoiser of the training latents."""
+    patch: tuple[int, int, int]
+    """Frames, height and width of its patches."""
+    seconds: float
+    """Of the training."""
+    picture: str
+    """File name of the video: unseen clips, their reconstructions and samples, from top to bottom."""
+    frechet: dict[str, float] = field(default_factory=dict)
+    """Frechet distances, by the names of the two sets."""
+    absent: str | None = None
+    """Why there are none."""
+
+    @property
+    def share(self) -> float:
+        """The loss as a share of the linear denoiser's, over all levels."""
+        return sum(self.losses) / sum(self.linear_losses)
+
+
 @torch.no_grad()
-def _velocity_losses(
+def velocity_losses(
     predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int = 0
 ) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
@@ -69,7 +95,7 @@ class WienerFilter:
     """Its columns, `(D, D)`."""
 
     @classmethod
-    def fit(cls, latents: Tensor, patch: tuple[int, int, int] | None = None) -> "WienerFilter":
+    def fit(cls, latents: Tensor, patch: tuple[int, int, int] | None = None) -> WienerFilter:
         """Return the filter of latents `(N, C, t, h, w)` for patches anywhere in them.
 
         By default patches are as large as the number of latents allows. A `ValueError` is raised if there are too few
@@ -112,29 +138,34 @@ def measure_denoiser(
     denoiser: LatentDenoiser,
     linear: WienerFilter,
     videos: Callable[[], Iterator[Video]],
-    config: ProbeConfig,
     picture: Path,
+    *,
+    seed: int,
+    features: str | None,
     seconds: float,
 ) -> LatentProbe:
-    """Return the measures on unseen videos `(1, C, T, H, W)`, and write a picture of some beside samples."""
+    """Return the measures on unseen videos `(1, C, T, H, W)`, and write a video of some beside samples.
+
+    `features` names the network of the Frechet distances; `seconds` is the time of the training.
+    """
     latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
-    network = load_feature_network(config.features, denoiser.mean.device) if config.features else None
+    network = load_feature_network(features, denoiser.mean.device) if features else None
     num_samples = len(latents) if network else min(len(latents), NUM_SHOWN)
     sets = {
         "unseen clips": videos(),
         "reconstructions": map(denoiser.decode, latents),
-        "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, config.seed)),
+        "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, seed)),
     }
-    rows, features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
+    rows, all_features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
     write_preview(picture, torch.cat(rows, dim=1), _FPS)
-    absent = "needs `probe.features`" if network is None else frechet_undefined(*features)
-    pairs = combinations(() if absent else zip(sets, features, strict=True), 2)
+    absent = "needs `--features`" if network is None else frechet_undefined(*all_features)
+    pairs = combinations(() if absent else zip(sets, all_features, strict=True), 2)
     return LatentProbe(
-        losses=_velocity_losses(denoiser.velocity, latents, seed=config.seed),
-        linear_losses=_velocity_losses(linear.velocity, latents, seed=config.seed),
+        losses=velocity_losses(denoiser.velocity, latents, seed=seed),
+        linear_losses=velocity_losses(linear.velocity, latents, seed=seed),
         patch=linear.patch,
         seconds=seconds,
-        picture=f"{picture.parent.name}/{picture.name}",
+        picture=picture.name,
         frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
         absent=absent,
     )

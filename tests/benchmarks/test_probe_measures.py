@@ -5,11 +5,9 @@ import torch
 from einops import rearrange
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
-from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
-from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, _velocity_losses
+from telecine.settings import CausalVAEConfig
 
-from .conftest import TINY
-
+TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
 PATCH, SHAPE = (1, 2, 2), (4, 1, 8, 8)
 
 
@@ -35,17 +33,22 @@ def expected(level):
     return float(precision.inverse().trace() / 16 / level**2)
 
 
-def test_the_filter_leaves_what_the_closed_form_says():
-    fitted = WienerFilter.fit(gaussian(800, seed=1), PATCH)
-    losses = _velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
-    assert len(losses) == len(LEVELS) == 11
-    for level, loss in zip(LEVELS, losses, strict=True):
+@pytest.fixture
+def measures(benchmark_module):
+    return benchmark_module("probe_measures")
+
+
+def test_the_filter_leaves_what_the_closed_form_says(measures):
+    fitted = measures.WienerFilter.fit(gaussian(800, seed=1), PATCH)
+    losses = measures.velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
+    assert len(losses) == len(measures.LEVELS) == 11
+    for level, loss in zip(measures.LEVELS, losses, strict=True):
         assert loss == pytest.approx(expected(level), rel=0.02)
 
 
-def test_the_mean_is_part_of_it():
+def test_the_mean_is_part_of_it(measures):
     latents = 3 + 1e-3 * gaussian(40, seed=1)
-    fitted = WienerFilter.fit(latents, PATCH)
+    fitted = measures.WienerFilter.fit(latents, PATCH)
     noisy = 0.5 * latents + 0.5 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noisy - 0.5 * fitted.velocity(noisy, 0.5), latents, atol=0.01, rtol=0)
 
@@ -54,31 +57,32 @@ def test_the_mean_is_part_of_it():
     ("num", "patch"),
     [(3, (1, 1, 1)), (8, (1, 1, 2)), (32, (1, 2, 2)), (64, (2, 2, 2)), (300, (2, 2, 4)), (100_000, (2, 8, 8))],
 )
-def test_patches_are_as_large_as_the_latents_allow(num, patch):
-    assert _largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
+def test_patches_are_as_large_as_the_latents_allow(measures, num, patch):
+    assert measures._largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
 
 
-def test_too_few_latents_raise():
+def test_too_few_latents_raise(measures):
     with pytest.raises(ValueError, match="at least 128 positions for 4 channels"):
-        WienerFilter.fit(torch.zeros(1, 4, 1, 2, 2))
+        measures.WienerFilter.fit(torch.zeros(1, 4, 1, 2, 2))
 
 
-def denoiser(**options):
+@pytest.fixture
+def denoiser(benchmark_module):
     torch.manual_seed(0)
-    return LatentDenoiser(CausalVAE(TINY), gaussian(100, seed=9), **options)
+    return benchmark_module("probe_denoiser").LatentDenoiser(CausalVAE(TINY), gaussian(100, seed=9))
 
 
-def test_of_noise_a_generator_leaves_as_much_as_the_filter():
+def test_of_noise_a_generator_leaves_as_much_as_the_filter(measures, denoiser):
     noise = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(0))
-    fitted, model = WienerFilter.fit(noise[:400]), denoiser()
-    losses = _velocity_losses(model.velocity, noise[400:].split(50))
-    linear = _velocity_losses(fitted.velocity, noise[400:].split(50))
+    fitted = measures.WienerFilter.fit(noise[:400])
+    losses = measures.velocity_losses(denoiser.velocity, noise[400:].split(50))
+    linear = measures.velocity_losses(fitted.velocity, noise[400:].split(50))
     assert [a / b for a, b in zip(losses, linear, strict=True)] == pytest.approx([1] * 11, abs=0.02)
 
 
 @pytest.mark.slow
-def test_a_generator_of_gaussian_latents_reaches_the_filter():
-    model = denoiser().train()
+def test_a_generator_of_gaussian_latents_reaches_the_filter(measures, denoiser):
+    model = denoiser.train()
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=140)
     for step in range(140):
@@ -89,6 +93,7 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter():
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    best, unseen = WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance())), gaussian(256, seed=3)
-    losses = _velocity_losses(model.velocity, unseen.split(64))
-    assert losses == pytest.approx(_velocity_losses(best.velocity, unseen.split(64)), rel=0.02)
+    best = measures.WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
+    unseen = gaussian(256, seed=3)
+    losses = measures.velocity_losses(model.velocity, unseen.split(64))
+    assert losses == pytest.approx(measures.velocity_losses(best.velocity, unseen.split(64)), rel=0.02)

@@ -5,10 +5,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
-from telecine.autoencoders.diffusers.denoiser import SIZES, LatentDenoiser
 from telecine.settings import CausalVAEConfig
-from telecine.settings.evaluate import ProbeConfig
-from telecine.settings.group import choices_of, kind_at
 
 CONFIG = CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)
 SHAPE = (4, 3, 4, 4)
@@ -18,19 +15,21 @@ def latents(num=2, seed=0):
     return 3 + 2 * torch.randn(num, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def build(**options):
-    """Return a model whose last layer is not 0."""
-    torch.manual_seed(0)
-    model = LatentDenoiser(CausalVAE(CONFIG), latents(50), **options)
-    nn.init.normal_(model.transformer.proj_out.weight)
-    return model
+@pytest.fixture
+def build(benchmark_module):
+    """Return a function that builds a model whose last layer is not 0."""
+    denoiser_of = benchmark_module("probe_denoiser").LatentDenoiser
+
+    def build_model(known=None, **options):
+        torch.manual_seed(0)
+        model = denoiser_of(CausalVAE(CONFIG), latents(50) if known is None else known, **options)
+        nn.init.normal_(model.transformer.proj_out.weight)
+        return model
+
+    return build_model
 
 
-def test_every_size_has_a_name():
-    assert set(SIZES) == set(choices_of(kind_at(ProbeConfig, "size")))
-
-
-def test_latents_are_normalised_by_channel():
+def test_latents_are_normalised_by_channel(build):
     model = build()
     normalised = model.normalised(latents(50))
     assert normalised.mean((0, 2, 3, 4)).abs().max() < 1e-5
@@ -39,7 +38,7 @@ def test_latents_are_normalised_by_channel():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_causal_one_sees_no_later_frame(causal):
+def test_a_causal_one_sees_no_later_frame(build, causal):
     model, noisy = build(causal=causal), latents()
     changed = torch.cat([noisy[:, :, :2], -noisy[:, :, 2:]], dim=2)
     with torch.no_grad():
@@ -47,7 +46,7 @@ def test_a_causal_one_sees_no_later_frame(causal):
     assert torch.allclose(before, after, atol=1e-5) == causal
 
 
-def test_the_loss_is_that_of_the_velocity():
+def test_the_loss_is_that_of_the_velocity(build):
     model, posterior = build().train(), DeterministicPosterior(latents())
     seen = []
     model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -63,12 +62,12 @@ def test_the_loss_is_that_of_the_velocity():
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_only_the_transformer_is_trained_and_saved(tmp_path):
+def test_only_the_transformer_is_trained_and_saved(build, tmp_path):
     model = build()
     assert all(name.startswith("transformer.") for name, _ in model.named_parameters())
     assert not any(weight.requires_grad for weight in model.latent_model.parameters())
     model.save_pretrained(tmp_path)
-    other = LatentDenoiser(CausalVAE(CONFIG), latents(10, seed=1))
+    other = build(latents(10, seed=1))
     other.load_weights(tmp_path)
     other._frozen = model._frozen
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1

@@ -1,5 +1,7 @@
 """A small generator of latents: a frozen autoencoder, and a transformer that removes noise from its latents."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
