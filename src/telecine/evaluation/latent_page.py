@@ -62,7 +62,7 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
         hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
         hint = f"{hint[0].upper()}{hint[1:]}."
         if any(curve.values for each in series for curve in each.curves):
-            plots.append(Plot(title, scale, series, x=x, x_names=names.get(x, []), hint=hint))
+            plots.append(Plot(title, scale=scale, series=series, x=x, x_names=names.get(x, []), hint=hint))
     return plots
 
 

@@ -213,13 +213,13 @@ def _breakable(name: str) -> Markup:
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     """Return the metrics (columns) of the held-out clips of each run (row), None for a metric it lacks."""
-    by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
+    by_run = [run.held_out() for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
     arrows = {name: " ↓" if name.startswith("lpips") else " ↑" for name in METRICS}  # towards better values
     return {
         "labels": [metric_label(name) + arrows.get(name, "") for name in names],
         "rows": [[values.get(name) for name in names] for values in by_run],
-        "has_linear": any(metric.linear is not None for values in by_run for metric in values.values()),
+        "has_linear": any(metric["linear"] is not None for values in by_run for metric in values.values()),
     }
 
 
