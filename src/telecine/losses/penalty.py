@@ -194,7 +194,6 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
 
 
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:
-    """Return `d sum(logits) / d x` with its graph."""
     if not x.requires_grad:
         remedy = "Call `requires_grad_()` on it before its logits are computed."
         raise argument_error("real or fake", "a tensor that requires gradients", x, remedy)

@@ -150,7 +150,6 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         _check_fits("reconstruction", reconstruction, self._backbone)
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
-        """Yield both feature maps and the head of each stage."""
         stages, weights = self._backbone.stages, self._weights_for(reconstruction.dtype, target.dtype)
         # Not as one batch: a target that does not require gradients then gets no graph.
         xs, ys = (_run_stages(stages, weights, frames) for frames in (reconstruction, target))

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -34,26 +35,12 @@ _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
 
 @dataclass(frozen=True)
-class _Curve:
-    """The values of one name in one run, or the means of buckets of them."""
-
-    run: int  # the index of the run
-    steps: list[float]  # the positions on the horizontal axis
-    values: list[float]  # the values, or the mean of each bucket
-    # The minimum and the maximum of each bucket, and the first and the last value; empty without buckets.
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-    num_left_out: int = 0  # how many values were left out because they are not finite
-
-
-@dataclass(frozen=True)
 class Series:
     """One label of a plot, with a curve for each run that logged it."""
 
     label: str
     key: str  # its name in `metrics.jsonl`
-    curves: list[_Curve]
+    curves: list[dict[str, Any]]  # see `as_curve`
     is_reference: bool = False  # whether the others are compared with it, as with the linear baseline
 
 
@@ -104,25 +91,27 @@ def _compares_held_out(plot: Plot) -> bool:
     return any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
 
 
-def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
-    """Return the points of a run as a curve of at most `MAX_POINTS` values or buckets of neighbours."""
+def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """Return the points of the run with this index as a curve of at most `MAX_POINTS` values, for the page.
+
+    More `values` than that are the means of buckets of neighbours. It then has their minima `low` and maxima `high`,
+    and the first and the last value as `ends`. What would be empty is left out.
+    """
     points = list(points)
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
-    num_left_out = len(points) - len(finite)
+    curve: dict[str, Any] = {"run": run, "num_left_out": len(points) - len(finite)}
     if len(values) <= MAX_POINTS:
-        return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
+        return curve | ({"steps": steps, "values": _rounded(values)} if values else {})
     edges = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
     buckets = [values[first:last] for first, last in pairwise(edges)]
-    return _Curve(
-        run,
-        [steps[(first + last) // 2] for first, last in pairwise(edges)],
-        _rounded(sum(bucket) / len(bucket) for bucket in buckets),
-        _rounded(map(min, buckets)),
-        _rounded(map(max, buckets)),
-        _rounded([values[0], values[-1]]),
-        num_left_out,
-    )
+    return curve | {
+        "steps": [steps[(first + last) // 2] for first, last in pairwise(edges)],
+        "values": _rounded(sum(bucket) / len(bucket) for bucket in buckets),
+        "low": _rounded(map(min, buckets)),
+        "high": _rounded(map(max, buckets)),
+        "ends": _rounded([values[0], values[-1]]),
+    }
 
 
 def _plot(panel: Plot, columns: Sequence[Columns], names: set[str]) -> Plot:
@@ -161,7 +150,6 @@ def _is_lpips(name: str) -> bool:
 
 
 def _is_loss(name: str) -> bool:
-    """Return whether a plotted value is a loss without its weight, LPIPS aside."""
     prefix, _, rest = name.partition("/")
     is_loss = rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
     return prefix == "train" and is_loss
