@@ -80,15 +80,10 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     frames = Plot("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
     in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
     singles = [Plot(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
-    all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
     note = f"Held-out values do not compare. {'; '.join(notes)}." if notes else ""
-    with_series = (plot for plot in all_plots if plot.series)
-    return [replace(plot, note=note if _compares_held_out(plot) else "") for plot in with_series]
-
-
-def _compares_held_out(plot: Plot) -> bool:
-    return any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
+    all_plots = (_plot(panel, columns, set(names), note) for panel in (losses, *grouped, frames, *singles))
+    return [plot for plot in all_plots if plot.series]
 
 
 def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
@@ -114,13 +109,14 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _plot(panel: Plot, columns: Sequence[Columns], names: set[str]) -> Plot:
+def _plot(panel: Plot, columns: Sequence[Columns], names: set[str], note: str) -> Plot:
     series = []
     for name in panel.names:
         curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
         if name in names and curves:
             series.append(Series(_label_of(name), _key_of(name), curves, name.startswith("linear/")))
-    return replace(panel, series=series)
+    compares = any(each.key.startswith(_HELD_OUT) and len(each.curves) > 1 for each in series)
+    return replace(panel, series=series, note=note if compares else "")
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
