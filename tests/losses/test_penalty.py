@@ -495,7 +495,10 @@ def test_sigma_must_be_above_0(sigma):
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match="must be") as error:
         approximate_r1(discriminator=lambda x: x.sum(1), real=x, real_logits=x.sum(1), sigma=sigma)
-    assert str(error.value) == f"`sigma` must be above 0, but got {sigma} (float). Use `r1` for the limit at 0."
+    assert (
+        str(error.value)
+        == f"`sigma` must be a finite number above 0, but got {sigma} (float). Use `r1` for the limit at 0."
+    )
 
 
 # The penalty as a function of given logits.

@@ -98,7 +98,7 @@ class TestReconstruction(LossTester):
             errors=tuple(
                 (
                     {"epsilon": value},
-                    f"`epsilon` must be above 0, but got {value} (float). Use `l1` for the limit at 0.",
+                    f"`epsilon` must be a finite number above 0, but got {value} (float). Use `l1` for the limit at 0.",
                 )
                 for value in (0.0, -1e-3, math.nan)
             ),

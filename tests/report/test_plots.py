@@ -27,8 +27,7 @@ def plots(runs, nets=None):
 class TestCurves:
     def test_few_points_stay_unchanged(self):
         curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
-        assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [1.0, 2.12346, -3.0])
-        assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
+        assert curve == {"run": 1, "steps": [0, 5, 7], "values": [1.0, 2.12346, -3.0], "num_left_out": 0}
 
     def test_many_points_become_buckets_that_keep_extremes(self):
         rng = random.Random(0)
@@ -36,18 +35,20 @@ class TestCurves:
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
         curve = as_curve(0, points)
-        assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
-        assert curve.steps == sorted(curve.steps)
-        assert (max(curve.high), min(curve.low)) == (99.0, -99.0)
-        peak = curve.steps[curve.high.index(99.0)]
+        assert len(curve["steps"]) == len(curve["values"]) == len(curve["low"]) == len(curve["high"]) == MAX_POINTS
+        assert curve["steps"] == sorted(curve["steps"])
+        assert (max(curve["high"]), min(curve["low"])) == (99.0, -99.0)
+        peak = curve["steps"][curve["high"].index(99.0)]
         assert abs(peak - 5_000) < 20
-        assert all(low <= value <= high for low, value, high in zip(curve.low, curve.values, curve.high, strict=True))
+        assert all(
+            low <= value <= high for low, value, high in zip(curve["low"], curve["values"], curve["high"], strict=True)
+        )
         mean = sum(value for _, value in points) / len(points)
-        assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
+        assert sum(curve["values"]) / MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
         curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
-        assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
+        assert (curve["steps"], curve["values"], curve["num_left_out"]) == ([0], [1.0], 2)
 
 
 class TestPlots:
@@ -60,13 +61,13 @@ class TestPlots:
         losses = all_plots["all losses"]
         assert next(iter(all_plots)) == losses.title
         assert [series.label for series in losses.series] == ["KL loss", "mean squared error", "perceptual loss"]
-        assert all_plots["health accuracy real"].series[0].curves[0].values == [0.5]
+        assert all_plots["health accuracy real"].series[0].curves[0]["values"] == [0.5]
 
     def test_a_value_has_one_label_in_all_plots(self):
         found = {}
         for plot in plots([records(40)], ["alex"]):
             for series in plot.series:
-                found.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
+                found.setdefault((series.key, series.curves[0]["values"][-1]), set()).add(series.label)
         assert len(found) > 8
         assert [labels for labels in found.values() if len(labels) > 1] == []
 
@@ -103,9 +104,9 @@ class TestPlots:
     def test_several_runs_share_plots(self):
         all_plots = plots([records(5), records(8), [{"step": 1, "other": 1.0}]])
         (lr,) = next(plot for plot in all_plots if plot.title == "learning rate").series
-        assert [(curve.run, len(curve.steps)) for curve in lr.curves] == [(0, 5), (1, 8)]
+        assert [(curve["run"], len(curve["steps"])) for curve in lr.curves] == [(0, 5), (1, 8)]
         (other,) = next(plot for plot in all_plots if plot.title == "other").series
-        assert [curve.run for curve in other.curves] == [2]
+        assert [curve["run"] for curve in other.curves] == [2]
 
     def test_without_values_there_is_no_plot(self):
         assert plots([[], []]) == []

@@ -21,11 +21,11 @@ class TestReadRun:
         run = read_run(folder, "name")
         assert run.steps == 60
         assert run.settings == {"steps": "60", "clips.height": "64"}
-        assert run.held_out() == [
-            ("psnr", 11.0, 21.0, 25.4),
-            ("ssim", 0.04, 0.5, None),
-            ("lpips_alex", 0.97, 0.0, None),
-        ]
+        assert run.held_out() == {
+            "psnr": {"first": 11.0, "last": 21.0, "linear": 25.4},
+            "ssim": {"first": 0.04, "last": 0.5, "linear": None},
+            "lpips_alex": {"first": 0.97, "last": 0.0, "linear": None},
+        }
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}
@@ -45,7 +45,7 @@ class TestReadRun:
         (folder / "health.jsonl").touch()
         run = read_run(folder, "x")
         assert run.warnings == []
-        assert (run.steps, run.held_out()) == (0, [])
+        assert (run.steps, run.held_out()) == (0, {})
 
     def test_a_warning_without_a_remedy_raises(self, tmp_path):
         folder = write_run(tmp_path / "run", [])

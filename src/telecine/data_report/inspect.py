@@ -147,7 +147,6 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
 
 
 def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
-    """Yield the first clips of a run in one process, in its order."""
     for item in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
         decoded, spec, bucket = dataset.decode(item)

@@ -61,7 +61,6 @@ def _render_data(report: DataReport) -> str:
 
 
 def _summary(report: DataReport) -> list[tuple[str, str]]:
-    """Return the most important values, for the page and the console."""
     is_image = [row.is_image for row in report.files if row.is_used]
     used = count_files(is_image.count(False), is_image.count(True))
     remarks = [remark.partition(" ")[0] for clip in report.clips for remark in set(clip.remarks)]
@@ -88,7 +87,6 @@ def print_data(console: Console, report: DataReport) -> None:
 
 
 def _figure(clip: SampledClip) -> dict[str, Any]:
-    """Return a clip for the contact sheet, with its first, middle and last frame as one JPEG (base64)."""
     last = len(clip.frames) - 1
     strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], SHEET_SIDE)), dim=1)
     text = io.BytesIO()

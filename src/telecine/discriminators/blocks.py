@@ -19,11 +19,6 @@ from telecine.ops.convolution import convolve
 PadMode: TypeAlias = Literal["first", "constant"]
 
 
-def _leaky_relu() -> nn.Module:
-    """Return the discriminators' activation; in place, because the convolution before it does not need its output."""
-    return nn.LeakyReLU(0.1, inplace=True)
-
-
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` with zero padding and a fast double backward."""
 
@@ -219,53 +214,60 @@ class FeedForward(nn.Module):
         return self.net(self.norm(x))
 
 
-class DiscriminatorBlock(nn.Module):
+class _ResidualBlock(nn.Module):
+    """Two convolutions, `net`, and a skip, both halved; `antialiased_time` blurs time as well as space before that."""
+
+    skip_name = "conv_res"  # in published checkpoints
+
+    def __init__(
+        self, skip: nn.Module, net: nn.Module, downsample: nn.Module | None, blurs: bool, antialiased_time: bool = False
+    ) -> None:
+        super().__init__()
+        self.add_module(self.skip_name, skip)
+        self.net = net
+        self.maybe_blur = Blur() if blurs else None
+        self.antialiased_time = antialiased_time
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a batch to the shape that the class says."""
+        skip = getattr(self, self.skip_name)(x)
+        x = self.net(x)
+        if self.downsample is not None:
+            blurred = x if self.maybe_blur is None else self.maybe_blur(x, space_only=not self.antialiased_time)
+            x = self.downsample(blurred)
+        return (x + skip) * 2**-0.5
+
+
+class DiscriminatorBlock(_ResidualBlock):
     """Two 3x3 convolutions with a 1x1 convolution as skip, from `input_channels` to `filters` channels.
 
-    `downsample` halves height and width (odd sizes round up); `antialiased_downsample` blurs before the stride.
+    Maps `(B, C, H, W)` to `(B, filters, ceil(H / 2), ceil(W / 2))`, or without `downsample` to `(B, filters, H, W)`.
+    `antialiased_downsample` blurs before the stride.
     """
 
     def __init__(
         self, input_channels: int, filters: int, downsample: bool = True, antialiased_downsample: bool = True
     ) -> None:
-        super().__init__()
-        self.conv_res = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
-        self.net = _activated(Conv2d(input_channels, filters, 3, padding=1), Conv2d(filters, filters, 3, padding=1))
-        self.maybe_blur = Blur() if antialiased_downsample else None
-        self.downsample = _SpaceToDepthConv(filters, dims=2) if downsample else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` to `(B, filters, ceil(H / 2), ceil(W / 2))`, or `(B, filters, H, W)`."""
-        skip = self.conv_res(x)
-        x = self.net(x)
-        if self.downsample is not None:
-            x = self.downsample(x if self.maybe_blur is None else self.maybe_blur(x, space_only=True))
-        return (x + skip) * 2**-0.5
+        skip = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
+        net = _activated(Conv2d(input_channels, filters, 3, padding=1), Conv2d(filters, filters, 3, padding=1))
+        super().__init__(skip, net, _SpaceToDepthConv(filters, dims=2) if downsample else None, antialiased_downsample)
 
 
-class DiscriminatorBlock3D(nn.Module):
+class DiscriminatorBlock3D(_ResidualBlock):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
-    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride, as the
-    reference's checkpoints expect, `antialiased_time` time as well.
+    Maps `(B, input_channels, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`.
+    `antialiased_downsample` blurs space before the stride, as the reference's checkpoints expect, `antialiased_time`
+    time as well.
     """
 
     def __init__(
         self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
-        super().__init__()
-        self.conv_res = Conv3d(input_channels, filters, 1, stride=2)
-        self.net = _activated(Conv3d(input_channels, filters, 3, padding=1), Conv3d(filters, filters, 3, padding=1))
-        self.maybe_blur = Blur() if antialiased_downsample else None
-        self.antialiased_time = antialiased_time
-        self.downsample = _SpaceToDepthConv(filters, dims=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`."""
-        skip = self.conv_res(x)
-        x = self.net(x)
-        x = x if self.maybe_blur is None else self.maybe_blur(x, space_only=not self.antialiased_time)
-        return (self.downsample(x) + skip) * 2**-0.5
+        skip = Conv3d(input_channels, filters, 1, stride=2)
+        net = _activated(Conv3d(input_channels, filters, 3, padding=1), Conv3d(filters, filters, 3, padding=1))
+        super().__init__(skip, net, _SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time)
 
 
 class CausalConv3d(nn.Module):
@@ -328,34 +330,28 @@ class DownSample3D(nn.Module):
         return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
 
 
-class DiscriminatorBlock3DWithfirstframe(nn.Module):
+class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
-    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride,
-    `antialiased_time` time as well, including the first frame. Copies of that pad the convolutions.
+    Maps `(B, input_channels, T, H, W)` to `(B, filters, 1 + ceil((T - 1) / 2), H // 2, W // 2)`.
+    `antialiased_downsample` blurs space before the stride, `antialiased_time` time as well, including the first frame.
+    Copies of that pad the convolutions.
     """
+
+    skip_name = "downsample_res"
 
     def __init__(
         self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
-        super().__init__()
-        self.antialiased_time = antialiased_time
-        self.downsample_res = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
-        convolutions = (CausalConv3d(channels, filters, 3, "first") for channels in (input_channels, filters))
-        self.net = _activated(*convolutions)
-        self.maybe_blur = Blur() if antialiased_downsample else None
-        self.downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, T, H, W)` to `(B, filters, 1 + ceil((T - 1) / 2), H // 2, W // 2)`."""
-        skip = self.downsample_res(x)
-        x = self.net(x)
-        x = x if self.maybe_blur is None else self.maybe_blur(x, space_only=not self.antialiased_time)
-        return (self.downsample(x) + skip) * 2**-0.5
+        skip = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
+        net = _activated(*(CausalConv3d(channels, filters, 3, "first") for channels in (input_channels, filters)))
+        downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
+        super().__init__(skip, net, downsample, antialiased_downsample, antialiased_time)
 
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, _leaky_relu())))
+    # In place, because the convolution before an activation does not need its output.
+    return nn.Sequential(*(layer for conv in convolutions for layer in (conv, nn.LeakyReLU(0.1, inplace=True))))
 
 
 def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
@@ -372,7 +368,7 @@ class Head(nn.Sequential):
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
         conv, linear = Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
-        super().__init__(conv, _leaky_relu(), _FlattenAtSize(size), linear, nn.Flatten(0))
+        super().__init__(*_activated(conv), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 
 class _FlattenAtSize(nn.Module):

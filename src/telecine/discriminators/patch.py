@@ -112,8 +112,6 @@ class _PatchNetwork(GradientCheckpointing):
 
 
 class _Layer(nn.Sequential):
-    """A convolution, and what follows it."""
-
     def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
         conv, *others = self
         return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))

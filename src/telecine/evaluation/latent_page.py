@@ -7,7 +7,7 @@ from typing import cast
 
 from telecine.base.files import write_json
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
-from telecine.report.page import plot_data, render_page, short, write_page
+from telecine.report.page import render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
 from telecine.settings.parse import read_package_yaml
 
@@ -25,7 +25,7 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 def _render_latents(report: LatentReport) -> str:
     spaces, titles = report.models, [space.title for space in report.models]
     most = max(len(space.channels.std) for space in spaces)
-    plots = [plot_data(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
+    plots = [asdict(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
     return render_page(
         "latents.html",
         titles=titles,
@@ -56,8 +56,8 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
         ]
         hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
         hint = f"{hint[0].upper()}{hint[1:]}."
-        if any(curve.values for each in series for curve in each.curves):
-            plots.append(Plot(title, scale, series, x=x, x_names=names.get(x, []), hint=hint))
+        if any("values" in curve for each in series for curve in each.curves):
+            plots.append(Plot(title, scale=scale, series=series, x=x, x_names=names.get(x, []), hint=hint))
     return plots
 
 

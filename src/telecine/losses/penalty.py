@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_positive
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Draws, Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
@@ -131,10 +131,9 @@ def approximate_r1(
     gradients. The result is a 0-d tensor >= 0, at least float32.
 
     Raises:
-        ValueError: If `sigma` is not above 0.
+        ValueError: If `sigma` is not finite and above 0.
     """
-    if not sigma > 0:
-        raise argument_error("sigma", "above 0", sigma, "Use `r1` for the limit at 0.")
+    check_positive("sigma", sigma, remedy="Use `r1` for the limit at 0.")
     x = real.detach()
     moved = x + sigma * _normal(x, generator)  # in the noise's type, at least float32
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
@@ -194,7 +193,6 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
 
 
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:
-    """Return `d sum(logits) / d x` with its graph."""
     if not x.requires_grad:
         remedy = "Call `requires_grad_()` on it before its logits are computed."
         raise argument_error("real or fake", "a tensor that requires gradients", x, remedy)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_positive
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import VALUE_RANGE, Scalar, Video, check_same_shape
 
@@ -60,10 +60,9 @@ def charbonnier(
     `l1 + epsilon`. The gradient is finite everywhere. The other arguments and errors are those of `mse`.
 
     Raises:
-        ValueError: If `epsilon` is not above 0.
+        ValueError: If `epsilon` is not finite and above 0.
     """
-    if not epsilon > 0:
-        raise argument_error("epsilon", "above 0", epsilon, "Use `l1` for the limit at 0.")
+    check_positive("epsilon", epsilon, remedy="Use `l1` for the limit at 0.")
     d = difference(reconstruction=reconstruction, target=target)
     return weighted_mean((d.square() + epsilon**2).sqrt(), weight)
 

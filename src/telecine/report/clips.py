@@ -124,7 +124,6 @@ def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return frames as shown, their reconstruction, and the amplified difference, clamped at white."""
     clip, recon = clip.cpu(), recon.cpu()
     shown = as_shown(clip, limits), as_shown(recon, limits)
     first, second = (clip.float() / 257, recon.float() / 257) if limits else shown  # not of the colours of a map
@@ -148,13 +147,11 @@ def _enlarge(frames: Tensor, factor: int) -> Tensor:
 
 
 def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate `(T, H, W, 3)` panels along `dim` with black gaps."""
     gap = torch.zeros_like(panels[0].narrow(dim, 0, 1)).repeat_interleave(_GAP, dim)
     return torch.cat([part for panel in panels for part in (gap, panel)][1:], dim=dim)
 
 
 def _label_bar(width: int, of_input: str) -> Tensor:
-    """Draw each label at the left edge of its panel on a black bar, uint8 `(1, height, width, 3)`."""
     draw = ImageDraw.Draw(image := Image.new("RGB", (width, _LABEL_HEIGHT)))
     font = ImageFont.load_default(size=15)
     for i, label in enumerate((_LABELS[0] + of_input, *_LABELS[1:])):

@@ -24,7 +24,7 @@ from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.report.plots import METRICS, Plot, metric_label, plots_of
+from telecine.report.plots import METRICS, metric_label, plots_of
 from telecine.report.run import ReportedRun, check_are_runs, not_comparable, read_run, run_names, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
@@ -166,7 +166,7 @@ def _render(
         titles=names,
         runs=runs,
         problems=problems,
-        data=data | {"plots": [plot_data(plot) for plot in all_plots]},
+        data=data | {"plots": [asdict(plot) for plot in all_plots]},
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),
         training=side_by_side_settings([_describe_summary(run.summary, run.records) for run in runs], "not recorded"),
@@ -213,27 +213,19 @@ def _breakable(name: str) -> Markup:
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     """Return the metrics (columns) of the held-out clips of each run (row), None for a metric it lacks."""
-    by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
+    by_run = [run.held_out() for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
     arrows = {name: " ↓" if name.startswith("lpips") else " ↑" for name in METRICS}  # towards better values
     return {
         "labels": [metric_label(name) + arrows.get(name, "") for name in names],
         "rows": [[values.get(name) for name in names] for values in by_run],
-        "has_linear": any(metric.linear is not None for values in by_run for metric in values.values()),
+        "has_linear": any(metric["linear"] is not None for values in by_run for metric in values.values()),
     }
 
 
 def short(value: float) -> str:
     """Format a number with four significant digits."""
     return f"{value:.4g}"
-
-
-def plot_data(plot: Plot) -> dict[str, object]:
-    """Return a plot as plain values, for curves.js; empty lists of a curve are left out."""
-    values = asdict(plot)
-    for series in values["series"]:
-        series["curves"] = [{k: v for k, v in curve.items() if v != []} for curve in series["curves"]]
-    return values
 
 
 def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_PlayerData]:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import torch
 
@@ -30,34 +30,8 @@ MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of value
 _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
 
 
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    names: Sequence[str]  # the values, as `_columns_of` names them
-    scale: Literal["linear", "log", "wide"] = "linear"
-    """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
-    else logarithmic on both sides of 0."""
-    is_smoothed: bool = True  # whether the page may smooth values of training; schedules are drawn as they are
-
-
-_PANELS = [_Panel(**fields) for fields in _TABLES["panels"]]
-_FIXED_NAMES = {name for panel in _PANELS for name in panel.names}
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """The values of one name in one run, or the means of buckets of them."""
-
-    run: int  # the index of the run
-    steps: list[float]  # the positions on the horizontal axis
-    values: list[float]  # the values, or the mean of each bucket
-    # The minimum and the maximum of each bucket, and the first and the last value; empty without buckets.
-    low: list[float] = field(default_factory=list)
-    high: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
-    num_left_out: int = 0  # how many values were left out because they are not finite
 
 
 @dataclass(frozen=True)
@@ -66,23 +40,30 @@ class Series:
 
     label: str
     key: str  # its name in `metrics.jsonl`
-    curves: list[_Curve]
+    curves: list[dict[str, Any]]  # see `as_curve`
     is_reference: bool = False  # whether the others are compared with it, as with the linear baseline
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its data."""
+    """A plot: which values it draws, and how; and its curves, once `plots_of` has found some."""
 
     title: str
-    scale: str  # the vertical axis: "linear", "log" or "wide", see `_Panel`
-    series: list[Series]
-    is_smoothed: bool = False  # whether the page may smooth values of training
+    names: Sequence[str] = ()  # the values, as `_columns_of` names them
+    scale: str = "linear"
+    """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
+    else logarithmic on both sides of 0."""
+    is_smoothed: bool = True  # whether the page may smooth values of training; schedules are drawn as they are
+    series: Sequence[Series] = ()
     note: str = ""  # why its curves do not compare; empty if they do
     x: str = "step"  # the horizontal axis
     x_names: Sequence[str] = ()
     """The names of its positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
     hint: str = ""  # what it shows
+
+
+_PANELS = [Plot(**fields) for fields in _TABLES["panels"]]
+_FIXED_NAMES = {name for panel in _PANELS for name in panel.names}
 
 
 def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
@@ -95,56 +76,54 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     names = sorted(distinct & finite)
     grouped = _panels(names)
     lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
-    losses = _Panel("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
-    frames = _Panel("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
+    losses = Plot("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
+    frames = Plot("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
     in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
-    singles = [_Panel(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
-    all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
+    singles = [Plot(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
     note = f"Held-out values do not compare. {'; '.join(notes)}." if notes else ""
-    with_series = (plot for plot in all_plots if plot.series)
-    return [replace(plot, note=note if _compares_held_out(plot) else "") for plot in with_series]
+    all_plots = (_plot(panel, columns, set(names), note) for panel in (losses, *grouped, frames, *singles))
+    return [plot for plot in all_plots if plot.series]
 
 
-def _compares_held_out(plot: Plot) -> bool:
-    return any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
+def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """Return the points of the run with this index as a curve of at most `MAX_POINTS` values, for the page.
 
-
-def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
-    """Return the points of a run as a curve of at most `MAX_POINTS` values or buckets of neighbours."""
+    More `values` than that are the means of buckets of neighbours. It then has their minima `low` and maxima `high`,
+    and the first and the last value as `ends`. What would be empty is left out.
+    """
     points = list(points)
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
-    num_left_out = len(points) - len(finite)
+    curve: dict[str, Any] = {"run": run, "num_left_out": len(points) - len(finite)}
     if len(values) <= MAX_POINTS:
-        return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
+        return curve | ({"steps": steps, "values": _rounded(values)} if values else {})
     edges = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
     buckets = [values[first:last] for first, last in pairwise(edges)]
-    return _Curve(
-        run,
-        [steps[(first + last) // 2] for first, last in pairwise(edges)],
-        _rounded(sum(bucket) / len(bucket) for bucket in buckets),
-        _rounded(map(min, buckets)),
-        _rounded(map(max, buckets)),
-        _rounded([values[0], values[-1]]),
-        num_left_out,
-    )
+    return curve | {
+        "steps": [steps[(first + last) // 2] for first, last in pairwise(edges)],
+        "values": _rounded(sum(bucket) / len(bucket) for bucket in buckets),
+        "low": _rounded(map(min, buckets)),
+        "high": _rounded(map(max, buckets)),
+        "ends": _rounded([values[0], values[-1]]),
+    }
 
 
-def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
+def _plot(panel: Plot, columns: Sequence[Columns], names: set[str], note: str) -> Plot:
     series = []
     for name in panel.names:
         curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
         if name in names and curves:
             series.append(Series(_label_of(name), _key_of(name), curves, name.startswith("linear/")))
-    return Plot(panel.title, panel.scale, series, panel.is_smoothed)
+    compares = any(each.key.startswith(_HELD_OUT) and len(each.curves) > 1 for each in series)
+    return replace(panel, series=series, note=note if compares else "")
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]  # float32 has seven significant digits
 
 
-def _panels(names: Collection[str]) -> list[_Panel]:
+def _panels(names: Collection[str]) -> list[Plot]:
     """Return the fixed panels, one of LPIPS for each network, one of other losses, and one of scheduled weights."""
     others = sorted(name for name in names if name.startswith("train/") and name not in _FIXED_NAMES)
     losses = [name for name in others if _is_loss(name) and name not in {"train/mse", *_TOTALS}]
@@ -152,10 +131,10 @@ def _panels(names: Collection[str]) -> list[_Panel]:
     metrics = sorted({name.partition("/")[2] for name in names if _is_lpips(name)})
     every = [
         _PANELS[0],
-        *(_Panel(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
+        *(Plot(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
         *_PANELS[1:-1],
-        _Panel("other losses, unweighted", losses, scale="wide"),
-        _Panel("scheduled weights", weights, "wide", is_smoothed=False),
+        Plot("other losses, unweighted", losses, scale="wide"),
+        Plot("scheduled weights", weights, "wide", is_smoothed=False),
         _PANELS[-1],
     ]
     return [panel for panel in every if not set(panel.names).isdisjoint(names)]
@@ -167,7 +146,6 @@ def _is_lpips(name: str) -> bool:
 
 
 def _is_loss(name: str) -> bool:
-    """Return whether a plotted value is a loss without its weight, LPIPS aside."""
     prefix, _, rest = name.partition("/")
     is_loss = rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
     return prefix == "train" and is_loss

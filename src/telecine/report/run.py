@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from telecine.base.checks import argument_error
 from telecine.data import VideoInfo, index_video
@@ -14,15 +14,6 @@ from telecine.runs.run import RunSummary, SavedValidation, read_validation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 T = TypeVar("T")
-
-
-class _HeldOutMetric(NamedTuple):
-    """A metric of the held-out clips, at the first and the last validation, and of the linear baseline if measured."""
-
-    name: str
-    first: float
-    last: float
-    linear: float | None
 
 
 @dataclass(frozen=True)
@@ -59,17 +50,18 @@ class ReportedRun:
             return ""
         return f"of {total}" + (f", measured at {int(measured[-1]['step'])}" if measured else "")
 
-    def held_out(self) -> list[_HeldOutMetric]:
-        """Return the metrics of the held-out clips."""
+    def held_out(self) -> dict[str, dict[str, float | None]]:
+        """Return each metric of the held-out clips as its "first" and "last" value and, if measured, the "linear" one.
+
+        The latter is that of the linear baseline.
+        """
         validated = validations(self.records)
-        if not validated:
-            return []
-        first, last = validated[0], validated[-1]
+        first, last = (validated[0], validated[-1]) if validated else ({}, {})
         names = [name.removeprefix("val/") for name in first if name.startswith("val/") and name in last]
-        return [
-            _HeldOutMetric(name, first[f"val/{name}"], last[f"val/{name}"], last.get(f"linear/{name}"))
+        return {
+            name: {"first": first[f"val/{name}"], "last": last[f"val/{name}"], "linear": last.get(f"linear/{name}")}
             for name in names
-        ]
+        }
 
 
 def check_are_runs(folders: Iterable[Path]) -> None:

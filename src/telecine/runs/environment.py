@@ -34,7 +34,6 @@ def _git_revision(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return the output of git, or "" if git is not installed or fails."""
     git = shutil.which("git")
     if git is None:
         return ""

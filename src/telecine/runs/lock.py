@@ -148,7 +148,6 @@ if hasattr(os, "register_at_fork"):  # a worker may outlive its parent, and must
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Return whether an open file is still that of a path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
