@@ -1,7 +1,7 @@
 """Frozen modules: hidden from optimizers, checkpoints and wrappers, in evaluation mode and at least float32."""
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Frozen(nn.Module, Generic[Module]):
 
     def __init__(self, module: Module) -> None:
         super().__init__()
-        self._module = (module,)  # PyTorch does not find a module inside a tuple
+        self._module: tuple[Any] = (module,)  # PyTorch does not find a module inside a tuple
         self.eval()
         if isinstance(module, nn.Module):
             for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
@@ -35,7 +35,7 @@ class Frozen(nn.Module, Generic[Module]):
     @property
     def module(self) -> Module:
         """The frozen module, in evaluation mode; or the tensors or the function."""
-        (module,) = self._module
+        module: Module = self._module[0]
         if isinstance(module, nn.Module):
             module.eval()  # each time: the module may also belong to a model that is in training mode
         return module

@@ -22,7 +22,10 @@ _BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
     "nearest to 0": ("→ 0", abs),
     "nearest to 1": ("→ 1", lambda value: abs(value - 1)),
 }
-_LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+_LATEX: dict[str, str | int | None] = {each: f"\\{each}" for each in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+}
 _LATEX |= {"^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": r"$\pm$"}
 
 
