@@ -22,7 +22,7 @@ _BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
     "nearest to 0": ("→ 0", abs),
     "nearest to 1": ("→ 1", lambda value: abs(value - 1)),
 }
-_LATEX: dict[str, str | int | None] = {each: f"\\{each}" for each in "&%$#_{}"} | {
+_LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
 }
@@ -78,7 +78,7 @@ def _in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return in LaTeX what is plain or bold in Markdown."""
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text.translate(str.maketrans(_LATEX)))
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text.translate(str.maketrans({**_LATEX})))
 
 
 def _cells(means: Sequence[float], spreads: Sequence[float | None], badness: Callable[[float], float]) -> list[str]:
