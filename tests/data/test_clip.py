@@ -31,7 +31,7 @@ def test_bytes_and_video_are_converted_exactly() -> None:
 
 def test_other_types_and_shapes_are_rejected() -> None:
     frames = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    for wrong in (frames.float(), frames[0]):
+    for wrong in (frames.int(), frames[0]):
         with pytest.raises(ValueError, match="`frames` must be uint8"):
             video_from_bytes(wrong)
     for wrong in (frames, frames[0].float()):

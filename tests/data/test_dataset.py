@@ -181,7 +181,7 @@ def test_files_that_disappear(tmp_path: Path, spans: list[Span], cache: bool) ->
     gone = whole_video(index_video(write_video(tmp_path / "gone.mp4", moving_frames(20))))
     (tmp_path / "gone.mp4").unlink()
     config = replace(CONFIG, cache=cache)
-    with pytest.raises(DataError, match=r"`data` must be decodable, but got (16 clips in a row|1 videos) that cannot"):
+    with pytest.raises(DataError, match=r"`data` must be decodable, but got (16 clips in a row|1 files) that cannot"):
         ClipDataset([gone], config)[0]
     assert file_names(ClipDataset([gone, spans[0]], config), 8) == {"short.mp4"}
 

@@ -78,7 +78,7 @@ def _in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return in LaTeX what is plain or bold in Markdown."""
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text.translate(str.maketrans({**_LATEX})))
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(_LATEX.get(each, each) for each in text))
 
 
 def _cells(means: Sequence[float], spreads: Sequence[float | None], badness: Callable[[float], float]) -> list[str]:
