@@ -12,7 +12,6 @@ from accelerate.utils import set_seed
 from probe_denoiser import LatentDenoiser
 from probe_measures import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser
 from rich.console import Console
-from telecine.training.weight_files import EMA
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
@@ -31,6 +30,7 @@ from telecine.training.build import build_accelerator
 from telecine.training.clips import find_spans
 from telecine.training.latents import open_cache
 from telecine.training.run import train
+from telecine.training.tensor_files import EMA
 
 
 @dataclass(frozen=True)
