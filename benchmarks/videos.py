@@ -77,15 +77,10 @@ def put(content: bytes, path: Path, digest: str) -> None:
     atomic_write(path, lambda partial: partial.write_bytes(content))
 
 
-def fetch_seen(folder: Path) -> None:
-    """Put the demo's videos into `folder / "seen"`."""
-    for sample in sample_videos():
-        put(sample.read_bytes(), folder / "seen" / sample.name, SEEN[sample.name])
-
-
 def fetch(folder: Path) -> list[Path]:
     """Put all videos into `folder`, and return their paths."""
-    fetch_seen(folder)
+    for sample in sample_videos():
+        put(sample.read_bytes(), folder / "seen" / sample.name, SEEN[sample.name])
     with TemporaryDirectory() as temporary:
         unpack_package(PACKAGE, Path(temporary))
         for name, digest in UNSEEN.items():

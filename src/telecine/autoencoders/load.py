@@ -15,6 +15,9 @@ from telecine.base.imports import how_to_install, is_class_path
 from telecine.runs.checkpoints import check_model, find_checkpoint
 from telecine.settings import CausalVAEConfig, SavedWeights
 
+# Trained models of the package, by name; the manifest beside them has the digests of their files.
+PACKAGED = Path(__file__).with_name("models")
+
 
 def load_autoencoder(
     name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
@@ -24,7 +27,8 @@ def load_autoencoder(
     Args:
         name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
             of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
-            diffusers configuration; its model has random weights. The class of a custom module must be in a package
+            diffusers configuration; its model has random weights. "tiny" is the model of this package, unless there is
+            a folder of that name. The class of a custom module must be in a package
             that `telecine.allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
@@ -66,6 +70,8 @@ def _folder_of(
     """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
     name = str(source)
     folder = Path(name) / (subfolder or "")
+    if not folder.exists() and folder.name == name and (PACKAGED / name).is_dir():
+        return PACKAGED / name
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:
