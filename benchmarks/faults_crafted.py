@@ -17,6 +17,7 @@ from faults_row import Row
 from PIL import Image
 
 from telecine.data import DataError, load_spans
+from telecine.settings import ClipConfig
 
 HEIGHT, WIDTH = 48, 64  # of the samples
 SPARSE = 40 * 2**30  # bytes
@@ -43,7 +44,7 @@ def is_refused_by_name(path: Path) -> bool:
     """Return whether a file is refused in a line that names it, or left out of its folder for a reason of one line."""
     is_alone = path.suffix in LISTS or not path.is_file()  # what is no file is none of its folder
     try:
-        spans, skipped = load_spans(path if is_alone else path.parent, max_pixels=HEIGHT * WIDTH)
+        spans, skipped = load_spans(path if is_alone else path.parent, ClipConfig(max_pixels=HEIGHT * WIDTH))
     except DataError as error:
         print(error, file=sys.stderr)
         return is_alone and is_one_line(str(error)) and path.name in str(error)

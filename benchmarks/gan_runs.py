@@ -27,7 +27,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import clip_loader
 from telecine.settings import DistillConfig, TrainConfig
-from telecine.settings.parse import config_from, read_yaml
+from telecine.settings.parse import read_config, read_yaml
 from telecine.settings.recipes import find_recipe
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -98,9 +98,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(
-            files, config.objective, config.optimizer, num_steps=config.steps, console=Console(quiet=True)
-        )
+        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:
@@ -191,7 +189,7 @@ class Runs:
     def config(self, name: str, seed: int) -> TrainConfig:
         """Return the settings of a run."""
         demo = read_yaml(find_recipe("demo"))
-        return replace(config_from(demo, self.settings[name]), seed=seed, trackers=())
+        return replace(read_config(demo, self.settings[name]), seed=seed, trackers=())
 
     def path(self, name: str, seed: int, suffix: str) -> Path:
         """Return the path of a file of a run."""

@@ -24,9 +24,8 @@ from cases import nested
 from measure import Step, interleaved, machine, median_ratio, ratio, table, table_row
 from torch import nn
 
-from telecine import LPIPS, PatchDiscriminator3D, VideoAutoencoderLoss
+from telecine import LPIPS, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
-from telecine.discriminators import ConditionalDiscriminator
 from telecine.objective.compiled import compile_networks
 from telecine.ops.compilation import Compiler
 from telecine.settings import CausalVAEConfig
@@ -90,7 +89,6 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     first_frame = {"target": "telecine.Discriminator3DWithfirstframe", "params": video}
     patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
     features = {"target": "telecine.discriminators.FeatureDiscriminator", "params": {"dim": 4 * arguments.dim}}
-    pairs = ConditionalDiscriminator(PatchDiscriminator3D(dim=4 * arguments.dim, channels=6))
     return {
         "`discr_kwargs` as well": {"discr_kwargs": image},
         "`multiscale_discr_kwargs`, one scale, as well": {
@@ -99,7 +97,6 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         },
         "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": first_frame},
         "`PatchDiscriminator3D`": {"discr_3d_kwargs": patch},
-        "`PatchDiscriminator3D` of pairs": {"discr_3d_kwargs": pairs},
         "`FeatureDiscriminator`, no penalty": {"discr_3d_kwargs": features, "grad_penalty_loss_weight": 0},
         "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
     }

@@ -3,10 +3,10 @@
     python benchmarks/photographs.py runs/photographs
     telecine train --config tiny_model --data runs/photographs
 
-Nine short videos are few scenes, photographs are easy to find: `photographs.yaml` has 42, each with its SHA-256, licence
-and author. Eight clips of each show a window that moves, turns and grows between two places, of any size from the whole
-picture to twice the pixels of the clip; cuts of the videos stand still. All are small, so that they are read fast. Nothing is
-installed. The same version of FFmpeg writes the same files.
+Short videos have few scenes, photographs are easy to find: `photographs.yaml` has 42, a few of them paintings, each with
+its SHA-256, licence and author. Eight clips of each show a window that moves, turns and grows between two places, of any
+size from the whole picture to twice the pixels of the clip; cuts of the videos stand still. All are small, so that they
+are read fast. Nothing is installed. The same version of FFmpeg writes the same files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from videos import check_digest, unpack_package
 
 from telecine.data import sample_videos
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 
 LIST = Path(__file__).with_suffix(".yaml")
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 96, 128, 33, 24
@@ -100,7 +100,7 @@ def cut_of_video(frames: Tensor, rng: random.Random) -> Tensor:
 
 
 def _write(path: Path, clip: Tensor) -> None:
-    write_mp4(path, clip, FPS, crf=6, keyframe_every=8)
+    write_video(path, clip, FPS, crf=6, keyframe_every=8)
 
 
 def main() -> None:
@@ -120,13 +120,13 @@ def main() -> None:
             picture.thumbnail((LARGEST, LARGEST))
             for number in range(CLIPS_OF_EACH):
                 rng = random.Random(CLIPS_OF_EACH * index + number)
-                _write(folder / f"photograph_{index:02}_{number}.mp4", clip_of_photograph(pil_to_tensor(picture), rng))
+                clip = clip_of_photograph(pil_to_tensor(picture), rng)
+                _write(folder / f"photograph_{index:02}_{number}.mp4", clip)
     for video in track(sample_videos(), "videos"):
-        frames = torch.stack(
-            [torch.from_numpy(each.to_ndarray(format="rgb24")) for each in av.open(video).decode(video=0)]
-        )
+        with av.open(video) as container:
+            frames = [torch.from_numpy(each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
         for number in range(CLIPS_OF_EACH):
-            _write(folder / f"{video.stem}_{number}.mp4", cut_of_video(frames, random.Random(number)))
+            _write(folder / f"{video.stem}_{number}.mp4", cut_of_video(torch.stack(frames), random.Random(number)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from telecine.base.files import read_json
 from telecine.settings import DiscriminatorConfig, TrainConfig, recipes
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.planning.update import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
+from telecine.training.planning.update import DATA, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
@@ -57,7 +57,7 @@ RECIPES = {
     "Flux": "flux_vae",
     "DC-AE": "dc_ae",
 }
-HARDWARE: Mapping[str, DeviceType] = {"cpu": "cpu", "24gb": "cuda", "80gb": "cuda"}
+HARDWARE: Mapping[str, str] = {"cpu": "cpu", "24gb": "cuda", "80gb": "cuda"}
 PLANNED_SIZE = (17, 256, 256)
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
@@ -84,7 +84,7 @@ def with_size(config: TrainConfig, size: tuple[int, int, int]) -> TrainConfig:
     return replace(config, clips=replace(config.clips, num_frames=frames, height=height, width=width))
 
 
-def plan_of(config: TrainConfig, device_type: DeviceType) -> UpdatePlan:
+def plan_of(config: TrainConfig, device_type: str) -> UpdatePlan:
     """Return the plan of one update."""
     return plan_update(config, fake_autoencoder(config), device_type=device_type)
 

@@ -23,9 +23,11 @@ NUM_STEPS = 40
 # Settings that older versions lack and refuse, with the defaults that do what those versions do. No case sets them.
 LATER: Settings = {
     "tracker_project": "telecine",
-    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8},
+    "init": None,
+    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8, "layout": None, "range": []},
     "optimizer": {"name": "adamw"},
     "causal_vae": {
+        "nested_channels": [],
         "in_channels": 3,
         "decoder": "direct",
         "flow": {
@@ -131,7 +133,6 @@ SMALL: Settings = {
     "discriminator": {
         "init": None,
         "video": "first_frame",
-        "conditional": False,
         "features": {"net": "vgg", "weights": None, "layers": [], "size": None},
         "image": "none",
         "num_scales": 0,

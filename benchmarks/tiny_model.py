@@ -1,8 +1,9 @@
-"""Make the model of the package out of a run of the recipe `tiny_model`, and measure it on videos it was not trained on.
+"""Make the model of the package out of a run, and measure it on videos that it was not trained on.
 
     python benchmarks/photographs.py runs/photographs && python benchmarks/videos.py runs/videos
     telecine train --config tiny_model --data runs/photographs
-    python benchmarks/tiny_model.py runs/tiny_model --unseen runs/videos/unseen/* -o src/telecine/autoencoders/models
+    telecine train --config tiny_model --config tiny_finish --model runs/tiny_model --data runs/photographs
+    python benchmarks/tiny_model.py runs/tiny_finish --unseen runs/videos/unseen/* -o src/telecine/autoencoders/models
 
 Writes the averaged weights in half precision, and a manifest with their digest. Prints metrics at several sizes beside
 those of the linear autoencoder with the same latent, fitted to clips of the same training; draws the middle frames of
@@ -33,7 +34,7 @@ NAME = "tiny"
 
 
 def package(run: Path, folder: Path, step: int) -> CausalVAE:
-    """Write the averaged weights of a run in half precision into `folder / NAME`, and return them as they are loaded."""
+    """Write the averaged weights of a run in half precision into `folder / NAME`, and load them."""
     model = load_model_or_run(run)
     assert isinstance(model, CausalVAE)
     model.half().save_pretrained(folder / NAME)
@@ -72,7 +73,12 @@ def main() -> None:
         for name, reconstruct in track(models.items(), f"{size} x {size}"):
             rows.append([f"{size} x {size}", name, *measure(reconstruct, clips, perceptual)])
         shown = [each[0] for each in sets.values()]
-        draw([lambda video: video, *models.values()], shown, arguments.pictures / f"{NAME}_{size}.png", scale=max(192 // size, 1))
+        draw(
+            [lambda video: video, *models.values()],
+            shown,
+            arguments.pictures / f"{NAME}_{size}.png",
+            scale=max(192 // size, 1),
+        )
     num_weights = sum(weight.numel() for weight in model.parameters())
     print(f"{machine()}; {num_weights} weights\n")
     print(table(["clips", "model", *METRICS.values()], rows))

@@ -10,7 +10,7 @@ import torch
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import TERMS
-from telecine.settings import EvaluateConfig, ObjectiveConfig, Term, TrainConfig
+from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.validate import settings_of
 from telecine.training.diagnostics import RULES
 
@@ -88,7 +88,7 @@ def test_links_exist(page):
 
 def test_settings_in_the_docs_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in (*PAGES, ROOT / "README.md"))
-    known = {item.name for kind in (TrainConfig, EvaluateConfig) for item in settings_of(kind)}
+    known = {item.name for kind in (TrainConfig, EvaluateConfig, LatentsConfig) for item in settings_of(kind)}
     found = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
     found |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
     assert len(found) > 15
@@ -150,7 +150,7 @@ def test_a_setting_without_a_source_is_an_error():
 def test_health_speaks_of_every_rule_and_value():
     text = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
     assert len(RULES) == 12
-    assert [rule.name for rule in RULES if f"`{rule.name}`" not in text] == []
+    assert [rule for rule in RULES if f"`{rule}`" not in text] == []
     logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
     logged |= {"update_ratio", "grad_clipped", "grad_overflow", "grad_norm", "adaptive_weight", "frame_gradient_000"}
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []

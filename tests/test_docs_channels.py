@@ -5,13 +5,14 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.video import VideoWriter
+from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
@@ -22,12 +23,14 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictur
 @pytest.mark.slow
 def test_the_page(tmp_path, monkeypatch, cached_weights):
     commands = re.findall(r"^telecine .*", PAGE, flags=re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 7
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
-    with VideoWriter(tmp_path / "my_alpha" / "face.mkv", 25) as writer:
-        writer.add(torch.cat([frames, frames.amax(-1, keepdim=True)], -1))
+    write_video(tmp_path / "my_alpha" / "face.mkv", torch.cat([frames, frames.amax(-1, keepdim=True)], -1), 25)
+    (tmp_path / "my_arrays").mkdir()
+    for number in range(2):
+        np.save(tmp_path / "my_arrays" / f"{number}.npy", frames[..., :2].flip(number).numpy() / np.float32(64) - 1)
     (tmp_path / "small.yaml").write_text(SMALL)
     config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")

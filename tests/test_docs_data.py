@@ -13,7 +13,7 @@ from PIL import Image
 
 from telecine.__main__ import main
 from telecine.data import index_video, read_clip, read_list, sample_videos
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for name, video, num_frames in (("face", face, 60), ("street", street, 150)):
         frames = read_clip(index_video(video), 0, num_frames, size=(48, 64))
-        write_mp4(tmp_path / "my_videos" / f"{name}.mp4", frames, fps=25)
+        write_video(tmp_path / "my_videos" / f"{name}.mp4", frames, fps=25)
     for number in range(3):
         Image.new("RGB", (64, 48), (80 * number, 90, 100)).save(tmp_path / "my_images" / f"{number}.png")
     (tmp_path / "scenes.csv").write_text(block("csv"))

@@ -20,7 +20,7 @@ from telecine.__main__ import main
 from telecine.base.files import read_json
 from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
@@ -66,7 +66,7 @@ def folder(tmp_path, monkeypatch):
     """Have what the pages speak of in the working directory, the Hub's model among it."""
     (tmp_path / "my_videos").mkdir()
     frames = read_clip(index_video(sample_videos()[0]), 0, 60, size=(48, 64))
-    write_mp4(tmp_path / "my_videos" / "face.mp4", frames, fps=25)
+    write_video(tmp_path / "my_videos" / "face.mp4", frames, fps=25)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(NO_PICTURES))["leave_pictures_out"](monkeypatch.setattr)
@@ -248,7 +248,7 @@ def test_own_model():
 @pytest.mark.slow
 @pytest.mark.usefixtures("cached_weights", "small_training")
 def test_the_notebook(folder, monkeypatch):
-    write_mp4(folder / "small.mp4", read_clip(index_video(sample_videos()[0]), 0, 90, size=(64, 64)), fps=25)
+    write_video(folder / "small.mp4", read_clip(index_video(sample_videos()[0]), 0, 90, size=(64, 64)), fps=25)
     monkeypatch.setattr("telecine.data.sample_videos", lambda: 3 * [folder / "small.mp4"])
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
     notebook = nbformat.read(ROOT / "docs" / "own-module.ipynb", as_version=nbformat.NO_CONVERT)

@@ -14,6 +14,8 @@ from telecine.settings.recipes import find_recipe
 from . import tiny_models
 from .tiny_models import tiny_clip
 
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
+
 
 def trained(**settings):
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -17,11 +18,11 @@ from safetensors import SafetensorError
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian
 from telecine.autoencoders.clip_sizes import output_shape
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.autoencoders.diffusers.checkpointing import CHUNK_SETTERS, CHUNKS
-from telecine.autoencoders.diffusers.families import REFUSED
+from telecine.autoencoders.diffusers.checkpointing import CHUNKS
+from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.settings import AdaptiveWeightConfig
+from telecine.settings import TrainConfig
 from telecine.training.build import last_layer_of
 
 from .tiny_models import (
@@ -37,9 +38,10 @@ from .tiny_models import (
     tiny_model,
 )
 
-# The numbers of frames that are tried, and which of them a class accepts.
-LENGTHS = (*range(1, 10), 16, 17, 20, 21, 22)
-FOUR_K_1 = {1, 5, 9, 17, 21}
+# The numbers of frames that are tried, and which of them a class accepts. Longer ones are those at which one differs.
+LENGTHS = (*range(1, 10), 16, 17)
+LONGER = {"allegro": (20,), "kvae_video": (21,), "minimax_h3": (22,)}
+FOUR_K_1 = {1, 5, 9, 17}
 EIGHT_K_1 = {1, 9, 17}
 ANY = set(LENGTHS)
 # Accepted numbers of frames, smallest side, step between sides, last layer.
@@ -61,7 +63,7 @@ FACTS = {
     "magvit": (FOUR_K_1, 8, 8, "decoder.conv_out.weight"),
     "temporal_decoder": (ANY, 16, 8, "decoder.time_conv_out.weight"),
     # Three frames are lost if the last chunk of 16 has only four, as for 21, 37, ...
-    "kvae_video": (FOUR_K_1 - {21}, 16, 8, "decoder.conv_out.conv.weight"),
+    "kvae_video": (FOUR_K_1, 16, 8, "decoder.conv_out.conv.weight"),
     "minimax_h3": ({22}, 32, 16, "decoder.proj_out.weight"),
     "kandinsky6_sr": (FOUR_K_1, 16, 16, "decoder.conv_out.conv.weight"),
     "vidtok": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight"),
@@ -89,7 +91,7 @@ def test_every_class_of_diffusers_is_tested_or_refused_for_a_reason():
     classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
     tested = {type(tiny_model(name)).__name__ for name in TINY_MODELS}
     assert not tested & set(REFUSED)
-    assert classes == tested | set(REFUSED)
+    assert classes == tested | set(REFUSED) | {"LTX2VideoDiffusionDecoderModel"}  # see test_diffusion_decoder.py
     assert set(FACTS) == set(CLIPS) == set(TINY_MODELS)
     assert set(IMAGE_MODELS) == {name for name in TINY_MODELS if FACTS[name][0] == ANY} - TOGETHER
 
@@ -138,12 +140,16 @@ def leaves_of(output):
     return list(found.values())
 
 
+@cache
+def reconstruction(name):
+    """Return what the model makes of its tiny clip, in evaluation mode."""
+    return adapter(name).eval()(tiny_clip(name), sample_posterior=False).video.detach()
+
+
 @every_kind
 def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
-    model = adapter(name).eval()
-    video = tiny_clip(name)
+    model, video, expected = adapter(name).eval(), tiny_clip(name), reconstruction(name)
     layers = [key for key, layer in model.module.named_modules() if isinstance(layer, LAYERS)]
-    expected = model(video, sample_posterior=False).video
     add_low_rank(model.module, layers, rank=2, alpha=1.0)
     assert {id(layer) for layer in low_rank_layers(model)} == {id(model.module.get_submodule(key)) for key in layers}
     assert not any(weight.requires_grad for key, weight in model.named_parameters() if ".parametrizations." not in key)
@@ -195,7 +201,7 @@ def test_the_kl_divergence_is_that_of_mean_and_logvar(name):
 def test_accepted_sizes_and_last_layer(name):
     model, sizes = shared(name), shared(name).sizes
     lengths, side, multiple, last_layer = FACTS[name]
-    assert {length for length in LENGTHS if sizes.reproduces_length(length)} == lengths
+    assert {length for length in (*LENGTHS, *LONGER.get(name, ())) if sizes.reproduces_length(length)} == lengths
     assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
     time, rows, columns = sizes.smallest
     if name == "rae":  # has positional embeddings of one size
@@ -259,8 +265,7 @@ def by_diffusers(module, name, video):
 @torch.no_grad()
 @every_model
 def test_diffusers_loads_saved_models_and_computes_the_same(name, tmp_path):
-    model, video = adapter(name).eval(), tiny_clip(name)
-    expected = model(video, sample_posterior=False).video
+    model, video, expected = adapter(name).eval(), tiny_clip(name), reconstruction(name)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
     loaded = diffusers.AutoModel.from_pretrained(str(tmp_path))
@@ -290,9 +295,8 @@ def test_a_model_that_caches_frames_can_be_copied_during_and_after_a_step(name):
 
 @every_model
 def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
-    model = adapter(name).double()
+    model, video = adapter(name), tiny_clip(name)
     assert model.training
-    video = tiny_clip(name).double()
     plain = gradients(model, video)
     assert plain["output"].shape == video.shape
     unused = [key for key, weight in model.named_parameters() if key not in plain and weight.requires_grad]
@@ -356,7 +360,7 @@ def relative_error(found, expected):
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
-    activations = last_layer_of(model, AdaptiveWeightConfig(), is_sharded=True, has_chunks=False)
+    activations = last_layer_of(model, TrainConfig(), is_sharded=True)
     loss = model(tiny_clip(name)).video.sin().sum()
     (expected,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
     torch.testing.assert_close(activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5)
@@ -387,16 +391,16 @@ def test_every_class_that_supports_chunks_is_tested():
     [pytest.param(*case, marks=() if case[0] in FAST else pytest.mark.slow) for case in CHUNKED],
 )
 def test_temporal_chunks_are_exact(name, chunk, num_frames):
-    model = adapter(name).double()
+    model = adapter(name)
     _, height, width = model.sizes.smallest
-    video = 2 * torch.rand(1, 3, num_frames, height, width, dtype=torch.float64) - 1
+    video = 2 * torch.rand(1, 3, num_frames, height, width) - 1
     plain = gradients(model, video)
     model.enable_temporal_chunks(chunk)
-    assert relative_error(gradients(model, video), plain) < 1e-6
+    assert relative_error(gradients(model, video), plain) < 2e-5
     with torch.no_grad():
-        torch.testing.assert_close(model(video, sample_posterior=False).video, plain["output"])
+        torch.testing.assert_close(model(video, sample_posterior=False).video, plain["output"], rtol=1e-4, atol=1e-5)
     checkpointing.enable(model.module)
-    assert relative_error(gradients(model, video), plain) < 1e-6
+    assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)
 
 
@@ -428,7 +432,7 @@ def test_the_page_says_what_each_class_supports():
 def chunks_of(cls):
     if cls not in CHUNKS:
         return "-"
-    return f"a multiple of {CHUNKS[cls]}" if cls in CHUNK_SETTERS else f"{CHUNKS[cls]}"
+    return f"a multiple of {CHUNKS[cls]}" if cls in CLASSES["any_chunk"] else f"{CHUNKS[cls]}"
 
 
 @every_kind

@@ -9,6 +9,8 @@ from telecine.autoencoders.student import StudentAutoencoder, student_config
 
 from .tiny_models import CLIPS, tiny_model
 
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
+
 
 def student_of(name):
     """Return a student of a tiny model, with random weights, which cannot load its teacher."""

@@ -48,6 +48,16 @@ def latent(batch=2, frames=3):
 
 
 class TestSampler:
+    def test_noise_of_a_latent_counts_positions(self):
+        sampler = Sampler(seed=1, first_frame=17, frame_size=(64, 96), corner=(32, 64), level=0.5).of_latent(8, 32)
+        assert (sampler.first_frame, sampler.frame_size, sampler.corner) == (3, (2, 3), (1, 2))
+        assert sampler.describe() == {"name": "noise of the latent", "level": 0.5, "seed": 1}
+        assert Sampler(2, 3).describe() == {"name": "euler", "steps": 2, "seed": 3}
+
+    def test_invalid_levels(self):
+        with pytest.raises(ValueError, match=r"`decode_level` must be a number from 0 to below 1, .*Use 0\.05"):
+            Sampler(level=1.0)
+
     @pytest.mark.parametrize("std", [0.3, 2.0])
     def test_it_recovers_a_gaussian(self, std):
         """The mean of x given x_t is known for normal x; the exact flow maps noise eps to mean + std * eps."""

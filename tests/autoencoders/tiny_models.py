@@ -85,6 +85,21 @@ def ltx2_video() -> ModelMixin:
     )
 
 
+def ltx2_diffusion_decoder(**changes: object) -> ModelMixin:
+    """Return a decoder for the latents of `ltx2_video`, for 9 frames of 64 x 64 pixels and more."""
+    settings = {
+        "latent_channels": 8,
+        "decoder_head_dim": 8,
+        "decoder_stage_channels": (16, 8, 8, 8, 8),
+        "decoder_stage_depths": (1, 1, 1, 1, 1),
+        "decoder_stage_kernels": ((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 2, 2)),
+        "decoder_stage5_kernel": (5, 3, 5),
+        "decoder_upsample_channel_reductions": (2, 1, 1, 1),
+        "decoder_t_emb_dim": 16,
+    }
+    return newer("LTX2VideoDiffusionDecoderModel")(**{**settings, **changes})
+
+
 def hunyuan_video() -> ModelMixin:
     return diffusers.AutoencoderKLHunyuanVideo(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2

@@ -13,10 +13,10 @@ import telecine
 from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
-from telecine.discriminators.spec import _resolve_class
+from telecine.discriminators.build import _resolve_class
 from telecine.objective.terms import _TermFunction, functions_of
 from telecine.settings import Term
-from telecine.settings.parse import config_from, read_config
+from telecine.settings.parse import read_config
 
 MODULE = """
 import sys
@@ -89,7 +89,7 @@ def test_no_setting_is_made_from_a_class_path(text, package, tmp_path):
 def test_an_argument_of_a_term_that_looks_like_a_class_is_not_made(package):
     name, marker = package
     options = {"class_path": f"{name}.Options"}
-    config = config_from({"objective": {"terms": {"wavelet": {"params": {"levels": options}}}}})
+    config = read_config({"objective": {"terms": {"wavelet": {"params": {"levels": options}}}}})
     assert config.objective.terms["wavelet"].params == {"levels": options}
     assert not marker.exists()
 

@@ -21,7 +21,8 @@ SMALL = {
     "val_clips": 1,
     "device": "cpu",
     "clips": {"num_frames": 5, "height": 32, "width": 32, "num_workers": 0},
-    "causal_vae": {"base_channels": 8, "blocks_per_level": 1},
+    "causal_vae": {"base_channels": 8, "blocks_per_level": 1, "patch_size": 4, "channel_multipliers": [1]}
+    | {"time_compression": 4, "spatial_compression": 4, "latent_channels": 4},
     "objective": {
         "adversarial_loss_weight": 0.0,
         "disc_start": 3,
@@ -124,8 +125,8 @@ def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
 
 def test_only_runs_that_start_alike_share_their_start(benchmark_module):
     runs = benchmark_module("gan_runs")
-    base, with_gan, early = (runs.config_from(settings) for settings in (SMALL, WITH_GAN, EARLY))
-    lower = runs.config_from(SMALL, {"optimizer": {"lr": 1e-5}})
+    base, with_gan, early = (runs.read_config(settings) for settings in (SMALL, WITH_GAN, EARLY))
+    lower = runs.read_config(SMALL, {"optimizer": {"lr": 1e-5}})
     assert [runs.shares_start(config, base) for config in (base, with_gan, early, lower)] == [True, True, False, False]
 
 
@@ -145,7 +146,7 @@ def run_until(benchmark_module, cached_weights, tmp_path):
 
 
 def demo_with(benchmark_module, *changes):
-    config = benchmark_module("gan_runs").config_from(read_yaml(find_recipe("demo")), *changes)
+    config = benchmark_module("gan_runs").read_config(read_yaml(find_recipe("demo")), *changes)
     return replace(config, trackers=())
 
 

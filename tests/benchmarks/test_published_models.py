@@ -1,10 +1,10 @@
 import pytest
 
-from telecine.settings.parse import config_from, read_config, read_layer
+from telecine.settings.parse import read_config, read_layer
 from telecine.settings.recipes import RECIPES
 
 # The demo without discriminators, whose plan takes a third of the time.
-SMALL = config_from(
+SMALL = read_config(
     read_layer("demo"),
     {"objective": {"adversarial_loss_weight": 0.0}, "discriminator": {"video": "none"}},
     {"causal_vae": {"channel_multipliers": [1, 1]}},

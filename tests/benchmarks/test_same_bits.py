@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from telecine.__main__ import main
 from telecine.runs.settings import _as_yaml
 from telecine.settings import TrainConfig
-from telecine.settings.parse import config_from
+from telecine.settings.parse import read_config
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -59,12 +59,12 @@ def test_every_case_sets_every_setting_that_older_versions_have(same_bits, same_
         settings = yaml.safe_load(path.read_text())
         names = {setting for setting in names_of(settings) if not setting.startswith("objective.terms.")}
         assert names == expected, name
-        assert config_from(settings).steps == 40
+        assert read_config(settings).steps == 40
     assert len(list((tmp_path / "image_batches" / "data").glob("*.png"))) == 6
 
 
 def test_the_other_settings_have_the_defaults_that_do_what_older_versions_do(same_bits_cases):
-    assert config_from(same_bits_cases.LATER) == TrainConfig()
+    assert read_config(same_bits_cases.LATER) == TrainConfig()
 
 
 def test_the_committed_hashes_are_of_every_case():

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,8 +21,9 @@ from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import COMMANDS
 from telecine.cli.parser import parse
-from telecine.data import sample_videos
+from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.recipes import recipes
@@ -137,7 +139,7 @@ def test_runs_as_a_module(forks):
         (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
         (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
         (["report"], "required: runs"),
-        (["evaluate", "nowhere"], "`data` must be a folder of videos or images, or one, but got nothing"),
+        (["evaluate", "nowhere"], "`data` must be a file, or a folder of files, but got nothing"),
         (["evaluate", "--data", "x"], "`checkpoint` must be given"),
         (["evaluate", "--compare", "x"], "--compare"),
         (["evaluate", "--compare", "x", "y"], "protocol.json"),
@@ -391,8 +393,9 @@ def test_paths_with_brackets_are_printed_as_they_are(model_folder, tmp_path, cap
 
 @pytest.mark.slow
 def test_reconstruct_side_by_side_is_wider(model_folder, tmp_path):
-    out = tmp_path / "out.mp4"
-    arguments = ["reconstruct", str(model_folder), str(sample_videos()[0]), "-o", str(out), "--height", "32"]
+    short, out = tmp_path / "short.mp4", tmp_path / "out.mp4"
+    write_video(short, read_clip(index_video(sample_videos()[0]), 0, 9, size=(48, 64)), fps=25)
+    arguments = ["reconstruct", str(model_folder), str(short), "-o", str(out), "--height", "32"]
     assert main([*arguments, "--compare", "true", "--device", "cpu"]) == 0
     with av.open(str(out)) as made:
         assert made.streams.video[0].width > 3 * 32
@@ -421,9 +424,9 @@ def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
 def test_evaluate_compares(model_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
     size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "2", "--device", "cpu"]
-    for name in ("first", "second"):
-        arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "-o", str(tmp_path / name)]
-        assert main([*arguments, *size]) == 0
+    arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "-o", str(tmp_path / "first")]
+    assert main([*arguments, *size]) == 0
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
     capsys.readouterr()
     folders = [str(tmp_path / name) for name in ("first", "second", "difference")]
     assert main(["evaluate", "--compare", *folders[:2], "-o", folders[2]]) == 0

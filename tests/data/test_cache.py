@@ -82,7 +82,7 @@ def test_a_span_that_cannot_be_decoded_is_left_out(
     assert torch.equal(cache.read(spans[0], 1, bucket), read_clip(spans[0].info, 1, 3))
     with pytest.raises(DecodeError, match=r"damaged\.mp4: could not be decoded into the cache"):
         cache.read(bad, 0, bucket)
-    with pytest.raises(DataError, match="`data` must be decodable, but got 1 videos that cannot be decoded"):
+    with pytest.raises(DataError, match="`data` must be decodable, but got 1 files that cannot be decoded"):
         _DecodedCache([bad], CONFIG)
 
 

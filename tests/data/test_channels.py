@@ -165,6 +165,10 @@ def test_alpha_of_prores(tmp_path: Path) -> None:
     found = read(path, "rgba", 16)[..., 3].numpy()
     stored = np.stack([cropped(planes[3]) for planes in frames]) * 65535 / 1023
     assert np.abs(found - stored).max() <= 70  # the codec rounds alpha to 16 bits and back
+    with av.open(str(path)) as container:
+        decoded = [frame.reformat(format="yuva444p12le").planes[3] for frame in container.decode(video=0)]
+    alpha = np.stack([np.frombuffer(plane, np.uint16).reshape(H, -1)[:, :W] for plane in decoded])
+    assert np.array_equal(found, np.rint(alpha.astype(np.float64) * 65535 / 4095)), "exactly as it is decoded"
     assert (read(path, "rgb").float().std((0, 1, 2)) < 2).all()
 
 

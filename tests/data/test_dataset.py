@@ -27,7 +27,6 @@ from telecine.data import (
 )
 from telecine.data.dataset import _draw_bucket
 from telecine.data.decode import _read_image
-from telecine.data.index import _index_image
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 from .videos import (
@@ -189,7 +188,7 @@ def test_files_that_disappear(tmp_path: Path, spans: list[Span], cache: bool) ->
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Span]:
-    return [whole_video(_index_image(path)) for path in write_images(tmp_path / "images", 4)]
+    return [whole_video(index_video(path)) for path in write_images(tmp_path / "images", 4)]
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -231,7 +230,7 @@ def test_images_that_are_not_trained_on_are_logged(
 def test_a_damaged_image_is_replaced_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = write_images(tmp_path, 2)
     paths.append(truncate(write_images(tmp_path / "cut", 1, ".jpg", 400, 400)[0], 0.6))
-    dataset = ClipDataset([whole_video(_index_image(path)) for path in paths], CONFIG)
+    dataset = ClipDataset([whole_video(index_video(path)) for path in paths], CONFIG)
     assert {Path(dataset[i]["source"]).suffix for i in range(20)} == {".png"}
     assert caplog.text.count(".jpg") == 1
 

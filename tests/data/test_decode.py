@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
-from telecine.data.decode import _check_intact, _decode_needed, _packets_from_keyframe, open_video
+from telecine.data.decode import _check_intact, _packets_from_keyframe, decoded_frames, open_video
+from telecine.settings import ClipConfig
 
 from .videos import (
     damage,
@@ -328,7 +329,7 @@ def test_seeks_try_two_keyframes_before_the_start_of_the_file(monkeypatch: Any) 
 def test_frames_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:
     info = index_video(write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3"))
     with open_video(info.path) as (container, stream):
-        frames = [frame.pts for frame in _decode_needed(container.demux(stream), set(info.pts[17:20]))]
+        frames = [frame.pts for frame in decoded_frames(container.demux(stream), needed=set(info.pts[17:20]))]
     assert set(info.pts[17:20]) < set(frames)
     assert len(frames) < 35
 
@@ -372,7 +373,7 @@ def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path: Path) -> N
     with pytest.raises(DecodeError, match=r"both\.h264: "):
         read_clip(info, 3, 4, max_pixels=100 * 100)
     with pytest.raises(DecodeError, match=r"both\.h264: "):
-        index_video(path, max_pixels=100 * 100)
+        index_video(path, ClipConfig(max_pixels=100 * 100))
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.png"])

@@ -28,6 +28,8 @@ from telecine.data import (
 from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, _find_segments, check_output, ignored_suffixes
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.lists import Segment
+from telecine.data.source import RemotePath
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -38,8 +40,18 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def no_members(archive: Path) -> list[TarMember]:
-    raise AssertionError(f"{archive} is not a tar file")
+class Members(IndexCache):
+    """A cache that knows the members of tar files, or, with None, must not be asked for them."""
+
+    def __init__(self, found: list[TarMember] | None) -> None:
+        self.found, self.config = found, ClipConfig()
+
+    def members(self, archive: Path | RemotePath) -> list[TarMember]:
+        assert self.found is not None, f"{archive} is not a tar file"
+        return self.found
+
+
+NO_MEMBERS = Members(None)
 
 
 def test_find_videos(tmp_path: Path) -> None:
@@ -74,7 +86,7 @@ def test_what_telecine_wrote_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
         assert names(f"{tmp_path}/{pattern}", tmp_path) == ["a.mp4", "deep/b.mp4"], pattern
         assert "(written by telecine)" in caplog.text
     assert len(find_videos(tmp_path / "run")) == 2, "a folder that is named is read"
-    assert len(_find_segments(f"{tmp_path}/run/*.mp4", no_members)) == 1
+    assert len(_find_segments(f"{tmp_path}/run/*.mp4", NO_MEMBERS)) == 1
     assert ignored_suffixes(tmp_path) == {}
 
 
@@ -109,20 +121,20 @@ def test_files_that_match_several_times_are_read_once(tmp_path: Path) -> None:
         found = names(f"{tmp_path}{pattern}", tmp_path)
         assert sorted(found) == ["a.mp4", "deep/er/b.mp4"], pattern
     (tmp_path / "twice.csv").write_text("path\na.mp4\na.mp4\n")
-    assert len(_find_segments(tmp_path / "twice.csv", no_members)) == 2, "a list may repeat a video"
+    assert len(_find_segments(tmp_path / "twice.csv", NO_MEMBERS)) == 2, "a list may repeat a video"
 
 
 def test_no_videos(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`data` must be a video file or a folder, but got .*nowhere, which does not"):
+    with pytest.raises(DataError, match=r"`data` must be a file or a folder, but got .*nowhere, which does not"):
         find_videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos .*\.mp4.*, which has none.*Subfold"):
+    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos, .*\.mp4.*, which has none.*Subfold"):
         find_videos(tmp_path, name="val_data")
 
 
 @pytest.mark.parametrize("name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4"])
 def test_lists_tar_files_and_patterns_are_for_training(name: str, tmp_path: Path) -> None:
     touch(tmp_path, "scenes.csv", "scenes.JSONL", "shard.tar", "a.mp4")
-    with pytest.raises(DataError, match=r"`data` must be a video file or a folder.*patterns are for training"):
+    with pytest.raises(DataError, match=r"`data` must be a file or a folder.*patterns are for training"):
         find_videos(tmp_path / name)
 
 
@@ -130,14 +142,14 @@ def test_a_folder_with_all_kinds_of_files(tmp_path: Path, caplog: pytest.LogCapt
     media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
     touch(tmp_path, *media, "n.txt", "m.GIF", "LICENSE", "list.csv", ".x/f.png", "._g.png", "s.TAR")
     member = TarMember(tmp_path / "s.TAR", "t.mp4", 512, 3)
-    found = [segment.source for segment in _find_segments(tmp_path, lambda archive: [member])]
+    found = [segment.source for segment in _find_segments(tmp_path, Members([member]))]
     assert found == [*(tmp_path / name for name in media), member]
     assert f"ignored in {tmp_path}: 1 .csv, 1 .gif, 1 .txt, 1 file without suffix" in caplog.text
 
 
 def names(path: Path | str, folder: Path) -> list[str]:
     """Return the names of what is found, relative to a folder."""
-    return [Path(str(segment.source)).relative_to(folder).as_posix() for segment in _find_segments(path, no_members)]
+    return [Path(str(segment.source)).relative_to(folder).as_posix() for segment in _find_segments(path, NO_MEMBERS)]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -173,38 +185,38 @@ def test_braces(pattern: str, expected: list[str]) -> None:
 def test_other_protocols_are_rejected(path: str) -> None:
     message = r"`data` must be a path, or an address that begins with s3://.*, but got .*mount the bucket"
     with pytest.raises(DataError, match=message):
-        _find_segments(path, no_members)
+        _find_segments(path, NO_MEMBERS)
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "{0..9}.tar.zst"])
 def test_compressed_tar_files_are_rejected(name: str) -> None:
     with pytest.raises(DataError, match=r"`val_data` must be an uncompressed tar file.*Repack it"):
-        _find_segments(name, no_members, name="val_data")
+        _find_segments(name, NO_MEMBERS, name="val_data")
 
 
 def test_a_file_with_a_colon_in_its_name_is_not_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "take:1.mp4")
-    assert _find_segments("take:1.mp4", no_members) == [Segment(Path("take:1.mp4"))]
+    assert _find_segments("take:1.mp4", NO_MEMBERS) == [Segment(Path("take:1.mp4"))]
 
 
 def test_nothing_found(tmp_path: Path) -> None:
-    message = "`data` must be a video file, a folder, a list or tar files, but got .*, which does not exist"
+    message = "`data` must be a file, a folder, a list or tar files, but got .*, which does not exist"
     for path in (tmp_path / "nowhere", f"{tmp_path}/*.mp4", f"{tmp_path}/{{0..3}}.tar"):
         with pytest.raises(DataError, match=message):
-            _find_segments(path, no_members)
+            _find_segments(path, NO_MEMBERS)
     write_shard(tmp_path / "0.tar", [])
     with pytest.raises(DataError, match=r"1\.tar, which does not exist"):
-        _find_segments(f"{tmp_path}/{{0..1}}.tar", lambda archive: [])
-    with pytest.raises(DataError, match=r"a path with videos or images \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
-        _find_segments(tmp_path, lambda archive: [])
+        _find_segments(f"{tmp_path}/{{0..1}}.tar", Members([]))
+    with pytest.raises(DataError, match=r"a path with videos, images or arrays \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
+        _find_segments(tmp_path, Members([]))
 
 
 @pytest.mark.parametrize("path", ["", "a\0.mp4", "a" * 5000, "\ud800"])
 def test_what_is_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.mp4")
     monkeypatch.chdir(tmp_path)
-    for find_at in (load_spans, find_videos, partial(_find_segments, list_members=no_members)):
+    for find_at in (load_spans, find_videos, partial(_find_segments, cache=NO_MEMBERS)):
         with pytest.raises(
             DataError, match=r"^`val_data` must be a path, but got '.*Check the spelling, or the variable"
         ):
@@ -213,7 +225,7 @@ def test_what_is_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_file_without_a_known_suffix_is_used(tmp_path: Path) -> None:
     touch(tmp_path, "x")
-    assert _find_segments(str(tmp_path / "x"), no_members) == [Segment(tmp_path / "x")]
+    assert _find_segments(str(tmp_path / "x"), NO_MEMBERS) == [Segment(tmp_path / "x")]
 
 
 @pytest.fixture
@@ -242,16 +254,16 @@ def test_load_a_list_of_segments(folder: Path, caplog: pytest.LogCaptureFixture)
     skipped = load_spans(folder / "list.csv")[1]
     assert [(skip.path.name, skip.reason) for skip in skipped] == [
         ("gone.mp4", "No such file or directory"),
-        ("a.mp4", "starts at 2.0 s, after the end of the video"),
+        ("a.mp4", "starts at 2.0 s, after its last frame"),
     ]
     assert "skipped 1 of 4 files" in caplog.text
     assert "skipped 1 of 5 segments" in caplog.text
-    assert "a.mp4 (starts at 2.0 s, after the end of the video)" in caplog.text
+    assert "a.mp4 (starts at 2.0 s, after its last frame)" in caplog.text
 
 
 def test_no_segment_has_frames(folder: Path) -> None:
     (folder / "list.jsonl").write_text('{"path": "a.mp4", "start_frame": 50}')
-    message = r"`val_data` must be .* inside their videos, but got .*a\.mp4 \(starts at frame 50"
+    message = r"`val_data` must be .* inside their files, but got .*a\.mp4 \(starts at frame 50"
     with pytest.raises(DataError, match=message):
         load_spans(folder / "list.jsonl", name="val_data")
 

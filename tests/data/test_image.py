@@ -7,13 +7,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
 from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip, tar_members
 from telecine.data.decode import _read_image
-from telecine.data.index import _index_image
+from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import moving_frames, truncate, write_images, write_shard
 
@@ -90,7 +91,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
         else torch.rot90(PIXELS, {3: 2, 6: -1, 8: 1}.get(orientation, 0))
     )
     flipped = {2: rotated.flip(1), 4: rotated.flip(0), 7: rotated.flip(0, 1)}.get(orientation, rotated)
-    info = _index_image(path)
+    info = index_video(path)
     assert (info.height, info.width) == tuple(flipped.shape[:2])
     assert torch.equal(_read_image(path), flipped)
 
@@ -106,16 +107,16 @@ INVALID_ORIENTATIONS = {
 def test_an_invalid_orientation_is_ignored(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + INVALID_ORIENTATIONS[name] + bytes(4)
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
-    info = _index_image(path)
+    info = index_video(path)
     assert (info.height, info.width) == _read_image(path).shape[:2] == (48, 64)
 
 
 def test_errors_give_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DecodeError, match=r"text\.png: not an image that Pillow can read"):
-        _index_image(tmp_path / "text.png")
+        index_video(tmp_path / "text.png")
     with pytest.raises(DecodeError, match=r"gone\.jpg: No such file"):
-        _index_image(tmp_path / "gone.jpg")
+        index_video(tmp_path / "gone.jpg")
     for suffix in (".png", ".jpg", ".webp"):
         noise = torch.randint(256, (48, 64, 3), dtype=torch.uint8)
         path = truncate(save(Image.fromarray(noise.numpy()), tmp_path / f"cut{suffix}"), 0.6)
@@ -157,9 +158,9 @@ def test_images_of_extreme_sizes_are_refused_by_their_header(
 
 def test_the_limit_is_a_setting(tmp_path: Path) -> None:
     small, large = (save(Image.new("L", (width, 100)), tmp_path / f"{width}.png") for width in (100, 101))
-    assert _index_image(large).width == 101
+    assert index_video(large).width == 101
     for attempt in ("first", "from the index"):
-        spans, skipped = load_spans(tmp_path, max_pixels=10_000)
+        spans, skipped = load_spans(tmp_path, ClipConfig(max_pixels=10_000))
         assert [span.info.path for span in spans] == [small], attempt
         assert [skip.path for skip in skipped] == [large], attempt
         assert len(load_spans(tmp_path)[0]) == 2
@@ -175,7 +176,7 @@ def test_a_large_member_of_a_tar_file_is_not_read(tmp_path: Path) -> None:
         index_video(TarMember(archive, "b.png", 512, 2**29 + 1))
 
 
-@pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "moving.png", "moving.mp4"])
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "moving.mp4"])
 def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
     frames = [Image.fromarray(frame.numpy()) for frame in moving_frames(3)]
     path = tmp_path / name
@@ -183,6 +184,23 @@ def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
     frames[0].save(path, kind, save_all=True, append_images=frames[1:])
     with pytest.raises(DecodeError, match=f"{name}: an animated image"):
         index_video(path)
+
+
+@pytest.mark.parametrize("name", ["moving.png", "moving.apng"])
+@pytest.mark.parametrize("blend", [0, 1])
+def test_an_animated_png_is_a_video_with_exact_alpha(tmp_path: Path, name: str, blend: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 4), dtype=np.uint8)
+    pixels[3] = pixels[2]
+    pixels[3, 5:9, 4:9] = 0
+    pixels[..., 3] |= 255 * blend  # blended over the frame before, which opaque frames hide
+    first, *others = map(Image.fromarray, pixels)
+    first.save(tmp_path / name, "PNG", save_all=True, append_images=others, duration=[40, 80] * 3, blend=blend)
+    info = index_video(tmp_path / name)
+    assert (info.num_frames, info.is_image, info.fps > 0) == (6, False, True)
+    for start in range(6):
+        found = read_clip(info, start, 6 - start, pixels=PixelFormat("rgba")).numpy()
+        assert np.array_equal(found, pixels[start:]), start
+    assert load_spans(tmp_path)[0][0].num_frames == 6
 
 
 def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> None:

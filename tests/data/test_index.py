@@ -24,9 +24,9 @@ from telecine.data import (
     log_too_short,
     read_clip,
 )
+from telecine.data.errors import Deadline
 from telecine.data.index import _frame_rate
-from telecine.data.source import Deadline
-from telecine.settings import MAX_PIXELS
+from telecine.settings import ClipConfig
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
 
@@ -126,7 +126,7 @@ def test_bad_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_nothing_decodable(tmp_path: Path) -> None:
     paths = [_text(tmp_path / f"{name}.mp4") for name in "ab"] + [write_audio(tmp_path / "c.mp4")]
-    message = r"one decodable video or image, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
+    message = r"one decodable file, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
     with pytest.raises(DataError, match=message):
         index_videos(paths)
 
@@ -169,7 +169,7 @@ def _scan(
     decoder = SimpleNamespace(name=codec, has_b_frames=False)
     stream = SimpleNamespace(codec_context=decoder, time_base=0.001, average_rate=25)
     monkeypatch.setattr(index, "open_video", lambda path, *limits: nullcontext((container, stream)))
-    return index._scan_packets(Path("a.mkv"), MAX_PIXELS, Deadline("a.mkv"))
+    return index._scan_packets(Path("a.mkv"), ClipConfig(), Deadline("a.mkv"))
 
 
 def test_packets_are_scanned_in_display_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,8 @@ def test_frame_rate(average: int | None, guessed: int | None, pts: list[int], fp
 def test_large_frames_of_a_video_are_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", numbered_frames(2))
     with pytest.raises(DecodeError, match=rf"^{path}: 64 x 48 pixels, more than the 3071 of `clips.max_pixels`"):
-        index_video(path, max_pixels=64 * 48 - 1)
-    assert index_video(path, max_pixels=64 * 48).width == 64
+        index_video(path, ClipConfig(max_pixels=64 * 48 - 1))
+    assert index_video(path, ClipConfig(max_pixels=64 * 48)).width == 64
 
 
 def test_videos_that_are_too_short_are_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +215,7 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog: pytest.LogCaptu
 
     parts = [*spans("a.mp4", 3, 8), *spans("b.mp4", 3, 9), *spans("c.mp4", 1), *spans("d.png", 1, is_image=True)]
     assert log_too_short(parts, 9) == 2
-    assert "2 of 3 videos are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)" in caplog.text
+    assert "2 of 3 files are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)" in caplog.text
     caplog.clear()
     assert log_too_short(parts, 1) == 0
     assert not caplog.text
@@ -238,7 +238,7 @@ def test_more_frames_than_a_file_can_have(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_file_is_indexed_in_the_time_that_it_may_take(tmp_path: Path, codec: str) -> None:
     path = write_video(tmp_path / "slow.avi", numbered_frames(3), codec)
     with pytest.raises(DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or if") as caught:
-        index_video(path, timeout=1e-9)
+        index_video(path, ClipConfig(timeout=1e-9))
     assert not isinstance(caught.value, DecodeError), "files that are skipped would make the data depend on the speed"
 
 

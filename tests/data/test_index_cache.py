@@ -25,6 +25,7 @@ from telecine.data import (
     tar_members,
 )
 from telecine.data.index_cache import _index_cache_path
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
 
@@ -180,8 +181,9 @@ DAMAGES = {
     "nested brackets": _rows("[" * 30_000),
     "one long line": _rows("[" + "[], " * 10**6 + "1]"),
     "zeros without end": lambda path: path.write_bytes(gzip.compress(b'[4, "little", 0, 0]\n' + bytes(2**24))),
-    "no frames": _rows('["a.mp4", [1, 2], [64, 48, 25.0, true, 0.04, false], 0, 0]'),
-    "text for a number": _rows('["a.mp4", [1, 2], ["x", 48, 25.0, true, 0.04, false], 1, 1]'),
+    "no frames": _rows('["a.mp4", [1, 2], {"width": 64, "height": 48, "fps": 25.0}, 0, 0]'),
+    "text for a number": _rows('["a.mp4", [1, 2], {"width": "x", "height": 48, "fps": 25.0}, 1, 1]'),
+    "an unknown name": _rows('["a.mp4", [1, 2], {"width": 64, "height": 48, "fps": 25.0, "length": 1}, 1, 1]'),
     "a number of thousands of digits": _rows("[" + "9" * 5000 + "]"),
 }
 
@@ -260,8 +262,8 @@ def test_members_before_the_damage_of_a_tar_file_are_used(
     shard.write_bytes(shard.read_bytes()[: last.offset + 99])
     (folder / "c.tar").write_text("no tar")
     assert [info.path.name for info in load(folder)] == ["0.mp4"]
-    assert "b.tar: damaged after its first 2 videos and images" in caplog.text
-    assert "c.tar: damaged after its first 0 videos and images" in caplog.text
+    assert "b.tar: damaged after its first 2 members" in caplog.text
+    assert "c.tar: damaged after its first 0 members" in caplog.text
     assert "skipped 1 of 2 files" in caplog.text
 
 
@@ -282,4 +284,4 @@ def test_a_sparse_index_is_not_read(folder: Path, caplog: pytest.LogCaptureFixtu
 
 def test_members_of_a_tar_file_are_listed_in_the_time_that_it_may_take(folder: Path) -> None:
     with pytest.raises(DataError, match=r"b\.tar: not read within 1e-09 seconds"):
-        load_spans(folder / "b.tar", timeout=1e-9)
+        load_spans(folder / "b.tar", ClipConfig(timeout=1e-9))

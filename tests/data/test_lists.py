@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from telecine.data import DataError, Span, VideoInfo, read_list
+from telecine.data import DataError, Skipped, Span, VideoInfo, read_list
 from telecine.data.lists import Segment
 
 INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
@@ -137,14 +137,14 @@ def test_starts_and_ends_at_their_limits(tmp_path: Path) -> None:
     ],
 )
 def test_frames_of_a_segment(fields: dict[str, Any], frames: tuple[int, int]) -> None:
-    assert Segment(INFO.path, **fields).to_span(INFO) == Span(INFO, *frames)
+    assert Segment(INFO.path, **fields).span_in(INFO) == Span(INFO, *frames)
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"start_frame": 100}, "starts at frame 100, after the end of the video"),
-        ({"start": 4.0}, "starts at 4.0 s, after the end of the video"),
+        ({"start_frame": 100}, "starts at frame 100, after its last frame"),
+        ({"start": 4.0}, "starts at 4.0 s, after its last frame"),
         ({"start": 0.01, "end": 0.02}, "no frame from 0.01 s to 0.02 s"),
         ({"start": 2.0, "end_frame": 30}, "no frame from 2.0 s to frame 30"),
         ({"start_frame": 30, "end": 0.4}, "no frame from frame 30 to 0.4 s"),
@@ -152,9 +152,7 @@ def test_frames_of_a_segment(fields: dict[str, Any], frames: tuple[int, int]) ->
     ],
 )
 def test_segments_without_frames(fields: dict[str, Any], reason: str) -> None:
-    segment = Segment(INFO.path, **fields)
-    assert segment.to_span(INFO) is None
-    assert segment.empty_reason(INFO) == reason
+    assert Segment(INFO.path, **fields).span_in(INFO) == Skipped(INFO.path, reason)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

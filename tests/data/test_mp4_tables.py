@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from telecine.data import DecodeError, TarMember, decode, index_video, tar_members
+from telecine.data.errors import Deadline
 from telecine.data.mp4_tables import _tables, check_tables
-from telecine.data.source import Deadline
 
 from .videos import numbered_frames, write_shard, write_video
 

@@ -28,9 +28,10 @@ from telecine.data import (
     read_list,
     remote,
 )
+from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.remote import _cache_folder
-from telecine.data.source import PROTOCOLS, Deadline, DecodeError, RemotePath, TarMember, as_source
+from telecine.data.source import PROTOCOLS, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
 
 from .videos import moving_frames, write_images, write_shard, write_video
@@ -336,7 +337,7 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/{part}.mp4"
         with pytest.raises(DataError, match=rf"{address}: not read within 0\.3 seconds"):
-            load_spans(address, timeout=0.3)
+            load_spans(address, ClipConfig(timeout=0.3))
         server.is_over.set()  # type: ignore[attr-defined]
         server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))

@@ -20,7 +20,6 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.index import _index_image
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
@@ -186,7 +185,7 @@ def test_validation_clips_have_the_validation_size(spans: list[Span]) -> None:
 
 
 def test_validation_on_images(tmp_path: Path, spans: list[Span]) -> None:
-    images = [whole_video(_index_image(path)) for path in write_images(tmp_path, 3)]
+    images = [whole_video(index_video(path)) for path in write_images(tmp_path, 3)]
     assert {Path(clip["source"]).suffix for clip in read_validation_clips(images + spans, CONFIG, 4)} == {".mp4"}
     for config, used in ((CONFIG, images), (replace(CONFIG, image_ratio=1.0), images + spans)):
         clips = read_validation_clips(used, config, 4)

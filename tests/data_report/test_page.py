@@ -58,4 +58,4 @@ def test_clips_of_several_sizes_share_a_picture(report):
     assert sheet.shape == (5, 192, 2 * 144, 3)
     assert torch.equal(sheet[4, 80:112, 144 + 52 : 144 + 92], small.frames[4]), "in the middle"
     assert torch.equal(sheet[4, :, :144], sheet[0, :, :144]), "repeated"
-    assert _figure(2, large)["shape"] == "1 x 400 x 300"
+    assert _figure(large)["shape"] == "1 x 400 x 300"

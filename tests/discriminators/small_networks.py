@@ -1,10 +1,10 @@
-"""A small network of frames in the place of VGG16, and discriminators of pairs as those of one video."""
+"""A small network of frames in the place of VGG16."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine.discriminators import ConditionalDiscriminator, FeatureDiscriminator
+from telecine.discriminators import FeatureDiscriminator
 
 
 class SmallNet(nn.Module):
@@ -23,20 +23,5 @@ class SmallNet(nn.Module):
         return [first, F.softplus(self.second(first))]
 
 
-class OfItself(nn.Module):
-    """A discriminator of pairs that gets each video as its own condition."""
-
-    def __init__(self, pairs):
-        super().__init__()
-        self.pairs = pairs
-
-    def forward(self, x):
-        return self.pairs(x, x.detach())
-
-
 def features(**options):
     return FeatureDiscriminator(**{"dim": 2, "net": SmallNet(), **options})
-
-
-def pairs_of(make, **options):
-    return OfItself(ConditionalDiscriminator(make(channels=6, **options)))

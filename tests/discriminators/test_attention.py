@@ -6,9 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from telecine.discriminators import FeedForward, LinearSpaceAttention
 from telecine.discriminators import blocks as module
-from telecine.discriminators.blocks import _GEGLU, _Residual, _RMSNorm, _TaylorAttention
+from telecine.discriminators.blocks import (
+    _GEGLU,
+    FeedForward,
+    LinearSpaceAttention,
+    _Residual,
+    _RMSNorm,
+    _TaylorAttention,
+)
 
 FORMS = {"quadratic": module._quadratic_attention, "linear": module._linear_attention}
 

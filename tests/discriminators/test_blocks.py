@@ -5,9 +5,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from telecine.discriminators import DiscriminatorBlock, DiscriminatorBlock3D
 from telecine.discriminators.base import check_batch
-from telecine.discriminators.blocks import Head
+from telecine.discriminators.blocks import DiscriminatorBlock, DiscriminatorBlock3D, Head
 from telecine.discriminators.residual import Discriminator, _as_image_size
 
 CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"

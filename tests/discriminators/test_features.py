@@ -89,12 +89,11 @@ def test_known_channels_and_the_smallest_frame(vgg):
 @settings(max_examples=6, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 6), st.integers(1, 24), st.integers(1, 24)),
-    conditional=st.booleans(),
 )
-def test_any_video(shape, conditional):
-    network = features(conditional=conditional).double()
+def test_any_video(shape):
+    network = features().double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    logits = network(x, x.detach() if conditional else None).logits
+    logits = network(x).logits
     assert logits.shape == (shape[0], 2, shape[2], -(-shape[3] // 4), -(-shape[4] // 4))
     if shape[2] * shape[3] * shape[4] > 1:  # else normalisation leaves nothing of a map of one value
         (gradient,) = torch.autograd.grad(logits.sum(), x)
@@ -199,7 +198,6 @@ class TestNames:
         ({"dim": 0}, None, "`dim` must be a positive int"),
         ({"size": 0}, None, "`size` must be a positive int"),
         ({}, torch.zeros(1, 2, 2, 8, 8), "of shape .* with C = 3"),
-        ({"conditional": True}, torch.zeros(1, 3, 2, 8, 8), "`condition` must be given to a conditional"),
     ],
 )
 def test_bad_arguments(options, x, message):

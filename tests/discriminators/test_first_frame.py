@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.discriminators import Blur, CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
+from telecine.discriminators.blocks import Blur, CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
 
 
 def naive_pool(x):

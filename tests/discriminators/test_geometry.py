@@ -33,17 +33,11 @@ SIZED = {
 PATCHES = {norm: partial(PatchDiscriminator3D, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
 IMAGE_PATCHES = {norm: partial(PatchDiscriminator, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
 VIDEO = {**{name: partial(make, image_size=16, frame_num=8, **SMALL) for name, make in SIZED.items()}, **PATCHES}
-# On frozen features, and of pairs.
+# On frozen features.
 SMALL_NETWORKS = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
-features, pairs_of, OfItself = (SMALL_NETWORKS[name] for name in ("features", "pairs_of", "OfItself"))
-VIDEO |= {
-    "features": features,
-    "features of pairs": lambda: OfItself(features(conditional=True)),
-    "pairs": partial(pairs_of, PatchDiscriminator3D, dim=2),
-    "pairs, built for a size": partial(pairs_of, Discriminator3D, image_size=16, frame_num=8, **SMALL),
-}
+features = SMALL_NETWORKS["features"]
+VIDEO["features"] = features
 IMAGE = {"residual": partial(Discriminator, image_size=16, **SMALL), **IMAGE_PATCHES}
-IMAGE["pairs"] = partial(pairs_of, PatchDiscriminator, dim=2)
 
 video_networks = pytest.mark.parametrize("make", VIDEO.values(), ids=VIDEO)
 image_networks = pytest.mark.parametrize("make", IMAGE.values(), ids=IMAGE)

@@ -9,8 +9,7 @@ from einops import rearrange
 from torch import nn
 
 from telecine import PatchDiscriminator3D
-from telecine.discriminators import Blur, DiscriminatorBlock3D
-from telecine.discriminators.blocks import Conv3d, _SpaceToDepthConv, padded_conv3d
+from telecine.discriminators.blocks import Blur, Conv3d, DiscriminatorBlock3D, _SpaceToDepthConv, padded_conv3d
 
 MODES = {"both": {}, "space": {"space_only": True}, "time": {"time_only": True}}
 AXES = {"both": (True, True, True), "space": (False, True, True), "time": (True, False, False)}

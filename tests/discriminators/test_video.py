@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from telecine.discriminators import (
-    CausalConv3d,
     Discriminator,
     Discriminator3D,
     Discriminator3DWithfirstframe,
+    build_discriminator,
+)
+from telecine.discriminators.blocks import (
+    CausalConv3d,
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,
-    build_discriminator,
 )
 from telecine.discriminators.residual import _mean_over_frames
 

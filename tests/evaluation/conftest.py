@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 
 from .videos import noisy, waves
@@ -52,7 +52,7 @@ def videos(tmp_path_factory):
     """A folder of three videos of 26 frames of 48 x 64, one of them in a subfolder."""
     folder = tmp_path_factory.mktemp("videos")
     for seed, name in enumerate(("one.mp4", "two.mp4", "below/three.mp4")):
-        write_mp4(folder / name, waves(seed=seed), fps=25, crf=4)
+        write_video(folder / name, waves(seed=seed), fps=25, crf=4)
     return folder
 
 
@@ -63,7 +63,7 @@ def reconstructions(videos, tmp_path_factory):
     for label, scale in (("little", 4.0), ("much", 16.0)):
         folders[label] = tmp_path_factory.mktemp(label)
         for seed, name in enumerate(("one.mp4", "two.mp4", "below/three.mp4")):
-            write_mp4(folders[label] / name, noisy(waves(seed=seed), scale, seed), fps=25, crf=4)
+            write_video(folders[label] / name, noisy(waves(seed=seed), scale, seed), fps=25, crf=4)
     shutil.move(folders["much"] / "one.mp4", folders["much"] / "one.m4v")
     return folders
 

@@ -182,7 +182,7 @@ def test_the_interval_is_deterministic_and_independent_for_each_column():
 @pytest.mark.slow
 def test_the_interval_covers_the_mean_in_19_of_20_cases():
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(40, 400, generator=generator, dtype=torch.float64)
+    values = torch.randn(40, 200, generator=generator, dtype=torch.float64)
     low, high = _bootstrap_interval(values)
     covered = ((low <= 0) & (high >= 0)).double().mean()
     assert 0.90 < covered < 0.98

@@ -68,7 +68,7 @@ def test_the_commands_run(folder, cached_weights, capsys):
     for line in [line for line in COMMANDS if line not in launched]:
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
     assert {path.name for path in (folder / "figures" / "difference").iterdir()} == {
-        "comparison.json", "comparison.png", "comparison_frames.png"
+        "comparison.json", "comparison.png", "comparison_frames.png", "table.md", "table.tex"
     }  # fmt: skip
     assert (folder / "out.mp4").is_file()
 

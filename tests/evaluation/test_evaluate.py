@@ -131,7 +131,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": None}, "`data` must be a folder of videos or images, or one, but got nothing"),
+        ({"data": None}, "`data` must be a file, or a folder of files, but got nothing"),
         ({"features": "nowhere.pt"}, "nowhere.pt, which does not exist"),
         ({"num_frames": 6}, "4k\\+1"),
         ({"num_frames": 29}, "at least 29 frames"),

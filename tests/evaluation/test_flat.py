@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import as_video_autoencoder
-from telecine.evaluation.flat import COLOURS, LEVELS, flat_colours
+from telecine.evaluation.measure import FLAT_COLOURS, LEVELS, measure_flat_colours
 
 
 class _Adds(nn.Module):
@@ -21,7 +21,7 @@ class _Adds(nn.Module):
 
 def measured(pattern):
     model = as_video_autoencoder(_Adds(pattern / LEVELS))
-    return flat_colours(model, *pattern.shape[1:])
+    return measure_flat_colours(model, *pattern.shape[1:])
 
 
 SIZE = (3, 5, 8, 8)
@@ -47,5 +47,5 @@ def test_images_have_no_shimmer():
 
 
 def test_the_colours_are_inside_the_range():
-    assert len(set(COLOURS)) == 9
-    assert torch.tensor(COLOURS).abs().max() < 1
+    assert len(set(FLAT_COLOURS)) == 9
+    assert torch.tensor(FLAT_COLOURS).abs().max() < 1

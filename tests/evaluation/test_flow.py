@@ -5,11 +5,10 @@ import importlib.util
 import pytest
 import torch
 from torch.nn import functional as F
-from torchvision.models import optical_flow
 
 from telecine.evaluation import measure
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.flow import WarpingError, _visible_pixels, _warp, _warping_error, load_flow
+from telecine.evaluation.flow import DISFlow, WarpingError, _visible_pixels, _warp, _warping_error
 from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
@@ -39,7 +38,7 @@ class KnownFlow:
 
 @pytest.fixture(scope="module")
 def dis():
-    return load_flow("dis", CPU)
+    return DISFlow()
 
 
 def measured(flow, reconstruction):
@@ -119,35 +118,10 @@ def test_warping_takes_the_value_where_the_flow_leads():
     assert _warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
 
 
-def test_raft_by_path(tmp_path):
-    torch.save(optical_flow.raft_small().state_dict(), tmp_path / "weights.pth")
-    flow = load_flow(str(tmp_path / "weights.pth"), CPU)
-    assert flow.source.startswith("raft_small (arXiv 2003.12039), torchvision, weights.pth, sha256 ")
-    frames = moving_clip()[0, :, :2, :60].transpose(0, 1)
-    found = flow(frames[:1], frames[1:])
-    assert found.shape == (1, 2, 60, WIDTH)
-    padded = [F.pad(frame[None], (0, 128 - WIDTH, 0, 128 - 60), mode="replicate") for frame in frames]
-    with torch.no_grad():
-        torch.testing.assert_close(found, flow._network(*padded)[-1][..., :60, :WIDTH])
-
-
-def test_other_files_raise(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"`flow` must be a file of weights, but got nowhere\.pth, which does not exist"
-    ):
-        load_flow("nowhere.pth", CPU)
-    (tmp_path / "text.pth").write_text("no weights")
-    torch.save({"feature_encoder.convnormrelu.0.weight": torch.zeros(32, 3, 7, 7)}, tmp_path / "other.pth")
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "unknown.pth")
-    for name, error in (("text", "UnpicklingError"), ("other", "RuntimeError"), ("unknown", "KeyError")):
-        with pytest.raises(ValueError, match=rf"weights of torchvision's RAFT, but got .*others \({error}\)"):
-            load_flow(str(tmp_path / f"{name}.pth"), CPU)
-
-
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"Run `pip install 'opencv-python-headless>=.*`\. Or pass the path"):
-        load_flow("dis", CPU)
+    with pytest.raises(ValueError, match=r"Run `pip install 'opencv-python-headless>=.*`"):
+        DISFlow()
 
 
 def test_small_clips_raise(dis):

@@ -190,5 +190,5 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
 
 
 def test_without_data(model_folder):
-    with pytest.raises(ValueError, match="`data` must be a folder of videos or images, or one, but got nothing"):
+    with pytest.raises(ValueError, match="`data` must be a file, or a folder of files, but got nothing"):
         measure_latent_spaces([model_folder], LatentsConfig())

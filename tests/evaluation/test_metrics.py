@@ -109,13 +109,22 @@ class TestPerceptual:
             measured(*pair(), perceptual={"mine": distance})
 
 
+def test_channels_that_are_no_colours_are_measured_together():
+    metrics = ReconstructionMetrics()
+    target = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(1, 2, 3, 16, 16)
+    reconstruction = target.clone()
+    reconstruction[:, 1] += 0.1
+    metrics.update(reconstruction=reconstruction, target=target)
+    assert set(metrics.compute()) == {"psnr", "ssim"}
+    assert 27 < metrics.compute()["psnr"] < 30
+
+
 class TestInvalidArguments:
     @pytest.mark.parametrize(
         ("recon", "target", "message"),
         [
             (torch.zeros(3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be a floating-point"),
             (torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16).byte(), "`target` must be a floating-point"),
-            (torch.zeros(1, 2, 2, 16, 16), torch.zeros(1, 2, 2, 16, 16), "`target` must be grey, RGB or RGBA"),
             (torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be of `target`'s"),
             (torch.zeros(1, 3, 2, 16, 16), torch.full((1, 3, 2, 16, 16), 255.0), r"`target` must be in the range"),
         ],

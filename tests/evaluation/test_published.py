@@ -23,7 +23,7 @@ from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
 from .videos import noisy, waves
@@ -67,7 +67,7 @@ def data(tmp_path_factory):
     """Two videos of 12 frames, of 40 x 56 and of 64 x 80."""
     folder = tmp_path_factory.mktemp("published")
     for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
-        write_mp4(folder / name, waves(NUM_FRAMES, height, width, seed), fps=25, crf=4)
+        write_video(folder / name, waves(NUM_FRAMES, height, width, seed), fps=25, crf=4)
     return folder
 
 
@@ -330,7 +330,7 @@ class TestReading:
 
 def test_reconstructions_given_as_videos(run, data, tmp_path):
     for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
-        write_mp4(tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4)
+        write_video(tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4)
     settings = {"protocol": "tokenbench", "data": str(data), "device": "cpu"}
     run(small(TOKENBENCH))  # the fakes
     evaluation = evaluate(tmp_path, EvaluateConfig(**settings))

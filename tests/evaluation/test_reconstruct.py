@@ -13,7 +13,7 @@ from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
-from telecine.report.video import VideoWriter, write_mp4
+from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 
 from .videos import waves
@@ -136,7 +136,7 @@ def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path)
     video = videos / "one.mp4"
     with pytest.raises(ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"):
         reconstruct(model_folder, video, tmp_path)
-    with pytest.raises(ValueError, match="`output` must be another file than the video"):
+    with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, video, video)
     with pytest.raises(ValueError, match=r"which ends in .mp4 or .mkv, but got .*out\.webm\. Use .*out\.mp4"):
         reconstruct(model_folder, video, tmp_path / "out.webm")
@@ -162,7 +162,7 @@ def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
     with pytest.raises(ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"):
         reconstruct(model_folder, images / "one.jpg", tmp_path / "out.mp4")
-    with pytest.raises(ValueError, match="`output` must be another file than the video or image"):
+    with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, images / "below" / "two.png", images / "below" / "two.png")
 
 
@@ -187,7 +187,7 @@ def test_a_folder_of_images_becomes_a_folder_of_png_that_can_be_measured(
 
 
 def test_images_beside_videos_are_not_measured(images, videos, caplog):
-    write_mp4(images / "video.mp4", waves(9), fps=25)
+    write_video(images / "video.mp4", waves(9), fps=25)
     assert [path.name for path in find_videos(images)] == ["video.mp4"]
     assert f"2 images in {images} are not used beside its videos" in caplog.text
     assert [path.name for path in find_videos(images / "one.jpg")] == ["one.jpg"]
@@ -211,8 +211,7 @@ class Identity(torch.nn.Module):
 def test_an_mkv_keeps_all_channels_and_bits(tmp_path, in_channels, channels, bit_depth):
     dtype, levels = (torch.uint8, 256) if bit_depth == 8 else (torch.uint16, 65536)
     frames = torch.randint(levels, (5, 16, 18, in_channels)).to(dtype)
-    with VideoWriter(tmp_path / "in.mkv", 25) as writer:
-        writer.add(frames)
+    write_video(tmp_path / "in.mkv", frames, 25)
     config = ReconstructConfig(bit_depth=bit_depth, device="cpu")
     assert reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mkv", config) > 99
     info = index_video(tmp_path / "out.mkv")

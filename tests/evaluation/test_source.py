@@ -22,7 +22,7 @@ from telecine.evaluation.source import (
     read_span,
     select_clips,
 )
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
@@ -83,7 +83,7 @@ class TestIndex:
         Image.new("RGB", (64, 48)).save(copied_videos / "still.png")
         load_spans(copied_videos)
         indexed.clear()
-        write_mp4(copied_videos / "new.mp4", waves(seed=3), fps=25)
+        write_video(copied_videos / "new.mp4", waves(seed=3), fps=25)
         assert len(index_data(str(copied_videos))) == 4
         assert indexed == ["new.mp4"]
         load_spans(copied_videos)
@@ -175,8 +175,8 @@ class TestVideoSource:
         assert 0 < (reconstruction - target).abs().mean() < 0.1
 
     def test_several_sizes_need_a_size(self, copied_videos):
-        write_mp4(copied_videos / "wide.mp4", waves(width=96), fps=25)
-        with pytest.raises(ValueError, match="`data` must be videos of one size, but got 2 sizes, from 48 x 64 to 48"):
+        write_video(copied_videos / "wide.mp4", waves(width=96), fps=25)
+        with pytest.raises(ValueError, match="`data` must be files of one size, but got 2 sizes, from 48 x 64 to 48"):
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
         assert (opened.clips.height, opened.clips.width) == (32, 32)
@@ -241,7 +241,7 @@ class TestMatching:
         [(waves(20), "26 frames of 48 x 64, .* got 20 frames of 48 x 64"), (waves(26, 32), "got 26 frames of 32 x 64")],
     )
     def test_another_length_or_size_raises(self, videos, copied_videos, frames, message):
-        write_mp4(copied_videos / "one.mp4", frames, fps=25)
+        write_video(copied_videos / "one.mp4", frames, fps=25)
         with pytest.raises(ValueError, match=message):
             self.match(videos, copied_videos)
 

@@ -83,9 +83,8 @@ def test_other_channels_draw_no_background(channels):
 
 @pytest.mark.parametrize("channels", ["grey", "rgba"])
 @pytest.mark.parametrize("video", ["patch", "first_frame", "plain"])
-@pytest.mark.parametrize("conditional", [False, True])
-def test_discriminators_see_all_channels(channels, video, conditional):
-    config = DiscriminatorConfig(image="none", video=video, dim=4, max_dim=16, conditional=conditional)
+def test_discriminators_see_all_channels(channels, video):
+    config = DiscriminatorConfig(image="none", video=video, dim=4, max_dim=16)
     objective = ObjectiveConfig(0, perceptual_weight=0, adversarial_loss_weight=1.0)
     size = ClipConfig(3, 32, 32, channels=channels)
     loss = build_objective(objective, config, size)
@@ -95,7 +94,7 @@ def test_discriminators_see_all_channels(channels, video, conditional):
     assert torch.isfinite(update.loss)
     update.disc_loss.backward()
     first = next(p for p in loss.get_trainable_parameters() if p.ndim > 1)
-    assert first.shape[1] == number * (1 + conditional)
+    assert first.shape[1] == number
     assert (first.grad.flatten(2).abs().sum((0, 2)) > 0).all(), "a channel has no gradient"
 
 
@@ -110,14 +109,12 @@ class Maps(nn.Module):
         return [self.conv(frames)]
 
 
-@pytest.mark.parametrize("conditional", [False, True])
-def test_frozen_features_are_of_the_composite(conditional):
+def test_frozen_features_are_of_the_composite():
     torch.manual_seed(0)
-    network = FeatureDiscriminator(net=Maps(), dim=4, conditional=conditional).eval()
+    network = FeatureDiscriminator(net=Maps(), dim=4).eval()
     video = clips(4).requires_grad_()
-    condition = (clips(4, seed=1),) if conditional else ()
-    logits = network(video, *condition).logits
-    of_rgb = network(as_rgb(video), *map(as_rgb, condition)).logits
+    logits = network(video).logits
+    of_rgb = network(as_rgb(video)).logits
     assert torch.equal(logits, of_rgb)
     logits.sum().backward()
     assert video.grad[:, 3].abs().sum() > 0

@@ -20,11 +20,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import telecine
-from telecine.discriminators import (
+from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators.blocks import (
     Blur,
-    Discriminator,
-    Discriminator3D,
-    Discriminator3DWithfirstframe,
     DiscriminatorBlock,
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,

@@ -19,18 +19,18 @@ from .test_adversarial import VIDEO, Independent, discriminator_gradients, wasse
 
 
 class Small(nn.Module):
-    """A discriminator with one feature map, of frames or videos, of pairs if `chan_in` is 6."""
+    """A discriminator with one feature map, of frames or videos."""
 
     samples_are_independent = True
 
-    def __init__(self, sees="video", chan_in=3, *, patches=False):
+    def __init__(self, sees="video", *, patches=False):
         super().__init__()
         conv = nn.Conv2d if sees == "frames" else nn.Conv3d
-        self.sees, self.patches, self.conditional = sees, patches, chan_in == 6
-        self.conv, self.out = conv(chan_in, 3, 3, padding=1), conv(3, 1, 1)
+        self.sees, self.patches = sees, patches
+        self.conv, self.out = conv(3, 3, 3, padding=1), conv(3, 1, 1)
 
-    def forward(self, x, condition=None):
-        y = self.conv(x if condition is None else torch.cat([x, condition], 1)).tanh()
+    def forward(self, x):
+        y = self.conv(x).tanh()
         logits = self.out(y)
         return (logits if self.patches else logits.flatten(1).mean(1)), (y,)
 
@@ -47,7 +47,6 @@ NETWORKS = {
     "frames": lambda: {"discr_kwargs": Small("frames"), "adversarial_loss_weight": 0.5},
     "video": lambda: {"discr_3d_kwargs": Small(), "adversarial_loss_weight": 0.5},
     "patches": lambda: {"discr_3d_kwargs": Small(patches=True), "adversarial_loss_weight": 0.5},
-    "pairs": lambda: {"discr_3d_kwargs": Small(chan_in=6), "adversarial_loss_weight": 0.5},
 }
 LOSSES = {**{name: name for name in GAN_LOSSES}, "function": wasserstein}
 PENALTIES = [None, *GRAD_PENALTIES]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine import Discriminator3DWithfirstframe, PatchDiscriminator, PatchDiscriminator3D, Ramp, VideoAutoencoderLoss
-from telecine.discriminators import ConditionalDiscriminator, FeatureDiscriminator
+from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import (
     GAN_LOSSES,
     GRAD_PENALTIES,
@@ -71,11 +71,6 @@ class SmallDiscriminator(nn.Module):
         return self.out(y.flatten(2).mean(2)).squeeze(1), (y,)
 
 
-class PairDiscriminator(ConditionalDiscriminator):
-    def __init__(self):
-        super().__init__(PatchDiscriminator3D(dim=2, channels=6, num_layers=2))
-
-
 class SmallNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -88,7 +83,7 @@ class SmallNet(nn.Module):
 
 class SmallFeatureDiscriminator(FeatureDiscriminator):
     def __init__(self):
-        super().__init__(dim=2, net=SmallNet(), conditional=True)
+        super().__init__(dim=2, net=SmallNet())
 
 
 def frame_features(frames):
@@ -128,7 +123,6 @@ OPTIONS = {
         partial(PatchDiscriminator3D, dim=2, norm="none"),
         partial(PatchDiscriminator3D, dim=2, norm="spectral"),
         CustomDiscriminator,
-        PairDiscriminator,
         SmallFeatureDiscriminator,
     ),
     "multiscale_discr_kwargs": ((VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),
@@ -177,16 +171,32 @@ NEEDS = {
 NEEDS_NETWORKS = {
     "gradient_checkpointing": {"discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO, "multiscale_discr_kwargs": (VIDEO,)},
 }
-CASES = [("base", None), *((name, value) for name, values in OPTIONS.items() for value in values)]
+# Values after which others change nothing, or that need other settings: each has a case of its own.
+ALONE = ("disc_start", "multiscale_discr_kwargs", "gan.disc_train_start", "perceptual.net", "perceptual.chunk_size")
+ALONE += ("adaptive_weight.", "eager_gradients", "gradient_checkpointing")
 # What is decided anew in an update, or differs with the step.
-OF_AN_UPDATE = ("base", "disc", "adv", "multi", "grad_penalty", "gan.", "penalty.", "adaptive_weight.", "gradient_")
+OF_AN_UPDATE = ("disc", "adv", "multi", "grad_penalty", "gan.", "penalty.", "adaptive_weight.", "gradient_")
 OF_A_STEP = ("disc_start", "gan.disc_train_start", "penalty.every")
 
 
-def of_cases(cases):
-    return pytest.mark.parametrize(
-        ("name", "value"), cases, ids=[f"{name}-{index}" for index, (name, _) in enumerate(cases)]
-    )
+def cases_of(options):
+    """Parametrize with the settings of each case: the base, one value, or one value of each option that has more."""
+    alone, together = [{}], {True: {}, False: {}}
+    for name, values in options.items():
+        for value in values:
+            if name.startswith(ALONE) or value == 0:
+                alone.append({name: value})
+            else:
+                together[changes(name, value)].setdefault(name, []).append(value)
+    several = [
+        {name: values[index] for name, values in by_name.items() if index < len(values)}
+        for by_name in together.values()
+        for index in range(max(map(len, by_name.values())))
+    ]
+    covered = [(name, str(value)) for case in alone + several for name, value in case.items()]
+    assert sorted(covered) == sorted((name, str(value)) for name, values in options.items() for value in values)
+    ids = [*("".join(case) or "base" for case in alone), *(f"several-{index}" for index in range(len(several)))]
+    return pytest.mark.parametrize("case", alone + several, ids=ids)
 
 
 def made(value):
@@ -198,38 +208,40 @@ def made(value):
 
 
 def changes(name, value):
-    """Return whether a case depends on the step."""
+    """Return whether a value depends on the step."""
     ramps = (name.endswith("_weight") and value != 0) or "gram" in (value if name == "terms" else ())
     return ramps or name in OF_A_STEP
 
 
-def steps_of(name, value):
+def steps_of(case):
     """Return the steps to run: at 0, ramps are at their start; at 3, at their end."""
-    return (0, 3) if changes(name, value) else (0,)
+    return (0, 3) if any(changes(*item) for item in case.items()) else (0,)
 
 
 @pytest.fixture
 def build(vgg, narrow_lpips, cached_weights):
     """Return a function that builds the loss of a case: LPIPS is narrow unless the case is about the network."""
 
-    def make(name, value, **more):
+    def make(case, **more):
         torch.manual_seed(0)
-        networks = {key: made(spec) for key, spec in {**BASE, **NEEDS_NETWORKS.get(name, {})}.items()}
-        settings = {**networks, **more, "perceptual": {"net": narrow_lpips}}
-        group, _, field = name.partition(".")
-        if field:
-            settings[group] = {**settings.get(group, {}), **NEEDS.get(name, {}), field: made(value)}
-        elif name != "base":
-            settings[name] = made(value)
-        if value == "vgg":
+        needed = {key: spec for name in case for key, spec in NEEDS_NETWORKS.get(name, {}).items()}
+        settings = {**{key: made(spec) for key, spec in {**BASE, **needed}.items()}, **more}
+        settings["perceptual"] = {"net": narrow_lpips}
+        for name, value in case.items():
+            group, _, field = name.partition(".")
+            if field:
+                settings[group] = {**settings.get(group, {}), **NEEDS.get(name, {}), field: made(value)}
+            else:
+                settings[name] = made(value)
+        if case.get("perceptual.net") == "vgg":
             settings["vgg_weights"] = vgg
         return VideoAutoencoderLoss(**settings)
 
     return make
 
 
-def clip_of(name, clip, frames=3, dtype=torch.float64):
-    size = 32 if name == "perceptual.net" else 16  # the smallest of AlexNet is 31
+def clip_of(case, clip, frames=3, dtype=torch.float64):
+    size = 32 if "perceptual.net" in case else 16  # the smallest of AlexNet is 31
     return clip((2, 3, frames, size, size), dtype=dtype)
 
 
@@ -313,21 +325,21 @@ def assert_same(ours, theirs, rtol=1e-5, atol=1e-8):
 
 
 @pytest.mark.slow
-@of_cases([case for case in CASES if case[0] != "eager_gradients"])
-def test_eager_gradients_are_those_of_a_graph(name, value, build, autoencoder, clip):
+@cases_of({name: values for name, values in OPTIONS.items() if name != "eager_gradients"})
+def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     """In float64; adaptive weights are ratios of float32 norms."""
     autoencoder.double()
     results = []
     for eager in (True, False):
-        loss = build(name, value, eager_gradients=eager).double()
-        results.append([two_calls(loss, autoencoder, clip_of(name, clip), step) for step in steps_of(name, value)])
+        loss = build(case, eager_gradients=eager).double()
+        results.append([two_calls(loss, autoencoder, clip_of(case, clip), step) for step in steps_of(case)])
     for ours, theirs in zip(*results, strict=True):
         assert_same(ours, theirs)
 
 
 @pytest.mark.slow
-@of_cases([case for case in CASES if case[0].startswith(OF_AN_UPDATE) and case[0] != "gan.augment"])
-def test_an_update_is_two_calls(name, value, build, autoencoder, clip):
+@cases_of({name: values for name, values in OPTIONS.items() if name.startswith(OF_AN_UPDATE) and name != "gan.augment"})
+def test_an_update_is_two_calls(case, build, autoencoder, clip):
     """With one frame per clip, since discriminators of frames would see others; spectral norms change in each pass.
 
     Of augmentations, `test_adversarial.py` tests it: two calls draw two.
@@ -335,9 +347,9 @@ def test_an_update_is_two_calls(name, value, build, autoencoder, clip):
     autoencoder.double()
     results = []
     for run in (two_calls, one_update):
-        loss = build(name, value).double().eval()
-        real = clip_of(name, clip, frames=1)
-        results.append([run(loss, autoencoder, real, step) for step in steps_of(name, value)])
+        loss = build(case).double().eval()
+        real = clip_of(case, clip, frames=1)
+        results.append([run(loss, autoencoder, real, step) for step in steps_of(case)])
     for ours, theirs in zip(*results, strict=True):
         assert_same(ours, theirs)
 
@@ -345,10 +357,10 @@ def test_an_update_is_two_calls(name, value, build, autoencoder, clip):
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
     """In float16 the autoencoder's graph is an ordinary one, for the caller's loss scale."""
-    real = clip_of("", clip, dtype=torch.float32)
+    real = clip_of({}, clip, dtype=torch.float32)
     results = []
     for eager in (True, False):
-        loss = build("penalty.every", 2, eager_gradients=eager)
+        loss = build({"penalty.every": 2}, eager_gradients=eager)
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             torch.manual_seed(0)
             steps = [loss(real, autoencoder(real), i, 1, aux_of(autoencoder), autoencoder.last_layer) for i in (0, 1)]
@@ -362,11 +374,11 @@ def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
 
 
 @pytest.mark.slow
-@of_cases([case for case in CASES if not case[0].endswith("_weight")])
-def test_bfloat16_autocast_trains_both_networks(name, value, build, autoencoder, clip):
-    loss = build(name, value)
-    real = clip_of(name, clip, dtype=torch.float32)
-    for step in steps_of(name, value):
+@cases_of({name: values for name, values in OPTIONS.items() if not name.endswith("_weight")})
+def test_bfloat16_autocast_trains_both_networks(case, build, autoencoder, clip):
+    loss = build(case)
+    real = clip_of(case, clip, dtype=torch.float32)
+    for step in steps_of(case):
         with torch.autocast("cpu", torch.bfloat16):
             latent = autoencoder.encoder(real)
             fake, options = autoencoder.decoder(latent), {"latent": latent, "decode": autoencoder.decoder}

@@ -14,7 +14,7 @@ from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import _breakable, _page_environment, write_report
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 
 from .runs import FPS, records, stamped, write_clips_of, write_run
@@ -168,7 +168,7 @@ def test_a_second_report_replaces_the_first(runs, tmp_path):
 
 def test_a_run_without_clips_shows_its_side_by_side_video(tmp_path):
     run = write_run(tmp_path / "run", records(60))
-    write_mp4(run / "side_by_side.mp4", torch.zeros(7, 64, 96, 3, dtype=torch.uint8), 10)
+    write_video(run / "side_by_side.mp4", torch.zeros(7, 64, 96, 3, dtype=torch.uint8), 10)
     (validation,) = data_of(write_report([run]))["validations"]
     (clip,) = validation["clips"]
     assert (validation["step"], validation["amplification"], validation["best_and_worst"]) == (60, None, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
+from telecine.report import video
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import VideoWriter, as_shown, gif_bytes, shrink, write_mp4
+from telecine.report.video import as_shown, depth_range, gif_bytes, shrink, write_video
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -32,7 +33,7 @@ def _frames(num_frames: int, height: int, width: int) -> Tensor:
 def test_mp4_plays_in_browsers(tmp_path: Path, size: tuple[int, int]) -> None:
     frames = _frames(30, *size)
     path = tmp_path / "new" / "folder" / "video.mp4"
-    write_mp4(path, frames, 30000 / 1001)
+    write_video(path, frames, 30000 / 1001)
     assert [file.name for file in path.parent.iterdir()] == ["video.mp4"]
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
@@ -52,7 +53,7 @@ def test_mp4_plays_in_browsers(tmp_path: Path, size: tuple[int, int]) -> None:
 def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
     frames = _frames(20, 32, 32)
     # Lossless, because the result of lossy encoding may depend on the number of threads.
-    write_mp4(tmp_path / "whole.mp4", frames, 25, crf=0)
+    write_video(tmp_path / "whole.mp4", frames, 25, crf=0)
     _write_parts(tmp_path / "parts.mp4", frames.split(7))
     whole, parts = (read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4"))
     assert torch.equal(whole, parts)
@@ -61,8 +62,7 @@ def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", [Fraction(1, 10**7), Fraction(1, 10**9), Fraction(1, 90_000), Fraction(1001, 30_000)])
 def test_times_in_any_unit(tmp_path: Path, unit: Fraction) -> None:
     pts = [2 * number * round(Fraction(1, 25) / unit) + number % 2 for number in range(6)]
-    with VideoWriter(tmp_path / "times.mp4", 25, pts=pts, time_base=float(unit)) as writer:
-        writer.add(_frames(6, 32, 32))
+    write_video(tmp_path / "times.mp4", _frames(6, 32, 32), 25, pts=pts, time_base=float(unit))
     info = index_video(tmp_path / "times.mp4")
     times = [each * info.time_base for each in info.pts]
     assert times == pytest.approx([float(each * unit) for each in pts], rel=1e-9)
@@ -70,14 +70,13 @@ def test_times_in_any_unit(tmp_path: Path, unit: Fraction) -> None:
 
 def test_crf_sets_the_quality(tmp_path: Path) -> None:
     for crf in (0, 40):
-        write_mp4(tmp_path / f"{crf}.mp4", _frames(10, 64, 64), 25, crf=crf)
+        write_video(tmp_path / f"{crf}.mp4", _frames(10, 64, 64), 25, crf=crf)
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "0.mp4").stat().st_size / 3
 
 
 @pytest.mark.parametrize(("every", "longest"), [(None, 10), (1, 1), (4, 4)])
 def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: int) -> None:
-    with VideoWriter(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
-        writer.add(_frames(10, 32, 32))
+    write_video(tmp_path / "video.mp4", _frames(10, 32, 32), 25, keyframe_every=every)
     with av.open(str(tmp_path / "video.mp4")) as container:
         keys = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
     assert keys[0] == 0
@@ -85,9 +84,7 @@ def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: i
 
 
 def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
-    with VideoWriter(path, 25, crf=0) as writer:
-        for part in parts:
-            writer.add(part)
+    write_video(path, chain.from_iterable(parts), 25, crf=0)
 
 
 def _interrupted(part: Tensor) -> Iterator[Tensor]:
@@ -112,13 +109,20 @@ def test_a_failure_keeps_the_old_file_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [0, float("nan"), float("inf")])
 def test_an_invalid_frame_rate_raises(tmp_path: Path, fps: float) -> None:
     with pytest.raises(ValueError, match="`fps` must be"):
-        VideoWriter(tmp_path / "video.mp4", fps)
+        write_video(tmp_path / "video.mp4", [], fps)
 
 
-@pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])
-def test_other_frames_than_uint8_raise(tmp_path: Path, frames: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`frames` must be uint8 of shape \(T, H, W, 3\)"):
-        write_mp4(tmp_path / "video.mp4", frames, 25)
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), r"uint8 of shape \(T, H, W, 3\)"),
+        (torch.zeros(2, 0, 8, 3, dtype=torch.uint8), r"uint8 of shape \(T, H, W, 3\)"),
+        (torch.zeros(0, 8, 8, 3, dtype=torch.uint8), "at least one frame"),
+    ],
+)
+def test_other_frames_than_uint8_raise(tmp_path: Path, frames: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"`frames` must be {message}"):
+        write_video(tmp_path / "video.mp4", frames, 25)
     with pytest.raises(ValueError, match="`frames` must be uint8"):
         gif_bytes(frames, 25)
 
@@ -165,7 +169,7 @@ def test_side_by_side_of_large_clips_is_not_enlarged(tmp_path: Path) -> None:
     picture = side_by_side(inputs=clips, reconstructions=clips)
     # 26 + 193 rows and 3 * 33 + 2 * 4 columns, both made even.
     assert picture.shape == (2, 220, 108, 3)
-    write_mp4(tmp_path / "video.mp4", picture, 10)
+    write_video(tmp_path / "video.mp4", picture, 10)
     assert index_video(tmp_path / "video.mp4").num_frames == 2
 
 
@@ -206,15 +210,17 @@ def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float, num_frames: int, rate: int
 ) -> None:
     added: list[int] = []
-    add = VideoWriter.add
-    monkeypatch.setattr(VideoWriter, "add", lambda self, frames: (added.append(len(frames)), add(self, frames)))
+    check = video.check_shown
+    monkeypatch.setattr(
+        video, "check_shown", lambda name, frames, **kind: (added.append(len(frames)), check(name, frames, **kind))
+    )
     frames = (torch.arange(9, dtype=torch.uint8) * 25)[:, None, None, None].expand(-1, 16, 16, 3)
     write_preview(tmp_path / "video.mp4", frames, fps)
     info = index_video(tmp_path / "video.mp4")
     assert (info.num_frames, info.fps) == (num_frames, rate)
     back = read_clip(info, num_frames - 9, 9)[:, 8, 8].float()
     assert (back - frames[:, 8, 8].float()).abs().max() < 3
-    assert set(added) == {9}
+    assert set(added) == {1}
 
 
 def test_alpha_is_shown_on_a_chequerboard_and_grey_as_grey():
@@ -229,3 +235,25 @@ def test_alpha_is_shown_on_a_chequerboard_and_grey_as_grey():
     assert as_shown(frames[..., :3].clone()).shape[-1] == 3
     assert torch.equal(as_shown(frames[..., :1]), frames[..., :1].expand(-1, -1, -1, 3))
     assert torch.equal(as_shown((frames.int() * 257).to(torch.uint16)), frames[..., :3])
+
+
+def test_other_channels_are_shown_as_grey_side_by_side():
+    frames = torch.randint(256, (2, 8, 10, 2), dtype=torch.uint8)
+    shown = as_shown(frames)
+    assert shown.shape == (2, 8, 20, 3)
+    assert torch.equal(shown[:, :, :10, 1], frames[..., 0])
+    assert torch.equal(shown[:, :, 10:, 1], frames[..., 1])
+
+
+def test_depth_is_shown_in_the_colours_of_its_range():
+    assert depth_range(torch.zeros(1, 2, 2, 1, dtype=torch.uint8)) is None, "grey of 8 bits is grey"
+    values = torch.arange(1000, 41000, 1000).reshape(1, 5, 8, 1).to(torch.uint16)
+    limits = depth_range(values)
+    assert limits == (1000, 40000)
+    shown = as_shown(values, limits)
+    assert shown.shape == (1, 5, 8, 3)
+    assert len(shown.reshape(-1, 3).unique(dim=0)) == 40
+    assert shown[0, 0, 0, 2] > shown[0, 0, 0, 1] < shown[0, -1, -1, 0], "blue to red"
+    reconstruction = (values.int() + 257 * 10).to(torch.uint16)
+    panels = _panes(target=values, reconstruction=reconstruction).split(16, dim=2)
+    assert (panels[2].unique().tolist(), len(panels)) == ([40], 3), "four times ten levels of 255"

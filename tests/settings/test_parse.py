@@ -10,7 +10,6 @@ from telecine.cli.parser import parse
 from telecine.settings import Bucket, OptimizerConfig, TrainConfig
 from telecine.settings.parse import (
     _typed_layer,
-    config_from,
     launcher_layer,
     merged,
     nested,
@@ -18,7 +17,8 @@ from telecine.settings.parse import (
     read_layer,
     settings_from,
 )
-from telecine.settings.validate import REMOVED, json_schema, validate
+from telecine.settings.train import REMOVED
+from telecine.settings.validate import json_schema, validate
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
@@ -119,10 +119,10 @@ def test_later_layers_override_setting_by_setting():
     ramp = {"weight": 1, "start": 5, "steps": 7}
     layers = [{"objective": {"perceptual_weight": ramp, "terms": {"wavelet": 0.1}}}]
     layers.append({"objective": {"perceptual_weight": {"weight": 2}, "terms": {"temporal": 0.2}}})
-    objective = config_from(*layers).objective
+    objective = read_config(*layers).objective
     assert objective.perceptual_weight == Ramp(2.0, start=5, steps=7)
     assert objective.terms == {"wavelet": Term("wavelet", 0.1), "temporal": Term("temporal", 0.2)}
-    assert config_from(*layers, {"objective": {"perceptual_weight": 3}}).objective.perceptual_weight == 3
+    assert read_config(*layers, {"objective": {"perceptual_weight": 3}}).objective.perceptual_weight == 3
     assert layers[0]["objective"]["perceptual_weight"] is ramp, "layers are not changed"
 
 
@@ -194,9 +194,9 @@ def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
     assert launcher_layer() == settings
     if settings.get("sharding") in ("fsdp1", "deepspeed"):
         with pytest.raises(ValueError, match=r"`sharding` must be one of 'none', 'fsdp2', but got '(fsdp1|deepspeed)'"):
-            config_from(settings)
+            read_config(settings)
     else:
-        config_from(settings)
+        read_config(settings)
 
 
 def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch):
@@ -209,12 +209,12 @@ def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_hav
     assert len(REMOVED) == 6
     old = merged(nested([item]) for item in REMOVED.items())
     before = repr(old)
-    assert config_from(old) == TrainConfig()
+    assert read_config(old) == TrainConfig()
     assert repr(old) == before
     for name, value in REMOVED.items():
         other = "constant" if isinstance(value, str) else not value
         with pytest.raises(ValueError, match=f"`{name}` must be left out .it is .* now., but got {other!r}. Remove"):
-            config_from(nested([(name, other)]))
+            read_config(nested([(name, other)]))
 
 
 def test_a_recipe_is_a_layer():

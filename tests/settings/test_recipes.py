@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from telecine.__main__ import main
 from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
-from telecine.settings.parse import config_from, read_config
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import GROUPS, RECIPES, copy_recipe, find_recipe, recipes
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step
@@ -110,7 +110,7 @@ def test_the_clips_are_those_that_the_model_reproduces(model):
 def test_later_recipes_override_earlier_ones():
     config = read_config("wan2.1", "scratch_256", "24gb")
     assert (config.model, config.clips.height, config.mixed_precision) == ("runs/scratch_128", 256, "bf16")
-    assert config_from(*map(values_of, ("wan2.1", "scratch_256", "24gb"))) == config
+    assert read_config(*map(values_of, ("wan2.1", "scratch_256", "24gb"))) == config
 
 
 # Instead of the sizes that the recipes have.
@@ -153,7 +153,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     published = tiny_model(MODELS[model])
     published.save_config(tmp_path)
     values = [*map(values_of, (model, stage, hardware)), small(model), {"model": str(tmp_path / "config.json")}]
-    config = config_from(*values)
+    config = read_config(*values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
     state.step = WeightSchedule(config.objective).step_with_most_terms()
@@ -174,7 +174,7 @@ def test_an_update_with_each_objective(name):
     size = {"num_frames": 5, "height": 32, "width": 32}
     model = {"base_channels": 8, "blocks_per_level": 1, "latent_channels": 4}
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
-    config = config_from(*map(values_of, ("gpu", name)), values)
+    config = read_config(*map(values_of, ("gpu", name)), values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     state.step = WeightSchedule(config.objective).step_with_most_terms()
     log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])

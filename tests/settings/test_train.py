@@ -26,7 +26,7 @@ from telecine.settings import (
     TrainConfig,
     Weight,
 )
-from telecine.settings.parse import config_from, read_config
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
 
 from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
@@ -117,7 +117,7 @@ WRONG = [
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_wrong_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        config_from(changes)
+        read_config(changes)
 
 
 def test_no_discriminator_is_needed_without_its_weight():
@@ -258,7 +258,7 @@ def test_every_recipe_is_valid():
 def test_presets_have_the_latents_of_published_models(latent, channels):
     sizes = []
     for size in ("tiny", "small", "base", "large"):
-        config = config_from({"causal_vae": {"size": size, "latent": latent}}).causal_vae
+        config = read_config({"causal_vae": {"size": size, "latent": latent}}).causal_vae
         assert config == CausalVAEConfig(size=size, latent=latent)
         compression = (config.time_compression, config.spatial_compression, config.spatial_compression)
         assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
@@ -268,12 +268,12 @@ def test_presets_have_the_latents_of_published_models(latent, channels):
 
 def test_presets_override_earlier_files_and_are_overridden_beside_them():
     earlier = {"causal_vae": {"base_channels": 8, "latent_channels": 3, "time_kernel": 1}}
-    config = config_from(earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}).causal_vae
+    config = read_config(earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}).causal_vae
     assert (config.base_channels, config.blocks_per_level, config.latent_channels, config.time_kernel) == (256, 7, 3, 1)
     saved = yaml.safe_load(_as_yaml(TrainConfig(causal_vae=config)))["causal_vae"]
     assert saved.keys() == vars(config).keys(), "a run saves what a preset stands for"
     with pytest.raises(ValueError, match=r"`causal_vae.size` must be one of 'tiny', .* Did you mean `large`"):
-        config_from({"causal_vae": {"size": "lage"}})
+        read_config({"causal_vae": {"size": "lage"}})
 
 
 def test_the_demo_turns_the_gan_on_in_its_last_third():

@@ -11,7 +11,7 @@ import torch
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
@@ -55,9 +55,7 @@ EVERY_TERM = validate(
         quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
     ),
 )
-EVERY_DISCRIMINATOR = DiscriminatorConfig(
-    video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral", conditional=True
-)
+EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,7 +93,7 @@ def small_video(tmp_path_factory):
     """Return a real video of 60 frames at 64 x 48 pixels, which takes a small part of the time to decode."""
     path = tmp_path_factory.mktemp("video") / "face.mp4"
     frames = read_clip(index_video(sample_videos()[0]), 0, 60, size=(48, 64))
-    write_mp4(path, frames, fps=25)
+    write_video(path, frames, fps=25)
     return path
 
 

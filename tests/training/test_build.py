@@ -12,7 +12,6 @@ from torch import nn
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
 from telecine.discriminators import (
-    ConditionalDiscriminator,
     Discriminator,
     Discriminator3D,
     Discriminator3DWithfirstframe,
@@ -85,7 +84,7 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     discriminators = loss.discriminators + loss.multiscale_discriminators
     assert len(discriminators) == 2 * num_scales + (image != "none")
     for discriminator in discriminators:
-        discriminator = discriminator.of_frames(torch.zeros(2, 1, dtype=torch.long), clip)
+        discriminator = discriminator.of_frames(torch.zeros(2, 1, dtype=torch.long))
         logits = discriminator.logits(discriminator.input_of(clip))
         assert len(logits) == 2
         assert logits.isfinite().all()
@@ -111,33 +110,17 @@ def test_settings_of_one_kind_reach_it(tiny):
         assert not [module for module in discriminator.modules() if isinstance(module, torch.nn.GroupNorm)]
 
 
-def test_discriminators_of_pairs(tiny):
-    settings = DiscriminatorConfig(video="patch", image="attention", dim=2, max_dim=16, conditional=True, num_scales=1)
-    objective = ObjectiveConfig(
-        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
-    )
-    loss = objective_of(tiny(discriminator=settings, objective=objective))
-    pairs = [loss.discr_3d, loss.discr, *loss.multiscale_discrs]
-    assert {type(module) for module in pairs} == {ConditionalDiscriminator}
-    networks = [PatchDiscriminator3D, Discriminator, PatchDiscriminator3D]
-    assert [type(module.network) for module in pairs] == networks
-    assert [module.network.channels for module in pairs] == [6, 6, 6]
-
-
 def test_settings_of_the_frozen_features(tiny):
-    features = DiscriminatorConfig(
-        video="features", dim=2, num_scales=2, conditional=True, features=FeaturesConfig(net="alex", size=40)
-    )
+    features = DiscriminatorConfig(video="features", dim=2, num_scales=2, features=FeaturesConfig(net="alex", size=40))
     objective = ObjectiveConfig(
         adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
     )
     loss = objective_of(tiny(discriminator=features, objective=objective))
     networks = [loss.discr_3d, *loss.multiscale_discrs]
     for network in networks:
-        assert network.conditional
         assert network.backbone.size == 40
         assert [head.conv_in.weight.shape[:2] for head in network.heads] == [
-            (8, 2 * channels) for channels in (64, 192, 384, 256, 256)
+            (8, channels) for channels in (64, 192, 384, 256, 256)
         ]
     assert len({id(network.backbone.module) for network in networks}) == 1, "one frozen network serves all"
     names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
@@ -336,9 +319,7 @@ def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
     found = [(type(each), each.defaults["lr"], each.defaults["weight_decay"]) for each in state.optimizers.values()]
     assert found == [(AdamW8bit, 0.5, 0.125), (AdamW8bit, 0.25, 0.125)]
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on mps, but got adamw_8bit"):
-        new_state(
-            SimpleNamespace(device=torch.device("mps")), nn.Linear(1, 1), state.objective, None, config.optimizer, 0
-        )
+        new_state(config, SimpleNamespace(device=torch.device("mps")), nn.Linear(1, 1), state.objective, None)
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
         replace(config, sharding="fsdp2")
 

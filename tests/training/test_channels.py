@@ -5,16 +5,18 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from telecine.autoencoders.load import load_model_or_run
 from telecine.data import index_video, read_clip, sample_videos
+from telecine.data_report.inspect import inspect_data
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.report.video import VideoWriter
+from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 from telecine.training import train
 from telecine.training.build import build_autoencoder
@@ -37,8 +39,7 @@ def alpha_video(tmp_path_factory):
     time = torch.arange(40)[:, None, None]
     alpha = (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7)).clamp(0, 255).to(torch.uint8)
     path = tmp_path_factory.mktemp("alpha") / "face.mkv"
-    with VideoWriter(path, 25) as writer:
-        writer.add(torch.cat([frames, alpha[..., None]], dim=-1))
+    write_video(path, torch.cat([frames, alpha[..., None]], dim=-1), 25)
     return path
 
 
@@ -69,6 +70,48 @@ def test_a_run_and_all_that_reads_it(
     output = tmp_path / "out.mkv"
     reconstruct(result.run, alpha_video, output, ReconstructConfig(num_frames=5, bit_depth=bit_depth, device="cpu"))
     assert read_clip(index_video(output), 0, 40, pixels=PixelFormat(channels, bit_depth)).shape == (40, 48, 64, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "bit_depth"), [(2, 8), (1, 16)])
+def test_a_run_on_arrays_and_all_that_reads_it(tiny, tmp_path, with_pictures, number, bit_depth):
+    data, low, high = tmp_path / "data", -1.0, 3.0
+    data.mkdir()
+    rows, columns, time = torch.meshgrid(torch.arange(48), torch.arange(64), torch.arange(12), indexing="ij")
+    waves = torch.stack([torch.cos((rows + time * (1 + k)) / 9) * torch.sin(columns / 7) for k in range(number)])
+    for index in range(2):
+        np.save(data / f"{index}.npy", (low + (waves.roll(index, 1).numpy() + 1) * (high - low) / 2).astype("f4"))
+    config, console = tiny(steps=2, val_every=2), quiet()
+    clips = replace(config.clips, channels=number, layout="C H W T", range=(low, high), bit_depth=bit_depth)
+    config = replace(config, data=str(data), clips=clips, causal_vae=replace(config.causal_vae, in_channels=number))
+    result = train(config, console=console)
+    is_off = number == 2
+    assert set(result.last) == {"psnr", "ssim", *([] if is_off else ["lpips_alex"])}
+    assert ("LPIPS is off, which knows colours" in console.file.getvalue().replace("\n", " ")) == is_off
+    saved = json.loads(next((result.run / "validation").rglob("*.json")).read_text())["clips"][0]
+    assert bool(saved["colours"]) == (number == 1)
+    size = {"num_frames": 5, "height": 32, "width": 32, "layout": "C H W T", "range": (low, high)}
+    for checkpoint, options in ((result.run, {}), (result.checkpoint / "ema", size)):
+        measured = evaluate(checkpoint, EvaluateConfig(data=str(data), max_clips=1, device="cpu", **options))
+        assert ("lpips_alex" in measured.metrics) != is_off
+    space = measure_latent_spaces([result.run], LatentsConfig(data=str(data), max_clips=1, device="cpu"))
+    assert len(space.models[0].channels.std) == 4
+    reconstruct(result.run, data, tmp_path / "out", ReconstructConfig(num_frames=5, device="cpu"))
+    stored = np.load(tmp_path / "out" / "0.npy")
+    assert (stored.shape, stored.dtype) == ((number, 48, 64, 12), np.float32)
+    assert low <= stored.min() < stored.max() <= high
+    assert [row.codec for row in inspect_data(config, num_clips=2).files] == ["array"] * 2
+    with pytest.raises(ValueError, match=r"`clips.channels` must be one of"):
+        dry_run(replace(config, clips=replace(clips, channels="rgb")), console=quiet())
+
+
+def test_terms_that_know_rgb_are_refused_for_other_channels(tiny):
+    config = tiny()
+    clips = replace(config.clips, channels=2)
+    assert replace(config, clips=clips).objective.perceptual_weight == 0
+    objective = replace(config.objective, terms={"gram": 0.1})
+    with pytest.raises(ValueError, match=r"`clips.channels` must be grey, rgb or rgba for gram"):
+        replace(config, clips=clips, objective=objective)
 
 
 @pytest.mark.slow

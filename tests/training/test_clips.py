@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from telecine.data import DataError, ReadingStopped
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips, read_next
 
@@ -34,7 +34,7 @@ def test_validation_clips_from_separate_videos(tiny):
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
-    write_mp4(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
+    write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
     config = tiny(val_data=str(tmp_path / "short.mp4"))
     message = r"`val_data` must be .* clip of 5 frames, but got none; the longest has 3 frames, .*short.mp4"
     with pytest.raises(DataError, match=message):

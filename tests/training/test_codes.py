@@ -50,3 +50,21 @@ def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
     losses = {name for record in records for name in record if name.startswith("train/")}
     assert {"train/entropy_loss", "train/commitment_loss"} <= losses
     assert 1 < records[-1]["latent/code_perplexity"] <= 16
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_with_nested_channels_resumes_to_the_bit(tiny, small_video, tmp_path, monkeypatch):
+    channels = tiny().causal_vae.latent_channels
+    config = replace(config_of(tiny, monkeypatch, nested_channels=(channels // 2,)), steps=2, latent_clips=0)
+    whole = train(config, console=Console(quiet=True)).checkpoint
+    part = replace(config, output_dir=str(tmp_path / "part"))
+    train(replace(part, steps=1), console=Console(quiet=True))
+    resumed = train(part, console=Console(quiet=True))
+    files = [folder / "model" / "model.safetensors" for folder in (whole, resumed.checkpoint)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(tmp_path / "page")]
+    assert main(["latents", str(resumed.run), *options]) == 0
+    (found,) = json.loads((tmp_path / "page" / "latents.json").read_text())["models"]
+    assert found["nested_psnr"].keys() == {str(channels // 2)}
+    assert f"PSNR with {channels // 2} channels, dB" in (tmp_path / "page" / "latents.html").read_text()

@@ -26,7 +26,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, _RecentValues
+from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, _found_by, _RecentValues
 from telecine.training.interrupt import StopRequest
 from telecine.training.state import Rollback
 from telecine.training.trainer import Trainer
@@ -195,7 +195,7 @@ def test_a_model_that_starts_at_random_and_ends_below_the_linear_baseline(run, m
 def test_every_rule_fires_in_a_run_above():
     source = Path(__file__).read_text().partition("def test_every_rule")[0]
     assert len(RULES) == 12
-    assert [rule.name for rule in RULES if f'"{rule.name}"' not in source] == []
+    assert [rule for rule in RULES if f'"{rule}"' not in source] == []
 
 
 def test_no_rule_fires_on_the_records_of_a_demo_run():
@@ -207,15 +207,15 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
 
 
 def diagnostics_of(folder, config, **options):
-    return Diagnostics(Run(folder), config.objective, config.optimizer, num_steps=config.steps, **options)
+    return Diagnostics(Run(folder), config, **options)
 
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = _RecentValues(config.objective, config.optimizer, config.steps)
+    history = _RecentValues(config)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
-    found = {rule.name: rule.check(history) for rule in RULES}
+    found = {rule: _found_by(rule, history) for rule in RULES}
     return {name: message for name, message in found.items() if message is not None}
 
 
@@ -259,7 +259,7 @@ def test_each_rule_at_its_threshold(tiny, name, wrong, right):
 
 
 def test_each_threshold_has_a_case():
-    assert {name for name, _, _ in CASES} | {"below_linear"} == {rule.name for rule in RULES}
+    assert {name for name, _, _ in CASES} | {"below_linear"} == {*RULES}
 
 
 def test_the_linear_baseline_counts_at_the_last_step(tiny):

@@ -166,7 +166,10 @@ class Counted:
 def fill(trainer, console, *, before_each, cache=None):
     """Fill the cache of a trainer, or another one, as its run does."""
     cache, clips = cache or trainer.latents, trainer.clips.train
-    fill_latent_cache(cache, trainer.state, clips, console, trainer.config, before_each)
+    rank, num_ranks = 0, trainer.state.accelerator.num_processes
+    numbers = range(trainer.state.step * num_ranks, trainer.config.steps * num_ranks)
+    sampler = ClipBatchSampler(numbers, trainer.config.clips_per_pass, num_ranks, rank, num_ranks=1)
+    fill_latent_cache(cache, trainer.state, clips, sampler, console, before_each)
 
 
 def run(config):

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig
 from telecine.training import train
@@ -24,7 +24,7 @@ def folder(small_video, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     shutil.copy(small_video, folder / "a.mp4")
-    write_mp4(folder / "b.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
+    write_video(folder / "b.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
     return folder
 
 

@@ -16,7 +16,7 @@ from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import ValidationClips
 from telecine.training import summary as module
-from telecine.training.summary import SummaryWriter, data_of
+from telecine.training.summary import SummaryWriter, data_of, summary_before
 
 
 def clips(num_val=2):
@@ -27,23 +27,23 @@ def clips(num_val=2):
     return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
 
 
-QUIET = Console(quiet=True)
 STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
 
 
 def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "peak_memory", lambda device: 50)
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 100, False, QUIET).write()
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 100, None).write()
     first = Run(tmp_path).summary()
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
     monkeypatch.setattr(module, "peak_memory", lambda device: 20)
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, True, QUIET).write()
+    before = summary_before(Run(tmp_path), Console(quiet=True))
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, before).write()
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, False, QUIET).write()
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, None).write()
     assert Run(tmp_path).summary().seconds < 15, "a new run starts at 0"
 
 
@@ -52,7 +52,8 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
     console = Console(record=True, width=40, file=io.StringIO())
-    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, True, console).write()
+    before = summary_before(Run(tmp_path), console)
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, before).write()
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
     assert 5 <= Run(tmp_path).summary().seconds < 15
 

@@ -17,6 +17,8 @@ from telecine.training.trainable import select_trainable
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))
 
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
+
 
 def build(kind):
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
 from telecine.report.page import write_report
 from telecine.report.run import read_run
-from telecine.report.video import write_mp4
+from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.checkpoints import _write_manifest
 from telecine.runs.history import History, validations
@@ -712,7 +712,7 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     shutil.copy(small_video, data / "a.mp4")
     config = tiny(data=str(data), **LIGHT)
     run_to(config, 1)
-    write_mp4(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
+    write_video(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
     with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):
         train(config, console=quiet())
     Trainer(config, quiet(), change_data=True)

@@ -30,7 +30,7 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.channels import RGBAConv3d, change_channels
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.autoencoders.flow import Sampler, denoised_clips, integrate
 from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -40,7 +40,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, call_with_cast_weights
-from telecine.base.randomness import Generators, randn
+from telecine.base.randomness import Generators
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
 from telecine.settings import CausalVAEConfig
 from telecine.settings.validate import validate
@@ -179,16 +179,19 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
-        self.config, self.decoder = config, build_decoder(config)
+        self.config, self.decoder, self.nested_channels = config, build_decoder(config), config.nested_channels
         self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
 
-        A decoder that generates starts from `noise`, of the shape of the result; by default from that of `sampler`.
+        A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
+        the result; by default from that of `sampler`.
         """
         check_video("latent", latent)
+        if latent.shape[1] in self.nested_channels:
+            latent = nn.functional.pad(latent, (0, 0) * 3 + (0, self.config.latent_channels - latent.shape[1]))
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
@@ -206,15 +209,13 @@ class CausalAutoencoder(LatentAutoencoder):
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
         if self.sampler is None:
             return None
-        level = random_levels(self.config.flow, video, generator)
-        video = at_least_float32(video)
-        noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-        denoised = self._decoder_of(latent.to(self.last_layer.dtype), add_noise(video, noise, level), level)
+        denoise = partial(self._decoder_of, latent.to(self.last_layer.dtype))
+        denoised, weight, noise = denoised_clips(self.config.flow, denoise, video, generator)
         target = None
         if self.imitated is not None:
             with torch.no_grad():
                 target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
-        return Reconstruction(denoised, {}, weight=level_weights(self.config.flow, level), target=target)
+        return Reconstruction(denoised, {}, weight=weight, target=target)
 
     def _decoder_of(self, *inputs: Tensor) -> Any:
         # The adaptive weight needs the gradient of the last layer alone.

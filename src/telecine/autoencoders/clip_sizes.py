@@ -192,7 +192,12 @@ class ClipSizes:
         below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
         around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
         nearest = min(around, key=lambda length: abs(length - num_frames))
-        return size_error("num_frames", num_frames, accepted=_lengths(around), nearest=nearest)
+        steps = {after - before for before, after in pairwise(around)}
+        *others, last = map(str, around)
+        accepted = f"{', '.join(others)} or {last}" if others else last
+        if len(around) == 3 and len(steps) == 1:
+            accepted = _multiples(min(steps), around[0] % min(steps))
+        return size_error("num_frames", num_frames, accepted=accepted, nearest=nearest)
 
 
 class ProbedAutoencoder(VideoAutoencoder):
@@ -217,13 +222,3 @@ class ProbedAutoencoder(VideoAutoencoder):
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
         return self.sizes.cover(num_frames, height, width)
-
-
-def _lengths(lengths: list[int]) -> str:
-    """Return in words the accepted lengths, of up to three neighbours."""
-    steps = {after - before for before, after in pairwise(lengths)}
-    if len(lengths) == 3 and len(steps) == 1:
-        step = steps.pop()
-        return _multiples(step, lengths[0] % step)
-    *others, last = map(str, lengths)
-    return f"{', '.join(others)} or {last}" if others else last

@@ -9,6 +9,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
@@ -17,9 +18,10 @@ from telecine.autoencoders.latent import LatentStatistics, Normalisation, Poster
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators
+from telecine.base.randomness import Generators, randint
 from telecine.base.shapes import Video, check_video
 from telecine.settings import Bucket, ClipConfig
+from telecine.settings.autoencoder import FlowConfig
 
 
 class Reconstruction(NamedTuple):
@@ -46,6 +48,13 @@ class VideoAutoencoder(nn.Module, ABC):
 
     sampler: Sampler | None = None
     """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
+    flow: FlowConfig | None = None
+    """The random levels of noise in training, which the caller may change; None without, or by the configuration."""
+    trains_on_latents: bool = False
+    """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
+
+    nested_channels: tuple[int, ...] = ()
+    """Numbers of leading channels to which a latent may be cut before `decode`."""
 
     @abstractmethod
     def forward(
@@ -198,7 +207,10 @@ class LatentAutoencoder(VideoAutoencoder):
         """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        denoised = self.denoise(latent, video, generator) if self.training and sample_posterior else None
+        denoised = None
+        if self.training and sample_posterior:
+            latent = self.with_nested_channels(latent, generator)
+            denoised = self.denoise(latent, video, generator)
         output = denoised or Reconstruction(*self.decode_with_losses(latent))
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
@@ -211,6 +223,17 @@ class LatentAutoencoder(VideoAutoencoder):
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
         """Return the auxiliary losses of the latent by name, 0-d."""
         return posterior.aux()
+
+    def with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:
+        """Return what is decoded of a latent in an update: for each clip a random one of `nested_channels`, or all."""
+        if not self.nested_channels:
+            return latent
+        drawn = randint(1 + len(self.nested_channels), (len(latent), 1), generator=generator, device=latent.device)
+        kept = torch.full_like(drawn, latent.shape[1])
+        for index, number in enumerate(self.nested_channels):
+            kept = torch.where(drawn == index, number, kept)
+        is_kept = torch.arange(latent.shape[1], device=latent.device) < kept
+        return latent * is_kept[:, :, None, None, None]
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
         """Return what a decoder that generates makes of a noisy video in an update; None, the default, for others."""

@@ -13,10 +13,13 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.runs.checkpoints import check_model, find_checkpoint
+from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig, SavedWeights
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
 PACKAGED = Path(__file__).with_name("models")
+# The class of diffusers that decodes the latents of another one.
+_DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
 
 def load_autoencoder(
@@ -46,6 +49,10 @@ def load_autoencoder(
         return CausalVAE.from_pretrained(folder)
     if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
+    if kind == _DIFFUSION_DECODER:
+        from telecine.autoencoders.diffusers import DiffusionDecoder
+
+        return DiffusionDecoder.from_pretrained(folder, _teacher_of(folder), load_model_or_run)
     if "." in kind:
         model = build_custom_in(folder)
         model.load_weights(folder)
@@ -112,9 +119,12 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
         return CausalVAE(config)
     if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder, DiffusionDecoder
     from telecine.autoencoders.diffusers.loading import find_config
 
+    if kind == _DIFFUSION_DECODER:
+        teacher = _teacher_of(folder)
+        return DiffusionDecoder.without_weights(folder, teacher, lambda name: without_weights(name, config))
     is_config = source.endswith(".json")
     return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
 
@@ -133,7 +143,20 @@ def class_in(folder: Path) -> str:
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
-    return read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    file = folder if folder.suffix == ".json" else folder / CONFIG_FILE
+    return read_json(file) if file.is_file() else {}
+
+
+def _teacher_of(folder: Path) -> str:
+    """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
+
+    It is a path beside the decoder, or beside the model that the decoder's run has started from; or a name on the Hub.
+    """
+    name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
+    beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
+    if not beside.exists() and origin != folder and origin.exists():
+        return _teacher_of(origin)
+    return str(beside) if beside.exists() else name
 
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.causal import CausalAutoencoder, build_decoder
-from telecine.autoencoders.interface import VideoAutoencoder
+from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
@@ -48,65 +48,39 @@ DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sh
 LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
-class StudentAutoencoder(CausalAutoencoder):
-    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
+class Student(LatentAutoencoder):
+    """The frozen encoder of a teacher; a subclass has the decoder that is trained for its latents.
 
-    The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
-    hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder. A model
-    that was loaded decodes without the teacher, for which `load` is called when the first video is encoded.
+    `digest` is that of the encoder. The teacher is in no checkpoint: a model that was loaded decodes without it, and
+    `load` is called with its name when the first video is encoded.
     """
 
-    def __init__(
-        self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
-    ) -> None:
-        super().__init__()
-        self.teacher, self.digest, self.normalisation = teacher, digest, normalisation
-        self.set_decoder(config)
-        self._load = load
-        self._frozen: Frozen[VideoAutoencoder] | None = None
+    teacher_key: ClassVar[str] = TEACHER_KEY
 
-    @classmethod
-    def of(
-        cls, loaded: VideoAutoencoder, teacher: str, load: LoadTeacher, config: CausalVAEConfig
-    ) -> StudentAutoencoder:
-        """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
-        if isinstance(loaded, StudentAutoencoder):
-            teacher = loaded.teacher
-        digest, normalisation = digest_of_encoder(loaded.latent_model), loaded.latent_normalisation()
-        student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
-        student._frozen = Frozen(loaded.latent_model)
-        return student
+    def __init__(self, teacher: str, load: LoadTeacher, digest: str) -> None:
+        super().__init__()
+        self.teacher, self.digest, self._load = teacher, digest, load
+        self._frozen: Frozen[VideoAutoencoder] | None = None
 
     @property
     def latent_model(self) -> VideoAutoencoder:
         """The teacher, which is loaded if needed; another encoder than when the student trained is a `ValueError`."""
         if self._frozen is None:
-            loaded = self._load_teacher()
-            if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
+            loaded = self.load_teacher()
+            if isinstance(loaded, Student) or digest_of_encoder(loaded) != self.digest:
                 got = f"{self.teacher}, whose encoder differs"
-                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
+                remedy = f"Set `{self.teacher_key}` in its config.json to that one."
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
 
-    def imitate(self, teacher: CausalAutoencoder) -> bool:
-        """Train on the samples of a teacher that generates, from the same noise, instead of on the videos.
-
-        The decoder starts from the teacher's weights if it has the same; return whether it does.
-        """
-        self.imitated = Frozen(teacher)
-        weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
-        if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
-            return False
-        self.decoder.load_state_dict(weights)
-        return True
-
-    def _load_teacher(self) -> VideoAutoencoder:
+    def load_teacher(self) -> VideoAutoencoder:
+        """Return the model of the teacher's name; raise a `FileNotFoundError` if there is none."""
         try:
             return self._load(self.teacher)
         except FileNotFoundError as error:
             got = f"{self.teacher!r}, which does not exist"
-            remedy = f"Put it beside the student's folder, or set `{TEACHER_KEY}` in its config.json to its path."
+            remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in its config.json to its path."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -130,6 +104,50 @@ class StudentAutoencoder(CausalAutoencoder):
     def codebook(self) -> Bottleneck | None:
         """The teacher's."""
         return self.latent_model.codebook
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, from which checkpoints are written, is without the teacher.
+        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "imitated")}
+        return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
+
+
+class StudentAutoencoder(Student, CausalAutoencoder):
+    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
+
+    The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
+    hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder.
+    """
+
+    def __init__(
+        self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
+    ) -> None:
+        super().__init__(teacher, load, digest)
+        self.normalisation = normalisation
+        self.set_decoder(config)
+
+    @classmethod
+    def of(
+        cls, loaded: VideoAutoencoder, teacher: str, load: LoadTeacher, config: CausalVAEConfig
+    ) -> StudentAutoencoder:
+        """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
+        if isinstance(loaded, StudentAutoencoder):
+            teacher = loaded.teacher
+        digest, normalisation = digest_of_encoder(loaded.latent_model), loaded.latent_normalisation()
+        student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
+        student._frozen = Frozen(loaded.latent_model)
+        return student
+
+    def imitate(self, teacher: CausalAutoencoder) -> bool:
+        """Train on the samples of a teacher that generates, from the same noise, instead of on the videos.
+
+        The decoder starts from the teacher's weights if it has the same; return whether it does.
+        """
+        self.imitated = Frozen(teacher)
+        weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
+        if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
+            return False
+        self.decoder.load_state_dict(weights)
+        return True
 
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
@@ -158,7 +176,7 @@ class StudentAutoencoder(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
+        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: public_name(self.teacher), DIGEST_KEY: self.digest}
         save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -180,13 +198,8 @@ class StudentAutoencoder(CausalAutoencoder):
         config, teacher, others = _read_student(Path(folder))
         check_num_weights(lambda: build_decoder(config), str(folder))
         model = cls(config, teacher, build, **others)
-        model._frozen = Frozen(model._load_teacher())
+        model._frozen = Frozen(model.load_teacher())
         return model
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy, from which checkpoints are written, is without the teacher.
-        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "imitated")}
-        return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
@@ -199,20 +212,18 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
             raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
+    # The teacher is in the run's settings, or in a folder beside the student.
+    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
+    if isinstance(path, str) and public_name(path) == teacher:
+        teacher = path
+    elif beside.is_dir():
+        teacher = str(beside)
+    return config, teacher, {"digest": digest, "normalisation": values}
 
 
-def _public_name(teacher: str) -> str:
+def public_name(teacher: str) -> str:
     """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
     return Path(teacher).name if Path(teacher).is_absolute() else teacher
-
-
-def _find_teacher(name: str, folder: Path) -> str:
-    """Return the path of a named teacher: from the run's settings, or a folder beside the student; or else its name."""
-    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / name
-    if isinstance(path, str) and _public_name(path) == name:
-        return path
-    return str(beside) if beside.is_dir() else name
 
 
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -111,12 +112,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+def digest_of(path: Path, offset: int = 0, num_bytes: int = sys.maxsize) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it, or of some of its bytes."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        while block := file.read(2**20):
+        file.seek(offset)
+        while block := file.read(min(num_bytes, 2**20)):
             digest.update(block)
+            num_bytes -= len(block)
     return digest.hexdigest()
 
 

@@ -5,10 +5,10 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.precision import at_least_float32
 
-Self = TypeVar("Self", bound="Frozen")
 Module = TypeVar("Module")
 
 
@@ -40,20 +40,21 @@ class Frozen(nn.Module, Generic[Module]):
             module.eval()  # each time: the module may also belong to a model that is in training mode
         return module
 
-    def train(self: Self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever `mode` is set on the surrounding model."""
         return super().train(False)
 
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         (module,) = self._module
         if isinstance(module, nn.Module):
-            module._apply(lambda tensor: _keep_precision(fn, tensor))
+            module._apply(lambda tensor: keep_precision(fn, tensor))
         elif isinstance(module, dict):
-            self._module = ({name: _keep_precision(fn, tensor) for name, tensor in module.items()},)
+            self._module = ({name: keep_precision(fn, tensor) for name, tensor in module.items()},)
         return self
 
 
-def _keep_precision(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+def keep_precision(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Return `fn(tensor)`, such as the tensor on another device, unless that is in half precision."""
     moved = fn(tensor)
     return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)

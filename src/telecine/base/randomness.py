@@ -57,7 +57,6 @@ def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, d
 
 
 def _check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
-    """Raise a `ValueError` unless all generators are on `device` and there is one, or one per clip."""
     given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
     for each in given:
         if each.device.type != device.type:

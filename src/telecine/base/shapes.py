@@ -23,16 +23,17 @@ _RANGE_TOLERANCE = 0.05
 
 def check_video(name: str, value: object) -> None:
     """Raise a `ValueError` unless `value` is a floating-point tensor `(B, C, T, H, W)` without empty axes."""
-    contract = "a floating-point tensor of shape (B, C, T, H, W)"
+    contract, remedy = "a floating-point tensor of shape (B, C, T, H, W)", ""
     if not isinstance(value, Tensor):
-        raise argument_error(name, contract, describe(value), "Convert it with `torch.as_tensor(...).float()`.")
-    if value.ndim != 5:
+        remedy = "Convert it with `torch.as_tensor(...).float()`."
+    elif value.ndim != 5:
         remedy = "Add a batch axis with `[None]` to a single clip, a time axis with `[:, :, None]` to images."
-        raise argument_error(name, contract, value, remedy)
-    if not value.is_floating_point():
-        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`.")
-    if 0 in value.shape:
-        raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
+    elif not value.is_floating_point():
+        remedy = "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`."
+    elif 0 in value.shape:
+        contract, remedy = f"{contract} without empty axes", "Drop empty batches before the loss."
+    if remedy:
+        raise argument_error(name, contract, describe(value), remedy)
 
 
 def check_frames(name: str, value: object) -> None:
@@ -54,7 +55,6 @@ def check_same_shape(
 
 
 def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise a `ValueError` unless both are on the same device."""
     if value.device != other.device:
         contract = f"on the same device as `{other_name}`, {other.device}"
         raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")

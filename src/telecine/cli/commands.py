@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
@@ -24,7 +24,8 @@ _MOST_USED = (
 _StealLock = Annotated[bool, "Train although another process seems to train there: it is gone, with its machine."]
 _ChangeData = Annotated[bool, "Resume although --data is other data than before. Without it, such a run is refused."]
 _WHAT_TO_DO = "What to do."
-_console = PlainConsole()
+# Of several processes, one prints.
+_console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def run(typed: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def run(typed: Sequence[str]) -> None:
         _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
     given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
-    if given and COMMANDS[name].trains and _is_main_process():
+    if given and COMMANDS[name].trains:
         _say(f"settings of the environment: {', '.join(given)}")
     COMMANDS[name].run(**arguments)
 
@@ -62,16 +63,6 @@ def _say(text: str) -> None:
     _console.print(text, soft_wrap=True)
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_once(result: Any) -> None:
-    """Print a result in one of the processes."""
-    if _is_main_process():
-        result.print_to(_console)
-
-
 @command(*_MOST_USED, runs_code=True)
 def _train(
     settings: TrainConfig,
@@ -89,9 +80,9 @@ def _train(
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
-        _print_once(try_update(settings, console=_console))
+        try_update(settings, console=_console).print_to(_console)
     else:
-        _print_once(train(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
+        train(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
 @command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
@@ -99,7 +90,7 @@ def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from telecine.training.distillation import distill
 
-    _print_once(distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data))
+    distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
 
 @command(*_MOST_USED, runs_code=True)
@@ -159,21 +150,26 @@ def _evaluate(
     output: Annotated[
         str | None,
         "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
+        "protocol.json (how it was measured); with --compare, for table.tex, table.md "
+        "and, of two, comparison.json and its plots.",
     ] = None,
-    compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
+    compare: Annotated[
+        list[str] | None, "Compare evaluations, given by their output folders: two clip by clip, several in a table."
+    ] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos or images; or compare two evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
+    from telecine.evaluation.paper_table import make_table
 
     if compare is not None:
-        compare_evaluations(*compare, output=output).print_to(_console)
+        table = make_table(compare, output=output)
+        (compare_evaluations(*compare, output=output) if len(compare) == 2 else table).print_to(_console)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
-        _print_once(evaluate(checkpoint, settings, output=output))
-    if output is not None and _is_main_process():
+        evaluate(checkpoint, settings, output=output).print_to(_console)
+    if output is not None:
         _say(f"written to {output}")
 
 
@@ -187,7 +183,7 @@ def _reconstruct(
         str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
     ],
 ) -> None:
-    """Encode and decode videos or images with an autoencoder, and write the results."""
+    """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
 
     _say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
@@ -202,13 +198,22 @@ def _latents(
         "several are shown side by side.",
     ],
     *,
-    output: Annotated[str, "Folder for latents.html and latents.json."] = "latents",
+    probe: Annotated[
+        bool,
+        "Also train a small generator on the latents of each model, and measure it on unseen videos; needs the extra "
+        "`diffusers`. The same command again resumes it.",
+    ] = False,
+    output: Annotated[str, "Folder for latents.html, latents.json and the probes."] = "latents",
 ) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
     report = measure_latent_spaces(models, settings)
+    if probe:
+        from telecine.training.probe import add_probes
+
+        report = add_probes(report, models, settings, Path(output), console=_console)
     report.print_to(_console)
     page = write_latents(report, Path(output))
     _say(f"written to {page.parent}; open {page} in a browser")
@@ -315,15 +320,9 @@ def _weights(
     nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download, verify or list the frozen networks of LPIPS."""
-    from rich.table import Column, Table
-
     from telecine.perceptual.weights import fetch, listing, verify
 
-    if action == "list":
-        table = Table("net", "status", "source", Column("file", overflow="fold"))
-        for entry in listing():
-            table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
-        _console.print(table)
-        return
-    for net in nets:
+    for entry in listing() if action == "list" else ():
+        _say(f"{entry.net}: {entry.status}, {entry.path}{f' of {entry.source}' if entry.source else ''}")
+    for net in nets if action != "list" else ():
         _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")

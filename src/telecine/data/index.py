@@ -13,37 +13,25 @@ from typing import TypeAlias
 
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from PIL import ExifTags
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
+from telecine.data.arrays import index_array
+from telecine.data.decode import FORMATS, VIDEO_ERRORS, decoded_frames, displayed, open_image, open_video
+from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    DataError,
-    Deadline,
-    DecodeError,
-    Source,
-    Span,
-    VideoInfo,
-    as_source,
-    check_frame_size,
-    is_image,
-    thread_errors,
-)
-from telecine.settings import MAX_PIXELS, TIMEOUT
+from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, is_array, is_image
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _LONG_GOP = 300  # frames after a single keyframe, with which reading a clip takes seconds
-_HIDDEN_FRAME_CODECS = frozenset({"vp8"})  # in packets of their own
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
 # FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
-# Their decoders give each frame the timestamp of its packet, also after seeking.
-_CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
-_EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
@@ -60,32 +48,32 @@ class Skipped:
     reason: str
 
 
-def index_video(
-    path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
-) -> VideoInfo:
-    """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
+def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = None) -> VideoInfo:
+    """Index a video by its packets and its first frame, an image or an array by its header.
 
     All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
     missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot be decoded.
     Matroska and MPEG-TS files have no table of frames: of a truncated one, the remaining frames are indexed.
 
     Raises:
-        DecodeError: the file cannot be read, has no decodable video, is truncated, exceeds `max_pixels` per frame, or
-            has more frames than a file of its size can have.
-        DataError: it is not read within `timeout` seconds.
+        DecodeError: the file cannot be read, has no decodable video, is truncated, exceeds `config.max_pixels` per
+            frame, or has more frames than a file of its size can have, or other channels, axes or values than `config`.
+        DataError: it is not read within `config.timeout` seconds.
     """
-    source = as_source(path)
-    deadline = Deadline(source, timeout)
-    if is_image(source):
-        return _index_image(source, max_pixels, deadline)
-    with errors_as_decode_errors(source):
+    source, config = as_source(path), config or ClipConfig()
+    deadline = Deadline(source, config.timeout)
+    if is_image(source) and (info := _index_image(source, config, deadline)):
+        return info
+    if is_array(source):
+        return index_array(source, config, deadline)
+    with decode_errors(source, VIDEO_ERRORS):
         open_local(source, lambda local: check_tables(local, deadline), deadline)
-    first, stored_aspect = _first_frame(source, max_pixels, deadline)
-    stamps, fps, time_base, seekable = _scan_packets(source, max_pixels, deadline)
+    first, stored_aspect = _first_frame(source, config, deadline)
+    stamps, fps, time_base, seekable = _scan_packets(source, config, deadline)
     if not seekable or stamps[0][0] != first.pts:
-        stamps, seekable = _scan_frames(source, max_pixels, deadline)
+        stamps, seekable = _scan_frames(source, config, deadline)
     height, width, aspect = displayed(first, stored_aspect)
-    check_frame_size(source, width, height, max_pixels)
+    check_frame(source, width, height, config)
     pts = array("q", (pts for pts, _ in stamps))
     keyframes = array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key))
     time_base = time_base if seekable else 1 / fps
@@ -97,11 +85,16 @@ def index_video(
     return info
 
 
-def _index_image(source: Source, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None) -> VideoInfo:
-    """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
+def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
+    """Index an image by its header, or return None for an animated PNG, which is a video.
+
+    Damage after the header shows when the image is read, except in PNG files.
+    """
     with open_image(source, deadline) as image:
-        check_frame_size(source, *image.size, max_pixels)
-        transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+        if image.format == "PNG" and getattr(image, "is_animated", False):
+            return None
+        check_frame(source, *image.size, config)
+        transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 
@@ -128,7 +121,7 @@ def index_videos(
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {format_skipped(skipped)}"
         remedy = "Check that they are complete and that other programs show them."
-        raise argument_error("data", "at least one decodable video or image", got, remedy, DataError)
+        raise argument_error("data", "at least one decodable file", got, remedy, DataError)
     if skipped:
         logger.warning("skipped %d of %d files: %s", len(skipped), len(results), format_skipped(skipped))
     return infos, skipped
@@ -149,15 +142,15 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
             longest[span.info.path] = max(span.num_frames, longest.get(span.info.path, 0))
     short = [Skipped(path, f"{frames} frames") for path, frames in longest.items() if frames < clip_span]
     if short:
-        text = "%d of %d videos are shorter than %d frames, and not used: %s"
+        text = "%d of %d files are shorter than %d frames, and not used: %s"
         logger.warning(text, len(short), len(longest), clip_span, format_skipped(short))
     return len(short)
 
 
-def _first_frame(path: Source, max_pixels: int, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
+def _first_frame(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
     """Return the first displayed frame, if the stream can be decoded, and the aspect ratio of its pixels."""
-    with open_video(path, max_pixels, deadline) as (container, stream):
-        check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
+    with open_video(path, config.max_pixels, deadline) as (container, stream):
+        check_frame(path, stream.codec_context.width or 1, stream.codec_context.height or 1, config)
         frame = next(decoded_frames(deadline.limit(container.demux(stream))), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
     if frame is None:
@@ -167,12 +160,12 @@ def _first_frame(path: Source, max_pixels: int, deadline: Deadline) -> tuple[Vid
     return frame, aspect
 
 
-def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
+def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
     """Read all packets; return the timestamps, frame rate, time base in seconds, and whether the timestamps are exact.
 
     They are if there is a distinct one for every displayed frame, and for no other, in display order.
     """
-    with open_video(path, max_pixels, deadline) as (container, stream):
+    with open_video(path, config.max_pixels, deadline) as (container, stream):
         packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
         left = _MAX_EXPANSION * container.size
         for packet in deadline.limit(container.demux(stream)):
@@ -194,19 +187,19 @@ def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_S
         # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
         delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
         in_display_order = not is_packed and not (stream.codec_context.has_b_frames and len(delays) == 1)
-        is_complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
+        is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
         return stamps, _frame_rate(stream, stamps, time_base), time_base, is_complete
 
 
-def _scan_frames(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, bool]:
+def _scan_frames(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, bool]:
     """Decode all frames. Return their timestamps, or their indices unless the stream is seekable, and whether it is.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
     """
-    with open_video(path, max_pixels, deadline) as (container, stream):
-        stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
+    with open_video(path, config.max_pixels, deadline) as (container, stream):
+        stays_with_frame = stream.codec_context.name in FORMATS["packet_for_each_frame"]
         decoded = deadline.limit(decoded_frames(container.demux(stream)))
         frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded]
     stamps = [pts for pts, _ in frames if pts is not None]

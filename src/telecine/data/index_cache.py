@@ -15,7 +15,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from glob import has_magic
 from itertools import count, islice
 from operator import attrgetter
@@ -24,31 +24,32 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from telecine.base.files import atomic_write, read_bounded, user_cache_folder
+from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
 from telecine.data.source import (
-    Deadline,
     RemotePath,
     Source,
     TarMember,
     VideoInfo,
-    check_frame_size,
+    check_frame,
     is_address,
+    is_array,
     tar_members,
 )
-from telecine.settings import MAX_PIXELS, TIMEOUT
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _INDEX_NAME = ".telecine-index"
 SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [5, sys.byteorder]
+_FORMAT = [6, sys.byteorder]
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
 _MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16
 _GZIP = 16 + zlib.MAX_WBITS  # of zlib, for the format of gzip
-_FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
+_FIELDS = [each.name for each in fields(VideoInfo) if each.name not in ("path", "pts", "keyframes", "layout", "range")]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
@@ -60,11 +61,11 @@ class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote, replaced
-    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, each file within `timeout` seconds.
+    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, within the limits of `config`.
     """
 
-    def __init__(self, data: str | PathLike[str], timeout: float = TIMEOUT) -> None:
-        self.timeout = timeout
+    def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
+        self.config = config or ClipConfig()
         self.path = _index_cache_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
@@ -78,23 +79,26 @@ class IndexCache:
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
-            locations = _scan_archive(archive, Deadline(archive, self.timeout))
+            locations = _scan_archive(archive, Deadline(archive, self.config.timeout))
         self._used_archives[key] = fingerprint, locations
         self._save_now_and_then()
         return [TarMember(archive, *location) for location in locations]
 
-    def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-        """Return the index of a video or an image, see `index_video`."""
+    def info(self, source: Source) -> VideoInfo:
+        """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
+        if is_array(source):
+            return index_video(source, self.config)
         try:
-            source = look_up(source, Deadline(source, self.timeout)) if isinstance(source, RemotePath) else source
+            if isinstance(source, RemotePath):
+                source = look_up(source, Deadline(source, self.config.timeout))
             fingerprint = fingerprint_of(source)
         except OSError:
-            return index_video(source, max_pixels, self.timeout)  # raises an error with the reason
+            return index_video(source, self.config)  # raises an error with the reason
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source, max_pixels, self.timeout), path=Path(key))
-        check_frame_size(source, info.width, info.height, max_pixels)
+            info = replace(index_video(source, self.config), path=Path(key))
+        check_frame(source, info.width, info.height, self.config)
         self._used_infos[key] = fingerprint, info
         self._save_now_and_then()
         return replace(info, path=source)
@@ -171,7 +175,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     try:  # `extend` keeps the members before a damaged one
         open_local(archive, lambda path: locations.extend(map(location, deadline.limit(tar_members(path)))), deadline)
     except (OSError, tarfile.TarError) as error:
-        logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
+        logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
 
 
@@ -181,8 +185,8 @@ def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
     for key, (fingerprint, locations) in archives.items():
         rows += [[key, fingerprint, len(locations)], *locations]
     for key, (fingerprint, info) in infos.items():
-        fields = [getattr(info, name) for name in _FIELDS]
-        rows.append([key, fingerprint, fields, len(info.pts), len(info.keyframes)])
+        facts = {name: getattr(info, name) for name in _FIELDS}
+        rows.append([key, fingerprint, facts, len(info.pts), len(info.keyframes)])
     with gzip.open(path, "wb", compresslevel=1) as file:
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
@@ -222,13 +226,12 @@ def _load(path: Path) -> tuple[_Archives, _Infos]:
 def _parse_infos(rows: list[Any], numbers: array[int]) -> Iterator[tuple[str, tuple[_Fingerprint, VideoInfo]]]:
     """Yield the saved infos. `numbers` has the timestamps and keyframes of each, one after the other."""
     begin = 0
-    for key, fingerprint, fields, num_pts, num_keyframes in rows:
-        width, height, fps, seekable, time_base, is_image, aspect = fields
-        size, facts = (int(width), int(height), float(fps)), (bool(seekable), float(time_base), bool(is_image))
-        if min(*size[:2], num_pts) < 1 or num_keyframes < 0 or not float(aspect) > 0:
-            raise ValueError(f"{key!r} has no frames")
+    for key, fingerprint, facts, num_pts, num_keyframes in rows:
         middle, end = begin + num_pts, begin + num_pts + num_keyframes
-        info = VideoInfo(Path(key), *size, numbers[begin:middle], numbers[middle:end], *facts, float(aspect))
+        info = VideoInfo(Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **facts)
+        sizes = num_pts, num_keyframes + 1, info.width, info.height, info.fps, info.time_base, info.sample_aspect_ratio
+        if not min(sizes) > 0:
+            raise ValueError(f"{key!r} has no frames")
         yield key, (tuple(fingerprint), info)
         begin = end
     if begin != len(numbers):

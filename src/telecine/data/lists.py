@@ -14,20 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 from telecine.base.checks import count, describe, shorten
+from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.index import Skipped
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    DataError,
-    Deadline,
-    DecodeError,
-    File,
-    RemotePath,
-    Source,
-    Span,
-    VideoInfo,
-    is_address,
-    is_file_name,
-    open_file,
-)
+from telecine.data.source import File, RemotePath, Source, Span, VideoInfo, is_address, is_file_name, open_file
 from telecine.settings import TIMEOUT
 
 logger = logging.getLogger(__name__)
@@ -53,22 +43,19 @@ class Segment:
     start_frame: int | None = None
     end_frame: int | None = None  # exclusive
 
-    def to_span(self, info: VideoInfo) -> Span | None:
-        """Return the span of the segment in the indexed video, or None if it is empty."""
-        first, end = self._first_frame(info), self.end_frame if self.end is None else info.frame_at(self.end)
-        end = info.num_frames if end is None else min(end, info.num_frames)
-        return Span(info, first, end - 1) if first < end else None
-
-    def empty_reason(self, info: VideoInfo) -> str:
-        """Return the reason why the segment has no frame of the indexed video."""
+    def span_in(self, info: VideoInfo) -> Span | Skipped:
+        """Return the span of the segment in the indexed video, or why it has no frame."""
+        first = (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
+        last = self.end_frame if self.end is None else info.frame_at(self.end)
+        last = info.num_frames if last is None else min(last, info.num_frames)
+        if first < last:
+            return Span(info, first, last - 1)
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
-        if self._first_frame(info) >= info.num_frames:
-            return f"starts at {start}, after the end of the video"
         end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
-        return f"no frame from {start} to {end}"
-
-    def _first_frame(self, info: VideoInfo) -> int:
-        return (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
+        is_after = first >= info.num_frames
+        return Skipped(
+            self.source, f"starts at {start}, after its last frame" if is_after else f"no frame from {start} to {end}"
+        )
 
 
 def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
@@ -82,10 +69,10 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
     segments: list[Segment] = []
     sources: dict[str, File] = {}  # a list of scenes names each video many times
     other: dict[str, None] = {}  # columns, in their order
-    number, deadline = 0, Deadline(path, timeout)
+    deadline, lines = Deadline(path, timeout), _Lines()
     try:
         with io.TextIOWrapper(open_local(path, open_file, deadline), encoding="utf-8-sig", newline="") as file:
-            for number, row in read(deadline.limit(_lines(file))):  # noqa: B007 - the errors below name it
+            for row in read(deadline.limit(lines.of(file))):
                 other |= dict.fromkeys(name for name in row if name not in _COLUMNS)
                 name = row.get("path", "")
                 if not isinstance(name, str) or not name.strip() or not is_file_name(name):
@@ -93,12 +80,12 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
                 source = sources.get(name) or sources.setdefault(name, _named_file(path, name))
                 segments.append(_parse_segment(row, source))
     except _RowError as error:
-        raise DataError(f"{path}, line {error.number or number}: {error}") from error
+        raise DataError(f"{path}, line {lines.number or 1}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error, DecodeError) as error:
-        where = f"{path}, after line {number}" if number else path
+        where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
         raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not segments:
-        raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
+        raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
     if other:
         names = ", ".join(f"`{shorten(name)}`" for name in [*other][:_MAX_NAMES])
         logger.warning("%s: left out %s that no clip needs: %s", path, count(len(other), "column"), names)
@@ -106,11 +93,18 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
 
 
 class _RowError(ValueError):
-    """An invalid line: the last one that was read, or `number`."""
+    """The line that was read last is not valid."""
 
-    def __init__(self, message: str, number: int | None = None) -> None:
-        super().__init__(message)
-        self.number = number
+
+class _Lines:
+    number = 0  # of the line that was read last
+
+    def of(self, file: io.TextIOWrapper) -> Iterator[str]:
+        """Yield the lines of a file, which may have no line ends at all."""
+        for self.number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), ""), 1):
+            if len(line) > _MAX_LINE:
+                raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.")
+            yield line
 
 
 def _named_file(path: File, name: str) -> File:
@@ -125,46 +119,36 @@ def _named_file(path: File, name: str) -> File:
     return RemotePath(f"{path.url.partition('://')[0]}://{posixpath.normpath(path.path.parent / name)}")
 
 
-def _lines(file: io.TextIOWrapper) -> Iterator[str]:
-    """Yield the lines of a file, which may have no line ends at all."""
-    for number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), ""), 1):
-        if len(line) > _MAX_LINE:
-            raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.", number)
-        yield line
-
-
-def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, _Row]]:
+def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
     reader = csv.reader(lines)
-    names = next(reader, [])
-    _check_columns(names, 1)
+    _check_columns(names := next(reader, []))
     for values in reader:
         if len(values) not in (0, len(names)):
-            error = f"must have {len(names)} values, as line 1 does. Quote values that contain a comma."
-            raise _RowError(error, reader.line_num)
+            raise _RowError(f"must have {len(names)} values, as line 1 does. Quote values that contain a comma.")
         if values:
-            yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
+            yield {name: value for name, value in zip(names, values, strict=True) if value}
 
 
-def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, _Row]]:
-    for number, line in enumerate(lines, start=1):
+def _json_rows(lines: Iterable[str]) -> Iterator[_Row]:
+    for line in lines:
         if not line.isspace():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
-                raise _RowError(f"not valid JSON ({error}). Write one object per line.", number) from error
+                raise _RowError(f"not valid JSON ({error}). Write one object per line.") from error
             if not isinstance(row, dict):
                 example = '{"path": "a.mp4"}'
-                raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.", number)
-            _check_columns(row, number)
-            yield number, {name: value for name, value in row.items() if value is not None}
+                raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
+            _check_columns(row)
+            yield {name: value for name, value in row.items() if value is not None}
 
 
-def _check_columns(names: Collection[str], number: int) -> None:
+def _check_columns(names: Collection[str]) -> None:
     for name in names:
         if name not in _COLUMNS and (meant := _meant_column(name[:100])) not in {None, *names}:
-            raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?", number)
+            raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?")
     if "path" not in names:
-        raise _RowError("the column `path` is missing. It names the video, relative to the list.", number)
+        raise _RowError("the column `path` is missing. It names the file, relative to the list.")
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from torch.utils.data._utils import signal_handling
 from telecine.base.checks import argument_error, check_counts
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
-from telecine.data.source import DataError, thread_errors
+from telecine.data.errors import DataError, thread_errors
 from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)

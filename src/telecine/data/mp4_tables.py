@@ -5,7 +5,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from telecine.data.source import Deadline, DecodeError, Source, TarMember, open_file
+from telecine.data.errors import Deadline, DecodeError
+from telecine.data.source import Source, TarMember, open_file
 
 MAX_FRAMES = 2**22  # a day at 48 frames a second
 # Boxes with boxes inside, after some bytes. FFmpeg looks for them in free space, too.

@@ -14,33 +14,20 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from glob import has_magic
-from importlib import resources
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import flush, user_cache_folder
-from telecine.data.source import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    DataError,
-    Deadline,
-    DecodeError,
-    RemotePath,
-    Source,
-    TarMember,
-    file_of,
-    is_hidden,
-    is_media,
-)
+from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.source import SUFFIXES, RemotePath, Source, TarMember, file_of, is_hidden, is_media
+from telecine.settings.parse import read_package_yaml
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -61,21 +48,12 @@ _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modifie
 _POLL_SECONDS = 0.1  # between two looks for room, while other processes fetch files that fill the cache
 _MAX_REMOVALS = 10  # how often another process may remove a copy between its arrival and its opening
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
+_FOLDER_LOCK = f"folder{_LOCK}"  # held while files of the folder are counted, added or removed
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
-_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
+_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, SUFFIXES))})?(\.(\d+){_PARTIAL})?")
 
 
-@dataclass(frozen=True)
-class _Library:
-    """The library of a protocol for fsspec, see `remote.yaml`."""
-
-    package: str
-    temporary: tuple[str, ...]
-    permanent: tuple[str, ...] = ()
-
-
-_TABLE = resources.files(__package__).joinpath("remote.yaml").read_text(encoding="utf-8")
-_LIBRARIES = TypeAdapter(dict[str, _Library]).validate_python(yaml.safe_load(_TABLE))
+_LIBRARIES: dict[str, dict[str, Any]] = read_package_yaml(__package__, "remote.yaml")
 
 
 def match(address: str) -> list[RemotePath]:
@@ -174,9 +152,9 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadlin
     Only a file that does not exist is a `FileNotFoundError`; other answers, and a deadline, are `DataError`s.
     """
     library = _LIBRARIES[address.partition("://")[0]]
-    fs = _file_system(address, library.package)
-    temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library.temporary))
-    permanent = tuple(map(resolve_name, library.permanent))
+    fs = _file_system(address, library["package"])
+    temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library["temporary"]))
+    permanent = tuple(map(resolve_name, library.get("permanent", ())))
     start = time.monotonic()
     for attempt, seconds in enumerate((*RETRY_SECONDS, math.inf), 1):
         try:
@@ -277,11 +255,6 @@ def _lock_of(path: Path) -> Path:
     return path.with_name(f"{path.name[:2]}{_LOCK}")
 
 
-def _folder_lock(folder: Path) -> FileLock:
-    """Return the lock that is held while files of the folder are counted, added or removed."""
-    return FileLock(folder / f"folder{_LOCK}")
-
-
 def _fetch(file: RemotePath, copy: Path, deadline: Deadline | None) -> None:
     size, limit = file.size or 0, _max_bytes()
     if size > limit:
@@ -293,12 +266,12 @@ def _fetch(file: RemotePath, copy: Path, deadline: Deadline | None) -> None:
     try:
         _with_retries(file.url, lambda fs: _download(file, part, fs, deadline), deadline)
         flush([part])  # a copy must not appear whole and be empty after a power failure
-        with _folder_lock(copy.parent):
+        with FileLock(copy.with_name(_FOLDER_LOCK)):
             os.replace(part, copy)
     except FileNotFoundError as error:
         raise _changed(file) from error
     finally:
-        with _folder_lock(copy.parent):
+        with FileLock(copy.with_name(_FOLDER_LOCK)):
             if part.exists():
                 part.unlink()
                 (copy.parent / _TOTAL).write_text(str((_read_total(copy.parent) or size) - size))
@@ -307,7 +280,7 @@ def _fetch(file: RemotePath, copy: Path, deadline: Deadline | None) -> None:
 def _reserve(part: Path, size: int, limit: int) -> bool:
     """Make room for a file, and create it empty; its name has the size. Return false if there is no room now."""
     folder = part.parent
-    with _folder_lock(folder):
+    with FileLock(folder / _FOLDER_LOCK):
         part.unlink(missing_ok=True)
         total = _read_total(folder)
         if total is None or total + size > limit:
@@ -345,8 +318,6 @@ def _make_room(limit: int, own: Path) -> int:
 
 def _is_abandoned(part: Path, own: Path) -> bool:
     """Return whether no process fetches a file any more. This thread holds the lock of the copy that `own` becomes."""
-    if _lock_of(part) == _lock_of(own):
-        return True
-    with suppress(Timeout), FileLock(_lock_of(part), timeout=0):
+    with suppress(Timeout), nullcontext() if _lock_of(part) == _lock_of(own) else FileLock(_lock_of(part), timeout=0):
         return True
     return False

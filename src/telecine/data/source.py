@@ -1,83 +1,33 @@
-"""Sources of videos and images, their index, spans of their frames, and the errors of data that cannot be used."""
+"""Sources of videos and images, their index, and spans of their frames."""
 
 from __future__ import annotations
 
 import os
 import tarfile
-import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
-from telecine.settings import TIMEOUT
+from telecine.data.errors import DecodeError
+from telecine.settings import ClipConfig
+from telecine.settings.parse import read_package_yaml
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
+_SUFFIXES = read_package_yaml(__package__, "suffixes.yaml")
+SUFFIXES = frozenset(suffix for of_kind in _SUFFIXES.values() for suffix in of_kind)
 _MAX_PATH_BYTES = 4096
 _MAX_ASPECT_RATIO = 100  # a clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000
 # Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
 _TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")  # of addresses, see `telecine.data.remote`
-
-
-class DataError(ValueError):
-    """The data cannot be used: nothing was found, nothing can be decoded, or everything is too short."""
-
-    def __str__(self) -> str:
-        # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
-        text = super().__str__()
-        text = text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
-        return text.replace("\n", "\\n")  # of a file's name: it must not look like a line of ours
-
-
-class DecodeError(DataError):
-    """One file, or one part of it, cannot be decoded."""
-
-
-@contextmanager
-def thread_errors() -> Iterator[None]:
-    """Raise a `DataError` where Python cannot start a thread, which would be a bare `RuntimeError`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "start new thread" not in str(error):
-            raise
-        remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or use fewer `clips.num_workers`."
-        raise DataError(f"The system starts no more threads. {remedy}") from error
-
-
-class Deadline:
-    """The time by which a source must be read, `seconds` from now: a small file can make endless work."""
-
-    def __init__(self, source: object, seconds: float = TIMEOUT) -> None:
-        self._source, self._seconds = source, seconds
-        self._end = time.monotonic() + seconds
-
-    def seconds_left(self) -> float:
-        """Return the seconds until the deadline; raise a `DataError` after it, since a skip would depend on speed."""
-        if (left := self._end - time.monotonic()) > 0:
-            return left
-        remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
-        raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
-
-    def limit(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items until the deadline."""
-        for item in items:
-            self.seconds_left()
-            yield item
 
 
 @dataclass(frozen=True)
@@ -111,10 +61,6 @@ class RemotePath:
     def is_dir(self) -> bool:
         """Return `is_folder`, as `Path.is_dir`."""
         return self.is_folder
-
-    def is_file(self) -> bool:
-        """Return whether it is a file, as `Path.is_file`."""
-        return not self.is_folder
 
 
 File: TypeAlias = Path | RemotePath
@@ -169,12 +115,17 @@ def is_file_name(text: str) -> bool:
 
 def is_image(source: Source) -> bool:
     """Return whether a source has the suffix of an image."""
-    return PurePosixPath(source.name).suffix.lower() in IMAGE_SUFFIXES
+    return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["images"]
+
+
+def is_array(source: Source) -> bool:
+    """Return whether a source has the suffix of an array."""
+    return PurePosixPath(source.name).suffix.lower() in _SUFFIXES["arrays"]
 
 
 def is_media(source: Source) -> bool:
-    """Return whether a source has the suffix of a video or an image."""
-    return PurePosixPath(source.name).suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+    """Return whether a source has the suffix of a video, an image or an array."""
+    return PurePosixPath(source.name).suffix.lower() in SUFFIXES
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
@@ -219,7 +170,10 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
+    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame.
+
+    So has an array without a time axis. The frames of other arrays are all keyframes.
+    """
 
     path: Source
     width: int  # in square pixels, as displayed
@@ -233,6 +187,8 @@ class VideoInfo:
     time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
     sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
+    layout: str = ""  # axes of an array, as `clips.layout`; empty for others
+    range: tuple[float, ...] = ()  # values of an array that are black and white
 
     @property
     def num_frames(self) -> int:
@@ -251,9 +207,7 @@ class VideoInfo:
 
     @cached_property
     def _sorted_pts(self) -> array[int]:
-        """The timestamps in increasing order, usually `pts` itself. Many segments of a video use them."""
-        is_sorted = all(a <= b for a, b in pairwise(self.pts))
-        return self.pts if is_sorted else array("q", sorted(self.pts))
+        return array("q", sorted(self.pts))  # once, since many segments of a video use them
 
 
 @dataclass(frozen=True)
@@ -279,10 +233,16 @@ def whole_video(info: VideoInfo) -> Span:
     return Span(info, 0, info.num_frames - 1)
 
 
-def check_frame_size(source: Source, width: int, height: int, max_pixels: int) -> None:
-    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory."""
-    if width * height > max_pixels:
-        raise DecodeError(f"{source}: {width} x {height} pixels, more than the {max_pixels} of `clips.max_pixels`")
+def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> None:
+    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory.
+
+    Also if clips have channels that only arrays have, and the source is none.
+    """
+    if not (config.has_colours or is_array(source)):
+        raise DecodeError(f"{source}: not an array, which alone has {config.num_channels} channels")
+    if width * height > config.max_pixels:
+        limit = f"more than the {config.max_pixels} of `clips.max_pixels`"
+        raise DecodeError(f"{source}: {width} x {height} pixels, {limit}")
     if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
         limit = f"one side may be at most {_MAX_ASPECT_RATIO} times the other"
         raise DecodeError(f"{source}: {width} x {height} pixels, but {limit}")

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
-from telecine.data.source import DataError, DecodeError, Source, Span, resolve_source
+from telecine.data.errors import DataError, DecodeError
+from telecine.data.source import Source, Span, resolve_source
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)

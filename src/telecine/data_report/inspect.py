@@ -1,12 +1,12 @@
 """What a training run will see of its data: its first clips, measured, and its files with their use and copies."""
 
-import hashlib
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,15 +16,16 @@ from torch.nn import functional as F
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
+from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
-from telecine.data.clip import bytes_from_video, make_clip
+from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, open_file
-from telecine.report.video import as_shown
+from telecine.data.source import Source, TarMember, file_of
+from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.parse import read_package_yaml
 from telecine.training.clips import Spans, find_spans
@@ -33,7 +34,6 @@ BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
 LONG_DISTANCE = 60
 CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
-REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
 MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
 HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
@@ -49,6 +49,7 @@ _DECODED_SIZE = (64, 64)
 logger = logging.getLogger(__name__)
 
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.data_report", "definitions.yaml")
+ADVICE: dict[str, str] = read_package_yaml("telecine.data_report", "advice.yaml")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,6 @@ class SampledClip:
 
 @dataclass(frozen=True)
 class _FileRow:
-    """A file in the table of files."""
-
     path: str
     use: str  # or why it is not used
     is_used: bool
@@ -154,7 +153,8 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         decoded, spec, bucket = dataset.decode(item)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
-        frames = as_shown(bytes_from_video(clip["video"]))
+        stored = bytes_from_video(clip["video"], dataset.config.bit_depth)
+        frames = as_shown(stored, depth_range(stored))
         remarks = tuple(_remarks(_brightness(frames)))
         yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 
@@ -186,18 +186,14 @@ def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest:
             use = "a video, and `clips.image_ratio` is 1"
         else:
             use = f"{info.num_frames} frames; a clip needs {shortest}"
-        yield _row(info, use, is_used=bool(found))
-
-
-def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
-    codec, distance = "image", None
-    if not info.is_image:
-        starts = [0, *info.keyframes] if info.seekable else [0]
-        distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
-        with open_video(info.path) as (_, stream):
-            codec = stream.codec_context.name
-    facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
-    return _FileRow(str(info.path), use, is_used, info.is_image, *facts, distance)
+        codec, distance = "array" if info.layout else "image", None
+        if not (info.is_image or info.layout):
+            starts = [0, *info.keyframes] if info.seekable else [0]
+            distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
+            with open_video(info.path) as (_, stream):
+                codec = stream.codec_context.name
+        facts = codec, num_bytes(info.path), info.width, info.height, info.fps, info.num_frames
+        yield _FileRow(str(info.path), use, bool(found), info.is_image, *facts, distance)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
@@ -213,7 +209,6 @@ def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
 
 
 def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:
-    """Return the groups of two or more files with an equal key."""
     groups: defaultdict[object, list[Source]] = defaultdict(list)
     for source in sources:
         groups[key(source)].append(source)
@@ -221,24 +216,23 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 
 def _digest(source: Source) -> str:
-    """Return the SHA-256 of a file or of a member of a tar file."""
-    found, left = hashlib.sha256(), num_bytes(source)
-    with open_local(source, open_file) as file:
-        file.seek(source.offset if isinstance(source, TarMember) else 0)
-        while left and (content := file.read(min(left, 2**20))):
-            found.update(content)
-            left -= len(content)
-    return found.hexdigest()
+    part = (source.offset, source.size) if isinstance(source, TarMember) else ()
+    return open_local(source, lambda local: digest_of(Path(str(file_of(local))), *part))
 
 
 def _hashes(info: VideoInfo) -> tuple[int, ...]:
     """Return the hashes of three frames of a video or of an image, or nothing if one is flat or cannot be decoded."""
     positions = [0] if info.is_image else [int(part * info.num_frames) for part in HASHED_POSITIONS]
     try:
-        found = [_frame_hash(read_clip(info, position, 1, size=HASHED_SIZE)[0]) for position in positions]
+        found = [_frame_hash(_shown(read_clip(info, position, 1, size=HASHED_SIZE))[0]) for position in positions]
     except DecodeError:
         return ()  # training replaces its clips, too, and logs the file
     return tuple(each for each in found if each is not None) if None not in found else ()
+
+
+def _shown(frames: Tensor) -> Tensor:
+    """Return decoded frames, which of arrays are no bytes, as uint8 RGB."""
+    return as_shown(bytes_from_video(video_from_bytes(frames)))
 
 
 def _frame_hash(frame: Tensor) -> int | None:
@@ -252,48 +246,37 @@ def _frame_hash(frame: Tensor) -> int | None:
 
 def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """Return the groups of two or more files, by position, that are copies of the first of their group."""
-
-    def are_copies(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-        pairs = zip(first, second, strict=False)
-        return len(first) == len(second) and all((a ^ b).bit_count() <= MAX_BITS for a, b in pairs)
-
-    groups: list[list[int]] = []
-    for index, found in enumerate(hashes):
-        if not any(index in group for group in groups):
-            groups.append([i for i in range(index, len(hashes)) if i == index or are_copies(found, hashes[i])])
-    return [group for group in groups if len(group) > 1]
+    groups: dict[int, list[int]] = {}
+    left = [*range(len(hashes))]
+    while left:
+        first = hashes[left[0]]
+        same_length = (i for i in left if len(hashes[i]) == len(first))
+        pairs = ((i, zip(first, hashes[i], strict=True)) for i in same_length)
+        groups[left[0]] = [i for i, each in pairs if all((a ^ b).bit_count() <= MAX_BITS for a, b in each)]
+        left = [i for i in left if i not in groups[left[0]]]
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
-    """Yield what would help."""
     speed, workers = report.clips_per_second, clips.num_workers
-    yield (
-        f"One core reads {speed:.3g} clips a second; {workers} workers (`--clips.num_workers`) up to "
-        f"{speed * max(workers, 1):.3g}, if there are as many cores. Training that is faster than that waits for clips."
-    )
+    yield ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > LONG_DISTANCE for distance in distances):
-        advice = f"Reading a clip decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
-        yield f"More than {LONG_DISTANCE} frames between keyframes: {far} of {len(distances)} videos. {advice}"
+        yield ADVICE["keyframes"].format(limit=LONG_DISTANCE, far=far, total=len(distances))
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
-    cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
-    yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
+    yield ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
-        yield f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
+        yield ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
     videos = [row for row in report.files if row.is_used and not row.is_image]
-    if report.scenes:
-        advice = f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
-        yield f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. {advice}"
-    elif report.num_searched < len(videos):
-        yield f"Searched for cuts: {report.num_searched} of {len(videos)} videos. `--max_frames` searches more."
+    if report.scenes or report.num_searched < len(videos):
+        name = "scenes" if report.scenes else "searched"
+        yield ADVICE[name].format(searched=report.num_searched, total=len(videos))
     longest = max(videos, key=lambda row: row.num_frames, default=None)
     fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
     if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
-        advice = "`--clips.weighting files` draws all files equally often, as the clips shown here."
-        yield f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. {advice}"
+        yield ADVICE["longest"].format(path=longest.path, fraction=fraction)
     if report.copies:
-        advice = "Keep one of each: held-out clips may be copies of training clips."
-        yield f"Groups of files that are copies: {len(report.copies)}. {advice}"
+        yield ADVICE["copies"].format(copies=len(report.copies))
 
 
 def _brightness(frames: Tensor) -> Tensor:
@@ -321,7 +304,7 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
     ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
     few = [info for info, end in zip(videos, ends, strict=True) if end <= max_frames]
     for info in with_progress(few, "finding cuts"):
-        grids = (_brightness(frame[None]) for frame in iterate_frames(info.path, _DECODED_SIZE))
+        grids = (_brightness(_shown(frame[None])) for frame in iterate_frames(info, _DECODED_SIZE))
         try:
             all_changes = [float(_changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError as error:  # training replaces the clips of such a file, too
@@ -333,7 +316,6 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
 
 
 def _scenes_of(spans: Sequence[Span], found: dict[Source, list[int]]) -> Iterator[Span]:
-    """Yield the parts of spans between the cuts of their videos."""
     for span in spans:
         inside = (cut for cut in found.get(span.info.path, ()) if span.first_frame < cut <= span.last_frame)
         for first, end in pairwise([span.first_frame, *inside, span.last_frame + 1]):

@@ -55,23 +55,9 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
 
 
 def _render_data(report: DataReport) -> str:
-    """Return the page as HTML."""
-    used, unused = ([row for row in report.files if row.is_used == kind] for kind in (True, False))
-    return render_page(
-        "data.html",
-        titles=[report.data],
-        summary=_summary(report),
-        advice=report.advice,
-        clips=[_figure(number, clip) for number, clip in enumerate(report.clips, 1)],
-        video=VIDEO_FILE,
-        used=used[:MAX_ROWS],
-        num_used=len(used),
-        unused=unused[:MAX_ROWS],
-        num_unused=len(unused),
-        ignored=report.ignored,
-        copies=report.copies,
-        definitions=DEFINITIONS,
-    )
+    figures = [_figure(clip) for clip in report.clips]
+    values = {"summary": _summary(report), "clips": figures, "video": VIDEO_FILE, "definitions": DEFINITIONS}
+    return render_page("data.html", titles=[report.data], report=report, max_rows=MAX_ROWS, **values)
 
 
 def _summary(report: DataReport) -> list[tuple[str, str]]:
@@ -101,23 +87,15 @@ def print_data(console: Console, report: DataReport) -> None:
         console.print(text, soft_wrap=True)
 
 
-def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
-    """Return a clip for the contact sheet: its first, middle and last frame as one JPEG (base64), and its caption."""
+def _figure(clip: SampledClip) -> dict[str, Any]:
+    """Return a clip for the contact sheet, with its first, middle and last frame as one JPEG (base64)."""
     last = len(clip.frames) - 1
     strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], SHEET_SIDE)), dim=1)
     text = io.BytesIO()
     Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
-    return {
-        "number": number,
-        "jpeg": base64.b64encode(text.getvalue()).decode("ascii"),
-        "width": strip.shape[1],
-        "height": strip.shape[0],
-        "source": Path(clip.source).name,
-        "start": clip.start,
-        "shape": " x ".join(map(str, clip.frames.shape[:3])),
-        "orientation": clip.orientation,
-        "remarks": clip.remarks,
-    }
+    jpeg, shape = base64.b64encode(text.getvalue()).decode("ascii"), " x ".join(map(str, clip.frames.shape[:3]))
+    size = {"width": strip.shape[1], "height": strip.shape[0]}
+    return {"jpeg": jpeg, **size, "source": Path(clip.source).name, "shape": shape, "clip": clip}
 
 
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:

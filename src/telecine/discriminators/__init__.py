@@ -1,26 +1,17 @@
 """Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, frozen features, pairs."""
 
 from telecine.discriminators.augment import augment as augment
-from telecine.discriminators.base import ConditionalDiscriminator as ConditionalDiscriminator
 from telecine.discriminators.base import DiscriminatorOutput as DiscriminatorOutput
 from telecine.discriminators.base import as_output as as_output
 from telecine.discriminators.base import frame_gradients as frame_gradients
 from telecine.discriminators.base import frozen as frozen
-from telecine.discriminators.blocks import Blur as Blur
-from telecine.discriminators.blocks import CausalConv3d as CausalConv3d
-from telecine.discriminators.blocks import DiscriminatorBlock as DiscriminatorBlock
-from telecine.discriminators.blocks import DiscriminatorBlock3D as DiscriminatorBlock3D
-from telecine.discriminators.blocks import DiscriminatorBlock3DWithfirstframe as DiscriminatorBlock3DWithfirstframe
-from telecine.discriminators.blocks import DownSample3D as DownSample3D
-from telecine.discriminators.blocks import FeedForward as FeedForward
-from telecine.discriminators.blocks import LinearSpaceAttention as LinearSpaceAttention
+from telecine.discriminators.build import DiscriminatorSpec as DiscriminatorSpec
+from telecine.discriminators.build import build_discriminator as build_discriminator
 from telecine.discriminators.features import FeatureDiscriminator as FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator as PatchDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator3D as PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator as Discriminator
 from telecine.discriminators.residual import Discriminator3D as Discriminator3D
 from telecine.discriminators.residual import Discriminator3DWithfirstframe as Discriminator3DWithfirstframe
-from telecine.discriminators.spec import DiscriminatorSpec as DiscriminatorSpec
-from telecine.discriminators.spec import build_discriminator as build_discriminator
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -1,24 +1,21 @@
-"""The common parts of discriminators: output, gradient checkpointing, conditions, and the gradient of each frame."""
+"""The common parts of discriminators: output, gradient checkpointing, and the gradient of each frame."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from telecine.base.checks import argument_error, describe
+from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Video, check_same_shape, check_video
+from telecine.base.shapes import Video, check_video
 from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
 
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
-
-
-LogitMap: TypeAlias = Float[Tensor, "batch *patch"]
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -31,7 +28,7 @@ class DiscriminatorOutput(NamedTuple):
             feature-matching loss; empty if there are none. No later layer overwrites them; the graph is kept.
     """
 
-    logits: LogitMap
+    logits: Float[Tensor, "batch *patch"]
     features: tuple[Tensor, ...]
 
 
@@ -106,41 +103,6 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
         raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
 
 
-class ConditionalDiscriminator(nn.Module):
-    """Tells the pair of an input with itself from that of an input and its reconstruction, as pix2pix does.
-
-    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3), so
-    `network` has twice the channels, such as `PatchDiscriminator3D(channels=6)`. An unconditional discriminator rewards
-    any detail that looks real; this one only detail that may belong to this input. As an autoencoder's real sample is
-    its input, the real pair is two equal videos, which are recognised more easily than real videos are.
-    """
-
-    conditional = True
-
-    def __init__(self, network: GradientCheckpointing) -> None:
-        super().__init__()
-        self.network = network
-        self.sees = cast(Sees, network.sees)
-        self.samples_are_independent = bool(getattr(network, "samples_are_independent", False))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the activations inside the network's blocks in the backward."""
-        self.network.enable_gradient_checkpointing()
-
-    def forward(self, x: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Map a batch in [-1, 1] and its inputs, of the same shape, to the network's output."""
-        return as_output(self.network(torch.cat([x, check_condition(condition, x)], 1)))
-
-
-def check_condition(condition: Tensor | None, x: Tensor) -> Tensor:
-    """Return the condition of `x` in its precision; raise a `ValueError` unless it is given and of the same shape."""
-    if condition is None:
-        remedy = "Pass the input of the autoencoder, as `VideoAutoencoderLoss` does."
-        raise argument_error("condition", "given to a conditional discriminator", describe(condition), remedy)
-    check_same_shape("condition", condition, "x", x, remedy="Pass the input of the autoencoder.")
-    return condition.to(x.dtype)
-
-
 def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
 
@@ -149,8 +111,7 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     numbers are >= 0, in at least float32 and detached; all are 0 if no frame has a gradient.
 
     Args:
-        module: A discriminator of videos, evaluated in evaluation mode and not changed. A conditional one gets the
-            videos as their own condition.
+        module: A discriminator of videos, evaluated in evaluation mode and not changed.
         video: Videos `(B, C, T, H, W)` in [-1, 1].
 
     Raises:
@@ -160,10 +121,9 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     with torch.inference_mode(False), torch.enable_grad():
         parameter = next(module.parameters(), video)
         frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
-        inputs = (frames, frames.detach()) if getattr(module, "conditional", False) else (frames,)
         mode = module.training
         try:
-            logits = as_output(module.eval()(*inputs)).logits  # no buffer changes
+            logits = as_output(module.eval()(frames)).logits  # no buffer changes
         finally:
             module.train(mode)
         (gradient,) = torch.autograd.grad(logits.sum(), frames)

@@ -17,7 +17,6 @@ from telecine.base.precision import at_least_float32, autocast_dtype, autocast_o
 from telecine.ops.convolution import convolve
 
 PadMode: TypeAlias = Literal["first", "constant"]
-PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)
 
 
 def _leaky_relu() -> nn.Module:
@@ -128,8 +127,6 @@ class _RMSNorm(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Add a layer's input to its output."""
-
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn
@@ -289,7 +286,7 @@ class CausalConv3d(nn.Module):
         time, height, width = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         if height % 2 == 0 or width % 2 == 0:
             raise argument_error("kernel_size", "odd in height and width", str(kernel_size), "Use for example 3.")
-        self.pad_mode = check_choice("pad_mode", pad_mode, PAD_MODES)
+        self.pad_mode = check_choice("pad_mode", pad_mode, get_args(PadMode))
         self.time_pad = time - 1
         self.conv = Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
 
@@ -335,24 +332,17 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
     From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride,
-    `antialiased_time` time as well, including the first frame. `pad_mode` is that of `CausalConv3d`.
+    `antialiased_time` time as well, including the first frame. Copies of that pad the convolutions.
     """
 
     def __init__(
-        self,
-        input_channels: int,
-        filters: int,
-        antialiased_downsample: bool = True,
-        pad_mode: PadMode = "first",
-        *,
-        antialiased_time: bool = False,
+        self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
         super().__init__()
         self.antialiased_time = antialiased_time
         self.downsample_res = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
-        self.net = _activated(
-            CausalConv3d(input_channels, filters, 3, pad_mode), CausalConv3d(filters, filters, 3, pad_mode)
-        )
+        convolutions = (CausalConv3d(channels, filters, 3, "first") for channels in (input_channels, filters))
+        self.net = _activated(*convolutions)
         self.maybe_blur = Blur() if antialiased_downsample else None
         self.downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
 
@@ -365,7 +355,6 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
 
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:
-    """Return the convolutions, each followed by an activation."""
     return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, _leaky_relu())))
 
 

@@ -1,18 +1,24 @@
-"""The discriminators of a run, from its settings."""
+"""Build discriminators: from the settings of a run, a module, constructor arguments, or a target with params."""
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
-from typing import Any
+from dataclasses import astuple, fields
+from typing import TypeAlias
 
 from torch import nn
 
-from telecine.discriminators.base import ConditionalDiscriminator, GradientCheckpointing
+from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.imports import import_allowed
+from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
+DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
+# The module of the classes in configurations written for CogVideo; `sgm` need not be installed.
+REFERENCE_MODULE = "sgm.modules.autoencoding.losses.video_loss"
 # The classes by the names that the settings have; those of frozen features are built apart.
 IMAGE: Mapping[str, type[GradientCheckpointing]] = {"attention": Discriminator, "patch": PatchDiscriminator}
 VIDEO: Mapping[str, type[GradientCheckpointing]] = {
@@ -40,25 +46,76 @@ def build_video_discriminators(
         return [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
     net, weights, layers, size = astuple(config.features)
     shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-    heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
+    heads = {"dim": 4 * config.dim, "size": size}
     return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
 
 
 def _build(
     kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1
 ) -> nn.Module:
-    options: dict[str, Any] = {"channels": clips.num_channels * (1 + config.conditional), "max_dim": config.max_dim}
-    if kind in (PatchDiscriminator, PatchDiscriminator3D):
-        # `dim` is a quarter of the channels of the first block, as of the other kinds.
-        options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}
-    else:
-        size = (-(-clips.height // factor), -(-clips.width // factor))
-        options |= {"dim": config.dim, "image_size": size, "antialiased_downsample": config.antialiased_downsample}
-    if kind is PatchDiscriminator3D:
-        options["num_temporal_layers"] = config.num_temporal_layers
-    if kind in (Discriminator3D, Discriminator3DWithfirstframe):
-        options["frame_num"] = clips.num_frames
-    if kind is Discriminator3DWithfirstframe:
-        options["time_weighting"] = config.time_weighting
-    network = kind(**options)
-    return ConditionalDiscriminator(network) if config.conditional else network
+    is_patch = kind in (PatchDiscriminator, PatchDiscriminator3D)
+    options = {
+        **{field.name: getattr(config, field.name) for field in fields(config)},
+        "channels": clips.num_channels,
+        "dim": config.dim * (4 if is_patch else 1),  # of the other kinds, a quarter of the channels of the first block
+        "image_size": (-(-clips.height // factor), -(-clips.width // factor)),
+        "frame_num": clips.num_frames,
+    }
+    return kind(**{name: options[name] for name in inspect.signature(kind).parameters if name in options})
+
+
+def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:
+    """Build the discriminator that `spec` describes.
+
+    Args:
+        spec: An `nn.Module`, which is returned unchanged, a mapping of constructor arguments of `default`, or
+            `{"target": "<dotted class>", "params": {...}}`. Mappings may come from YAML or OmegaConf.
+        default: The class for a mapping without a target.
+        name: The argument's name, for errors.
+
+    Raises:
+        TypeError: If `spec` is none of these.
+        ValueError: If the class cannot be found or does not accept the arguments.
+    """
+    if isinstance(spec, nn.Module):
+        return spec
+    if not isinstance(spec, Mapping):
+        contract = 'an nn.Module, a dict of arguments, or {"target": ..., "params": ...}'
+        remedy = "Pass for example {'dim': 64, 'image_size': 256}."
+        raise argument_error(name, contract, describe(spec), remedy, TypeError)
+    if "target" not in spec:
+        return _construct(default, spec, name)
+    if extra := set(spec) - {"target", "params"}:
+        contract = "a dict of only `target` and `params`"
+        raise argument_error(name, contract, f"also {sorted(extra)}", "Move them under `params`.")
+    params = spec.get("params") or {}
+    if not isinstance(params, Mapping):
+        remedy = "Write `key: value` under `params`."
+        raise argument_error(f"{name}.params", "a dict of arguments", describe(params), remedy)
+    return _construct(_resolve_class(spec["target"], name), params, f"{name}.params")
+
+
+def _resolve_class(target: str, name: str) -> type[nn.Module]:
+    """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
+    module_name, _, class_name = str(target).rpartition(".")
+    if module_name.removeprefix("sat.") == REFERENCE_MODULE:
+        target = f"telecine.cogvideo.{class_name}"
+    found = import_allowed(str(target), f"{name}.target")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
+        raise argument_error(f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {found!r}", remedy)
+    return found
+
+
+def _construct(cls: type[nn.Module], params: Mapping[str, object], name: str) -> nn.Module:
+    accepted = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    for key in params:
+        if key not in accepted and not takes_any:
+            raise argument_error(name, f"arguments of {cls.__name__}", repr(key), suggestion(key, accepted))
+    try:
+        inspect.signature(cls).bind(**params)
+    except TypeError as error:
+        contract = f"all required arguments of {cls.__name__}"
+        raise argument_error(name, contract, f"the error: {error}", "Add what is missing.") from error
+    return cls(**params)

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
 from telecine.perceptual import as_rgb
 from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
@@ -39,7 +39,6 @@ class FeatureDiscriminator(GradientCheckpointing):
         weights: The path of a state dict of `net`; "vgg" and "alex" have their own.
         layers: The layers of `net` that have a head, e.g. `("layer1", "layer2")`; four stages of "vgg", all of "alex".
         size: Height and width to which frames are resized for the network, e.g. 224 for a transformer.
-        conditional: Also see the features of the input, as `forward` gets it; see `ConditionalDiscriminator`.
 
     Raises:
         ValueError: An argument is invalid, or the weights do not fit.
@@ -56,32 +55,25 @@ class FeatureDiscriminator(GradientCheckpointing):
         weights: WeightsSource = None,
         layers: Sequence[str] = (),
         size: int | None = None,
-        conditional: bool = False,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
-        self.conditional = conditional
         self.backbone = FeatureMaps(build_maps(net, weights, layers) if isinstance(net, str) else net, size)
         with torch.no_grad():
             maps = self.backbone(torch.zeros(1, 3, *[size or PROBED_SIZE] * 2))
-        self.heads = nn.ModuleList(_Head(each.shape[1] * (1 + conditional), dim) for each in maps)
+        self.heads = nn.ModuleList(_Head(each.shape[1], dim) for each in maps)
 
-    def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
+    def forward(self, x: Video) -> DiscriminatorOutput:
         """Map videos `(B, C, T, H, W)` in [-1, 1], seen as RGB, to logits of patches and the activations of the heads.
 
-        Larger logits mean more real. With `conditional`, `condition` is the autoencoder's input; it gets no gradient.
+        Larger logits mean more real.
 
         Raises:
-            ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
+            ValueError: If the input is not such a video, or too small.
         """
-        condition = check_condition(condition, x) if self.conditional else None
         x = as_rgb(x)
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
-        if condition is not None:
-            with torch.no_grad():
-                conditioned_on = self._normalised_maps(as_rgb(condition))
-            maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         convs = [conv for head in self.heads for conv in head.children()]
         of_heads = zip(*[iter(conv_parameters(convs, x))] * 3, strict=True)
         outputs = [head(each, *known) for head, each, known in zip(self.heads, maps, of_heads, strict=True)]

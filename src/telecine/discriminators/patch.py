@@ -7,6 +7,7 @@ spans 3 frames.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_counts
+from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import autocast_dtype, autocast_off, cast_together
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import padded_conv3d
@@ -49,25 +50,32 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _PatchNetwork(GradientCheckpointing):
     """`num_layers` strided layers and one without a stride, each with its activation, then the map of logits."""
 
     sees: ClassVar[Sees]
 
-    def __init__(
-        self, dim: int, channels: int, num_layers: int, max_dim: int, norm: Norm, *, num_temporal_layers: int
-    ) -> None:
+    dim: int = 64
+    channels: int = 3
+    num_layers: int = 3
+    num_temporal_layers: int = 2
+    max_dim: int = 512
+    norm: Norm = "group"
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_counts(dim=dim, channels=channels, num_layers=num_layers, max_dim=max_dim)
-        check_choice("norm", norm, get_args(Norm))
-        self.channels, self.num_layers, self.norm = channels, num_layers, norm
-        widths = [channels] + [min(dim * 2**level, max_dim) for level in range(num_layers + 1)]
+        for name in ("dim", "channels", "num_layers", "max_dim"):
+            check_count(name, getattr(self, name))
+        check_count("num_temporal_layers", self.num_temporal_layers, at_least=0)
+        check_choice("norm", self.norm, get_args(Norm))
+        widths = [self.channels] + [min(self.dim * 2**level, self.max_dim) for level in range(self.num_layers + 1)]
         self.blocks = nn.Sequential()
         for level, (width_in, width_out) in enumerate(pairwise(widths)):
-            space_stride = 2 if level < num_layers else 1
-            time_stride = space_stride if level < num_temporal_layers else 1
+            space_stride = 2 if level < self.num_layers else 1
+            time_stride = space_stride if level < self.num_temporal_layers else 1
             layer = _Layer(self._conv(width_in, width_out, time_stride, space_stride))
-            if norm == "group" and level > 0:
+            if self.norm == "group" and level > 0:
                 layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
             # In place: neither a convolution nor a group norm needs its output for its gradients.
             self.blocks.append(layer.append(nn.LeakyReLU(0.2, inplace=True)))
@@ -107,7 +115,6 @@ class _Layer(nn.Sequential):
     """A convolution, and what follows it."""
 
     def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
-        """Map a batch, with parameters of the convolution."""
         conv, *others = self
         return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))
 
@@ -123,6 +130,7 @@ def _num_groups(channels: int) -> int:
     return next(groups for groups in range(max(channels // CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class PatchDiscriminator(_PatchNetwork):
     """Image discriminator with one logit per overlapping patch, of 54 x 54 pixels by default (arXiv:1611.07004).
 
@@ -145,10 +153,7 @@ class PatchDiscriminator(_PatchNetwork):
 
     sees = "frames"
 
-    def __init__(
-        self, *, dim: int = 64, channels: int = 3, num_layers: int = 3, max_dim: int = 512, norm: Norm = "group"
-    ) -> None:
-        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=0)
+    num_temporal_layers: int = field(init=False, default=0)
 
 
 class PatchDiscriminator3D(_PatchNetwork):
@@ -167,16 +172,3 @@ class PatchDiscriminator3D(_PatchNetwork):
     """
 
     sees = "video"
-
-    def __init__(
-        self,
-        *,
-        dim: int = 64,
-        channels: int = 3,
-        num_layers: int = 3,
-        num_temporal_layers: int = 2,
-        max_dim: int = 512,
-        norm: Norm = "group",
-    ) -> None:
-        check_count("num_temporal_layers", num_temporal_layers, at_least=0)
-        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=num_temporal_layers)

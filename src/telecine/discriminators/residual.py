@@ -1,17 +1,16 @@
 """The discriminators of MAGVIT-2's public code and CogVideo: residual blocks with attention, one logit per sample."""
 
-import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error, check_choice, check_counts, describe
+from telecine.base.checks import argument_error, check_choice, check_count, describe
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import (
-    PAD_MODES,
     CausalConv3d,
     DiscriminatorBlock,
     DiscriminatorBlock3D,
@@ -29,6 +28,7 @@ TimeWeighting: TypeAlias = Literal["positions", "frames"]
 _MIN_SIZE = 4
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _ResidualDiscriminator(GradientCheckpointing):
     """`floor(log2(frame_num))` video blocks, the mean over the remaining time, then 2D blocks with attention.
 
@@ -39,41 +39,39 @@ class _ResidualDiscriminator(GradientCheckpointing):
     sees: ClassVar[Sees] = "video"
     samples_are_independent: ClassVar[bool] = True
     video_block: ClassVar[type[nn.Module]] = DiscriminatorBlock3D
-    time_weighting: TimeWeighting = "positions"
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        image_size: ImageSize,
-        frame_num: int,
-        channels: int = 3,
-        max_dim: int = 512,
-        linear_attn_dim_head: int = 8,
-        linear_attn_heads: int = 16,
-        ff_mult: int = 4,
-        antialiased_downsample: bool = False,
-        antialiased_time: bool = False,
-    ) -> None:
+    dim: int
+    image_size: ImageSize
+    frame_num: int
+    channels: int = 3
+    max_dim: int = 512
+    linear_attn_dim_head: int = 8
+    linear_attn_heads: int = 16
+    ff_mult: int = 4
+    antialiased_downsample: bool = False
+    antialiased_time: bool = False
+    time_weighting: TimeWeighting = field(init=False, default="positions")
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_counts(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
-        check_counts(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
-        if antialiased_time and not antialiased_downsample:
+        for name in ("dim", "frame_num", "channels", "max_dim", "ff_mult", "linear_attn_dim_head", "linear_attn_heads"):
+            check_count(name, getattr(self, name))
+        if self.antialiased_time and not self.antialiased_downsample:
             remedy = "Set `antialiased_downsample=True` as well."
             raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
-        self.channels = channels
-        size = _as_image_size(image_size)
+        size, blurs = _as_image_size(self.image_size), self.antialiased_downsample
         num_halvings = min(size).bit_length() - 3  # they reduce the shorter side to at least 4 and below 8
-        # `4 dim` channels, doubling
-        widths = list(pairwise([channels, *(min(4 * dim * 2**level, max_dim) for level in range(num_halvings + 1))]))
-        self.temporal_num_layers = min(frame_num.bit_length() - 1, len(widths) - 1)
+        of_blocks = (min(4 * self.dim * 2**level, self.max_dim) for level in range(num_halvings + 1))
+        widths = list(pairwise([self.channels, *of_blocks]))
+        self.temporal_num_layers = min(self.frame_num.bit_length() - 1, len(widths) - 1)
         self.blocks = nn.ModuleList()
         for level, (width_in, width_out) in enumerate(widths, start=1):
             if level <= self.temporal_num_layers:
-                block = self.video_block(width_in, width_out, antialiased_downsample, antialiased_time=antialiased_time)
+                block = self.video_block(width_in, width_out, blurs, antialiased_time=self.antialiased_time)
             else:
-                block = DiscriminatorBlock(width_in, width_out, level < len(widths), antialiased_downsample)
-                block = with_attention(block, width_out, linear_attn_dim_head, linear_attn_heads, ff_mult)
+                block = DiscriminatorBlock(width_in, width_out, level < len(widths), blurs)
+                attention = self.linear_attn_dim_head, self.linear_attn_heads
+                block = with_attention(block, width_out, *attention, self.ff_mult)
             self.blocks.append(block)
         # The head's map is rounded down, as in published checkpoints.
         self.to_logits = Head(widths[-1][1], (size[0] >> num_halvings, size[1] >> num_halvings))
@@ -96,12 +94,6 @@ class _ResidualDiscriminator(GradientCheckpointing):
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
-
-
-def _shared(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a constructor's arguments that `_ResidualDiscriminator` has."""
-    known = inspect.signature(_ResidualDiscriminator).parameters
-    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
@@ -132,6 +124,7 @@ def _as_image_size(image_size: object) -> tuple[int, int]:
     return height, width
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator(_ResidualDiscriminator):
     """StyleGAN-like image discriminator with linear attention, as in MAGVIT-2's public code and CogVideo.
 
@@ -153,21 +146,10 @@ class Discriminator(_ResidualDiscriminator):
 
     sees = "frames"
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        image_size: ImageSize,
-        channels: int = 3,
-        max_dim: int = 512,
-        attn_heads: int = 8,
-        attn_dim_head: int = 32,
-        linear_attn_dim_head: int = 8,
-        linear_attn_heads: int = 16,
-        ff_mult: int = 4,
-        antialiased_downsample: bool = False,
-    ) -> None:
-        super().__init__(frame_num=1, **_shared(locals()))
+    frame_num: int = field(init=False, default=1)
+    antialiased_time: bool = field(init=False, default=False)
+    attn_heads: int = 8
+    attn_dim_head: int = 32
 
 
 class Discriminator3D(_ResidualDiscriminator):
@@ -187,6 +169,7 @@ class Discriminator3D(_ResidualDiscriminator):
     """
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
 
@@ -212,25 +195,13 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
 
     video_block = DiscriminatorBlock3DWithfirstframe
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        image_size: ImageSize,
-        frame_num: int,
-        channels: int = 3,
-        max_dim: int = 512,
-        linear_attn_dim_head: int = 8,
-        linear_attn_heads: int = 16,
-        ff_mult: int = 4,
-        antialiased_downsample: bool = False,
-        antialiased_time: bool = False,
-        time_weighting: TimeWeighting = "positions",
-        pad_mode: PadMode = "first",
-    ) -> None:
-        super().__init__(**_shared(locals()))
-        self.time_weighting = check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
-        check_choice("pad_mode", pad_mode, PAD_MODES)
+    time_weighting: TimeWeighting = "positions"
+    pad_mode: PadMode = "first"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("time_weighting", self.time_weighting, get_args(TimeWeighting))
+        check_choice("pad_mode", self.pad_mode, get_args(PadMode))
         for module in self.modules():
             if isinstance(module, CausalConv3d):
-                module.pad_mode = pad_mode
+                module.pad_mode = self.pad_mode

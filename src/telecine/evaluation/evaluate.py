@@ -13,8 +13,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
-from telecine.evaluation.flat import flat_colours
-from telecine.evaluation.flow import WarpingError, load_flow
+from telecine.evaluation.flow import DISFlow, WarpingError
 from telecine.evaluation.measure import (
     ClipResult,
     MetricSet,
@@ -25,14 +24,15 @@ from telecine.evaluation.measure import (
     load_published_metrics,
     mean_per_frame,
     measure_clips,
+    measure_flat_colours,
     process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
+from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, describe_clips
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import ClipConfig, EvaluateConfig, Tiling
+from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,11 +70,7 @@ class Evaluation:
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, and the reason for each missing one."""
         protocol = self.protocol
-        frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
-        size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
-        name = dict(protocol.published).get("name")
-        title = f"{protocol.num_clips} clips, {frames} of {size}{f', protocol {name}' if name else ''}"
-        table = Table("metric", "mean", "better", title=title)
+        table = Table("metric", "mean", "better", title=describe_clips(protocol.as_dict()))
         for name, value in self.metrics.items():
             table.add_row(name, f"{value:.4f}", protocol.better(name))
         console.print(table)
@@ -102,14 +98,15 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     with process_group() as (rank, num_ranks):
         device = device_of(config.device, num_ranks)
         if config.data is None:
-            raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
+            raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
         spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        flat = _of_flat_clips(source, config)
+        size = (description["num_frames"], description["height"], description["width"])
+        flat = measure_flat_colours(_model_of("flat", source), *size) if config.flat else {}
         results = gather(measure_clips(source, metric_set, spans, device, rank, num_ranks), num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
@@ -145,17 +142,14 @@ def _plan(
             "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
             "frame_stride": clips.stride,
         }
-    return spans, _with_requested(metric_set, source, config, device), description
+    return spans, _with_requested(metric_set, source, config), description
 
 
-def _with_requested(
-    metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
-) -> MetricSet:
-    """Add the measures that settings request."""
+def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
     requested: list[Callable[..., dict[str, float]]] = []
     sources = dict(metric_set.backbones)
     if config.flow is not None:
-        flow = load_flow(config.flow, device)
+        flow = DISFlow()
         requested.append(WarpingError(flow))
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
@@ -166,15 +160,6 @@ def _with_requested(
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
-
-
-def _of_flat_clips(source: ModelSource | VideoSource, config: EvaluateConfig) -> dict[str, float]:
-    """Return the measures of clips of one colour, if they are requested; these have the size of the other clips."""
-    if not config.flat:
-        return {}
-    model, clips = _model_of("flat", source), source.clips
-    assert isinstance(clips, ClipConfig)  # `flat` is refused with a protocol
-    return flat_colours(model, clips.num_frames, clips.height, clips.width)
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:

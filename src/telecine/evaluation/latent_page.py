@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from telecine.base.files import write_json
+from telecine.evaluation.denoising import LEVELS
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import plot_data, render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
@@ -13,6 +14,7 @@ from telecine.settings.parse import read_package_yaml
 
 _PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")
+_PROBE_LABELS = ("transformer", "linear denoiser")
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
@@ -31,6 +33,7 @@ def _render_latents(report: LatentReport) -> str:
         titles=titles,
         data={"runs": titles, "file": "latents.json", "plots": plots},
         summary=report.summary(),
+        pictures=[(space.title, space.probe.picture) for space in spaces if space.probe is not None],
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,
@@ -51,9 +54,10 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
     plots = []
     for measure, (title, x, scale) in _PLOTS.items():
         columns = zip(*(each[measure] for each in points), strict=True)
+        labels = _PROBE_LABELS if measure.startswith("probe") else _LABELS
         series = [
-            Series(label, measure, [as_curve(index, each) for index, each in enumerate(column)], label != _LABELS[0])
-            for label, column in zip(_LABELS, columns, strict=False)
+            Series(label, measure, [as_curve(index, each) for index, each in enumerate(column)], label != labels[0])
+            for label, column in zip(labels, columns, strict=False)
         ]
         hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
         hint = f"{hint[0].upper()}{hint[1:]}."
@@ -65,6 +69,8 @@ def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]
 def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]]:
     """Return the positions and values of each measure: of the latent, then of the scaled-down video if it has it."""
     spectrum, correlation, total = space.spectrum, space.autocorrelation, sum(space.eigenvalues) or 1.0
+    losses = space.probe.losses if space.probe is not None else []
+    linear = space.probe.linear_losses if space.probe is not None else []
     return {
         "spectrum": [zip(spectrum.frequency, each, strict=True) for each in (spectrum.latent, spectrum.video)],
         "eigenvalues": [enumerate((value / total for value in space.eigenvalues), 1)],
@@ -73,4 +79,6 @@ def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]
         "equivariance": [enumerate(value["mse"] for value in space.equivariance.values())],
         "noise": [((float(size), value) for size, value in space.noise_psnr.items())],
         "drift": [enumerate(cast(list[float], space.drift.get("correlation", [])))],
+        "probe.loss": [zip(LEVELS, values, strict=False) for values in (losses, linear)],
+        "probe.share": [zip(LEVELS, (a / b for a, b in zip(losses, linear, strict=True)), strict=False)],
     }

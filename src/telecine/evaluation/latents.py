@@ -19,6 +19,7 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.evaluation.denoising import Probe
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
@@ -188,8 +189,12 @@ class LatentSpace:
     noise_psnr: dict[str, float]
     codes: dict[str, float] = field(default_factory=dict)
     """See `code_usage`; empty for a continuous latent."""
+    nested_psnr: dict[str, float] = field(default_factory=dict)
+    """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
+    probe: Probe | None = None
+    """The measures of a generator, if one was trained."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
@@ -205,11 +210,12 @@ class LatentSpace:
             "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
             "equivariance error, MSE": sum(changed) / len(changed),
         }
+        found |= {f"PSNR with {number} channels, dB": value for number, value in self.nested_psnr.items()}
         names = ("codes used", "entropy of the codes, bits", "perplexity of the codes")
         found |= dict(zip(names, self.codes.values(), strict=False))  # as `code_usage` orders them, if any
         if isinstance(drift := self.drift.get("relative_error"), float):
             found["drift from the base"] = drift
-        return found
+        return found if self.probe is None else found | self.probe.figures()
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
     if config.data is None:
-        raise argument_error("data", "a folder of videos or images, or one", "nothing", "Add `--data my_videos/`.")
+        raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
     first, infos = open_model(models[0], config, device)
     clips = first.clips
@@ -325,7 +331,7 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
     eigenvalues = _covariance_eigenvalues(latents)
     small = torch.cat([_scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
     frequency, latent_power = _radial_spectrum(latents)
-    equivariance, noise_psnr = _decode_changed(source.model, videos, latents, statistics.std)
+    equivariance, noise_psnr, nested_psnr = _decode_changed(source.model, videos, latents, statistics.std)
     shares = {"latent": _high_frequency_share(latents), "video": _high_frequency_share(small)}
     return LatentSpace(
         title=source.title,
@@ -341,6 +347,7 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
         },
         equivariance=equivariance,
         noise_psnr=noise_psnr,
+        nested_psnr=nested_psnr,
         codes=code_usage(source.model.codebook, latents.to(next(source.model.parameters()).device)),
         drift={} if reference is None else _drift(latents, reference),
     )
@@ -349,8 +356,8 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
 @torch.no_grad()
 def _decode_changed(
     model: VideoAutoencoder, videos: _ClipsOnDisk, latents: Tensor, std: Sequence[float]
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Return the equivariance error by transformation, and the PSNR by the size of the noise; means over clips."""
+) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, float]]:
+    """Return the equivariance error by transformation, and the PSNR by noise and by channels kept; means over clips."""
     device = next(model.parameters()).device
 
     def decode(latent: Tensor) -> Video:
@@ -360,6 +367,7 @@ def _decode_changed(
     scale = torch.tensor(std).view(1, -1, 1, 1, 1)
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ("none", *TRANSFORMS)}
     noisy: dict[str, list[float]] = {f"{size:g}": [] for size in NOISE}
+    cut: dict[str, list[float]] = {str(number): [] for number in sorted(model.nested_channels)}
     for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):
         for name, found in errors.items():
             transform = TRANSFORMS.get(name, torch.clone)
@@ -371,9 +379,12 @@ def _decode_changed(
         noise = torch.randn(latent.shape, generator=generator) * scale
         for size, values in noisy.items():
             values.append(psnr(reconstruction=decode(latent + float(size) * noise), target=video).item())
+        for number, values in cut.items():
+            values.append(psnr(reconstruction=decode(latent[:, : int(number)]), target=video).item())
     means = {name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()}
     equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in means.items()}
-    return equivariance, {size: sum(values) / len(values) for size, values in noisy.items()}
+    noise_psnr, nested_psnr = ({key: sum(all_) / len(all_) for key, all_ in each.items()} for each in (noisy, cut))
+    return equivariance, noise_psnr, nested_psnr
 
 
 def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:

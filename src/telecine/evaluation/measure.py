@@ -4,13 +4,14 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from dataclasses import dataclass, field, replace
+from itertools import product, zip_longest
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install
@@ -27,6 +28,9 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+# Grey, and the corners of a cube inside the colours, which a ringing reconstruction can leave on both sides.
+FLAT_COLOURS = ((0.0, 0.0, 0.0), *product((-0.8, 0.8), repeat=3))
+LEVELS = 127.5  # a difference of 1 in [-1, 1], in levels of 8 bits
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,18 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
     """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
     known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
     names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
-    perceptual, backbones = _load_lpips(names, device)
+    if not clips.has_colours:
+        absent |= dict.fromkeys(LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
+        names = [name for name in names if name not in absent]
+        if features is not None:
+            contract, got = "left out unless clips have 1, 3 or 4 channels", f"{features} for {clips.num_channels}"
+            raise argument_error("features", contract, got, "Leave it out.")
     network = None if features is None else load_feature_network(features, device)
-    if network is not None:
-        if clips.num_frames < network.min_frames:
-            contract = f"at least {network.min_frames} for {network.name}"
-            remedy = "Set a larger `num_frames`, or leave `features` out."
-            raise argument_error("num_frames", contract, clips.num_frames, remedy)
-        backbones[network.name] = network.source
-    built_in = [name for name in names if name not in LPIPS_BACKBONES]
-    return MetricSet(built_in, perceptual, network, backbones, absent)
+    if network is not None and clips.num_frames < network.min_frames:
+        contract = f"at least {network.min_frames} for {network.name}"
+        remedy = "Set a larger `num_frames`, or leave `features` out."
+        raise argument_error("num_frames", contract, clips.num_frames, remedy)
+    return _metric_set(names, absent, network, network.name if network else "", device)
 
 
 def _available_metrics(
@@ -74,11 +80,15 @@ def _available_metrics(
     return [name for name in names if name not in absent], absent
 
 
-def _load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, LPIPS], dict[str, str]]:
-    """Return the LPIPS modules among these metrics by name, and the hashes of their weights."""
+def _metric_set(
+    names: Sequence[str], absent: Mapping[str, str], network: FeatureNetwork | None, frechet: str, device: torch.device
+) -> MetricSet:
+    """Return metrics by name with the networks of LPIPS, and one for the Frechet distance of that name."""
     weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
-    modules = {name: LPIPS(LPIPS_BACKBONES[name], weights=tensors).to(device) for name, tensors in weights.items()}
-    return modules, {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
+    perceptual = {name: LPIPS(LPIPS_BACKBONES[name], weights=each).to(device) for name, each in weights.items()}
+    backbones = {name: f"sha256 {tensor_sha256(each)}" for name, each in weights.items()}
+    backbones |= {} if network is None else {frechet: network.source}
+    return MetricSet([name for name in names if name in KNOWN_METRICS], perceptual, network, backbones, absent)
 
 
 def load_published_metrics(protocol: PublishedProtocol, features: str | None, device: torch.device) -> MetricSet:
@@ -86,15 +96,12 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
-    built_in = [name for name in protocol.metrics if name in KNOWN_METRICS]
-    perceptual, backbones = _load_lpips(protocol.metrics, device)
     (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     if features is not None:
         network, absent = load_feature_network(features, device), {}
-        backbones[frechet] = network.source
-    is_single, values = frechet == "fvd_single", protocol.measured_values
-    return MetricSet(built_in, perceptual, network, backbones, absent, is_single, values)
+    metric_set = _metric_set(protocol.metrics, absent, network, frechet, device)
+    return replace(metric_set, per_clip_frechet=frechet == "fvd_single", values=protocol.measured_values)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,25 @@ def _measure_clip(
     return ClipResult(index, clip["source"], clip["start"], values, metrics.per_frame()[0], sha256, features)
 
 
+@torch.no_grad()
+def measure_flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: int) -> dict[str, float]:
+    """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of `FLAT_COLOURS`.
+
+    Any pattern and any motion comes from the autoencoder. Root mean squares in levels of 8 bits: of the error of the
+    mean colour, of each frame's pixels about that frame's mean, and of the changes of a pixel from frame to frame.
+    """
+    clips = torch.tensor(FLAT_COLOURS, device=model.last_layer.device)[:, None, :, None, None, None]
+    clips = clips.expand(-1, -1, -1, num_frames, height, width)
+    found = [LEVELS * (model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE) - clip) for clip in clips]
+    errors = torch.cat(found)
+    values = {
+        "flat_error": errors.mean((2, 3, 4)),
+        "flat_grid": errors - errors.mean((3, 4), keepdim=True),
+        "flat_shimmer": errors.diff(dim=2),
+    }
+    return {name: float(value.square().mean().sqrt()) for name, value in values.items() if value.numel() > 0}
+
+
 def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
     """Return the mean of each frame metric at each frame position, over the clips that have this position."""
     means: dict[str, list[float]] = {}
@@ -203,12 +229,17 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
-    num_clips, num_features = features.shape
+    if (reason := frechet_undefined(features, reference)) is not None:
+        return {}, {network.name: reason}
+    return {network.name: frechet_distance(features=features, reference=reference)}, {}
+
+
+def frechet_undefined(*sets: Tensor) -> str | None:
+    """Return why the Frechet distance of sets of features `(N, D)` is undefined; None if it is defined."""
+    num_clips, num_features = min(len(each) for each in sets), sets[0].shape[1]
     if num_clips <= num_features:
         reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
-        reason += f"{num_features} features is singular"
-    elif not (features.isfinite().all() and reference.isfinite().all()):
-        reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
-    else:
-        return {network.name: frechet_distance(features=features, reference=reference)}, {}
-    return {}, {network.name: reason}
+        return f"{reason}{num_features} features is singular"
+    if not all(each.isfinite().all() for each in sets):
+        return "its features are not finite: the reconstructions contain NaN, or the network overflows"
+    return None

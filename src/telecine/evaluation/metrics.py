@@ -13,7 +13,6 @@ from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_sa
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 from telecine.perceptual import as_rgb
-from telecine.settings import CHANNELS
 
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.
@@ -32,7 +31,8 @@ def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]
 class ReconstructionMetrics:
     """Accumulates built-in metrics and perceptual distances clip by clip.
 
-    Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`. Of RGBA, there are also `ALPHA_METRICS`.
+    Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`, or of all channels that are not colours. Of
+    RGBA, there are also `ALPHA_METRICS`.
 
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
@@ -78,7 +78,7 @@ class ReconstructionMetrics:
         """Measure a batch of clips. Reads the values at once, which synchronizes with an accelerator.
 
         Args:
-            reconstruction: `(B, C, T, H, W)`, grey, RGB or RGBA. Clamped to [-1, 1] before measuring.
+            reconstruction: `(B, C, T, H, W)`. Clamped to [-1, 1] before measuring.
             target: Of the same shape, in [-1, 1].
 
         Raises:
@@ -87,9 +87,6 @@ class ReconstructionMetrics:
         """
         check_video("reconstruction", reconstruction)
         check_video("target", target)
-        if target.shape[1] not in CHANNELS.values():
-            remedy = "Measure the channels one by one."
-            raise argument_error("target", "grey, RGB or RGBA of shape (B, C, T, H, W)", target, remedy)
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
         check_range("target", target)

@@ -1,10 +1,11 @@
 """What was measured and how: the definition of each metric, and the protocol of an evaluation."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from telecine.base.checks import argument_error, check_counts
 from telecine.base.files import write_json
@@ -125,3 +126,11 @@ class EvaluationProtocol:
     def write(self, path: str | Path) -> None:
         """Write `as_dict()` as JSON to `path`, atomically."""
         write_json(Path(path), self.as_dict())
+
+
+def describe_clips(protocol: Mapping[str, Any]) -> str:
+    """Return number, length and size of the clips of a `protocol.json`, and the name of the published protocol."""
+    frames = "whole videos" if protocol["num_frames"] is None else f"{protocol['num_frames']} frames"
+    size = "their size" if protocol["height"] is None else f"{protocol['height']} x {protocol['width']}"
+    name = protocol.get("published", {}).get("name")
+    return f"{protocol['num_clips']} clips, {frames} of {size}{f', protocol {name}' if name else ''}"

@@ -1,13 +1,13 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from statistics import mean
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import sampling
@@ -16,10 +16,11 @@ from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
-from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, read_clip, video_from_bytes
+from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
+from telecine.data.arrays import write_array
 from telecine.data.find import check_output
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import Model, by_name, index_data, load_model
+from telecine.evaluation.source import Model, by_name, clips_of, index_data, load_model
 from telecine.evaluation.tiling import (
     blended_chunks,
     count_chunks,
@@ -28,10 +29,11 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import VideoWriter
-from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.report.video import write_video
+from telecine.runs import find_checkpoint
+from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
 
-_VIDEOS, _PNG = (".mp4", ".mkv"), ".png"
+_VIDEOS, _PNG, _NPY = (".mp4", ".mkv"), ".png", ".npy"
 
 
 def reconstruct(
@@ -48,7 +50,7 @@ def reconstruct(
             which is moved to the device and to eval mode.
         video: The file, or a folder: its videos or, without videos, its images.
         output: For a video an `.mp4` (H.264), or an `.mkv` (FFV1), which keeps all values, alpha and 16 bits; for an
-            image a `.png`; for a folder the folder for these, with the same names.
+            image a `.png`; for an array an `.npy` of its layout, range and type; for a folder the folder for these.
         config: The settings.
 
     Raises:
@@ -56,19 +58,20 @@ def reconstruct(
             not keep the model's channels and bits.
     """
     config = config or ReconstructConfig()
-    if Path(video).is_dir():
-        check_output("output", video, output)
-        infos = by_name(index_data(video, name="video"), video)
-    else:
-        infos = {"": index_video(video)}
-        _check_output(Path(output), Path(video), (_PNG,) if infos[""].is_image else _VIDEOS)
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device, config)
-    of_videos = _VIDEOS[0] if config.compare or (model.in_channels, config.bit_depth) == (3, 8) else _VIDEOS[1]
-    files = [
-        (info, Path(output, name + (_PNG if info.is_image else of_videos)) if name else Path(output))
-        for name, info in infos.items()
-    ]
+    of_run = clips_of(None if isinstance(checkpoint, nn.Module) else find_checkpoint(Path(checkpoint)), model)
+    arrays = {"layout": config.layout or of_run.layout, "range": config.range or of_run.range}
+    clips = ClipConfig(channels=model.in_channels, **arrays)  # type: ignore[arg-type]
+    if Path(video).is_dir():
+        check_output("output", video, output)
+        infos = by_name(index_data(video, clips, name="video"), video)
+    else:
+        infos = {"": index_video(video, clips)}
+        _check_output(Path(output), Path(video), _suffixes(infos[""], config))
+    is_exact = not config.compare and (model.in_channels, config.bit_depth) != (3, 8)
+    suffixes = {name: _suffixes(info, config)[-1 if is_exact else 0] for name, info in infos.items()}
+    files = [(info, Path(output, name + suffixes[name]) if name else Path(output)) for name, info in infos.items()]
     for _, path in files:
         _check_keeps(path, model.in_channels, config)
     return mean(_reconstruct_file(model, info, path, config, device) for info, path in files)
@@ -84,11 +87,15 @@ def _reconstruct_file(
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
-            recon_frames = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
-            yield side_by_side(inputs=[frames], reconstructions=[recon_frames]) if config.compare else recon_frames
+            pair = target.transpose(0, 1), reconstruction.transpose(0, 1)
+            shown = [bytes_from_video(each, config.bit_depth).cpu() for each in pair]
+            compared = side_by_side(inputs=shown[:1], reconstructions=shown[1:]) if config.compare else shown[1]
+            yield reconstruction if output.suffix == _NPY else compared
 
-    if info.is_image:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == _NPY:
+        atomic_write(output, lambda partial: write_array(partial, info, chunks()))
+    elif output.suffix == _PNG:
         image = Image.fromarray(next(chunks())[0].squeeze(-1).numpy())
         atomic_write(output, lambda partial: image.save(partial, format="PNG"))
     else:
@@ -96,9 +103,8 @@ def _reconstruct_file(
         pts = sorted(each - start for each in info.pts)
         # Stored pixels need not be square.
         aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
-        with VideoWriter(output, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect) as writer:
-            for frames in chunks():
-                writer.add(frames)
+        frames = chain.from_iterable(chunks())
+        write_video(output, frames, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect)
     return float(torch.cat(frame_psnr).mean())
 
 
@@ -117,12 +123,14 @@ def _reconstruct_frames(
             reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    frames = (
-        read_clip(info, 0, 1, size=size, pixels=pixels) if info.is_image else iterate_frames(info.path, size, pixels)
-    )
-    chunks = overlapping_chunks(frames, num_frames, overlap)
+    chunks = overlapping_chunks(iterate_frames(info, size, pixels), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
+
+
+def _suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:
+    """Return the suffixes that the output may have, that of one without loss last."""
+    return (_NPY,) if info.layout and not config.compare else (_PNG,) if info.is_image else _VIDEOS
 
 
 def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> None:
@@ -136,14 +144,14 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
     """Raise a `ValueError` if the output cannot be written or would replace the input."""
-    contract = "the name of a PNG" if _PNG in suffixes else "the name of an MP4 or MKV"
+    contract = f"the name of {'an MP4 or MKV' if suffixes == _VIDEOS else f'a {suffixes[0][1:].upper()}'}"
     if output.is_dir():
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
     if output.suffix.lower() not in suffixes:
         contract = f"{contract}, which ends in {' or '.join(suffixes)}"
         raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}.")
     if output.resolve() == video.resolve():
-        contract = "another file than the video or image"
+        contract = "another file than the input"
         raise argument_error("output", contract, f"{output} for both", "Choose another name.")
 
 

@@ -34,7 +34,7 @@ from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights, channels_named
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
 
@@ -47,10 +47,10 @@ CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly
 MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them is a model, even if it contains videos
 
 
-def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
-    """Return the videos at a path, or the images without one. Their index is that of training, and is saved for it."""
+def index_data(path: str | Path, clips: ClipConfig | None = None, *, name: str = "data") -> list[VideoInfo]:
+    """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too."""
     videos = find_videos(path, name=name)
-    cache = IndexCache(path)
+    cache = IndexCache(path, clips)
     try:
         return index_videos(videos, index=cache.info)[0]
     finally:
@@ -65,7 +65,7 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
     if longest.num_frames < length:
         got = f"at most {longest.num_frames}, in {longest.path}"
         remedy = "Set a smaller `num_frames` or `stride`."
-        raise argument_error("data", f"videos of at least {length} frames", got, remedy)
+        raise argument_error("data", f"files of at least {length} frames", got, remedy)
     log_too_short(map(whole_video, infos), length)
     starts = ((info, start) for info in infos for start in range(0, info.num_frames - length + 1, length))
     spans = [Span(info, start, start + length - 1) for info, start in starts]
@@ -91,8 +91,7 @@ class ModelSource:
 
     def sampler(self) -> dict[str, object]:
         """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
-        sampler = self.model.sampler
-        return {} if sampler is None else {"name": "euler", "steps": sampler.steps, "seed": sampler.seed}
+        return {} if self.model.sampler is None else self.model.sampler.describe()
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
@@ -118,7 +117,7 @@ class VideoSource:
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
-            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
+            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that file again.")
         return clip["video"][None].to(target)
 
 
@@ -156,7 +155,8 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
 
 def open_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> tuple[ModelSource, list[VideoInfo]]:
     """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too."""
-    source, infos = model_source(checkpoint, config, device), index_data(str(config.data))
+    source = model_source(checkpoint, config, device)
+    infos = index_data(str(config.data), source.clips if isinstance(source.clips, ClipConfig) else None)
     return _for_data(source, infos, config), infos
 
 
@@ -171,24 +171,27 @@ def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device, config)
-    if isinstance(checkpoint, nn.Module):
-        found, checkpoint = None, type(checkpoint).__name__
-    else:
-        found = find_checkpoint(Path(checkpoint))
-    title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
+    found = None if isinstance(checkpoint, nn.Module) else find_checkpoint(Path(checkpoint))
+    name = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
+    title = f"{name}, weights {config.weights}" if found else name
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)
-    saved = read_saved_settings(found).get("clips") if found else {"channels": channels_named(model.in_channels)}
-    if not isinstance(saved, dict):
-        raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
-    saved = saved | {"buckets": ()}  # they only matter for training
-    clips = config.clip_config(validate(ClipConfig, saved, prefix=f"{found}: clips."))
+    clips = config.clip_config(clips_of(found, model))
     check_channels(clips, model)
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
+
+
+def clips_of(checkpoint: Path | None, model: VideoAutoencoder) -> ClipConfig:
+    """Return the clips of the run that has a checkpoint; without it the default with the channels of the model."""
+    saved = read_saved_settings(checkpoint).get("clips") if checkpoint else {"channels": model.in_channels}
+    if not isinstance(saved, dict):
+        contract = "a group of settings"
+        raise argument_error(f"clips in the settings of {checkpoint}", contract, describe(saved), "Restore it.")
+    return validate(ClipConfig, saved | {"buckets": ()}, prefix=f"{checkpoint}: clips.")  # buckets are for training
 
 
 def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
@@ -209,9 +212,12 @@ def load_model(
 
 def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
     """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
-    if sampler is None and config.sampling:
-        contract = "left out unless a model's decoder generates"
-        raise argument_error(f"decode_{next(iter(config.sampling))}", contract, f"a number for {got}", "Leave it out.")
+    known = {} if sampler is None else sampler.describe()
+    for name in config.sampling:
+        if name not in known:
+            kind = "removes noise from its latent" if name == "level" else "generates"
+            contract = f"left out unless a model's decoder {kind}"
+            raise argument_error(f"decode_{name}", contract, f"a number for {got}", "Leave it out.")
     return None if sampler is None else replace(sampler, **config.sampling)
 
 
@@ -226,8 +232,8 @@ def _video_source(
         sizes = sorted({(info.height, info.width) for info in infos})
         if len(sizes) > 1 and None in (config.height, config.width):
             got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-            remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-            raise argument_error("data", "videos of one size", got, remedy)
+            remedy = "Set `height` and `width`, to which all are resized and cropped."
+            raise argument_error("data", "files of one size", got, remedy)
         clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
@@ -250,7 +256,7 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructio
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
     lacks = ((reconstructions, missing), (data, extra))
     if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
-        contract = "videos of the same names as `data` (suffixes do not count)"
+        contract = "files of the same names as `data` (suffixes do not count)"
         raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
     for name, info in inputs.items():
         expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))

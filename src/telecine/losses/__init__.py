@@ -35,7 +35,7 @@ from telecine.losses.reconstruction import charbonnier as charbonnier
 from telecine.losses.reconstruction import gaussian_nll as gaussian_nll
 from telecine.losses.reconstruction import l1 as l1
 from telecine.losses.reconstruction import mse as mse
-from telecine.losses.temporal import temporal_difference as temporal_difference
+from telecine.losses.reconstruction import temporal_difference as temporal_difference
 from telecine.losses.wavelet import haar as haar
 from telecine.losses.wavelet import wavelet_l1 as wavelet_l1
 

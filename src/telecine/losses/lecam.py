@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from telecine.base.frozen import keep_precision
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.ops.ranks import average_over_ranks
@@ -35,24 +36,18 @@ class _RunningMean(nn.Module):
     mean: Tensor
     num_values: Tensor
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float = LECAM_DECAY) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_RunningMean":
-        """Move with the module, but stay in float32: half precision would round small updates to zero."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        # Half precision would round small updates to zero.
+        return super()._apply(lambda tensor: keep_precision(fn, tensor), recurse)
 
     @torch.no_grad()
     def update(self, value: Scalar) -> None:
-        """Add a value."""
         value = value.detach().to(self.mean.dtype)
         is_finite = torch.isfinite(value)
         self.num_values += is_finite
@@ -69,8 +64,7 @@ class LeCam(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.real = _RunningMean(LECAM_DECAY)
-        self.fake = _RunningMean(LECAM_DECAY)
+        self.real, self.fake = _RunningMean(), _RunningMean()
 
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""

@@ -80,19 +80,15 @@ def _gradient_norms(
             yield average_over_ranks(wide.square().sum()).sqrt()
 
 
-Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
-"""The arguments of a call, which may include frames that a causal layer cached in the call before."""
-
-
-_Call: TypeAlias = tuple[Inputs | CheckpointedCall, Tensor]
-"""The layer's arguments, or the call around it that computes them again if activations are not kept; its output."""
+# The arguments of a call, which may include frames that a causal layer cached in the call before.
+_Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 
 class LayerActivations:
     """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
 
     A weight that is sharded over processes cannot be an input of `torch.autograd.grad`, but the layer's output can.
-    Inputs that the autoencoder computes again in the backward pass are computed again here, too.
+    _Inputs that the autoencoder computes again in the backward pass are computed again here, too.
 
     Args:
         layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.
@@ -100,8 +96,9 @@ class LayerActivations:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
+        # The layer's arguments, or the call around it that computes them again if activations are not kept; its output.
         # None in a copy, such as an averaged model: nothing would ever clear its calls.
-        self._calls: list[_Call] | None = []
+        self._calls: list[tuple[_Inputs | CheckpointedCall, Tensor]] | None = []
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def clear(self) -> None:
@@ -109,7 +106,6 @@ class LayerActivations:
         self._calls = []
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the recorded calls out of copies and pickles."""
         return {**vars(self), "_calls": None}
 
     @property
@@ -131,7 +127,7 @@ class LayerActivations:
                     found[index] = part if sum_before is None else sum_before + part
         return found
 
-    def _inputs(self, sources: Sequence[Inputs | CheckpointedCall]) -> Iterator[Inputs]:
+    def _inputs(self, sources: Sequence[_Inputs | CheckpointedCall]) -> Iterator[_Inputs]:
         """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
         for _, group in groupby(sources, key=id):
             source, *others = group
@@ -140,9 +136,9 @@ class LayerActivations:
             else:
                 yield source
 
-    def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[Inputs]:
+    def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[_Inputs]:
         """Run a checkpointed call again, and return the layer's arguments in it."""
-        found: list[Inputs] = []
+        found: list[_Inputs] = []
         hook = self.layer.register_forward_pre_hook(
             lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True
         )
@@ -157,7 +153,7 @@ class LayerActivations:
             raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
         return found
 
-    def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:
+    def _weight_gradient_of_call(self, inputs: _Inputs, grad_output: Tensor) -> Tensor:
         """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""
         device, dtype = grad_output.device, grad_output.dtype
         zeros = {

@@ -43,15 +43,13 @@ class AdversarialLosses:
 
     discriminators: Sequence[VideoDiscriminator]
     gan_loss: GANLoss
-    penalty: Penalty
-    """`NO_PENALTY` in a step without one."""
-    lecam: nn.ModuleDict
-    discriminator_loss: Callable[..., Scalar]
-    """The weighted sum of the terms of one discriminator."""
+    penalty: Penalty  # `NO_PENALTY` in a step without one
+    logit_terms: Mapping[str, nn.ModuleDict]
+    """The terms of a discriminator's loss that are modules of its logits, by name and then by discriminator."""
+    discriminator_loss: Callable[..., Scalar]  # the weighted sum of the terms of one discriminator
     batch: Batch
     weights: Weights
-    both_steps: bool
-    """Whether the call computes the losses of both steps."""
+    both_steps: bool  # whether the call computes the losses of both steps
     is_eager: bool = field(default=False, init=False)
     """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 
@@ -67,14 +65,13 @@ class AdversarialLosses:
         """Return the discriminators with a generator's term or feature matching, each bound to one frame of a clip."""
         has_features, real = self.weights["feature_matching"] > 0, self.batch.disc_real
         on = [d for d in self.discriminators if has_features or self.weights[d.term] > 0]
-        return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator), real) for d in on]
+        return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator)) for d in on]
 
     def _generator_step(self, d: VideoDiscriminator) -> Log:
         with frozen(d.module):
             return self._generator_terms(d, d(d.input_of(self.batch.disc_fake)))
 
     def _generator_terms(self, d: VideoDiscriminator, d_fake: DiscriminatorOutput) -> Log:
-        """Return `g` and the feature matching of one discriminator's output."""
         has_g, has_features = self.weights[d.term] > 0, self.weights["feature_matching"] > 0
         d_real = d_fake  # not used unless it is needed
         if has_features or (has_g and self.gan_loss.uses_real):
@@ -97,7 +94,7 @@ class AdversarialLosses:
             real = self.batch.disc_real
             frame_indices = sample_frame_indices(real, 1, self.batch.generator)
             on = self.discriminators if self.weights.discriminators_train else []
-            return {d.name: self._discriminator_step(d.of_frames(frame_indices, real)) for d in on}
+            return {d.name: self._discriminator_step(d.of_frames(frame_indices)) for d in on}
 
     def _discriminator_step(self, d: VideoDiscriminator) -> Log:
         real, real_logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
@@ -119,12 +116,11 @@ class AdversarialLosses:
         if inputs and self.penalty is not NO_PENALTY:
             inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
             terms["grad_penalty_loss"] = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
-        if self.weights["lecam"] > 0:
-            terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
+        for name in (name for name in self.logit_terms if self.weights[name] > 0):
+            terms[f"{name}_loss"] = self.logit_terms[name][d.key](real=real_logits, fake=fake_logits)
         return terms
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
-        """Return the loss of one discriminator, its terms, and statistics of its logits."""
         statistics = _logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": self.discriminator_loss(terms), **detached, **statistics}
@@ -136,27 +132,20 @@ class VideoDiscriminator:
 
     name: str
     module: nn.Module
-    sees: str
-    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
-    factor: int = 1
-    """Height and width are divided by this factor first."""
-    term: str = "adversarial"
-    """The term of the autoencoder's loss that its generator loss belongs to."""
+    sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
+    factor: int = 1  # height and width are divided by this factor first
+    term: str = "adversarial"  # the term of the autoencoder's loss that its generator loss belongs to
     frame_indices: Tensor | None = field(default=None, compare=False)
     """`(B, 1)`, of the frames that a discriminator of frames sees."""
-    condition: Tensor | None = field(default=None, compare=False)
-    """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
     @property
     def key(self) -> str:
         """The name as a key of a `ModuleDict`."""
         return self.name.replace(".", "_")
 
-    def of_frames(self, frame_indices: Tensor, real: Video) -> VideoDiscriminator:
-        """Return the discriminator of these frames; a conditional one is of pairs with the real videos."""
-        d = replace(self, frame_indices=frame_indices)
-        is_conditional = getattr(self.module, "conditional", False)
-        return replace(d, condition=d.input_of(real).detach()) if is_conditional else d
+    def of_frames(self, frame_indices: Tensor) -> VideoDiscriminator:
+        """Return the discriminator of these frames."""
+        return replace(self, frame_indices=frame_indices)
 
     def input_of(self, video: Video) -> Tensor:
         """Return the discriminator's input."""
@@ -171,12 +160,7 @@ class VideoDiscriminator:
     def __call__(self, x: Tensor) -> DiscriminatorOutput:
         """Return logits and features of an input, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), x)
-        x = x.to(parameter.dtype)
-        if self.condition is None:
-            return as_output(self.module(x))
-        # A penalty may pass several inputs of each clip, one batch after the other.
-        condition = self.condition.repeat(len(x) // len(self.condition), *[1] * (x.ndim - 1))
-        return as_output(self.module(x, condition))
+        return as_output(self.module(x.to(parameter.dtype)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of an input."""
@@ -216,11 +200,7 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
 
 @torch.no_grad()
 def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
-    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
-
-    Without a boundary, a pair of a real sample and its reconstruction is right if the real logit is larger. All are 0-d
-    float32; no synchronisation.
-    """
+    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient."""
     real, fake = real.detach().float(), fake.detach().float()
     boundary, margin = gan_loss.boundary, gan_loss.margin
     flags = [real > fake] * 2 if boundary is None else [real > boundary, fake < boundary]

@@ -27,19 +27,15 @@ class Batch(NamedTuple):
     sample_weight: Tensor | None
     clip_weight: Tensor | None
     """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
-    split: str
-    """What stands before the keys of the log."""
+    split: str  # what stands before the keys of the log
     num_elements: Tensor | float
     """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
-    aux: dict[str, Scalar]
-    """The auxiliary losses by name; an empty name for an unnamed one."""
-    grad_at: Tensor | LayerActivations | None
-    """Where the adaptive weight compares gradients."""
+    aux: dict[str, Scalar]  # the auxiliary losses by name; an empty name for an unnamed one
+    grad_at: Tensor | LayerActivations | None  # where the adaptive weight compares gradients
     generator: Generators
     disc_real: Video
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
-    disc_fake: Video
-    """The same of `fake`; `grad_hook` is called with the gradient that flows back through it."""
+    disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     decode: Decode | None
     background: Tensor | float = 0.0
@@ -179,10 +175,6 @@ def _named_aux_losses(
     device: torch.device,
     kl_reduction: Reduction,
 ) -> dict[str, Scalar]:
-    """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
-
-    If `aux_losses` is `None`, entries of `regularization_log` whose names end in "loss" or start with "loss/" are used.
-    """
     if aux_losses is None:
         log = regularization_log or {}
         aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
@@ -213,7 +205,6 @@ def _without_inference_mode(tensor: Tensor) -> Tensor:
 
 
 def _check_mask(mask: object, videos: Video) -> None:
-    """Raise a `ValueError` unless it is a bool tensor that broadcasts to the videos' shape."""
     contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
         raise argument_error("mask", contract, describe(mask), "Make one with, for instance, `weights > 0`.")

@@ -23,8 +23,6 @@ from telecine.ops.compilation import Compiler, Tensors
 
 _Step: TypeAlias = Callable[[Any, VideoDiscriminator], Any]
 
-# The weights in the loss of a discriminator.
-_WEIGHTS = ("grad_penalty", "lecam")
 _NO_BATCH = Batch._make([None] * len(Batch._fields))
 
 
@@ -38,9 +36,10 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
     if loss.schedule.is_ever_on("grad_penalty") and penalty.noise is None and penalty.takes("generator"):
         remedy = "Give its `Penalty` a function `noise`, which draws its random numbers."
         raise argument_error("penalty.kind", "without random numbers of its own", describe(penalty), remedy)
-    if loss.lecam and ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1:
-        remedy = "Leave the compiler out, or use one process."
-        raise argument_error("gan.lecam_loss_weight", "0 in compiled code of several processes", "above 0", remedy)
+    several = ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1
+    for name in loss.logit_terms if several else ():
+        contract, remedy = "0 in compiled code of several processes", "Leave the compiler out, or use one process."
+        raise argument_error(loss.schedule.terms[name].setting, contract, "above 0", remedy)
     loss.compiler, loss.losses = compiler, partial(_CompiledAdversarialLosses, compiler=compiler)
     if loss.perceptual.distance is not None:
         loss.perceptual.distance.compile(**compiler.options)
@@ -75,22 +74,22 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
     _shared_step = _compiled(EagerAdversarialLosses._shared_step)
 
     def compiled(self, step: _Step, d: VideoDiscriminator) -> Any:
-        """Return the log of a step, or the logs of both."""
         step_spectral_norms(d.module)
         fake = d.input_of(self.batch.disc_fake)
         inputs = {"real": d.input_of(self.batch.disc_real), "fake": at_least_float32(fake)}
-        inputs |= {} if d.condition is None else {"condition": d.condition}
         # As tensors: a number would be a constant of the compiled code, and weights change.
-        inputs |= {name: torch.full((), self.weights[name], device=fake.device) for name in _WEIGHTS}
+        weighted = ("grad_penalty", *self.logit_terms)
+        inputs |= {name: torch.full((), self.weights[name], device=fake.device) for name in weighted}
         has_penalty = step is not EagerAdversarialLosses._generator_step and self.penalty is not NO_PENALTY
         if has_penalty and self.penalty.noise is not None:
             inputs["noise"] = self.penalty.noise(inputs["real"], self.batch.generator)
-        on = [name for name in (d.term, "feature_matching", *_WEIGHTS) if self.weights[name] > 0]
+        on = [name for name in (d.term, "feature_matching", *weighted) if self.weights[name] > 0]
         amp = autocast_dtype(fake.device)
         key = (step, d.name, self.mode, has_penalty, d.module.training, amp, *on)
-        losses, plain = copy(self), replace(d, sees="video", factor=1, frame_indices=None, condition=None)
+        losses, plain = copy(self), replace(d, sees="video", factor=1, frame_indices=None)
         losses.batch = _NO_BATCH  # its tensors would be kept as long as the compiled code
-        modules = nn.ModuleDict({"discriminator": d.module, **({"lecam": self.lecam[d.key]} if self.lecam else {})})
+        of_logits = {name: modules[d.key] for name, modules in self.logit_terms.items()}
+        modules = nn.ModuleDict({"discriminator": d.module, **of_logits})
         terms = self.compiler.terms(key, partial(losses._terms, step, plain, amp), modules, inputs, leaf="fake")
         logs: tuple[Log, Log] = {}, {}
         for name, (value, gradients) in terms.items():
@@ -105,7 +104,7 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
         losses.batch = _NO_BATCH._replace(**own)
         losses.discriminator_loss = partial(self.discriminator_loss, weights=_TensorWeights(inputs))
         with autocast_off(device) if amp is None else torch.autocast(device.type, amp):
-            found = step(losses, replace(d, condition=inputs.get("condition")))
+            found = step(losses, d)
         logs = found if isinstance(found, tuple) else (found,)
         return {f"{side}/{name}": value for side, log in enumerate(logs) for name, value in log.items()}
 

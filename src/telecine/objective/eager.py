@@ -94,8 +94,6 @@ def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[
 
 
 class _PrecomputedGrad(torch.autograd.Function):
-    """The identity on a scalar with precomputed gradients."""
-
     @staticmethod
     def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:
         inputs, gradients = inputs_and_gradients[:num_inputs], inputs_and_gradients[num_inputs:]

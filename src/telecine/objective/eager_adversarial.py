@@ -18,14 +18,11 @@ from telecine.perceptual import sample_frame_indices
 class _GradientMode(Enum):
     """How a call takes the gradients of the discriminators' losses."""
 
-    GRAPH = auto()
-    """By the caller's `backward()`, through an ordinary graph."""
+    GRAPH = auto()  # by the caller's `backward()`, through an ordinary graph
     JOINT = auto()
     """With the values; real and fake part of a discriminator's loss together, because one depends on the other."""
-    SPLIT = auto()
-    """With the values; the real part of a discriminator's loss, then the fake part."""
-    SHARED = auto()
-    """As SPLIT, and the fake part uses the autoencoder step's pass over the reconstructions."""
+    SPLIT = auto()  # with the values; the real part of a discriminator's loss, then the fake part
+    SHARED = auto()  # as SPLIT, and the fake part uses the autoencoder step's pass over the reconstructions
 
 
 @dataclass
@@ -44,10 +41,10 @@ class EagerAdversarialLosses(AdversarialLosses):
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32
-        is_separable = self.gan_loss.is_separable and self.weights["lecam"] == 0 and not penalty.uses_fake
+        compares = penalty.uses_fake or any(self.weights[name] > 0 for name in self.logit_terms)
         if has_hooks or not (self.is_eager or is_float32):
             self.mode = _GradientMode.GRAPH
-        elif not is_separable:
+        elif compares or not self.gan_loss.is_separable:
             self.mode = _GradientMode.JOINT
         elif both_train and torch.is_grad_enabled() and same_precision:
             self.mode = _GradientMode.SHARED
@@ -91,7 +88,7 @@ class EagerAdversarialLosses(AdversarialLosses):
         return {
             d.name: self._shared_step(of_generator[d.name])
             if d.name in of_generator
-            else ({}, self._split_step(d.of_frames(frame_indices, real)))
+            else ({}, self._split_step(d.of_frames(frame_indices)))
             for d in self.discriminators
         }
 
@@ -143,7 +140,6 @@ class EagerAdversarialLosses(AdversarialLosses):
     def _finish(
         self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, penalty: Log, gradients: Gradients
     ) -> Log:
-        """Return the loss with the gradients of both parts."""
         terms = self._discriminator_terms(d, real_logits, fake_logits) | penalty
         log = self._discriminator_log(terms, real_logits, fake_logits)
         return log | {"loss": with_gradients(log["loss"], _trainable(d), gradients)}

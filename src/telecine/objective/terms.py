@@ -47,13 +47,16 @@ FEATURES = ("reconstruction_features", "target_features")
 
 
 class _Functions(NamedTuple):
-    """The functions that the settings of an objective name."""
-
     recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
     terms: "dict[str, _TermFunction]"
+
+    def modules(self) -> nn.ModuleDict:
+        """Return the terms that are modules, named as their losses in the log."""
+        modules = {name: t.function for name, t in self.terms.items() if isinstance(t._found, (type, nn.Module))}
+        return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
 
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
@@ -110,7 +113,6 @@ class _TermFunction:
                 raise argument_error(f"{self.setting}.params", contract, got, f"Add `params.{name}`.")
 
     def _checked_arguments(self) -> tuple[str, ...]:
-        """Return the names of the arguments of a call."""
         given = () if isinstance(self._found, type) else self.params
         parameters = [p for p in _signature(self._found).parameters.values() if p.name not in given]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -129,7 +131,6 @@ class _TermFunction:
         return found
 
     def __call__(self, batch: Batch) -> Scalar:
-        """Return the term of a batch, a 0-d tensor with its graph."""
         if "weight" not in self.arguments and batch.clip_weight is not None:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
@@ -163,14 +164,7 @@ class _TermFunction:
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
-def modules_of(terms: Mapping[str, _TermFunction]) -> nn.ModuleDict:
-    """Return the terms that are modules, named as their losses in the log."""
-    modules = {name: term.function for name, term in terms.items() if isinstance(term._found, (type, nn.Module))}
-    return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
-
-
 def _imported(target: object, setting: str) -> Callable[..., Any]:
-    """Return the function or the class of modules that a setting is or names."""
     found = choose(setting, target, TERMS)
     if isinstance(found, type) and not issubclass(found, nn.Module):
         remedy = f"Pass an instance, `{found.__name__}(...)`."
@@ -251,8 +245,8 @@ class PerceptualTerm(nn.Module):
         found = dict(zip(("perceptual", *terms), distances, strict=True))
         return {name: (weight * found[name]).sum() for name in names}
 
-
-def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
-    for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
-        del state_dict[key]
+    @staticmethod
+    def drop_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+        """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+        for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
+            del state_dict[key]

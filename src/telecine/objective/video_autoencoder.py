@@ -19,7 +19,7 @@ from telecine.objective.adaptive_weight import LayerActivations, adaptive_weight
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
-from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
+from telecine.objective.terms import PerceptualTerm, functions_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
@@ -68,21 +68,13 @@ class VideoAutoencoderLoss(nn.Module):
     averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
 
     Args:
-        disc_start: Step from which the adversarial terms and feature matching count.
-        perceptual_weight: Weight of LPIPS; at 0 it is not built.
-        adversarial_loss_weight: Weight of the adversarial terms of `discr_kwargs` and `discr_3d_kwargs`.
-        multiscale_adversarial_loss_weight: Weight of the adversarial terms of `multiscale_discr_kwargs`.
-        grad_penalty_loss_weight: Weight of the gradient penalty.
-        quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
+        disc_start, perceptual_weight, ..., gradient_checkpointing: The fields of `ObjectiveConfig`, explained there.
+            A group is an instance of its class or a dict of its fields; a term is a `Term`, a dict, or a weight.
         vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
         discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
         multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, each likewise.
-        reconstruction: The pixel loss: a `ReconstructionConfig`, or a dict of its fields.
-        perceptual, gan, penalty, adaptive_weight: Likewise, with the class of that name.
-        terms: By name a `Term`, a dict of its fields, or the weight of a term of `TERMS`. Logged as `{name}_loss`.
-        eager_gradients, gradient_checkpointing: How gradients are computed, see `ObjectiveConfig`.
 
     Raises:
         ValueError: If a setting is invalid, or an adversarial weight has no discriminator.
@@ -128,12 +120,12 @@ class VideoAutoencoderLoss(nn.Module):
         functions = functions_of(self.config)
         self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
-        self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
+        self.terms, self.term_modules = functions.terms, functions.modules()
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
         self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
-        self.register_load_state_dict_pre_hook(drop_perceptual_weights)
+        self.register_load_state_dict_pre_hook(PerceptualTerm.drop_weights)
 
     def _build_discriminators(
         self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
@@ -150,6 +142,7 @@ class VideoAutoencoderLoss(nn.Module):
         for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
         self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.schedule.is_ever_on("lecam")})
+        self.logit_terms = {"lecam": self.lecam} if self.lecam else {}
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
@@ -281,17 +274,16 @@ class VideoAutoencoderLoss(nn.Module):
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
         """The loss of one discriminator from its terms; those that are not computed at this step are missing."""
-        extra = {name: terms[f"{name}_loss"] for name in ("grad_penalty", "lecam") if f"{name}_loss" in terms}
+        extra = {name.removesuffix("_loss"): term for name, term in terms.items() if name != "discr_loss"}
         return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
-        """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         return self.losses(
             discriminators=self.discriminators + self.multiscale_discriminators,
             gan_loss=self.gan_loss,
             penalty=self.penalty if has_penalty else NO_PENALTY,
-            lecam=self.lecam,
+            logit_terms=self.logit_terms,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
             batch=batch,
             weights=weights,

@@ -20,10 +20,8 @@ class Weights(dict[str, float]):
     That of the gradient penalty is times its interval, and 0 on the steps between.
     """
 
-    scheduled: Mapping[str, float]
-    """The weights that are ramps, by their names in the log."""
-    discriminators_train: bool
-    """Whether the discriminators train at this step."""
+    scheduled: Mapping[str, float]  # the weights that are ramps, by their names in the log
+    discriminators_train: bool  # whether the discriminators train at this step
 
     def sum(self, terms: Mapping[str, Scalar | Collection[Scalar]]) -> Scalar | float:
         """Return the sum of weight times term; a term may have several parts. Skip zero weights: 0 * NaN is NaN."""

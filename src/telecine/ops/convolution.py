@@ -123,10 +123,13 @@ class _ConvolutionBackward(torch.autograd.Function):
 
 
 class _Geometry(NamedTuple):
-    """Stride and padding of a convolution, one value per axis."""
-
     stride: Sequence[int]
     padding: Sequence[int]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the last arguments of PyTorch's convolutions, which are neither dilated, transposed nor grouped."""
+        axes = len(self.stride)
+        return self.stride, self.padding, [1] * axes, False, [0] * axes, 1
 
 
 def _has_faster_kernel(x: Tensor) -> bool:
@@ -155,14 +158,14 @@ def _fastest_backward(
     segments = _segments(x, weight, geometry)
     if segments is None:
         layout = _layout(x, weight)
-        # Only the weight's gradient depends on the values of `x`.
-        x = x.contiguous(memory_format=layout) if output_mask[1] else _empty(x.shape, layout)
+        # Only the weight's gradient depends on the values of `x`. The system allocates no memory that is never touched.
+        x = x.contiguous(memory_format=layout) if output_mask[1] else torch.empty_like(x, memory_format=layout)
         grad_output = grad_output.contiguous(memory_format=layout)
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
     else:
         grad_segments, grad_weight, grad_bias = _aten_convolution_backward(
             segments.split_output(grad_output),
-            segments.split(x) if output_mask[1] else segments.empty(x),
+            segments.split(x),
             weight,
             segments.geometry,
             output_mask,
@@ -176,22 +179,15 @@ class _Segments(NamedTuple):
 
     num_segments: int
     length: int
-    step: int
-    """Frames from the start of one segment to the start of the next."""
-    padding: int
-    """Frames of zeros before and after the clip."""
+    step: int  # frames from the start of one segment to the start of the next
+    padding: int  # frames of zeros before and after the clip
     layout: torch.memory_format
-    geometry: _Geometry
-    """That of the convolution of segments, without temporal padding."""
+    geometry: _Geometry  # that of the convolution of segments, without temporal padding
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
         padded = F.pad(x, (0, 0, 0, 0, self.padding, self.padding)) if self.padding else x
         return padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3).contiguous(memory_format=self.layout)
-
-    def empty(self, x: Tensor) -> Tensor:
-        """Return a tensor like `split(x)` with arbitrary values."""
-        return _empty((self.num_segments, x.shape[1], self.length, *x.shape[3:]), self.layout)
 
     def join(self, y: Tensor) -> Tensor:
         """Map `(num_segments, C, n, H, W)` to `(1, C, num_segments * n, H, W)`; `y` must not be used afterwards."""
@@ -228,25 +224,16 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Return the fastest memory format for `x`."""
     is_large = x.shape[0] * math.prod(x.shape[2:]) >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
     return torch.channels_last_3d if is_large else torch.contiguous_format
 
 
-def _empty(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
-    """Return a tensor that only tells a kernel the layout; the system allocates no memory that is never touched."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=layout)
-
-
 def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    ones, zeros = [1] * (x.ndim - 2), [0] * (x.ndim - 2)
-    return torch.ops.aten.convolution(x, weight, bias, geometry.stride, geometry.padding, ones, False, zeros, 1)
+    return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
 
 
 def _aten_convolution_backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    ones, zeros, channels = [1] * (x.ndim - 2), [0] * (x.ndim - 2), [weight.shape[0]]
-    return torch.ops.aten.convolution_backward(
-        grad_output, x, weight, channels, geometry.stride, geometry.padding, ones, False, zeros, 1, output_mask
-    )
+    backward = torch.ops.aten.convolution_backward
+    return backward(grad_output, x, weight, [weight.shape[0]], *geometry.arguments(), output_mask)

@@ -97,7 +97,6 @@ class Alignment(nn.Module):
 
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
-    """Return the network that `net` names, with its weights, see `Alignment`."""
     if isinstance(net, str) and net in BACKBONES:
         return BackboneMaps(LPIPS(net, weights=weights))
     found: Any = choose("net", net, BACKBONES)

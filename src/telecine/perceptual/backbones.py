@@ -20,8 +20,7 @@ FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 class _Convolution:
     """One convolution with bias and ReLU."""
 
-    name: str
-    """Torchvision's, for example `features.5`."""
+    name: str  # torchvision's, for example `features.5`
     in_channels: int
     out_channels: int
     kernel: int = 3

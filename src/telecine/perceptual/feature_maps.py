@@ -23,6 +23,8 @@ from telecine.perceptual.weights import WeightsSource, load_state
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The modules of the libraries that have networks by name.
+LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 # Side of the frames from which the number of features is read.
 PROBED_SIZE = 64
 
@@ -134,30 +136,22 @@ def build_maps(
     if load and not isinstance(weights, (str, Path)):
         remedy = f"Download it from the authors of {name}: random weights are never used instead."
         raise argument_error(f"{prefix}weights", f"the path of a state dict for {net!r}", repr(weights), remedy)
-    module, (mean, std) = LIBRARIES[library](name)
+    module, (mean, std) = _build_module(library, name)
     if load:
         load_state(module, Path(str(weights)))
     return _LayerMaps(module, layers, mean, std)
 
 
-def _torchvision(name: str) -> tuple[nn.Module, Any]:
-    from torchvision.models import get_model, list_models  # slow to import
-
-    if name not in list_models():
-        raise argument_error("net", "a model of torchvision", repr(name), suggestion(name, list_models()))
-    return get_model(name, weights=None), IMAGENET
-
-
-def _timm(name: str) -> tuple[nn.Module, Any]:
+def _build_module(library: str, name: str) -> tuple[nn.Module, Any]:
+    """Return a network of a library with random weights, and the mean and standard deviation of its colours."""
     try:
-        timm = import_module("timm")
+        models = import_module(LIBRARIES[library])  # slow
     except ModuleNotFoundError as error:
-        got = f"timm/{name} without the package"
-        raise argument_error("net", "a network of an installed package", got, "Run `pip install timm`.") from error
-    if name not in timm.list_models() + timm.list_pretrained():
-        raise argument_error("net", "a model of timm", repr(name), suggestion(name, timm.list_models()))
-    module = timm.create_model(name, pretrained=False)
+        got, remedy = f"{library}/{name} without the package", f"Run `pip install {library}`."
+        raise argument_error("net", "a network of an installed package", got, remedy) from error
+    if name not in (known := models.list_models()) + (models.list_pretrained() if library == "timm" else []):
+        raise argument_error("net", f"a model of {library}", repr(name), suggestion(name, known))
+    if library == "torchvision":
+        return models.get_model(name, weights=None), IMAGENET
+    module = models.create_model(name, pretrained=False)
     return module, (module.pretrained_cfg["mean"], module.pretrained_cfg["std"])
-
-
-LIBRARIES: dict[str, Callable[[str], tuple[nn.Module, Any]]] = {"torchvision": _torchvision, "timm": _timm}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import VideoWriter, as_shown, check_shown, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import as_shown, check_shown, depth_range, gif_bytes, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -44,16 +45,11 @@ PREVIEW = "val/side_by_side"
 class ValidationClip:
     """One clip of a validation."""
 
-    target: Tensor
-    """The input, uint8 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`."""
-    reconstruction: Tensor
-    """The reconstruction, of the same shape."""
-    metrics: Mapping[str, float]
-    """Its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`."""
-    source: str
-    """Its file in the data."""
-    start: int
-    """Position of its first frame in the file."""
+    target: Tensor  # the input, uint8 or uint16 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`
+    reconstruction: Tensor  # the reconstruction, of the same shape
+    metrics: Mapping[str, float]  # its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`
+    source: str  # its file in the data
+    start: int  # position of its first frame in the file
     fps: float
 
 
@@ -69,10 +65,11 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
     panes = _panes(target=clip.target, reconstruction=clip.reconstruction)
-    write_mp4(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
-    num_frames, height, width, _ = clip.target.shape
+    write_video(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
+    limits, white = depth_range(clip.target), 255.0 if clip.target.dtype == torch.uint8 else 65535.0
+    num_frames, height, width, _ = as_shown(clip.target).shape
     errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
-    frame_psnr = psnr_of_mse(errors.double(), value_range=255.0).tolist()
+    frame_psnr = psnr_of_mse(errors.double(), value_range=white).tolist()
     return SavedClip(
         video=name,
         source=clip.source,
@@ -84,6 +81,7 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
         frame_psnr=[round(value, 3) for value in frame_psnr],
         sha256=pixels_sha256(clip.target),
         fps=clip.fps,
+        colours="" if limits is None else f"{limits[0]} to {limits[1]} of {white:g}",
     )
 
 
@@ -109,8 +107,11 @@ def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence
     _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)
-    picture = _join([_join([_enlarge(panel, factor) for panel in _panels(*pair)], dim=2) for pair in pairs], dim=1)
-    bar = _label_bar(picture.shape[2]).expand(len(picture), -1, -1, -1)
+    limits = depth_range(torch.cat([*inputs]))
+    rows = [[_enlarge(panel, factor) for panel in _panels(*pair, limits)] for pair in pairs]
+    picture = _join([_join(row, dim=2) for row in rows], dim=1)
+    text = "" if limits is None else f", {limits[0]} to {limits[1]}"
+    bar = _label_bar(picture.shape[2], text).expand(len(picture), -1, -1, -1)
     return pad_to_even(torch.cat([bar, picture], dim=1))
 
 
@@ -118,15 +119,17 @@ def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     _check_pairs([target], [reconstruction])
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
-    factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
-    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction)], dim=2)
+    factor, limits = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1, depth_range(target)
+    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction, limits)], dim=2)
 
 
-def _panels(clip: Tensor, recon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return frames as shown, their reconstruction, and the amplified difference, clamped at white."""
-    clip, recon = as_shown(clip.cpu()), as_shown(recon.cpu())
-    difference = (clip.float() - recon.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
-    return clip, recon, difference.round().to(torch.uint8)
+    clip, recon = clip.cpu(), recon.cpu()
+    shown = as_shown(clip, limits), as_shown(recon, limits)
+    first, second = (clip.float() / 257, recon.float() / 257) if limits else shown  # not of the colours of a map
+    difference = (first.float() - second.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
+    return *shown, difference.round().to(torch.uint8).expand(shown[0].shape)
 
 
 def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> None:
@@ -134,14 +137,13 @@ def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Te
         got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
         raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
     for clip in (*inputs, *reconstructions):
-        check_shown("inputs` and `reconstructions", clip, any_kind=True)
+        check_shown("inputs` and `reconstructions", clip, any_kind=True, any_channels=True)
         if clip.shape != inputs[0].shape:
             contract = f"all of shape {tuple(inputs[0].shape)}"
             raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")
 
 
 def _enlarge(frames: Tensor, factor: int) -> Tensor:
-    """Enlarge `(T, H, W, 3)` by an integer factor (nearest neighbour)."""
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
@@ -151,11 +153,11 @@ def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat([part for panel in panels for part in (gap, panel)][1:], dim=dim)
 
 
-def _label_bar(width: int) -> Tensor:
+def _label_bar(width: int, of_input: str) -> Tensor:
     """Draw each label at the left edge of its panel on a black bar, uint8 `(1, height, width, 3)`."""
     draw = ImageDraw.Draw(image := Image.new("RGB", (width, _LABEL_HEIGHT)))
     font = ImageFont.load_default(size=15)
-    for i, label in enumerate(_LABELS):
+    for i, label in enumerate((_LABELS[0] + of_input, *_LABELS[1:])):
         left = round(i * (width + _GAP) / len(_LABELS)) + 4
         draw.text((left, _LABEL_HEIGHT / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, _LABEL_HEIGHT, width, 3)
@@ -164,9 +166,8 @@ def _label_bar(width: int) -> Tensor:
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
     """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
-    with VideoWriter(path, fps) as writer:
-        for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
-            writer.add(frames)
+    num_times = max(1, math.ceil(MIN_SECONDS * fps / len(frames)))
+    write_video(path, chain.from_iterable(repeat(frames, num_times)), fps)
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:

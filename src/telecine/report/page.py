@@ -28,7 +28,7 @@ from telecine.report.plots import METRICS, Plot, metric_label, plots_of
 from telecine.report.run import ReportedRun, check_are_runs, not_comparable, read_run, run_names, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation, describe_copied
 from telecine.runs.settings import read_saved_settings, side_by_side_settings
 
 _VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
@@ -94,7 +94,9 @@ def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: C
     """
     before = None
     while True:
-        state = [_state(Run(run)) for run in runs]
+        files = [file.path for run in map(Run, runs) for file in (run.history, run.warnings) if file.path.exists()]
+        folders = [step for run in runs for step, _ in Run(run).validation_folders()]
+        state = folders, [(each.stat().st_mtime_ns, each.stat().st_size) for each in files]
         if state != before:
             is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
             try:
@@ -110,15 +112,8 @@ def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: C
 
 
 def _is_finished(run: Run) -> bool:
-    """Return whether a run has recorded the validation of its last step."""
     num_steps = read_saved_settings(run.folder).get("steps")
     return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
-
-
-def _state(run: Run) -> tuple[object, ...]:
-    """Return what changes when a run records something."""
-    files = [file.path.stat() for file in (run.history, run.warnings) if file.path.exists()]
-    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in run.validation_folders()))
 
 
 class _VideoFolder:
@@ -202,8 +197,7 @@ def _page_environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "short": short,
-        # For a column: the same number of digits for values of similar size.
-        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",
+        "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",  # digits, in a column
         "breakable": _breakable,
         "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
     }
@@ -261,7 +255,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
-        "title": f"{Path(clip.source).name}, frame {clip.start}",
+        "title": f"{Path(clip.source).name}, frame {clip.start}{clip.colours and f', colours: {clip.colours}'}",
         "panes": 3,
         "fps": clip.fps or saved.fps,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
@@ -305,6 +299,7 @@ def _describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str,
         **speed,
         **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
         "parameters": f"{_millions(summary.num_parameters)}{trained}",
+        **({"parameters from `init`": describe_copied(summary.copied)} if summary.copied else {}),
         "parameters of discriminators": _millions(summary.num_disc_parameters),
         "training data": f"{files}{skipped}, {summary.num_frames} frames",
         "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",

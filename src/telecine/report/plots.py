@@ -32,16 +32,12 @@ _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out
 
 @dataclass(frozen=True)
 class _Panel:
-    """One plot of several logged values."""
-
     title: str
-    names: Sequence[str]
-    """The values, as `_columns_of` names them."""
+    names: Sequence[str]  # the values, as `_columns_of` names them
     scale: Literal["linear", "log", "wide"] = "linear"
     """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
     else logarithmic on both sides of 0."""
-    is_smoothed: bool = True
-    """Whether the page may smooth values of training; schedules are drawn as they are."""
+    is_smoothed: bool = True  # whether the page may smooth values of training; schedules are drawn as they are
 
 
 _PANELS = [_Panel(**fields) for fields in _TABLES["panels"]]
@@ -54,18 +50,14 @@ _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 class _Curve:
     """The values of one name in one run, or the means of buckets of them."""
 
-    run: int
-    """The index of the run."""
-    steps: list[float]
-    """The positions on the horizontal axis."""
-    values: list[float]
-    """The values, or the mean of each bucket."""
+    run: int  # the index of the run
+    steps: list[float]  # the positions on the horizontal axis
+    values: list[float]  # the values, or the mean of each bucket
     # The minimum and the maximum of each bucket, and the first and the last value; empty without buckets.
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
-    num_left_out: int = 0
-    """How many values were left out because they are not finite."""
+    num_left_out: int = 0  # how many values were left out because they are not finite
 
 
 @dataclass(frozen=True)
@@ -73,11 +65,9 @@ class Series:
     """One label of a plot, with a curve for each run that logged it."""
 
     label: str
-    key: str
-    """Its name in `metrics.jsonl`."""
+    key: str  # its name in `metrics.jsonl`
     curves: list[_Curve]
-    is_reference: bool = False
-    """Whether the others are compared with it, as with the linear baseline."""
+    is_reference: bool = False  # whether the others are compared with it, as with the linear baseline
 
 
 @dataclass(frozen=True)
@@ -85,19 +75,14 @@ class Plot:
     """A plot with its data."""
 
     title: str
-    scale: str
-    """The vertical axis: "linear", "log" or "wide", see `_Panel`."""
+    scale: str  # the vertical axis: "linear", "log" or "wide", see `_Panel`
     series: list[Series]
-    is_smoothed: bool = False
-    """Whether the page may smooth values of training."""
-    note: str = ""
-    """Why its curves do not compare; empty if they do."""
-    x: str = "step"
-    """The horizontal axis."""
+    is_smoothed: bool = False  # whether the page may smooth values of training
+    note: str = ""  # why its curves do not compare; empty if they do
+    x: str = "step"  # the horizontal axis
     x_names: Sequence[str] = ()
     """The names of its positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
-    hint: str = ""
-    """What it shows."""
+    hint: str = ""  # what it shows
 
 
 def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
@@ -116,13 +101,13 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     singles = [_Panel(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
     all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
-    return [replace(plot, note=_note(plot, notes)) for plot in all_plots if plot.series]
+    note = f"Held-out values do not compare. {'; '.join(notes)}." if notes else ""
+    with_series = (plot for plot in all_plots if plot.series)
+    return [replace(plot, note=note if _compares_held_out(plot) else "") for plot in with_series]
 
 
-def _note(plot: Plot, notes: Sequence[str]) -> str:
-    """Return a note if a plot has held-out values of runs that do not compare."""
-    compares = any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
-    return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
+def _compares_held_out(plot: Plot) -> bool:
+    return any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
 
 
 def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
@@ -221,7 +206,6 @@ def _is_same(some: Points, others: Points) -> bool:
 
 
 def _label_of(name: str) -> str:
-    """Return what a value is called, from its name in `_columns_of`."""
     if (frame := frame_of(name)) is not None:
         return f"frame {frame}"
     prefix, _, rest = name.partition("/")

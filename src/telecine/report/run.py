@@ -29,21 +29,15 @@ class _HeldOutMetric(NamedTuple):
 class ReportedRun:
     """A run as the page shows it."""
 
-    name: str
-    """A name that is unique on the page."""
+    name: str  # a name that is unique on the page
     records: list[dict[str, float]]
     settings: dict[str, str]
     environment: dict[str, str]
-    warnings: list[TrainingWarning] | None
-    """None if they were not recorded."""
-    validations: list[SavedValidation]
-    """The validations whose clips were kept, oldest first."""
-    side_by_side: Path | None = None
-    """The side-by-side video of the last validation, if there is one."""
-    summary: RunSummary | None = None
-    """None if it was not recorded."""
-    problems: Sequence[str] = ()
-    """Why validations are left out."""
+    warnings: list[TrainingWarning] | None  # None if they were not recorded
+    validations: list[SavedValidation]  # the validations whose clips were kept, oldest first
+    side_by_side: Path | None = None  # the side-by-side video of the last validation, if there is one
+    summary: RunSummary | None = None  # None if it was not recorded
+    problems: Sequence[str] = ()  # why validations are left out
 
     @property
     def perceptual_net(self) -> str | None:

@@ -2,12 +2,10 @@
 
 import io
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
 
 import av
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, check_positive
-from telecine.base.files import partial_path
+from telecine.base.files import atomic_write
 from telecine.base.shapes import RGBA
 
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
@@ -28,126 +26,96 @@ _FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba6
 _STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE, _BOARD = 8, (204.0, 153.0)
+_MP4_PIXELS = {"format": "yuv420p", "dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
-@dataclass
-class VideoWriter:
-    """Writes frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[Tensor],
+    fps: float,
+    *,
+    crf: int = 18,
+    keyframe_every: int | None = None,
+    pts: Sequence[int] | None = None,
+    time_base: float | None = None,
+    sample_aspect_ratio: float = 1.0,
+) -> None:
+    """Write frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
     An MP4 has RGB of 8 bits; an MKV also grey, RGBA and 16 bits, and times rounded to milliseconds. The file appears
-    when the `with` block ends, or not at all if it fails. The last row or column of an MP4 of odd size is repeated,
-    because it stores colours at half the resolution.
+    when it is complete. The last row or column of an MP4 of odd size is repeated, because it stores colours at half the
+    resolution.
+
+    Args:
+        path: The file, an `.mkv` or an MP4. Its folder is created if needed.
+        frames: A tensor `(T, H, W, C)`, or frames `(H, W, C)` one by one; uint8 or uint16, all of one kind and size.
+        fps: Frames per second.
+        crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
+        keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
+            depends on a later one.
+        pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
+        time_base: The unit of `pts` in seconds.
+        sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
+    check_positive("fps", fps, remedy="Use 25 if it is unknown.")
+    path, frames = Path(path), iter(frames)
+    is_lossless = path.suffix.lower() == ".mkv"
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
+    unit = (1 / rate if time_base is None else Fraction(time_base)).limit_denominator(_MAX_INT)
+    if (first := next(frames, None)) is None:
+        raise argument_error("frames", "at least one frame", f"none for {path}", "Add some.")
 
-    path: str | os.PathLike[str]
-    """The file, an `.mkv` or an MP4. Its folder is created if needed."""
-    fps: float
-    """Frames per second."""
-    _: KW_ONLY
-    crf: int = 18
-    """Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless."""
-    keyframe_every: int | None = None
-    """Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame depends on a later
-    one."""
-    pts: Sequence[int] | None = None
-    """When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default."""
-    time_base: float | None = None
-    """The unit of `pts` in seconds."""
-    sample_aspect_ratio: float = 1.0
-    """Width of a pixel divided by its height when the file is displayed."""
-
-    def __post_init__(self) -> None:
-        check_positive("fps", self.fps, remedy="Use 25 if it is unknown.")
-        self._path = Path(self.path)
-        self._is_lossless = self._path.suffix.lower() == ".mkv"
-        self._rate = max(Fraction(self.fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
-        unit = 1 / self._rate if self.time_base is None else Fraction(self.time_base)
-        self._time_base = unit.limit_denominator(_MAX_INT)
-        self._size = (0, 0)
-        self._stream: VideoStream | None = None
-        self._reformatter = VideoReformatter()
-        self._num_frames = 0
-
-    def __enter__(self) -> "VideoWriter":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = partial_path(self._path)
+    def write(partial: Path) -> None:
         # Put the index of an MP4 first, so that browsers play the file while it loads.
-        kind, options = ("matroska", {}) if self._is_lossless else ("mp4", {"movflags": "+faststart"})
-        self._container = av.open(str(self._partial), "w", format=kind, options=options)
-        return self
+        kind, options = ("matroska", {}) if is_lossless else ("mp4", {"movflags": "+faststart"})
+        with av.open(str(partial), "w", format=kind, options=options) as container:
+            stream = container.add_stream("ffv1" if is_lossless else "libx264", rate=rate)
+            _set_format(stream, first, None if is_lossless else crf, keyframe_every)
+            stream.codec_context.time_base = unit
+            stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect_ratio).limit_denominator(255)
+            for number, frame in enumerate(_encodable(chain([first], frames), is_lossless)):
+                frame.pts, frame.time_base = number if pts is None else pts[number], unit
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
 
-    def add(self, frames: Tensor) -> None:
-        """Append uint8 or uint16 frames `(T, H, W, C)`, all of one kind and size."""
-        check_shown("frames", frames, any_kind=self._is_lossless)
-        size = (frames.shape[1], frames.shape[2])
-        if self._stream is None:
-            self._size = size
-            self._stream = self._add_stream(frames)
-        if size != self._size:
-            raise argument_error("frames", f"of height and width {self._size}, as before", frames, "Resize them.")
-        for frame in frames.cpu() if self._is_lossless else pad_to_even(frames.cpu()):
-            self._container.mux(self._stream.encode(self._encodable(frame)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with ExitStack() as cleanup:
-            cleanup.callback(self._partial.unlink, missing_ok=True)
-            cleanup.callback(self._container.close)
-            if error is not None:
-                return
-            if self._stream is None:
-                raise argument_error("frames", "at least one frame", f"none for {self.path}", "Add some.")
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            os.replace(self._partial, self._path)
 
-    def _encodable(self, frame: Tensor) -> av.VideoFrame:
-        # One thread and a time on every frame make the files of equal frames equal, except rarely under heavy load.
-        name, values = _name_of(frame), frame.contiguous().numpy()
-        pixels = av.VideoFrame.from_ndarray(values[..., 0] if values.shape[-1] == 1 else values, format=name)
-        if self._is_lossless:
-            stored = self._reformatter.reformat(pixels, format=_STORED.get(name, name), threads=1)
-        else:
-            stored = self._reformatter.reformat(
-                pixels, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-            )
-        stored.pts = self._num_frames if self.pts is None else self.pts[self._num_frames]
-        stored.time_base = self._time_base
-        self._num_frames += 1
-        return stored
+def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_every: int | None) -> None:
+    """Set size, format and quality for such frames; without loss if `crf` is None."""
+    check_shown("frames", frame[None], any_kind=crf is None)
+    context, (height, width) = stream.codec_context, frame.shape[:2]
+    if crf is None:
+        stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frame), name)
+        return
+    stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+    stream.options = {"crf": str(crf)}
+    context.gop_size = keyframe_every or max(1, round(2 * context.framerate))
+    if keyframe_every is not None:
+        context.max_b_frames = 0
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = _LIMITED_RANGE
 
-    def _add_stream(self, frames: Tensor) -> VideoStream:
-        stream = self._container.add_stream("ffv1" if self._is_lossless else "libx264", rate=self._rate)
-        context = stream.codec_context
-        context.time_base = self._time_base
-        context.sample_aspect_ratio = Fraction(self.sample_aspect_ratio).limit_denominator(255)
-        stream.height, stream.width = self._size
-        if self._is_lossless:
-            stream.pix_fmt = _STORED.get(name := _name_of(frames), name)
-            return stream
-        stream.height, stream.width = (side + side % 2 for side in self._size)
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": str(self.crf)}
-        context.gop_size = self.keyframe_every or max(1, round(2 * self._rate))
-        if self.keyframe_every is not None:
-            context.max_b_frames = 0
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
-        return stream
+
+def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
+    """Yield frames in the format of the file. One thread makes the files of equal frames equal, but for heavy load."""
+    reformatter, size = VideoReformatter(), None
+    for frame in frames:
+        check_shown("frames", frame[None], any_kind=is_lossless)
+        size = size or frame.shape[:2]
+        if frame.shape[:2] != size:
+            raise argument_error("frames", f"of height and width {(*size,)}, as before", frame, "Resize them.")
+        name, values = _name_of(frame), frame.cpu() if is_lossless else pad_to_even(frame[None].cpu())[0]
+        pixels = av.VideoFrame.from_ndarray(values.squeeze(-1).contiguous().numpy(), format=name)
+        target = {"format": _STORED.get(name, name)} if is_lossless else _MP4_PIXELS
+        yield reformatter.reformat(pixels, **target, threads=1)
 
 
 def _name_of(frames: Tensor) -> str:
     """Return FFmpeg's name of the format of frames `(..., C)`."""
     return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
-
-
-def write_mp4(
-    path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, keyframe_every: int | None = None
-) -> None:
-    """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `VideoWriter`."""
-    with VideoWriter(path, fps, crf=crf, keyframe_every=keyframe_every) as writer:
-        writer.add(frames)
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
@@ -169,19 +137,39 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_shown(name: str, frames: Tensor, *, any_kind: bool = False) -> None:
+def check_shown(name: str, frames: Tensor, *, any_kind: bool = False, any_channels: bool = False) -> None:
     """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
-    channels, types = ([*_FORMATS], [torch.uint8, torch.uint16]) if any_kind else ([3], [torch.uint8])
-    if frames.dtype not in types or frames.ndim != 4 or frames.shape[-1] not in channels or 0 in frames.shape:
+    types, channels = ([torch.uint8, torch.uint16], [*_FORMATS]) if any_kind else ([torch.uint8], [3])
+    is_known = frames.ndim == 4 and (any_channels or frames.shape[-1] in channels)
+    if frames.dtype not in types or not is_known or 0 in frames.shape:
         remedy = "Convert video with `telecine.data.bytes_from_video`."
         kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
         raise argument_error(name, f"{kind}, not empty", frames, remedy)
 
 
-def as_shown(frames: Tensor) -> Tensor:
-    """Return frames `(T, H, W, C)`, grey, RGB or RGBA, as uint8 RGB: grey repeated, RGBA on a grey chequerboard."""
+def depth_range(frames: Tensor) -> tuple[int, int] | None:
+    """Return the least and the largest value of frames that `as_shown` shows in colours; None for others."""
+    if frames.dtype != torch.uint16 or frames.shape[-1] != 1:
+        return None
+    return int(frames.int().min()), int(frames.int().max())
+
+
+def as_shown(frames: Tensor, limits: tuple[int, int] | None = None) -> Tensor:
+    """Return frames `(T, H, W, C)` as uint8 RGB `(T, H, W', 3)`.
+
+    Grey is repeated, RGBA composited on a grey chequerboard, and other numbers of channels are grey side by side. With
+    `limits`, grey between them has the colours of "turbo", from blue to red.
+    """
+    if limits is not None:
+        from matplotlib import colormaps  # takes time that other frames must not spend
+
+        colours = torch.from_numpy(colormaps["turbo"](range(256), bytes=True)[:, :3].copy())
+        low, high = limits
+        return colours[((frames[..., 0].float() - low) * 255 / max(high - low, 1)).round_().clamp_(0, 255).int()]
     if frames.dtype == torch.uint16:
         frames = (frames.float() / 257).round_().to(torch.uint8)
+    if frames.shape[-1] not in _FORMATS:
+        frames = frames.movedim(-1, 2).flatten(2)[..., None]
     if frames.shape[-1] != RGBA:
         return frames.expand(-1, -1, -1, 3)
     rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])

@@ -163,7 +163,6 @@ def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = 
 
 
 def _digest_of_values(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the values in a manifest."""
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 

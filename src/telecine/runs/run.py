@@ -3,8 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,8 @@ class RunSummary:
     peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: Count = 0  # that are used
     data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
+    # How many parameters of each module `init` gave, and how many it has.
+    copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class SavedClip:
     frame_psnr: list[_Finite]  # dB
     sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty before telecine 0.2
     fps: _Positive | None = None  # None where older versions wrote one rate for all
+    colours: str = ""  # the values of the least and the last colour of a colour map; empty without one
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,14 @@ class Run:
                 shutil.rmtree(folder)
         for folder in (self.folder, self._videos):
             remove_partial(folder, before)
+
+
+def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
+    """Return `RunSummary.copied` in one line."""
+    texts = {
+        module: f"{some:,} of {total:,}" if some else f"none of {total:,}" for module, (some, total) in copied.items()
+    }
+    return ", ".join(f"{module} {text}" for module, text in texts.items())
 
 
 def is_run_or_checkpoint(folder: Path) -> bool:

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -17,17 +17,12 @@ SETTINGS_FILE = "config.yaml"
 ABSENT = "not set"
 
 
-@dataclass(frozen=True)
-class _Setting:
+class _Setting(NamedTuple):
     """One setting, by its dotted name, of several runs: a value for each, `ABSENT` if it has none."""
 
     name: str
     values: list[str]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the runs have different values."""
-        return len(set(self.values)) > 1
+    differs: bool
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
@@ -81,4 +76,5 @@ def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
 def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:
     """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
     names = dict.fromkeys(name for settings in runs for name in settings)
-    return [_Setting(name, [settings.get(name, absent) for settings in runs]) for name in names]
+    rows = ((name, [settings.get(name, absent) for settings in runs]) for name in names)
+    return [_Setting(name, values, differs=len({*values}) > 1) for name, values in rows]

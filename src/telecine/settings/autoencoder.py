@@ -35,10 +35,11 @@ LATENTS: dict[str, dict[str, Any]] = {
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
 
 
-def _check_power_of_two(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
+def _check_power_of_two(name: str, value: object) -> int:
+    """Return 1, 2, 4, 8, ... 256; raise a `ValueError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
         raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
+    return value
 
 
 _PowerOf2: TypeAlias = Annotated[int, _check_power_of_two]
@@ -123,6 +124,10 @@ class CausalVAEConfig(Settings):
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
     lfq_commitment_weight: _Weight = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
+    nested_channels: tuple[Count, ...] = ()
+    """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from as many of the first latent
+    channels, or from all, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use
+    a latent that is cut to one of these numbers."""
     in_channels: Count = 3
     """Channels of the video, see `clips.channels`."""
     decoder: Literal["direct", "flow"] = "direct"
@@ -152,6 +157,10 @@ class CausalVAEConfig(Settings):
                 raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
         self._check_levels()
         self._check_codes()
+        of_code = 1 if self.bottleneck == "gaussian" else self.code_channels
+        if any(number >= self.latent_channels or number % of_code for number in self.nested_channels):
+            contract = f"multiples of {of_code} below the {self.latent_channels} `latent_channels`"
+            raise argument_error("nested_channels", contract, self.nested_channels, "All channels need not be listed.")
 
     def _check_levels(self) -> None:
         if self.patch_size > self.spatial_compression:
@@ -204,6 +213,7 @@ class CausalVAEConfig(Settings):
         """Return the settings as a model's `config.json` has them: if they matter, those that older versions lack."""
         left_out = {"in_channels"} if self.in_channels == 3 else set()
         left_out |= {"decoder", "flow"} if self.decoder == "direct" else set()
+        left_out |= set() if self.nested_channels else {"nested_channels"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def halvings(self) -> Iterator[tuple[int, int]]:

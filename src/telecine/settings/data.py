@@ -1,17 +1,18 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_positive
+from telecine.base.checks import argument_error, check_count, check_positive
 from telecine.settings.group import Count, Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
 PILLOW_MAX_PIXELS = 178_956_970
 ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
-CHANNELS: dict[ChannelNames, int] = {"grey": 1, "rgb": 3, "rgba": 4}
+CHANNELS: dict[ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 _Timeout: TypeAlias = Annotated[
@@ -21,16 +22,15 @@ _Timeout: TypeAlias = Annotated[
 _SAME_CLIPS = {"same_clips": True}
 
 
-def channels_named(number: int) -> ChannelNames:
-    """Return what a number of channels is; raise a `ValueError` for one without a name."""
-    names = {each: name for name, each in CHANNELS.items()}
-    return names[check_choice("in_channels", number, names, remedy="Use a model of grey, RGB or RGBA.")]
+def channels_named(number: int | ChannelNames) -> ChannelNames | int:
+    """Return the name of a number of channels, or the number if it has none."""
+    return next((name for name, each in CHANNELS.items() if number in (name, each)), number)
 
 
 class PixelFormat(NamedTuple):
     """What a decoded pixel holds."""
 
-    channels: ChannelNames = "rgb"
+    channels: ChannelNames | int = "rgb"
     bit_depth: Literal[8, 16] = 8
 
 
@@ -83,10 +83,17 @@ class ClipConfig(Settings):
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
-    channels: ChannelNames = "rgb"
-    """Channels of a pixel: luma, colours, or colours and opacity. The model has to have 1, 3 or 4 `in_channels`."""
+    channels: ChannelNames | Count = "rgb"
+    """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
+    many `in_channels`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
+    layout: str | None = None
+    """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
+    `T H W C`, or `T H W` for arrays of three axes."""
+    range: tuple[float, ...] = ()
+    """Values of arrays that are black and white, e.g. `[0.0, 1.0]`; others are refused. By default, of whole numbers
+    those that their type has; floats need it."""
     stride: Count = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
@@ -116,6 +123,14 @@ class ClipConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "channels", channels_named(self.channels))
+        axes = (self.layout or "H W").split()
+        if not {"H", "W"} <= {*axes} <= {*"THWC"} or len({*axes}) < len(axes):
+            contract = "H and W, and at most T and C besides, each once, in any order"
+            raise argument_error("layout", contract, repr(self.layout), "Write e.g. `C T H W`.")
+        if self.range and not (len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf):
+            remedy = "Write the values of black and white, e.g. `[0.0, 1.0]`."
+            raise argument_error("range", "two finite numbers, the smaller one first", str([*self.range]), remedy)
         if self.max_pixels > PILLOW_MAX_PIXELS:
             contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
             raise argument_error("max_pixels", contract, self.max_pixels, "Resize larger images before.")
@@ -136,7 +151,12 @@ class ClipConfig(Settings):
     @property
     def num_channels(self) -> int:
         """Number of channels of a pixel."""
-        return CHANNELS[self.channels]
+        return self.channels if isinstance(self.channels, int) else CHANNELS[self.channels]
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether networks that know RGB see clips: grey, RGB or RGBA."""
+        return self.channels in CHANNELS
 
     @property
     def pixel_format(self) -> PixelFormat:
@@ -163,6 +183,8 @@ class ClipConfig(Settings):
         values = asdict(self)
         if self.pixel_format == RGB:  # telecine 0.2 had no other
             del values["channels"], values["bit_depth"]
+        if not (self.layout or self.range):
+            del values["layout"], values["range"]
         names = [item.name for item in fields(self) if item.metadata != _SAME_CLIPS]
         return {name: values[name] for name in names if name in values}
 

@@ -46,11 +46,6 @@ class DiscriminatorConfig(Settings):
     Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan; "features" in GigaTok and RAE.
     Fails: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
     "features" with an exact penalty differentiates the frozen network twice."""
-    conditional: bool = False
-    """Show all discriminators the input as well: they tell the pair of a clip with itself from that of a clip and its
-    reconstruction, so that detail has to belong to the clip.
-    Source: pix2pix (arXiv:1611.07004), whose real sample is not its input.
-    Fails: two equal clips are recognised more easily than real ones, so the discriminator wins sooner."""
     image: Literal["attention", "patch", "none"] = "none"
     """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.

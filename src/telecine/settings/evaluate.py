@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
-from telecine.settings.group import PATH, DeviceName, Settings
+from telecine.settings.group import PATH, Count, DeviceName, Positive, Settings
 
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
@@ -56,11 +56,18 @@ class ModelUse(Settings):
     """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
     decode_seed: int | None = None
     """Seed of the noise that such a decoder starts from. Default: 0."""
+    decode_level: float | None = None
+    """Level of noise that is added to the latent, for a decoder that removes it, as LTX-Video's from 0.9.1 on: the
+    `decode_timestep` of diffusers. Default: 0."""
+    layout: str | None = None
+    """Axes of arrays, see `clips.layout`. Default: as in the training run."""
+    range: tuple[float, ...] = ()
+    """Values of arrays that are black and white, see `clips.range`. Default: as in the training run."""
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The steps and the seed that are given, as fields of a sampler."""
-        given = {"steps": self.decode_steps, "seed": self.decode_seed}
+        """The steps, the seed and the level that are given, as fields of a sampler."""
+        given = {"steps": self.decode_steps, "seed": self.decode_seed, "level": self.decode_level}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -90,8 +97,8 @@ class MeasuredClips(ModelUse):
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
-        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
-        values = {name: value for name, value in values.items() if value is not None}
+        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride", "layout", "range")}
+        values = {name: value for name, value in values.items() if value not in (None, ())}
         values |= {"buckets": (), "image_ratio": 0.0, "random_orientation": False, "scale_jitter": 1.0, "cache": False}
         return replace(base, **values)
 
@@ -107,9 +114,9 @@ class EvaluateConfig(MeasuredClips):
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
-    flow: str | None = field(default=None, metadata=PATH)
-    """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs the extra `protocols`) or the path
-    of torchvision's weights of RAFT, large or small."""
+    flow: Literal["dis"] | None = None
+    """Also measure the warping error, by this optical flow: "dis" is that of OpenCV, which needs the extra
+    `protocols`."""
     chunk: int | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: int = 0
@@ -135,12 +142,39 @@ class EvaluateConfig(MeasuredClips):
 
 
 @dataclass(frozen=True)
+class ProbeConfig(Settings):
+    """A small generator that is trained on the latents, and measured on those of unseen videos."""
+
+    val_data: str | None = field(default=None, metadata=PATH)
+    """The unseen videos, as `data`. Without it, whole videos of `data` are held out: a tenth, of ten videos or more."""
+    steps: Count = 3000
+    """Updates."""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    """The transformer: 2 layers of 96 features ("tiny", for a CPU), 12 of 384 ("small") or 12 of 768 ("base")."""
+    causal: bool = False
+    """Let a latent frame attend to itself and earlier frames alone."""
+    batch_size: Count = 16
+    """Clips in an update."""
+    num_clips: Count = 512
+    """Training clips. They are encoded once; a folder beside the probe keeps their latents."""
+    lr: Positive = 2e-3
+    """Learning rate after a warm-up, before half a cosine. Larger sizes need a smaller one."""
+    seed: int = 0
+    """Seed of the weights, the clips and the noise."""
+    features: str | None = field(default=None, metadata=PATH)
+    """Network of the Frechet distances between unseen clips, their reconstructions and as many samples, as `telecine
+    evaluate` has it: they need more clips than the network has features. Without it, they are not measured."""
+
+
+@dataclass(frozen=True)
 class LatentsConfig(MeasuredClips):
     """Which clips are encoded, and the model whose latents they are compared with."""
 
     base: str | None = field(default=None, metadata=PATH)
     """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
     fine-tuned."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """The generator of `--probe`."""
 
 
 @dataclass(frozen=True)

@@ -49,24 +49,23 @@ class Settings:
             is_list = get_origin(kind) is tuple
             if is_list and not isinstance(value, (list, tuple)):
                 raise argument_error(item.name, describe_type(kind), describe(value), "Use [] for none.")
-            for each in value if is_list else [value]:
-                _check(item.name, get_args(kind)[0] if is_list else kind, each)
-            if is_list:
-                object.__setattr__(self, item.name, tuple(value))
             if item.metadata.get("is_path") and value is not None:
-                object.__setattr__(self, item.name, os.path.expanduser(value))
+                value = os.path.expanduser(value)
+            of_item = get_args(kind)[0] if is_list else kind
+            checked = tuple(_checked(item.name, of_item, each) for each in (value if is_list else [value]))
+            object.__setattr__(self, item.name, checked if is_list else checked[0])
 
 
-def _check(name: str, kind: Any, value: object) -> None:
+def _checked(name: str, kind: Any, value: object) -> object:
+    """Return a value as the check in its type does, else raise a `ValueError`."""
     choices, checked = choices_of(kind), [each for each in alternatives(kind) if get_origin(each) is Annotated]
     plain = [each for each in alternatives(kind) if get_origin(each) is None and each is not str]
     if value in choices or any(isinstance(value, each) for each in plain):
-        return
+        return value
     is_function = _takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value)))
     if choices and not is_function and not any(isinstance(value, each.__origin__) for each in checked):
         raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
-    for each in checked:
-        each.__metadata__[0](name, value)
+    return checked[0].__metadata__[0](name, value) if checked else value
 
 
 @cache

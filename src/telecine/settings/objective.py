@@ -11,6 +11,8 @@ from telecine.settings.group import Count, Function, Positive, Settings
 # Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
+_Weight: TypeAlias = Annotated[float, check_weight]
+_Step: TypeAlias = Annotated[int, check_step]
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,14 @@ class Ramp(Settings):
         ValueError: If a weight is negative or not finite, or a step is not a whole number >= 0.
     """
 
-    weight: float
+    weight: _Weight
     """The final weight."""
-    start: int | None = None
+    start: _Step | None = None
     """Step at which it begins to change; by default `disc_start` for adversarial terms and feature matching, else 0."""
-    steps: int = 0
+    steps: _Step = 0
     """Number of steps from `initial` to `weight`; 0 to switch at once."""
-    initial: float = 0.0
+    initial: _Weight = 0.0
     """The weight before `start`."""
-
-    def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
-        check_weight("initial", self.initial)
-        for name in ("start", "steps"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check_step(name, getattr(self, name)))
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
@@ -53,8 +48,7 @@ class Ramp(Settings):
         return self.weight > 0 or self.initial > 0
 
 
-Weight: TypeAlias = Annotated[float, check_weight] | Ramp
-_Step: TypeAlias = Annotated[int, check_step]
+Weight: TypeAlias = _Weight | Ramp
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
 

@@ -4,13 +4,13 @@ Files may come from others: YAML is read with bounded time and memory.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin
+from string import hexdigits
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -23,36 +23,33 @@ from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
 
 T = TypeVar("T")
+# A file or a recipe, or what a file may hold.
+_Layer: TypeAlias = str | PathLike[str] | Nested
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-# The plain values of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text.
-_PLAIN = {
-    "bool": r"true|True|TRUE|false|False|FALSE",
-    "null": r"~|null|Null|NULL|",
-    "int": r"[-+]?[0-9]+|0x[0-9a-fA-F]+",
-    "float": r"[-+]?(\.inf|\.nan|([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)",
-}
-_KEY_TAGS = {f"{_TAG}{kind}" for kind in ("str", *_PLAIN)}
+_WORDS = dict.fromkeys(("true", "True", "TRUE", "false", "False", "FALSE"), "bool")
+_WORDS |= dict.fromkeys(("", "~", "null", "Null", "NULL"), "null")
+_WORDS |= dict.fromkeys((".inf", "+.inf", "-.inf", ".nan"), "float")
 # libyaml, where PyYAML has it, is ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> TrainConfig:
+def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     """Return the settings in a YAML file, or of a recipe, such as "demo" for a CPU or "gpu" for training from scratch.
 
-    Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. Settings that they
-    leave out have their defaults. Change some with `dataclasses.replace`.
+    Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. A dict is what a
+    file may hold: `read_config("demo", {"clips.height": 64})`. Settings that are left out have their defaults.
 
     Raises:
         FileNotFoundError: If there is no such file.
         SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
-    files = [path, *others]
-    with _naming_lines(files, {}):
-        return config_from(*map(read_layer, files))
+    layers = [path, *others]
+    with _naming_lines([each for each in layers if not isinstance(each, Mapping)], {}):
+        return validate(TrainConfig, merged(map(read_layer, layers)))
 
 
 @contextmanager
@@ -78,15 +75,10 @@ def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping
     return 0, mistake
 
 
-def config_from(*layers: Nested) -> TrainConfig:
-    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones."""
-    return validate(TrainConfig, merged(nested(layer.items()) for layer in layers))
-
-
-def read_layer(name: str | PathLike[str]) -> Nested:
-    """Return the settings of a recipe or of a file; raise a `ValueError` if it has one twice, also as a dotted name."""
-    path = find_recipe(name)
-    values = read_yaml(path) or {}
+def read_layer(source: _Layer) -> Nested:
+    """Return the settings of a recipe, a file or a dict, which has each once; else raise a `ValueError`."""
+    path = "settings" if isinstance(source, Mapping) else find_recipe(source)
+    values = source if isinstance(source, Mapping) else read_yaml(find_recipe(source)) or {}
     names = [name for name, _ in flat_items(values)]
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
         raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
@@ -177,21 +169,36 @@ def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[st
 
 
 class _Loader(_Base):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """Plain values are those of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        is_plain = kind is yaml.ScalarNode and implicit[0]
+        return f"{_TAG}{_plain_kind(value)}" if is_plain else str(super().resolve(kind, value, implicit))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
             line = key.start_mark.line + 1
-            if key.tag not in _KEY_TAGS:
+            if key.tag.removeprefix(_TAG) not in ("str", "int", "float", "bool", "null"):
                 raise yaml.constructor.ConstructorError(problem=f"a name that is not plain text in line {line}")
             if key.value in names[:index]:
                 raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is given twice, again in line {line}")
         return super().construct_mapping(node, deep=deep)
 
 
-for _kind, _pattern in _PLAIN.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
+def _plain_kind(text: str) -> str:
+    """Return the kind of a value without quotes."""
+    if text in _WORDS:
+        return _WORDS[text]
+    unsigned = text[text[:1] in ("-", "+") :]
+    is_hexadecimal = text[:2] == "0x" != text and {*text[2:]} <= {*hexdigits}
+    if is_hexadecimal or (unsigned.isascii() and unsigned.isdigit()):
+        return "int"
+    try:
+        float(text)
+    except ValueError:
+        return "str"
+    return "float" if {*text} <= {*"0123456789+-.eE"} else "str"  # not `nan` and `1_000`
 
 
 def _parse_value(text: str) -> Any:
@@ -210,14 +217,12 @@ def read_yaml(path: Path) -> Any:
     content = read_bounded(path, MAX_BYTES)
     try:
         text = content.decode("utf-8")
-        problem = _problem(text)
-        values = yaml.load(text, Loader=_Loader) if problem is None else None
+        if (problem := _problem(text)) is None:
+            return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits
         reason = shorten(" ".join(str(error).split()))
         raise argument_error(str(path), "YAML in UTF-8", f"other text ({reason})", "Correct it.") from error
-    if problem is not None:
-        raise argument_error(str(path), *problem)
-    return values
+    raise argument_error(str(path), *problem)
 
 
 def read_package_yaml(package: str, name: str) -> Any:

@@ -1,27 +1,38 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
 from telecine.settings.group import PATH, Count, DeviceName, Settings
 from telecine.settings.objective import ObjectiveConfig
 
+# Settings of older files that are no more, and their value now.
+REMOVED: Mapping[str, object] = {
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
+    "discriminator.pad_mode": "first",
+    "discriminator.init_optimizer": False,
+    "discriminator.conditional": False,
+}
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 MAX_LR = 10.0
 
 
-def _check_lr(name: str, value: object) -> None:
-    if check_positive(name, value, remedy="Use a small number.") > MAX_LR:
+def _check_lr(name: str, value: object) -> float:
+    if (rate := check_positive(name, value, remedy="Use a small number.")) > MAX_LR:
         remedy = "AdamW changes each weight by about as much in an update."
         raise argument_error(name, f"at most {MAX_LR}", value, remedy)
+    return rate
 
 
 _LearningRate: TypeAlias = Annotated[float, _check_lr]
@@ -98,6 +109,10 @@ class TrainConfig(Settings):
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
+    init: str | None = field(default=None, metadata=PATH)
+    """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
+    another compression, other channels or another size: layers of the same place and shape are copied, the others are
+    new. Not with `model`, nor with LoRA."""
     output_dir: str = field(default="runs/train", metadata=PATH)
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: Count = 100_000
@@ -194,6 +209,11 @@ class TrainConfig(Settings):
             contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
             remedy = "Lower `clips.timeout`, or raise it."
             raise argument_error("process_timeout", contract, self.process_timeout, remedy)
+        if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
+            remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
+            raise argument_error("init", "left out with `model` or LoRA", describe(self.init), remedy)
+        if not self.clips.has_colours:
+            self._turn_lpips_off()
         self._check_discriminators()
         smallest = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(smallest.height, smallest.width)
@@ -205,6 +225,14 @@ class TrainConfig(Settings):
         if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(smallest), "Use larger clips.")
+
+    def _turn_lpips_off(self) -> None:
+        """Leave out LPIPS; raise a `ValueError` for other terms of networks that know RGB."""
+        targets = [term.target for term in self.objective.named_terms.values()]
+        if (others := {"gram", "alignment"}.intersection(targets)) or self.discriminator.video == "features":
+            contract = f"grey, rgb or rgba for {' and '.join(sorted(map(str, others))) or 'the discriminator features'}"
+            raise argument_error("clips.channels", contract, self.clips.channels, "Leave out what knows RGB.")
+        object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_sharding(self) -> None:
         """Raise a `ValueError` if a setting does not go with sharded weights."""
@@ -287,6 +315,12 @@ class DistillConfig(TrainConfig):
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
     teacher_weight: float = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
+    feature_weight: float = 0.0
+    """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
+    trained projections, in units of their variance. An update then decodes twice."""
+    feature_layers: tuple[str, ...] = ()
+    """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
+    the last one of each height and width that the student has inside, too."""
     teacher_decode_steps: int = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""

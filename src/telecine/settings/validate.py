@@ -1,32 +1,23 @@
 """Settings as pydantic has them: listed with their docstrings, and read from nested values, or one clear error."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
-from functools import cache, reduce
-from operator import getitem
-from types import NoneType
-from typing import Any, TypeVar, cast
+from functools import cache
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
+from telecine.settings.train import REMOVED
 
 T = TypeVar("T")
 _adapter: Any = cache(TypeAdapter)
 # Settings as YAML has them.
 Nested = dict[str, Any]
-# Settings of older files that are no more, and their value now.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-}
+_WRONG = object()
 
 
 @dataclass(frozen=True)
@@ -78,91 +69,87 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
 
     A `SettingsError` has the mistakes; `prefix` stands before the names of settings in it.
     """
-    values = _without_removed(values)
-    try:
-        return cast(T, _adapter(kind).validate_python(values))
-    except ValidationError as error:
-        found: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
-        for details in error.errors(include_url=False):
-            path, union = _path_of(kind, details["loc"])
-            found.setdefault(tuple(path[:union]), []).append((path, details))
-        meant = [max(same, key=_likelihood) for same in found.values()]
-        mistakes = [_message(kind, values, path, details, prefix) for path, details in meant]
-    unknown = [path for path, details in meant if details["type"] == "unexpected_keyword_argument"]
-    unknown = [path for path in unknown if not any(part.isdigit() for part in path)]  # not in lists
-    for *groups, name in unknown:  # they hide the checks of their groups
-        reduce(getitem, groups, values).pop(name)
-    if unknown:
+    reader = _Reader(kind, prefix, [])
+    found = reader.group(kind, values, "")
+    if reader.mistakes:
+        raise SettingsError(reader.mistakes)
+    return cast(T, found)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes nested values dataclasses, group by group, so that no error of the library is inside a union."""
+
+    root: type
+    prefix: str
+    mistakes: list[str]
+    """A sentence about each setting that is wrong."""
+
+    def group(self, kind: type, values: Nested, before: str) -> Any:
+        """Return a group, whose settings have `before` in front of their names; `_WRONG` if one is wrong."""
+        found = {}
+        for name, value in values.items():
+            if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+                found[name] = self._value(kind_at(kind, name), value, before + name)
+            elif before + name not in REMOVED:
+                self.mistakes.append(self._unknown(before + name))
+            elif value != (now := REMOVED[before + name]):
+                contract = f"left out (it is {now!r} now)"
+                self.mistakes.append(str(argument_error(before + name, contract, repr(value), "Remove it.")))
         try:
-            validate(kind, values, prefix)
-        except SettingsError as others:
-            mistakes += [each for each in others.mistakes if each not in mistakes]
-    raise SettingsError(mistakes)
+            return _adapter(kind).validate_python(found)
+        except ValidationError as error:
+            errors = {_name_of(kind, each): each for each in reversed(error.errors(include_url=False))}
+        wrong = [(name, each) for name, each in reversed(errors.items()) if each["input"] is not _WRONG]
+        self.mistakes.extend(self._message(before + name, each) for name, each in wrong)
+        return _WRONG
+
+    def _value(self, kind: Any, value: Any, name: str) -> Any:
+        """Return a value with the dicts in it that stand for groups as their dataclasses."""
+        groups = [each for each in alternatives(kind) if is_dataclass(each)]
+        if isinstance(value, dict) and groups:
+            meant = max(groups, key=lambda each: len(value.keys() & each.__dataclass_fields__.keys()))
+            return self.group(meant, value, f"{name}.")  # type: ignore[arg-type]
+        if isinstance(value, dict) and get_origin(kind) in (dict, Mapping):
+            return {key: self._value(get_args(kind)[1], each, f"{name}.{key}") for key, each in value.items()}
+        if isinstance(value, list) and get_origin(kind) is tuple:
+            return [self._value(get_args(kind)[0], each, f"{name}.{index}") for index, each in enumerate(value)]
+        return value
+
+    def _unknown(self, name: str) -> str:
+        """Return the error about a name that is no setting, with the nearest one."""
+        known = [each.name for each in settings_of(self.root, all_names=True)]
+        group = name.rpartition(".")[0]
+        in_dict = filter(is_dataclass, alternatives(kind_at(self.root, group)))  # such as a term
+        known += [item.name for each in in_dict for item in settings_of(each, f"{group}.")]  # type: ignore[arg-type]
+        found = nearest(name, known).replace("`", f"`{self.prefix}", 1)
+        return f"`{self.prefix}{name}` is not a setting. {found}".rstrip()
+
+    def _message(self, name: str, details: ErrorDetails) -> str:
+        """Return the error about a setting, from the library's kind of error or the group's own check."""
+        value, last = details["input"], details["loc"][-1:]
+        if details["type"] == "value_error":
+            text = str(details["ctx"]["error"])
+            return f"`{self.prefix}{name}{text[1:]}" if text.startswith("`") else text
+        of_setting = kind_at(self.root, name.rstrip(".")) if name else self.root
+        name = self.prefix + name.rstrip(".")
+        if details["type"] == "missing" and isinstance(last[0], str):
+            return f"`{name}` must be {describe_type(of_setting)}, but got one without `{last[0]}`."
+        if is_dataclass(of_setting):
+            return str(argument_error(name, "a group of settings", value, "Indent `key: value` lines below it."))
+        remedy = nearest(value, map(str, choices_of(of_setting))) if isinstance(value, str) else ""
+        return f"`{name}` must be {describe_type(of_setting)}, but got {describe(value)}. {remedy}".rstrip()
 
 
-def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
-    """Return how likely an alternative of a type was meant: it fails deepest. Its own check names a setting inside."""
-    path, details = error
-    is_check = details["type"] == "value_error"
-    return len(path) + is_check, is_check
-
-
-def _without_removed(values: Nested, before: str = "") -> Nested:
-    """Return settings without those that are no more, if they have the value that they have now."""
-    kept = {}
-    for name, value in values.items():
-        path = f"{before}{name}"
-        if path not in REMOVED or value != REMOVED[path]:
-            kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
-    return kept
-
-
-def _path_of(kind: Any, location: Sequence[str | int]) -> tuple[list[str], int | None]:
-    """Return a setting's dotted name in parts, without a union's alternatives, and how many lead to the first union."""
-    path: list[str] = []
-    union = None
-    is_alternative = False
-    for part in location:
-        several = [each for each in alternatives(kind) if each is not NoneType]
-        if len(several) > 1 and not is_alternative:
-            is_alternative = True
-            union = len(path) if union is None else union
-            kind = next((each for each in several if getattr(each, "__name__", None) == part), kind)
-        else:
-            path.append(str(part))
-            is_alternative = False
-            kind = kind_at(kind, str(part))
-    return path, union
-
-
-def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> str:
-    """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
-    is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
-    if is_too_short:
-        path = path[:-1]
-    name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
-    if details["type"] == "value_error":
-        text = str(details["ctx"]["error"])
-        return f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text
-    if details["type"] == "unexpected_keyword_argument" and (removed := ".".join(path)) in REMOVED:
-        contract, got = f"left out (it is {REMOVED[removed]!r} now)", repr(reduce(getitem, path, values))
-        return str(argument_error(name, contract, got, "Remove it."))
-    if details["type"] == "unexpected_keyword_argument":
-        known = [each.name for each in settings_of(kind, all_names=True)]
-        in_dict = filter(is_dataclass, alternatives(kind_at(kind, ".".join(path[:-1]))))  # such as a term
-        known += [item.name for each in in_dict for item in settings_of(each, ".".join([*path[:-1], ""]))]  # type: ignore[arg-type]
-        found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
-        return f"`{name}` is not a setting. {found}".rstrip()
-    if details["type"] == "missing" and not is_too_short:
-        path, missing = path[:-1], path[-1]
-        contract = describe_type(kind_at(kind, ".".join(path)))
-        return f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`."
-    for part in path:
-        values = values[int(part)] if isinstance(values, list | tuple) else values[part]
-    if is_dataclass(of_setting):
-        return str(argument_error(name, "a group of settings", values, "Indent `key: value` lines below it."))
-    remedy = nearest(values, map(str, choices_of(of_setting))) if isinstance(values, str) else ""
-    return f"`{name}` must be {describe_type(of_setting)}, but got {describe(values)}. {remedy}".rstrip()
+def _name_of(kind: Any, details: ErrorDetails) -> str:
+    """Return the dotted name of the setting of a group that an error is about; "" for the group itself."""
+    parts = []
+    for part in details["loc"][: -1 if details["type"] == "missing" else None]:
+        if not (is_dataclass(kind) or get_origin(kind) in (dict, Mapping, tuple)):
+            break  # an alternative of a union
+        parts.append(str(part))
+        kind = kind_at(kind, str(part))
+    return ".".join(parts)
 
 
 def json_schema(kind: type) -> str:

@@ -14,7 +14,6 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs import Run
-from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -31,15 +30,16 @@ def prepare_linear(
     perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
-    config: TrainConfig,
+    num_steps: int,
     *,
     is_new: bool,
+    start: bool,
+    measure: bool,
 ) -> dict[str, float]:
-    """Fit the baseline, start with it if `config.linear_start` is set, and return its metrics to log.
+    """Fit the baseline to `start` with it or to `measure` it, and return its metrics to log.
 
     A model of this run's that `is_new` starts with it if it is a `CausalVAE`, and a student's decoder always.
     """
-    start, measure = config.linear_start, config.linear_baseline
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
@@ -53,8 +53,8 @@ def prepare_linear(
         return {}
     if new is not None:
         new.start_from(linear)
-        if config.steps < FEWEST_STEPS:
-            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
+        if num_steps < FEWEST_STEPS:
+            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
             console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
     if not measure:
         return {}

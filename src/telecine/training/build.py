@@ -1,6 +1,7 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from telecine.autoencoders.load import (
     load_model_or_run,
     without_weights,
 )
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
@@ -31,14 +32,7 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
-from telecine.settings import (
-    AdaptiveWeightConfig,
-    ClipConfig,
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -78,11 +72,13 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
         model = without_weights(config.model, config.causal_vae)
-        if isinstance(model, StudentAutoencoder):
+        if isinstance(model, Student):
             remedy = "Train a new student with `telecine distill`."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_model_or_run(config.model)
+    if model.flow is not None:
+        model.flow = config.causal_vae.flow
     if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
         text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
         logger.warning(text, config.model, model.in_channels, config.clips.num_channels)
@@ -95,16 +91,18 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
-def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
-    """Return the custom module that `config.model` names by its class, folder or run; None for another model."""
-    if config.model is not None and is_class_path(config.model) and not Path(config.model).exists():
-        return build_custom(config.model, config.model_arguments, "model")
-    if config.model_arguments:
+def custom_module(
+    name: str | None, arguments: Mapping[str, object], *, random_weights: bool = False
+) -> VideoAutoencoder | None:
+    """Return the custom module that `TrainConfig.model` names by its class, folder or run; None for another model."""
+    if name is not None and is_class_path(name) and not Path(name).exists():
+        return build_custom(name, arguments, "model")
+    if arguments:
         contract = "left out unless `model` is the dotted path of a class"
-        raise argument_error("model_arguments", contract, describe(config.model_arguments), "Remove it.")
-    if config.model is None or "." not in class_in(folder := folder_without_weights(config.model)[1]):
+        raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
+    if name is None or "." not in class_in(folder := folder_without_weights(name)[1]):
         return None
-    return build_custom_in(folder) if config.random_weights else load_model_or_run(config.model)
+    return build_custom_in(folder) if random_weights else load_model_or_run(name)
 
 
 def build_objective(
@@ -159,14 +157,13 @@ def build_state(
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-    last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
+    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
         _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if is_sharded:
         shard(model)
-    state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
+    state = new_state(config, accelerator, model, objective, last_layer)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -175,18 +172,18 @@ def build_state(
 
 
 def new_state(
+    config: TrainConfig,
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
-    settings: OptimizerConfig,
-    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    decay, disc_optimizer = settings.weight_decay, None
+    settings, disc_optimizer = config.optimizer, None
+    decay = settings.weight_decay
     fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
     kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
@@ -201,7 +198,7 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=seed,
+        seed=config.seed,
     )
 
 
@@ -217,12 +214,13 @@ def _adamw_8bit(device: torch.device) -> Any:
 
 
 def last_layer_of(
-    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
+    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
     """
+    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -230,6 +228,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    if not is_sharded and not has_chunks:
+    if not is_sharded and config.temporal_chunk is None:
         return weight
     return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

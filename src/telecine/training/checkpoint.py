@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -44,32 +44,6 @@ from telecine.training.weight_files import EMA, MODEL, OBJECTIVE_FILE, WeightFil
 _SHARDED = (MODEL, EMA, "optimizer")
 
 
-class _SavedStatistics(TypedDict):
-    """The statistics of the latent that the saved models carry."""
-
-    step: int
-    """At which they were measured, with the averaged weights: not that of the checkpoint if the run was interrupted."""
-    num_clips: int
-    mean: list[float]
-    std: list[float]
-
-
-class _SavedState(TypedDict):
-    """What `state.json` holds."""
-
-    step: int
-    ema_updates: int
-    num_processes: int
-    clips_per_step: int
-    scaler: dict[str, float] | None
-    base: str | None
-    interval: dict[str, tuple[float, int]]
-    num_records: int
-    rollbacks: list[Rollback]
-    latents: _SavedStatistics | None
-    """None if the encoder is not trained, or before the first measurement."""
-
-
 class Checkpointer:
     """Saves and loads the state of a run, made before `model` is sharded. All processes have to call all but `close`.
 
@@ -80,7 +54,9 @@ class Checkpointer:
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
         self.config, self.run = config, Run(config.output_dir)
         self.saved_step: int | None = None
-        self.latents: _SavedStatistics | None = None
+        # The statistics of the latent that the saved models carry, and when they were measured: not at the step of the
+        # checkpoint if the run was interrupted. None if the encoder is not trained, or before the first measurement.
+        self.latents: dict[str, Any] | None = None
         self._is_main = is_main
         self._group: dist.ProcessGroup | None = None
         if config.sharding != "none":  # in a group of their own, threads communicate while training does
@@ -93,8 +69,7 @@ class Checkpointer:
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
-        num_clips, mean, std = self.config.latent_clips, statistics.mean, statistics.std
-        self.latents = _SavedStatistics(step=state.step, num_clips=num_clips, mean=mean, std=std)
+        self.latents = {"step": state.step, "num_clips": self.config.latent_clips, **vars(statistics)}
         state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
@@ -114,15 +89,10 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait until the last save is on the disk, and raise its error, on every process."""
-        if (error := self.wait_for_error()) is not None:
-            raise error
-
-    def wait_for_error(self) -> BaseException | None:
-        """Wait until the last save is on the disk, and return its error, on every process."""
         (error,) = broadcast_object_list([self.close()])
         if error is not None:
             self.saved_step = None
-        return error
+            raise error
 
     def close(self) -> BaseException | None:
         """Wait until the thread of this process is done, and return the error that nothing has raised yet."""
@@ -142,7 +112,8 @@ class Checkpointer:
         for name, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
             self._buffers[name] = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)}
 
-    def _saved_state(self, state: TrainState) -> _SavedState:
+    def _saved_state(self, state: TrainState) -> dict[str, Any]:
+        """Return what `state.json` holds."""
         scaler = state.accelerator.scaler
         return {
             "step": state.step,
@@ -157,7 +128,7 @@ class Checkpointer:
             "latents": self.latents,
         }
 
-    def _write(self, saved: _SavedState) -> None:
+    def _write(self, saved: dict[str, Any]) -> None:
         """Write a checkpoint from the copies, in a thread."""
         step, digests = saved["step"], dict[Path, str]()
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
@@ -185,7 +156,7 @@ class Checkpointer:
         flush([path])
         return path, digest_of(path)
 
-    def _fill(self, folder: Path, saved: _SavedState) -> None:
+    def _fill(self, folder: Path, saved: dict[str, Any]) -> None:
         statistics, written = _statistics_of(saved["latents"]), (MODEL, EMA) if self._group is None else _SHARDED
         for name in (MODEL, EMA):
             if self._group is None:
@@ -200,7 +171,7 @@ class Checkpointer:
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
-        saved = cast(_SavedState, read_checkpoint_state(folder, set(_SavedState.__annotations__)))
+        saved = read_checkpoint_state(folder, {*self._saved_state(state)})
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
@@ -227,7 +198,7 @@ class Checkpointer:
         state.step = self.saved_step = saved["step"]
         return self._notes(accelerator, saved, folder)
 
-    def _notes(self, accelerator: Accelerator, saved: _SavedState, folder: Path) -> list[str]:
+    def _notes(self, accelerator: Accelerator, saved: dict[str, Any], folder: Path) -> list[str]:
         """Return lines for the user: what changed, and what is not exact with other numbers of clips or processes."""
         notes, model, now = [f"resuming from {folder}"], read_saved_settings(folder)["model"], self.config.model
         if model != now:
@@ -250,7 +221,7 @@ class Checkpointer:
         return notes
 
 
-def _statistics_of(saved: _SavedStatistics | None) -> LatentStatistics | None:
+def _statistics_of(saved: dict[str, Any] | None) -> LatentStatistics | None:
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 

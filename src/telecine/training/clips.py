@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import check_buckets, check_channels
@@ -42,7 +41,10 @@ class Clips:
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
         skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
-        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {count(len(self.val), 'held-out clip')}"
+        clips = self.train.config
+        lpips = "" if clips.has_colours else f"; LPIPS is off, which knows colours, not {clips.num_channels} channels"
+        held_out = count(len(self.val), "held-out clip")
+        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {held_out}{lpips}"
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,16 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
     """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
-    load = partial(load_spans, max_pixels=config.max_pixels, timeout=config.timeout)
     if data is None:
         infos, skipped = index_videos(sample_videos())
         found = [whole_video(info) for info in infos]
     else:
-        found, skipped = load(data)
+        found, skipped = load_spans(data, config)
     num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
     if val_data is None:
         train, held_out = split_videos(found, config.val_fraction, config.clip_span)
     else:
-        train, (held_out, _) = found, load(val_data, name="val_data")
+        train, (held_out, _) = found, load_spans(val_data, config, name="val_data")
     return Spans(found, train, held_out, skipped, num_short)
 
 

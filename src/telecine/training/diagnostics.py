@@ -8,14 +8,14 @@ from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.history import TrainingWarning, frame_of
-from telecine.settings import ObjectiveConfig, OptimizerConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 class _RecentValues:
     """The first `RECENT` and the last `LONG` logged values of each name, and the settings that the rules read."""
 
-    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
-        self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
+    def __init__(self, config: TrainConfig) -> None:
+        self.objective, self.optimizer, self.num_steps = config.objective, config.optimizer, config.steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=LONG))
 
@@ -55,44 +55,32 @@ class _RecentValues:
         return values if len(values) == count else []
 
 
-# Returns what was found, with figures, or None, from the values and the rule's entry in the table. Its docstring, or a
+# Returns the figures of the message in the rule's entry of the table, or None if nothing was found. Its docstring, or a
 # comment of the table, says why this is a failure.
-_Check: TypeAlias = Callable[[_RecentValues, Mapping[str, Any]], str | None]
-_CHECKS: dict[str, _Check] = {}
+_Check: TypeAlias = Callable[[_RecentValues, Mapping[str, Any]], Mapping[str, Any] | None]
 
 
-def _rule(check: _Check) -> _Check:
-    """Check the rule of a function's name, without the underscore, by this function."""
-    _CHECKS[check.__name__.removeprefix("_")] = check
-    return check
-
-
-def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Check a rule of the table alone: the mean of a value, of each network if its name has one, against a limit."""
     after = history.optimizer.warmup_steps if limits.get("after_warmup") else 0
     for prefix, network in NETWORKS:
         values = history.last(limits["value"].format(prefix=prefix), after=after)
         if values and limits.get("at_least", -math.inf) <= fmean(values) <= limits.get("at_most", math.inf):
-            return str(limits["message"].format(mean=fmean(values), network=network))
+            return {"mean": fmean(values), "network": network}
     return None
 
 
-@_rule
-def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
     name = "hinge_active" if history.last("train/hinge_active") else "discr_loss"
     left = history.last(f"train/{name}")
     if not (real and fake and left) or min(fmean(real), fmean(fake)) < limits["accuracy"] or fmean(left) > limits[name]:
         return None
-    return (
-        f"the discriminators classify {fmean(real):.1%} of real and {fmean(fake):.1%} of reconstructed clips correctly "
-        f"and have stopped learning (mean {name} {fmean(left):.3g}): their gradient may be useless"
-    )
+    return {"real": fmean(real), "fake": fmean(fake), "name": name, "left": fmean(left)}
 
 
-@_rule
-def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
     values = [history.last(f"train/{name}", LONG) for name in names]
@@ -100,27 +88,22 @@ def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) 
         return None
     accuracy_real, accuracy_fake, real, fake = map(fmean, values)
     accuracy, gap = (accuracy_real + accuracy_fake) / 2, abs(real - fake)
-    if abs(accuracy - 0.5) > limits["margin"] or gap > limits["logits"]:
-        return None
-    return f"the discriminators guess: {accuracy:.1%} correct, mean logits of real and fake {gap:.2g} apart"
+    guesses = abs(accuracy - 0.5) <= limits["margin"] and gap <= limits["logits"]
+    return {"accuracy": accuracy, "gap": gap} if guesses else None
 
 
-@_rule
-def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
     minimum, maximum = limits["minimum"], history.objective.adaptive_weight.max
-    if 0.0 in history.last("train/gen_loss"):  # there is no adversarial term yet
+    if 0.0 in history.last("train/gen_loss") or not weights:  # there is no adversarial term yet
         return None
-    if weights and min(weights) >= limits["at_maximum"] * maximum:
-        return f"the adaptive weight is at its maximum {maximum:g}: the discriminators' gradient is too weak to balance"
-    if weights and max(weights) <= minimum:
-        return f"the adaptive weight is below {minimum:g}: the discriminators have no effect"
-    return None
+    if min(weights) >= limits["at_maximum"] * maximum:
+        return {"bound": limits["of_maximum"].format(maximum)}
+    return {"bound": limits["of_minimum"].format(minimum)} if max(weights) <= minimum else None
 
 
-@_rule
-def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = history.optimizer.warmup_steps + int(limits["patience"] * history.num_steps)
@@ -130,24 +113,18 @@ def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> str |
     if not last or weight <= 0:
         return None
     first, now = fmean(history.first[name]), fmean(last)
-    if now <= limits["low"] or now < limits["flat"] * first:
-        return None
-    return f"LPIPS was {first:.3g} at the start and is {now:.3g} now"
+    return {"first": first, "now": now} if now > limits["low"] and now >= limits["flat"] * first else None
 
 
-@_rule
-def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Frames without a gradient do not improve."""
     values = {frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
-    least = limits["gradient"]
-    poor = [index for index, mean in means.items() if mean < least]
-    found = f"frames {poor} of {len(means)}, counted from 0, get less than {least:g} of the mean gradient"
-    return found if poor else None
+    poor = [index for index, mean in means.items() if mean < limits["gradient"]]
+    return {"poor": poor, "total": len(means)} if poor else None
 
 
-@_rule
-def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
@@ -156,20 +133,16 @@ def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> str | No
     )
     worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
     values = ", ".join(f"{name} {ours[name]:.4g} against {linear[name]:.4g}" for name in worse)
-    return f"the model is worse than the linear baseline of the same latent: {values}" if worse else None
+    return {"values": values} if worse else None
 
 
-@_rule
-def _ema_behind(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _ema_behind(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
     gaps = history.last(EMA_BEHIND, limits["validations"])
-    if not gaps or min(gaps) < limits["gap"]:
-        return None
-    return f"the raw weights reconstruct held-out clips {gaps[-1]:.2f} dB better than the averaged ones"
+    return {"last": gaps[-1]} if gaps and min(gaps) >= limits["gap"] else None
 
 
-@_rule
-def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> str | None:
+def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
@@ -177,48 +150,35 @@ def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> str | 
         for name in ("grad_clipped", "grad_norm")
     )
     limit = history.optimizer.grad_clip
-    if not (clipped and norms) or fmean(clipped) < limits["clipped"] or fmean(norms) < limits["norm"] * limit:
+    if not (clipped and norms) or fmean(clipped) < limits["clipped"] or fmean(norms) < limits["norm_factor"] * limit:
         return None
-    return f"the autoencoder's gradients are always clipped: their norm is {fmean(norms):.3g}, the limit {limit:g}"
+    return {"norm": fmean(norms), "limit": limit}
 
 
-class _Rule(NamedTuple):
-    """A failure, how to recognise it, and what to try."""
-
-    name: str
-    check: Callable[[_RecentValues], str | None]
-    remedy: str
-
-
-_TABLE = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
+_CHECKS: Mapping[str, _Check] = {
+    check.__name__.removeprefix("_"): check
+    for check in (
+        *(_discriminator_saturated, _discriminator_collapsed, _adaptive_weight_at_bound, _perceptual_flat),
+        *(_frames_without_gradient, _below_linear, _ema_behind, _always_clipped),
+    )
+}
+RULES = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
 _REGULARISERS = " or ".join(
     f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
 )
-RULES = [
-    _Rule(
-        name,
-        partial(_CHECKS.get(name, _mean_beyond), limits=limits),
-        limits["remedy"].replace("{regularisers}", _REGULARISERS),
-    )
-    for name, limits in _TABLE.items()
-]
+
+
+def _found_by(rule: str, history: _RecentValues) -> str | None:
+    """Return the message of a rule about values, or None."""
+    found = _CHECKS.get(rule, _mean_beyond)(history, limits := RULES[rule])
+    return None if found is None else str(limits["message"].format(**found, **limits))
 
 
 class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
-    def __init__(
-        self,
-        run: Run,
-        objective: ObjectiveConfig,
-        optimizer: OptimizerConfig,
-        num_steps: int,
-        console: Console,
-        rollbacks: Sequence[Rollback] = (),
-    ) -> None:
-        self.run = run
-        self.history = _RecentValues(objective, optimizer, num_steps)
-        self.console = console
+    def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
+        self.run, self.history, self.console = run, _RecentValues(config), console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)
@@ -231,11 +191,11 @@ class Diagnostics:
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""
         self.history.add(step, record)
-        for rule in RULES:
-            message = None if rule.name in self.warned else rule.check(self.history)
-            if message is not None:
-                self.warned.add(rule.name)
-                self.run.warnings.append(asdict(TrainingWarning(step, rule.name, message, rule.remedy)))
-                text = f"step {step}: {message} ({rule.name}). {rule.remedy}"
+        for rule in [name for name in RULES if name not in self.warned]:
+            if (message := _found_by(rule, self.history)) is not None:
+                self.warned.add(rule)
+                remedy = RULES[rule]["remedy"].replace("{regularisers}", _REGULARISERS)
+                self.run.warnings.append(asdict(TrainingWarning(step, rule, message, remedy)))
+                text = f"step {step}: {message} ({rule}). {remedy}"
                 self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
                 logger.warning("%s", text)

@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from telecine.base.checks import TrainingError, argument_error
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
+from telecine.ops.ranks import average_over_ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -226,9 +227,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if num_ranks() == 1:
         return
     for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        dist.all_reduce(flat)
-        flat /= num_ranks()
+        flat = average_over_ranks(torch.cat([gradient.flatten() for gradient in bucket]))
         for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 

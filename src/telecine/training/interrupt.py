@@ -10,8 +10,6 @@ from types import FrameType
 from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 
-# Standard error, which a handler may write to while the program is writing to it, too.
-STDERR = 2
 ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
 
 
@@ -28,7 +26,7 @@ def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
 
     def set_request() -> None:
         if acknowledge and not request.is_set:
-            os.write(STDERR, ACKNOWLEDGED.encode())
+            os.write(2, ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
         request.is_set = True
 
     with _on_first_signal(set_request):

@@ -25,7 +25,6 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
-from telecine.settings import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
@@ -225,20 +224,17 @@ def fill_latent_cache(
     cache: _LatentCache,
     state: TrainState,
     clips: ClipDataset,
+    sampler: ClipBatchSampler,
     console: Console,
-    config: TrainConfig,
     before_each: Callable[[], None],
 ) -> None:
-    """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
+    """Encode the clips of a sampler, which has the batches of all processes, that are not in the cache.
 
     The processes share the batches; every process has to call this. It calls `before_each` before each batch, equally
     often on every process. Encoded clips are written to the disk also after an error, such as one of `before_each`.
     """
     accelerator = state.accelerator
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    per_step = config.gradient_accumulation_steps * num_ranks
-    numbers = range(state.step * per_step, config.steps * per_step)
-    sampler = ClipBatchSampler(numbers, config.clips_per_pass, per_step, rank=0, num_ranks=1)
     missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
     if num_clips == 0:
         return

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from telecine.runs.run import RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
-from telecine.settings.parse import merged, nested
-from telecine.settings.validate import REMOVED
+from telecine.settings.parse import flat_items, merged, nested
+from telecine.settings.train import REMOVED
 
 
 def changed_settings(config: Settings, folder: Path) -> list[str]:
@@ -85,30 +84,19 @@ def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
-    networks = {
-        f"{group}.{name}": value
-        for group in ("causal_vae", "discriminator", "trainable")
-        for name, value in settings[group].items()
-    }
+    # Plain values: functions of the user's that a saved file names are not imported.
+    flat = dict(flat_items(settings))
+    groups = ("causal_vae.", "discriminator.", "trainable.")
+    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
+    others = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
+    networks = {name: value for name, value in flat.items() if name.startswith(groups) or name in others}
     for name in ("init", "init_optimizer"):  # where they started; they are now those of the checkpoint
         networks.pop(f"discriminator.{name}", None)
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks["model"] = "left out" if settings["model"] is None else "given"
-    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
-    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    # The weights that decide which discriminators exist, and whether averages of their logits are saved.
-    # Plain values: functions of the user's that a saved file names are not imported.
-    objective = settings["objective"]
+    networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
+    # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
-    are_on = {
-        f"objective.{name} > 0": _is_ever_on(reduce(dict.__getitem__, name.split("."), objective))
-        for name in (*saved, "adaptive_weight.decay")
-    }
-    learned = {"objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"]}
-    states = {"optimizer.name": settings["optimizer"].get("name", "adamw")}  # an older version has no other
-    return networks | clips | are_on | learned | states
-
-
-def _is_ever_on(weight: float | dict[str, Any]) -> bool:
-    """Return whether a weight, or a ramp as YAML has it, is above 0 at any step."""
-    return any(weight.get(name, 0) > 0 for name in ("weight", "initial")) if isinstance(weight, dict) else weight > 0
+    for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
+        networks[f"{name} > 0"] = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+    return networks

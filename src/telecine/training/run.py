@@ -78,17 +78,12 @@ def train(
 class _DryRun:
     """The update of a dry run."""
 
-    step: int
-    """One at which as many terms as possible are on."""
+    step: int  # at which as many terms as possible are on
     seconds: float
-    peak_memory: int | None
-    """Bytes at the peak: of a GPU as PyTorch allocated them, on a CPU of the whole process; None on other devices."""
-    values: dict[str, float]
-    """The log of the update."""
-    off: list[str]
-    """The weights of terms that are not on at that step."""
-    num_steps: int
-    """Updates of the whole run."""
+    peak_memory: int | None  # bytes, see `base.devices.peak_memory`
+    values: dict[str, float]  # the log of the update
+    off: list[str]  # the weights of terms that are not on at that step
+    num_steps: int  # of the whole run
 
     def print_to(self, console: Console) -> None:
         """Print the time, the memory and the losses of the update, and the time of the run's updates."""

@@ -24,19 +24,14 @@ from telecine.training.state import TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
-# Added to the norm of the gradient, as in PyTorch's `clip_grad_norm_`.
-EPSILON = 1e-6
 
 
 class DivergenceError(TrainingError):
     """A computed value, of a name, is not finite."""
 
-    def __init__(self, message: str, value: str) -> None:
-        super().__init__(message, value)
+    def __init__(self, message: str, value: str = "") -> None:  # unpickling passes the message, and sets the name
+        super().__init__(message)
         self.value = value
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class MicroBatch:
     """Clips that pass through the networks together."""
 
     video: Tensor
-    """`(B, 3, T, H, W)` in [-1, 1]."""
+    """`(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more."""
     clips: Sequence[int]
     """The number of each clip in the run, which seeds all random numbers drawn for it."""
     posterior: Posterior | None = None
@@ -114,7 +109,8 @@ def _compute_losses(
     if objective.schedule.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-    error = mse(reconstruction=output.video.detach(), target=batch.video)
+    reference = target if state.autoencoder.trains_on_latents else batch.video
+    error = mse(reconstruction=output.video.detach(), target=reference)
     return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 
@@ -152,7 +148,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = _total_norm(gradients)
-    torch._foreach_mul_([local_shard(g) for g in gradients], (max_norm / (norm + EPSILON)).clamp(max=1.0))
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch computes it
+    torch._foreach_mul_([local_shard(g) for g in gradients], scale)
     return norm
 
 

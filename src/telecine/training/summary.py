@@ -1,6 +1,7 @@
 """Keeps the summary of a run up to date while it trains."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -16,28 +17,36 @@ from telecine.training.clips import Clips
 from telecine.training.state import TrainState
 
 
+def summary_before(run: Run, console: Console) -> RunSummary | None:
+    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
+    try:
+        return run.summary()
+    except ValueError as damaged:
+        console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
+        return None
+
+
 class SummaryWriter:
-    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`, and that before a resume."""
+    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`, and that `before` a resume.
+
+    An update has `num_clips` clips.
+    """
 
     def __init__(
         self,
         run: Run,
         state: TrainState,
         clips: Clips,
-        clips_per_update: int,
+        num_clips: int,
         start: float,
-        is_resumed: bool,
-        console: Console,
+        before: RunSummary | None,
+        copied: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self.run, self.device = run, state.accelerator.device
-        self.summary = RunSummary(
-            *state.sizes(), clips_per_update=clips_per_update, **data_of(clips), seconds=0.0, peak_memory=None
-        )
-        before = self.summary
-        try:
-            before = (run.summary() if is_resumed else None) or before
-        except ValueError as damaged:
-            console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
+        sizes, data = state.sizes(), data_of(clips)
+        summary = RunSummary(*sizes, clips_per_update=num_clips, **data, seconds=0.0, peak_memory=None)
+        before = before or summary
+        self.summary = replace(summary, copied=dict(copied or {}) or before.copied)
         self.start, self.peak_before = start - before.seconds, before.peak_memory or 0
 
     def write(self) -> None:

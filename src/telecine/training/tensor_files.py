@@ -37,8 +37,7 @@ class HostCopy:
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
         self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[str, list[int]] = {}
-        """Where each copy begins in the whole tensor, in each dimension."""
+        self.offsets: dict[str, list[int]] = {}  # where each copy begins in the whole tensor, in each dimension
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
@@ -92,13 +91,7 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
             tensors[f"{group}.{name}"], offsets[f"{group}.{name}"] = tensor, {_OFFSETS: copy.offsets[name]}
     path.parent.mkdir(exist_ok=True)
     with safetensors_write(path):
-        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets), "format": "pt"})
-    with path.open("r+b") as file:  # safetensors writes the metadata in another order each time
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        file.seek(8)
-        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets)})  # several would be in another order each time
 
 
 def saved_tensors(folder: Path, group: str) -> _SavedTensors:

@@ -3,18 +3,21 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
+from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.files import mark_output
-from telecine.data import clip_loader
+from telecine.data import ClipBatchSampler, clip_loader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -24,8 +27,9 @@ from telecine.runs import Run
 from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
+from telecine.runs.run import describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
-from telecine.settings import OptimizerConfig, TrainConfig
+from telecine.settings import ClipConfig, OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
@@ -41,7 +45,7 @@ from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_same_clips, check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
-from telecine.training.summary import SummaryWriter, data_of
+from telecine.training.summary import SummaryWriter, data_of, summary_before
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -77,7 +81,8 @@ class Trainer:
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
-            autoencoder = custom_module(config) if autoencoder is None else autoencoder
+            if autoencoder is None:
+                autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
         except BaseException:
@@ -102,7 +107,6 @@ class Trainer:
             self.lock.release()
 
     def _newest_intact(self) -> Path | None:
-        """Return the newest checkpoint that is not damaged, or None."""
         found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
         self._warn(notes)
         return found
@@ -111,6 +115,7 @@ class Trainer:
         """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
         self.is_resumed = found is not None
+        self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
             check_same_networks(self.config, found)
             if not change_data:
@@ -119,6 +124,7 @@ class Trainer:
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
+        self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
         with interrupt_on_signal():  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
@@ -128,12 +134,14 @@ class Trainer:
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
-        self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
+        self.perceptual = _distances(config.clips, self.accelerator.device)
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
-            is_new, perceptual = autoencoder is None and config.model is None, self.perceptual
-            device = self.accelerator.device
-            self.linear = prepare_linear(model, self.clips, perceptual, self.console, device, config, is_new=is_new)
+            perceptual, has_linear = self.perceptual, self.copied.get("encoder.linear", (0, 0))[0] > 0
+            is_new = autoencoder is None and config.model is None and not has_linear
+            places = self.console, self.accelerator.device, config.steps
+            flags = {"is_new": is_new, "start": config.linear_start, "measure": config.linear_baseline}
+            self.linear = prepare_linear(model, self.clips, perceptual, *places, **flags)
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -148,13 +156,17 @@ class Trainer:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
 
+    def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
+        """Copy the weights that `init` names into the model of a new run, and return `RunSummary.copied`."""
+        if self.is_resumed or self.config.init is None:
+            return {}
+        copied = copy_from(self.config.init, model)
+        self._print(f"parameters from {self.config.init}: {describe_copied(copied)}")
+        return copied
+
     def _changes_of_data(self, found: Path) -> list[str]:
         """Return a warning if the files are other ones than before, see `check_same_clips`."""
-        try:
-            before = self.files.summary()
-        except ValueError:  # `SummaryWriter` warns
-            return []
-        changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
+        changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -179,9 +191,8 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             clips = self.config.clips_per_step(self.accelerator.num_processes)
-            self.summary = SummaryWriter(
-                self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
-            )
+            times = self.start, self.before
+            self.summary = SummaryWriter(self.files, self.state, self.clips, clips, *times, self.copied)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -193,8 +204,7 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            settings = (self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(self.files, *settings, self.console, self.state.rollbacks)
+            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -206,19 +216,17 @@ class Trainer:
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
+            per_step = self.config.gradient_accumulation_steps * self.accelerator.num_processes
+            numbers = range(self.state.step * per_step, self.config.steps * per_step)
+            sampler = ClipBatchSampler(numbers, self.config.clips_per_pass, per_step, rank=0, num_ranks=1)
             with self._saved_if_stopped(stop) as check_stop:
-                clips = self.clips.train
-                fill_latent_cache(self.latents, self.state, clips, self.console, self.config, check_stop)
+                fill_latent_cache(self.latents, self.state, self.clips.train, sampler, self.console, check_stop)
         while self.state.step < self.config.steps:
-            self._train(stop)
-
-    def _train(self, stop: StopRequest) -> None:
-        """Train up to the last step, or to a divergence after which the run goes back."""
-        try:
-            self._update_until_the_end(stop)
-            self.checkpointer.wait()
-        except DivergenceError as error:
-            self._go_back(error)
+            try:
+                self._update_until_the_end(stop)
+                self.checkpointer.wait()
+            except DivergenceError as error:  # noqa: PERF203 - an update takes far longer
+                self._go_back(error)
 
     def _remove_old_checkpoints(self) -> None:
         best = self.files.best_step(self.config.best_metric, self.state.step)
@@ -249,9 +257,8 @@ class Trainer:
 
     def _go_back(self, error: DivergenceError) -> None:
         """Load the newest checkpoint and lower the learning rates, or raise a `TrainingError` if the run must stop."""
-        failed = self.checkpointer.wait_for_error()
-        if failed is not None and not isinstance(failed, DivergenceError):
-            raise failed
+        with suppress(DivergenceError):
+            self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
             to = None if found is None else step_of(found)
@@ -314,9 +321,14 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(accelerator.device, non_blocking=True)
+        videos: Iterable[Tensor | None] = (batch["video"].to(accelerator.device, non_blocking=True) for batch in loader)
+        if self.latents is not None and self.state.autoencoder.trains_on_latents:
+            videos = repeat(None, len(loader))
+        for items, video in zip(loader.sampler, videos, strict=True):
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
+            if video is None:
+                assert posterior is not None
+                video = posterior.mode()
             batches.append(MicroBatch(video, [index for _, index in items], posterior))
             if len(batches) == self.config.gradient_accumulation_steps:
                 yield batches
@@ -339,7 +351,9 @@ class Trainer:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
+            result = validate_model(
+                model, self.clips.val, self.perceptual, self.config.clips.bit_depth, before_each=check_stop
+            )
         lag: dict[str, float] = {}
         if step > 0:
             raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
@@ -415,3 +429,8 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
+
+
+def _distances(config: ClipConfig, device: torch.device) -> dict[str, nn.Module]:
+    """Return the perceptual distances of validations; they know colours."""
+    return {"lpips_alex": LPIPS("alex").to(device)} if config.has_colours else {}

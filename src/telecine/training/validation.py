@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.interface import sampling
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
@@ -50,6 +52,7 @@ def validate_model(
     model: VideoAutoencoder,
     clips: Sequence[Clip],
     perceptual: dict[str, nn.Module],
+    bit_depth: Literal[8, 16] = 8,
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
@@ -57,9 +60,11 @@ def validate_model(
 
     The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
     each clip, equally often on every process; its errors end the validation. A decoder that generates is measured in
-    one step and, under names such as `psnr_4_steps`, in four.
+    one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
+    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
+    takes_steps = model.sampler is not None and model.sampler.level is None and not (flow and flow.one_step)
     model.eval()
     device = next(model.parameters()).device
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
@@ -75,13 +80,13 @@ def validate_model(
             output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
-            if model.sampler is not None:
+            if takes_steps:
                 with sampling(model, steps=_FEW_STEPS):
                     of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
             if position in kept:
-                frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
+                of_input, of_output = (bytes_from_video(each[0], bit_depth).cpu() for each in (target, output.video))
                 found = metrics.per_clip()[-1]
-                shown.append(ValidationClip(*frames, found, clip["source"], clip["start"], clip["fps"]))
+                shown.append(ValidationClip(of_input, of_output, found, clip["source"], clip["start"], clip["fps"]))
     finally:
         model.train(was_training)
     of_rank = metrics.per_clip()
@@ -152,8 +157,8 @@ class TrainResult:
     def print_to(self, console: Console) -> None:
         """Print the metrics before and after, and the files of the run."""
         table = Table("held-out clips", "before", "after", title="training finished")
-        for name, before in self.first.items():
-            table.add_row(name, f"{before:.4f}", f"{self.last[name]:.4f}")
+        for name in (name for name in self.first if name in self.last):
+            table.add_row(name, f"{self.first[name]:.4f}", f"{self.last[name]:.4f}")
         console.print(table)
         for name, path in self.files().items():
             console.print(f"{name:<13} {path}", soft_wrap=True)

@@ -18,7 +18,6 @@ from telecine.training.planning.capacity import (
     AS_CONFIGURED,
     SWITCHES,
     _LargestBatch,
-    _MemoryNeed,
     _Plan,
     _plan_in_processes,
     largest_batch,
@@ -37,12 +36,12 @@ def update_plan(peak):
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
-    need = _MemoryNeed(update_plan(130), batch_size=10)
-    assert need.of(10) == 130
-    assert need.of(20) == 230
-    assert need.of(5) == 85  # with the gradients, which need not be there at the peak
-    assert [need.largest_batch(memory) for memory in (30, 49, 50, 85, 130, 229, 230)] == [0, 1, 1, 5, 10, 19, 20]
-    assert replace(need, saved=20).largest_batch(210) == 20
+    plan = replace(update_plan(130), num_clips=10)
+    assert plan.memory_for(10) == 130
+    assert plan.memory_for(20) == 230
+    assert plan.memory_for(5) == 85  # with the gradients, which need not be there at the peak
+    assert [plan.largest_batch(memory) for memory in (30, 49, 50, 85, 130, 229, 230)] == [0, 1, 1, 5, 10, 19, 20]
+    assert replace(plan, saved=20).largest_batch(210) == 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="plans in one process")

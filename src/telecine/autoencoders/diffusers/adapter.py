@@ -11,15 +11,26 @@ from torch import Tensor, nn
 from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
-from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
+from telecine.autoencoders.diffusers.families import (
+    DiffusersModel,
+    clear_caches,
+    family_of,
+    prepare_for_training,
+    takes_level,
+)
 from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
-from telecine.autoencoders.interface import LatentAutoencoder, check_input
+from telecine.autoencoders.flow import Sampler, add_noise
+from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import copy_state, safetensors_write
+from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Video, check_video
+
+# Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103).
+LARGEST_LEVEL = 0.2
 
 
 class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
@@ -31,6 +42,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
     a clip separately: an image is a clip of one frame. In some classes (Wan, Qwen, Mochi), clips of one frame leave the
     weights that mix frames without a gradient. DDP then needs `find_unused_parameters=True`.
+
+    The decoder of LTX-Video from 0.9.1 on removes noise from the latent. In training, each clip's latent gets noise of
+    a random level, of which the decoder is told. Otherwise the level is that of `sampler`, by default 0, as in the
+    pipelines of diffusers (`decode_timestep`). Noise that such a decoder draws inside is then the same each time.
 
     Args:
         module: The diffusers model, or any module with `encode` and `decode` of the same signatures. It is switched to
@@ -48,6 +63,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
         self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
+        self.sampler = Sampler(level=0.0) if takes_level(module) else None
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
@@ -61,7 +77,24 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""
-        return self.family.decode(self.module, latent)
+        if self.sampler is None:
+            return self.family.decode(self.module, latent)
+        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        if self.sampler.level:
+            ratios = self.module.temporal_compression_ratio, self.module.spatial_compression_ratio
+            noise = self.sampler.of_latent(*ratios).noise(latent.shape, latent.device)
+            latent = add_noise(latent, noise, level)
+        with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
+            torch.manual_seed(self.sampler.seed)
+            return self.family.decode(self.module, latent, level)
+
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+        """Decode each latent with noise of a random level, if the decoder is told its level."""
+        if self.sampler is None:
+            return None
+        level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+        noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+        return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.

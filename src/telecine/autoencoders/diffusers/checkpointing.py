@@ -4,7 +4,6 @@ Chunks are for classes that keep frames from one chunk to the next: their encode
 and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -102,33 +101,16 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
     name = type(module).__name__
     own = CHUNKS[name]
     check_count("temporal_chunk", num_frames)
-    if name in CHUNK_SETTERS:
+    if name in CLASSES["any_chunk"]:
         check_multiple("temporal_chunk", num_frames, step=own)
-        family = CHUNK_SETTERS[name](module, family, num_frames)
     elif num_frames != own:
         raise size_error("temporal_chunk", num_frames, accepted=str(own), nearest=own)
+    if name == "AutoencoderKLMagvit":
+        module.num_sample_frames_batch_size = num_frames
+        module.num_latent_frames_batch_size = num_frames // TIME_COMPRESSION
+    elif name in CLASSES["any_chunk"]:  # Wan and QwenImage, which are called with larger chunks than their own
+        options = {"num_frames": num_frames}
+        family = replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
     for part in (module.encoder, module.decoder):
         checkpoint_module(part, CACHE_NAMES.get(name, ""))
     return family
-
-
-def _use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Set the attributes that the class has for its chunks."""
-    module.num_sample_frames_batch_size = num_frames
-    module.num_latent_frames_batch_size = num_frames // TIME_COMPRESSION
-    return family
-
-
-def _use_wan(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Call encoder and decoder with larger chunks than the class does."""
-    options = {"num_frames": num_frames}
-    return replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
-
-
-# Set a multiple of a class's chunk as the size, and return how the model is called then. Left out are classes whose
-# norms depend on the chunk.
-CHUNK_SETTERS: dict[str, Callable[[DiffusersModel, Family, int], Family]] = {
-    "AutoencoderKLMagvit": _use_magvit,
-    "AutoencoderKLQwenImage": _use_wan,
-    "AutoencoderKLWan": _use_wan,
-}

@@ -8,11 +8,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
-from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.shapes import Video
 from telecine.settings.parse import read_package_yaml
 
 DiffusersModel: TypeAlias = Any
@@ -41,14 +40,14 @@ def _declared_channels(module: DiffusersModel) -> int:
     return next(declared, 3)
 
 
-def _three_channels(module: DiffusersModel) -> int:
-    """Return 3, for models that see the alpha of opaque frames as well."""
-    return 3
-
-
 def _unpatched_channels(module: DiffusersModel) -> int:
     """Return the channels of a model whose configuration counts those of patches."""
     return _declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
+
+
+def _colours_without_alpha(module: DiffusersModel) -> int:
+    """Return the channels of a video to which the encoder adds an alpha channel."""
+    return 3
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Family:
 
     encoder: Callable[[DiffusersModel, Video], LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
-    decoder: Callable[[DiffusersModel, Tensor], Decoded]
-    """From the model and a latent `(B, C, t, h, w)` to the video."""
+    decoder: Callable[..., Decoded]
+    """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
@@ -72,22 +71,24 @@ class Family:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         video = video.to(next(module.parameters()).dtype)
         if self.colours is not None:
-            mean, std = (_per_channel(values, video) for values in self.colours)
+            mean, std = video.new_tensor(self.colours).view(2, 1, -1, 1, 1, 1)
             video = ((video + 1) / 2 - mean) / std
         try:
             return self.encoder(module, video)
         finally:
             clear_caches(module)
 
-    def decode(self, module: DiffusersModel, latent: Tensor) -> Decoded:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
+    def decode(self, module: DiffusersModel, latent: Tensor, *level: Tensor) -> Decoded:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards.
+
+        Models that `takes_level` get the `level` of noise of each latent, `(B,)`, by default 0.
+        """
         try:
-            with _WithoutClamp():
-                video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype))
+            video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype), *level)
         finally:
             clear_caches(module)
         if self.colours is not None:
-            mean, std = (_per_channel(values, video) for values in self.colours)
+            mean, std = video.new_tensor(self.colours).view(2, 1, -1, 1, 1, 1)
             video = (video * std + mean) * 2 - 1
         return video, losses
 
@@ -98,24 +99,6 @@ class Family:
     def reconstruct(self, module: DiffusersModel, video: Video) -> Video:
         """Return the reconstruction from the mode of the posterior."""
         return self.decode(module, self.encode_mode(module, video))[0]
-
-
-CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("clamp", "clamp_", "clip", "clip_"))
-
-
-class _WithoutClamp(TorchFunctionMode):
-    """Skips clamps to [-1, 1]: the decoders of Wan and Qwen end with one, whose gradient is 0 outside this range."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in CLAMPS:
-            arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
-            bounds = arguments.get("min"), arguments.get("max")
-            # Bounds may be tensors, whose comparison is none of numbers.
-            are_numbers = all(isinstance(bound, int | float) for bound in bounds)
-            if "out" not in arguments and are_numbers and bounds == VALUE_RANGE:
-                return arguments["input"]
-        return func(*args, **kwargs)
 
 
 def clear_caches(module: DiffusersModel) -> None:
@@ -181,10 +164,16 @@ def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
     return _read_posterior(module.encode(video))
 
 
-def _decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
-    # LTX from 0.9.1 on needs the noise level of the latent, which is 0.
-    needs_level = getattr(getattr(module, "config", None), "timestep_conditioning", False)
-    return _read_decoded(module.decode(latent, **({"temb": latent.new_zeros(len(latent))} if needs_level else {})))
+def takes_level(module: DiffusersModel) -> bool:
+    """Return whether a decoder is told the level of noise of its latent, as LTX-Video's is from 0.9.1 on."""
+    return bool(getattr(getattr(module, "config", None), "timestep_conditioning", False))
+
+
+def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> Decoded:
+    if not takes_level(module):
+        return _read_decoded(module.decode(latent))
+    level = latent.new_zeros(len(latent)) if level is None else level.to(latent.dtype)
+    return _read_decoded(module.decode(latent, temb=level))
 
 
 def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:
@@ -207,12 +196,10 @@ def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = Fal
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(
-    module: DiffusersModel, latent: Tensor, *, together: bool = False, as_clips: bool = False
-) -> Decoded:
+def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> Decoded:
     """Decode the frames of a clip separately, or all `together`."""
     options = {"num_frames": latent.shape[2]} if together else {}
-    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent, as_clips), **options))
+    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return _clips_from_frames(frames, len(latent)), losses
 
 
@@ -233,11 +220,6 @@ def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
     return DeterministicPosterior(module.encode(video).latent_dist.mode())
 
 
-def _per_channel(values: tuple[float, ...], like: Video) -> Tensor:
-    """Return one value per channel as `(1, C, 1, 1, 1)`, on the device and of the dtype of a video."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
-
-
 def _encode_qwen21(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode each frame, with an opaque alpha channel added if the model has one."""
     if module.config.in_channels == 4:
@@ -246,9 +228,9 @@ def _encode_qwen21(module: DiffusersModel, video: Video) -> LatentPosterior:
 
 
 def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode each frame, and drop the alpha channel."""
-    video, losses = _decode_frames(module, latent, as_clips=True)
-    return video[:, :3], losses
+    """Decode each frame, not clamped, and drop the alpha channel."""
+    frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), first_chunk=True)
+    return _clips_from_frames(frames, len(latent))[:, :3], losses
 
 
 def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -261,7 +243,8 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
 
 # Wan and QwenImage call their networks once for each latent frame, and keep frames for the next call. Training knows
 # the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
-# the temporal resampling, which leaves the first frame apart, works with kept frames alone.
+# the temporal resampling, which leaves the first frame apart, works with kept frames alone. The classes' own `decode`
+# clamps to [-1, 1], and has no gradient outside of this range.
 def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> LatentPosterior:
     """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
     if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
@@ -282,7 +265,7 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
 def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> Decoded:
     """Decode whole latents; or the first latent frame, with `is_first`, then chunks of `num_frames` video frames."""
     if num_frames is None and not torch.is_grad_enabled():
-        return _decode_clips(module, latent)
+        num_frames = TIME_COMPRESSION
     latent = module.post_quant_conv(latent)
     if num_frames is None:
         video = module.decoder(latent, **is_first)
@@ -327,16 +310,15 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-# Classes of images, and those that need more than their own `encode` and `decode`.
+# Classes that need more than their own `encode` and `decode`.
 FAMILIES = {
-    **dict.fromkeys(CLASSES["of_frames"], _OF_FRAMES),
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _three_channels, "no"),
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),

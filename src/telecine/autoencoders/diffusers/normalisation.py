@@ -3,34 +3,31 @@
 Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
 
-from enum import Enum
-
 import torch
 
 from telecine.autoencoders.diffusers.families import CLASSES, DiffusersModel
 from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatistics, Normalisation
 
-# How the pipelines of a class normalise the latent, see `classes.yaml`.
-_Normalisation = Enum("_Normalisation", ["CHANNELS", "BUFFERS", "BATCH_NORM", "FACTOR", "INSIDE", "NONE"])
-NORMALISATIONS = {name: _Normalisation[kind] for kind, names in CLASSES["normalisation"].items() for name in names}
+# How the pipelines of each class normalise the latent, by the words of `classes.yaml`.
+NORMALISATIONS: dict[str, str] = {name: kind for kind, names in CLASSES["normalisation"].items() for name in names}
 
 
-def _normalisation_of(module: DiffusersModel) -> _Normalisation:
-    """Return how latents of a model are normalised: by its class or a base class, NONE for an unknown one."""
-    known = (NORMALISATIONS.get(parent.__name__) for parent in type(module).__mro__)
-    return next((found for found in known if found is not None), _Normalisation.NONE)
+def _normalisation_of(module: DiffusersModel) -> str:
+    """Return how latents of a model are normalised: by its class or a base class, "NONE" for an unknown one."""
+    names = (parent.__name__ for parent in type(module).__mro__)
+    return next((NORMALISATIONS[name] for name in names if name in NORMALISATIONS), "NONE")
 
 
 def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name; of a batch norm, mean and deviation of each of its channels."""
     kind = _normalisation_of(module)
-    if kind is _Normalisation.BUFFERS:
+    if kind == "BUFFERS":
         return {name: module.get_buffer(name).tolist() for name in CHANNEL_KEYS}
-    if kind is _Normalisation.BATCH_NORM:
+    if kind == "BATCH_NORM":
         values = module.bn.running_mean, (module.bn.running_var + module.bn.eps).sqrt()
         return {name: value.tolist() for name, value in zip(CHANNEL_KEYS, values, strict=True)}
-    keys = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
-    more = CHANNEL_KEYS if kind is _Normalisation.FACTOR and _has_channels(module) else ()
+    keys = {"CHANNELS": CHANNEL_KEYS, "FACTOR": FACTOR_KEYS}.get(kind, ())
+    more = CHANNEL_KEYS if kind == "FACTOR" and _has_channels(module) else ()
     found = {name: module.config.get(name) for name in (*keys, *more)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -43,17 +40,17 @@ def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) ->
     """
     kind = _normalisation_of(module)
     per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
-    if kind is _Normalisation.BUFFERS:
+    if kind == "BUFFERS":
         for name, values in per_channel.items():
             module.get_buffer(name).copy_(torch.tensor(values, dtype=torch.float64))
-    elif kind is _Normalisation.BATCH_NORM:
+    elif kind == "BATCH_NORM":
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in per_channel.values())
         positions = module.bn.num_features // len(mean)
         module.bn.running_mean.copy_(mean.repeat_interleave(positions))
         module.bn.running_var.copy_((std.square() - module.bn.eps).clamp(min=0).repeat_interleave(positions))
-    elif kind is _Normalisation.CHANNELS or (kind is _Normalisation.FACTOR and _has_channels(module)):
+    elif kind == "CHANNELS" or (kind == "FACTOR" and _has_channels(module)):
         module.register_to_config(**per_channel)
-    elif kind is _Normalisation.FACTOR:
+    elif kind == "FACTOR":
         shift = {} if module.config.get("shift_factor") is None else {"shift_factor": statistics.overall_mean}
         module.register_to_config(scaling_factor=1 / statistics.overall_std, **shift)
 

@@ -1,14 +1,16 @@
 """The largest batch and the longest clip for a memory, with and without the switches that save memory."""
 
-import functools
+import math
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -24,95 +26,16 @@ from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.speed import describe_speed, table_of_cards
-from telecine.training.planning.update import (
-    HALF,
-    HOST_COPY,
-    SMALLER,
-    DeviceType,
-    UpdatePlan,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.planning.update import HOST_COPY, SMALLER, TABLES, UpdatePlan, fake_autoencoder, plan_update
 
-T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
-# The switches that save memory, by their dotted names. Each is planned together with those before it.
-SWITCHES: Mapping[str, Any] = {
-    "model_gradient_checkpointing": True,
-    "objective.gradient_checkpointing": True,
-    "mixed_precision": "bf16",
-}
+SWITCHES: Mapping[str, Any] = TABLES["switches"]
 AS_CONFIGURED = "as configured"
 # With more clips at a time a CPU is no faster, and each update takes longer.
 MAX_ON_CPU = 8
 # Stop searching for the largest batch when the next step adds less than this fraction.
 TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class _MemoryNeed:
-    """The memory for any number of clips, from the plan of one update.
-
-    The peak is the largest of several moments, each linear in the number of clips. So a line through the planned peak
-    and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
-    """
-
-    plan: UpdatePlan
-    batch_size: int
-    saved: int = 0
-    """Bytes that are saved for any number of clips, below 0 for more."""
-
-    def of(self, batch_size: int) -> int:
-        """Return the bytes that an update with this many clips needs at most."""
-        at_zero = self._at_zero(more=batch_size >= self.batch_size)
-        return round(at_zero + (self.plan.peak - self.saved - at_zero) * batch_size / self.batch_size)
-
-    def largest_batch(self, memory: int) -> int:
-        """Return how many clips fit into this many bytes."""
-        peak = self.plan.peak - self.saved
-        at_zero = self._at_zero(more=memory >= peak)
-        return max((memory - at_zero) * self.batch_size // max(peak - at_zero, 1), 0)
-
-    @property
-    def clip_bytes(self) -> int:
-        """The part of one clip's need that depends on the clip."""
-        return max(self.of(1) - self.plan.resident + self.saved, 1)
-
-    def _at_zero(self, *, more: bool) -> int:
-        """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
-        at_zero = self.plan.resident if more else min(self.plan.without_clips, self.plan.peak)
-        return at_zero - self.saved
-
-
-@dataclass(frozen=True)
-class _LongestClip:
-    """How many frames of one clip fit, from plans of the configured `num_frames` and of another length."""
-
-    num_frames: int
-    shortest: int
-    step: int
-    """The model reproduces clips of `shortest + k * step` frames."""
-    other: int
-    """Another length to plan: about half of the configured one, or longer if that is the shortest."""
-    per_frame: float = 0.0
-    """Bytes that one more frame needs, relative to `_MemoryNeed.clip_bytes` of the configured length."""
-
-    @classmethod
-    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> "_LongestClip":
-        """Return the lengths of clips of the configured height and width, without the growth."""
-        shortest = model.covering_clip(1, clips.height, clips.width)[0]
-        step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
-        half = shortest + (clips.num_frames - shortest) // step // 2 * step
-        return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
-
-    def within(self, memory: int, need: _MemoryNeed) -> int:
-        """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
-        room = memory - need.of(1)
-        if self.per_frame == 0:
-            return self.num_frames if room >= 0 else 0
-        frames = self.num_frames + room / (self.per_frame * need.clip_bytes)
-        return self.shortest + int(frames - self.shortest) // self.step * self.step if frames >= self.shortest else 0
 
 
 class _LargestBatch(NamedTuple):
@@ -121,8 +44,7 @@ class _LargestBatch(NamedTuple):
     title: str
     batch_size: int
     num_frames: int
-    one_clip: int
-    """Bytes that an update with one clip needs at most."""
+    one_clip: int  # bytes that an update with one clip needs at most
 
 
 @dataclass(frozen=True)
@@ -131,12 +53,10 @@ class _Plan:
 
     title: str
     update: UpdatePlan
-    speed: str
-    """A sentence about the time of a run."""
+    speed: str  # about the time of a run
     memory: int
     largest: list[_LargestBatch]
-    is_half: bool
-    """Whether autocast computes in half precision."""
+    is_half: bool  # whether autocast computes in half precision
 
     def print_to(self, console: Console) -> None:
         """Print the bytes of each part, the time, and the largest batches."""
@@ -174,7 +94,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     With a given memory and `device` "auto", the plan is for a GPU. With sharding `num_processes` share the weights.
     """
     at_hand = pick_device("auto" if memory is not None else config.device)
-    device_type = _device_type(at_hand.type if memory is None else config.device)
+    device_type = at_hand.type if memory is None else config.device
     memory = free_memory(at_hand) if memory is None else memory
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
@@ -182,30 +102,24 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     clips, unpenalised = config.clips, _with_setting(config, "objective.grad_penalty_loss_weight", 0.0)
     is_lazy = config.objective.penalty.every > 1 and unpenalised != config
     others = [unpenalised] if is_lazy else []
-    plan = functools.partial(plan_update, device_type=device_type)
+    plan = partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
-    dtype = HALF.get(config.mixed_precision, torch.float32)
-    measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
-    steps = config.steps
-    time = describe_speed(config.objective, update, without_penalty, num_steps=steps, device=measured, dtype=dtype)
-    needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
-    lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
-    last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
+    measured = None if at_hand.type == "cpu" != device_type else at_hand
+    time = describe_speed(config, update, without_penalty, measured)
+    by_title = dict(zip(to_plan, plans, strict=False))
+    usable = int(memory * USED_FRACTION)
+    last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
     sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
-    needs[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
-    largest = list(_what_fits(needs, lengths, usable))
+    by_title[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
+    largest = list(_what_fits(by_title, clips.num_frames, _lengths(model, clips), usable))
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision in HALF)
-
-
-def _device_type(name: str) -> DeviceType:
-    return "cpu" if name == "cpu" else "cuda"
+    return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision != "no")
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
@@ -215,7 +129,7 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
     """
     rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
     for name, value in SWITCHES.items():
-        if functools.reduce(getattr, name.split("."), config) != value:
+        if attrgetter(name)(config) != value:
             rows[f"and --{name} {value}".lower()] = config = _with_setting(config, name, value)
     chunk = model.smallest_temporal_chunk
     if chunk is not None and config.temporal_chunk is None:
@@ -223,7 +137,7 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
         rows[title] = replace(config, temporal_chunk=chunk)
     found = {(title, config.clips.num_frames): row for title, row in rows.items()}
     if config.clips.num_frames > 1:
-        clips = replace(config.clips, num_frames=_LongestClip.of(model, config.clips).other, buckets=())
+        clips = replace(config.clips, num_frames=_lengths(model, config.clips)[-1], buckets=())
         found |= {(title, clips.num_frames): replace(rows[title], clips=clips) for title in growing}
     return found
 
@@ -234,9 +148,9 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 
 
-def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
+def _plan_in_processes(plan: Callable[[TrainConfig], UpdatePlan], configs: Sequence[TrainConfig]) -> list[UpdatePlan]:
     """Plan an update of each configuration; on Linux, in a process for each processor."""
-    show = functools.partial(with_progress, description="planning updates", total=len(configs))
+    show = partial(with_progress, description="planning updates", total=len(configs))
     if sys.platform != "linux" or len(configs) == 1:
         return list(show(map(plan, configs)))
     first, *others = configs
@@ -249,16 +163,31 @@ def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) ->
         return list(show(plans))
 
 
+def _lengths(model: VideoAutoencoder, clips: ClipConfig) -> tuple[int, int, int]:
+    """Return the fewest frames of a clip, the step to more, and a second length to plan.
+
+    That is about half of the configured one, or longer if that is the fewest.
+    """
+    shortest = model.covering_clip(1, clips.height, clips.width)[0]
+    step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
+    half = shortest + (clips.num_frames - shortest) // step // 2 * step
+    return shortest, step, half if half < clips.num_frames else half + step
+
+
 def _what_fits(
-    needs: Mapping[tuple[str, int], _MemoryNeed], lengths: _LongestClip, usable: int
+    plans: Mapping[tuple[str, int], UpdatePlan], num_frames: int, lengths: tuple[int, int, int], usable: int
 ) -> Iterable[_LargestBatch]:
-    """Yield the largest batch in `usable` bytes of each title; `needs` are by title and number of frames."""
-    for (title, num_frames), need in needs.items():
-        if num_frames == lengths.num_frames:
-            if (title, lengths.other) in needs:
-                growth = (need.of(1) - needs[title, lengths.other].of(1)) / (num_frames - lengths.other)
-                lengths = replace(lengths, per_frame=growth / need.clip_bytes)
-            yield _LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
+    """Yield what fits in `usable` bytes of each title; `plans` are by title and number of frames."""
+    (shortest, step, other), growth = lengths, 0.0
+    for title, plan in ((title, plan) for (title, frames), plan in plans.items() if frames == num_frames):
+        one_clip = plan.memory_for(1)
+        of_clip = max(one_clip - plan.resident + plan.saved, 1)  # the part that depends on the clip
+        if (title, other) in plans:  # bytes that one more frame needs, relative to those of a clip
+            growth = (one_clip - plans[title, other].memory_for(1)) / (num_frames - other) / of_clip
+        room = usable - one_clip
+        more = room / (growth * of_clip) if growth else 0 if room >= 0 else -math.inf
+        frames = shortest + int(num_frames + more - shortest) // step * step if num_frames + more >= shortest else 0
+        yield _LargestBatch(title, plan.largest_batch(usable), frames, one_clip)
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
@@ -286,11 +215,11 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         planned, found = 0, 1
         while found > planned * (1 + TOLERANCE):
             planned = found
-            plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
-            need = _MemoryNeed(plan, planned, saved)
-            found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
+            plan = plan_update(replace(config, batch_size=planned), model, device_type=device.type)
+            plan = replace(plan, saved=saved)
+            found = min(plan.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
-                got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
+                got = f"{gigabytes(memory)}, and one clip needs {gigabytes(plan.memory_for(1) / USED_FRACTION)}"
                 raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
         return found
 
@@ -303,7 +232,7 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:
-        plan = plan_update(config, device_type=_device_type(config.device))
+        plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."

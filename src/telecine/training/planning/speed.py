@@ -9,8 +9,8 @@ from torch.utils.benchmark import Timer
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
-from telecine.settings import ObjectiveConfig, TrainConfig
-from telecine.training.planning.update import TABLES, UpdatePlan, plan_update
+from telecine.settings import TrainConfig
+from telecine.training.planning.update import HALF, TABLES, UpdatePlan, plan_update
 
 # The convolution of the calibration: shape of the input, and the seconds of its repetition.
 CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
@@ -27,13 +27,7 @@ CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 def describe_speed(
-    objective: ObjectiveConfig,
-    plan: UpdatePlan,
-    without_penalty: UpdatePlan,
-    *,
-    num_steps: int,
-    device: torch.device | None,
-    dtype: torch.dtype,
+    config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device | None
 ) -> str:
     """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
@@ -41,12 +35,13 @@ def describe_speed(
     from their first step on. Measuring takes about a second. Without a device there is no time.
     """
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-    mean = without + (flops - without) / objective.penalty.every
+    mean = without + (flops - without) / config.objective.penalty.every
     operations = f"{mean / 1e12:.3g} TFLOP an update."
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
-    num_without = min(objective.gan.disc_train_start, num_steps)
-    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    num_without = min(config.objective.gan.disc_train_start, config.steps)
+    total = config.steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    dtype = HALF.get(config.mixed_precision, torch.float32)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
 from importlib import import_module, resources
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -25,7 +25,8 @@ from torch.utils.flop_counter import flop_registry
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.interface import check_channels
 from telecine.autoencoders.load import without_weights
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.autoencoders.student import Student
+from telecine.autoencoders.transfer import check_source
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
@@ -40,8 +41,6 @@ from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradie
 
 # Sizes that a model does not reproduce are found by errors, which PyTorch would print one by one.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-
-DeviceType = Literal["cpu", "cuda"]
 
 # The parts of a run that hold memory, beside each discriminator.
 PARAMETERS = "parameters"
@@ -60,12 +59,7 @@ TABLES = yaml.safe_load(resources.files(__package__).joinpath("tables.yaml").rea
 _REMEDIES: dict[str, list[str]] = TABLES["remedies"]
 SMALLER = ", ".join(_REMEDIES["clips"])
 
-# Operators that allocate memory, or read one number.
-_WITHOUT_KERNEL = {
-    *(torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.new_empty),
-    *(torch.ops.aten._local_scalar_dense, torch.ops.aten._unsafe_view, torch.ops.aten.promote_types),
-    *(torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit),
-}
+_WITHOUT_KERNEL = {attrgetter(name)(torch.ops) for name in TABLES["without_kernel"]}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_CONVERTS, _CUDA_RETURNS = TABLES["in_float32_on_cuda"].values()
 
@@ -91,6 +85,10 @@ class UpdatePlan:
     copies its shard. A plan for the CPU counts the copy among the parts."""
     is_on: tuple[str, ...] = ()
     """The remedies that the settings have already."""
+    num_clips: int = 1
+    """Clips that pass through the networks together."""
+    saved: int = 0
+    """Bytes that are saved for any number of clips, below 0 for more."""
 
     @property
     def peak(self) -> int:
@@ -103,14 +101,32 @@ class UpdatePlan:
         return sum(self.held.values())
 
     @property
-    def without_clips(self) -> int:
-        """A lower bound of an update's memory for empty clips: with all gradients, and copies in the optimizer."""
-        return self.resident + self.largest[GRADIENTS] + self.largest[OPTIMIZER] - self.held[OPTIMIZER]
-
-    @property
     def discriminator_flops(self) -> int:
         """The operations that an update without discriminators saves."""
         return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
+
+    def memory_for(self, num_clips: int) -> int:
+        """Return the bytes that an update with this many clips needs at most.
+
+        The peak is the largest of several moments, each linear in the number of clips. So a line through the planned
+        peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+        """
+        at_zero = self._at_zero(more=num_clips >= self.num_clips)
+        return round(at_zero + (self.peak - self.saved - at_zero) * num_clips / self.num_clips)
+
+    def largest_batch(self, memory: int) -> int:
+        """Return how many clips fit into this many bytes."""
+        peak = self.peak - self.saved
+        at_zero = self._at_zero(more=memory >= peak)
+        return max((memory - at_zero) * self.num_clips // max(peak - at_zero, 1), 0)
+
+    def _at_zero(self, *, more: bool) -> int:
+        """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
+        if more:
+            return self.resident - self.saved
+        # A moment of empty clips: with all gradients, and the copies in the optimizer.
+        step = self.resident + self.largest[GRADIENTS] + self.largest[OPTIMIZER] - self.held[OPTIMIZER]
+        return min(step, self.peak) - self.saved
 
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
@@ -126,7 +142,7 @@ def _remedies_in(config: Any) -> tuple[str, ...]:
     found = ["a smaller --batch_size"] if config.batch_size == 1 else []
     for remedy in set(chain(*_REMEDIES.values())):
         name, value = remedy.split()[:2]
-        now = str(reduce(getattr, name[2:].split("."), config)).lower() if name.startswith("--") else ""
+        now = str(attrgetter(name[2:])(config)).lower() if name.startswith("--") else ""
         if now == value or {now, value} <= {*HALF}:
             found.append(remedy)
     return tuple(found)
@@ -140,8 +156,7 @@ class _MemoryCounter(TorchDispatchMode):
 
     def __init__(self, part: str) -> None:
         super().__init__()
-        self.part = part
-        """The part that allocates from here on."""
+        self.part = part  # that allocates from here on
         self.by_part: Counter[str] = Counter()
         self._parts: dict[int, tuple[str, int]] = {}
         self.restart()
@@ -198,11 +213,11 @@ class _MemoryCounter(TorchDispatchMode):
         self.by_part[part] -= size
 
 
-def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
+def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str) -> UpdatePlan:
     """Return the memory and the operations of one update with every term; `config.batch_size` must be a number.
 
-    The update runs on tensors that have shapes but no values: what it allocates is exact. By default the model is that
-    of `fake_autoencoder`.
+    The update runs on tensors that have shapes but no values: what it allocates is exact, on the "cpu" or, for another
+    `device_type`, as on CUDA. By default the model is that of `fake_autoencoder`.
     """
     model = fake_autoencoder(config) if model is None else model
     config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
@@ -211,23 +226,22 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
-    with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
+    with fake_mode, counter, nullcontext() if device_type == "cpu" else _as_on_cuda():
         settings, perceptual = config.objective, config.objective.perceptual
         if perceptual.net in BACKBONES:
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
         objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
-        state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
+        state = new_state(config, accelerator, model, objective, last_layer_of(model, config, is_sharded=False))
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps
-        return replace(_count_update(state, counter, shapes, device_type), is_on=_remedies_in(config))
+        plan = _count_update(state, counter, shapes, device_type)
+        return replace(plan, is_on=_remedies_in(config), num_clips=config.clips_per_pass)
 
 
 def _count_update(
-    state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
+    state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: str
 ) -> UpdatePlan:
     _hold_networks(state, counter)
     _create_optimizer_states(state, counter)
@@ -245,7 +259,7 @@ def _count_update(
     counter.part = OPTIMIZER
     for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
         for group in optimizer.param_groups:
-            group["fused"], group["foreach"] = device_type == "cuda", False  # as `new_state` chooses
+            group["fused"], group["foreach"] = device_type != "cpu", False  # as `new_state` chooses
         clip_gradients(parameters_of(optimizer), state.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -259,6 +273,8 @@ def _count_update(
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
+    if config.init is not None:  # which changes no shape
+        check_source(config.init)
     with FakeTensorMode(allow_non_fake_inputs=True):
         known = read_json(PUBLISHED).get(config.model or "")
         if known is None or Path(config.model or "").exists():
@@ -266,7 +282,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         else:  # needs no network
             random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, StudentAutoencoder)):
+        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
             from telecine.autoencoders.diffusers.checkpointing import enable
@@ -331,7 +347,7 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
-    if isinstance(state.autoencoder, StudentAutoencoder):
+    if isinstance(state.autoencoder, Student):
         teacher = state.autoencoder.latent_model
         counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
 

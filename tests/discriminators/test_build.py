@@ -14,7 +14,7 @@ from telecine.discriminators import (
     Discriminator3DWithfirstframe,
     PatchDiscriminator3D,
 )
-from telecine.discriminators.spec import _resolve_class, build_discriminator
+from telecine.discriminators.build import _resolve_class, build_discriminator
 
 PARAMS = {"dim": 1, "image_size": 16, "frame_num": 4}
 SEED_MODULE = "sgm.modules.autoencoding.losses.video_loss"

@@ -1,0 +1,126 @@
+"""How well noise is removed from latents: by a trained generator, and by the best linear denoiser, in closed form."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+# Patches for each of their values from which a covariance is estimated, at least: the filter of white noise then leaves
+# at most 2 % more than the best one.
+_ROWS_PER_VALUE = 32
+_MAX_VALUES = 1024
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The measures of a generator of one model's latents; `DEFINITIONS` says how each is defined."""
+
+    losses: list[float]
+    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
+    linear_losses: list[float]
+    """The same of the best linear denoiser of the training latents."""
+    patch: tuple[int, int, int]
+    """Frames, height and width of its patches."""
+    seconds: float
+    """Of the training."""
+    picture: str
+    """The video of samples, beside the page."""
+    frechet: dict[str, float] = field(default_factory=dict)
+    """Frechet distances, by the names of the two sets."""
+    absent: str | None = None
+    """Why there are none."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a line of a table."""
+        return {
+            "probe: velocity loss": sum(self.losses) / len(LEVELS),
+            "probe: share of what the linear denoiser leaves": sum(self.losses) / sum(self.linear_losses),
+            **{f"probe: Frechet distance, {name}": value for name, value in self.frechet.items()},
+            "probe: seconds": self.seconds,
+        }
+
+
+@torch.no_grad()
+def velocity_losses(
+    predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int = 0
+) -> list[float]:
+    """Return the mean squared error of the velocity at each of `LEVELS`.
+
+    `predict` maps noisy latents `(B, C, t, h, w)` and their level to the velocity. `latents` are batches of normalised
+    ones. The noise depends on the seed and on their shapes alone: predictions compare on the same noisy latents.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums, count = [0.0] * len(LEVELS), 0
+    for latent in latents:
+        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        for index, level in enumerate(LEVELS):
+            predicted = predict((1 - level) * latent + level * noise, level)
+            sums[index] += float((predicted - (noise - latent)).square().sum())
+        count += latent.numel()
+    return [total / count for total in sums]
+
+
+@dataclass(frozen=True)
+class WienerFilter:
+    """The linear map of noisy patches of latents with the smallest squared error, from their mean and covariance.
+
+    With a latent `x`, normal noise `eps` and `x_t = (1 - t) x + t eps`, it predicts `x` (Wiener, 1949), and with it the
+    velocity `eps - x`. In the direction of an eigenvector of the covariance with the eigenvalue `v`, it leaves a
+    velocity error of `v / ((1 - t)^2 v + t^2)`.
+    """
+
+    patch: tuple[int, int, int]
+    """Frames, height and width of a patch."""
+    mean: Tensor
+    """Of a patch, `(D,)` in float64."""
+    eigenvalues: Tensor
+    """Of the covariance, `(D,)`."""
+    eigenvectors: Tensor
+    """Its columns, `(D, D)`."""
+
+    @classmethod
+    def fit(cls, latents: Tensor, patch: tuple[int, int, int] | None = None) -> "WienerFilter":
+        """Return the filter of latents `(N, C, t, h, w)` for patches anywhere in them.
+
+        By default patches are as large as the number of latents allows. A `ValueError` is raised if there are too few
+        for patches of one position.
+        """
+        patch = patch or _largest_patch(latents)
+        rows = _rows(latents, patch).cpu().double()
+        eigenvalues, eigenvectors = torch.linalg.eigh(rows.T.cov(correction=0))
+        return cls(patch, rows.mean(0), eigenvalues.clamp(min=0), eigenvectors)
+
+    def velocity(self, noisy: Tensor, level: float) -> Tensor:
+        """Return the predicted velocity of noisy latents `(N, C, t, h, w)` at a level in (0, 1]."""
+        gain = (1 - level) * self.eigenvalues / ((1 - level) ** 2 * self.eigenvalues + level**2)
+        rows = _rows(noisy, self.patch).cpu().double()
+        clean = self.mean + (rows - (1 - level) * self.mean) @ (self.eigenvectors * gain) @ self.eigenvectors.T
+        sizes = dict(zip("pqr", self.patch, strict=True))
+        counts = {name: side // part for name, side, part in zip("thw", noisy.shape[2:], self.patch, strict=True)}
+        pattern = "(b t h w) (c p q r) -> b c (t p) (h q) (w r)"
+        return rearrange((rows - clean) / level, pattern, **sizes, **counts).to(noisy)
+
+
+def _rows(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Return the patches of latents, one in each row."""
+    p, q, r = patch
+    return rearrange(latents, "b c (t p) (h q) (w r) -> (b t h w) (c p q r)", p=p, q=q, r=r)
+
+
+def _largest_patch(latents: Tensor) -> tuple[int, int, int]:
+    """Return the frames, height and width of the largest patches whose covariance the latents determine."""
+    channels, *size = latents.shape[1:]
+    num_positions = min(_MAX_VALUES, math.isqrt(latents.numel() // _ROWS_PER_VALUE)) // channels
+    if num_positions == 0:
+        contract = f"at least {_ROWS_PER_VALUE * channels} positions for {channels} channels"
+        raise argument_error("latents", contract, latents, "Use more clips.")
+    divisors = ([part for part in range(1, side + 1) if side % part == 0] for side in size)
+    known = [(p, q, r) for p, q, r in product(*divisors) if p * q * r <= num_positions]
+    return max(known, key=lambda patch: (math.prod(patch), -sum(patch)))  # of the same size the most compact

@@ -1,0 +1,118 @@
+"""The term that compares features inside the decoders of student and teacher."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.__main__ import main
+from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.causal import CausalAutoencoder
+from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.student import StudentAutoencoder, student_config
+from telecine.data import sample_videos
+from telecine.runs import Run
+from telecine.settings import CausalVAEConfig
+from telecine.training.distillation import TeacherFeatures
+
+from ..autoencoders.tiny_models import tiny_model
+from .test_distillation import SETTINGS
+from .test_trainer import tensors
+
+CONFIG = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = CausalVAE(CONFIG)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(tmp_path / "vae")
+    tiny_model("wan").save_pretrained(tmp_path / "wan")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_it_is_0_for_the_teacher_itself_and_at_least_1_without_knowledge(folder):
+    """A student like the teacher, with projections that are the identity; and with projections to 0."""
+    term, student = TeacherFeatures("vae", CONFIG.channels, ["network.1", "network.3"]), load_model_or_run("vae")
+    assert term.levels == [0, 1]
+    assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
+    latent = torch.randn(2, 4, 3, 4, 4)
+    with torch.no_grad():
+        for projection in term.projections:
+            torch.nn.init.dirac_(projection.weight)
+            projection.bias.zero_()
+        assert term(latent=latent, decode=student.decode) == 0
+        features = []
+        for index in (1, 3):
+            student.decoder.network[index].register_forward_hook(lambda *args: features.append(args[2]))
+            term.projections[index // 2].weight.zero_()
+        found = term(latent=latent, decode=student.decode)
+        mean_squares = [x.square().mean() / x.var((0, 2, 3, 4), correction=0).mean() for x in features]
+        assert found == pytest.approx(float(torch.stack(mean_squares).mean()), rel=1e-4)
+        assert found >= 1
+        halved = term(latent=latent, decode=student.decode, weight=torch.tensor([0.5, 0.5]))
+        assert halved == pytest.approx(float(found) / 2, rel=1e-4)
+
+
+def test_layers_of_a_wan_are_chosen_by_resolution(folder):
+    """The student has the latent's resolution and twice that. Wan makes 5 frames of 2 latent frames."""
+    wan = load_model_or_run("wan")
+    config = student_config("tiny", wan, (5, 32, 32))
+    student = StudentAutoencoder.of(wan, "wan", load_model_or_run, config)
+    term = TeacherFeatures("wan", config.channels)
+    assert len(term.layers) == 2
+    assert term.levels == [0, 1]
+    assert term.state_dict().keys() == {f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    sizes = [x.shape[2:] for x in term._features(torch.zeros(2, 4, 2, 4, 4), term.layers).values()]
+    assert [size[1:] for size in sizes] == [(4, 4), (8, 8)]
+    term(latent=torch.randn(2, 4, 2, 4, 4), decode=student.decode).backward()
+    first = student.decoder.network[0].conv.weight
+    assert first.grad.abs().sum() > 0
+    assert all(p.weight.grad.abs().sum() > 0 for p in term.projections)
+
+
+def test_of_frames(folder):
+    """An autoencoder of images decodes frames; chunks of a student are put together."""
+    tiny_model("kl_image").save_pretrained("kl")
+    teacher = load_model_or_run("kl")
+    config = student_config("tiny", teacher, (3, 32, 32))
+    student = StudentAutoencoder.of(teacher, "kl", load_model_or_run, config)
+    term = TeacherFeatures("kl", config.channels)
+    latent = torch.randn(2, config.latent_channels, 3, 4, 4)
+    whole = term(latent=latent, decode=student.decode)
+    student.enable_temporal_chunks(1)
+    torch.testing.assert_close(term(latent=latent, decode=student.decode), whole)
+
+
+def test_errors(folder):
+    with pytest.raises(ValueError, match=r"`feature_layers` must be layers that .* got 'network\.9'\. Did you"):
+        TeacherFeatures("vae", CONFIG.channels, ["network.9"])
+    term = TeacherFeatures("vae", CONFIG.channels)
+    with pytest.raises(ValueError, match="`decode` must be the method of a decoder of telecine"):
+        term(latent=torch.zeros(1, 4, 1, 2, 2), decode=load_model_or_run("wan").decode)
+    assert isinstance(load_model_or_run("vae"), CausalAutoencoder)
+
+
+@pytest.mark.slow
+def test_projections_are_trained_saved_and_resumed(folder, monkeypatch, cached_weights):
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
+    Path("distill.yaml").write_text(SETTINGS + f"data: {sample_videos()[0]}\n")
+    Path("student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
+    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--feature_weight", "0.5"]
+    assert main([*command, "--output_dir", "whole"]) == 0
+    assert main([*command, "--output_dir", "parts", "--steps", "1"]) == 0
+    assert main([*command, "--output_dir", "parts"]) == 0
+    whole, parts = (Run(Path(name)).checkpoints.all() for name in ("whole", "parts"))
+    first, last = (load_file(each[1] / "objective.safetensors") for each in (parts[0], parts[-1]))
+    names = [name for name in last if "projections" in name]
+    assert len(names) == 4
+    assert not any("teacher." in name for name in last)
+    assert any(not torch.equal(first[name], last[name]) for name in names)
+    ours, theirs = tensors(whole[-1][1]), tensors(parts[-1][1])
+    assert len(ours) == 6
+    assert all(torch.equal(ours[file][name], theirs[file][name]) for file in ours for name in ours[file])
+    assert "train/teacher_features_loss" in Run(Path("whole")).history.path.read_text()

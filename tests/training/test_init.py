@@ -1,0 +1,88 @@
+"""Runs that start from the weights of another model of telecine."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.load import load_model_or_run
+from telecine.report.page import write_report
+from telecine.runs import Run, find_checkpoint
+from telecine.settings import DiscriminatorConfig, ObjectiveConfig, TrainableConfig
+from telecine.training import baseline, train
+from telecine.training.planning.update import fake_autoencoder
+
+LIGHT = {
+    "objective": ObjectiveConfig(perceptual_weight=0.0),
+    "discriminator": DiscriminatorConfig("none"),
+    "batch_size": 1,
+    "val_clips": 1,
+    "latent_clips": 0,
+    "trackers": (),
+}
+
+
+@pytest.fixture
+def source(tiny, tmp_path):
+    """Return the folder of weights of the tiny run's model, with other values than a new one's."""
+    model = CausalVAE(tiny().causal_vae)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1)
+    model.save_pretrained(tmp_path / "weights")
+    return str(tmp_path / "weights")
+
+
+def run(config):
+    """Return the summary of a run, what it printed, and the weights of its last checkpoint."""
+    console = Console(file=io.StringIO(), width=500, record=True)
+    folder = Path(train(config, console=console).run)
+    weights = load_file(find_checkpoint(folder) / "model" / "model.safetensors")
+    return Run(folder).summary(), console.export_text(), weights
+
+
+def test_a_run_of_another_compression_starts_from_weights_and_resumes(tiny, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(baseline, "NUM_CLIPS", 4)
+    other = replace(tiny().causal_vae, spatial_compression=8, channel_multipliers=(1, 2))
+    config = tiny(**LIGHT, causal_vae=other, init=source, linear_start=True, steps=2, save_every=1, val_every=2)
+    summary, text, straight = run(config)
+    counts = {name: some for name, (some, _) in summary.copied.items()}
+    first, norm = (
+        9 * 3 * 4 * 4**2 * 8 + 8,
+        8,
+    )  # the convolution of patches; the blocks saw earlier frames, and do not here
+    assert counts == {"encoder.linear": 0, "encoder.network": first, "decoder.linear": 0, "decoder.network": norm}
+    assert f"encoder.network {first:,} of " in text
+    assert "encoder.linear none of" in text
+    assert "fitting the linear baseline" in text, "the linear maps are new"
+    assert f"encoder.network {first:,} of " in write_report([Path(config.output_dir)]).read_text()
+    config = replace(config, output_dir=str(tmp_path / "resumed"))
+    run(replace(config, steps=1))
+    for path in Path(source).iterdir():
+        path.unlink()
+    resumed_summary, text, resumed = run(config)
+    assert "parameters from" not in text
+    assert resumed_summary.copied == summary.copied
+    assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+
+
+def test_linear_maps_that_are_copied_are_not_fitted_again(tiny, source):
+    config = tiny(**LIGHT, init=source, linear_start=True, steps=1)
+    _, text, weights = run(replace(config, optimizer=replace(config.optimizer, lr=1e-9)))
+    assert "fitting" not in text
+    expected = load_model_or_run(source).state_dict()
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_what_does_not_go_together_is_refused(tiny, source, tmp_path):
+    for changes in ({"model": "a/model"}, {"trainable": TrainableConfig(weights="lora")}):
+        with pytest.raises(ValueError, match=r"`init` must be left out with `model` or LoRA, but got"):
+            tiny(init=source, **changes)
+    fake_autoencoder(tiny(init=source))
+    with pytest.raises(ValueError, match=r"`init` must be a run or weights of a CausalVAE"):
+        fake_autoencoder(tiny(init=str(tmp_path)))
