@@ -3,10 +3,10 @@
     python benchmarks/photographs.py runs/photographs
     telecine train --config tiny_model --data runs/photographs
 
-Short videos have few scenes, photographs are easy to find: `photographs.yaml` has 42, a few of them paintings, each with
-its SHA-256, licence and author. Eight clips of each show a window that moves, turns and grows between two places, of any
-size from the whole picture to twice the pixels of the clip; cuts of the videos stand still. All are small, so that they
-are read fast. Nothing is installed. The same version of FFmpeg writes the same files.
+Short videos have few scenes, photographs are easy to find: `photographs.yaml` has 42, a few of them paintings, with
+SHA-256, licence and author. Eight clips of each show a window that moves, turns and grows between two places, of any
+size from the whole picture to twice the pixels of the clip; cuts of the videos stand still. All are small.
+Nothing is installed. The same version of FFmpeg writes the same files.
 """
 
 import argparse

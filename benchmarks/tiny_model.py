@@ -38,6 +38,7 @@ def package(run: Path, folder: Path, step: int) -> CausalVAE:
     model = load_model_or_run(run)
     assert isinstance(model, CausalVAE)
     model.half().save_pretrained(folder / NAME)
+    (folder / NAME / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     _write_manifest(folder, step)
     packaged = load_autoencoder(folder / NAME).eval()
     assert isinstance(packaged, CausalVAE)
