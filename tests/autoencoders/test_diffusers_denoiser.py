@@ -70,7 +70,7 @@ def test_only_the_transformer_is_trained_and_saved(tmp_path):
     model.save_pretrained(tmp_path)
     other = LatentDenoiser(CausalVAE(CONFIG), latents(10, seed=1))
     other.load_weights(tmp_path)
-    other._measured = model._measured
+    other._frozen = model._frozen
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(video).video, other.eval()(video).video)

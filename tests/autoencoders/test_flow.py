@@ -10,7 +10,7 @@ import torch
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.autoencoders.causal import _FlowDecoder
 from telecine.autoencoders.causal_blocks import ResidualBlock
-from telecine.autoencoders.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.autoencoders.flow import Sampler, _level_weights, add_noise, integrate, random_levels
 from telecine.base.randomness import clip_generators
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
@@ -142,8 +142,8 @@ class TestLevels:
 
     def test_weights(self):
         level = torch.tensor([0.01, 0.5, 1.0])
-        assert level_weights(FlowConfig(), level) is None
-        weights = level_weights(FlowConfig(weighting="velocity"), level)
+        assert _level_weights(FlowConfig(), level) is None
+        weights = _level_weights(FlowConfig(weighting="velocity"), level)
         torch.testing.assert_close(weights, torch.tensor([100.0, 4.0, 1.0]))
         x, eps, x0 = clip(1), noise(1), clip(1) + 0.1
         x_t = add_noise(x, eps, level[1:2].double())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder
-from telecine.autoencoders.transfer import check_source, copy_from, copy_matching
+from telecine.autoencoders.transfer import _copy_matching, check_source, copy_from
 from telecine.base.randomness import seed_of
 from telecine.settings import CausalVAEConfig
 
@@ -35,7 +35,7 @@ def reconstruct(model):
 
 def test_4x8x8_becomes_4x16x16():
     source, model = trained(), CausalVAE(replace(CONFIG, latent="4x16x16", base_channels=8))
-    counts = copy_matching(source, into=model)
+    counts = _copy_matching(source, into=model)
     assert {name: some > 0 for name, (some, _) in counts.items()} == dict(zip(PARTS, (False, True) * 2, strict=True))
     old, new = source.encoder.network, model.encoder.network
     copied = [(old[index], new[index]) for index in range(3)]  # up to the first halving
@@ -55,7 +55,7 @@ def test_4x8x8_becomes_4x16x16():
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_more_residual_blocks_reconstruct_the_same(num_blocks):
     source, model = trained(), CausalVAE(replace(CONFIG, blocks_per_level=num_blocks))
-    counts = copy_matching(source, into=model)
+    counts = _copy_matching(source, into=model)
     assert all(some == total for some, total in counts.values()) == (num_blocks == 1)
     assert torch.equal(reconstruct(model), reconstruct(source))
 
@@ -71,7 +71,7 @@ def test_more_residual_blocks_reconstruct_the_same(num_blocks):
 )
 def test_an_output_layer_is_copied_with_all_that_it_reads(changes, whole):
     source, model = trained(), CausalVAE(replace(CONFIG, **changes))
-    counts = copy_matching(source, into=model)
+    counts = _copy_matching(source, into=model)
     assert [name for name, (some, total) in counts.items() if some == total] == whole
     for part in (model.encoder, model.decoder):
         is_whole = part is model.encoder and "encoder.network" in whole

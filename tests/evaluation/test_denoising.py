@@ -6,7 +6,7 @@ from einops import rearrange
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
 from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
-from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, velocity_losses
+from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, _velocity_losses
 
 from .conftest import TINY
 
@@ -37,7 +37,7 @@ def expected(level):
 
 def test_the_filter_leaves_what_the_closed_form_says():
     fitted = WienerFilter.fit(gaussian(800, seed=1), PATCH)
-    losses = velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
+    losses = _velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
     assert len(losses) == len(LEVELS) == 11
     for level, loss in zip(LEVELS, losses, strict=True):
         assert loss == pytest.approx(expected(level), rel=0.02)
@@ -71,8 +71,8 @@ def denoiser(**options):
 def test_of_noise_a_generator_leaves_as_much_as_the_filter():
     noise = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(0))
     fitted, model = WienerFilter.fit(noise[:400]), denoiser()
-    losses = velocity_losses(model.velocity, noise[400:].split(50))
-    linear = velocity_losses(fitted.velocity, noise[400:].split(50))
+    losses = _velocity_losses(model.velocity, noise[400:].split(50))
+    linear = _velocity_losses(fitted.velocity, noise[400:].split(50))
     assert [a / b for a, b in zip(losses, linear, strict=True)] == pytest.approx([1] * 11, abs=0.02)
 
 
@@ -90,5 +90,5 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter():
         optimizer.zero_grad()
         schedule.step()
     best, unseen = WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance())), gaussian(256, seed=3)
-    losses = velocity_losses(model.velocity, unseen.split(64))
-    assert losses == pytest.approx(velocity_losses(best.velocity, unseen.split(64)), rel=0.02)
+    losses = _velocity_losses(model.velocity, unseen.split(64))
+    assert losses == pytest.approx(_velocity_losses(best.velocity, unseen.split(64)), rel=0.02)

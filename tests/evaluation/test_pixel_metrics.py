@@ -8,15 +8,15 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from telecine.evaluation.pixel_metrics import (
     MS_SSIM_BETAS,
+    _psnr_bytes,
+    _psnr_frames_epsilon,
+    _ssim_valid,
     flicker,
     ms_ssim,
     psnr,
-    psnr_bytes,
-    psnr_frames_epsilon,
     sharpness,
     ssim,
     ssim_uniform,
-    ssim_valid,
 )
 
 
@@ -181,8 +181,8 @@ class TestPublished:
         recon, target = frames(side=32)
         errors = [np.square(in_numpy(a) - in_numpy(b)).mean() for a, b in zip(recon, target, strict=True)]
         expected = [-10 * np.log10(error + 1e-8) for error in errors]
-        assert psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
-        assert psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
+        assert _psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+        assert _psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
 
     def test_psnr_of_tokenbench(self):
         """`((input0 - input1) ** 2).mean()` of 8-bit arrays, whose operations wrap around at 256."""
@@ -194,7 +194,7 @@ class TestPublished:
             (False, np.square(a.astype(float) - b.astype(float)).mean()),
         ):
             expected = 20 * np.log10(255 / (np.sqrt(mse) + epsilon))
-            values = psnr_bytes(reconstruction=recon, target=target, modulo=modulo)
+            values = _psnr_bytes(reconstruction=recon, target=target, modulo=modulo)
             assert values.tolist() == pytest.approx([expected], abs=1e-4)
 
     def test_ssim_of_vidtok_and_wf_vae(self):
@@ -205,7 +205,7 @@ class TestPublished:
             structural_similarity(in_numpy(b), in_numpy(a), channel_axis=0, **settings)
             for a, b in zip(recon, target, strict=True)
         ]
-        assert ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+        assert _ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
 
     def test_ssim_of_tokenbench(self):
         """`structural_similarity(..., data_range=255, channel_axis=-1)` of 8-bit frames."""

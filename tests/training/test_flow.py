@@ -10,7 +10,7 @@ import torch
 from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.flow import level_weights, random_levels
+from telecine.autoencoders.flow import _level_weights, random_levels
 from telecine.autoencoders.interface import sampling
 from telecine.base.randomness import clip_generators, randn
 from telecine.evaluation.latents import measure_latent_spaces
@@ -202,7 +202,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
         errors = (denoised - video).square().mean((1, 2, 3, 4))
     state = build_state(config, build_accelerator(config), model)
     log = train_step(state, [MicroBatch(video, range(2))])
-    weights = level_weights(config.causal_vae.flow, level)
+    weights = _level_weights(config.causal_vae.flow, level)
     assert log["train/recon_loss"] == pytest.approx((weights * errors).mean().item(), rel=1e-4)
     assert log["train/mse"] == pytest.approx(errors.mean().item(), rel=1e-4)
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())

@@ -37,7 +37,7 @@ def arguments(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(arguments, tmp_path_factory):
     """The folder that the command has written, and latents.json of it and of a second call, from update 3 on."""
-    output, load = tmp_path_factory.mktemp("output"), "telecine.training.probe.load_feature_network"
+    output, load = tmp_path_factory.mktemp("output"), "telecine.evaluation.denoising.load_feature_network"
     unseen = str(Path(arguments[3]).parent / "unseen")
     texts = []
     for _ in range(2):

@@ -56,7 +56,6 @@ _LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
 def _sizes_of_patches(config: CausalVAEConfig) -> tuple[int, int, int, int]:
-    """Return the arguments of the linear maps."""
     return config.time_compression, config.spatial_compression, config.latent_channels, config.in_channels
 
 

@@ -43,7 +43,6 @@ def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smalles
 
 
 def _multiples(step: int, offset: int) -> str:
-    """Return `step * k + offset` in words."""
     return f"{step}k+{offset}" if offset else f"a multiple of {step}"
 
 
@@ -185,7 +184,6 @@ class ClipSizes:
         return covering, rows, columns
 
     def _lengths_from(self, num_frames: int) -> Iterator[int]:
-        """Yield the next numbers of frames that are reproduced."""
         return filter(self.reproduces_length, range(num_frames, num_frames + 2 * MAX_STEP + 1))
 
     def _frames_error(self, num_frames: int) -> Exception:

@@ -78,7 +78,6 @@ class Sampler:
 
 
 def _shifted(level: Tensor, shift: float) -> Tensor:
-    """Return levels after a `FlowConfig.shift`."""
     return shift * level / (1 + (shift - 1) * level)
 
 
@@ -96,7 +95,7 @@ def add_noise(video: Video, noise: Video, level: Tensor) -> Video:
     return (1 - t) * video + t * noise
 
 
-def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
+def _level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
     """Return the weight of each clip's error `(B,)` at its level; None for 1."""
     return None if config.weighting == "uniform" else level.clamp(min=_SMALLEST_LEVEL) ** -2
 
@@ -104,11 +103,11 @@ def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
 def denoised_clips(
     config: FlowConfig, denoise: Denoise, video: Video, generator: Generators
 ) -> tuple[Video, Tensor | None, Video]:
-    """Return what is made of videos with noise of random levels, the `level_weights`, and the noise."""
+    """Return what is made of videos with noise of random levels, the `_level_weights`, and the noise."""
     level = random_levels(config, video, generator)
     video = at_least_float32(video)
     noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-    return denoise(add_noise(video, noise, level), level), level_weights(config, level), noise
+    return denoise(add_noise(video, noise, level), level), _level_weights(config, level), noise
 
 
 def integrate(denoise: Denoise, video: Video, levels: Sequence[float]) -> Video:

@@ -275,5 +275,4 @@ def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images:
 
 
 def _name(model: nn.Module) -> str:
-    """Return the name of a model's class, or of the class that it wraps."""
     return type(getattr(model, "module", model)).__name__

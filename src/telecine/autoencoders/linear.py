@@ -166,7 +166,6 @@ class LinearAutoencoder(nn.Module):
 
 @torch.no_grad()
 def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
-    """Set two maps to the principal components of patches, scaled to unit variance."""
     num_values = encoder.out_features
     size = min(OVERSAMPLING * num_values, *patches.shape)
     with torch.random.fork_rng(devices=[]):
@@ -204,7 +203,6 @@ def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
 
 
 def _set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
-    """Set a map to the solution of `_normal_equations`."""
     gram, products = sums.split([len(sums), layer.out_features], dim=1)
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
     solution = torch.linalg.solve(gram + ridge, products)

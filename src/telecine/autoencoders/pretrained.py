@@ -170,7 +170,6 @@ def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
 
 
 def _require_file(path: Path) -> Path:
-    """Return `path`, or raise a `FileNotFoundError` if there is no such file."""
     if not path.is_file():
         contract, got = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}", f"{str(path.parent)!r} without {path.name}"
         raise argument_error("folder", contract, got, "Check the path.", FileNotFoundError)

@@ -100,6 +100,10 @@ class Student(LatentAutoencoder):
         """Return the smallest (frames, height, width) that the teacher accepts and that is at least this large."""
         return self.latent_model.covering_clip(num_frames, height, width)
 
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the trained weights that `save_pretrained` wrote into this model."""
+        load_weights(self, folder)
+
     @property
     def codebook(self) -> Bottleneck | None:
         """The teacher's."""
@@ -179,10 +183,6 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: public_name(self.teacher), DIGEST_KEY: self.digest}
         save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights that `save_pretrained` wrote into this model."""
-        load_weights(self, folder)
-
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
@@ -203,7 +203,6 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
-    """Return the decoder, the teacher and the other arguments of the student in a folder."""
     known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
     for key, (kind, contract) in known.items():
@@ -267,7 +266,6 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
 
 
 def _read_decoder(size: str) -> dict[str, Any]:
-    """Return the settings of a decoder: those of a size, or in a file."""
     if size in SIZES:
         return with_presets({"size": size})
     if not Path(size).is_file():

@@ -25,16 +25,16 @@ def check_source(name: str) -> None:
 
 
 def copy_from(name: str, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Call `copy_matching` with the model of a name, see `check_source`; raise a `ValueError` for another `model`."""
+    """Call `_copy_matching` with the model of a name, see `check_source`; raise a `ValueError` for another `model`."""
     if not isinstance(model, CausalVAE):
         got = f"{name!r} with a {type(model).__name__}"
         raise argument_error("init", "left out for a model that is no CausalVAE", got, "Load its weights yourself.")
     check_source(name)
-    return copy_matching(cast(CausalVAE, load_model_or_run(name)), into=model)
+    return _copy_matching(cast(CausalVAE, load_model_or_run(name)), into=model)
 
 
 @torch.no_grad()
-def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
+def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
     """Copy the weights of all layers that have the same place and the same shapes in another model, which is new.
 
     Its other layers stay as they are. So does the output layer of a network whose other layers are not all those of the

@@ -129,14 +129,12 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
 
 
 def _table(protocol: _Table, field: str) -> _Table:
-    """Return a field of a protocol that maps names to values."""
     if not isinstance(table := protocol.get(field), dict):
         raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
     return table
 
 
 def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> list[str]:
-    """Return a text with both values for each name whose values differ."""
     return [
         f"{prefix}{name}: {shorten(str(a.get(name)))} and {shorten(str(b.get(name)))}"
         for name in names
@@ -201,7 +199,6 @@ def _write(comparison: _Comparison, folders: Sequence[Path], output: Path) -> No
 
 
 def _plot_differences(differences: Sequence[_Difference], title: str, path: Path) -> None:
-    """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")

@@ -1,54 +1,37 @@
 """How well noise is removed from latents: by a trained generator, and by the best linear denoiser, in closed form."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 from telecine.base.checks import argument_error
+from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.data import bytes_from_video
+from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
+from telecine.evaluation.latents import LEVELS, LatentProbe
+from telecine.evaluation.measure import frechet_undefined
+from telecine.perceptual import as_rgb
+from telecine.report.clips import write_preview
+from telecine.settings import ProbeConfig
 
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+NUM_SHOWN = 6
+_SAMPLE_STEPS = 50
+_FPS = 8.0
 # Patches for each of their values from which a covariance is estimated, at least: the filter of white noise then leaves
 # at most 2 % more than the best one.
 _ROWS_PER_VALUE = 32
 _MAX_VALUES = 1024
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The measures of a generator of one model's latents; `DEFINITIONS` says how each is defined."""
-
-    losses: list[float]
-    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
-    linear_losses: list[float]
-    """The same of the best linear denoiser of the training latents."""
-    patch: tuple[int, int, int]
-    """Frames, height and width of its patches."""
-    seconds: float
-    """Of the training."""
-    picture: str
-    """The video of samples, beside the page."""
-    frechet: dict[str, float] = field(default_factory=dict)
-    """Frechet distances, by the names of the two sets."""
-    absent: str | None = None
-    """Why there are none."""
-
-    def figures(self) -> dict[str, float]:
-        """Return the figures of a line of a table."""
-        return {
-            "probe: velocity loss": sum(self.losses) / len(LEVELS),
-            "probe: share of what the linear denoiser leaves": sum(self.losses) / sum(self.linear_losses),
-            **{f"probe: Frechet distance, {name}": value for name, value in self.frechet.items()},
-            "probe: seconds": self.seconds,
-        }
-
-
 @torch.no_grad()
-def velocity_losses(
+def _velocity_losses(
     predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int = 0
 ) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
@@ -109,7 +92,6 @@ class WienerFilter:
 
 
 def _rows(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Return the patches of latents, one in each row."""
     p, q, r = patch
     return rearrange(latents, "b c (t p) (h q) (w r) -> (b t h w) (c p q r)", p=p, q=q, r=r)
 
@@ -124,3 +106,49 @@ def _largest_patch(latents: Tensor) -> tuple[int, int, int]:
     divisors = ([part for part in range(1, side + 1) if side % part == 0] for side in size)
     known = [(p, q, r) for p, q, r in product(*divisors) if p * q * r <= num_positions]
     return max(known, key=lambda patch: (math.prod(patch), -sum(patch)))  # of the same size the most compact
+
+
+def measure_denoiser(
+    denoiser: LatentDenoiser,
+    linear: WienerFilter,
+    videos: Callable[[], Iterator[Video]],
+    config: ProbeConfig,
+    picture: Path,
+    seconds: float,
+) -> LatentProbe:
+    """Return the measures on unseen videos `(1, C, T, H, W)`, and write a picture of some beside samples."""
+    latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
+    network = load_feature_network(config.features, denoiser.mean.device) if config.features else None
+    num_samples = len(latents) if network else min(len(latents), NUM_SHOWN)
+    sets = {
+        "unseen clips": videos(),
+        "reconstructions": map(denoiser.decode, latents),
+        "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, config.seed)),
+    }
+    rows, features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
+    write_preview(picture, torch.cat(rows, dim=1), _FPS)
+    absent = "needs `probe.features`" if network is None else frechet_undefined(*features)
+    pairs = combinations(() if absent else zip(sets, features, strict=True), 2)
+    return LatentProbe(
+        losses=_velocity_losses(denoiser.velocity, latents, seed=config.seed),
+        linear_losses=_velocity_losses(linear.velocity, latents, seed=config.seed),
+        patch=linear.patch,
+        seconds=seconds,
+        picture=f"{picture.parent.name}/{picture.name}",
+        frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
+        absent=absent,
+    )
+
+
+@torch.no_grad()
+def _row_and_features(videos: Iterable[Video], network: FeatureNetwork | None) -> tuple[Tensor, Tensor]:
+    """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU."""
+    shown: list[Tensor] = []
+    features = [torch.empty(0, 0)]
+    for video in videos:
+        frames = as_rgb(video.clamp(*VALUE_RANGE))
+        if len(shown) < NUM_SHOWN:
+            shown.append(bytes_from_video(frames[0]).cpu())
+        if network is not None:
+            features.append(network(frames).cpu())
+    return torch.cat(shown, dim=2), torch.cat(features[1:] or features)

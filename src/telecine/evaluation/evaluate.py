@@ -173,7 +173,6 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 def _summarize(
     results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
 ) -> Evaluation:
-    """Return the results of the whole set, with the protocol."""
     metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
     absent = dict(metric_set.absent)
     definitions: dict[str, str] = {}

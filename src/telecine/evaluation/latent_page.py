@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from telecine.base.files import write_json
-from telecine.evaluation.denoising import LEVELS
-from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
+from telecine.evaluation.latents import DEFINITIONS, LEVELS, Channels, LatentReport, LatentSpace
 from telecine.report.page import plot_data, render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
 from telecine.settings.parse import read_package_yaml
@@ -48,7 +47,6 @@ def _channel(channels: Channels, index: int) -> str:
 
 
 def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]:
-    """Return a plot of each measure that has several values, with the curves of all models."""
     points = [_points(space) for space in spaces]
     names = {"transform": [*spaces[0].equivariance], "channel": channels}
     plots = []

@@ -19,7 +19,6 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.denoising import Probe
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
@@ -33,6 +32,7 @@ HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row 
 EPSILON = 1e-12
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
 MAX_LAG = 8
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of a probe's noise
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latents"]
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,7 +63,6 @@ def _kurtosis(latents: Tensor) -> list[float]:
 
 
 def _dead_channels(std: list[float]) -> list[int]:
-    """Return the indices of nearly constant channels, from the standard deviation of each."""
     return [index for index, value in enumerate(std) if value <= DEAD_FRACTION * max(std)]
 
 
@@ -172,6 +171,35 @@ class _Spectrum:
 
 
 @dataclass(frozen=True)
+class LatentProbe:
+    """The measures of a generator of one model's latents, see `DEFINITIONS`."""
+
+    losses: list[float]
+    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
+    linear_losses: list[float]
+    """The same of the best linear denoiser of the training latents."""
+    patch: tuple[int, int, int]
+    """Frames, height and width of its patches."""
+    seconds: float
+    """Of the training."""
+    picture: str
+    """The video of samples, beside the page."""
+    frechet: dict[str, float] = field(default_factory=dict)
+    """Frechet distances, by the names of the two sets."""
+    absent: str | None = None
+    """Why there are none."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a line of a table."""
+        return {
+            "probe: velocity loss": sum(self.losses) / len(LEVELS),
+            "probe: share of what the linear denoiser leaves": sum(self.losses) / sum(self.linear_losses),
+            **{f"probe: Frechet distance, {name}": value for name, value in self.frechet.items()},
+            "probe: seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
 class LatentSpace:
     """The measures of one model; `DEFINITIONS` says how each is defined."""
 
@@ -193,7 +221,7 @@ class LatentSpace:
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
-    probe: Probe | None = None
+    probe: LatentProbe | None = None
     """The measures of a generator, if one was trained."""
 
     def figures(self) -> dict[str, float]:
@@ -295,7 +323,6 @@ class _ClipsOnDisk:
 
 
 def _find_clips(infos: Sequence[VideoInfo], clips: ClipConfig, max_clips: int) -> tuple[_ClipsOnDisk, str]:
-    """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
     spans = select_clips(infos, clips, max_clips)
     found = [
         (span, pixels_sha256(bytes_from_video(clip["video"])))
@@ -388,7 +415,6 @@ def _decode_changed(
 
 
 def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
-    """Return the drift of latents from those of a base model, see `DEFINITIONS`."""
     if latents.shape != reference.shape:
         expected, got = (tuple(each.shape[1:]) for each in (latents, reference))
         raise argument_error("base", f"a model with latents of shape {expected}", f"one with {got}", "Leave it out.")

@@ -74,7 +74,6 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
 def _available_metrics(
     names: Sequence[str], num_frames: int, height: int, width: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
     reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name in names if name not in absent], absent

@@ -37,13 +37,13 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
-def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
+def _psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the PSNR of each frame, `(N,)` in dB, as VidTok: 1e-8 is added to the error in [0, 1]; at most 80."""
     error = (_to_unit_range(reconstruction) - _to_unit_range(target)).square().flatten(1).mean(1)
     return -10 * torch.log10(error + PSNR_EPSILON)
 
 
-def psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
+def _psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
     """Return the PSNR of each clip in 8 bits, `(B,)` in dB, as TokenBench: 20 log10(255 / (root mean square + 1.2e-7)).
 
     With `modulo`, each squared error counts modulo 256, as in TokenBench's code, which computes with 8-bit integers.
@@ -64,7 +64,7 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     return _ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
 
 
-def ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
+def _ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE."""
     border = SSIM_WINDOW // 2
     ssim_map = _ssim_map(reconstruction=reconstruction, target=target)
@@ -72,7 +72,6 @@ def ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
 
 
 def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each pixel and channel, `(N, 3, H, W)`."""
     # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -193,15 +192,15 @@ CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},
-    "psnr_bytes": psnr_bytes,
-    "psnr_modulo": partial(psnr_bytes, modulo=True),
+    "psnr_bytes": _psnr_bytes,
+    "psnr_modulo": partial(_psnr_bytes, modulo=True),
 }
 # Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
 FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
     "ssim": ssim,
     "ms_ssim": ms_ssim,
     "psnr_frames": psnr,
-    "psnr_frames_epsilon": psnr_frames_epsilon,
-    "ssim_valid": ssim_valid,
+    "psnr_frames_epsilon": _psnr_frames_epsilon,
+    "ssim_valid": _ssim_valid,
     "ssim_uniform": ssim_uniform,
 }

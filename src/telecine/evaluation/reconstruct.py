@@ -143,7 +143,6 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
 
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
-    """Raise a `ValueError` if the output cannot be written or would replace the input."""
     contract = f"the name of {'an MP4 or MKV' if suffixes == _VIDEOS else f'a {suffixes[0][1:].upper()}'}"
     if output.is_dir():
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
@@ -156,7 +155,6 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
 
 
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
-    """Return the height and width at which a video is reconstructed."""
     if config.height is not None:
         return config.height, config.width or round(info.width * config.height / info.height)
     if config.width is not None:

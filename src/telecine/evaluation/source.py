@@ -239,7 +239,6 @@ def _video_source(
 
 
 def _contains_videos(path: Path) -> bool:
-    """Whether `path` is a video or an image, or a folder of them rather than of a model."""
     if path.is_file():
         return is_media(path)
     is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)

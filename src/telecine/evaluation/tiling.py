@@ -55,7 +55,6 @@ def blended_chunks(
 
 
 def _crossfade(first: Tensor, second: Tensor) -> Tensor:
-    """Return frames that change linearly from `first` to `second`, both `(T, ...)`."""
     weight = torch.arange(1, len(second) + 1, device=second.device, dtype=second.dtype) / (len(second) + 1)
     return torch.lerp(first, second, weight.view(len(second), *[1] * (second.ndim - 1)))
 

@@ -11,10 +11,12 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
+from telecine.autoencoders.causal_blocks import init_zero
 from telecine.autoencoders.flow import Sampler, add_noise, integrate, random_levels
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent import ChannelMoments, Posterior
-from telecine.autoencoders.pretrained import CLASS_KEY, digest_of_encoder, load_weights, save_model
+from telecine.autoencoders.pretrained import CLASS_KEY, digest_of_encoder, save_model
+from telecine.autoencoders.student import Student
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video
@@ -28,7 +30,7 @@ _MANY_POSITIONS = 64
 _SHOWN_LEVEL = 0.5
 
 
-class LatentDenoiser(VideoAutoencoder):
+class LatentDenoiser(Student):
     """A transformer that learns to generate the latents of a frozen autoencoder, by flow matching (arXiv:2210.02747).
 
     In training, `forward` returns the denoised latent, as if it were video, with the weight and the target for which
@@ -54,8 +56,8 @@ class LatentDenoiser(VideoAutoencoder):
     def __init__(
         self, measured: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False
     ) -> None:
-        super().__init__()
-        self._measured = Frozen(measured)
+        super().__init__("", lambda _: measured, digest_of_encoder(measured))
+        self._frozen = Frozen(measured)
         self._settings: dict[str, Any] = {"size": size, "causal": causal, "latent_shape": list(latents.shape[1:])}
         moments = ChannelMoments()
         moments.add(latents)
@@ -64,18 +66,10 @@ class LatentDenoiser(VideoAutoencoder):
         channels, num_frames, height, width = latents.shape[1:]
         side = 2 if height * width >= _MANY_POSITIONS and height % 2 == width % 2 == 0 else 1
         num_layers, num_heads, head_dim = SIZES[size]
-        self.transformer: Any = WanTransformer3DModel(
-            patch_size=(1, side, side),
-            num_attention_heads=num_heads,
-            attention_head_dim=head_dim,
-            in_channels=channels,
-            out_channels=channels,
-            text_dim=1,
-            ffn_dim=4 * num_heads * head_dim,
-            num_layers=num_layers,
-        )
-        nn.init.zeros_(self.transformer.proj_out.weight)
-        nn.init.zeros_(self.transformer.proj_out.bias)
+        sizes = {"num_layers": num_layers, "num_attention_heads": num_heads, "attention_head_dim": head_dim}
+        sizes |= {"in_channels": channels, "out_channels": channels, "text_dim": 1, "ffn_dim": 4 * num_heads * head_dim}
+        self.transformer = cast(Any, WanTransformer3DModel(patch_size=(1, side, side), **sizes))
+        init_zero(self.transformer.proj_out)
         if causal:
             frames = torch.arange(num_frames).repeat_interleave(height * width // side**2)
             for block in self.transformer.blocks:
@@ -90,7 +84,7 @@ class LatentDenoiser(VideoAutoencoder):
         output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[0]
         return (2 * t - 1) / variance * noisy + variance.rsqrt() * output
 
-    def denoise(self, noisy: Tensor, level: Tensor) -> Tensor:
+    def without_noise(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Return the clean normalised latents; see `velocity`."""
         return noisy - level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, level)
 
@@ -100,7 +94,7 @@ class LatentDenoiser(VideoAutoencoder):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
-            yield integrate(self.denoise, noise, Sampler(steps).levels(1.0))
+            yield integrate(self.without_noise, noise, Sampler(steps).levels(1.0))
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
@@ -109,11 +103,6 @@ class LatentDenoiser(VideoAutoencoder):
     def decode(self, latent: Tensor) -> Video:
         """Return the video of normalised latents `(B, C, t, h, w)`, not clamped."""
         return self.latent_model.decode(latent * self.std + self.mean)
-
-    def encode(self, video: Video) -> Posterior:
-        """Return the autoencoder's posterior, without a graph."""
-        with torch.no_grad():
-            return self.latent_model.encode(video)
 
     def forward(
         self,
@@ -130,16 +119,11 @@ class LatentDenoiser(VideoAutoencoder):
         else:
             level = latent.new_full((len(latent),), _SHOWN_LEVEL)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-        denoised = self.denoise(add_noise(latent, noise, level), level)
+        denoised = self.without_noise(add_noise(latent, noise, level), level)
         if not self.training:
             return Reconstruction(self.decode(denoised), {}, latent=denoised)
         scale = latent.abs().amax()  # the objective takes values in [-1, 1]
         return Reconstruction(denoised / scale, {}, weight=(scale / level).square(), target=latent / scale)
-
-    @property
-    def latent_model(self) -> VideoAutoencoder:
-        """The autoencoder whose latents are generated."""
-        return self._measured.module
 
     @property
     def in_channels(self) -> int:
@@ -147,30 +131,21 @@ class LatentDenoiser(VideoAutoencoder):
         return self.latent_model.in_channels
 
     @property
+    def codebook(self) -> None:
+        """None: denoised latents have no codes."""
+
+    @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the transformer's last layer."""
         return cast(nn.Parameter, self.transformer.proj_out.weight)
 
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the autoencoder accepts clips of this size."""
-        self.latent_model.check_clip(num_frames, height, width)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest (frames, height, width) that the autoencoder accepts and that is at least this large."""
-        return self.latent_model.covering_clip(num_frames, height, width)
-
     def to_json_string(self) -> str:
         """Return the transformer's settings and the digest of the encoder, which a run keeps when it resumes."""
-        digest = digest_of_encoder(self.latent_model)
-        return json.dumps({CLASS_KEY: type(self).__name__, **self._settings, "encoder_sha256": digest})
+        return json.dumps({CLASS_KEY: type(self).__name__, **self._settings, "encoder_sha256": self.digest})
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the transformer's settings and weights, and the statistics, without the autoencoder."""
         save_model(self, self._settings, folder)
-
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model."""
-        load_weights(self, folder)
 
 
 class _CausalAttention(WanAttnProcessor):

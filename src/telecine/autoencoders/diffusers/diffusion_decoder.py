@@ -45,6 +45,8 @@ class DiffusionDecoder(Student):
     """
 
     teacher_key = "_teacher"  # diffusers keeps keys that begin so
+    sampler: Sampler
+    flow: FlowConfig
 
     def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
         super().__init__(teacher, load, digest)

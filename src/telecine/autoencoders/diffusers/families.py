@@ -188,7 +188,6 @@ def _clips_from_frames(frames: Tensor, batch: int) -> Video:
 
 
 def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = False) -> LatentPosterior:
-    """Encode each frame of a clip separately."""
     posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
         return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)

@@ -131,7 +131,6 @@ def _check_sizes(config: Mapping[str, Any], source: str) -> None:
 
 
 def _subclasses(cls: type) -> list[type]:
-    """Return all direct and indirect subclasses of `cls`."""
     children: list[type] = cls.__subclasses__()
     return [found for child in children for found in (child, *_subclasses(child))]
 
