@@ -2,8 +2,7 @@
 
     python benchmarks/photographs.py runs/photographs && python benchmarks/videos.py runs/videos
     telecine train --config tiny_model --data runs/photographs
-    telecine train --config tiny_model --config tiny_finish --model runs/tiny_model --data runs/photographs
-    python benchmarks/tiny_model.py runs/tiny_finish --unseen runs/videos/unseen/* -o src/telecine/autoencoders/models
+    python benchmarks/tiny_model.py runs/tiny_model --unseen runs/videos/unseen/* -o src/telecine/autoencoders/models
 
 Writes the averaged weights in half precision, and a manifest with their digest. Prints metrics at several sizes beside
 those of the linear autoencoder with the same latent, fitted to clips of the same training; draws the middle frames of
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--unseen", nargs="+", type=Path, required=True, help="videos to measure on")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256])
-    parser.add_argument("--clips", type=int, default=4, help="clips of each video")
+    parser.add_argument("--clips", type=int, default=2, help="clips of each video")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder of the package's models")
     parser.add_argument("--pictures", type=Path, default=Path("runs"), help="folder for the pictures")
     arguments = parser.parse_args()
