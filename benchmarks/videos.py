@@ -62,16 +62,17 @@ def unpack_package(name: str, folder: Path) -> None:
     subprocess.run(["dpkg-deb", "--extract", str(archive), str(folder)], check=True)
 
 
-def put(content: bytes, path: Path, digest: str) -> None:
-    """Write a file whose content has this SHA-256.
-
-    Raises:
-        ValueError: It has another one.
-    """
+def check_digest(content: bytes, name: str, digest: str) -> None:
+    """Raise a `ValueError` unless the content of a file has this SHA-256."""
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        remedy = "Another version of the package has other videos: figures would not compare."
-        raise argument_error(path.name, f"the file of SHA-256 {digest}", found, remedy)
+        remedy = "Another version of the package has other files: figures would not compare."
+        raise argument_error(Path(name).name, f"the file of SHA-256 {digest}", found, remedy)
+
+
+def put(content: bytes, path: Path, digest: str) -> None:
+    """Write a file whose content has this SHA-256; another one raises a `ValueError`."""
+    check_digest(content, path.name, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda partial: partial.write_bytes(content))
 

@@ -38,6 +38,7 @@ OTHERS = {
     "reliability.md",
     "report.md",
     "start.md",
+    "tiny.md",
     "trackers.md",
     "troubleshooting.md",
 }

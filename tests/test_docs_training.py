@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.__main__ import main
+from telecine.autoencoders import load_autoencoder
 from telecine.base.files import read_json
 from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
@@ -90,7 +91,10 @@ def changed(before, after):
 
 @pytest.mark.slow
 def test_start(folder, cached_weights, monkeypatch):
-    data, train, reconstruct, evaluate = commands("start.md")
+    first, data, train, reconstruct, evaluate = commands("start.md")
+    shutil.copy(Path("my_videos", "face.mp4"), "clip.mp4")
+    assert main([*first[1:], "--height=32"]) == 0
+    assert Path("first.mp4").is_file()
     assert main([*data[1:], "--config", "small.yaml", "--num_clips=2"]) == 0
     assert Path("my_data", "data.html").is_file()
     assert train[:2] == ["telecine", "train"]
@@ -101,6 +105,22 @@ def test_start(folder, cached_weights, monkeypatch):
     assert main(reconstruct[1:]) == 0
     assert Path("figures", "protocol.json").is_file()
     assert Path("out.mp4").is_file()
+
+
+@pytest.mark.slow
+def test_the_model_of_the_package(folder, cached_weights, monkeypatch):
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    shutil.copy(Path("my_videos", "face.mp4"), "clip.mp4")
+    Path("small.yaml").write_text(re.sub(r"causal_vae: .*?\n(?=linear)", "", SMALL, flags=re.DOTALL))
+    small = ["--num_frames=5", "--height=32", "--width=32", "--max_clips=1"]
+    options = {"reconstruct": ["--height=32"], "latents": small, "evaluate": small}
+    for _, command, *arguments in commands("tiny.md"):
+        size = options.get(command, ["--config=small.yaml"])
+        assert main([command, *arguments, *size]) == 0
+    assert Path("out.mp4").is_file()
+    assert Path("figures", "protocol.json").is_file()
+    assert weights("tuned").keys() == load_autoencoder("tiny").state_dict().keys()
+    assert weights("student").keys() < weights("tuned").keys()
 
 
 @pytest.mark.slow

@@ -1,14 +1,17 @@
 """The class of an autoencoder is read from its folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE, load_autoencoder
+from telecine.autoencoders import CausalVAE, load, load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
+from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
+from telecine.evaluation.pixel_metrics import psnr
 from telecine.runs.checkpoints import _write_manifest
 from telecine.settings import CausalVAEConfig
 
@@ -136,6 +139,36 @@ def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{path}` must be as it was written, but got other bytes"):
         load_autoencoder(folder / "ema")
+
+
+class TestPackaged:
+    """The trained model of the package."""
+
+    def test_it_is_loaded_by_name_and_beats_its_linear_maps(self):
+        model = load_autoencoder("tiny")
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        assert model.latent_statistics is not None
+        frames = read_clip(index_video(sample_videos()[0]), 0, 9, size=(64, 80))
+        clip = video_from_bytes(frames)[None]
+        with torch.no_grad():
+            latent = model.encode(clip).mode()
+            videos = model.decode(latent), model.decoder.linear(latent)
+        whole, linear = (psnr(reconstruction=video, target=clip).item() for video in videos)
+        assert whole > max(linear + 1, 25)
+
+    def test_a_folder_of_this_name_comes_first(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        CausalVAE(SMALL).save_pretrained("tiny")
+        assert load_autoencoder("tiny").config == SMALL
+
+    def test_damage_is_noticed(self, tmp_path, monkeypatch):
+        path = (
+            shutil.copytree(load.Path(load.__file__).with_name("models"), tmp_path / "models") / "tiny" / "config.json"
+        )
+        load_autoencoder("tiny")
+        path.write_text(path.read_text().replace("}", " }"))
+        with pytest.raises(ValueError, match=rf"{path}` must be a file of"):
+            load_autoencoder("tiny")
 
 
 def test_a_configuration_that_is_far_larger_than_the_weights(tmp_path):

@@ -16,6 +16,8 @@ from telecine.runs.checkpoints import check_model, find_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig, SavedWeights
 
+# Trained models of the package, by name; the manifest beside them has the digests of their files.
+PACKAGED = Path(__file__).with_name("models")
 # The class of diffusers that decodes the latents of another one.
 _DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
@@ -28,7 +30,8 @@ def load_autoencoder(
     Args:
         name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
             of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
-            diffusers configuration; its model has random weights. The class of a custom module must be in a package
+            diffusers configuration; its model has random weights. "tiny" is the model of this package, unless there is
+            a folder of that name. The class of a custom module must be in a package
             that `telecine.allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
@@ -74,6 +77,8 @@ def _folder_of(
     """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
     name = str(source)
     folder = Path(name) / (subfolder or "")
+    if not folder.exists() and folder.name == name and (PACKAGED / name).is_dir():
+        return PACKAGED / name
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:
