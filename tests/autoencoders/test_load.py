@@ -162,9 +162,9 @@ class TestPackaged:
         assert load_autoencoder("tiny").config == SMALL
 
     def test_damage_is_noticed(self, tmp_path, monkeypatch):
-        path = (
-            shutil.copytree(load.Path(load.__file__).with_name("models"), tmp_path / "models") / "tiny" / "config.json"
-        )
+        shutil.copytree(load.PACKAGED, tmp_path / "models")
+        monkeypatch.setattr(load, "PACKAGED", tmp_path / "models")
+        path = tmp_path / "models" / "tiny" / "config.json"
         load_autoencoder("tiny")
         path.write_text(path.read_text().replace("}", " }"))
         with pytest.raises(ValueError, match=rf"{path}` must be a file of"):
