@@ -26,7 +26,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
-from telecine.training.planning import speed
+from telecine.training.planning import capacity
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -302,8 +302,8 @@ def test_trackers(tmp_path):
 
 @pytest.mark.slow
 def test_hardware(folder, capsys, monkeypatch):
-    monkeypatch.setattr(speed, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
-    monkeypatch.setattr(speed, "CALIBRATION_SECONDS", 0.05)
+    monkeypatch.setattr(capacity, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(capacity, "CALIBRATION_SECONDS", 0.05)
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
     assert main([*command[1:], "--config", "small.yaml"]) == 0
