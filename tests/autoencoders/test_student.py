@@ -18,7 +18,6 @@ from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_con
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
 from telecine.settings import CausalVAEConfig
-from telecine.settings import autoencoder as presets
 
 from .tiny_models import CLIPS, adapter
 
@@ -219,11 +218,7 @@ def test_the_settings_of_a_student(tmp_path):
     model = teacher()
     small = student_config("small", model, CLIP)
     assert (small.time_compression, small.spatial_compression, small.latent_channels) == (4, 4, 4)
-    assert (small.patch_size, small.channel_multipliers, small.base_channels) == (
-        4,
-        (1,),
-        presets.SIZES["small"]["base_channels"],
-    )
+    assert (small.patch_size, small.channel_multipliers, small.base_channels) == (4, (1,), 128)
     path = tmp_path / "student.yaml"
     path.write_text(SETTINGS)
     own = student_config(str(path), model, CLIP)
