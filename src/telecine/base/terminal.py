@@ -18,8 +18,8 @@ SECONDS_BETWEEN_LINES = 30.0
 class PlainConsole(Console):
     """Prints text without rich's markup, since paths may hold brackets, and with escape sequences shown."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        super().__init__(markup=False, highlight=False, quiet=quiet)
+    def __init__(self) -> None:
+        super().__init__(markup=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text, or the cell of a table, as rich prints it. A line break in a name would forge a line."""

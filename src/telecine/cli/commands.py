@@ -16,8 +16,7 @@ from telecine.cli.parser import COMMANDS, command, completion_script, help_of, p
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
-# Of several processes, one prints.
-_console = PlainConsole(quiet=os.environ.get("RANK", "0") != "0")
+_console = PlainConsole()
 
 
 def run(typed: Sequence[str]) -> None:
@@ -31,6 +30,7 @@ def run(typed: Sequence[str]) -> None:
         return
     arguments, files = parse(name, words)
     escape_logs()
+    _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
         _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
