@@ -17,7 +17,7 @@ import torch
 from faults_inputs import WAYS, in_a_fork, is_one_line
 from faults_row import USER_ERROR, Row
 
-from telecine import cli
+from telecine import __main__ as cli
 from telecine.evaluation.source import model_source
 from telecine.runs.checkpoints import step_folders
 from telecine.settings import EvaluateConfig
@@ -170,7 +170,7 @@ def settings_of(run: Path) -> int:
     try:
         model_source(run, EvaluateConfig(), torch.device("cpu"))
     except (ValueError, OSError) as error:
-        return cli._fail(str(error))
+        return cli._fail([str(error)], [])
     return 0
 
 

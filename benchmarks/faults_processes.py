@@ -22,7 +22,8 @@ import torch
 from faults_row import INTERRUPTED, USER_ERROR, Row
 from safetensors.torch import load_file
 
-from telecine import cli, runs
+from telecine import __main__ as cli
+from telecine import runs
 from telecine.data import sample_videos
 from telecine.runs.lock import RunLock
 from telecine.runs.settings import _as_yaml
