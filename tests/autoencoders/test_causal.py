@@ -41,7 +41,7 @@ def clip(batch=2, frames=9, height=16, width=8, dtype=torch.float32):
 
 
 class TestShapes:
-    @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
+    @pytest.mark.parametrize(("time", "space", "patch"), [*COMPRESSIONS, (6, 4, 4)])
     @pytest.mark.parametrize("num_latent_frames", [1, 3])
     def test_every_compression(self, time, space, patch, num_latent_frames):
         frames = 1 + time * (num_latent_frames - 1)
@@ -133,6 +133,48 @@ class TestCausality:
         together = vae(video, sample_posterior=False).video
         apart = torch.cat([vae(each[None], sample_posterior=False).video for each in video])
         torch.testing.assert_close(together, apart)
+
+
+class TestWithoutAFirstFrameApart:
+    @pytest.mark.parametrize("time", [4, 6])
+    @pytest.mark.parametrize("decoder", ["direct", "flow"])
+    def test_a_latent_frame_has_its_own_frames_alone(self, time, decoder):
+        vae = model(time=time, first_frame_apart=False, decoder=decoder).double()
+        video = clip(1, frames=3 * time, dtype=torch.float64).requires_grad_()
+        latent = vae.encode(video).mean
+        assert latent.shape[2] == 3
+        for index, frame in enumerate(latent.unbind(2)):
+            (gradient,) = torch.autograd.grad(frame.sum(), video, retain_graph=True)
+            assert gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == time * (index + 1) - 1
+        latent = latent.detach().requires_grad_()
+        decoded = vae.decode(latent)
+        assert decoded.shape == video.shape
+        for index, frame in enumerate(decoded.unbind(2)):
+            (gradient,) = torch.autograd.grad(frame.sum(), latent, retain_graph=True)
+            assert gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == index // time
+
+    def test_it_starts_as_the_linear_autoencoder_in_chunks_too(self):
+        vae, video = model(trained=False, first_frame_apart=False), clip(frames=12).cumsum(2).div(8)
+        linear = vae.linear_autoencoder(*video.shape[2:]).fit([video])
+        vae.start_from(linear)
+        vae.enable_temporal_chunks(4)
+        output = vae(video)
+        torch.testing.assert_close(vae(video, sample_posterior=False).video, linear(video), rtol=0, atol=0)
+        (output.video.square().mean() + output.aux["kl_loss"]).backward()
+        assert all(weight.grad is not None for weight in vae.parameters()), "a weight that nothing reads"
+
+    def test_sizes_and_configuration(self, tmp_path):
+        vae = model(first_frame_apart=False)
+        vae.check_clip(8, 4, 4)
+        with pytest.raises(ValueError, match=r"`num_frames` must be a multiple of 4 .* got 9\. Use 8,"):
+            vae.check_clip(9, 4, 4)
+        assert [vae.covering_clip(frames, 4, 4)[0] for frames in (1, 4, 5)] == [4, 4, 8]
+        for each in (vae, model()):
+            each.save_pretrained(tmp_path / str(each.config.first_frame_apart))
+        configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("True", "False")]
+        assert [each.get("first_frame_apart") for each in configs] == [None, False]
+        loaded = CausalVAE.from_pretrained(tmp_path / "False")
+        assert torch.equal(loaded.encode(clip(frames=8)).mean, vae.encode(clip(frames=8)).mean)
 
 
 class TestForward:
@@ -308,7 +350,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"time_compression": 3}, "`time_compression` must be a power of two"),
+            ({"time_compression": 0}, "`time_compression` must be a positive int"),
+            ({"time_compression": 257}, "`time_compression` must be at most 256, but got 257"),
             ({"spatial_compression": 0}, "`spatial_compression` must be a power of two"),
             ({"patch_size": 1.5}, "`patch_size` must be a power of two"),
             ({"patch_size": 16}, "`patch_size` must be at most `spatial_compression`"),

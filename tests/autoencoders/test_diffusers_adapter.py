@@ -12,7 +12,7 @@ from torch import nn
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
-from .tiny_models import shared
+from .tiny_models import newer, shared
 
 slow = pytest.mark.slow
 
@@ -58,6 +58,7 @@ def test_the_smallest_size_that_covers(name, size, covering):
         ("cogvideox", 9, (4, 8, 4)),
         ("cogvideox", 8, (7, 8, 4)),  # two latent frames, as for the first frame and seven others
         pytest.param("mochi", 7, (6, 8, 4), marks=slow),
+        pytest.param("allegro", 8, (4, 8, 4), marks=slow),
     ],
 )
 def test_the_linear_autoencoder_has_as_many_latent_values(name, frames, sizes):
@@ -71,8 +72,16 @@ def test_the_linear_autoencoder_has_as_many_latent_values(name, frames, sizes):
 
 @slow
 def test_there_is_no_linear_autoencoder_if_latent_frames_do_not_divide_the_others():
-    assert shared("allegro").linear_autoencoder(8, 16, 16) is not None
+    assert shared("allegro").linear_autoencoder(8, 16, 16).encoder.first is None
     assert shared("minimax_h3").linear_autoencoder(39, 32, 32) is None
+
+
+@slow
+def test_vidtok_has_a_first_frame_apart_if_it_is_causal():
+    module = newer("AutoencoderVidTok")(ch=8, ch_mult=[1] * 4, z_channels=4, num_res_blocks=1, is_causal=False)
+    encoder = DiffusersAutoencoder(module).linear_autoencoder(16, 16, 16).encoder
+    assert (encoder.time, encoder.first) == (4, None)
+    assert shared("vidtok").linear_autoencoder(5, 16, 16).encoder.first is not None
 
 
 class OneFrame(nn.Module):

@@ -23,6 +23,16 @@ def test_the_latent_of_a_causal_autoencoder():
     assert model.decode(latent).shape == (2, 3, 9, 32, 16)
 
 
+def test_no_first_frame_apart():
+    video = clips(40, frames=4, size=4)
+    model = LinearAutoencoder(2, 2, 24, first_frame_apart=False).fit([video])
+    assert model.encode(video).shape == (40, 24, 2, 2, 2)
+    torch.testing.assert_close(model(video), video, rtol=0, atol=1e-4)
+    assert {name.split(".")[1] for name in model.state_dict()} == {"rest"}
+    with pytest.raises(ValueError, match=r"`video` must be of 2 k frames, and of multiples of 2 pixels"):
+        model(video[:, :, :3])
+
+
 def test_all_components_reconstruct_exactly():
     video = clips(40, frames=2, size=4)
     model = LinearAutoencoder(1, 2, 12).fit([video])

@@ -203,15 +203,22 @@ def test_the_copy_for_checkpoints_has_no_teacher(saved):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ltx_video", "temporal_decoder"])
-def test_the_compression_of_published_classes(name):
+@pytest.mark.parametrize(
+    ("name", "time", "apart"),
+    [("ltx_video", 8, True), ("temporal_decoder", 1, True), ("mochi", 6, True), ("allegro", 4, False)],
+)
+def test_the_compression_of_published_classes(name, time, apart):
     model = adapter(name)
     config = student_config("tiny", model, CLIPS[name])
+    assert (config.time_compression, config.first_frame_apart) == (time, apart)
     student = StudentAutoencoder.of(model, name, load_model_or_run, config)
     frames, height, width = CLIPS[name]
-    x = torch.rand(1, 3, frames, height, width) * 2 - 1
-    assert student(x).video.shape == x.shape
+    for num_frames in (frames, model.covering_clip(frames + 1, height, width)[0]):
+        x = torch.rand(1, 3, num_frames, height, width) * 2 - 1
+        assert student(x).video.shape == x.shape
     assert student.latent_normalisation() == model.latent_normalisation()
+    linear = student.linear_autoencoder(*x.shape[2:])
+    assert linear.encode(x).shape == model.encode(x).mode().shape
 
 
 def test_the_settings_of_a_student(tmp_path):
@@ -236,9 +243,16 @@ def test_the_settings_of_a_student(tmp_path):
     model.linear_autoencoder = lambda *_: None
     with pytest.raises(ValueError, match="`teacher` must be an autoencoder that makes a latent frame of the first"):
         student_config("tiny", model, CLIP)
-    model.linear_autoencoder = lambda *_: LinearAutoencoder(6, 8, 12)  # Mochi's
-    with pytest.raises(ValueError, match=r"but got 6 x 8 x 8\. `telecine train --trainable.weights decoder`"):
+    model.linear_autoencoder = lambda *_: LinearAutoencoder(4, 12, 12)
+    with pytest.raises(ValueError, match=r"but got 4 x 12 x 12\. `telecine train --trainable.weights decoder`"):
         student_config("tiny", model, CLIP)
+    model.linear_autoencoder = lambda num_frames, *_: LinearAutoencoder(num_frames - 1, 8, 12)  # two latent frames
+    with pytest.raises(ValueError, match=r"in clips of any length, .* but got 4 x 8 x 8, then 8 x 8 x 8\."):
+        student_config("tiny", model, CLIP)
+    model.linear_autoencoder = lambda *_: LinearAutoencoder(6, 8, 12, first_frame_apart=False)
+    path.write_text("first_frame_apart: true\n")
+    with pytest.raises(ValueError, match=r"`first_frame_apart of .*` must be False, the teacher's, but got True"):
+        student_config(str(path), model, CLIP)
 
 
 def test_the_numbers_of_weights_in_the_docs():

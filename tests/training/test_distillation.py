@@ -17,6 +17,7 @@ from telecine.settings import DistillConfig
 from telecine.training.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
 
 from ..autoencoders.tiny_models import tiny_model
+from .test_trainer import tensors
 
 SETTINGS = """
 steps: 2
@@ -82,6 +83,27 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     assert (
         main(["reconstruct", "run", str(sample_videos()[0]), "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
+@pytest.mark.parametrize(("name", "frames"), [("mochi", 7), ("allegro", 8)])
+def test_teachers_with_other_rules_of_frames(folder, name, frames):
+    """Mochi has a latent frame of six frames, and Allegro none of the first frame alone. A resumed run is the same."""
+    tiny_model(name).save_pretrained(name)
+    command = ["distill", "--config", "distill.yaml", "--teacher", name, "--clips.num_frames", str(frames)]
+    command += ["--teacher_weight", "0.5", "--feature_weight", "0.1"]
+    for output, *steps in [("whole",), ("parts", "--steps", "1"), ("parts",)]:
+        assert main([*command, "--output_dir", output, *steps]) == 0
+    whole, parts = (Run(Path(output)).checkpoints.all()[-1][1] for output in ("whole", "parts"))
+    ours, theirs = tensors(whole), tensors(parts)
+    assert len(ours) == 6
+    assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
+    student, teacher = load_autoencoder(whole / "ema"), DiffusersAutoencoder.from_pretrained(name).eval()
+    video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
+    latent = teacher.encode(video).mode()
+    assert torch.equal(student.encode(video).mode(), latent)
+    assert torch.equal(student(video, sample_posterior=False).video, student.decode(latent))
 
 
 def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder):

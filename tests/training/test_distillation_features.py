@@ -14,7 +14,7 @@ from telecine.autoencoders.student import StudentAutoencoder, student_config
 from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
-from telecine.training.distillation import TeacherFeatures
+from telecine.training.distillation import TeacherFeatures, _pooled
 
 from ..autoencoders.tiny_models import tiny_model
 from .test_distillation import SETTINGS
@@ -86,6 +86,26 @@ def test_of_frames(folder):
     whole = term(latent=latent, decode=student.decode)
     student.enable_temporal_chunks(1)
     torch.testing.assert_close(term(latent=latent, decode=student.decode), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frames"), [("mochi", 3), ("allegro", 2), ("wan", 1)])
+def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, name, frames):
+    """Inside Mochi and Allegro, the first latent frame has as many frames as each other one."""
+    tiny_model(name).save_pretrained(name)
+    teacher = load_model_or_run(name)
+    config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
+    term = TeacherFeatures(name, config.channels)
+    features = [x.shape[2:] for x in term._features(torch.zeros(1, 4, 1, 4, 4), term.layers).values()]
+    assert features == [(1, 4, 4), (frames, 8, 8)], "not those with channels last"
+    assert term.levels == [0, 1]
+    assert term.apart == [True, frames == 1]
+
+
+def test_a_mean_over_frames():
+    video = torch.arange(12.0).view(1, 1, 12, 1, 1)
+    assert _pooled(video, (3, 1, 1), False).flatten().tolist() == [1.5, 5.5, 9.5]
+    assert _pooled(video[:, :, :9], (3, 1, 1), True).flatten().tolist() == [0, 2.5, 6.5]
 
 
 def test_errors(folder):

@@ -55,8 +55,9 @@ ARCHITECTURE = 2
 _LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
-def _sizes_of_patches(config: CausalVAEConfig) -> tuple[int, int, int, int]:
-    return config.time_compression, config.spatial_compression, config.latent_channels, config.in_channels
+def _maps_of(config: CausalVAEConfig) -> dict[str, Any]:
+    names = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
+    return {name: getattr(config, name) for name in names}
 
 
 class _Encoder(nn.Module):
@@ -64,8 +65,8 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
-        self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchEncoder(*_sizes_of_patches(config))
+        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.linear = PatchEncoder(**_maps_of(config))
         channels = config.channels
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
         layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
@@ -80,7 +81,7 @@ class _Encoder(nn.Module):
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
-        """Return mean and logvar, `(B, latent_channels, 1 + k, h, w)`; logvar is empty with a discrete bottleneck."""
+        """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck."""
         outputs = in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
@@ -91,8 +92,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
         super().__init__()
-        self.patch = (config.time_compression, config.patch_size)
-        self.linear = PatchDecoder(*_sizes_of_patches(config))
+        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.linear = PatchDecoder(**_maps_of(config))
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
+        """Return the video of a latent `(B, latent_channels, k, h, w)`."""
         residual = in_temporal_chunks(self.network, self.chunk_size, latent)
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
@@ -130,7 +131,7 @@ class _FlowDecoder(Decoder):
         """Return the predicted clean video.
 
         Args:
-            latent: `(B, latent_channels, 1 + k, h, w)`.
+            latent: `(B, latent_channels, k, h, w)`.
             noisy: The noisy video, of the shape of the result.
             level: `(B,)`, in (0, 1].
         """
@@ -183,7 +184,7 @@ class CausalAutoencoder(LatentAutoencoder):
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
-        """Return the video `(B, C, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
+        """Return the video `(B, C, T, s*h, s*w)` of a latent `(B, latent_channels, k, h, w)`, not clamped.
 
         A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
         the result; by default from that of `sampler`.
@@ -197,8 +198,9 @@ class CausalAutoencoder(LatentAutoencoder):
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
             return cast(Video, self._decoder_of(latent))
-        time, space = self.config.time_compression, self.config.spatial_compression
-        num_frames, height, width = 1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4]
+        space, first = self.config.spatial_compression, self.config.first_frame_apart
+        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
+        height, width = space * latent.shape[3], space * latent.shape[4]
         if noise is None:
             noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
         levels = self.sampler.levels(self.config.flow.shift_of(height, width))
@@ -227,7 +229,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        return LinearAutoencoder(*_sizes_of_patches(self.config), bottleneck=build_bottleneck(self.config))
+        return LinearAutoencoder(**_maps_of(self.config), bottleneck=build_bottleneck(self.config))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
@@ -254,7 +256,8 @@ class CausalVAE(CausalAutoencoder):
     Video `(B, C, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
     `s` the spatial compression. An image is a video of one frame. Latent frame `i` depends on input frames up to `t*i`,
     output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
-    a batch are independent.
+    a batch are independent. Without `first_frame_apart`, `t*k` frames have `k` latent frames, as Allegro's, and latent
+    frame `i` depends on input frames before `t*(i + 1)`, output frame `j` on latent frames up to `floor(j / t)`.
 
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
@@ -302,15 +305,16 @@ class CausalVAE(CausalAutoencoder):
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""
         time, space = self.config.time_compression, self.config.spatial_compression
-        check_multiple("num_frames", num_frames, step=time, offset=1)
+        check_multiple("num_frames", num_frames, step=time, offset=int(self.config.first_frame_apart))
         check_multiple("height", height, step=space)
         check_multiple("width", width, step=space)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
         time, space = self.config.time_compression, self.config.spatial_compression
+        first = self.config.first_frame_apart
         rows, columns = (space * -(-size // space) for size in (height, width))
-        return 1 + time * -(-(num_frames - 1) // time), rows, columns
+        return first + time * -(-(num_frames - first) // time), rows, columns
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""

@@ -25,16 +25,16 @@ def _repeat_first_frame(video: Video, count: int) -> Video:
     return torch.cat([video[:, :, :1].expand(-1, -1, count, -1, -1), video], dim=2)
 
 
-def fold(video: Video, time: int, space: int) -> Video:
-    """Move blocks of `time x space x space` values into channels; the first frame is repeated `time` times."""
-    padded = _repeat_first_frame(video, time - 1)
+def fold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
+    """Move blocks of `time x space x space` values into channels; a first frame that is apart is repeated for one."""
+    padded = _repeat_first_frame(video, time - 1 if first_frame_apart else 0)
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
 
-def unfold(video: Video, time: int, space: int) -> Video:
+def unfold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
     """Invert `fold`: move channels into blocks of `time x space x space`, and keep one copy of the first frame."""
     spread = rearrange(video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space)
-    return spread[:, :, time - 1 :]
+    return spread[:, :, time - 1 if first_frame_apart else 0 :]
 
 
 class CausalConv(nn.Module):

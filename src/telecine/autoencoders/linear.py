@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,67 +31,82 @@ ROWS_AT_ONCE = 2**14
 Patches = Float[Tensor, "batch frame row column value"]
 
 
-class PatchEncoder(nn.Module):
-    """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
+class _PatchMaps(nn.Module):
+    """Affine maps of patches: one of a first frame that is apart, and one of `time_compression` others."""
 
-    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
+    is_encoder: ClassVar[bool]
+
+    def __init__(
+        self,
+        time_compression: int,
+        spatial_compression: int,
+        latent_channels: int,
+        in_channels: int,
+        first_frame_apart: bool = True,
+    ) -> None:
         super().__init__()
         self.time = check_count("time_compression", time_compression)
         self.space = check_count("spatial_compression", spatial_compression)
         num_values = check_count("in_channels", in_channels) * self.space**2
-        self.first = nn.Linear(num_values, check_count("latent_channels", latent_channels))
-        self.rest = nn.Linear(num_values * self.time, latent_channels)
+        sizes = [(num_values * time, check_count("latent_channels", latent_channels)) for time in (1, self.time)]
+        first, rest = (nn.Linear(*each if self.is_encoder else reversed(each)) for each in sizes)
+        self.first, self.rest = first if first_frame_apart else None, rest
+
+    @property
+    def maps(self) -> list[nn.Linear]:
+        """The map of the first frame, if it is apart, and that of the others."""
+        return [self.rest] if self.first is None else [self.first, self.rest]
+
+    def split(self, x: Tensor) -> list[tuple[Tensor, int]]:
+        """Return the frames of a video or a latent `(B, C, T, H, W)` of each map, and the frames of its patches."""
+        return [(x, self.time)] if self.first is None else [(x[:, :, :1], 1), (x[:, :, 1:], self.time)]
 
     def accepts(self, num_frames: int, height: int, width: int) -> bool:
         """Return whether clips of this size consist of patches."""
-        return not ((num_frames - 1) % self.time or height % self.space or width % self.space)
+        return not ((num_frames - (self.first is not None)) % self.time or height % self.space or width % self.space)
 
-    def patches(self, video: Video) -> tuple[Patches, Patches]:
-        """Return the patches of the first frame and those of the others."""
+    def patches(self, video: Video) -> list[Patches]:
+        """Return the patches of a video of each map."""
         if not self.accepts(*video.shape[2:]):
-            contract = f"of 1 + {self.time} k frames, and of multiples of {self.space} pixels"
+            first = "" if self.first is None else "1 + "
+            contract = f"of {first}{self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
-        return _split_patches(video, self.time, self.space)
+        pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
+        return [rearrange(x, pattern, p=time, q=self.space, r=self.space) for x, time in self.split(video)]
+
+
+class PatchEncoder(_PatchMaps):
+    """From the patches of a video to their latent."""
+
+    is_encoder = True
 
     def forward(self, video: Video) -> Latent:
-        """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
+        """Return the latent `(B, C, k, H / space, W / space)`, of 1 + k frames if the first one is apart."""
         apply = F.linear if video.shape[1] != RGBA else partial(of_colours_and_alpha, F.linear, dim=-1)
-        pairs = zip((self.first, self.rest), self.patches(video), strict=True)
-        parts = [apply(x, layer.weight, layer.bias) for layer, x in pairs]
+        parts = [apply(x, each.weight, each.bias) for each, x in zip(self.maps, self.patches(video), strict=True)]
         return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
 
-def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:
-    """Return the patches of `space` pixels squared of the first frame, and those of `time` frames of the others."""
-    pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
-    first = rearrange(video[:, :, :1], pattern, p=1, q=space, r=space)
-    return first, rearrange(video[:, :, 1:], pattern, p=time, q=space, r=space)
+class PatchDecoder(_PatchMaps):
+    """The way back of `PatchEncoder`: from each latent position to its patch."""
 
-
-class PatchDecoder(nn.Module):
-    """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
-
-    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int, in_channels: int) -> None:
-        super().__init__()
-        self.time, self.space = time_compression, spatial_compression
-        num_values = in_channels * self.space**2
-        self.first = nn.Linear(latent_channels, num_values)
-        self.rest = nn.Linear(latent_channels, num_values * self.time)
+    is_encoder = False
 
     def forward(self, latent: Latent) -> Video:
         """Return the video of a latent."""
-        first, rest = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
-        pattern = "b t h w (c p q r) -> b c (t p) (h q) (w r)"
-        parts = ((self.first(first), 1), (self.rest(rest), self.time))
-        return torch.cat([rearrange(x, pattern, p=time, q=self.space, r=self.space) for x, time in parts], dim=2)
+        pattern, parts = "b t h w (c p q r) -> b c (t p) (h q) (w r)", []
+        for each, (z, time) in zip(self.maps, self.split(latent), strict=True):
+            x = each(rearrange(z, "b c t h w -> b t h w c"))
+            parts.append(rearrange(x, pattern, p=time, q=self.space, r=self.space))
+        return torch.cat(parts, dim=2)
 
 
 class LinearAutoencoder(nn.Module):
     """A linear autoencoder with the latent of a causal video autoencoder.
 
-    The first frame is coded alone, then every `time_compression` frames together, each patch by `latent_channels`
-    values. After `fit` these are its first principal components, scaled to unit variance: no linear map of patches has
-    a smaller mean squared error (Pearson, 1901). A worse autoencoder has learned less than a matrix.
+    The first frame is coded alone, if it is apart, then every `time_compression` frames together, each patch by
+    `latent_channels` values. After `fit` these are its first principal components, scaled to unit variance: no linear
+    map of patches has a smaller mean squared error (Pearson, 1901). A worse autoencoder has learned less than a matrix.
 
     Args:
         time_compression: Frames per latent frame.
@@ -99,6 +114,7 @@ class LinearAutoencoder(nn.Module):
         latent_channels: Channels of the latent.
         in_channels: Channels of the video.
         bottleneck: Quantizes the components if the latent is discrete; the decoder is the best linear map of the codes.
+        first_frame_apart: Whether the first frame has a latent frame of its own.
 
     Raises:
         ValueError: If an argument is not a positive int.
@@ -111,9 +127,10 @@ class LinearAutoencoder(nn.Module):
         latent_channels: int,
         in_channels: int = 3,
         bottleneck: Bottleneck | None = None,
+        first_frame_apart: bool = True,
     ) -> None:
         super().__init__()
-        sizes = time_compression, spatial_compression, latent_channels, in_channels
+        sizes = time_compression, spatial_compression, latent_channels, in_channels, first_frame_apart
         self.encoder, self.decoder = PatchEncoder(*sizes), PatchDecoder(*sizes)
         self.bottleneck = None if bottleneck is None else bottleneck.eval()  # no losses
 
@@ -121,22 +138,22 @@ class LinearAutoencoder(nn.Module):
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
 
         Args:
-            clips: Each `(B, C, T, H, W)` of 1 + k * `time_compression` frames, read one by one; of each at most 2^18
+            clips: Each `(B, C, T, H, W)` of the frames that the encoder accepts, read one by one; of each at most 2^18
                 values are kept, 1 MB. Without a clip of several frames, only the map of the first frame is set.
 
         Raises:
             ValueError: If there is no clip.
         """
         generator = torch.Generator().manual_seed(0)
-        kept: tuple[list[Tensor], list[Tensor]] = ([], [])
+        kept: list[list[Tensor]] = [[] for _ in self.encoder.maps]
         for clip in clips:
             for rows, patches in zip(kept, self.encoder.patches(clip), strict=True):
                 rows.append(_random_rows(patches.flatten(0, -2), generator))
         if not kept[0]:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
-        self._fit_maps(self.encoder.first, self.decoder.first, torch.cat(kept[0]))
-        if any(map(len, kept[1])):
-            self._fit_maps(self.encoder.rest, self.decoder.rest, torch.cat(kept[1]))
+        for encoder, decoder, rows in zip(self.encoder.maps, self.decoder.maps, kept, strict=True):
+            if any(map(len, rows)):
+                self._fit_maps(encoder, decoder, torch.cat(rows))
         return self
 
     @torch.no_grad()
@@ -151,7 +168,7 @@ class LinearAutoencoder(nn.Module):
         _set_to_least_squares(decoder, sums)
 
     def encode(self, video: Video) -> Latent:
-        """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
+        """Return the latent, see `PatchEncoder`."""
         latent: Latent = self.encoder(video)
         return latent if self.bottleneck is None else self.bottleneck.quantize(latent)
 
@@ -184,13 +201,12 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and videos."""
-    layers = (decoder.first, decoder.rest)
+    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, k, h, w)` and videos."""
+    layers = decoder.maps
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
     for latent, video in pairs:
-        parts = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
-        for total, z, patches in zip(sums, parts, _split_patches(video, decoder.time, decoder.space), strict=True):
-            total += _normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
+        for total, (z, _), patches in zip(sums, decoder.split(latent), decoder.patches(video), strict=True):
+            total += _normal_equations(rearrange(z, "b c t h w -> (b t h w) c"), patches.flatten(0, -2))
     for layer, total in zip(layers, sums, strict=True):
         if total[0, 0] > 0:  # else there is no clip of several frames
             _set_to_least_squares(layer, total)

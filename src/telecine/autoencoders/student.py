@@ -41,8 +41,6 @@ from telecine.settings.validate import validate
 SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
 LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
-# The settings that a teacher decides.
-COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
@@ -255,14 +253,21 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
     linear = teacher.linear_autoencoder(*clip)
-    compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
-    if linear is None or any(factor & (factor - 1) for factor in compression):
-        got = "{0} x {1} x {1}".format(*compression) if compression else "another one"
-        contract = "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others"
-        contract += ", with positions of 1, 2, 4, ... pixels squared"
+    # An image does not show the frames of a latent frame. Other clips have to show what clips of twice the length show.
+    longer = linear if clip[0] == 1 else teacher.linear_autoencoder(*teacher.covering_clip(2 * clip[0] - 1, *clip[1:]))
+    found = [f"{each.encoder.time} x {each.encoder.space} x {each.encoder.space}" for each in (linear, longer) if each]
+    if linear is None or found[1:] != found[:1] or linear.encoder.space & (linear.encoder.space - 1):
+        got = ", then ".join(dict.fromkeys(found)) or "another one"
+        contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
+        contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    channels = linear.encoder.first.out_features, teacher.in_channels
-    return dict(zip(COMPRESSION, (*compression, *channels), strict=True))
+    return {
+        "time_compression": linear.encoder.time,
+        "spatial_compression": linear.encoder.space,
+        "latent_channels": linear.encoder.rest.out_features,
+        "in_channels": teacher.in_channels,
+        "first_frame_apart": linear.encoder.first is not None,
+    }
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

@@ -68,14 +68,15 @@ class FlowConfig(Settings):
 
 @dataclass(frozen=True)
 class CausalVAEConfig(Settings):
-    """Settings of `CausalVAE`. Factors and multipliers are powers of two.
+    """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two.
 
     Raises:
         ValueError: A setting is invalid; the message contains a valid value.
     """
 
-    time_compression: _PowerOf2 = 4
-    """Frames per latent frame, a power of two. The first frame has its own latent frame: 1 + 4k frames become 1 + k."""
+    time_compression: Count = 4
+    """Frames per latent frame. The first frame has its own latent frame, see `first_frame_apart`: 1 + 4k frames become
+    1 + k."""
     spatial_compression: _PowerOf2 = 8
     """Pixels per latent position along height and along width, a power of two."""
     latent_channels: Count = 16
@@ -111,6 +112,9 @@ class CausalVAEConfig(Settings):
     a latent that is cut to one of these numbers."""
     in_channels: Count = 3
     """Channels of the video, see `clips.channels`."""
+    first_frame_apart: bool = True
+    """Whether the first frame has a latent frame of its own, so that an image is a clip. Without, 4k frames become k,
+    as Allegro's."""
     decoder: Literal["direct", "flow"] = "direct"
     """The decoder: a function of the latent ("direct"), or one that generates by removing noise from a noisy video, in
     one step or in several ("flow")."""
@@ -195,6 +199,7 @@ class CausalVAEConfig(Settings):
         left_out = {"in_channels"} if self.in_channels == 3 else set()
         left_out |= {"decoder", "flow"} if self.decoder == "direct" else set()
         left_out |= set() if self.nested_channels else {"nested_channels"}
+        left_out |= {"first_frame_apart"} if self.first_frame_apart else set()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def halvings(self) -> Iterator[tuple[int, int]]:

@@ -97,6 +97,8 @@ class TeacherFeatures(nn.Module):
         model = self.teacher.module
         latent = model.encode(torch.zeros(1, model.in_channels, *model.covering_clip(1, 1, 1))).mode()[:, :, :1]
         found = self._features(latent, [name for name, _ in _decoder_of(model).named_modules() if name])
+        # In layers whose channels are last, as some of Mochi's, the last two sizes differ.
+        found = {name: x for name, x in found.items() if x.shape[-1] == x.shape[-2]}
         scales = {name: x.shape[-1] // latent.shape[-1] for name, x in found.items()}
         last = {scale: name for name, scale in scales.items()}
         self.layers = list(layers) or [last[2**level] for level in range(len(channels)) if 2**level in last]
@@ -104,6 +106,8 @@ class TeacherFeatures(nn.Module):
             if name not in found:
                 remedy = nearest(name, found) or f"Its last ones are {', '.join([*found][-3:])}."
                 raise argument_error("feature_layers", "layers that the teacher's decoder calls", repr(name), remedy)
+        # A layer with several frames for the first latent frame has as many for each.
+        self.apart = [found[name].shape[2] == 1 for name in self.layers]
         self.levels = [min(max(scales[name], 1).bit_length(), len(channels)) - 1 for name in self.layers]
         sizes = zip((channels[-1 - level] for level in self.levels), self.layers, strict=True)
         self.projections = nn.ModuleList(nn.Conv3d(width, found[name].shape[1], 1) for width, name in sizes)
@@ -120,9 +124,9 @@ class TeacherFeatures(nn.Module):
             decode(latent)
         of_teacher = self._features(latent, self.layers)
         errors = []
-        for name, level, projection in zip(self.layers, self.levels, self.projections, strict=True):
+        for name, level, apart, projection in zip(self.layers, self.levels, self.apart, self.projections, strict=True):
             x = at_least_float32(projection(torch.cat(of_student[ends[level]], dim=2)))
-            y = at_least_float32(_pooled(of_teacher[name], x.shape[2:]))
+            y = at_least_float32(_pooled(of_teacher[name], x.shape[2:], apart))
             variance = y.var((0, 2, 3, 4), correction=0).mean().clamp_min(1e-6)
             errors.append(weighted_mean((x - y).square() / variance, weight))
         return torch.stack(errors).mean()
@@ -161,9 +165,10 @@ def _recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, lis
             hook.remove()
 
 
-def _pooled(video: Tensor, size: Sequence[int]) -> Tensor:
-    """Return `(B, c, T, H, W)` averaged to a size `(t, h, w)`, the first frame apart."""
-    parts = ((video[:, :, :1], 1), (video[:, :, 1:], size[0] - 1))
+def _pooled(video: Tensor, size: Sequence[int], first_apart: bool) -> Tensor:
+    """Return `(B, c, T, H, W)` averaged to a size `(t, h, w)`, with the first frame apart or not."""
+    first = int(first_apart)
+    parts = ((video[:, :, :first], first), (video[:, :, first:], size[0] - first))
     return torch.cat([F.adaptive_avg_pool3d(x, (frames, size[1], size[2])) for x, frames in parts if frames], dim=2)
 
 

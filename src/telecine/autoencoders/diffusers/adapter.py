@@ -99,15 +99,18 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
 
-        None if the frames after the first, or the pixels, do not divide evenly over the positions of the latent.
+        None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
         """
         _, side, _ = self.sizes.smallest
         encode, size = Probe(self.module, self.family.encode_mode, self.in_channels), (num_frames, side, side)
         _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
-        following = max(latent_frames - 1, 1)
-        if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
+        apart = self.family.first_frame_apart
+        first = apart if isinstance(apart, bool) else bool(getattr(self.module, apart))
+        following, others = max(latent_frames - first, 1), num_frames - first
+        if side % rows or others % following or (others > 0) != (latent_frames > first):
             return None
-        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels, self.in_channels)
+        sizes = max(others // following, 1), side // rows, channels, self.in_channels
+        return LinearAutoencoder(*sizes, first_frame_apart=first)
 
     def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
         """Return this model for other channels; its configuration has their number. See `change_channels`."""

@@ -66,6 +66,8 @@ class Family:
     """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None
     """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
+    first_frame_apart: bool | str = True
+    """Whether a latent frame belongs to the first frame alone, or the model's attribute that says so."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
@@ -311,7 +313,7 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
 # Classes that need more than their own `encode` and `decode`.
 FAMILIES = {
-    "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
+    "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro, first_frame_apart=False),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
@@ -321,7 +323,7 @@ FAMILIES = {
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),
-    "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
+    "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips, first_frame_apart="is_causal"),
 }
 
 
