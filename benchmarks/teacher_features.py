@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LPIPS 0.04": {"objective.perceptual_weight": 0.04},
     "teacher's video 0.1": {"teacher_weight": 0.1},
 }
-DEFAULT = ["linear start", "video alone", "features 0.003", "features 0.03", "LPIPS 0.01"]
+DEFAULT = ["linear start", "video alone", "features 0.003", "features 0.03", "LPIPS 0.01", "teacher's video 0.1"]
 METRICS = {
     "psnr": "PSNR",
     "psnr_teacher": "PSNR to the teacher",
