@@ -35,25 +35,22 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_is_0_for_the_teacher_itself_and_at_least_1_without_knowledge(folder):
-    """A student like the teacher, with projections that are the identity; and with projections to 0."""
-    term, student = TeacherFeatures("vae", CONFIG.channels, ["network.1", "network.3"]), load_model_or_run("vae")
-    assert term.levels == [0, 1]
+def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(folder):
+    """A student like the teacher, with projections that standardise its features; and with projections to 0."""
+    term, student = TeacherFeatures("vae", CONFIG.channels), load_model_or_run("vae")
+    assert (term.levels, term.layers) == ([0, 1], ["network.1", "network.3"])
     assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
     latent = torch.randn(2, 4, 3, 4, 4)
     with torch.no_grad():
-        for projection in term.projections:
-            torch.nn.init.dirac_(projection.weight)
-            projection.bias.zero_()
-        assert term(latent=latent, decode=student.decode) == 0
-        features = []
-        for index in (1, 3):
-            student.decoder.network[index].register_forward_hook(lambda *args: features.append(args[2]))
-            term.projections[index // 2].weight.zero_()
+        for x, projection in zip(term._features(latent, term.layers).values(), term.projections, strict=True):
+            std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
+            projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
+            projection.bias.copy_(-mean / std)
+        assert term(latent=latent, decode=student.decode) == pytest.approx(0.0, abs=1e-9)
+        for weight in term.projections.parameters():
+            weight.zero_()
         found = term(latent=latent, decode=student.decode)
-        mean_squares = [x.square().mean() / x.var((0, 2, 3, 4), correction=0).mean() for x in features]
-        assert found == pytest.approx(float(torch.stack(mean_squares).mean()), rel=1e-4)
-        assert found >= 1
+        assert found == pytest.approx(1.0, rel=1e-4)
         halved = term(latent=latent, decode=student.decode, weight=torch.tensor([0.5, 0.5]))
         assert halved == pytest.approx(float(found) / 2, rel=1e-4)
 

@@ -51,13 +51,14 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
+# The settings of the linear maps, which a student has from its teacher.
+COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
 # Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
 _LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
 
 
 def _maps_of(config: CausalVAEConfig) -> dict[str, Any]:
-    names = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in COMPRESSION}
 
 
 class _Encoder(nn.Module):
@@ -256,8 +257,7 @@ class CausalVAE(CausalAutoencoder):
     Video `(B, C, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
     `s` the spatial compression. An image is a video of one frame. Latent frame `i` depends on input frames up to `t*i`,
     output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
-    a batch are independent. Without `first_frame_apart`, `t*k` frames have `k` latent frames, as Allegro's, and latent
-    frame `i` depends on input frames before `t*(i + 1)`, output frame `j` on latent frames up to `floor(j / t)`.
+    a batch are independent. Without `first_frame_apart`, each of `k` latent frames belongs to `t` of `t*k` frames.
 
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and

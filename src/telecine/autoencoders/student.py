@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import CausalAutoencoder, build_decoder
+from telecine.autoencoders.causal import COMPRESSION, CausalAutoencoder, build_decoder
 from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -261,13 +261,9 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
         contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
         contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    return {
-        "time_compression": linear.encoder.time,
-        "spatial_compression": linear.encoder.space,
-        "latent_channels": linear.encoder.rest.out_features,
-        "in_channels": teacher.in_channels,
-        "first_frame_apart": linear.encoder.first is not None,
-    }
+    maps = linear.encoder
+    values = maps.time, maps.space, maps.rest.out_features, teacher.in_channels, maps.first is not None
+    return dict(zip(COMPRESSION, values, strict=True))
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

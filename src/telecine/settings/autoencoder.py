@@ -113,8 +113,7 @@ class CausalVAEConfig(Settings):
     in_channels: Count = 3
     """Channels of the video, see `clips.channels`."""
     first_frame_apart: bool = True
-    """Whether the first frame has a latent frame of its own, so that an image is a clip. Without, 4k frames become k,
-    as Allegro's."""
+    """Whether the first frame has a latent frame of its own. Without, 4k frames become k, and no clip is an image."""
     decoder: Literal["direct", "flow"] = "direct"
     """The decoder: a function of the latent ("direct"), or one that generates by removing noise from a noisy video, in
     one step or in several ("flow")."""

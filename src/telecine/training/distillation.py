@@ -78,14 +78,14 @@ class TeacherFeatures(nn.Module):
     """The squared error of a student's features against a frozen teacher's inside the decoder (arXiv:2508.09136).
 
     A trained projection maps the student's features at the end of each of its resolutions to the channels of a layer of
-    the teacher, whose features are averaged over the frames of a latent frame. The error is in units of their variance,
-    and the mean over these layers. Without knowledge of the video it is at least 1. An update decodes once more.
+    the teacher, whose features are averaged over the frames of a latent frame, and standardised for each channel over
+    the batch. The term is the mean over layers, and 1 without knowledge of the video. An update decodes once more.
 
     Args:
         teacher: A model or a run.
         channels: Channels of the student's levels, see `CausalVAEConfig.channels`.
         layers: Layers of the teacher's decoder by name; by default the last one of each height and width that the
-            student has, too.
+            student has, too; of a decoder of telecine, its last residual block.
 
     Raises:
         ValueError: The teacher's decoder does not call such a layer, or no layer of such a size.
@@ -100,7 +100,8 @@ class TeacherFeatures(nn.Module):
         # In layers whose channels are last, as some of Mochi's, the last two sizes differ.
         found = {name: x for name, x in found.items() if x.shape[-1] == x.shape[-2]}
         scales = {name: x.shape[-1] // latent.shape[-1] for name, x in found.items()}
-        last = {scale: name for name, scale in scales.items()}
+        ends = [f"network.{end}" for end in _ends(model)] if isinstance(model, CausalAutoencoder) else [*found]
+        last = {scales[name]: name for name in ends}
         self.layers = list(layers) or [last[2**level] for level in range(len(channels)) if 2**level in last]
         for name in self.layers or ["none of the student's sizes"]:
             if name not in found:
@@ -118,17 +119,15 @@ class TeacherFeatures(nn.Module):
         if not isinstance(student, CausalAutoencoder):
             remedy = "Use the term in `telecine distill`."
             raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
-        following = enumerate(layer for _, layer in pairwise(student.decoder.network))
-        ends = [str(at) for at, layer in following if isinstance(layer, (Upsample, ChannelNorm))]
-        with _recorded(student.decoder.network, ends) as of_student:
+        with _recorded(student.decoder.network, ends := _ends(student)) as of_student:
             decode(latent)
         of_teacher = self._features(latent, self.layers)
         errors = []
         for name, level, apart, projection in zip(self.layers, self.levels, self.apart, self.projections, strict=True):
             x = at_least_float32(projection(torch.cat(of_student[ends[level]], dim=2)))
             y = at_least_float32(_pooled(of_teacher[name], x.shape[2:], apart))
-            variance = y.var((0, 2, 3, 4), correction=0).mean().clamp_min(1e-6)
-            errors.append(weighted_mean((x - y).square() / variance, weight))
+            std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
+            errors.append(weighted_mean((x - (y - mean) / std.clamp_min(1e-3)).square(), weight))
         return torch.stack(errors).mean()
 
     @torch.no_grad()
@@ -142,6 +141,12 @@ class TeacherFeatures(nn.Module):
         clips = {name: torch.cat(parts, dim=2) if parts[0].ndim == 5 else parts[0] for name, parts in found.items()}
         frames = {name: x.unflatten(0, (len(latent), -1)).transpose(1, 2) for name, x in clips.items() if x.ndim == 4}
         return clips | frames
+
+
+def _ends(model: CausalAutoencoder) -> list[str]:
+    """Return the names of the last layer of each resolution in the decoder's network."""
+    following = enumerate(layer for _, layer in pairwise(model.decoder.network))
+    return [str(at) for at, layer in following if isinstance(layer, (Upsample, ChannelNorm))]
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:
