@@ -41,7 +41,7 @@ STUDENT = {"base_channels": 32, "blocks_per_level": 1}
 # The settings of the demo, without a GAN and without LPIPS.
 COMMON = {
     "teacher": "tiny",
-    "steps": 600,
+    "steps": 400,
     "val_clips": 1,
     "latent_clips": 1,
     "trackers": [],
@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LPIPS 0.04": {"objective.perceptual_weight": 0.04},
     "teacher's video 0.1": {"teacher_weight": 0.1},
 }
-DEFAULT = ["video alone", "features 0.01", "LPIPS 0.01", "teacher's video 0.1"]
+DEFAULT = ["video alone", "features 0.01", "LPIPS 0.01", "features 0.001"]
 METRICS = {
     "psnr": "PSNR",
     "psnr_teacher": "PSNR to the teacher",
