@@ -245,6 +245,7 @@ def test_the_page_has_every_text():
         assert VALUES[protocol.values] in PAGE
 
 
+@pytest.mark.slow
 def test_the_command_for_ucf101(model_folder, tiny_model, fake_i3d, tmp_path, monkeypatch, capsys):
     """One clip of each video, by a model that takes 4k + 1 frames. Without the I3D, an error, or the rest."""
     page = re.search(r"```\ntelecine (.*--protocol ucf101.*)\n```", PAGE).group(1).split()

@@ -71,7 +71,7 @@ class PublishedProtocol:
     """The values that are measured, a key of `VALUES`."""
     metrics: tuple[str, ...]
     needs_features: bool = False
-    """Whether the figure is the Frechet distance: `features` must be given, or "none". No figure depends on it."""
+    """Whether `features` must be given, or "none". It decides about an error, and not about a figure."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
