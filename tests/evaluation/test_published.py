@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
@@ -257,9 +258,12 @@ def test_the_command_for_ucf101(model_folder, tiny_model, fake_i3d, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model_folder, "runs/small")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")
-    Path("ucf101_train").mkdir()
-    for seed in range(6):
-        write_video(Path(f"ucf101_train/v_{seed}.mp4"), waves(14 + 3 * seed, 40, 56, seed), fps=25, crf=4)
+    names = [f"Class{seed // 3}/v_{seed}.mp4" for seed in range(6)]
+    for seed, name in enumerate(names):
+        write_video(Path("UCF-101", name), waves(14 + 3 * seed, 40, 56, seed), fps=25, crf=4)
+    Path("trainlist01.txt").write_text("".join(f"{name} {seed // 3 + 1}\r\n" for seed, name in enumerate(names)))
+    links = re.search(r"```\n(mkdir ucf101_train\n.*?)```", PAGE, flags=re.DOTALL).group(1)
+    subprocess.run(["bash", "-e", "-c", links], check=True)
 
     option = page.index("--features")
     without = page[:option] + page[option + 2 :]
