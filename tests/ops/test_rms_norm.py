@@ -49,7 +49,7 @@ def test_half_precision_keeps_its_type_and_is_computed_in_float32():
 
 
 def test_the_input_alone_is_kept():
-    """The output, which the next layer keeps, is no copy of it; the formula itself keeps another tensor of this size."""
+    """The output, which the next layer keeps, is no copy of it; the formula keeps another tensor of its size."""
     x, weight = leaves(1, 8, 4, 4, 4)
     sizes = {}
     for function in (rms_norm, plain):
