@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
+from telecine.ops.rms_norm import rms_norm
 from telecine.settings.parse import read_package_yaml
 
 DiffusersModel: TypeAlias = Any
@@ -310,6 +311,14 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return len(args) > 1 or kwargs.get("feat_cache") is not None
 
 
+def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
+    """Return what a norm's own `forward` does, which runs where nothing is trained, or code is compiled."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        return type(norm).forward(norm, x)
+    y = rms_norm(x, norm.scale * norm.gamma)
+    return y + norm.bias if isinstance(norm.bias, Tensor) else y
+
+
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
 # Classes that need more than their own `encode` and `decode`.
 FAMILIES = {
@@ -328,7 +337,10 @@ FAMILIES = {
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
-    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips."""
+    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
+    for norm in module.modules():
+        if type(norm).__name__ in CLASSES["rms_norm"] and norm.channel_first:
+            norm.forward = partial(_normalise, norm)
     for resample in module.modules():  # of Wan and QwenImage
         mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
         if mode == "downsample3d":
