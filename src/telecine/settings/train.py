@@ -309,7 +309,7 @@ class DistillConfig(TrainConfig):
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
     feature_weight: float = 0.0
     """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
-    trained projections, in units of their variance. An update then decodes twice."""
+    trained projections, each channel in units of its variance. An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()
     """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
     the last one of each height and width that the student has inside, too."""
