@@ -25,9 +25,10 @@ from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.yaml_files import read_yaml
 from telecine.data import clip_loader
 from telecine.settings import DistillConfig, TrainConfig
-from telecine.settings.parse import read_config, read_yaml
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import find_recipe
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -98,7 +99,8 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
+        groups = config.objective, config.optimizer, config.steps
+        self.diagnostics = Diagnostics(files, *groups, console=Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

@@ -14,8 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write, open_regular
 
-# Before the number of a frame, the name of its logged gradient.
-FRAME_GRADIENT = "train/frame_gradient_"
+_FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE, _MAX_BYTES = 2**20, 2**30
 _adapter: Any = cache(TypeAdapter)
@@ -160,9 +159,14 @@ def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: 
         raise argument_error(name, contract, got, remedy) from None
 
 
+def gradient_of_frame(frame: int) -> str:
+    """Return the name of the logged gradient of a frame."""
+    return f"{_FRAME_GRADIENT}{frame:03d}"
+
+
 def frame_of(name: str) -> int | None:
     """Return the frame of which a logged value is the gradient; None for other values."""
-    match = re.fullmatch(rf"{FRAME_GRADIENT}(\d{{1,9}})", name)
+    match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
     return int(match[1]) if match else None
 
 

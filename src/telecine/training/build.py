@@ -32,7 +32,14 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
-from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import load_discriminators
@@ -157,13 +164,14 @@ def build_state(
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
+    adaptive = config.objective.adaptive_weight
+    last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
         _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if is_sharded:
         shard(model)
-    state = new_state(config, accelerator, model, objective, last_layer)
+    state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -172,18 +180,19 @@ def build_state(
 
 
 def new_state(
-    config: TrainConfig,
+    settings: OptimizerConfig,
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
+    *,
+    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    settings, disc_optimizer = config.optimizer, None
-    decay = settings.weight_decay
+    disc_optimizer, decay = None, settings.weight_decay
     fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
     kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
@@ -198,7 +207,7 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=config.seed,
+        seed=seed,
     )
 
 
@@ -214,13 +223,12 @@ def _adamw_8bit(device: torch.device) -> Any:
 
 
 def last_layer_of(
-    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
+    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, temporal_chunk: int | None, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
     """
-    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -228,6 +236,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    if not is_sharded and config.temporal_chunk is None:
+    if not is_sharded and temporal_chunk is None:
         return weight
     return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

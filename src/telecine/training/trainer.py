@@ -208,7 +208,9 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
+            config, rollbacks = self.config, self.state.rollbacks
+            groups = config.objective, config.optimizer, config.steps
+            self.diagnostics = Diagnostics(self.files, *groups, console=self.console, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
