@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from telecine.__main__ import main
-from telecine.settings.parse import MAX_BYTES, _line_of, _parse_value, read_yaml
+from telecine.base.yaml_files import MAX_BYTES, line_of, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
 BAD = {
@@ -78,8 +78,8 @@ def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
     ],
 )
 def test_plain_values_are_those_of_yaml_1_2(text, value):
-    assert _parse_value(text) == value
-    assert type(_parse_value(text)) is type(value)
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value)
 
 
 def test_the_line_of_a_setting(tmp_path):
@@ -87,6 +87,6 @@ def test_the_line_of_a_setting(tmp_path):
     path.write_text("steps: 3\nclips.height: 3\nclips:\n  width: 4\n  buckets:\n  - {num_frames: 5,\n     height: 4}\n")
     lines = {"steps": 1, "clips.height": 2, "clips": 3, "clips.width": 4, "clips.buckets.0.height": 7}
     lines |= {"clips.width.start": 4, "clips.buckets.0.width": 6, "clips.stride": None, "seed": None}
-    assert {name: _line_of(path, name) for name in lines} == lines
+    assert {name: line_of(path, name) for name in lines} == lines
     path.write_text("- [")
-    assert _line_of(path, "steps") is None
+    assert line_of(path, "steps") is None

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from telecine.base.yaml_files import read_yaml
 from telecine.data import sample_videos
-from telecine.settings.parse import read_yaml
 from telecine.settings.recipes import find_recipe
 from telecine.training import train
 

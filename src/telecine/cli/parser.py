@@ -10,8 +10,9 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from telecine import __version__
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
+from telecine.base.yaml_files import read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import merged, read_layer, read_package_yaml, settings_from
+from telecine.settings.parse import merged, read_layer, settings_from
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of

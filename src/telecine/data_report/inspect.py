@@ -18,6 +18,7 @@ from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.decode import open_video, read_clip
@@ -27,7 +28,6 @@ from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of
 from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
-from telecine.settings.parse import read_package_yaml
 from telecine.training.clips import Spans, find_spans
 
 BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import cast
 
 from telecine.base.files import write_json
+from telecine.base.yaml_files import read_package_yaml
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import render_page, short, write_page
 from telecine.report.plots import Plot, Series, as_curve
-from telecine.settings.parse import read_package_yaml
 
 _PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")

@@ -14,6 +14,7 @@ from torch import Tensor
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data import (
     Clip,
     DecodeError,
@@ -27,7 +28,6 @@ from telecine.data import (
 )
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.settings import EvaluateConfig, ProtocolName
-from telecine.settings.parse import read_package_yaml
 
 logger = logging.getLogger(__name__)
 

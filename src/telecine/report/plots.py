@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from telecine.base.yaml_files import read_package_yaml
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.run import ReportedRun, not_comparable
 from telecine.runs.history import frame_of
 from telecine.settings import ObjectiveConfig
-from telecine.settings.parse import read_package_yaml
 
 Points = list[tuple[int, float]]
 Columns = dict[str, Points]

@@ -10,8 +10,9 @@ import yaml
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
+from telecine.base.yaml_files import read_yaml
 from telecine.settings.group import Settings
-from telecine.settings.parse import flat_items, read_yaml
+from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
 ABSENT = "not set"
