@@ -40,14 +40,7 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
-from telecine.training.resume import (
-    check_same_clips,
-    check_same_data,
-    check_same_networks,
-    new_summary,
-    summary_before,
-    summary_until_now,
-)
+from telecine.training.resume import SavedSettings, new_summary, summary_before, summary_until_now
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.trackers import start_trackers
@@ -120,9 +113,10 @@ class Trainer:
         self.is_resumed = found is not None
         self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
-            check_same_networks(self.config, found)
+            saved = SavedSettings(found)
+            saved.check_networks(self.config)
             if not change_data:
-                check_same_data(self.config.data, found)
+                saved.check_data(self.config.data)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -171,7 +165,7 @@ class Trainer:
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
+        changes = self.before and SavedSettings(found).check_clips(self.config, self.before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
