@@ -12,7 +12,7 @@ from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
-from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse, program
+from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
@@ -26,9 +26,9 @@ def run(typed: Sequence[str]) -> None:
     name, words = typed[0], typed[1:]
     topics = [word.partition("=")[2] for word in words if word == "-h" or word.partition("=")[0] == "--help"]
     if topics:
-        print(help_of(name, topics[0], words), end="")
+        print(COMMANDS[name].help(topics[0], words), end="")
         return
-    arguments, files = parse(name, words)
+    arguments, files = COMMANDS[name].parse(words)
     escape_logs()
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     if files == ["demo"] and not any(word.startswith("--config") for word in words):

@@ -10,7 +10,7 @@ from telecine.base.checks import argument_error
 from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedValidation, read_validation
+from telecine.runs.run import RunSummary, SavedValidation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     check_are_runs([folder])
     run = Run(folder)
     run.check_files()
-    read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
+    read = [value_or_error(SavedValidation.read, path) for _, path in run.validation_folders()]
     video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,

@@ -85,6 +85,18 @@ class SavedValidation:
     clips: list[SavedClip]
     folder: Path  # of the videos
 
+    @classmethod
+    def read(cls, folder: Path) -> "SavedValidation":
+        """Return the validation whose clips are in a folder; raise a `ValueError` if their description is damaged."""
+        path = folder / _CLIPS_FILE
+        contract, remedy = "the description of a validation", f"Remove {folder}."
+        saved = as_dataclass(cls, {**read_json(path), "folder": folder}, str(path), contract, remedy)
+        for name in (clip.video for clip in saved.clips):  # the report copies these files
+            if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
+                got = f"the video {name!r}, which is not a file of its folder"
+                raise argument_error(str(path), contract, got, remedy)
+        return saved
+
 
 class Run:
     """The folder of a run, which need not exist. Making the object neither reads nor writes anything."""
@@ -217,14 +229,3 @@ def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
 def is_run_or_checkpoint(folder: Path) -> bool:
     """Return whether a folder is that of a run or of a checkpoint."""
     return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
-
-
-def read_validation(folder: Path) -> SavedValidation:
-    """Return the clips of the validation in a folder; raise a `ValueError` if their description is damaged."""
-    path = folder / _CLIPS_FILE
-    contract, remedy = "the description of a validation", f"Remove {folder}."
-    saved = as_dataclass(SavedValidation, {**read_json(path), "folder": folder}, str(path), contract, remedy)
-    for name in (clip.video for clip in saved.clips):  # the report copies these files
-        if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
-            raise argument_error(str(path), contract, f"the video {name!r}, which is not a file of its folder", remedy)
-    return saved

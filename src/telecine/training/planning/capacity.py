@@ -93,7 +93,7 @@ class _Plan:
             console.print(host, soft_wrap=True)
         console.print(self.speed, soft_wrap=True)
         if HOST_COPY not in update.held:
-            console.print(table_of_cards(update, is_half=self.is_half))
+            console.print(_table_of_cards(update, is_half=self.is_half))
         if update.peak > self.memory * USED_FRACTION:
             console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
         usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
@@ -338,7 +338,7 @@ def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, floa
     }
 
 
-def table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
+def _table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
     """Return a table of the least milliseconds of an update on each card, and of what bounds it."""
     title = f"{sum(plan.operators.values())} operators; least milliseconds of an update, an estimate from peak rates"
     table = Table("card", "launches", "arithmetic", "memory", "update", "bound by", title=title)
