@@ -220,7 +220,7 @@ def test_a_damaged_run_is_marked_beside_the_others(run, tmp_path, name, caplog):
     if name.startswith("side by side"):
         shutil.rmtree(run / "validation")
     page = write_report([other, run], tmp_path / "page.html")
-    (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.page")
+    (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.run")
     assert re.search(message, problem), problem
     assert len(problem) < 1000
     html = page.read_text()

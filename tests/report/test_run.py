@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from telecine.report.page import _best_and_worst
-from telecine.report.run import read_run, run_names
+from telecine.report.run import _run_names, read_run
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
 
@@ -72,11 +72,11 @@ class TestRunNames:
     )
     def test_are_unique(self, monkeypatch, folders, names):
         monkeypatch.setattr(Path, "resolve", lambda path: Path("/report") / path)
-        assert run_names([Path(folder) for folder in folders]) == names
+        assert _run_names([Path(folder) for folder in folders]) == names
 
     def test_the_same_run_twice_raises(self, tmp_path):
         with pytest.raises(ValueError, match="`runs` must be different folders"):
-            run_names([tmp_path, tmp_path / "." / ""])
+            _run_names([tmp_path, tmp_path / "." / ""])
 
 
 class TestBestAndWorst:

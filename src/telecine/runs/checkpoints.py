@@ -99,6 +99,26 @@ class Checkpoints:
             if step != best:
                 _delete(folder)
 
+    @staticmethod
+    def step_of(folder: Path) -> int:
+        """Return the step of a checkpoint from its folder's name."""
+        return int(folder.name.removeprefix("step-"))
+
+    @staticmethod
+    def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+        """Write the plain values of a checkpoint into its folder."""
+        (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+    @staticmethod
+    def read_state(folder: Path, names: set[str]) -> dict[str, Any]:
+        """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
+        state = read_json(folder / _STATE)
+        if missing := sorted(names - set(state)):
+            contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
+            remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
+            raise argument_error(str(folder / _STATE), contract, got, remedy)
+        return state
+
     def remove_unfinished(self) -> None:
         """Remove what interrupted writes and deletions of checkpoints have left."""
         for folder in self.folder.glob(".step-*"):
@@ -108,11 +128,6 @@ class Checkpoints:
 def step_name(step: int) -> str:
     """Return the name of a folder with what belongs to a step."""
     return f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """Return the step of a checkpoint from its folder's name."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -132,21 +147,6 @@ def find_checkpoint(path: Path) -> Path | None:
         return path
     found = Checkpoints(path).all()
     return found[-1][1] if found else None
-
-
-def write_checkpoint_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the plain values of a checkpoint into its folder."""
-    (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-
-
-def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
-    """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
-    state = read_json(folder / _STATE)
-    if missing := sorted(names - set(state)):
-        contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
-        remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
-        raise argument_error(str(folder / _STATE), contract, got, remedy)
-    return state
 
 
 def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:

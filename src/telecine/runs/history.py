@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field, TypeAdapter, ValidationError
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.files import atomic_write, open_regular
+from telecine.base.files import open_regular, write_text
 
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
@@ -81,8 +81,7 @@ class _JSONLines:
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Replace the file, atomically."""
-        text = "".join(json.dumps(value) + "\n" for value in values)
-        atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
     def cut(self, step: int) -> tuple[int, int]:
         """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""

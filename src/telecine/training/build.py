@@ -22,6 +22,7 @@ from telecine.autoencoders.load import (
     load_model_or_run,
     without_weights,
 )
+from telecine.autoencoders.pretrained import check_tensors
 from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
@@ -32,6 +33,7 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
+from telecine.runs import find_checkpoint
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -42,10 +44,12 @@ from telecine.settings import (
 )
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
-from telecine.training.tensor_files import load_discriminators
+from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trainable import select_trainable
 
 logger = logging.getLogger(__name__)
+# Where the state dict of the objective has the discriminators.
+_DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -128,6 +132,24 @@ def build_objective(
     )
 
 
+def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
+    """Copy the discriminators of another run, of its last checkpoint, into an objective."""
+    setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
+    if checkpoint is None:
+        raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
+    weights, found = (
+        {name: weight for name, weight in state.items() if name.startswith(_DISCRIMINATORS)}
+        for state in (objective.state_dict(), load_tensors(checkpoint / OBJECTIVE_FILE))
+    )
+    for run, each in (("this run", weights), (source, found)):
+        if not each:
+            remedy = "They are built only for `objective.adversarial_loss_weight`."
+            raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
+    remedy = "Use the `discriminator` settings and the size of the clips of that run."
+    check_tensors(weights, found, name=setting, contract="a run with the same discriminators", remedy=remedy)
+    objective.load_state_dict(found, strict=False)
+
+
 def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
     """Change the memory layout of discriminators and LPIPS in place; values change by rounding."""
     if loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward and device.type == "cpu":
@@ -158,7 +180,7 @@ def build_state(
     device, is_sharded = accelerator.device, config.sharding == "fsdp2"
     objective = build_objective(config.objective, config.discriminator, config.clips)
     if config.discriminator.init is not None and not is_resumed:
-        load_discriminators(objective, config.discriminator.init)
+        _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
     if config.channels_last:
         _to_channels_last(objective, device)

@@ -17,7 +17,6 @@ from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.pretrained import check_tensors
 from telecine.base.files import digest_of, flush
 from telecine.runs import Run
-from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
 from telecine.runs.settings import write_settings
 from telecine.settings import TrainConfig
 from telecine.training.distributed import on_every_process
@@ -170,11 +169,11 @@ class Checkpointer:
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        write_checkpoint_state(folder, saved)
+        self.run.checkpoints.write_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
-        saved = read_checkpoint_state(folder, {*self._saved_state(state)})
+        saved = self.run.checkpoints.read_state(folder, {*self._saved_state(state)})
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():

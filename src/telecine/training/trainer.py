@@ -23,7 +23,6 @@ from telecine.perceptual import LPIPS
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.report.page import write_report
 from telecine.runs import Run
-from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
 from telecine.runs.run import describe_copied
@@ -261,7 +260,7 @@ class Trainer:
             self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
-            to = None if found is None else step_of(found)
+            to = None if found is None else self.files.checkpoints.step_of(found)
             raise TrainingError(f"{error} {_remedy(self.config.optimizer, to, len(past))}") from error
         self.checkpointer.load(self.state, found)
         rollback = Rollback(step, self.state.step, error.value)
