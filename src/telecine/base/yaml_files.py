@@ -1,6 +1,6 @@
 """YAML of settings, tables and texts. Files may come from others: they are read with bounded time and memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib import resources
@@ -53,23 +53,21 @@ class _Document:
             raise argument_error(self.name, contract, f"more in line {line}", "Check the brackets.")
         inside = takewhile(lambda each: not isinstance(each, yaml.CollectionEndEvent), self._events)
         if isinstance(event, yaml.MappingStartEvent):
-            return dict(self._items(inside, f"{name}." if name else "", depth))
+            return self._group(inside, f"{name}." if name else "", depth)
         return [self._value(each, f"{name}.{index}", depth + 1) for index, each in enumerate(inside)]
 
-    def _items(self, keys: Iterable[yaml.Event], before: str, depth: int) -> Iterator[tuple[str, Any]]:
-        names = set[str]()
+    def _group(self, keys: Iterable[yaml.Event], before: str, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for key in keys:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarEvent) or key.tag is not None:
                 raise yaml.YAMLError(f"a name that is not plain text in line {line}")
-            if key.value in names:
+            if key.value in found:
                 raise yaml.YAMLError(f"`{key.value}` is given twice, again in line {line}")
-            names.add(key.value)
             self.lines[name := before + key.value] = line
-            value = self._value(next(self._events), name, depth + 1)
-            if isinstance(value, dict):
-                self.groups.add(name)
-            yield key.value, value
+            found[key.value] = value = self._value(next(self._events), name, depth + 1)
+            self.groups |= {name} if isinstance(value, dict) else set()
+        return found
 
 
 def _plain_value(text: str) -> Any:

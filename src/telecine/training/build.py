@@ -27,7 +27,7 @@ from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
-from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
+from telecine.discriminators.build import build_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
@@ -123,10 +123,10 @@ def build_objective(
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
-    videos = build_video_discriminators(discriminator, clips, factors, load=load)
+    image, videos = build_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
         **objective.arguments(),
-        discr_kwargs=build_image_discriminator(discriminator, clips) if has_adversarial else None,
+        discr_kwargs=image,
         discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
         multiscale_discr_kwargs=videos,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.runs.history import frame_of, gradient_of_frame
+from telecine.runs.history import gradient_of_frame
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
@@ -153,8 +153,3 @@ class ReconstructionGradient:
 def _frame_norms(gradient: Tensor) -> Tensor:
     """Return the 2-norm of each frame of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
     return torch.linalg.vector_norm(gradient.detach().float(), dim=(0, 1, 3, 4))
-
-
-def is_gradient_share(name: str) -> bool:
-    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
-    return name == ADVERSARIAL_SHARE or frame_of(name) is not None

@@ -17,9 +17,10 @@ from telecine.losses import mse
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
 from telecine.ops.ranks import average_over_ranks
+from telecine.runs.history import frame_of
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
-from telecine.training.logging import ReconstructionGradient, is_gradient_share
+from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
 from telecine.training.state import TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
@@ -198,13 +199,18 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
     # A gradient of 0 has no shares.
-    values = {name: value for name, value in values.items() if math.isfinite(value) or not is_gradient_share(name)}
+    values = {name: value for name, value in values.items() if math.isfinite(value) or not _is_gradient_share(name)}
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
             raise _divergence_error(name, values[name], step)
     values.pop("data", None)
     return values
+
+
+def _is_gradient_share(name: str) -> bool:
+    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
+    return name == ADVERSARIAL_SHARE or frame_of(name) is not None
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:
