@@ -3,8 +3,9 @@
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,17 @@ class RunSummary:
     data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
+
+    def after(self, before: "RunSummary | None") -> "RunSummary":
+        """Return the summary of a run that was resumed, with the time and the memory `before`."""
+        known = before or self
+        copied = self.copied or known.copied
+        return replace(self, seconds=known.seconds, peak_memory=known.peak_memory, copied=copied)
+
+    def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
+        """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
+        peak = None if peak_memory is None else max(peak_memory, self.peak_memory or 0)
+        return replace(self, seconds=round(self.seconds + time.monotonic() - start, 3), peak_memory=peak)
 
 
 @dataclass(frozen=True)

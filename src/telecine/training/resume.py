@@ -1,17 +1,13 @@
 """What a resumed run takes over, its time and memory, and what may change: settings and data are compared."""
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.devices import peak_memory
 from telecine.runs import Run
 from telecine.runs.run import RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
@@ -19,8 +15,6 @@ from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
-from telecine.training.clips import Clips, data_of
-from telecine.training.state import TrainState
 
 
 class SavedSettings:
@@ -122,21 +116,3 @@ def summary_before(run: Run, console: Console) -> RunSummary | None:
     except ValueError as damaged:
         console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
         return None
-
-
-def new_summary(
-    before: RunSummary | None, state: TrainState, clips: Clips, num_clips: int, copied: dict[str, tuple[int, int]]
-) -> RunSummary:
-    """Return the summary of a run, whose updates have `num_clips` clips, with the time and the memory `before`."""
-    new = RunSummary(
-        *state.sizes(), clips_per_update=num_clips, **data_of(clips), seconds=0.0, peak_memory=None, copied=copied
-    )
-    if before is None:
-        return new
-    return replace(new, seconds=before.seconds, peak_memory=before.peak_memory, copied=copied or before.copied)
-
-
-def summary_until_now(summary: RunSummary, start: float, device: torch.device) -> RunSummary:
-    """Return a summary with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
-    seconds, peak = round(summary.seconds + time.monotonic() - start, 3), peak_memory(device)
-    return replace(summary, seconds=seconds, peak_memory=None if peak is None else max(peak, summary.peak_memory or 0))

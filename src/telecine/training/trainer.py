@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
+from telecine.base.devices import peak_memory
 from telecine.base.files import mark_output
 from telecine.data import ClipBatchSampler, clip_loader
 from telecine.data.find import check_output
@@ -25,7 +26,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
-from telecine.runs.run import describe_copied
+from telecine.runs.run import RunSummary, describe_copied
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
@@ -39,7 +40,7 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
-from telecine.training.resume import SavedSettings, new_summary, summary_before, summary_until_now
+from telecine.training.resume import SavedSettings, summary_before
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.trackers import start_trackers
@@ -188,8 +189,9 @@ class Trainer:
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
-            clips = self.config.clips_per_step(self.accelerator.num_processes)
-            self.summary = new_summary(self.before, self.state, self.clips, clips, self.copied)
+            num_clips = self.config.clips_per_step(self.accelerator.num_processes)
+            known = {**data_of(self.clips), "seconds": 0.0, "peak_memory": None, "copied": self.copied}
+            self.summary = RunSummary(*self.state.sizes(), clips_per_update=num_clips, **known).after(self.before)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -343,7 +345,7 @@ class Trainer:
             self.files.history.append({"step": step, **record})
             self.accelerator.log(dict(record), step=step)
             self.diagnostics.check(step, record)
-            self.files.write_summary(summary_until_now(self.summary, self.start, self.accelerator.device))
+            self.files.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
         self.state.num_records += 1
 
     def validate(self, stop: StopRequest) -> None:

@@ -128,7 +128,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    time = _describe_speed(*_operations(config.objective, config.steps, update, without_penalty), measured, dtype)
+    time = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
     by_title = dict(zip(to_plan, plans, strict=False))
     usable = int(memory * USED_FRACTION)
     last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
@@ -259,27 +259,26 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
     return TrainingError(f"{text} {plan.describe_largest_part()} {again}")
 
 
-def _operations(
-    objective: ObjectiveConfig, num_steps: int, plan: UpdatePlan, without_penalty: UpdatePlan
-) -> tuple[float, float]:
-    """Return the mean operations of an update, and those of a run; discriminators count from their first step on.
+def _describe_speed(
+    objective: ObjectiveConfig,
+    num_steps: int,
+    plan: UpdatePlan,
+    without_penalty: UpdatePlan,
+    device: torch.device | None,
+    dtype: torch.dtype,
+) -> str:
+    """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
-    `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
+    `plan` is of an update with every term, `without_penalty` of one without the gradient penalty; discriminators count
+    from their first step on. Measuring takes about a second. Without a device there is no time.
     """
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
     mean = without + (flops - without) / objective.penalty.every
-    num_without = min(objective.gan.disc_train_start, num_steps)
-    return mean, num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
-
-
-def _describe_speed(mean: float, total: float, device: torch.device | None, dtype: torch.dtype) -> str:
-    """Return the operations of an update, and the time of a run at the measured speed of one layer on a device at hand.
-
-    Measuring takes about a second. Without a device there is no time.
-    """
     operations = f"{mean / 1e12:.3g} TFLOP an update."
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
+    num_without = min(objective.gan.disc_train_start, num_steps)
+    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")
