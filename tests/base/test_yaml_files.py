@@ -1,5 +1,6 @@
 """YAML from others is read in little time and memory, or refused in one line."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -64,6 +65,14 @@ def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
         ("1e-4", 1e-4),
         ("-3", -3),
         ("0x10", 16),
+        ("0xff", 255),
+        ("010", 10),
+        ("08", 8),
+        ("-.inf", -math.inf),
+        ("inf", "inf"),
+        ("face", "face"),
+        ("'5'", "5"),
+        ("a: 1\n---\nb: 2", "a: 1\n---\nb: 2"),
         ("1_000", "1_000"),
         (".5", 0.5),
         ("no", "no"),
