@@ -37,7 +37,7 @@ from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
 from telecine.evaluation.source import ModelSource, model_source, open_model
 from telecine.settings import ClipConfig, MeasuredClips
-from telecine.training.clips import find_spans
+from telecine.training.clips import Spans
 
 NUM_FITTED = 300
 _SIZE_OF_CLIPS = ("num_frames", "height", "width", "stride")
@@ -84,7 +84,7 @@ def controls(source: ModelSource, measured: MeasuredClips, config: ProbeConfig) 
     if not isinstance(model, CausalVAE):
         got = f"a {type(model).__name__}"
         raise argument_error("model", "telecine's own with `--controls`", got, "Leave out `--controls`.")
-    videos = ClipDataset(find_spans(measured.data, config.val_data, clips).train, clips)
+    videos = ClipDataset(Spans.find(measured.data, config.val_data, clips).train, clips)
     torch.manual_seed(0)
     linear, noise = Linear(model.config), Noise(model.config)
     fitted = model.linear_autoencoder(clips.num_frames, clips.height, clips.width)

@@ -78,7 +78,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
     _check_are_runs(folders)
     names = _run_names(folders)
-    read = [value_or_error(read_run, *each) for each in zip(folders, names, strict=True)]
+    read = [value_or_error(_read_run, *each) for each in zip(folders, names, strict=True)]
     reported = [each for each in read if isinstance(each, ReportedRun)]
     errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
     if not reported:
@@ -89,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     return reported, problems
 
 
-def read_run(folder: Path, name: str) -> ReportedRun:
+def _read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run's folder; raise a `ValueError` if a file is damaged. `problems` name damaged validations."""
     _check_are_runs([folder])
     run = Run(folder)

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from telecine.base.checks import argument_error, describe
-from telecine.runs import Run
 from telecine.runs.run import RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
@@ -47,7 +44,7 @@ class SavedSettings:
             raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
     def check_clips(self, config: Settings, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
-        """Return what has changed of the data since the summary `before`; `data` is that of `clips.data_of`.
+        """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
         Raise a `ValueError` for other held-out clips with the same settings: metrics would not compare.
         """
@@ -107,12 +104,3 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
         networks[f"{name} > 0"] = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
     return networks
-
-
-def summary_before(run: Run, console: Console) -> RunSummary | None:
-    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
-    try:
-        return run.summary()
-    except ValueError as damaged:
-        console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
-        return None

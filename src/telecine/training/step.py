@@ -185,15 +185,6 @@ def _lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
-    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
-    if num_steps >= config.warmup_steps:
-        return []
-    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
-    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
-    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
-
-
 def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))

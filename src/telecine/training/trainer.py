@@ -32,7 +32,7 @@ from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, data_of, read_next
+from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
@@ -40,9 +40,9 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
-from telecine.training.resume import SavedSettings, summary_before
+from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
-from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
+from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -73,7 +73,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
         self._print(*describe_processes(self.accelerator, sharding=config.sharding))
-        self._print(*describe_warmup(config.optimizer, config.steps))
+        self._print(*_describe_warmup(config.optimizer, config.steps))
         self.core_wait = CoreWait()
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
@@ -111,7 +111,7 @@ class Trainer:
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
         found = self._newest_intact()
         self.is_resumed = found is not None
-        self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
+        self.before = _summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
@@ -165,7 +165,7 @@ class Trainer:
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        changes = self.before and SavedSettings(found).check_clips(self.config, self.before, data_of(self.clips))
+        changes = self.before and SavedSettings(found).check_clips(self.config, self.before, self.clips.recorded())
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -190,7 +190,7 @@ class Trainer:
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             num_clips = self.config.clips_per_step(self.accelerator.num_processes)
-            known = {**data_of(self.clips), "seconds": 0.0, "peak_memory": None, "copied": self.copied}
+            known = {**self.clips.recorded(), "seconds": 0.0, "peak_memory": None, "copied": self.copied}
             self.summary = RunSummary(*self.state.sizes(), clips_per_update=num_clips, **known).after(self.before)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
@@ -430,3 +430,21 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
+
+
+def _describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
+    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
+    if num_steps >= config.warmup_steps:
+        return []
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
+    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
+    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
+
+
+def _summary_before(run: Run, console: Console) -> RunSummary | None:
+    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
+    try:
+        return run.summary()
+    except ValueError as damaged:
+        console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
+        return None
