@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, check_weight, describe
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
@@ -303,11 +303,11 @@ class DistillConfig(TrainConfig):
     with settings of `causal_vae`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: float = 1.0
+    latent_weight: Annotated[float, partial(check_positive, remedy="The latent would be another one.")] = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
-    teacher_weight: float = 0.0
+    teacher_weight: Annotated[float, check_weight] = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
-    feature_weight: float = 0.0
+    feature_weight: Annotated[float, check_weight] = 0.0
     """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
     trained projections, in units of their variance. An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()
