@@ -27,7 +27,7 @@ from telecine.report.plots import METRICS, metric_label, plots_of
 from telecine.report.run import ReportedRun, not_comparable, read_runs, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation, describe_copied
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation
 from telecine.runs.settings import read_saved_settings, side_by_side_settings
 
 _VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
@@ -268,7 +268,7 @@ def _describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str,
         **speed,
         **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
         "parameters": f"{_millions(summary.num_parameters)}{trained}",
-        **({"parameters from `init`": describe_copied(summary.copied)} if summary.copied else {}),
+        **({"parameters from `init`": summary.describe_copied(summary.copied)} if summary.copied else {}),
         "parameters of discriminators": _millions(summary.num_disc_parameters),
         "training data": f"{files}{skipped}, {summary.num_frames} frames",
         "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",

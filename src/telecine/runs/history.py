@@ -1,7 +1,6 @@
 """The lines that a run records while it trains: its logged values, and the warnings about them."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -172,14 +171,6 @@ def frame_of(name: str) -> int | None:
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     """Return those records that are of validations."""
     return [record for record in records if "val/psnr" in record]
-
-
-def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
-    name = f"val/{metric}"
-    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
-    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
-    return max(trained, key=lambda record: sign * record[name], default=None)
 
 
 def _is_number(value: object) -> bool:

@@ -1,5 +1,6 @@
 """The folder of a run."""
 
+import math
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from pydantic import Field, InstanceOf
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, is_checkpoint, step_folders, step_name
-from telecine.runs.history import Count, History, Warnings, as_dataclass, best_validation
+from telecine.runs.history import Count, History, Warnings, as_dataclass, validations
 from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
@@ -56,6 +57,12 @@ class RunSummary:
     data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
+
+    @staticmethod
+    def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
+        """Return `copied` in one line."""
+        known = {name: f"{some:,}" if some else "none" for name, (some, _) in copied.items()}
+        return ", ".join(f"{name} {known[name]} of {total:,}" for name, (_, total) in copied.items())
 
     def after(self, before: "RunSummary | None") -> "RunSummary":
         """Return the summary of a run that was resumed, with the time and the memory `before`."""
@@ -131,6 +138,11 @@ class Run:
         """Return whether the folder is that of a run, which may be damaged."""
         return os.path.lexists(self.history.path)
 
+    @staticmethod
+    def is_run_or_checkpoint(folder: Path) -> bool:
+        """Return whether a folder is that of a run or of a checkpoint."""
+        return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
+
     def check_files(self) -> None:
         """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
@@ -165,7 +177,7 @@ class Run:
         if metric is None:
             return None
         candidates = {saved for saved, _ in self.checkpoints.all()} | {step}  # others cannot be kept any more
-        best = best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
+        best = _best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
         return None if best is None else int(best["step"])
 
     def environment(self) -> dict[str, str]:
@@ -230,14 +242,9 @@ class Run:
             remove_partial(folder, before)
 
 
-def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
-    """Return `RunSummary.copied` in one line."""
-    texts = {
-        module: f"{some:,} of {total:,}" if some else f"none of {total:,}" for module, (some, total) in copied.items()
-    }
-    return ", ".join(f"{module} {text}" for module, text in texts.items())
-
-
-def is_run_or_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is that of a run or of a checkpoint."""
-    return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
+def _best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
+    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
+    name = f"val/{metric}"
+    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
+    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
+    return max(trained, key=lambda record: sign * record[name], default=None)

@@ -26,7 +26,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
-from telecine.runs.run import RunSummary, describe_copied
+from telecine.runs.run import RunSummary
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
@@ -161,7 +161,7 @@ class Trainer:
         if self.is_resumed or self.config.init is None:
             return {}
         copied = copy_from(self.config.init, model)
-        self._print(f"parameters from {self.config.init}: {describe_copied(copied)}")
+        self._print(f"parameters from {self.config.init}: {RunSummary.describe_copied(copied)}")
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
