@@ -44,7 +44,7 @@ class Checkpoints:
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
         found = step_folders(self.folder)  # one that has lost all other files has tensors
-        return [each for each in found if is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
+        return [each for each in found if self.is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
@@ -78,7 +78,7 @@ class Checkpoints:
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
-        if is_checkpoint(final):
+        if self.is_checkpoint(final):
             os.replace(final, final.with_name(f".{final.name}.replaced"))
         elif final.exists():
             _set_aside(final)
@@ -98,6 +98,11 @@ class Checkpoints:
         for step, folder in self.all()[:-keep]:
             if step != best:
                 _delete(folder)
+
+    @staticmethod
+    def is_checkpoint(folder: Path) -> bool:
+        """Return whether a folder is a checkpoint; it may be damaged."""
+        return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
 
     @staticmethod
     def step_of(folder: Path) -> int:
@@ -136,14 +141,9 @@ def step_folders(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint; it may be damaged."""
-    return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
-
-
 def find_checkpoint(path: Path) -> Path | None:
     """Return `path` if it is a checkpoint, its last checkpoint if it is a run, otherwise None."""
-    if is_checkpoint(path):
+    if Checkpoints.is_checkpoint(path):
         return path
     found = Checkpoints(path).all()
     return found[-1][1] if found else None

@@ -145,6 +145,17 @@ class History(_JSONLines):
         )
         return first, last
 
+    @staticmethod
+    def gradient_of_frame(frame: int) -> str:
+        """Return the name of the logged gradient of a frame."""
+        return f"{_FRAME_GRADIENT}{frame:03d}"
+
+    @staticmethod
+    def frame_of(name: str) -> int | None:
+        """Return the frame of which a logged value is the gradient; None for other values."""
+        match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
+        return int(match[1]) if match else None
+
 
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
     """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
@@ -155,17 +166,6 @@ def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: 
         value = "no value" if first["type"] == "missing" else describe(first["input"])
         got = f"{value} as `{'.'.join(map(str, first['loc']))}` ({first['msg'][:1].lower()}{first['msg'][1:]})"
         raise argument_error(name, contract, got, remedy) from None
-
-
-def gradient_of_frame(frame: int) -> str:
-    """Return the name of the logged gradient of a frame."""
-    return f"{_FRAME_GRADIENT}{frame:03d}"
-
-
-def frame_of(name: str) -> int | None:
-    """Return the frame of which a logged value is the gradient; None for other values."""
-    match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
-    return int(match[1]) if match else None
 
 
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
-from telecine.runs.checkpoints import Checkpoints, is_checkpoint, step_folders, step_name
+from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
 from telecine.runs.history import Count, History, Warnings, as_dataclass, validations
 from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
@@ -141,7 +141,7 @@ class Run:
     @staticmethod
     def is_run_or_checkpoint(folder: Path) -> bool:
         """Return whether a folder is that of a run or of a checkpoint."""
-        return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
+        return (folder / SETTINGS_FILE).is_file() or Checkpoints.is_checkpoint(folder)
 
     def check_files(self) -> None:
         """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from telecine.base.yaml_files import read_package_yaml
 from telecine.runs import Run
-from telecine.runs.history import TrainingWarning, frame_of
+from telecine.runs.history import History, TrainingWarning
 from telecine.settings import ObjectiveConfig, OptimizerConfig
 from telecine.training.state import Rollback
 
@@ -114,7 +114,7 @@ def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mappi
 
 def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Frames without a gradient do not improve."""
-    values = {frame_of(name): history.last(name) for name in sorted(history.first)}
+    values = {History.frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < limits["gradient"]]
     return {"poor": poor, "total": len(means)} if poor else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.runs.history import gradient_of_frame
+from telecine.runs.history import History
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
@@ -142,7 +142,7 @@ class ReconstructionGradient:
     def _measure(self, gradient: Tensor) -> None:
         by_frame = _frame_norms(gradient)
         shares = by_frame / by_frame.mean() if len(by_frame) > 1 else ()
-        self.log = {gradient_of_frame(index): share for index, share in enumerate(shares)}
+        self.log = {History.gradient_of_frame(index): share for index, share in enumerate(shares)}
         if self._adversarial is not None:
             adversarial = _frame_norms(self._adversarial).norm()
             rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()

@@ -17,7 +17,7 @@ from telecine.losses import mse
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
 from telecine.ops.ranks import average_over_ranks
-from telecine.runs.history import frame_of
+from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
@@ -201,7 +201,7 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
 
 def _is_gradient_share(name: str) -> bool:
     """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
-    return name == ADVERSARIAL_SHARE or frame_of(name) is not None
+    return name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:
