@@ -251,7 +251,7 @@ def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(nam
     assert calls == ["encoder", "decoder"]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
-        assert torch.equal(model.decode(encoded.mean), expected)
+        assert torch.equal(model.decode(posterior.mean), expected)
     for weight, other in zip(raw.parameters(), own.parameters(), strict=True):
         gradient, own_gradient = (torch.zeros_like(w) if w.grad is None else w.grad for w in (weight, other))
         torch.testing.assert_close(gradient, own_gradient, rtol=1e-10, atol=1e-10 * own_gradient.abs().max().item())

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
@@ -21,6 +22,7 @@ from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, source
 from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.frechet import frechet_distance, load_feature_network
 from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES
 from telecine.report.video import write_video
@@ -32,7 +34,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding=
 NUM_FRAMES = 12
 # At this size, the first of the two videos is enlarged, or left alone, and the second one is made smaller.
 SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
-VIDTOK, TOKENBENCH = PROTOCOLS["vidtok"], PROTOCOLS["tokenbench"]
+VIDTOK, TOKENBENCH, UCF101 = (PROTOCOLS[name] for name in ("vidtok", "tokenbench", "ucf101"))
 
 
 class Fake(nn.Module):
@@ -85,7 +87,8 @@ def run(data, monkeypatch):
 
     def run(protocol, **settings):
         monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)
-        return evaluate("model", EvaluateConfig(protocol=protocol.name, data=str(data), device="cpu", **settings))
+        settings = {"features": "none", "data": str(data), "device": "cpu", **settings}
+        return evaluate("model", EvaluateConfig(protocol=protocol.name, **settings))
 
     return run
 
@@ -122,6 +125,7 @@ def changes(protocol):
 
 
 TEXTS = ("data", "sources", "not_stated", "deviations")
+NOT_MEASURED = {"name", "needs_features"}
 # DAVIS is not resized, so how does not matter.
 WITHOUT_EFFECT = {("davis", "interpolation"), ("davis", "enlarge")}
 
@@ -133,6 +137,8 @@ REFUSED = {
     "wf_vae_33": ["num_videos", "max_length", "chunk"],
     "tokenbench": COSMOS_REFUSED,
     "davis": COSMOS_REFUSED,
+    "ucf101": ["num_videos", "posterior"],
+    "kinetics600": ["num_videos", "posterior"],
 }
 
 
@@ -144,7 +150,7 @@ def as_json(evaluation):
 def test_a_change_of_any_item_is_noticed(name, run):
     protocol = small(PROTOCOLS[name])
     base = run(protocol)
-    assert {*changes(protocol), *TEXTS, "name"} == {item.name for item in fields(protocol)}
+    assert {*changes(protocol), *TEXTS, *NOT_MEASURED} == {item.name for item in fields(protocol)}
     assert _check_protocols(as_json(base), as_json(run(protocol))) == []
     refused = []
     for item, value in changes(protocol).items():
@@ -240,6 +246,54 @@ def test_the_page_has_every_text():
         assert VALUES[protocol.values] in PAGE
 
 
+@pytest.mark.slow
+def test_the_command_for_ucf101(model_folder, tiny_model, fake_i3d, tmp_path, monkeypatch, capsys):
+    """One clip of each video, by a model that takes 4k + 1 frames. Without the I3D, an error, or the rest."""
+    page = re.search(r"```\ntelecine (.*--protocol ucf101.*)\n```", PAGE).group(1).split()
+    protocol = replace(UCF101, num_videos=6, short_side=32, crop=32)
+    monkeypatch.setitem(PROTOCOLS, "ucf101", protocol)
+    monkeypatch.setattr(measure, "LPIPS", Distance)
+    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "runs/small")
+    shutil.copy(fake_i3d, "i3d_torchscript.pt")
+    names = [f"Class{seed // 3}/v_{seed}.mp4" for seed in range(6)]
+    for seed, name in enumerate(names):
+        write_video(Path("UCF-101", name), waves(14 + 3 * seed, 40, 56, seed), fps=25, crf=4)
+    Path("trainlist01.txt").write_text("".join(f"{name} {seed // 3 + 1}\r\n" for seed, name in enumerate(names)))
+    links = re.search(r"```\n(mkdir ucf101_train\n.*?)```", PAGE, flags=re.DOTALL).group(1)
+    subprocess.run(["bash", "-e", "-c", links], check=True)
+
+    option = page.index("--features")
+    without = page[:option] + page[option + 2 :]
+    assert main(without) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.endswith(
+        "`features` must be the path of StyleGAN-V's I3D, for the FVD of protocol ucf101, but got nothing. "
+        "Add `--features i3d_torchscript.pt`, or `--features none` for the other metrics alone."
+    )
+    assert main([*without, "--features", "none"]) == 0
+    assert "no fvd: needs the I3D of StyleGAN-V" in capsys.readouterr().out
+    assert {*json.loads(Path("figures/ucf101/metrics.json").read_text())} == {"psnr", "lpips_vgg"}
+
+    assert main(page) == 0
+    metrics = json.loads(Path("figures/ucf101/metrics.json").read_text())
+    videos = [protocol.read(span)["video"] for span in protocol.select(index_videos(find_videos("ucf101_train"))[0])]
+    assert [video.shape for video in videos] == [(3, 16, 32, 32)] * 6
+    clips, network = torch.stack(videos), load_feature_network(str(fake_i3d), torch.device("cpu"))
+    padded = torch.cat([clips, clips[:, :, -1:]], dim=2)
+    with torch.no_grad():
+        recon = tiny_model(padded, sample_posterior=False).video[:, :, :16].clamp(-1, 1)
+    psnr = 10 * (4 / (recon - clips).square().mean((1, 2, 3, 4))).log10()
+    expected = {
+        "psnr": psnr.mean().item(),
+        "lpips_vgg": (recon - clips).abs().mean().item(),
+        "fvd": frechet_distance(features=network(recon), reference=network(clips)),
+    }
+    assert metrics == pytest.approx(expected, rel=1e-4)
+
+
 def test_names_and_metrics_are_known():
     assert get_args(ProtocolName) == tuple(PROTOCOLS)
     assert {key for key, item in PROTOCOLS.items() if key == item.name} == {*PROTOCOLS}
@@ -271,6 +325,21 @@ class TestSelection:
         assert self.starts(infos, small(PROTOCOLS["wf_vae_33"])) == [("a", 0, 4), ("b", 0, 4)]
         with pytest.raises(ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"):
             PROTOCOLS["wf_vae_33"].select(infos)
+
+    def test_a_random_clip(self, infos):
+        """Its first frame depends on the name of the file alone; shorter videos repeat their last frame."""
+        info, starts = infos[0], set()
+        for index in range(200):
+            paths = (Path(f"/elsewhere/{index}.mp4"), Path(f"{index}.mp4"))
+            one, other = small(UCF101).select([replace(info, path=path) for path in paths])
+            assert one.first_frame == other.first_frame
+            assert one.num_frames == 5
+            starts.add(one.first_frame)
+        assert starts == set(range(NUM_FRAMES - 4))
+        (span, _) = replace(small(UCF101), num_frames=15).select(infos)
+        assert (span.first_frame, span.last_frame) == (0, 11)
+        clip = replace(small(UCF101), num_frames=15).read(span)["video"]
+        assert torch.equal(clip[:, 12:], clip[:, 11:12].expand(-1, 3, -1, -1))
 
     def test_whole_videos_up_to_a_length(self, infos):
         assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]

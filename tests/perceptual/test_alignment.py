@@ -15,6 +15,14 @@ def colours(frames):
     return F.avg_pool2d(frames, 4)
 
 
+def tubes(video):
+    """Return mean colours of 2 frames of 4 x 4 pixels as features `(N, 3, t, h, w)`."""
+    return F.avg_pool3d(video, (2, 4, 4))
+
+
+CLIPS = {"net": tubes, "time_stride": 1, "num_features": 3}
+
+
 class Net(nn.Module):
     """Features that depend on weights."""
 
@@ -36,9 +44,9 @@ def clips(frames=5):
     return torch.rand(2, 3, frames, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
 
 
-def identity(**options):
+def identity(net=colours, **options):
     """An alignment whose projection is the identity."""
-    term = Alignment(3, net=colours, **options).double()
+    term = Alignment(3, net=net, **options).double()
     with torch.no_grad():
         term.projection.weight.copy_(torch.eye(3)[:, :, None, None])
         term.projection.bias.zero_()
@@ -162,6 +170,15 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
         ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
         ({"net": colours, "size": 0}, "`size` must be a positive int"),
+        (
+            {**CLIPS, "num_features": None},
+            "`num_features` must be a positive int, but got None .* With `time_stride`, set",
+        ),
+        ({**CLIPS, "time_stride": 0}, "`time_stride` must be a positive int"),
+        ({**CLIPS, "net": "vgg"}, "`net` must be a network of clips with `time_stride`, but got 'vgg'"),
+        ({**CLIPS, "token_grid": [2, 2]}, "`token_grid` must be three numbers: .* but got \\[2, 2\\]"),
+        ({**CLIPS, "token_grid": [2, 0, 2]}, r"`token_grid\[1\]` must be a positive int"),
+        ({"net": colours, "token_grid": [2, 2, 2]}, "`token_grid` must be left out for single frames"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -193,3 +210,101 @@ def test_the_last_of_several_maps_and_tokens():
 def test_another_number_of_channels():
     with pytest.raises(ValueError, match=r"`latent` must be of 3 channels, .* Set `latent_channels` to 2\."):
         identity()(latent=torch.zeros(2, 2, 1, 2, 2), target=clips())
+
+
+class TestWholeClips:
+    def test_known_value(self):
+        """Each position with its features, and those of one random latent frame with all of the clip."""
+        video = clips(4)
+        z = torch.rand(2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
+        drawn = (2 * torch.rand(2, 1, generator=torch.Generator().manual_seed(0))).long().flatten().tolist()
+        assert sorted(drawn) == [0, 1]
+        features, expected = tubes(video), []
+        for clip, frame in enumerate(drawn):
+            a, b = (F.normalize(x[clip].flatten(1), dim=0).T for x in (z, features))  # a row for each position
+            point = [max(0.0, 0.5 - float(a[i] @ b[i])) for i in range(8)]
+            pairs = [
+                max(0.0, abs(float(a[i] @ a[j]) - float(b[i] @ b[j])) - 0.1)
+                for i in range(4 * frame, 4 * frame + 4)
+                for j in range(8)
+            ]
+            expected.append(sum(point) / 8 + sum(pairs) / 32)
+        term = identity(**CLIPS, distance_margin=0.1)
+        value = term(latent=z, target=video, generator=torch.Generator().manual_seed(0))
+        assert value.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
+        weight = torch.tensor([1.0, 3.0]).double()
+        value = term(latent=z, target=video, weight=weight, generator=torch.Generator().manual_seed(0))
+        assert value.item() == pytest.approx((expected[0] + 3 * expected[1]) / 2, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("options", "latent"),
+        [
+            (
+                {"time_stride": 2, "net": lambda x: F.avg_pool3d(x, (1, 4, 4))},
+                lambda v: F.avg_pool3d(v, (1, 4, 4))[:, :, ::2],
+            ),
+            # Four features over time and one in space become those of two latent frames of 2 x 2.
+            (
+                {"net": lambda x: F.avg_pool3d(x, (1, 8, 8))},
+                lambda v: F.avg_pool3d(v, (2, 8, 8)).expand(-1, -1, -1, 2, 2),
+            ),
+            # Tokens, of which the first is that of a class.
+            (
+                {
+                    "net": lambda x: F.pad(tubes(x).flatten(2), (1, 0)).transpose(1, 2),
+                    "token_grid": [2, 2, 2],
+                },
+                tubes,
+            ),
+            # Frames of 8 x 8 are resized to 16 x 16, whose quarters are those of the frame.
+            ({"net": lambda x: F.avg_pool3d(x, (2, 16, 16)), "size": 16}, lambda v: F.avg_pool3d(v, (2, 8, 8))),
+        ],
+    )
+    def test_features_are_matched_in_time_and_space(self, options, latent):
+        video = clips(4)
+        term = identity(**CLIPS | options, cos_margin=0.0, distance_margin=0.0)
+        assert term(latent=latent(video), target=video).abs() < 1e-6
+        assert term(latent=-latent(video), target=video) > 1.9
+
+    def test_gradcheck(self):
+        term, video = identity(**CLIPS), clips(4)
+        latent = torch.rand(2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+        def value(z, weight):
+            generator = torch.Generator().manual_seed(2)
+            return torch.func.functional_call(
+                term, {"projection.weight": weight}, (), {"latent": z, "target": video, "generator": generator}
+            )
+
+        weight = term.projection.weight.detach().clone().requires_grad_()
+        assert torch.autograd.gradcheck(value, (latent.requires_grad_(), weight))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, dtype):
+        term, video = Alignment(4, **CLIPS), clips(4).to(dtype)
+        latent = torch.rand(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+        values = [
+            term(latent=latent.to(each), target=video.to(each), generator=torch.Generator().manual_seed(2))
+            for each in (dtype, torch.float32)
+        ]
+        torch.testing.assert_close(*values)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_features": 1}, "`num_features` must be the number of features of `net`, but got 1 for 3"),
+            (
+                {"net": lambda x: x.mean(2)},
+                r"`the result of `net`` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
+            ),
+            ({"token_grid": [1, 2, 2]}, r"`the result of `net`` must be .* but got .*\(2, 3, 2, 2, 2\)"),
+            (
+                {"token_grid": [3, 2, 2], "net": lambda x: tubes(x).flatten(2).transpose(1, 2)},
+                r"`the result of `net`` must be .* but got .*\(2, 8, 3\)",
+            ),
+        ],
+    )
+    def test_other_results(self, options, message):
+        term = Alignment(3, **CLIPS | options)
+        with pytest.raises(ValueError, match=message):
+            term(latent=torch.rand(2, 3, 2, 2, 2), target=clips(4).float())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
 from telecine.__main__ import main
@@ -15,7 +16,7 @@ from telecine.base import imports
 from telecine.base.imports import allow_code
 from telecine.cli.commands import COMMANDS
 from telecine.evaluation.latents import measure_latent_spaces
-from telecine.runs import find_checkpoint
+from telecine.runs import Run, find_checkpoint
 from telecine.settings import LatentsConfig
 from telecine.training import train
 from telecine.training.build import build_autoencoder, custom_module
@@ -38,6 +39,34 @@ class Tiny(nn.Module):
     def forward(self, video):
         latent = self.encoder(video)
         return self.decode(latent), {"energy_loss": latent.square().mean()}, latent
+
+
+class Tubes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 6, (2, 8, 8), stride=(2, 8, 8))
+
+    def forward(self, clips):
+        assert clips.shape[1:] == (3, 3, 16, 16), clips.shape
+        return self.conv(clips)
+"""
+ALIGNED = """
+steps: 2
+batch_size: 1
+device: cpu
+val_clips: 1
+latent_clips: 1
+linear_baseline: false
+linear_start: false
+clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 4, channel_multipliers: [1],
+  base_channels: 8, blocks_per_level: 1}
+objective:
+  perceptual_weight: 0
+  terms:
+    alignment:
+      weight: 0.5
+      params: {latent_channels: 4, net: own_of_tests.Tubes, time_stride: 2, num_features: 6, size: 16}
 """
 
 
@@ -117,3 +146,18 @@ def test_a_custom_module_is_not_planned(package, capsys):
 def test_random_weights_have_the_recipe_of_random_weights():
     assert COMMANDS["train"].parse(["--model=own_of_tests.Tiny", "--data=x"])[1] == ["gpu"]
     assert COMMANDS["train"].parse(["--model=runs/own", "--data=x"])[1] == ["whole"]
+
+
+def test_a_latent_is_aligned_with_a_network_of_clips(
+    small_video, package, cached_weights, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("aligned.yaml").write_text(ALIGNED)
+    command = ["train", "--config", "aligned.yaml", "--data", str(small_video), "--output_dir", "run"]
+    assert main([*command, "--allow_code", NAME]) == 0, capsys.readouterr().err
+    values = [each["train/alignment_loss"] for each in Run("run").history if "train/alignment_loss" in each]
+    assert values
+    assert all(value > 0 for value in values)
+    saved = load_file(find_checkpoint(Path("run")) / "objective.safetensors")
+    (projection,) = (weight for name, weight in saved.items() if name.endswith("alignment_loss.projection.weight"))
+    assert projection.shape == (6, 4, 1, 1)

@@ -1,6 +1,6 @@
 """Frozen modules: hidden from optimizers, checkpoints and wrappers, in evaluation mode and at least float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -39,6 +39,17 @@ class Frozen(nn.Module, Generic[Module]):
         if isinstance(module, nn.Module):
             module.eval()  # each time: the module may also belong to a model that is in training mode
         return module
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that move with it, also those of frozen modules in the module, which are hidden, too."""
+        yield from (*self.parameters(), *self.buffers())
+        (module,) = self._module
+        if isinstance(module, nn.Module):
+            yield from (*module.parameters(), *module.buffers())
+            for inner in module.modules():
+                yield from inner.tensors() if isinstance(inner, Frozen) else ()
+        elif isinstance(module, dict):
+            yield from module.values()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever `mode` is set on the surrounding model."""

@@ -128,11 +128,11 @@ def _plan(
     clips = source.clips
     if isinstance(clips, PublishedProtocol):
         spans = clips.select(infos)
-        metric_set = load_published_metrics(clips, config.features, device)
+        metric_set = load_published_metrics(clips, config.feature_network, device)
         description = clips.describe(spans)
     else:
         spans = select_clips(infos, clips, config.clip_limit)
-        metric_set = load_metrics(clips, config.features, device)
+        metric_set = load_metrics(clips, config.feature_network, device)
         frame_rates = {span.info.fps for span in spans}
         description = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
         description |= {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
+from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.yaml_files import read_package_yaml
 from telecine.data import (
@@ -45,7 +46,7 @@ class PublishedProtocol:
     """The videos that the figures are of. They are passed by path."""
     num_videos: int | None = None
     """Number of these videos. None: not stated, or not checked."""
-    clips: Literal["all", "first", "whole"]
+    clips: Literal["all", "first", "whole", "random"]
     """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
     num_frames: int | None = None
     """Frames in a clip. None: as many as the video has, for `clips` "whole" only."""
@@ -64,10 +65,13 @@ class PublishedProtocol:
     posterior: Literal["sample", "mode"]
     """What is decoded."""
     chunk: int | None = None
-    """Frames that the autoencoder gets at once, for the mode only; chunks share none. None: the clip."""
+    """Frames that the autoencoder gets at once, for the mode only; chunks share none, and are padded for a model that
+    needs more. None: the clip."""
     values: Literal["float", "rounded", "truncated"]
     """The values that are measured, a key of `VALUES`."""
     metrics: tuple[str, ...]
+    needs_features: bool = False
+    """Whether `features` must be given, or "none". It decides about an error, and not about a figure."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
@@ -91,6 +95,10 @@ class PublishedProtocol:
             if value is not None and value != expected:
                 contract = f"{'left out' if expected is None else expected} with protocol {self.name}"
                 raise argument_error(name, contract, value, f"Leave out `{name}`, or `protocol`.")
+        if config.features is None and self.needs_features:
+            contract = f"the path of StyleGAN-V's I3D, for the FVD of protocol {self.name}"
+            remedy = "Add `--features i3d_torchscript.pt`, or `--features none` for the other metrics alone."
+            raise argument_error("features", contract, "nothing", remedy)
         if config.features == "transnetv2":
             contract = f"the path of i3d_torchscript.pt, or left out, with protocol {self.name}"
             raise argument_error("features", contract, config.features, "Its Frechet distances are those of an I3D.")
@@ -132,6 +140,9 @@ class PublishedProtocol:
         clip_span = self._clip_span(info)
         if self.clips == "first":
             return [Span(info, 0, clip_span - 1)] if clip_span <= length else []
+        if self.clips == "random":
+            first = seed_of(info.path.name) % max(length - clip_span + 1, 1)
+            return [Span(info, first, min(first + clip_span, length) - 1)]
         assert self.num_frames is not None
         starts = range(0, length, self.num_frames * self._stride(info))
         return [Span(info, start, min(start + clip_span, length) - 1) for start in starts]
@@ -211,6 +222,7 @@ class PublishedProtocol:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        del fields["needs_features"]
         return {
             "num_frames": self.num_frames,
             "height": self.crop,

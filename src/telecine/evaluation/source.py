@@ -174,7 +174,7 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
     name = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
     title = f"{name}, weights {config.weights}" if found else name
     if protocol := _protocol_of(config):
-        if protocol.num_frames is not None and protocol.crop is not None:
+        if protocol.num_frames is not None and protocol.crop is not None and protocol.chunk is None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)

@@ -1,6 +1,6 @@
 """Alignment of the latent with the features of a frozen network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,20 @@ class Alignment(nn.Module):
     the objective; the network is neither. A call compares one random latent frame of each clip with the last video
     frame that it was encoded from, and costs a pass of the network over that frame, without a backward.
 
+    With `time_stride`, the network sees whole clips. Its features are resized to the latent in time and space
+    (trilinear), every latent frame is compared, and the pairs are those of the random frame with the whole clip: the
+    relations over time of VideoREPA (Zhang et al., arXiv:2505.23656; a `distance_margin` of 0.1 there).
+
     Args:
         latent_channels: Channels of the latent.
         net: The network: "alex" or "vgg", with the weights of LPIPS; a function or module of frames `(N, 3, H, W)` in
             [-1, 1], as `FeatureMaps` needs it, whose last map is compared; or the dotted path of a module, or of a
-            class or function that builds one without arguments.
+            class or function that builds one without arguments. With `time_stride` one of clips `(B, 3, T, H, W)`.
         weights: The path of a state dict for `net`, `.safetensors` or `.pt`; for "alex" and "vgg" as `LPIPS` has it.
         size: Height and width to which frames are resized for the network, e.g. 224. Default: those of the video.
+        time_stride: The network gets every n-th frame of a clip, from the first on. Default: it gets single frames.
+        num_features: Features of the network, needed with `time_stride`. Default: those of a pass over one frame.
+        token_grid: `(t, h, w)` of the tokens of a clip, if the network returns tokens, see `FeatureMaps`.
 
     Raises:
         ValueError: An argument is invalid, or `net` does not return features.
@@ -51,14 +58,25 @@ class Alignment(nn.Module):
         size: int | None = None,
         cos_margin: float = 0.5,
         distance_margin: float = 0.25,
+        time_stride: int | None = None,
+        num_features: int | None = None,
+        token_grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_count("latent_channels", latent_channels)
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
-        self.network = FeatureMaps(_build_network(net, weights), size)
-        num_features = self._features(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
-        self.projection = nn.Conv2d(latent_channels, num_features, 1)
+        self.time_stride = None if time_stride is None else check_count("time_stride", time_stride)
+        if time_stride is None and token_grid is not None:
+            raise argument_error("token_grid", "left out for single frames", token_grid, "Set `time_stride`, too.")
+        if time_stride is not None and isinstance(net, str) and net in BACKBONES:
+            raise argument_error("net", "a network of clips with `time_stride`", repr(net), "Leave `time_stride` out.")
+        self.network = FeatureMaps(_build_network(net, weights), size, token_grid)
+        if time_stride is None and num_features is None:
+            with torch.no_grad():
+                num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE))[-1].shape[1]
+        remedy = "With `time_stride`, set it to the number of features of `net`."
+        self.projection = nn.Conv2d(latent_channels, check_count("num_features", num_features, remedy=remedy), 1)
 
     def forward(
         self, *, latent: Tensor, target: Video, weight: Tensor | None = None, generator: Generators = None
@@ -75,25 +93,42 @@ class Alignment(nn.Module):
         if latent.shape[1] != self.projection.in_channels:
             contract = f"of {self.projection.in_channels} channels, as `latent_channels` says"
             raise argument_error("latent", contract, latent, f"Set `latent_channels` to {latent.shape[1]}.")
-        num_latent, num_frames = latent.shape[2], target.shape[2]
-        draw = rand((len(latent), 1), generator=generator, device=latent.device)
+        num_clips, num_latent = len(latent), latent.shape[2]
+        draw = rand((num_clips, 1), generator=generator, device=latent.device)
         index = (num_latent * draw).long().clamp(max=num_latent - 1)
-        # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
-        last = (index * ((num_frames - 1) / max(num_latent - 1, 1))).round().long()
-        frames = as_rgb(pick_frames(target, last))
+        if self.time_stride is None:
+            # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
+            last = (index * ((target.shape[2] - 1) / max(num_latent - 1, 1))).round().long()
+            compared, frames = index, pick_frames(target, last)
+        else:
+            compared = torch.arange(num_latent, device=latent.device).expand(num_clips, -1)
+            frames = target[:, :, :: self.time_stride]
         with autocast_off(latent.device):
-            z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
-            features = F.interpolate(self._features(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
-            z, f = z.flatten(2), features.flatten(2)
-            z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
-            point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
-            distance = (z.transpose(1, 2) @ z - f.transpose(1, 2) @ f).abs()
-            total = point + torch.relu(distance - self.distance_margin).mean((1, 2))
+            z = self.projection(at_least_float32(pick_frames(latent, compared)).to(self.projection.weight.dtype))
+            z = z.unflatten(0, (num_clips, -1)).transpose(1, 2)
+            total = self._distance(z, self._features_like(z, as_rgb(frames)), index)
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
     @torch.no_grad()
-    def _features(self, frames: Frames) -> Tensor:
-        return self.network(frames)[-1]
+    def _features_like(self, z: Video, frames: Frames | Video) -> Tensor:
+        """Return the features of frames or clips, `(B, F, h, w)` or `(B, F, t, h, w)`, in the size of `z`."""
+        features = self.network(frames)[-1].to(z.dtype)
+        if features.shape[1] != z.shape[1]:
+            contract, got = "the number of features of `net`", f"{z.shape[1]} for {features.shape[1]}"
+            raise argument_error("num_features", contract, got, "Correct it.")
+        mode, size = ("bilinear", z.shape[3:]) if frames.ndim == 4 else ("trilinear", z.shape[2:])
+        return F.interpolate(features, size=size, mode=mode)
+
+    def _distance(self, z: Video, f: Tensor, index: Tensor) -> Tensor:
+        """Return the sum of both losses of each clip, `(B,)`; of several frames, `index` `(B, 1)` is in every pair."""
+        size, z, f = z.shape[2:], z.flatten(2), f.flatten(2)
+        z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
+        point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
+        z_drawn, f_drawn = z, f
+        if self.time_stride is not None:
+            z_drawn, f_drawn = (pick_frames(x.unflatten(2, size), index).flatten(2) for x in (z, f))
+        distance = (z_drawn.transpose(1, 2) @ z - f_drawn.transpose(1, 2) @ f).abs()
+        return point + torch.relu(distance - self.distance_margin).mean((1, 2))
 
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:

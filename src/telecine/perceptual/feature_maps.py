@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from telecine.base.checks import argument_error, check_count, describe, suggestion
+from telecine.base.checks import argument_error, check_count, check_counts, describe, suggestion
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import Frames
+from telecine.base.shapes import Frames, Video
 from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.lpips import LPIPS
@@ -34,40 +34,61 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
     Args:
         net: A module or function of frames `(N, 3, H, W)` in [-1, 1] that returns maps `(N, F, h, w)`, or tokens
-            `(N, n, F)` of which the last `k * k` are a square map: one, or a list of them. A module is frozen in
-            place, and float32 at least.
+            `(N, n, F)` of which the last `k * k` are a square map: one, or a list of them. Or one of clips
+            `(N, 3, T, H, W)` that returns maps `(N, F, t, h, w)`. A module is frozen in place, and float32 at least.
         size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: their own.
+        token_grid: `(t, h, w)` of the map that the last `t * h * w` tokens of a clip are, if `net` returns tokens.
     """
 
-    def __init__(self, net: Callable[[Frames], Any], size: int | None = None) -> None:
+    def __init__(
+        self, net: Callable[..., Any], size: int | None = None, token_grid: Sequence[int] | None = None
+    ) -> None:
         super().__init__(net)
         self.size = None if size is None else check_count("size", size)
+        self.token_grid = token_grid
+        if token_grid is not None:
+            if len(token_grid) != 3:
+                raise argument_error("token_grid", "three numbers: (t, h, w)", token_grid, "For example [8, 14, 14].")
+            check_counts(**{f"token_grid[{axis}]": number for axis, number in enumerate(token_grid)})
 
-    def forward(self, frames: Frames) -> list[FeatureMap]:
+    def forward(self, frames: Frames | Video) -> list[FeatureMap | Video]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""
         net, x = self.module, at_least_float32(frames)
         if isinstance(net, nn.Module):
             x = x.to(next(net.parameters(), x).dtype)
         if self.size is not None:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+            x = _resized(x, self.size)
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
             outputs = net(x)
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return [_as_map(each, len(frames)) for each in outputs]
+        return [_as_map(each, len(frames), frames.ndim, self.token_grid) for each in outputs]
 
 
-def _as_map(output: object, num_frames: int) -> FeatureMap:
-    """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k."""
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != num_frames:
-        contract = f"a list of maps (N, F, h, w) or of tokens (N, n, F), or one of them, for N = {num_frames} frames"
-        remedy = "Choose other layers, or wrap it in a function that returns such a map."
-        raise argument_error("the result of `net`", contract, describe(output), remedy)
-    if output.ndim == 4:
-        return output
-    side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
-    return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+def _resized(x: Frames | Video, size: int) -> Frames | Video:
+    """Resize frames, or the frames of clips, to squares."""
+    if x.ndim == 5:
+        return _resized(x.transpose(1, 2).flatten(0, 1), size).unflatten(0, (len(x), -1)).transpose(1, 2)
+    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+
+
+def _as_map(output: object, num_inputs: int, ndim: int = 4, grid: Sequence[int] | None = None) -> FeatureMap | Video:
+    """Return a map with the `ndim` axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `grid`.
+
+    Without `grid`, tokens of frames are the largest square.
+    """
+    if isinstance(output, Tensor) and output.ndim in (3, ndim) and len(output) == num_inputs:
+        if output.ndim == ndim and grid is None:
+            return output
+        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
+        grid = (side, side) if ndim == 4 else grid
+        if output.ndim == 3 and grid is not None and prod(grid) <= output.shape[1]:
+            return output[:, -prod(grid) :].transpose(1, 2).unflatten(2, tuple(grid))
+    axes, kind = ("h, w", "frames") if ndim == 4 else ("t, h, w", "clips, and tokens only of a `token_grid`")
+    contract = f"a list of maps (N, F, {axes}) or of tokens (N, n, F), or one of them, for N = {num_inputs} {kind}"
+    remedy = "Choose other layers, or wrap it in a function that returns such a map."
+    raise argument_error("the result of `net`", contract, describe(output), remedy)
 
 
 class BackboneMaps(nn.Module):

@@ -8,7 +8,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
 from telecine.settings.group import PATH, DeviceName, Settings
 
-ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
+ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
 _Size: TypeAlias = Annotated[int, partial(check_count, remedy="Leave it out for the default.")]
@@ -110,7 +110,7 @@ class EvaluateConfig(MeasuredClips):
     features: str | None = field(default=None, metadata=PATH)
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
-    than the network has features."""
+    than the network has features. "none": leave it out of a protocol that needs it."""
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
@@ -138,6 +138,11 @@ class EvaluateConfig(MeasuredClips):
             if getattr(self, name) and getattr(self, of) is None:
                 raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
         Tiling.of(self.tile, self.tile_overlap)
+
+    @property
+    def feature_network(self) -> str | None:
+        """`features`, or None if it is "none"."""
+        return None if self.features == "none" else self.features
 
 
 @dataclass(frozen=True)

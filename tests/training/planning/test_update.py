@@ -11,7 +11,7 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
-from telecine.settings import DiscriminatorConfig, FeaturesConfig, TrainConfig
+from telecine.settings import DiscriminatorConfig, FeaturesConfig, Term, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -221,6 +221,23 @@ def test_every_term_and_discriminator_can_be_planned(tiny, everything):
 
 
 @pytest.mark.slow
+class Tubes(nn.Conv3d):
+    """Features of clips."""
+
+    def __init__(self):
+        super().__init__(3, 6, (2, 8, 8), stride=(2, 8, 8))
+
+
+@pytest.mark.slow
+def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
+    monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
+    params = {"latent_channels": 4, "net": f"{__name__}.Tubes", "time_stride": 2, "num_features": 6}
+    objective = replace(light().objective, terms={"alignment": Term(weight=0.5, params=params)})
+    found = plan(light(objective=objective))
+    lpips = bytes_of(_fake_lpips("alex").module.values())
+    assert found.held[FROZEN] == 2 * lpips + bytes_of(Tubes().parameters())
+
+
 def test_frozen_features_are_planned_without_their_weights(light):
     features = FeaturesConfig(net="torchvision/squeezenet1_1", weights="missing.pth", layers=("features.1",))
     config = light(discriminator=DiscriminatorConfig(video="features", dim=2, features=features))

@@ -13,6 +13,7 @@ from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussia
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
 from telecine.base.yaml_files import read_package_yaml
+from telecine.ops.rms_norm import rms_norm
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
@@ -308,6 +309,14 @@ def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return len(args) > 1 or kwargs.get("feat_cache") is not None
 
 
+def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
+    """Return what a norm's own `forward` does, which runs where nothing is trained, or code is compiled."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
+        return type(norm).forward(norm, x)
+    y = rms_norm(x, norm.scale * norm.gamma)
+    return y + norm.bias if isinstance(norm.bias, Tensor) else y
+
+
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
 # Classes that need more than their own `encode` and `decode`.
 FAMILIES = {
@@ -326,7 +335,10 @@ FAMILIES = {
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
-    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips."""
+    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
+    for norm in module.modules():
+        if type(norm).__name__ in CLASSES["rms_norm"] and norm.channel_first:
+            norm.forward = partial(_normalise, norm)
     for resample in module.modules():  # of Wan and QwenImage
         mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
         if mode == "downsample3d":

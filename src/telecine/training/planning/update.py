@@ -342,15 +342,10 @@ def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
     if isinstance(state.autoencoder, Student):
         teacher = state.autoencoder.latent_model
         counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
-
-    def hold(tensor: Tensor) -> Tensor:
-        counter.hold(FROZEN, [tensor])
-        return tensor
-
     state.objective.add_module("validation", _fake_lpips("alex"))
     for module in state.objective.modules():
         if isinstance(module, Frozen):
-            module._apply(hold)  # it shows its tensors to nothing else
+            counter.hold(FROZEN, module.tensors())
 
 
 def _create_optimizer_states(state: TrainState, counter: _MemoryCounter) -> None:

@@ -1,0 +1,50 @@
+"""RMS normalisation of channels as one operator, which keeps its input alone for the backward pass.
+
+The same formula, written out as in diffusers, keeps up to three times as much, and takes more passes over memory.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The bound of `torch.nn.functional.normalize`.
+EPSILON = 1e-12
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Divide `(B, C, ...)` by `max(|x|, 1e-12)` over the channels, and multiply by a weight that broadcasts to it.
+
+    Half precision is computed in float32. The result has the type of `x`. It cannot be differentiated twice.
+    """
+    return _RMSNorm.apply(x, weight)
+
+
+def _unit(x: Tensor, norm: Tensor) -> Tensor:
+    return x.to(norm.dtype) / norm
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if x.is_cpu:  # `vector_norm` takes several times as long there
+            norm = x.to(wide).square().sum(dim=1, keepdim=True).sqrt_()
+        else:
+            norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
+        norm.clamp_min_(EPSILON)
+        ctx.save_for_backward(x, norm, weight)
+        return _unit(x, norm).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """With `u = x / n`, return `(w g - <w g, u> u) / n`, or `w g / n` where `n` is the bound, and `g u`, summed."""
+        x, norm, weight = ctx.saved_tensors
+        unit, grad = _unit(x, norm), grad_output.to(norm.dtype)
+        product = grad * unit
+        grad_weight = product.sum_to_size((1, *weight.shape)).view_as(weight) if ctx.needs_input_grad[1] else None
+        inner = (product * weight).sum(dim=1, keepdim=True).mul_(norm > EPSILON)
+        grad_x = torch.addcmul(grad * weight, unit, inner, value=-1).div_(norm)
+        return grad_x.to(x.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)
