@@ -216,7 +216,7 @@ class TrainConfig(Settings):
     def _turn_lpips_off(self) -> None:
         """Leave out LPIPS; raise a `ValueError` for other terms of networks that know RGB."""
         targets = [term.target for term in self.objective.named_terms.values()]
-        others = [name for name in ("alignment", "gram") if name in targets]
+        others = [str(name) for name in ("alignment", "gram") if name in targets]
         if self.discriminator.video == "features" and not others:
             others = ["the discriminator features"]
         self.refuse("colours", others, what=" and ".join(others))
