@@ -134,7 +134,7 @@ def latent_figures(sources: Sequence[ModelSource], measured: MeasuredClips, conf
     found = []
     for space in measure_latent_spaces([source.model for source in sources], LatentsConfig(**values)).models:
         neighbours = {
-            f"correlation of neighbours in {axis}": space.autocorrelation[axis][1] for axis in ("space", "time")
+            f"correlation of neighbours in {axis}": space.autocorrelation[axis][0] for axis in ("space", "time")
         }
         found.append({name: value for name, value in space.figures().items() if name not in _OMITTED} | neighbours)
     return found
