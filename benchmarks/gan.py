@@ -6,26 +6,33 @@
 Every run is the demo with changes, which a YAML file lists by name. A name that ends with "no GAN" is what those after
 it are compared with; with the same seed they share its updates before the discriminators start. Finished runs stay in
 the output folder, so that a stopped command repeats at most one run, and several processes can train different seeds.
-With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame. A decoder that generates
-is measured in one step and, in rows of their own, in two and four.
+With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame.
+
+Rows of their own have a decoder that generates in two and four steps, the linear autoencoder that a run starts from,
+and the runs without a GAN after an unsharp mask of the strength at which unseen videos have a sharpness of 0.6: what a
+filter of one line does.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 
 import torch
 from demo import clip_sets
-from gan_runs import HEALTH, Outcome, Outcomes, Runs
+from gan_runs import HEALTH, Outcome, Outcomes, Run, Runs
 from image_distances import FSIM, OfflineDISTS, vgg16_features
-from measure import machine, spread, table
+from measure import interleaved, machine, spread, table
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
 from torchvision.utils import make_grid
 
 from telecine.autoencoders import VideoAutoencoder
@@ -39,7 +46,6 @@ from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
-from telecine.training.state import TrainState
 
 HELD_OUT, UNSEEN = "held out", "unseen"
 CLIPS_OF_A_VIDEO = 6
@@ -52,6 +58,14 @@ SHOWN_COLUMNS = (0, 2, 4)
 FRAME_STRIDE = 3
 # Steps in which decoders that generate are measured beside one step.
 DECODE_STEPS = (2, 4)
+DECODINGS = 9
+# Names of the trivial baselines, and the unsharp mask: the pixels of its Gaussian blur, the sharpness that its strength
+# is chosen for, the largest strength, and the halvings of that range.
+LINEAR, UNSHARP = "linear baseline", "unsharp mask"
+BLUR_SIZE = 5
+AIMED_SHARPNESS = 0.6
+MAX_STRENGTH, BISECTIONS = 4.0, 12
+Reconstruct = Callable[[Tensor], Tensor]
 PIXEL_METRICS = ("psnr", "ssim", "flicker", "sharpness")
 # The metrics of the tables, with their numbers of decimals.
 DIGITS = {
@@ -86,24 +100,48 @@ class Measure:
         self.perceptual |= {"dists": OfflineDISTS(), "fsim": FSIM()}
         self.features = vgg16_features()[:FRECHET_LAYERS]
 
-    def __call__(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
+    def __call__(self, run: Run) -> tuple[dict[str, float], Tensor]:
         """Return metrics of the averaged weights of a run, and the middle frame of each clip in a picture.
 
         Returns:
             Means over the clips of each set, by "set/metric", with the Frechet distance of all clips, and again with
-            the prefix of each number of steps; and a picture as bytes `(H, W, 3)`. The model is in evaluation mode.
+            the name of each variant and a slash before; and a picture as bytes `(H, W, 3)`. The model is in evaluation
+            mode.
         """
-        model = state.autoencoder.eval()
-        with state.ema.applied(), torch.no_grad():
-            values, picture = self._measure(model)
-            has_steps = model.sampler is not None and not model.config.flow.one_step
-            for steps in DECODE_STEPS if has_steps else ():
-                with sampling(model, steps=steps):
-                    found, _ = self._measure(model)
-                values |= {prefix_of(steps) + name: value for name, value in found.items()}
+        model = run.state.autoencoder.eval()
+        with run.state.ema.applied(), torch.no_grad():
+            values, picture = self._measure(reconstruction_of(model))
+            for variant, reconstruct in self._variants(run, model):
+                found, _ = self._measure(reconstruct)
+                values |= {f"{variant}/{name}": value for name, value in found.items()}
             return values, picture
 
-    def _measure(self, model: VideoAutoencoder) -> tuple[dict[str, float], Tensor]:
+    def _variants(self, run: Run, model: VideoAutoencoder) -> Iterator[tuple[str, Reconstruct]]:
+        """Yield what is measured beside the model itself, which is that of the run."""
+        if model.sampler is not None and not model.config.flow.one_step:
+            for steps in DECODE_STEPS:
+                with sampling(model, steps=steps):
+                    yield f"{steps} steps", reconstruction_of(model)
+        if run.config.objective.adversarial_loss_weight == 0 and model.sampler is None:
+            assert run.linear is not None
+            yield LINEAR, run.linear.eval()
+            strength = self._unsharp_strength(reconstruction_of(model))
+            yield UNSHARP, lambda video: unsharp(model(video, sample_posterior=False).video, strength)
+
+    def _unsharp_strength(self, reconstruct: Reconstruct) -> float:
+        """Return the strength of `unsharp` with which reconstructions of unseen clips have `AIMED_SHARPNESS`."""
+        targets = [clip["video"][None] for clip in self.sets[UNSEEN]]
+        pairs = [(target, reconstruct(target)) for target in targets]
+        low, high = 0.0, MAX_STRENGTH
+        for _ in range(BISECTIONS):
+            strength = (low + high) / 2
+            metrics = ReconstructionMetrics(metrics=("sharpness",))
+            for target, reconstruction in pairs:
+                metrics.update(reconstruction=unsharp(reconstruction, strength).clamp(-1, 1), target=target)
+            low, high = (strength, high) if metrics.compute()["sharpness"] < AIMED_SHARPNESS else (low, strength)
+        return low
+
+    def _measure(self, reconstruct: Reconstruct) -> tuple[dict[str, float], Tensor]:
         values: dict[str, float] = {}
         middle, of_model, of_clips = [], [], []
         for name, clips in self.sets.items():
@@ -111,7 +149,7 @@ class Measure:
             networks = ReconstructionMetrics(self.perceptual, metrics=())
             for clip in clips:
                 target = clip["video"][None]
-                reconstruction = model(target, sample_posterior=False).video.clamp(-1, 1)
+                reconstruction = reconstruct(target).clamp(-1, 1)
                 middle.append(reconstruction[0, :, target.shape[2] // 2])
                 pixels.update(reconstruction=reconstruction, target=target)
                 reconstruction, target = (video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target))
@@ -134,20 +172,28 @@ class Measure:
         return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def prefix_of(steps: int) -> str:
-    """Return what stands before the names of metrics of several steps."""
-    return f"{steps} steps/"
+def reconstruction_of(model: VideoAutoencoder) -> Reconstruct:
+    """Return the function that encodes and decodes a video with the mode of the posterior."""
+    return lambda video: model(video, sample_posterior=False).video
 
 
-def rows_by_steps(name: str, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[tuple[str, int], Outcome]:
-    """Return the outcomes of the runs of a name, and those of each number of steps, in rows such as "flow, 2 steps"."""
+def unsharp(video: Tensor, strength: float) -> Tensor:
+    """Return a video `(B, C, T, H, W)` plus its difference to a blurred one, times the strength."""
+    blurred = gaussian_blur(video.transpose(1, 2), [BLUR_SIZE, BLUR_SIZE]).transpose(1, 2)
+    return video + strength * (video - blurred)
+
+
+def rows_by_variant(name: str, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[tuple[str, int], Outcome]:
+    """Return the outcomes of the runs of a name, and those of each variant, in rows such as "flow, 2 steps"."""
     runs = {seed: outcome for (each, seed), outcome in outcomes.items() if each == name}
     rows = {(name, seed): outcome for seed, outcome in runs.items()}
-    for prefix in map(prefix_of, DECODE_STEPS):
+    for variant in (*(f"{steps} steps" for steps in DECODE_STEPS), LINEAR, UNSHARP):
         for seed, outcome in runs.items():
+            prefix = f"{variant}/"
             found = {key.removeprefix(prefix): x for key, x in outcome.metrics.items() if key.startswith(prefix)}
             if found:
-                rows[f"{name}, {prefix.removesuffix('/')}", seed] = replace(outcome, metrics=found)
+                row = LINEAR if variant == LINEAR else f"{name}, {variant}"
+                rows[row, seed] = replace(outcome, metrics=found)
     return rows
 
 
@@ -180,7 +226,7 @@ def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None
     """Print the metrics on each set, their differences to the runs without a GAN, and the health of the GAN."""
     outcomes, bases = dict(runs.outcomes(names, seeds)), {}
     for name in names:
-        found = rows_by_steps(name, outcomes)
+        found = rows_by_variant(name, outcomes)
         outcomes |= found
         bases |= {row: runs.bases[name] for row, _ in found} or {name: runs.bases[name]}
     for clips in (HELD_OUT, UNSEEN):
@@ -192,6 +238,8 @@ def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None
         print(table(["run", "seeds", *METRIC_HEADER], rows))
     print("\nwhile the adversarial terms count:\n")
     print(table(["run", *HEALTH.values(), "warnings"], [health_row(name, seeds, outcomes) for name in names]))
+    print(f"\nprocessor time of the training, with its teacher's, and of decoding a clip (median of {DECODINGS}):\n")
+    print(table(["run", "training, s", "decoding, ms"], time_rows(runs, names, seeds, outcomes)))
 
 
 def columns_of(clips: str) -> dict[str, int]:
@@ -242,6 +290,34 @@ def health_row(name: str, seeds: Sequence[int], outcomes: Outcomes) -> list[str]
     return [name, *cells, ", ".join(warnings) or "none"]
 
 
+def time_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes) -> Iterator[list[str]]:
+    """Yield the rows of the times: decoding is measured anew, with models whose weights are random."""
+    steps = {}
+    for name in names:
+        config = runs.config(name, seeds[0])
+        model = build_autoencoder(config).eval()
+        latent = model.encode(
+            torch.zeros(1, 3, config.clips.num_frames, config.clips.height, config.clips.width)
+        ).mode()
+        steps[name] = partial(decode, model, latent)
+        if model.sampler is not None and not config.causal_vae.flow.one_step:
+            steps |= {f"{name}, {number} steps": partial(decode, model, latent, number) for number in DECODE_STEPS}
+    decoding = interleaved(steps, rounds=DECODINGS, clock=time.process_time)
+    for row, seconds in decoding.items():
+        found = [outcomes[row, seed].seconds for seed in seeds if (row, seed) in outcomes]
+        yield [row, spread(found, 0), f"{1000 * median(seconds):.1f}"]
+
+
+@torch.no_grad()
+def decode(model: VideoAutoencoder, latent: Tensor, steps: int = 1) -> None:
+    """Decode a latent, in this number of steps if the decoder generates."""
+    if model.sampler is None:
+        model.decode(latent)
+    else:
+        with sampling(model, steps=steps):
+            model.decode(latent)
+
+
 def main() -> None:
     """Train what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,11 +325,12 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, required=True, help="the folder of benchmarks/videos.py")
     parser.add_argument("--runs", type=Path, required=True, help="folder of finished runs, which are not repeated")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--share", type=float, default=1.0, help="of the updates of each run")
     parser.add_argument("--only", nargs="+", help="names of runs; all by default")
     parser.add_argument("--picture", type=Path, help="where to write a picture of the runs of the first seed")
     parser.add_argument("--print", action="store_true", help="print finished runs, train nothing")
     arguments = parser.parse_args()
-    runs = Runs(arguments.settings, arguments.runs)
+    runs = Runs(arguments.settings, arguments.runs, arguments.share)
     names = arguments.only or list(runs.settings)
     for name in names:
         check_choice("--only", name, list(runs.settings))

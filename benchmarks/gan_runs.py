@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,20 +21,20 @@ from rich.console import Console
 from torch import Tensor
 
 from telecine import runs
-from telecine.autoencoders import CausalVAE
+from telecine.autoencoders import CausalVAE, LinearAutoencoder
 from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.yaml_files import read_yaml
 from telecine.data import clip_loader
 from telecine.settings import DistillConfig, TrainConfig
-from telecine.settings.parse import read_config, read_yaml
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import find_recipe
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics
-from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 
 NO_GAN = "no GAN"
@@ -75,6 +76,8 @@ class Outcome:
     """The diagnostic rules that warned."""
     health: dict[str, float] = field(default_factory=dict)
     """Means of the values of `HEALTH`."""
+    seconds: float = 0.0
+    """Processor time of the training, with that of a teacher."""
 
 
 Outcomes = Mapping[tuple[str, int], Outcome]
@@ -89,16 +92,20 @@ class Run:
     def __init__(self, config: TrainConfig, clips: Clips, folder: Path, teacher: Path | None = None) -> None:
         set_seed(config.seed)
         self.config, self.clips = config, clips.train
+        self.seconds = 0.0  # processor time of the updates, with those of a loaded start
+        self.linear: LinearAutoencoder | None = None  # the start of a model of its own
         model = build_autoencoder(config, None if teacher is None else _student_of(teacher, config))
         if teacher is None:
             linear = _fit_linear(model, clips, NUM_CLIPS)
             assert isinstance(model, CausalVAE)
-            assert linear is not None
+            assert isinstance(linear, LinearAutoencoder)
             model.start_from(linear)
+            self.linear = linear
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
+        groups = config.objective, config.optimizer, config.steps
+        self.diagnostics = Diagnostics(files, *groups, console=Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:
@@ -108,6 +115,7 @@ class Run:
             DivergenceError: If a loss or a gradient is not finite.
         """
         state, config = self.state, self.config
+        start = time.process_time()
         loader = clip_loader(self.clips, batch_size=config.batch_size, start_step=state.step, num_steps=step)
         for items, batch in zip(loader.sampler, loader, strict=True):
             set_learning_rates(state, config.optimizer, config.steps)
@@ -116,6 +124,7 @@ class Run:
             if state.step % config.log_every == 0:
                 self.records.append((state.step, state.log_means.pop()))
                 self.diagnostics.check(*self.records[-1])
+        self.seconds += time.process_time() - start
 
     def save(self) -> dict[str, Any]:
         """Return a copy of the state of everything but the discriminators."""
@@ -129,6 +138,7 @@ class Run:
             "log_means": state.log_means,
             "history": self.diagnostics.history,
             "warned": self.diagnostics.warned,
+            "seconds": self.seconds,
         }
         return copy.deepcopy(saved)
 
@@ -143,6 +153,7 @@ class Run:
         state.ema.num_updates = saved["num_averaged"]
         state.step, state.log_means = saved["step"], saved["log_means"]
         self.diagnostics.history, self.diagnostics.warned = saved["history"], saved["warned"]
+        self.seconds = saved["seconds"]
 
     def health(self) -> dict[str, float]:
         """Return the mean of each value of `HEALTH` over the updates in which the adversarial terms count."""
@@ -169,9 +180,11 @@ class Runs:
             that end with "no GAN" are the runs that those after them are compared with. `teacher` names the run whose
             averaged weights a run distils.
         folder: Where outcomes are, or will be.
+        share: The share of the updates that is run, of those before the discriminators start as well.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, share: float = 1.0) -> None:
+        self.share = share
         self.settings: dict[str, dict[str, Any]] = {
             name: read_yaml(find_recipe(each)) if isinstance(each, str) else each
             for name, each in read_yaml(path).items()
@@ -188,8 +201,12 @@ class Runs:
 
     def config(self, name: str, seed: int) -> TrainConfig:
         """Return the settings of a run."""
-        demo = read_yaml(find_recipe("demo"))
-        return replace(read_config(demo, self.settings[name]), seed=seed, trackers=())
+        config = read_config(read_yaml(find_recipe("demo")), self.settings[name])
+        objective, gan = config.objective, config.objective.gan
+        gan = replace(gan, disc_train_start=round(gan.disc_train_start * self.share))
+        objective = replace(objective, disc_start=round(objective.disc_start * self.share), gan=gan)
+        steps = round(config.steps * self.share)
+        return replace(config, steps=steps, objective=objective, seed=seed, trackers=())
 
     def path(self, name: str, seed: int, suffix: str) -> Path:
         """Return the path of a file of a run."""
@@ -220,7 +237,7 @@ class Runs:
         paths = {name: self.path(name, seed, ".png") for name in names}
         return {name: Image.open(path) for name, path in paths.items() if path.exists()}
 
-    def train(self, name: str, seed: int, measure: Callable[[TrainState], tuple[dict[str, float], Tensor]]) -> None:
+    def train(self, name: str, seed: int, measure: Callable[[Run], tuple[dict[str, float], Tensor]]) -> None:
         """Train a run, and write its outcome and its frames.
 
         Args:
@@ -241,12 +258,16 @@ class Runs:
             except DivergenceError as error:
                 print(error, file=sys.stderr)
             else:
-                metrics, frames = measure(run.state)
+                metrics, frames = measure(run)
                 if name in self.teachers.values():
                     with run.state.ema.applied():
                         run.state.autoencoder.save_pretrained(self.path(name, seed, ""))
+                of_teacher = self.outcome(self.teachers[name], seed) if name in self.teachers else None
+                seconds = run.seconds + (of_teacher.seconds if of_teacher is not None else 0.0)
                 warnings = sorted(run.diagnostics.warned)
-                outcome = replace(outcome, metrics=metrics, warnings=warnings, health=run.health())
+                outcome = replace(
+                    outcome, metrics=metrics, warnings=warnings, health=run.health(), seconds=round(seconds, 1)
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         if frames is not None:
             Image.fromarray(frames.numpy()).save(self.path(name, seed, ".png"))

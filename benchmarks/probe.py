@@ -1,9 +1,13 @@
 """Train a small generator on the latents of autoencoders, and measure it on unseen videos: Markdown tables.
 
     python benchmarks/probe.py MODEL [MODEL ...] --data DIR [--val_data DIR] -o FOLDER [--steps 3000] [--controls]
+        [--latents]
 
 Each model's generator is trained by flow matching on the same clips, with as many updates, and is an ordinary run in
 FOLDER; the same command again resumes it. The tables have its velocity loss beside that of the best linear denoiser.
+With `--latents` two more have figures of `telecine latents` on the same clips, and how well each of them predicts the
+order of the models: Spearman's rank correlation with the share and with the velocity loss.
+
 FOLDER also has `probe.json` and, for each model, a video of unseen clips, their reconstructions and samples. The
 results of 2026-11-28 are those of
 
@@ -27,6 +31,7 @@ from probe_denoiser import SIZES
 from probe_measures import LEVELS, LatentProbe
 from probe_runs import ProbeConfig, probe
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
 from telecine.base.checks import argument_error
@@ -35,11 +40,15 @@ from telecine.base.files import write_json
 from telecine.base.shapes import Video
 from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
+from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.source import ModelSource, model_source, open_model
-from telecine.settings import ClipConfig, MeasuredClips
-from telecine.training.clips import find_spans
+from telecine.settings import ClipConfig, LatentsConfig, MeasuredClips
+from telecine.training.clips import Spans
 
 NUM_FITTED = 300
+# Figures of `telecine latents` that are the same for all of these models, or say nothing about a generator.
+_OMITTED = ("dead channels", "mean std", "high frequencies of the video")
+Figures = dict[str, float]
 _SIZE_OF_CLIPS = ("num_frames", "height", "width", "stride")
 
 
@@ -84,7 +93,7 @@ def controls(source: ModelSource, measured: MeasuredClips, config: ProbeConfig) 
     if not isinstance(model, CausalVAE):
         got = f"a {type(model).__name__}"
         raise argument_error("model", "telecine's own with `--controls`", got, "Leave out `--controls`.")
-    videos = ClipDataset(find_spans(measured.data, config.val_data, clips).train, clips)
+    videos = ClipDataset(Spans.find(measured.data, config.val_data, clips).train, clips)
     torch.manual_seed(0)
     linear, noise = Linear(model.config), Noise(model.config)
     fitted = model.linear_autoencoder(clips.num_frames, clips.height, clips.width)
@@ -92,7 +101,7 @@ def controls(source: ModelSource, measured: MeasuredClips, config: ProbeConfig) 
     return [linear, noise]
 
 
-def figures(probes: Mapping[str, LatentProbe]) -> str:
+def table_of_figures(probes: Mapping[str, LatentProbe]) -> str:
     """Return the table of each model's figures."""
     distances = dict.fromkeys(name for each in probes.values() for name in each.frechet)
     header = ["latent", "velocity loss", "share of the linear denoiser's", "seconds", *distances]
@@ -109,13 +118,50 @@ def figures(probes: Mapping[str, LatentProbe]) -> str:
     return measure.table(header, rows)
 
 
-def shares(probes: Mapping[str, LatentProbe]) -> str:
+def table_of_shares(probes: Mapping[str, LatentProbe]) -> str:
     """Return the table of each model's velocity loss as a share of the linear denoiser's, by the level of the noise."""
     rows = [
         [name, *(f"{a / b:.3f}" for a, b in zip(each.losses, each.linear_losses, strict=True))]
         for name, each in probes.items()
     ]
     return measure.table(["latent", *map(str, LEVELS)], rows)
+
+
+def latent_figures(sources: Sequence[ModelSource], measured: MeasuredClips, config: ProbeConfig) -> list[Figures]:
+    """Return figures of `telecine latents` about each model, on the unseen clips."""
+    data = measured.data if config.val_data is None else config.val_data
+    values = asdict(measured) | _size_of(sources[0]) | {"data": data}
+    found = []
+    for space in measure_latent_spaces([source.model for source in sources], LatentsConfig(**values)).models:
+        neighbours = {
+            f"correlation of neighbours in {axis}": space.autocorrelation[axis][0] for axis in ("space", "time")
+        }
+        found.append({name: value for name, value in space.figures().items() if name not in _OMITTED} | neighbours)
+    return found
+
+
+def tables_of_latents(probes: Mapping[str, LatentProbe], latents: Sequence[Figures]) -> str:
+    """Return the table of the figures, and that of their rank correlations with those of the probe, over the models."""
+    names = [name for name in latents[0] if all(name in each for each in latents)]
+    rows = [[title, *(f"{each[name]:.4g}" for name in names)] for title, each in zip(probes, latents, strict=True)]
+    of_probe = {
+        "share of the linear denoiser's": [each.share for each in probes.values()],
+        "velocity loss": [sum(each.losses) for each in probes.values()],
+    }
+    correlations = [
+        [title, *(rank_correlation(values, [each[name] for each in latents]) for name in names)]
+        for title, values in of_probe.items()
+    ]
+    return "\n\n".join(
+        [measure.table(["latent", *names], rows), measure.table(["rank correlation", *names], correlations)]
+    )
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
+    """Return Spearman's rank correlation as a cell, not available if all values of one are the same."""
+    if len({*a}) == 1 or len({*b}) == 1:
+        return measure.NOT_AVAILABLE
+    return f"{float(spearman_corrcoef(torch.tensor(a), torch.tensor(b))):+.2f}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,6 +173,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--val_data", help="unseen videos; by default a tenth of ten training videos or more")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder, made if needed")
     parser.add_argument("--controls", action="store_true", help="also the linear autoencoder of this size, and noise")
+    parser.add_argument("--latents", action="store_true", help="also figures of `telecine latents`, and correlations")
     parser.add_argument("--size", choices=[*SIZES], default=default["size"], help="of the transformer")
     parser.add_argument("--causal", action="store_true", help="attend to no later latent frame")
     for name in ("steps", "batch_size", "num_clips", "seed"):
@@ -152,11 +199,15 @@ def main() -> None:
     measured, config = _settings(MeasuredClips, options), _settings(ProbeConfig, options)
     sources = open_sources(options.models, measured, config, with_controls=options.controls)
     probes = {source.title: probe(source, measured, config, options.output, PlainConsole()) for source in sources}
-    models = [{"title": title, **asdict(each)} for title, each in probes.items()]
+    latents = latent_figures(sources, measured, config) if options.latents else [{} for _ in sources]
+    pairs = zip(probes.items(), latents, strict=True)
+    models = [{"title": title, **asdict(each), "latent": figures} for (title, each), figures in pairs]
     clips = asdict(measured) | _size_of(sources[0])
     protocol = {"clips": clips, "probe": asdict(config), "levels": LEVELS, "machine": measure.machine()}
     write_json(options.output / "probe.json", {"models": models, "protocol": protocol})
-    print(f"\n{figures(probes)}\n\n{shares(probes)}\n")
+    print(f"\n{table_of_figures(probes)}\n\n{table_of_shares(probes)}\n")
+    if options.latents:
+        print(f"{tables_of_latents(probes, latents)}\n")
     for reason in dict.fromkeys(each.absent for each in probes.values() if options.features and each.absent):
         print(f"no Frechet distance: {reason}")
     print(f"written to {options.output / 'probe.json'}")

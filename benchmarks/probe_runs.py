@@ -27,7 +27,7 @@ from telecine.runs import Run
 from telecine.settings import ClipConfig, MeasuredClips, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.settings.group import PATH, Count, Positive, Settings
 from telecine.training.build import build_accelerator
-from telecine.training.clips import find_spans
+from telecine.training.clips import Spans
 from telecine.training.latents import open_cache
 from telecine.training.run import train
 from telecine.training.tensor_files import EMA
@@ -71,7 +71,7 @@ def probe(
     """
     name = digest_of_encoder(source.model.latent_model)[:8]
     settings = _train_config(source, measured, config, folder / name)
-    spans = find_spans(settings.data, settings.val_data, settings.clips)
+    spans = Spans.find(settings.data, settings.val_data, settings.clips)
     if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
         contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `--val_data`."
         raise argument_error("data", contract, "fewer", remedy)

@@ -134,12 +134,11 @@ def keep_formula(match: re.Match[str]) -> str:
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
     from telecine.cli.commands import COMMANDS
-    from telecine.cli.parser import help_of
 
     os.environ["COLUMNS"] = "100"
     text = "# Command line\n\nWhat `telecine COMMAND --help=all` prints. [Settings](settings.md) has tables.\n"
-    for name in COMMANDS:
-        text += f"\n## telecine {name}\n\n```text\n{help_of(name, 'all', ['--data', 'my_videos'])}```\n"
+    for name, command in COMMANDS.items():
+        text += f"\n## telecine {name}\n\n```text\n{command.help('all', ['--data', 'my_videos'])}```\n"
     return text
 
 

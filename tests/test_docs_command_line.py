@@ -8,7 +8,6 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.cli import commands
-from telecine.cli.parser import parse
 from telecine.settings.recipes import RECIPES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
@@ -25,7 +24,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         if commands.COMMANDS[name].settings is None:
             assert main([name, *words]) == 0
         else:
-            parsed.append((name, parse(name, words)[0]["settings"]))
+            parsed.append((name, commands.COMMANDS[name].parse(words)[0]["settings"]))
     assert [name for name, _ in parsed] == ["train", "train", "data", "plan", "train"]
     assert "valid: wan2.1 my_decoder.yaml 24gb" in capsys.readouterr().out
     assert all(config.trainable.weights == "decoder" for name, config in parsed if name != "data")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import run
 
-from telecine.cli import commands  # noqa: F401, which registers the commands
-from telecine.cli.parser import parse
+from telecine.cli.commands import COMMANDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
 
@@ -56,4 +55,4 @@ def test_the_script_for_slurm_continues_what_a_signal_has_stopped(tmp_path, is_s
 def test_the_command_that_verifies_is_one_of_the_command_line():
     (line,) = re.findall(r"```\n(telecine .*?)\n```", PAGE)
     _, command, *words = shlex.split(line)
-    assert parse(command, words)[0]["action"] == "verify"
+    assert COMMANDS[command].parse(words)[0]["action"] == "verify"

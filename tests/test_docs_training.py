@@ -19,7 +19,7 @@ from telecine import training
 from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.base.files import read_json
-from telecine.cli.parser import parse
+from telecine.cli.commands import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_video
 from telecine.runs import Run
@@ -292,7 +292,7 @@ def test_trackers(tmp_path):
     """The commands are read, not run: two of the trackers need not be installed."""
     lines = commands("trackers.md")
     assert [line[:2] for line in lines] == 3 * [["telecine", "train"]]
-    found = [parse(line[1], line[2:])[0]["settings"] for line in lines]
+    found = [COMMANDS[line[1]].parse(line[2:])[0]["settings"] for line in lines]
     assert [each.trackers for each in found] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
     assert (found[1].tracker_project, found[2].tracker_options) == ("my_project", {"wandb": {"group": "my_study"}})
     (text,) = blocks("trackers.md", "yaml")

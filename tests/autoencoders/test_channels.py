@@ -7,8 +7,8 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, as_video_autoencoder
 from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.load import load_autoencoder
+from telecine.base.yaml_files import read_yaml
 from telecine.settings import CausalVAEConfig
-from telecine.settings.parse import read_yaml
 from telecine.settings.recipes import find_recipe
 
 from . import tiny_models

@@ -22,7 +22,7 @@ from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.settings import TrainConfig
+from telecine.settings import AdaptiveWeightConfig
 from telecine.training.build import last_layer_of
 
 from .tiny_models import (
@@ -360,7 +360,7 @@ def relative_error(found, expected):
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
-    activations = last_layer_of(model, TrainConfig(), is_sharded=True)
+    activations = last_layer_of(model, AdaptiveWeightConfig(), None, is_sharded=True)
     loss = model(tiny_clip(name)).video.sin().sum()
     (expected,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
     torch.testing.assert_close(activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5)

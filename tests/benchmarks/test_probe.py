@@ -41,9 +41,13 @@ def test_it_measures_unseen_videos_and_resumes_to_the_bit(
     network, output = (lambda video: video.mean((2, 3, 4))), tmp_path / "probe"
     monkeypatch.setattr(benchmark_module("probe_measures"), "load_feature_network", lambda *_: network)
     options = [*arguments, "--val_data", str(tmp_path / "unseen"), "--features", "transnetv2"]
-    (header, (row,)), (levels, (of_levels,)) = tables_in(run_here("probe.py", *options))
+    tables = tables_in(run_here("probe.py", *options, "--latents"))
+    (header, (row,)), (levels, (of_levels,)), (figures, (latent,)), (_, correlations) = tables
     assert header == [*FIGURES, *DISTANCES]
     assert (len(levels), levels[0]) == (12, "latent")
+    assert figures[1:4] == ["channels", "effective rank", "high frequencies"]
+    assert float(latent[1]) == 4
+    assert [cells[1:] for cells in correlations] == [["n/a"] * (len(figures) - 1)] * 2, "one model has no order"
 
     text = (output / "probe.json").read_text()
     (found,) = json.loads(text)["models"]
@@ -57,7 +61,7 @@ def test_it_measures_unseen_videos_and_resumes_to_the_bit(
     (run,) = (Run(each) for each in output.iterdir() if (each / "metrics.jsonl").is_file())
     assert [step for step, _ in run.checkpoints.all()] == [3, 4]
     shutil.rmtree(run.checkpoints.path(4))
-    run_here("probe.py", *options)
+    run_here("probe.py", *options, "--latents")
     again = json.loads((output / "probe.json").read_text())
     assert again["models"][0].pop("seconds") > 0
     assert found.pop("seconds") > 0
@@ -84,3 +88,10 @@ def test_controls_have_the_size_of_the_model(arguments, benchmark_module, monkey
 def test_seen_videos_are_refused(arguments, run_here):
     with pytest.raises(ValueError, match="`data` must be ten videos or more, of which some are held out whole"):
         run_here("probe.py", *arguments)
+
+
+def test_a_rank_correlation_is_that_of_the_order(benchmark_module):
+    rank_correlation = benchmark_module("probe").rank_correlation
+    assert rank_correlation([1.0, 2.0, 9.0], [0.1, 0.2, 0.3]) == "+1.00"
+    assert rank_correlation([1.0, 2.0, 9.0], [0.3, 0.2, 0.1]) == "-1.00"
+    assert rank_correlation([1.0, 2.0], [3.0, 3.0]) == "n/a"

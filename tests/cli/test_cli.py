@@ -19,7 +19,6 @@ from telecine import Ramp, __version__
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import COMMANDS
-from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.report.video import write_video
@@ -312,7 +311,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
     ],
 )
 def test_the_recipes_of_a_command(typed, files):
-    assert parse(typed[0], typed[1:])[1] == files
+    assert COMMANDS[typed[0]].parse(typed[1:])[1] == files
 
 
 def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkeypatch, tmp_path, capsys):
@@ -489,7 +488,7 @@ def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("telecine.cli.commands.parse", interrupt)
+    monkeypatch.setattr("telecine.cli.parser._Command.parse", interrupt)
     assert main(["train"]) == 130
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.cli.commands import COMMANDS
-from telecine.cli.parser import help_of, parse
 from telecine.settings import TrainConfig
 from telecine.settings.validate import settings_of
 
@@ -44,7 +43,7 @@ def test_every_class_of_settings_is_tested():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_explained(name):
-    text = help_of(name, "all", [])
+    text = COMMANDS[name].help("all", [])
     settings = [item for item in settings_of(COMMANDS[name].settings) if not item.is_group]
     assert {item.name for item in settings} <= set(shown(text))
     for item in settings:
@@ -56,7 +55,7 @@ def test_every_setting_is_explained(name):
 def test_every_command_and_argument_is_explained():
     for name, command in COMMANDS.items():
         assert command.summary.endswith("."), name
-        text = letters(help_of(name, "", []))
+        text = letters(COMMANDS[name].help("", []))
         for parameter, _, explained in command.arguments:
             assert letters(explained) in text, parameter.name
 
@@ -90,13 +89,13 @@ def test_help_needs_no_pytorch(typed):
 def test_what_is_inside_a_setting_may_be_typed():
     typed = ["--objective.perceptual_weight.start", "3", "--objective.perceptual_weight.weight=1"]
     typed += ["--objective.terms.wavelet.weight=0.5", "--objective.terms.wavelet.params.levels", "2", "--data=x"]
-    objective = parse("train", typed)[0]["settings"].objective
+    objective = COMMANDS["train"].parse(typed)[0]["settings"].objective
     assert objective.perceptual_weight.start == 3
     assert asdict(objective.terms["wavelet"]) == {"target": "wavelet", "weight": 0.5, "params": {"levels": 2}}
 
 
 def test_all_after_two_dashes_is_positional():
-    assert parse("report", ["--output=a.html", "--", "/x", "--not-an-option"])[0] == {
+    assert COMMANDS["report"].parse(["--output=a.html", "--", "/x", "--not-an-option"])[0] == {
         "runs": ["/x", "--not-an-option"],
         "output": "a.html",
         "watch": False,
@@ -136,21 +135,21 @@ def test_the_help_of_nothing_known(capsys):
     ("typed", "steps"), [([], 2400), (["--data", "x"], 100000), (["--config", "demo_long"], 12000)]
 )
 def test_help_shows_the_values_that_are_used(typed, steps):
-    text = words(help_of("plan", "", typed))
+    text = words(COMMANDS["plan"].help("", typed))
     assert f"Total number of updates of the autoencoder. (a whole number; default: {steps})" in text
 
 
 def test_later_files_override_earlier_ones_in_the_help(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("optimizer: {betas: [0.1, 0.2]}\nobjective: {perceptual_weight: {weight: 1.0, steps: 5}}\n")
-    text = words(help_of("train", "all", ["--config", "demo", "--config", str(path)]))
+    text = words(COMMANDS["train"].help("all", ["--config", "demo", "--config", str(path)]))
     assert "default: [0.1, 0.2])" in text
     assert 'default: {"weight": 1.0, "steps": 5})' in text
     assert "a multiple of 4 or 8, plus 1. (a whole number; default: 9)" in text
 
 
 def test_what_a_setting_may_be():
-    text = words(help_of("train", "all", ["--data", "x"]))
+    text = words(COMMANDS["train"].help("all", ["--data", "x"]))
     assert "(a whole number or one of 'auto'; default: 4)" in text
     assert "(one of 'psnr', 'ssim', 'lpips_alex' or null; default: null)" in text
     assert "'relativistic' or the dotted path of a function; default: hinge)" in text

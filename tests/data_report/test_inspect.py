@@ -12,14 +12,14 @@ from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
 from telecine.data_report.page import _render_data, _summary, write_data
-from telecine.training.clips import find_spans
+from telecine.training.clips import Spans
 
 from .conftest import moving_frames, write_video
 
 
 def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(report, config):
     spans, clips = (
-        find_spans(config.data, config.val_data, config.clips).train,
+        Spans.find(config.data, config.val_data, config.clips).train,
         replace(config.clips, weighting="files"),
     )
     dataset = ClipDataset(spans, clips, seed=config.seed)

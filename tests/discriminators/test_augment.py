@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.discriminators.augment import AUGMENTATIONS, augment, color, cutout, translation
+from telecine.discriminators.augment import AUGMENTATIONS, _color, _cutout, _translation, augment
 
 
 def video(shape=(2, 3, 3, 8, 12), seed=0):
@@ -16,13 +16,13 @@ def draws(*values):
 
 def test_color():
     x = video()
-    for unchanged in (color(x, *[torch.full((2,), 0.5)] * 3), color(x, *draws(0.5, 0.5, 0.5))):
+    for unchanged in (_color(x, *[torch.full((2,), 0.5)] * 3), _color(x, *draws(0.5, 0.5, 0.5))):
         torch.testing.assert_close(unchanged, x)
-    torch.testing.assert_close(color(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
+    torch.testing.assert_close(_color(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
     grey = x[0].mean(0, keepdim=True).expand_as(x[0])
-    torch.testing.assert_close(color(x, *draws(0.5, 0.0, 0.5))[0], grey)
+    torch.testing.assert_close(_color(x, *draws(0.5, 0.0, 0.5))[0], grey)
     expected = x[0].mean() + 1.25 * (x[0] - x[0].mean())
-    torch.testing.assert_close(color(x, *draws(0.5, 0.5, 0.75))[0], expected)
+    torch.testing.assert_close(_color(x, *draws(0.5, 0.5, 0.75))[0], expected)
 
 
 @pytest.mark.parametrize(("vertical", "horizontal"), [(0.0, 0.0), (0.5, 0.999), (0.999, 0.5), (0.4, 0.3)])
@@ -35,7 +35,7 @@ def test_translation(vertical, horizontal):
         for column in range(12):
             if 0 <= row + down < 8 and 0 <= column + right < 12:
                 expected[..., row, column] = x[0, ..., row + down, column + right]
-    found = translation(x, *draws(vertical, horizontal))
+    found = _translation(x, *draws(vertical, horizontal))
     assert torch.equal(found[0], expected)
     assert torch.equal(found[1], x[1]), "each clip moves by itself"
 
@@ -46,7 +46,7 @@ def test_cutout(size, length):
     x = torch.ones(1, 1, 2, *size)
     generator, hidden = torch.Generator().manual_seed(0), set()
     for _ in range(60):
-        found = cutout(x, *torch.rand(2, 1, generator=generator))
+        found = _cutout(x, *torch.rand(2, 1, generator=generator))
         assert torch.equal(found[:, :, 0], found[:, :, 1]), "the same in all frames"
         rows, columns = (found[0, 0, 0] == 0).any(1), (found[0, 0, 0] == 0).any(0)
         assert torch.equal(found[0, 0, 0] == 0, rows[:, None] & columns)

@@ -12,13 +12,13 @@ from telecine.losses.reconstruction import MAX_PSNR
 from telecine.report.clips import _KEYFRAME_EVERY, ValidationClip, at_one_rate, write_clips
 from telecine.report.page import _clip, _VideoFolder
 from telecine.runs import Run
-from telecine.runs.run import read_validation
+from telecine.runs.run import SavedValidation
 
 from .runs import FPS, real_clip, validation_clips
 
 
 def validations(folder):
-    return [read_validation(each) for _, each in Run(folder).validation_folders()]
+    return [SavedValidation.read(each) for _, each in Run(folder).validation_folders()]
 
 
 def test_clips_are_written_and_read(tmp_path):

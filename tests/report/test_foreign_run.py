@@ -9,7 +9,7 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.report.page import write_report
-from telecine.report.run import read_run
+from telecine.report.run import _read_run
 
 from .runs import records, write_clips_of, write_run
 
@@ -220,7 +220,7 @@ def test_a_damaged_run_is_marked_beside_the_others(run, tmp_path, name, caplog):
     if name.startswith("side by side"):
         shutil.rmtree(run / "validation")
     page = write_report([other, run], tmp_path / "page.html")
-    (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.page")
+    (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.run")
     assert re.search(message, problem), problem
     assert len(problem) < 1000
     html = page.read_text()
@@ -237,7 +237,7 @@ def test_a_single_damaged_run_ends_with_one_line(run, capsys):
 def test_a_damaged_validation_is_left_out(run):
     write_clips_of(run, steps=(0,))
     text(CLIPS, bytes(99))(run)
-    read = read_run(run, "x")
+    read = _read_run(run, "x")
     assert [each.step for each in read.validations] == [0]
     (problem,) = read.problems
     assert "step-00000020/clips.json` must be JSON" in problem

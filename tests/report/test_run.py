@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from telecine.report.page import _best_and_worst
-from telecine.report.run import read_run, run_names
+from telecine.report.run import _read_run, _run_names
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
 
@@ -18,7 +18,7 @@ class TestReadRun:
         folder = write_run(tmp_path / "run", records(60))
         write_clips_of(folder)
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
-        run = read_run(folder, "name")
+        run = _read_run(folder, "name")
         assert run.steps == 60
         assert run.settings == {"steps": "60", "clips.height": "64"}
         assert run.held_out() == {
@@ -33,7 +33,7 @@ class TestReadRun:
 
     def test_a_run_that_trains_says_where_it_is(self, tmp_path):
         folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])
-        run = read_run(folder, "x")
+        run = _read_run(folder, "x")
         assert run.unfinished == "of 60, measured at 20"
         assert replace(run, records=[]).unfinished == "of 60"
         assert replace(run, records=records(60)).unfinished == ""
@@ -41,9 +41,9 @@ class TestReadRun:
 
     def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
         folder = write_run(tmp_path / "run", [])
-        assert read_run(folder, "x").warnings is None
+        assert _read_run(folder, "x").warnings is None
         (folder / "health.jsonl").touch()
-        run = read_run(folder, "x")
+        run = _read_run(folder, "x")
         assert run.warnings == []
         assert (run.steps, run.held_out()) == (0, {})
 
@@ -51,13 +51,13 @@ class TestReadRun:
         folder = write_run(tmp_path / "run", [])
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b"}\n')
         with pytest.raises(ValueError, match=r"health\.jsonl` must be lines with step, rule, message and remedy, but"):
-            read_run(folder, "x")
+            _read_run(folder, "x")
 
     def test_another_folder_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none"):
-            read_run(tmp_path, "x")
+            _read_run(tmp_path, "x")
         with pytest.raises(ValueError, match=r"which is not a folder"):
-            read_run(tmp_path / "nowhere", "x")
+            _read_run(tmp_path / "nowhere", "x")
 
 
 class TestRunNames:
@@ -72,11 +72,11 @@ class TestRunNames:
     )
     def test_are_unique(self, monkeypatch, folders, names):
         monkeypatch.setattr(Path, "resolve", lambda path: Path("/report") / path)
-        assert run_names([Path(folder) for folder in folders]) == names
+        assert _run_names([Path(folder) for folder in folders]) == names
 
     def test_the_same_run_twice_raises(self, tmp_path):
         with pytest.raises(ValueError, match="`runs` must be different folders"):
-            run_names([tmp_path, tmp_path / "." / ""])
+            _run_names([tmp_path, tmp_path / "." / ""])
 
 
 class TestBestAndWorst:

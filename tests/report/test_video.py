@@ -16,8 +16,8 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip
 from telecine.report import video
-from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import as_shown, depth_range, gif_bytes, shrink, write_video
+from telecine.report.clips import _gif_bytes, _panes, side_by_side, write_preview
+from telecine.report.video import as_shown, depth_range, shrink, write_video
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -124,7 +124,7 @@ def test_other_frames_than_uint8_raise(tmp_path: Path, frames: Tensor, message: 
     with pytest.raises(ValueError, match=f"`frames` must be {message}"):
         write_video(tmp_path / "video.mp4", frames, 25)
     with pytest.raises(ValueError, match="`frames` must be uint8"):
-        gif_bytes(frames, 25)
+        _gif_bytes(frames, 25)
 
 
 def test_side_by_side_shows_input_reconstruction_and_difference() -> None:
@@ -187,7 +187,7 @@ def test_clips_that_do_not_match_raise() -> None:
 
 def test_gifs_are_animated_and_loop() -> None:
     frames = _frames(6, 32, 48)
-    with Image.open(io.BytesIO(gif_bytes(frames, 10))) as image:
+    with Image.open(io.BytesIO(_gif_bytes(frames, 10))) as image:
         assert (image.format, image.n_frames, image.size) == ("GIF", 6, (48, 32))
         assert (image.info["loop"], image.info["duration"]) == (0, 100)
         image.seek(5)

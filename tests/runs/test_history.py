@@ -5,7 +5,8 @@ import json
 import pytest
 
 from telecine.runs import Run
-from telecine.runs.history import History, _JSONLines, best_validation, validations
+from telecine.runs.history import History, _JSONLines, validations
+from telecine.runs.run import _best_validation
 
 
 class TestRecords:
@@ -63,13 +64,13 @@ def test_the_best_validation_is_finite_and_after_the_start(metric, best):
     figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
     records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
     records[-1]["val/lpips_alex"] = float("-inf")
-    assert best_validation(records, metric)["step"] == best
-    assert best_validation(records[:2], metric) is None
+    assert _best_validation(records, metric)["step"] == best
+    assert _best_validation(records[:2], metric) is None
 
 
 def test_the_earliest_of_equal_validations_is_the_best():
     records = [{"step": step, "val/psnr": 30.0} for step in (1, 2)]
-    assert best_validation(records, "psnr") is records[0]
+    assert _best_validation(records, "psnr") is records[0]
 
 
 def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):

@@ -20,7 +20,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.checkpoints import damage_of
 from telecine.training import train
-from telecine.training.resume import changed_settings
+from telecine.training.resume import SavedSettings
 
 ARCHIVE = Path(__file__).with_name("previous_version.zip")
 RUNS = {"gan": 4, "wan": 2}
@@ -49,7 +49,7 @@ def test_it_resumes_to_the_same_values(folder, name, step):
     kept = (folder / name / "metrics.jsonl").read_text()
     config = read_config(folder / name / "config.yaml")
     assert config.output_dir == name
-    assert changed_settings(config, Run(name).checkpoints.path(step)) == []
+    assert SavedSettings(Run(name).checkpoints.path(step)).changes(config) == []
     console = Console(record=True, file=StringIO(), width=1000)
     result = train(replace(config, steps=2 * step), console=console)
     said = console.export_text()

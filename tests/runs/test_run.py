@@ -10,13 +10,13 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.run import RunSummary, ValidationClips, read_validation
+from telecine.runs.run import RunSummary, SavedValidation, ValidationClips
 
 SUMMARY = RunSummary(9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None)
 
 
 def validations(folder):
-    return [read_validation(each) for _, each in Run(folder).validation_folders()]
+    return [SavedValidation.read(each) for _, each in Run(folder).validation_folders()]
 
 
 def test_the_summary_is_written_and_read(tmp_path):

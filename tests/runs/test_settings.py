@@ -51,13 +51,15 @@ class TestSettings:
 
 
 def test_settings_that_cannot_be_written_keep_the_old_ones(tmp_path, monkeypatch):
-    def write_half(path, text, encoding):
-        path.write_bytes(text.encode(encoding)[:100])
+    write_bytes = Path.write_bytes
+
+    def write_half(path, content):
+        write_bytes(path, content[:100])
         raise OSError("disk full")
 
     write_settings(tmp_path, TrainConfig())
     before = read_saved_settings(tmp_path)
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="disk full"):
         write_settings(tmp_path, TrainConfig(seed=9))
     assert read_saved_settings(tmp_path) == before

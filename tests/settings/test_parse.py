@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from telecine import Ramp, Term
-from telecine.cli import commands  # noqa: F401 - registers them
-from telecine.cli.parser import parse
+from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, OptimizerConfig, TrainConfig
 from telecine.settings.parse import (
     _typed_layer,
@@ -201,8 +200,8 @@ def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
 
 def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert parse("train", ["--config", "cpu"])[0]["settings"].mixed_precision == "bf16"
-    assert parse("train", ["--config", "cpu", "--mixed_precision", "fp16"])[0]["settings"].mixed_precision == "fp16"
+    for typed, used in (([], "bf16"), (["--mixed_precision", "fp16"], "fp16")):
+        assert COMMANDS["train"].parse(["--config", "cpu", *typed])[0]["settings"].mixed_precision == used
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():

@@ -1,4 +1,5 @@
 import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 import telecine
-from telecine import Ramp, Term
+from telecine import Ramp, Term, settings
 from telecine.discriminators.patch import Norm
 from telecine.discriminators.residual import TimeWeighting
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
@@ -26,6 +27,7 @@ from telecine.settings import (
     TrainConfig,
     Weight,
 )
+from telecine.settings.group import _CONTRACTS
 from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
 
@@ -305,3 +307,10 @@ def test_what_compiled_code_cannot_do_is_refused(name, options):
     TrainConfig(**options)
     with pytest.raises(ValueError, match=f"`dynamo_backend` must be no with this value of `{name}`, but got inductor"):
         TrainConfig(dynamo_backend="inductor", **options)
+
+
+def test_every_contract_between_settings_is_checked_once():
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parent.glob("*.py"))
+    checked = re.findall(r'self\.refuse\("([^"]+)"', sources)
+    assert len(checked) == 30
+    assert sorted(checked) == sorted(_CONTRACTS)

@@ -318,8 +318,9 @@ def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
     state = build_state(config, accelerator, build_autoencoder(config))
     found = [(type(each), each.defaults["lr"], each.defaults["weight_decay"]) for each in state.optimizers.values()]
     assert found == [(AdamW8bit, 0.5, 0.125), (AdamW8bit, 0.25, 0.125)]
+    on_mps = SimpleNamespace(device=torch.device("mps"))
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on mps, but got adamw_8bit"):
-        new_state(config, SimpleNamespace(device=torch.device("mps")), nn.Linear(1, 1), state.objective, None)
+        new_state(config.optimizer, on_mps, nn.Linear(1, 1), state.objective, None, seed=0)
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
         replace(config, sharding="fsdp2")
 

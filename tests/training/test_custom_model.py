@@ -14,10 +14,10 @@ from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.base import imports
 from telecine.base.imports import allow_code
+from telecine.cli.commands import COMMANDS
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import LatentsConfig
-from telecine.settings.recipes import default_recipe
 from telecine.training import train
 from telecine.training.build import build_autoencoder, custom_module
 
@@ -144,8 +144,8 @@ def test_a_custom_module_is_not_planned(package, capsys):
 
 
 def test_random_weights_have_the_recipe_of_random_weights():
-    assert default_recipe({"model": "own_of_tests.Tiny", "data": "x"}) == "gpu"
-    assert default_recipe({"model": "runs/own", "data": "x"}) == "whole"
+    assert COMMANDS["train"].parse(["--model=own_of_tests.Tiny", "--data=x"])[1] == ["gpu"]
+    assert COMMANDS["train"].parse(["--model=runs/own", "--data=x"])[1] == ["whole"]
 
 
 def test_a_latent_is_aligned_with_a_network_of_clips(

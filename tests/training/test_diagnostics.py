@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.report.run import read_run
+from telecine.report.run import _read_run
 from telecine.runs import Run
 from telecine.runs.history import History, _JSONLines
 from telecine.settings import (
@@ -101,7 +101,7 @@ def test_no_rule_fires_in_a_healthy_run(run):
     records = Run(Path(config.output_dir)).history.read()
     assert sum("train/accuracy_real" in record for record in records) == LONG + 8
     assert sum(EMA_BEHIND in record for record in records) == 2
-    assert len(read_run(Path(config.output_dir), "run").warnings) == len(warned)
+    assert len(_read_run(Path(config.output_dir), "run").warnings) == len(warned)
 
 
 @pytest.mark.slow
@@ -207,12 +207,12 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
 
 
 def diagnostics_of(folder, config, **options):
-    return Diagnostics(Run(folder), config, **options)
+    return Diagnostics(Run(folder), config.objective, config.optimizer, config.steps, **options)
 
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = _RecentValues(config)
+    history = _RecentValues(config.objective, config.optimizer, config.steps)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
     found = {rule: _found_by(rule, history) for rule in RULES}

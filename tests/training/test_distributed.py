@@ -26,7 +26,6 @@ from telecine.training.distributed import (
     any_rank,
     average_gradients,
     broadcast_module,
-    copy_module,
     describe_processes,
     fsdp_blocks,
     full_tensor,
@@ -37,7 +36,13 @@ from telecine.training.distributed import (
     shard,
 )
 from telecine.training.step import clip_gradients
-from telecine.training.tensor_files import load_optimizer, optimizer_tensors, save_tensors, saved_tensors
+from telecine.training.tensor_files import (
+    _copy_module,
+    load_optimizer,
+    optimizer_tensors,
+    save_tensors,
+    saved_tensors,
+)
 from telecine.training.trainable import select_trainable
 
 from ..autoencoders.tiny_models import ALIKE, TINY_MODELS, tiny_clip, tiny_model
@@ -267,8 +272,8 @@ def test_weights_are_copied_between_whole_and_sharded_models():
     shard(sharded)
     assert not torch.equal(full_tensor(sharded[0].weight), whole[0].weight)
     whole[1].running_mean += 1
-    copy_module(whole, into=sharded)
-    copy_module(sharded, into=other)
+    _copy_module(whole, into=sharded)
+    _copy_module(sharded, into=other)
     ours, theirs = whole.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 

@@ -10,7 +10,7 @@ from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.runs.settings import _as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
-from telecine.training.resume import changed_settings, check_same_clips, check_same_data, check_same_networks
+from telecine.training.resume import SavedSettings
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ CHANGED_NETWORKS = [
 
 @pytest.mark.parametrize(("change", "message"), CHANGED_NETWORKS)
 def test_settings_that_change_the_networks_are_refused(tiny, saved, change, message):
-    check_same_networks(tiny(), saved)
+    SavedSettings(saved).check_networks(tiny())
     with pytest.raises(ValueError, match=message):
-        check_same_networks(replace(tiny(), **change(tiny())), saved)
+        SavedSettings(saved).check_networks(replace(tiny(), **change(tiny())))
 
 
 def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, saved):
     settings = yaml.safe_load((saved / "config.yaml").read_text())
     del settings["causal_vae"]["bottleneck"]
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    check_same_networks(tiny(), saved)
+    SavedSettings(saved).check_networks(tiny())
     discrete = replace(tiny().causal_vae, bottleneck="fsq")
     with pytest.raises(ValueError, match=r"`causal_vae.bottleneck` must be 'gaussian' as in"):
-        check_same_networks(tiny(causal_vae=discrete), saved)
+        SavedSettings(saved).check_networks(tiny(causal_vae=discrete))
 
 
 def test_other_settings_may_change(tiny, saved):
@@ -68,7 +68,7 @@ def test_other_settings_may_change(tiny, saved):
         reconstruction=ReconstructionConfig(loss="l1"),
         disc_start=3,
     )
-    check_same_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"), saved)
+    SavedSettings(saved).check_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"))
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
     settings["objective"] = {"recon_loss": "mse", "disc_train_start": 1}
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
-        check_same_networks(tiny(), saved)
+        SavedSettings(saved).check_networks(tiny())
 
 
 def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
@@ -88,20 +88,20 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
     (tmp_path / "config.yaml").write_text(_as_yaml(config))
-    check_same_networks(config, tmp_path)
+    SavedSettings(tmp_path).check_networks(config)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
-        check_same_data(now, tmp_path)
+        SavedSettings(tmp_path).check_data(now)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
-    check_same_data(now, tmp_path)
+    SavedSettings(tmp_path).check_data(now)
 
 
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
@@ -121,21 +121,21 @@ DATA = {"num_videos": 12, "num_images": 0, "num_skipped": 1, "num_frames": 400, 
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
     config, data = TrainConfig(data="a"), DATA | data
     (tmp_path / "config.yaml").write_text(_as_yaml(config))
-    assert check_same_clips(config, tmp_path, SUMMARY, data) == changes
+    assert SavedSettings(tmp_path).check_clips(config, SUMMARY, data) == changes
     data["validation"] = replace(CLIPS_BEFORE, sha256="ba")
     named = ", ".join(changes) or "files of the same sizes"
     with pytest.raises(
         ValueError, match=rf"`data` must be that of .*, but got other held-out clips \({named}\)\. .*--change_data"
     ):
-        check_same_clips(config, tmp_path, SUMMARY, data)
+        SavedSettings(tmp_path).check_clips(config, SUMMARY, data)
     for other in (replace(config, val_clips=3), replace(config, clips=replace(config.clips, val_fraction=0.3))):
-        assert check_same_clips(other, tmp_path, SUMMARY, data) == changes, "the user has chosen other clips"
+        assert SavedSettings(tmp_path).check_clips(other, SUMMARY, data) == changes, "the user has chosen other clips"
 
 
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig()))
     old = replace(SUMMARY, data_sha256="")
-    assert check_same_clips(TrainConfig(), tmp_path, old, DATA | {"data_sha256": "ef"}) == []
+    assert SavedSettings(tmp_path).check_clips(TrainConfig(), old, DATA | {"data_sha256": "ef"}) == []
 
 
 REMOVED_SETTINGS = [
@@ -152,12 +152,12 @@ def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, gro
         of_group = of_group[part]
     of_group[name] = now
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    check_same_networks(tiny(), saved)
-    assert changed_settings(tiny(), saved) == []
+    SavedSettings(saved).check_networks(tiny())
+    assert SavedSettings(saved).changes(tiny()) == []
     of_group[name] = other
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=message):
-        check_same_networks(tiny(), saved)
+        SavedSettings(saved).check_networks(tiny())
 
 
 def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
@@ -165,6 +165,6 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     settings["objective"]["gan"]["lecam_decay"] = 0.99
     settings["discriminator"]["init_optimizer"] = True
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    check_same_networks(tiny(), saved)
+    SavedSettings(saved).check_networks(tiny())
     changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
-    assert sorted(changed_settings(tiny(), saved)) == sorted(changes)
+    assert sorted(SavedSettings(saved).changes(tiny())) == sorted(changes)

@@ -16,10 +16,10 @@ from telecine.training.step import (
     _lr_scale,
     _update_ratio,
     clip_gradients,
-    describe_warmup,
     set_learning_rates,
     train_step,
 )
+from telecine.training.trainer import _describe_warmup
 
 
 def test_warmup_rises_linearly_to_one():
@@ -33,11 +33,11 @@ def test_without_warmup_the_first_step_has_the_full_rate():
 
 def test_a_run_that_ends_within_its_warmup_says_so():
     config = OptimizerConfig(warmup_steps=500)
-    assert describe_warmup(config, 500) == []
-    (line,) = describe_warmup(config, 40)
+    assert _describe_warmup(config, 500) == []
+    (line,) = _describe_warmup(config, 40)
     assert "after 40 of 500 steps, 0.08 of `optimizer.lr` is reached" in line
     assert _lr_scale(config, 39, 40) == 0.08
-    assert describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
+    assert _describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
 
 
 def test_cosine_falls_from_one_to_its_final_scale():

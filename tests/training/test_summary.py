@@ -14,10 +14,9 @@ from rich.console import Console
 from telecine.base.devices import peak_memory
 from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
-from telecine.runs.run import ValidationClips
-from telecine.training import resume as module
-from telecine.training.clips import data_of
-from telecine.training.resume import new_summary, summary_before, summary_until_now
+from telecine.runs.run import RunSummary, ValidationClips
+from telecine.training.clips import Clips
+from telecine.training.trainer import _summary_before
 
 
 def clips(num_val=2):
@@ -28,25 +27,20 @@ def clips(num_val=2):
     return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
 
 
-STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
+def write(folder, seconds, before, peak=None):
+    new = RunSummary(9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None)
+    Run(folder).write_summary(new.after(before).until_now(time.monotonic() - seconds, peak))
 
 
-def write(folder, seconds, before):
-    summary = new_summary(before, STATE, clips(), 4, {})
-    Run(folder).write_summary(summary_until_now(summary, time.monotonic() - seconds, torch.device("cpu")))
-
-
-def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "peak_memory", lambda device: 50)
-    write(tmp_path, 100, None)
+def test_the_times_of_a_resumed_run_are_added(tmp_path):
+    write(tmp_path, 100, None, peak=50)
     first = Run(tmp_path).summary()
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
-    monkeypatch.setattr(module, "peak_memory", lambda device: 20)
-    before = summary_before(Run(tmp_path), Console(quiet=True))
-    write(tmp_path, 5, before)
+    before = _summary_before(Run(tmp_path), Console(quiet=True))
+    write(tmp_path, 5, before, peak=20)
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
     write(tmp_path, 5, None)
@@ -58,7 +52,7 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
     console = Console(record=True, width=40, file=io.StringIO())
-    before = summary_before(Run(tmp_path), console)
+    before = _summary_before(Run(tmp_path), console)
     write(tmp_path, 5, before)
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
     assert 5 <= Run(tmp_path).summary().seconds < 15
@@ -69,9 +63,9 @@ def test_validation_clips_have_the_hash_of_evaluations():
     some = clips()
     hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    assert data_of(some)["validation"] == ValidationClips(2, 5, 16, 24, combined)
+    assert Clips.recorded(some)["validation"] == ValidationClips(2, 5, 16, 24, combined)
     some.val[0]["video"][0, 0, 0, 0] -= 0.5
-    assert data_of(some)["validation"].sha256 != combined
+    assert Clips.recorded(some)["validation"].sha256 != combined
 
 
 def test_the_peak_memory_of_this_process():

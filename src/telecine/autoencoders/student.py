@@ -31,10 +31,10 @@ from telecine.autoencoders.pretrained import (
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.shapes import Video
+from telecine.base.yaml_files import read_yaml
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
-from telecine.settings.parse import read_yaml
 from telecine.settings.validate import validate
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.

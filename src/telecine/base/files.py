@@ -92,12 +92,17 @@ def remove(path: Path) -> None:
 def mark_output(folder: Path) -> None:
     """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
-    atomic_write(folder / OUTPUT_MARKER, lambda partial: partial.write_text(note))  # replaces a link of that name
+    write_text(folder / OUTPUT_MARKER, note)  # replaces a link of that name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, atomically; bytes of names that are not UTF-8 become escapes."""
+    atomic_write(path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON, atomically."""
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,12 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = printable(super().format(record))
+        return text.replace("\n", "\\n") if record.name.startswith("telecine") else text
+
+
 class PlainConsole(Console):
     """Prints text without rich's markup, since paths may hold brackets, and with escape sequences shown."""
 
@@ -25,17 +31,11 @@ class PlainConsole(Console):
         """Return a text, or the cell of a table, as rich prints it. A line break in a name would forge a line."""
         return super().render_str(printable(text).replace("\n", "\\n"), **options)
 
-
-class _PrintableFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = printable(super().format(record))
-        return text.replace("\n", "\\n") if record.name.startswith("telecine") else text
-
-
-def escape_logs() -> None:
-    """Show escape sequences in what Python logs to standard error without a handler: records name files."""
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_PrintableFormatter())
+    @staticmethod
+    def escape_logs() -> None:
+        """Show escape sequences in what Python logs to standard error without a handler: records name files."""
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(_PrintableFormatter())
 
 
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

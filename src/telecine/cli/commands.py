@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
-from telecine.base.terminal import PlainConsole, escape_logs
-from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse, program
+from telecine.base.terminal import PlainConsole
+from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
@@ -26,10 +26,10 @@ def run(typed: Sequence[str]) -> None:
     name, words = typed[0], typed[1:]
     topics = [word.partition("=")[2] for word in words if word == "-h" or word.partition("=")[0] == "--help"]
     if topics:
-        print(help_of(name, topics[0], words), end="")
+        print(COMMANDS[name].help(topics[0], words), end="")
         return
-    arguments, files = parse(name, words)
-    escape_logs()
+    arguments, files = COMMANDS[name].parse(words)
+    _console.escape_logs()
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
         _say("without --data and --config: the demo, on four sample videos")
@@ -213,10 +213,10 @@ def _completion(shell: Literal["bash", "zsh", "fish"]) -> None:
 def _checkpoint(action: Literal["verify"], run: str) -> None:
     """Verify that the files of a run's checkpoints are those that were written."""
     from telecine.runs import DamagedError, Run
-    from telecine.runs.checkpoints import damage_of, is_checkpoint
+    from telecine.runs.checkpoints import Checkpoints, damage_of
 
     folder = Path(run)
-    folders = [folder] if is_checkpoint(folder) else [each for _, each in Run(folder).checkpoints.all()]
+    folders = [folder] if Checkpoints.is_checkpoint(folder) else [each for _, each in Run(folder).checkpoints.all()]
     if not folders:
         raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
     damage = {each: damage_of(each) for each in folders}

@@ -9,16 +9,24 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from telecine import __version__
 from telecine.base.checks import argument_error, nearest
-from telecine.base.imports import allow_code
+from telecine.base.imports import allow_code, is_class_path
+from telecine.base.yaml_files import read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import merged, read_layer, read_package_yaml, settings_from
-from telecine.settings.recipes import default_recipe, recipes
+from telecine.settings.parse import merged, read_layer, settings_from
+from telecine.settings.recipes import recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
 # The help of arguments, and the settings in the help, by command.
 _TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.yaml")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 @dataclass
@@ -53,6 +61,120 @@ class _Command:
         """Return its settings, see `settings_of`."""
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
 
+    def parse(self, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the arguments of the function, its settings among them, and the recipes that they are from."""
+        parser = self.parser([])
+        found, others = self._read(parser, typed)
+        if others:
+            option = others[0].partition("=")[0]
+            before = typed[max(typed.index(others[0]) - 2, 0)]
+            if not option.startswith("-") and get_origin(kind_at(self.settings, before.removeprefix("--"))) is tuple:
+                raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
+            known = [*parser._option_string_actions, *(f"--{item.name}" for item in self.all_settings(all_names=True))]
+            raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
+        allow_code(*found.pop("allow_code", None) or [])
+        texts = found.pop("settings")
+        if self.settings is None:
+            return found, []
+        files = self._files(found.pop("config"), texts)
+        return {"settings": settings_from(self.settings, files, texts), **found}, files
+
+    def _read(self, parser: argparse.ArgumentParser, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the arguments in what is typed, `settings` as texts by dotted name, and the words that are neither."""
+        for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
+            # Also what is inside a setting, such as `objective.terms.gram`.
+            if kind_at(self.settings, option[2:]) is not None and option not in parser._option_string_actions:
+                parser.add_argument(option, dest=option, action="append")
+        arguments, others = parser.parse_known_args(typed)
+        found = vars(arguments)
+        texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
+        return found | {"settings": texts}, others
+
+    def _files(self, chosen: list[str] | None, texts: Sequence[tuple[str, str]]) -> list[str]:
+        """Return the recipes and settings files that were chosen.
+
+        Without any, a training command has "whole" for a `--model` with weights, else "gpu", or "demo" without data.
+        """
+        if chosen or not self.trains:
+            return chosen or []
+        given = dict(texts)
+        model = given.get("model", ".json")
+        has_weights = not (model.endswith(".json") or is_class_path(model))
+        if has_weights and given.get("random_weights") != "true":
+            return ["whole"]
+        has_data = given.keys() & {"data", "model"} or any(parameter.name == "path" for parameter, *_ in self.arguments)
+        return ["gpu" if has_data else "demo"]
+
+    def parser(
+        self,
+        settings: Sequence[Setting],
+        values: Nested | None = None,
+        *,
+        with_arguments: bool = True,
+        **options: Any,
+    ) -> argparse.ArgumentParser:
+        """Return a parser of the arguments and of these settings, as texts; the help shows `values` as defaults."""
+        parser = _Parser(add_help=False, allow_abbrev=False, **options)
+        if with_arguments and self.settings is not None:
+            text = _TEXTS["all"]["recipes" if self.trains else "config"]
+            parser.add_argument("--config", action="append", metavar="FILE", help=text)
+        others = parser.add_argument_group("other arguments") if self.most_used else parser
+        for parameter, kind, text in self.arguments if with_arguments else ():
+            names, extra = _argument(parameter, kind)
+            target = parser if parameter.kind is not parameter.KEYWORD_ONLY else others
+            target.add_argument(*names, help=text.replace("%", "%%"), **extra)
+        if with_arguments and self.runs_code:
+            others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=_TEXTS["all"]["allow_code"])
+        groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
+        for item in (each for each in settings if not each.is_group):
+            group, _, last = item.name.rpartition(".")
+            text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
+            name = f"--{item.name}"
+            groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
+        return parser
+
+    def help(self, topic: str, typed: Sequence[str]) -> str:
+        """Return the help about "all", a setting or a group, by default the settings that are used most.
+
+        The values of the settings files that the command would use with what is `typed` are shown as defaults.
+        """
+        settings = self.all_settings()
+        by_name = {item.name: item for item in settings}
+        shown, epilog = settings, None
+        if topic == "" and self.most_used:
+            shown, epilog = [by_name[each] for each in self.most_used], self._other_groups(settings)
+        elif topic not in ("", "all"):
+            shown = [item for item in settings if f"{item.name}.".startswith(f"{topic}.")]
+            if not shown:
+                contract = 'the name of a setting or of a group, or "all"'
+                raise argument_error("help", contract, topic, nearest(topic, by_name))
+            if not shown[0].is_group:  # a value that may be a group, such as a ramp
+                groups = [each for each in alternatives(shown[0].kind) if is_dataclass(each)]
+                shown += [item for each in groups for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
+        positional = [each.name for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
+        of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
+        of_files.add_argument("--config", action="append")
+        found, _ = self._read(of_files, typed)
+        return self.parser(
+            shown,
+            merged(map(read_layer, self._files(found["config"], found["settings"]))),
+            with_arguments=topic in ("", "all"),
+            prog=f"telecine {self.name}",
+            usage=" ".join(["telecine", self.name, *positional, "[--NAME VALUE ...]"]),
+            description=self.summary,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        ).format_help()
+
+    def _other_groups(self, settings: Sequence[Setting]) -> str:
+        """Return the lines that say how the other settings are shown."""
+        groups = [item for item in settings if item.is_group and "." not in item.name]
+        width = max(len(item.name) for item in groups)
+        count = sum(not item.is_group for item in settings)
+        lines = [f"  {item.name:<{width}}  {item.text.partition('. ')[0].rstrip('.')}" for item in groups]
+        explained = f"`telecine {self.name} --help=all` explains all {count} settings"
+        return "\n".join([f"{explained}, `--help=NAME` one of them or a group:", *lines])
+
 
 COMMANDS: dict[str, _Command] = {}
 
@@ -66,82 +188,6 @@ def command(*, runs_code: bool = False) -> Callable[[F], F]:
         return run
 
     return register
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its errors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of a command's function, its settings among them, and the recipes that they are from."""
-    command = COMMANDS[name]
-    parser = _parser(command, [])
-    found, others = _read(parser, command, typed)
-    if others:
-        option = others[0].partition("=")[0]
-        before = typed[max(typed.index(others[0]) - 2, 0)]
-        if not option.startswith("-") and get_origin(kind_at(command.settings, before.removeprefix("--"))) is tuple:
-            raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
-        known = [*parser._option_string_actions, *(f"--{item.name}" for item in command.all_settings(all_names=True))]
-        raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
-    allow_code(*found.pop("allow_code", None) or [])
-    texts = found.pop("settings")
-    if command.settings is None:
-        return found, []
-    files = _files_of(command, found.pop("config"), texts)
-    return {"settings": settings_from(command.settings, files, texts), **found}, files
-
-
-def _read(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments in what is typed, `settings` as texts by dotted name, and the words that are neither."""
-    for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
-        # Also what is inside a setting, such as `objective.terms.gram`.
-        if kind_at(command.settings, option[2:]) is not None and option not in parser._option_string_actions:
-            parser.add_argument(option, dest=option, action="append")
-    arguments, others = parser.parse_known_args(typed)
-    found = vars(arguments)
-    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
-    return found | {"settings": texts}, others
-
-
-def _files_of(command: _Command, chosen: list[str] | None, texts: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the recipes and settings files that were chosen, or the default of a training command."""
-    if chosen or not command.trains:
-        return chosen or []
-    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe(dict(texts), is_data=has_data)]
-
-
-def _parser(
-    command: _Command,
-    settings: Sequence[Setting],
-    values: Nested | None = None,
-    *,
-    with_arguments: bool = True,
-    **options: Any,
-) -> argparse.ArgumentParser:
-    """Return a parser of a command's arguments and of these settings, as texts; the help shows `values` as defaults."""
-    parser = _Parser(add_help=False, allow_abbrev=False, **options)
-    if with_arguments and command.settings is not None:
-        text = _TEXTS["all"]["recipes" if command.trains else "config"]
-        parser.add_argument("--config", action="append", metavar="FILE", help=text)
-    others = parser.add_argument_group("other arguments") if command.most_used else parser
-    for parameter, kind, text in command.arguments if with_arguments else ():
-        names, extra = _argument(parameter, kind)
-        target = parser if parameter.kind is not parameter.KEYWORD_ONLY else others
-        target.add_argument(*names, help=text.replace("%", "%%"), **extra)
-    if with_arguments and command.runs_code:
-        others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=_TEXTS["all"]["allow_code"])
-    groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
-    for item in (each for each in settings if not each.is_group):
-        group, _, last = item.name.rpartition(".")
-        text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
-        name = f"--{item.name}"
-        groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
-    return parser
 
 
 def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[str, Any]]:
@@ -177,52 +223,6 @@ def _facts(item: Setting, values: Nested) -> str:
     return f"{describe_type(item.kind)}; default: {shown}"
 
 
-def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
-    """Return the help of a command about "all", a setting or a group, by default the settings that are used most.
-
-    The values of the settings files that the command would use with what is `typed` are shown as defaults.
-    """
-    command = COMMANDS[name]
-    settings = command.all_settings()
-    by_name = {item.name: item for item in settings}
-    shown, epilog = settings, None
-    if topic == "" and command.most_used:
-        shown, epilog = [by_name[each] for each in command.most_used], _other_groups(name, settings)
-    elif topic not in ("", "all"):
-        shown = [item for item in settings if f"{item.name}.".startswith(f"{topic}.")]
-        if not shown:
-            contract = 'the name of a setting or of a group, or "all"'
-            raise argument_error("help", contract, topic, nearest(topic, by_name))
-        if not shown[0].is_group:  # a value that may be a group, such as a ramp
-            groups = [each for each in alternatives(shown[0].kind) if is_dataclass(each)]
-            shown += [item for each in groups for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
-    positional = [parameter.name for parameter, *_ in command.arguments if parameter.kind is not parameter.KEYWORD_ONLY]
-    of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
-    of_files.add_argument("--config", action="append")
-    found, _ = _read(of_files, command, typed)
-    return _parser(
-        command,
-        shown,
-        merged(map(read_layer, _files_of(command, found["config"], found["settings"]))),
-        with_arguments=topic in ("", "all"),
-        prog=f"telecine {name}",
-        usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),
-        description=command.summary,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).format_help()
-
-
-def _other_groups(name: str, settings: Sequence[Setting]) -> str:
-    """Return the lines that say how the other settings are shown."""
-    groups = [item for item in settings if item.is_group and "." not in item.name]
-    width = max(len(item.name) for item in groups)
-    count = sum(not item.is_group for item in settings)
-    lines = [f"  {item.name:<{width}}  {item.text.partition('. ')[0].rstrip('.')}" for item in groups]
-    title = f"`telecine {name} --help=all` explains all {count} settings, `--help=NAME` one of them or a group:"
-    return "\n".join([title, *lines])
-
-
 def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
     """Return the parser that explains the commands; if it `is_whole`, with their arguments and settings."""
     parser = argparse.ArgumentParser(
@@ -234,7 +234,7 @@ def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        parents = [_parser(command, command.all_settings())] if is_whole else []
+        parents = [command.parser(command.all_settings())] if is_whole else []
         of_command = commands.add_parser(name, help=command.summary, parents=parents)
         for action in of_command._actions if is_whole else ():
             _complete(action, name, kind_at(command.settings, action.dest.removeprefix("--")) or str)

@@ -26,12 +26,12 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_counts
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data.arrays import read_array
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, as_source, content_of, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
-from telecine.settings.parse import read_package_yaml
 
 FORMATS: dict[str, Any] = read_package_yaml(__package__, "formats.yaml")
 

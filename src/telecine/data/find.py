@@ -17,7 +17,7 @@ from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
 from telecine.data.errors import DataError
-from telecine.data.index import Skipped, format_skipped, index_videos
+from telecine.data.index import Skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
@@ -84,9 +84,9 @@ def load_spans(
     if not spans:
         contract = "a list of segments that are inside their files"
         remedy = "Segments count from the first frame of each file."
-        raise argument_error(name, contract, format_skipped(empty), remedy, DataError)
+        raise argument_error(name, contract, Skipped.listed(empty), remedy, DataError)
     if empty:
-        logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), format_skipped(empty))
+        logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), Skipped.listed(empty))
     return spans, skipped + empty
 
 
@@ -188,7 +188,7 @@ def files_below(folder: File) -> list[File]:
 
 def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
     if skipped:
-        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, format_skipped(skipped))
+        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, Skipped.listed(skipped))
 
 
 def _search(folder: File) -> tuple[list[File], list[Skipped]]:

@@ -47,6 +47,13 @@ class Skipped:
     path: Source
     reason: str
 
+    @staticmethod
+    def listed(skipped: "Sequence[Skipped]") -> str:
+        """List the first few skipped files with their reasons, and the number of the others."""
+        shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
+        num_more = len(skipped) - _NUM_REASONS_SHOWN
+        return f"{shown}; and {num_more} more" if num_more > 0 else shown
+
 
 def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = None) -> VideoInfo:
     """Index a video by its packets and its first frame, an image or an array by its header.
@@ -119,19 +126,12 @@ def index_videos(
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     if not infos:
-        got = f"{len(skipped)} that cannot be decoded: {format_skipped(skipped)}"
+        got = f"{len(skipped)} that cannot be decoded: {Skipped.listed(skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error("data", "at least one decodable file", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d files: %s", len(skipped), len(results), format_skipped(skipped))
+        logger.warning("skipped %d of %d files: %s", len(skipped), len(results), Skipped.listed(skipped))
     return infos, skipped
-
-
-def format_skipped(skipped: Sequence[Skipped]) -> str:
-    """List the first few skipped files with their reasons, and the number of the others."""
-    shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
-    num_more = len(skipped) - _NUM_REASONS_SHOWN
-    return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
 def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
@@ -143,7 +143,7 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
     short = [Skipped(path, f"{frames} frames") for path, frames in longest.items() if frames < clip_span]
     if short:
         text = "%d of %d files are shorter than %d frames, and not used: %s"
-        logger.warning(text, len(short), len(longest), clip_span, format_skipped(short))
+        logger.warning(text, len(short), len(longest), clip_span, Skipped.listed(short))
     return len(short)
 
 

@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import flush, user_cache_folder
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data.errors import DataError, Deadline, DecodeError
 from telecine.data.source import SUFFIXES, RemotePath, Source, TarMember, file_of, is_hidden, kind_of
-from telecine.settings.parse import read_package_yaml
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

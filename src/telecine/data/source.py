@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data.errors import DecodeError
 from telecine.settings import ClipConfig
-from telecine.settings.parse import read_package_yaml
 
 T = TypeVar("T")
 

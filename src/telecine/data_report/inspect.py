@@ -18,6 +18,7 @@ from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.decode import open_video, read_clip
@@ -27,8 +28,7 @@ from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of
 from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
-from telecine.settings.parse import read_package_yaml
-from telecine.training.clips import Spans, find_spans
+from telecine.training.clips import Spans
 
 BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
@@ -117,7 +117,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     Files are searched for cuts up to `max_frames` together. Raises a `DataError` if there is no usable video.
     """
     check_count("num_clips", num_clips)
-    spans = find_spans(config.data, config.val_data, config.clips)
+    spans = Spans.find(config.data, config.val_data, config.clips)
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed)
     size = BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)

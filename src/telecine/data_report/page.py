@@ -15,12 +15,12 @@ from torch import Tensor
 
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, mark_output, write_json
+from telecine.base.files import mark_output, write_json, write_text
 from telecine.data import Span, TarMember
 from telecine.data.source import RemotePath
 from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
 from telecine.report.clips import at_one_rate, write_preview
-from telecine.report.page import render_page, write_page
+from telecine.report.page import render_page
 from telecine.report.video import shrink
 
 PAGE_FILE = "data.html"
@@ -39,7 +39,8 @@ def write_data(report: DataReport, folder: Path) -> Path:
     if report.scenes:
         scenes = [scene for scene in report.scenes if not isinstance(scene.info.path, TarMember)]
         _write_scenes(folder / SCENES_FILE, scenes)
-    return write_page(folder / PAGE_FILE, _render_data(report))
+    write_text(folder / PAGE_FILE, _render_data(report))
+    return folder / PAGE_FILE
 
 
 def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
@@ -51,7 +52,7 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
         source = scene.info.path
         name = source.url if isinstance(source, RemotePath) else str(Path(str(source)).absolute())
         writer.writerow([name, scene.first_frame, scene.last_frame + 1])
-    atomic_write(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8", newline=""))
+    write_text(path, text.getvalue())
 
 
 def _render_data(report: DataReport) -> str:

@@ -28,10 +28,10 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
     return changed
 
 
-def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
+def _color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
     """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2; not alpha."""
     if video.shape[1] == RGBA:
-        return torch.cat([color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
+        return torch.cat([_color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
     draws = (brightness, saturation, contrast)
     brightness, saturation, contrast = (draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in draws)
     video = video + (brightness - 0.5)
@@ -41,7 +41,7 @@ def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor
     return mean + (0.5 + contrast) * (video - mean)
 
 
-def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+def _translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
     """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in."""
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
@@ -54,7 +54,7 @@ def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
     return video
 
 
-def cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+def _cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
     """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame."""
     hidden = torch.ones((), dtype=torch.bool, device=video.device)
     for dim, draw in ((3, vertical), (4, horizontal)):
@@ -74,7 +74,7 @@ def _whole(draw: Tensor, count: int) -> Tensor:
 
 # How many random numbers in [0, 1) each needs for a clip, and its function.
 AUGMENTATIONS: dict[str, tuple[int, Callable[..., Video]]] = {
-    "color": (3, color),
-    "translation": (2, translation),
-    "cutout": (2, cutout),
+    "color": (3, _color),
+    "translation": (2, _translation),
+    "cutout": (2, _cutout),
 }

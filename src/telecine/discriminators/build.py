@@ -28,26 +28,22 @@ VIDEO: Mapping[str, type[GradientCheckpointing]] = {
 }
 
 
-def build_image_discriminator(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module | None:
-    """Return the discriminator of single frames of the clips, or None without one."""
-    return None if config.image == "none" else _build(IMAGE[config.image], config, clips)
-
-
-def build_video_discriminators(
+def build_discriminators(
     config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
-) -> list[nn.Module]:
-    """Return the discriminators of clips of 1/factor of the height and width, one for each factor.
+) -> tuple[nn.Module | None, list[nn.Module]]:
+    """Return the discriminator of single frames, if 1 is a factor, and those of clips of 1/factor of the size.
 
     Without `load`, the frozen network of discriminators on features is random.
     """
-    if config.video == "none" or not factors:
-        return []
-    if config.video != "features":
-        return [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
-    net, weights, layers, size = astuple(config.features)
-    shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-    heads = {"dim": 4 * config.dim, "size": size}
-    return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
+    videos: list[nn.Module] = []
+    if config.video == "features" and factors:
+        net, weights, layers, size = astuple(config.features)
+        shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
+        videos = [FeatureDiscriminator(net=shared, dim=4 * config.dim, size=size) for _ in factors]
+    elif config.video != "none":
+        videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
+    has_image = config.image != "none" and 1 in factors
+    return _build(IMAGE[config.image], config, clips) if has_image else None, videos
 
 
 def _build(

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from telecine.base.files import write_json
+from telecine.base.files import write_json, write_text
+from telecine.base.yaml_files import read_package_yaml
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
-from telecine.report.page import render_page, short, write_page
+from telecine.report.page import render_page, short
 from telecine.report.plots import Plot, Series, as_curve
-from telecine.settings.parse import read_package_yaml
 
 _PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")
@@ -19,7 +19,8 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "latents.json", asdict(report))
-    return write_page(folder / "latents.html", _render_latents(report))
+    write_text(page := folder / "latents.html", _render_latents(report))
+    return page
 
 
 def _render_latents(report: LatentReport) -> str:

@@ -18,6 +18,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
@@ -25,7 +26,6 @@ from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig
-from telecine.settings.parse import read_package_yaml
 
 DEAD_FRACTION = 0.01  # of the largest standard deviation; a channel with a smaller one is dead
 HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row of positions is 1/2

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from telecine.base.checks import argument_error, check_counts
 from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
-from telecine.settings.parse import read_package_yaml
+from telecine.base.yaml_files import read_package_yaml
 
 GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 

@@ -15,6 +15,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.yaml_files import read_package_yaml
 from telecine.data import (
     Clip,
     DecodeError,
@@ -28,7 +29,6 @@ from telecine.data import (
 )
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.settings import EvaluateConfig, ProtocolName
-from telecine.settings.parse import read_package_yaml
 
 logger = logging.getLogger(__name__)
 

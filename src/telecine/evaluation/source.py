@@ -31,8 +31,7 @@ from telecine.data import (
 from telecine.data.find import files_below, sources_of
 from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
-from telecine.runs import find_checkpoint
-from telecine.runs.run import is_run_or_checkpoint
+from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.evaluate import ModelUse
@@ -241,7 +240,7 @@ def _video_source(
 def _contains_videos(path: Path) -> bool:
     if path.is_file():
         return kind_of(path) != ""
-    is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
+    is_model = Run.is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
     return not is_model and path.is_dir() and any(map(kind_of, files_below(path)))
 
 

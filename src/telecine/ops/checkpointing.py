@@ -86,14 +86,12 @@ def checkpoint_call(
 
 
 def checkpoint_module(module: nn.Module, cache_name: str = "") -> None:
-    """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`."""
+    """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`.
+
+    `del module.forward` gives the module its own one back.
+    """
     cached_in = [layer for layer in module.modules() if cache_name and hasattr(layer, cache_name)]
     module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
-
-
-def undo_checkpoint(module: nn.Module) -> None:
-    """Give a module its own `forward` back."""
-    del module.forward
 
 
 def _copy(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import as_shown, check_shown, depth_range, gif_bytes, pad_to_even, shrink, write_video
+from telecine.report.video import as_shown, check_shown, depth_range, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -185,7 +186,16 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
 
     skip = -(-len(frames) // _MAX_FRAMES)
     small = shrink(frames[::skip], _MAX_SIDE)
-    gif = gif_bytes(small, fps / skip, num_colours=_NUM_COLOURS)
+    gif = _gif_bytes(small, fps / skip, num_colours=_NUM_COLOURS)
     image = Summary.Image(height=small.shape[1], width=small.shape[2], colorspace=3, encoded_image_string=gif)
     tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
     tracker.writer.flush()
+
+
+def _gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
+    """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
+    check_shown("frames", frames)
+    first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
+    return buffer.getvalue()

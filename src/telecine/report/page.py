@@ -1,7 +1,6 @@
 """The report: one HTML page that works offline, and a folder with its videos; kept up to date while runs train."""
 
 import filecmp
-import logging
 import math
 import os
 import re
@@ -22,20 +21,19 @@ from markupsafe import Markup
 from telecine import __version__
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, mark_output
+from telecine.base.files import atomic_write, mark_output, write_text
 from telecine.data import index_video
 from telecine.report.plots import METRICS, metric_label, plots_of
-from telecine.report.run import ReportedRun, check_are_runs, not_comparable, read_run, run_names, value_or_error
+from telecine.report.run import ReportedRun, not_comparable, read_runs, value_or_error
 from telecine.runs import Run
 from telecine.runs.history import History
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation, describe_copied
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation
 from telecine.runs.settings import read_saved_settings, side_by_side_settings
 
 _VERSION_FILE = "version.js"  # in the folder of videos; tells an open page that it was written again
 # A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
 _PlayerData: TypeAlias = dict[str, object]
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
-logger = logging.getLogger(__name__)
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
@@ -60,30 +58,15 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     page = Path(output) if output is not None else Run(folders[0] if len(folders) == 1 else Path()).report_file
     if page.suffix != ".html" or page.is_dir():
         raise argument_error("output", "the name of an .html file", repr(str(page)), "Add a file name.")
-    reported, problems = _read_runs(folders)
+    reported, problems = read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     live = {"version": uuid.uuid4().hex, "url": videos.url(_VERSION_FILE)} if is_live else {}
-    write_page(page, _render(reported, validations, live or None, problems))
+    write_text(page, _render(reported, validations, live or None, problems))
     videos.write_version(live.get("version"))
     videos.remove_others()
     return page
-
-
-def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
-    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
-    check_are_runs(folders)
-    names = run_names(folders)
-    read = [value_or_error(read_run, *each) for each in zip(folders, names, strict=True)]
-    reported = [each for each in read if isinstance(each, ReportedRun)]
-    errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
-    if not reported:
-        raise next(iter(errors.values()))
-    found = [*errors.items(), *((run.name, problem) for run in reported for problem in run.problems)]
-    for problem in (problems := [f"{name}: {problem}" for name, problem in found]):
-        logger.warning("not in the report: %s", problem)
-    return reported, problems
 
 
 def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
@@ -146,7 +129,7 @@ class _VideoFolder:
         path, script = self.path / _VERSION_FILE, f'pageVersion("{version or "finished"}");\n'
         if version is not None or path.exists():
             self.path.mkdir(exist_ok=True)
-            atomic_write(path, lambda temporary: temporary.write_text(script, encoding="utf-8"))
+            write_text(path, script)
 
     def remove_others(self) -> None:
         """Remove the videos that an earlier report of the same name copied and this one did not."""
@@ -175,12 +158,6 @@ def _render(
         environment=side_by_side_settings([run.environment for run in runs]),
         num_warnings=sum(len(run.warnings or ()) for run in runs),
     )
-
-
-def write_page(path: Path, html: str) -> Path:
-    """Write a page, in which names may have bytes that are not UTF-8, and return its path."""
-    atomic_write(path, lambda partial: partial.write_bytes(html.encode("utf-8", "backslashreplace")))
-    return path
 
 
 def render_page(template: str, **values: object) -> str:
@@ -291,7 +268,7 @@ def _describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str,
         **speed,
         **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
         "parameters": f"{_millions(summary.num_parameters)}{trained}",
-        **({"parameters from `init`": describe_copied(summary.copied)} if summary.copied else {}),
+        **({"parameters from `init`": summary.describe_copied(summary.copied)} if summary.copied else {}),
         "parameters of discriminators": _millions(summary.num_disc_parameters),
         "training data": f"{files}{skipped}, {summary.num_frames} frames",
         "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from telecine.base.yaml_files import read_package_yaml
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.run import ReportedRun, not_comparable
-from telecine.runs.history import frame_of
+from telecine.runs.history import History
 from telecine.settings import ObjectiveConfig
-from telecine.settings.parse import read_package_yaml
 
 Points = list[tuple[int, float]]
 Columns = dict[str, Points]
@@ -77,7 +77,7 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     grouped = _panels(names)
     lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
     losses = Plot("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
-    frames = Plot("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
+    frames = Plot("gradient of each frame / mean", [name for name in names if History.frame_of(name) is not None])
     in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
     singles = [Plot(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
@@ -184,7 +184,7 @@ def _is_same(some: Points, others: Points) -> bool:
 
 
 def _label_of(name: str) -> str:
-    if (frame := frame_of(name)) is not None:
+    if (frame := History.frame_of(name)) is not None:
         return f"frame {frame}"
     prefix, _, rest = name.partition("/")
     if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):

@@ -1,5 +1,6 @@
 """The content of a run's folder, as the report shows it."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,10 +11,11 @@ from telecine.base.checks import argument_error
 from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedValidation, read_validation
+from telecine.runs.run import RunSummary, SavedValidation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ReportedRun:
         }
 
 
-def check_are_runs(folders: Iterable[Path]) -> None:
+def _check_are_runs(folders: Iterable[Path]) -> None:
     """Raise a `ValueError` if a folder is not that of a run."""
     for folder in folders:
         if not Run(folder).exists():
@@ -72,12 +74,27 @@ def check_are_runs(folders: Iterable[Path]) -> None:
             raise argument_error("runs", f"folders of runs, with {History.file}", got, "Pass the run's `--output_dir`.")
 
 
-def read_run(folder: Path, name: str) -> ReportedRun:
+def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
+    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
+    _check_are_runs(folders)
+    names = _run_names(folders)
+    read = [value_or_error(_read_run, *each) for each in zip(folders, names, strict=True)]
+    reported = [each for each in read if isinstance(each, ReportedRun)]
+    errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
+    if not reported:
+        raise next(iter(errors.values()))
+    found = [*errors.items(), *((run.name, problem) for run in reported for problem in run.problems)]
+    for problem in (problems := [f"{name}: {problem}" for name, problem in found]):
+        logger.warning("not in the report: %s", problem)
+    return reported, problems
+
+
+def _read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run's folder; raise a `ValueError` if a file is damaged. `problems` name damaged validations."""
-    check_are_runs([folder])
+    _check_are_runs([folder])
     run = Run(folder)
     run.check_files()
-    read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
+    read = [value_or_error(SavedValidation.read, path) for _, path in run.validation_folders()]
     video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,
@@ -102,7 +119,7 @@ def value_or_error(read: Callable[..., T], *arguments: object) -> T | OSError | 
         return error
 
 
-def run_names(folders: Sequence[Path]) -> list[str]:
+def _run_names(folders: Sequence[Path]) -> list[str]:
     """Return the last parts of each folder's path, as many as make the names unique."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):

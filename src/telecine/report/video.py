@@ -1,6 +1,5 @@
 """Encoding of videos: MP4, lossless MKV and GIF; and frames as they are shown."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -11,7 +10,6 @@ import av
 import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,15 +114,6 @@ def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.Video
 def _name_of(frames: Tensor) -> str:
     """Return FFmpeg's name of the format of frames `(..., C)`."""
     return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
-
-
-def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
-    """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
-    check_shown("frames", frames)
-    first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
-    return buffer.getvalue()
 
 
 def shrink(frames: Tensor, max_side: int) -> Tensor:

@@ -44,7 +44,7 @@ class Checkpoints:
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
         found = step_folders(self.folder)  # one that has lost all other files has tensors
-        return [each for each in found if is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
+        return [each for each in found if self.is_checkpoint(each[1]) or any(each[1].rglob("*.safetensors"))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
@@ -78,7 +78,7 @@ class Checkpoints:
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
-        if is_checkpoint(final):
+        if self.is_checkpoint(final):
             os.replace(final, final.with_name(f".{final.name}.replaced"))
         elif final.exists():
             _set_aside(final)
@@ -99,6 +99,31 @@ class Checkpoints:
             if step != best:
                 _delete(folder)
 
+    @staticmethod
+    def is_checkpoint(folder: Path) -> bool:
+        """Return whether a folder is a checkpoint; it may be damaged."""
+        return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
+
+    @staticmethod
+    def step_of(folder: Path) -> int:
+        """Return the step of a checkpoint from its folder's name."""
+        return int(folder.name.removeprefix("step-"))
+
+    @staticmethod
+    def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+        """Write the plain values of a checkpoint into its folder."""
+        (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+    @staticmethod
+    def read_state(folder: Path, names: set[str]) -> dict[str, Any]:
+        """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
+        state = read_json(folder / _STATE)
+        if missing := sorted(names - set(state)):
+            contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
+            remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
+            raise argument_error(str(folder / _STATE), contract, got, remedy)
+        return state
+
     def remove_unfinished(self) -> None:
         """Remove what interrupted writes and deletions of checkpoints have left."""
         for folder in self.folder.glob(".step-*"):
@@ -110,43 +135,18 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def step_of(folder: Path) -> int:
-    """Return the step of a checkpoint from its folder's name."""
-    return int(folder.name.removeprefix("step-"))
-
-
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of the folders below one that are named after a step, in the order of steps."""
     found = ((_STEP_NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint; it may be damaged."""
-    return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
-
-
 def find_checkpoint(path: Path) -> Path | None:
     """Return `path` if it is a checkpoint, its last checkpoint if it is a run, otherwise None."""
-    if is_checkpoint(path):
+    if Checkpoints.is_checkpoint(path):
         return path
     found = Checkpoints(path).all()
     return found[-1][1] if found else None
-
-
-def write_checkpoint_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the plain values of a checkpoint into its folder."""
-    (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-
-
-def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
-    """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
-    state = read_json(folder / _STATE)
-    if missing := sorted(names - set(state)):
-        contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
-        remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
-        raise argument_error(str(folder / _STATE), contract, got, remedy)
-    return state
 
 
 def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """The lines that a run records while it trains: its logged values, and the warnings about them."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field, TypeAdapter, ValidationError
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.files import atomic_write, open_regular
+from telecine.base.files import open_regular, write_text
 
-# Before the number of a frame, the name of its logged gradient.
-FRAME_GRADIENT = "train/frame_gradient_"
+_FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE, _MAX_BYTES = 2**20, 2**30
 _adapter: Any = cache(TypeAdapter)
@@ -82,8 +80,7 @@ class _JSONLines:
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Replace the file, atomically."""
-        text = "".join(json.dumps(value) + "\n" for value in values)
-        atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
     def cut(self, step: int) -> tuple[int, int]:
         """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
@@ -148,6 +145,17 @@ class History(_JSONLines):
         )
         return first, last
 
+    @staticmethod
+    def gradient_of_frame(frame: int) -> str:
+        """Return the name of the logged gradient of a frame."""
+        return f"{_FRAME_GRADIENT}{frame:03d}"
+
+    @staticmethod
+    def frame_of(name: str) -> int | None:
+        """Return the frame of which a logged value is the gradient; None for other values."""
+        match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
+        return int(match[1]) if match else None
+
 
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
     """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
@@ -160,23 +168,9 @@ def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: 
         raise argument_error(name, contract, got, remedy) from None
 
 
-def frame_of(name: str) -> int | None:
-    """Return the frame of which a logged value is the gradient; None for other values."""
-    match = re.fullmatch(rf"{FRAME_GRADIENT}(\d{{1,9}})", name)
-    return int(match[1]) if match else None
-
-
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     """Return those records that are of validations."""
     return [record for record in records if "val/psnr" in record]
-
-
-def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
-    name = f"val/{metric}"
-    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
-    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
-    return max(trained, key=lambda record: sign * record[name], default=None)
 
 
 def _is_number(value: object) -> bool:

@@ -1,10 +1,12 @@
 """The folder of a run."""
 
+import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +15,8 @@ from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
-from telecine.runs.checkpoints import Checkpoints, is_checkpoint, step_folders, step_name
-from telecine.runs.history import Count, History, Warnings, as_dataclass, best_validation
+from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
+from telecine.runs.history import Count, History, Warnings, as_dataclass, validations
 from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
@@ -56,6 +58,23 @@ class RunSummary:
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
 
+    @staticmethod
+    def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
+        """Return `copied` in one line."""
+        known = {name: f"{some:,}" if some else "none" for name, (some, _) in copied.items()}
+        return ", ".join(f"{name} {known[name]} of {total:,}" for name, (_, total) in copied.items())
+
+    def after(self, before: "RunSummary | None") -> "RunSummary":
+        """Return the summary of a run that was resumed, with the time and the memory `before`."""
+        known = before or self
+        copied = self.copied or known.copied
+        return replace(self, seconds=known.seconds, peak_memory=known.peak_memory, copied=copied)
+
+    def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
+        """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
+        peak = None if peak_memory is None else max(peak_memory, self.peak_memory or 0)
+        return replace(self, seconds=round(self.seconds + time.monotonic() - start, 3), peak_memory=peak)
+
 
 @dataclass(frozen=True)
 class SavedClip:
@@ -85,6 +104,18 @@ class SavedValidation:
     clips: list[SavedClip]
     folder: Path  # of the videos
 
+    @classmethod
+    def read(cls, folder: Path) -> "SavedValidation":
+        """Return the validation whose clips are in a folder; raise a `ValueError` if their description is damaged."""
+        path = folder / _CLIPS_FILE
+        contract, remedy = "the description of a validation", f"Remove {folder}."
+        saved = as_dataclass(cls, {**read_json(path), "folder": folder}, str(path), contract, remedy)
+        for name in (clip.video for clip in saved.clips):  # the report copies these files
+            if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
+                got = f"the video {name!r}, which is not a file of its folder"
+                raise argument_error(str(path), contract, got, remedy)
+        return saved
+
 
 class Run:
     """The folder of a run, which need not exist. Making the object neither reads nor writes anything."""
@@ -106,6 +137,11 @@ class Run:
     def exists(self) -> bool:
         """Return whether the folder is that of a run, which may be damaged."""
         return os.path.lexists(self.history.path)
+
+    @staticmethod
+    def is_run_or_checkpoint(folder: Path) -> bool:
+        """Return whether a folder is that of a run or of a checkpoint."""
+        return (folder / SETTINGS_FILE).is_file() or Checkpoints.is_checkpoint(folder)
 
     def check_files(self) -> None:
         """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
@@ -141,7 +177,7 @@ class Run:
         if metric is None:
             return None
         candidates = {saved for saved, _ in self.checkpoints.all()} | {step}  # others cannot be kept any more
-        best = best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
+        best = _best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
         return None if best is None else int(best["step"])
 
     def environment(self) -> dict[str, str]:
@@ -206,25 +242,9 @@ class Run:
             remove_partial(folder, before)
 
 
-def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
-    """Return `RunSummary.copied` in one line."""
-    texts = {
-        module: f"{some:,} of {total:,}" if some else f"none of {total:,}" for module, (some, total) in copied.items()
-    }
-    return ", ".join(f"{module} {text}" for module, text in texts.items())
-
-
-def is_run_or_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is that of a run or of a checkpoint."""
-    return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
-
-
-def read_validation(folder: Path) -> SavedValidation:
-    """Return the clips of the validation in a folder; raise a `ValueError` if their description is damaged."""
-    path = folder / _CLIPS_FILE
-    contract, remedy = "the description of a validation", f"Remove {folder}."
-    saved = as_dataclass(SavedValidation, {**read_json(path), "folder": folder}, str(path), contract, remedy)
-    for name in (clip.video for clip in saved.clips):  # the report copies these files
-        if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
-            raise argument_error(str(path), contract, f"the video {name!r}, which is not a file of its folder", remedy)
-    return saved
+def _best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
+    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
+    name = f"val/{metric}"
+    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
+    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
+    return max(trained, key=lambda record: sign * record[name], default=None)

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.files import atomic_write
+from telecine.base.files import write_text
+from telecine.base.yaml_files import read_yaml
 from telecine.settings.group import Settings
-from telecine.settings.parse import flat_items, read_yaml
+from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
 ABSENT = "not set"
@@ -36,8 +37,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
-    text = _as_yaml(settings)
-    atomic_write(folder / SETTINGS_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(folder / SETTINGS_FILE, _as_yaml(settings))
 
 
 def _as_yaml(settings: Settings) -> str:

@@ -137,41 +137,31 @@ class CausalVAEConfig(Settings):
                 raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
         super().__post_init__()
         for name, largest in _TABLES["largest"].items():
-            if getattr(self, name) > largest:
-                raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
+            self.refuse("largest", getattr(self, name) > largest, name=name, largest=largest)
         self._check_levels()
         self._check_codes()
         of_code = 1 if self.bottleneck == "gaussian" else self.code_channels
-        if any(number >= self.latent_channels or number % of_code for number in self.nested_channels):
-            contract = f"multiples of {of_code} below the {self.latent_channels} `latent_channels`"
-            raise argument_error("nested_channels", contract, self.nested_channels, "All channels need not be listed.")
+        are_codes = all(number < self.latent_channels and number % of_code == 0 for number in self.nested_channels)
+        self.refuse("nested_channels", not are_codes, of_code=of_code)
 
     def _check_levels(self) -> None:
-        if self.patch_size > self.spatial_compression:
-            remedy = f"Use {self.spatial_compression} or less."
-            raise argument_error("patch_size", "at most `spatial_compression`", self.patch_size, remedy)
-        num_halvings = (self.spatial_compression // self.patch_size).bit_length() - 1
-        if len(self.channel_multipliers) != num_halvings + 1:
-            example = tuple(2**i for i in range(num_halvings + 1))
-            contract = f"one value for each level, of which there are {num_halvings + 1}"
-            raise argument_error("channel_multipliers", contract, self.channel_multipliers, f"Use {example}.")
+        self.refuse("patch_size", self.patch_size > self.spatial_compression)
+        num_levels = (self.spatial_compression // self.patch_size).bit_length()
+        example = tuple(2**i for i in range(num_levels))
+        self.refuse("levels", len(self.channel_multipliers) != num_levels, number=num_levels, example=example)
         for outer, inner in self.halvings():
-            if max(outer, inner) > 4 * min(outer, inner):
-                contract = "values that change by at most 4 where 2 x 2 positions become one"
-                remedy = "Use smaller steps between levels."
-                raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
+            self.refuse("steps between levels", max(outer, inner) > 4 * min(outer, inner))
 
     def _check_codes(self) -> None:
         if self.bottleneck == "gaussian":
             return
-        if self.codebook_size > LARGEST_CODEBOOK:
-            got = f"one of {self.codebook_size}"
-            raise argument_error("fsq_levels", f"those of a codebook of at most {LARGEST_CODEBOOK}", got, "Use less.")
-        if self.latent_channels % self.code_channels:
-            name = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
-            contract = f"a multiple of the {self.code_channels} channels of a code, see `{name}`"
-            remedy = f"Use {self.code_channels * -(-self.latent_channels // self.code_channels)}."
-            raise argument_error("latent_channels", contract, self.latent_channels, remedy)
+        size, codes = self.codebook_size, self.code_channels
+        self.refuse("codebook", size > LARGEST_CODEBOOK, got=f"one of {size}", largest=LARGEST_CODEBOOK)
+        setting, number = (
+            "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits",
+            codes * -(-self.latent_channels // codes),
+        )
+        self.refuse("codes", self.latent_channels % codes, setting=setting, number=number)
 
     @property
     def code_channels(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_positive
+from telecine.base.checks import check_count, check_positive
 from telecine.settings.group import Count, Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
@@ -125,28 +125,18 @@ class ClipConfig(Settings):
         super().__post_init__()
         object.__setattr__(self, "channels", channels_named(self.channels))
         axes = (self.layout or "H W").split()
-        if not {"H", "W"} <= {*axes} <= {*"THWC"} or len({*axes}) < len(axes):
-            contract = "H and W, and at most T and C besides, each once, in any order"
-            raise argument_error("layout", contract, repr(self.layout), "Write e.g. `C T H W`.")
-        if self.range and not (len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf):
-            remedy = "Write the values of black and white, e.g. `[0.0, 1.0]`."
-            raise argument_error("range", "two finite numbers, the smaller one first", str([*self.range]), remedy)
-        if self.max_pixels > PILLOW_MAX_PIXELS:
-            contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
-            raise argument_error("max_pixels", contract, self.max_pixels, "Resize larger images before.")
-        if not 0.0 <= self.image_ratio <= 1.0:
-            raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 to train on videos only.")
-        if not 1.0 <= self.scale_jitter <= 8.0:
-            raise argument_error("scale_jitter", "from 1 to 8", self.scale_jitter, "Use 1 for no zoom.")
-        if not 0.0 < self.val_fraction <= 0.5:
-            raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, "Use 0.1 for a tenth.")
-        if self.random_orientation and any(bucket.height != bucket.width for bucket in self.train_buckets):
-            contract = "false for clips that are not square"
-            raise argument_error("random_orientation", contract, True, "Use the same height and width.")
-        if self.buckets and self.val_bucket.shape not in {bucket.shape for bucket in self.buckets}:
-            contract = f"clip sizes that include {self.val_bucket}"
-            remedy = "Set num_frames, height and width to the bucket to validate on."
-            raise argument_error("buckets", contract, ", ".join(map(str, self.buckets)), remedy)
+        are_known = {"H", "W"} <= {*axes} <= {*"THWC"} and len({*axes}) == len(axes)
+        self.refuse("layout", not are_known, got=repr(self.layout))
+        is_range = len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf
+        self.refuse("range", self.range and not is_range, got=str([*self.range]))
+        self.refuse("max_pixels", self.max_pixels > PILLOW_MAX_PIXELS, most=PILLOW_MAX_PIXELS)
+        self.refuse("image_ratio", not 0.0 <= self.image_ratio <= 1.0)
+        self.refuse("scale_jitter", not 1.0 <= self.scale_jitter <= 8.0)
+        self.refuse("val_fraction", not 0.0 < self.val_fraction <= 0.5)
+        are_square = all(bucket.height == bucket.width for bucket in self.train_buckets)
+        self.refuse("random_orientation", self.random_orientation and not are_square)
+        is_trained = not self.buckets or self.val_bucket.shape in {bucket.shape for bucket in self.buckets}
+        self.refuse("buckets", not is_trained, got=", ".join(map(str, self.buckets)))
 
     @property
     def num_channels(self) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Literal
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import check_count
 from telecine.settings.group import PATH, Count, Settings
 
 # The shortest side that the networks of LPIPS accept.
@@ -98,12 +98,9 @@ class DiscriminatorConfig(Settings):
         factor = 2**self.num_scales if self.video in ("patch", "features") else 1
         smallest = -(-shortest // factor)
         most = smallest.bit_length() - 1
-        if "patch" in (self.video, self.image) and self.num_layers > most:
-            contract = f"at most {most}, which halve {smallest} pixels to one"
-            remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
-            raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
-        given, needed = self.features.size or smallest, MIN_SIZES.get(self.features.net, 0)
-        if self.video == "features" and given < needed:
-            contract, got = f"a network that accepts {given} pixels", f"{self.features.net!r}, which needs {needed}"
-            remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
-            raise argument_error("discriminator.features.net", contract, got, remedy)
+        is_deep = "patch" in (self.video, self.image) and self.num_layers > most
+        self.refuse("num_layers", is_deep, got=self.num_layers, most=most, smallest=smallest)
+        net, given = self.features.net, self.features.size or smallest
+        needed = MIN_SIZES.get(net, 0)
+        got = f"{net!r}, which needs {needed}"
+        self.refuse("network of features", self.video == "features" and given < needed, got=got, given=given)

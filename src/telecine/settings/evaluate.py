@@ -117,7 +117,7 @@ class EvaluateConfig(MeasuredClips):
     flow: Literal["dis"] | None = None
     """Also measure the warping error, by this optical flow: "dis" is that of OpenCV, which needs the extra
     `protocols`."""
-    chunk: int | None = None
+    chunk: Annotated[int, partial(check_count, remedy="Leave it out for whole clips.")] | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: int = 0
     """Frames that these chunks share and are blended over."""
@@ -133,7 +133,6 @@ class EvaluateConfig(MeasuredClips):
         if self.flat and self.protocol is not None:
             raise argument_error("flat", "false with a protocol", self.flat, "Measure it in a call of its own.")
         if self.chunk is not None:
-            check_count("chunk", self.chunk, remedy="Leave it out for whole clips.")
             check_overlap(self.chunk, self.overlap_frames)
         for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
             if getattr(self, name) and getattr(self, of) is None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
@@ -13,6 +14,8 @@ from telecine.base.checks import argument_error, check_count, check_positive, de
 from telecine.base.imports import is_dotted
 
 TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+# What settings must be beside each other: the name of one, its contract and the remedy, by the name of the rule.
+_CONTRACTS = json.loads(Path(__file__).with_name("contracts.json").read_text(encoding="utf-8"))
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = str | Callable[..., Any]
 # Marks a field that is a path or an address: a shell does not expand the `~` of `--data=~/videos`.
@@ -57,6 +60,15 @@ class Settings:
             of_item = get_args(kind)[0] if is_list else kind
             checked = tuple(_checked(item.name, of_item, each) for each in (value if is_list else [value]))
             object.__setattr__(self, item.name, checked if is_list else checked[0])
+
+    def refuse(self, rule: str, is_broken: object, *, got: object = None, **values: object) -> None:
+        """Raise the `ValueError` of a rule in `contracts.json` if it `is_broken`, by default with the setting's value.
+
+        The texts of the rule are formats, of this group as "0" and of the `values`.
+        """
+        if is_broken:
+            name, contract, remedy = (text.format(self, **values) for text in _CONTRACTS[rule])
+            raise argument_error(name, contract, attrgetter(name)(self) if got is None else got, remedy)
 
 
 def _checked(name: str, kind: Any, value: object) -> object:

@@ -1,21 +1,13 @@
-"""Settings from recipes, files, typed arguments and the environment: one nested dict, then its dataclasses.
-
-Files may come from others: YAML is read with bounded time and memory.
-"""
+"""Settings from recipes, files, typed arguments and the environment: one nested dict, then its dataclasses."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
-import yaml
-
-from telecine.base.checks import SettingsError, argument_error, shorten
-from telecine.base.files import read_bounded
+from telecine.base.checks import SettingsError, argument_error
+from telecine.base.yaml_files import line_of, parse_yaml, read_yaml
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, kind_at
 from telecine.settings.recipes import find_recipe
@@ -27,18 +19,6 @@ T = TypeVar("T")
 _Layer: TypeAlias = str | PathLike[str] | Nested
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
-MAX_BYTES = 2**20
-MAX_DEPTH = 32
-_TAG = "tag:yaml.org,2002:"
-# Values without quotes that are not text, each with the characters that it begins with.
-_PLAIN = {
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "null": (r"|~|null|Null|NULL", ["", *"~nN"]),
-    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
-}
-# libyaml, where PyYAML has it, is ten times as fast.
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
@@ -74,7 +54,7 @@ def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping
         if f"{name}.".startswith(f"{each}."):
             return 0, f"{mistake} {place}".rstrip()
     for file in reversed(files):
-        if line := _line_of(find_recipe(file), name):
+        if name and (line := line_of(find_recipe(file), name)):
             return line, f"{mistake} See line {line} of {os.fspath(file)}."
     return 0, mistake
 
@@ -129,12 +109,12 @@ def launcher_layer() -> Nested:
 
 def _typed_value(kind: Any, text: str) -> Any:
     """Return the value that a text stands for: text for a setting that is one, a list with commas, or YAML."""
-    value = _parse_value(text)
+    value = parse_yaml(text)
     kinds = alternatives(kind)
     if get_origin(kind) is tuple and not isinstance(value, list):
         if str in alternatives(item := get_args(kind)[0]):
             return [_typed_value(item, each.strip()) for each in text.split(",")]
-        value = _parse_value(f"[{text}]")
+        value = parse_yaml(f"[{text}]")
         return value if isinstance(value, list) else [text]
     is_text = str in kinds and not {int, float, bool} & {*kinds}
     return text if is_text and value is not None else value
@@ -170,92 +150,3 @@ def flat_items(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[st
             yield from flat_items(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value
-
-
-class _Loader(_Base):
-    """Plain values are those of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for index, (key, _) in enumerate(node.value):
-            line = key.start_mark.line + 1
-            if key.tag.removeprefix(_TAG) not in ("str", "int", "float", "bool", "null"):
-                raise yaml.constructor.ConstructorError(problem=f"a name that is not plain text in line {line}")
-            if key.value in names[:index]:
-                raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is given twice, again in line {line}")
-        return super().construct_mapping(node, deep=deep)
-
-
-for _kind, (_pattern, _beginnings) in _PLAIN.items():
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), [*_beginnings])
-
-
-def _parse_value(text: str) -> Any:
-    """Return the value of a text as a YAML file has it, or the text itself if it is not YAML."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):  # also for integers of thousands of digits
-        return text
-
-
-def read_yaml(path: Path) -> Any:
-    """Return the plain values in a YAML file of `key: value` lines in UTF-8, each key once; else raise a `ValueError`.
-
-    Aliases (`*name`) are refused: a few lines of them stand for billions of values.
-    """
-    content = read_bounded(path, MAX_BYTES)
-    try:
-        text = content.decode("utf-8")
-        if (problem := _problem(text)) is None:
-            return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits
-        reason = shorten(" ".join(str(error).split()))
-        raise argument_error(str(path), "YAML in UTF-8", f"other text ({reason})", "Correct it.") from error
-    raise argument_error(str(path), *problem)
-
-
-def read_package_yaml(package: str, name: str) -> Any:
-    """Return the values in a YAML file of a package of telecine, which may have aliases."""
-    return yaml.load(resources.files(package).joinpath(name).read_text(encoding="utf-8"), Loader=_Base)
-
-
-def _line_of(path: Path, name: str) -> int | None:
-    """Return the line in a YAML file of the setting of a dotted name; None if the file does not have it."""
-    try:
-        read_yaml(path)  # refuses what is too large
-        return _line_in(yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader), name)
-    except ValueError:
-        return None
-
-
-def _line_in(node: yaml.Node | None, name: str) -> int | None:
-    if isinstance(node, yaml.SequenceNode):
-        index, _, rest = name.partition(".")
-        item = node.value[int(index)]
-        return _line_in(item, rest) or int(item.start_mark.line + 1)
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        line = int(key.start_mark.line + 1)
-        if key.value == name:
-            return line
-        if name.startswith(f"{key.value}."):  # a number stands for the only setting of its group, such as a weight
-            inside = _line_in(value, name.removeprefix(f"{key.value}."))
-            return line if inside is None and isinstance(value, yaml.ScalarNode) else inside
-    return None
-
-
-def _problem(text: str) -> tuple[str, str, str] | None:
-    """Return what settings must be, what a text is, and the remedy, if it takes long to parse or is no settings."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        line = f"line {event.start_mark.line + 1}"
-        is_list = isinstance(event, yaml.SequenceStartEvent)
-        if depth == 0 and (is_list or (isinstance(event, yaml.ScalarEvent) and event.value)):
-            return "`key: value` lines", f"{'a list' if is_list else 'text'} in {line}", "Write one setting per line."
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            return f"settings that are nested at most {MAX_DEPTH} deep", f"more in {line}", "Check the brackets."
-        if isinstance(event, yaml.AliasEvent):
-            return "settings without aliases (`*name`)", f"one in {line}", "Write the value out."
-    return None

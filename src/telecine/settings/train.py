@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, check_weight, describe
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
@@ -197,13 +197,10 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         # While a process replaces workers that do not answer, the others must not give it up.
-        if self.process_timeout <= (shortest := MAX_FAILURES * self.clips.timeout):
-            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
-            remedy = "Lower `clips.timeout`, or raise it."
-            raise argument_error("process_timeout", contract, self.process_timeout, remedy)
-        if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
-            remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
-            raise argument_error("init", "left out with `model` or LoRA", describe(self.init), remedy)
+        shortest = MAX_FAILURES * self.clips.timeout
+        self.refuse("process_timeout", self.process_timeout <= shortest, times=MAX_FAILURES, shortest=shortest)
+        starts_other = self.init is not None and (self.model is not None or self.trainable.weights == "lora")
+        self.refuse("init", starts_other, got=describe(self.init))
         if not self.clips.has_colours:
             self._turn_lpips_off()
         self._check_discriminators()
@@ -214,29 +211,22 @@ class TrainConfig(Settings):
             self._check_sharding()
         if self.dynamo_backend != "no":
             self._check_compilation()
-        if side < MIN_SIZES["alex"]:
-            contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
-            raise argument_error("clips", contract, str(smallest), "Use larger clips.")
+        self.refuse("size for LPIPS", side < MIN_SIZES["alex"], got=str(smallest), least=MIN_SIZES["alex"])
 
     def _turn_lpips_off(self) -> None:
         """Leave out LPIPS; raise a `ValueError` for other terms of networks that know RGB."""
         targets = [term.target for term in self.objective.named_terms.values()]
-        if (others := {"gram", "alignment"}.intersection(targets)) or self.discriminator.video == "features":
-            contract = f"grey, rgb or rgba for {' and '.join(sorted(map(str, others))) or 'the discriminator features'}"
-            raise argument_error("clips.channels", contract, self.clips.channels, "Leave out what knows RGB.")
+        others = [str(name) for name in ("alignment", "gram") if name in targets]
+        if self.discriminator.video == "features" and not others:
+            others = ["the discriminator features"]
+        self.refuse("colours", others, what=" and ".join(others))
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_sharding(self) -> None:
         """Raise a `ValueError` if a setting does not go with sharded weights."""
-        if self.latent_cache is not None:
-            remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
-            raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
-        if self.optimizer.name != "adamw":
-            remedy = "Sharding divides its states by the number of processes."
-            raise argument_error("optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy)
-        if self.mixed_precision == "fp16":
-            remedy = "Use bf16: with a loss scale per process the weights would diverge."
-            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+        self.refuse("sharded latent_cache", self.latent_cache is not None, got=repr(self.latent_cache))
+        self.refuse("sharded optimizer", self.optimizer.name != "adamw")
+        self.refuse("sharded precision", self.mixed_precision == "fp16")
 
     def _check_compilation(self) -> None:
         """Raise a `ValueError` if a setting does not go with compiled code."""
@@ -248,9 +238,8 @@ class TrainConfig(Settings):
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
             "objective.eager_gradients": not self.objective.eager_gradients,
         }
-        for name in (name for name, is_on in others.items() if is_on):
-            contract, remedy = f"no with this value of `{name}`", "Change one of the two."
-            raise argument_error("dynamo_backend", contract, self.dynamo_backend, remedy)
+        for name, is_on in others.items():
+            self.refuse("compilation", is_on, other=name)
 
     @property
     def clips_per_pass(self) -> int:
@@ -267,28 +256,14 @@ class TrainConfig(Settings):
         objective, discriminator, terms = self.objective, self.discriminator, self.objective.all_terms()
         adversarial = terms["adversarial"].ramp.is_ever_on
         multiscale = terms["multiscale_adversarial"].ramp.is_ever_on
-        if adversarial and discriminator.image == discriminator.video == "none":
-            remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
-            got = objective.adversarial_loss_weight
-            raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", got, remedy)
-        if multiscale != (discriminator.num_scales > 0):
-            contract = "above 0 exactly if `discriminator.num_scales` is"
-            remedy = f"`discriminator.num_scales` is {discriminator.num_scales}."
-            got = objective.multiscale_adversarial_loss_weight
-            raise argument_error("objective.multiscale_adversarial_loss_weight", contract, got, remedy)
-        if discriminator.num_scales > 0 and discriminator.video == "none":
-            contract, got = "0 without video discriminators", discriminator.num_scales
-            remedy = "They are of the kind that `discriminator.video` names."
-            raise argument_error("discriminator.num_scales", contract, got, remedy)
-        for term in terms.values():
-            if term.needs == "any discriminator" and term.ramp.is_ever_on and not (adversarial or multiscale):
-                remedy = "Discriminators are built only for `objective.adversarial_loss_weight`, however small."
-                raise argument_error(f"objective.{term.setting}", "0 without an adversarial term", term.weight, remedy)
-        train_start = objective.gan.disc_train_start
-        if (adversarial or multiscale) and train_start > objective.disc_start:
-            contract = f"at most `objective.disc_start` ({objective.disc_start})"
-            remedy = "An untrained discriminator would mislead the autoencoder."
-            raise argument_error("objective.gan.disc_train_start", contract, train_start, remedy)
+        has_scales = discriminator.num_scales > 0
+        self.refuse("no discriminator", adversarial and discriminator.image == discriminator.video == "none")
+        self.refuse("scales", multiscale != has_scales)
+        self.refuse("scales of video", has_scales and discriminator.video == "none")
+        for term in (each for each in terms.values() if each.needs == "any discriminator" and each.ramp.is_ever_on):
+            self.refuse("no adversarial term", not (adversarial or multiscale), setting=term.setting)
+        starts_late = objective.gan.disc_train_start > objective.disc_start
+        self.refuse("disc_train_start", (adversarial or multiscale) and starts_late)
 
 
 @dataclass(frozen=True)
@@ -303,11 +278,11 @@ class DistillConfig(TrainConfig):
     with settings of `causal_vae`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: float = 1.0
+    latent_weight: Annotated[float, partial(check_positive, remedy="The latent would be another one.")] = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
-    teacher_weight: float = 0.0
+    teacher_weight: Annotated[float, check_weight] = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
-    feature_weight: float = 0.0
+    feature_weight: Annotated[float, check_weight] = 0.0
     """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
     trained projections, each channel in units of its variance. An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
@@ -67,23 +66,21 @@ def _docstrings(kind: type) -> dict[str, dict[str, str]]:
 def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
     """Return settings, with groups and ramps as dicts or as instances, as their dataclass.
 
-    A `SettingsError` has the mistakes; `prefix` stands before the names of settings in it.
+    A `SettingsError` has all mistakes; `prefix` stands before the names of settings in it.
     """
-    reader = _Reader(kind, prefix, [])
+    reader = _Reader(kind, prefix)
     found = reader.group(kind, values, "")
     if reader.mistakes:
         raise SettingsError(reader.mistakes)
     return cast(T, found)
 
 
-@dataclass(frozen=True)
 class _Reader:
-    """Makes nested values dataclasses, group by group, so that no error of the library is inside a union."""
+    """Makes nested values dataclasses, setting by setting, so that no error of the library is inside a union."""
 
-    root: type
-    prefix: str
-    mistakes: list[str]
-    """A sentence about each setting that is wrong."""
+    def __init__(self, root: type, prefix: str) -> None:
+        self.root, self.prefix = root, prefix
+        self.mistakes: list[str] = []  # a sentence about each setting that is wrong
 
     def group(self, kind: type, values: Nested, before: str) -> Any:
         """Return a group, whose settings have `before` in front of their names; `_WRONG` if one is wrong."""
@@ -92,29 +89,48 @@ class _Reader:
             if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
                 found[name] = self._value(kind_at(kind, name), value, before + name)
             elif before + name not in REMOVED:
-                self.mistakes.append(self._unknown(before + name))
+                self._wrong(self._unknown(before + name))
             elif value != (now := REMOVED[before + name]):
                 contract = f"left out (it is {now!r} now)"
-                self.mistakes.append(str(argument_error(before + name, contract, repr(value), "Remove it.")))
+                self._wrong(str(argument_error(before + name, contract, repr(value), "Remove it.")))
+        if _WRONG in found.values():
+            return _WRONG
+        for item in fields(kind):
+            if item.name not in found and item.default is item.default_factory is MISSING:
+                setting = before.rstrip(".")
+                contract = describe_type(kind_at(self.root, setting))
+                return self._wrong(f"`{setting}` must be {contract}, but got one without `{item.name}`.")
         try:
-            return _adapter(kind).validate_python(found)
-        except ValidationError as error:
-            errors = {_name_of(kind, each): each for each in reversed(error.errors(include_url=False))}
-        wrong = [(name, each) for name, each in reversed(errors.items()) if each["input"] is not _WRONG]
-        self.mistakes.extend(self._message(before + name, each) for name, each in wrong)
-        return _WRONG
+            return kind(**found)
+        except ValueError as error:
+            text = str(error)
+            return self._wrong(f"`{before}{text[1:]}" if text.startswith("`") else text)
 
     def _value(self, kind: Any, value: Any, name: str) -> Any:
-        """Return a value with the dicts in it that stand for groups as their dataclasses."""
+        """Return the value of a setting as its type has it; `_WRONG` if it is of another one."""
+        origin, arguments = get_origin(kind), get_args(kind)
         groups = [each for each in alternatives(kind) if is_dataclass(each)]
         if isinstance(value, dict) and groups:
             meant = max(groups, key=lambda each: len(value.keys() & each.__dataclass_fields__.keys()))
             return self.group(meant, value, f"{name}.")  # type: ignore[arg-type]
-        if isinstance(value, dict) and get_origin(kind) in (dict, Mapping):
-            return {key: self._value(get_args(kind)[1], each, f"{name}.{key}") for key, each in value.items()}
-        if isinstance(value, list) and get_origin(kind) is tuple:
-            return [self._value(get_args(kind)[0], each, f"{name}.{index}") for index, each in enumerate(value)]
-        return value
+        if isinstance(value, dict) and origin in (dict, Mapping):
+            found = {key: self._value(arguments[1], each, f"{name}.{key}") for key, each in value.items()}
+            return _WRONG if _WRONG in found.values() else found
+        if isinstance(value, list) and origin is tuple and (arguments[-1] is Ellipsis or len(arguments) == len(value)):
+            items = [self._value(arguments[0], each, f"{name}.{index}") for index, each in enumerate(value)]
+            return _WRONG if _WRONG in items else tuple(items)
+        try:
+            return _adapter(kind).validate_python(value)
+        except ValidationError:
+            if is_dataclass(kind):
+                remedy = "Indent `key: value` lines below it."
+                return self._wrong(str(argument_error(name, "a group of settings", value, remedy)))
+            remedy = nearest(value, map(str, choices_of(kind))) if isinstance(value, str) else ""
+            return self._wrong(str(argument_error(name, describe_type(kind), describe(value), remedy)).rstrip())
+
+    def _wrong(self, mistake: str) -> object:
+        self.mistakes.append(f"`{self.prefix}{mistake[1:]}" if mistake.startswith("`") else mistake)
+        return _WRONG
 
     def _unknown(self, name: str) -> str:
         """Return the error about a name that is no setting, with the nearest one."""
@@ -123,33 +139,7 @@ class _Reader:
         in_dict = filter(is_dataclass, alternatives(kind_at(self.root, group)))  # such as a term
         known += [item.name for each in in_dict for item in settings_of(each, f"{group}.")]  # type: ignore[arg-type]
         found = nearest(name, known).replace("`", f"`{self.prefix}", 1)
-        return f"`{self.prefix}{name}` is not a setting. {found}".rstrip()
-
-    def _message(self, name: str, details: ErrorDetails) -> str:
-        """Return the error about a setting, from the library's kind of error or the group's own check."""
-        value, last = details["input"], details["loc"][-1:]
-        if details["type"] == "value_error":
-            text = str(details["ctx"]["error"])
-            return f"`{self.prefix}{name}{text[1:]}" if text.startswith("`") else text
-        of_setting = kind_at(self.root, name.rstrip(".")) if name else self.root
-        name = self.prefix + name.rstrip(".")
-        if details["type"] == "missing" and isinstance(last[0], str):
-            return f"`{name}` must be {describe_type(of_setting)}, but got one without `{last[0]}`."
-        if is_dataclass(of_setting):
-            return str(argument_error(name, "a group of settings", value, "Indent `key: value` lines below it."))
-        remedy = nearest(value, map(str, choices_of(of_setting))) if isinstance(value, str) else ""
-        return f"`{name}` must be {describe_type(of_setting)}, but got {describe(value)}. {remedy}".rstrip()
-
-
-def _name_of(kind: Any, details: ErrorDetails) -> str:
-    """Return the dotted name of the setting of a group that an error is about; "" for the group itself."""
-    parts = []
-    for part in details["loc"][: -1 if details["type"] == "missing" else None]:
-        if not (is_dataclass(kind) or get_origin(kind) in (dict, Mapping, tuple)):
-            break  # an alternative of a union
-        parts.append(str(part))
-        kind = kind_at(kind, str(part))
-    return ".".join(parts)
+        return f"`{name}` is not a setting. {found}".rstrip()
 
 
 def json_schema(kind: type) -> str:

@@ -22,23 +22,34 @@ from telecine.autoencoders.load import (
     load_model_or_run,
     without_weights,
 )
+from telecine.autoencoders.pretrained import check_tensors
 from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
-from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
+from telecine.discriminators.build import build_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
-from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.runs import find_checkpoint
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
-from telecine.training.tensor_files import load_discriminators
+from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trainable import select_trainable
 
 logger = logging.getLogger(__name__)
+# Where the state dict of the objective has the discriminators.
+_DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -112,13 +123,31 @@ def build_objective(
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
-    videos = build_video_discriminators(discriminator, clips, factors, load=load)
+    image, videos = build_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
         **objective.arguments(),
-        discr_kwargs=build_image_discriminator(discriminator, clips) if has_adversarial else None,
+        discr_kwargs=image,
         discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
         multiscale_discr_kwargs=videos,
     )
+
+
+def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
+    """Copy the discriminators of another run, of its last checkpoint, into an objective."""
+    setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
+    if checkpoint is None:
+        raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
+    weights, found = (
+        {name: weight for name, weight in state.items() if name.startswith(_DISCRIMINATORS)}
+        for state in (objective.state_dict(), load_tensors(checkpoint / OBJECTIVE_FILE))
+    )
+    for run, each in (("this run", weights), (source, found)):
+        if not each:
+            remedy = "They are built only for `objective.adversarial_loss_weight`."
+            raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
+    remedy = "Use the `discriminator` settings and the size of the clips of that run."
+    check_tensors(weights, found, name=setting, contract="a run with the same discriminators", remedy=remedy)
+    objective.load_state_dict(found, strict=False)
 
 
 def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
@@ -151,19 +180,20 @@ def build_state(
     device, is_sharded = accelerator.device, config.sharding == "fsdp2"
     objective = build_objective(config.objective, config.discriminator, config.clips)
     if config.discriminator.init is not None and not is_resumed:
-        load_discriminators(objective, config.discriminator.init)
+        _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
     if config.channels_last:
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
+    adaptive = config.objective.adaptive_weight
+    last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
         _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if is_sharded:
         shard(model)
-    state = new_state(config, accelerator, model, objective, last_layer)
+    state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -172,18 +202,19 @@ def build_state(
 
 
 def new_state(
-    config: TrainConfig,
+    settings: OptimizerConfig,
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
+    *,
+    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    settings, disc_optimizer = config.optimizer, None
-    decay = settings.weight_decay
+    disc_optimizer, decay = None, settings.weight_decay
     fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
     kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
@@ -198,7 +229,7 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=config.seed,
+        seed=seed,
     )
 
 
@@ -214,13 +245,12 @@ def _adamw_8bit(device: torch.device) -> Any:
 
 
 def last_layer_of(
-    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
+    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, temporal_chunk: int | None, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
     """
-    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -228,6 +258,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    if not is_sharded and config.temporal_chunk is None:
+    if not is_sharded and temporal_chunk is None:
         return weight
     return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

@@ -17,12 +17,11 @@ from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.pretrained import check_tensors
 from telecine.base.files import digest_of, flush
 from telecine.runs import Run
-from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
-from telecine.runs.settings import read_saved_settings, write_settings
+from telecine.runs.settings import write_settings
 from telecine.settings import TrainConfig
 from telecine.training.distributed import on_every_process
 from telecine.training.logging import IntervalMeans
-from telecine.training.resume import changed_settings
+from telecine.training.resume import SavedSettings
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
 from telecine.training.tensor_files import (
@@ -170,11 +169,11 @@ class Checkpointer:
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        write_checkpoint_state(folder, saved)
+        self.run.checkpoints.write_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
-        saved = read_checkpoint_state(folder, {*self._saved_state(state)})
+        saved = self.run.checkpoints.read_state(folder, {*self._saved_state(state)})
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
@@ -202,9 +201,9 @@ class Checkpointer:
         return self._notes(accelerator, saved, folder)
 
     def _notes(self, accelerator: Accelerator, saved: dict[str, Any], folder: Path) -> list[str]:
-        notes, model, now = [f"resuming from {folder}"], read_saved_settings(folder)["model"], self.config.model
-        if model != now:
-            notes.append(f"the model is now {now} instead of {model}; its weights are those of the checkpoint")
+        notes, settings, model = [f"resuming from {folder}"], SavedSettings(folder), self.config.model
+        if (before := settings.values["model"]) != model:
+            notes.append(f"the model is now {model} instead of {before}; its weights are those of the checkpoint")
         num_processes = accelerator.num_processes
         num_clips = self.config.clips_per_step(num_processes)
         if saved["clips_per_step"] != num_clips:
@@ -218,7 +217,7 @@ class Checkpointer:
                 "them stay the same, but sums are rounded differently, and random numbers inside a model, such as for "
                 "dropout, differ"
             )
-        if changed := changed_settings(self.config, folder):
+        if changed := settings.changes(self.config):
             notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
         return notes
 

@@ -51,6 +51,26 @@ class Clips:
         held_out = count(len(self.val), "held-out clip")
         return f"{count_files(self.num_videos, self.num_images)}{skipped}, {held_out}{lpips}"
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what a summary has about the data of a run."""
+        spans = self.train.spans
+        sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
+        digest = sha256()
+        for span in spans:
+            path = span.info.path
+            digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+        # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
+        hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
+        _, num_frames, height, width = self.val[0]["video"].shape
+        return {
+            "num_videos": self.num_videos,
+            "num_images": self.num_images,
+            "num_skipped": self.num_skipped,
+            "num_frames": sum(span.num_frames for span in spans),
+            "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
+            "data_sha256": digest.hexdigest(),
+        }
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -62,6 +82,21 @@ class Spans:
     skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
     num_short: int  # videos that are shorter than a clip
 
+    @classmethod
+    def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
+        """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
+        if data is None:
+            infos, skipped = index_videos(sample_videos())
+            found = [whole_video(info) for info in infos]
+        else:
+            found, skipped = load_spans(data, config)
+        num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
+        if val_data is None:
+            train, held_out = split_videos(found, config.val_fraction, config.clip_span)
+        else:
+            train, (held_out, _) = found, load_spans(val_data, config, name="val_data")
+        return cls(found, train, held_out, skipped, num_short)
+
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this."""
@@ -70,7 +105,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     with barrier_without_time_limit() as wait_for_everyone:
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
-        spans = find_spans(config.data, config.val_data, config.clips)
+        spans = Spans.find(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
         # Without zoom, as `telecine evaluate` reads clips.
@@ -88,42 +123,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
-
-
-def data_of(clips: Clips) -> dict[str, Any]:
-    """Return what a summary has about the data of a run."""
-    spans = clips.train.spans
-    sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
-    digest = sha256()
-    for span in spans:
-        path = span.info.path
-        digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
-    # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
-    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
-    _, num_frames, height, width = clips.val[0]["video"].shape
-    return {
-        "num_videos": clips.num_videos,
-        "num_images": clips.num_images,
-        "num_skipped": clips.num_skipped,
-        "num_frames": sum(span.num_frames for span in spans),
-        "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
-        "data_sha256": digest.hexdigest(),
-    }
-
-
-def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
-    """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
-    if data is None:
-        infos, skipped = index_videos(sample_videos())
-        found = [whole_video(info) for info in infos]
-    else:
-        found, skipped = load_spans(data, config)
-    num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
-    if val_data is None:
-        train, held_out = split_videos(found, config.val_fraction, config.clip_span)
-    else:
-        train, (held_out, _) = found, load_spans(val_data, config, name="val_data")
-    return Spans(found, train, held_out, skipped, num_short)
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:

@@ -6,16 +6,15 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib import resources
 from statistics import fmean
 from typing import Any
 
-import yaml
 from rich.console import Console
 
+from telecine.base.yaml_files import read_package_yaml
 from telecine.runs import Run
-from telecine.runs.history import TrainingWarning, frame_of
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.runs.history import History, TrainingWarning
+from telecine.settings import ObjectiveConfig, OptimizerConfig
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,8 @@ NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 class _RecentValues:
     """The first `RECENT` and the last `LONG` logged values of each name, and the settings that the rules read."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.objective, self.optimizer, self.num_steps = config.objective, config.optimizer, config.steps
+    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
+        self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=LONG))
 
@@ -115,7 +114,7 @@ def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mappi
 
 def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Frames without a gradient do not improve."""
-    values = {frame_of(name): history.last(name) for name in sorted(history.first)}
+    values = {History.frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < limits["gradient"]]
     return {"poor": poor, "total": len(means)} if poor else None
@@ -159,7 +158,7 @@ _CHECKS: Mapping[str, Callable[..., Mapping[str, Any] | None]] = {
         *(_frames_without_gradient, _below_linear, _ema_behind, _always_clipped),
     )
 }
-RULES = yaml.safe_load(resources.files(__package__).joinpath("diagnostics.yaml").read_text(encoding="utf-8"))
+RULES = read_package_yaml(__package__, "diagnostics.yaml")
 _REGULARISERS = " or ".join(
     f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
 )
@@ -173,8 +172,17 @@ def _found_by(rule: str, history: _RecentValues) -> str | None:
 class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
-    def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
-        self.run, self.history, self.console = run, _RecentValues(config), console
+    def __init__(
+        self,
+        run: Run,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+        *,
+        console: Console,
+        rollbacks: Sequence[Rollback] = (),
+    ) -> None:
+        self.run, self.history, self.console = run, _RecentValues(objective, optimizer, num_steps), console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)

@@ -20,7 +20,7 @@ from telecine.autoencoders.causal_blocks import ChannelNorm, Upsample
 from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.base.checks import argument_error, check_positive, check_weight, describe, nearest
+from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
@@ -194,9 +194,6 @@ def distill(
     name = _absolute(config.teacher)
     teacher = _load_teacher(name, config.teacher_decode_steps)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
-    check_weight("teacher_weight", config.teacher_weight)
-    check_weight("feature_weight", config.feature_weight)
     terms = dict(config.objective.terms)
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})

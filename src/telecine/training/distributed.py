@@ -312,27 +312,6 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def offsets_of(tensor: Tensor) -> list[int]:
-    """Return the offset of this process' shard in the whole tensor, in each dimension; 0 if it is not sharded."""
-    if not is_sharded(tensor):
-        return [0] * tensor.ndim
-    (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
-    return list(chunk.offsets)
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process has to call this. Return other tensors unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-@torch.no_grad()
-def copy_module(source: nn.Module, *, into: nn.Module) -> None:
-    """Copy tensors between copies of a model, each sharded or the same everywhere. Every process has to call this."""
-    from torch.distributed.tensor import distribute_tensor
-
-    tensors = source.state_dict()
-    for name, tensor in into.state_dict().items():
-        whole = full_tensor(tensors[name])
-        if is_sharded(tensor):
-            whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
-        tensor.copy_(whole)

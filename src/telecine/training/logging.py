@@ -12,7 +12,7 @@ from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.runs.history import FRAME_GRADIENT, frame_of
+from telecine.runs.history import History
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
@@ -142,7 +142,7 @@ class ReconstructionGradient:
     def _measure(self, gradient: Tensor) -> None:
         by_frame = _frame_norms(gradient)
         shares = by_frame / by_frame.mean() if len(by_frame) > 1 else ()
-        self.log = {f"{FRAME_GRADIENT}{index:03d}": share for index, share in enumerate(shares)}
+        self.log = {History.gradient_of_frame(index): share for index, share in enumerate(shares)}
         if self._adversarial is not None:
             adversarial = _frame_norms(self._adversarial).norm()
             rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()
@@ -153,8 +153,3 @@ class ReconstructionGradient:
 def _frame_norms(gradient: Tensor) -> Tensor:
     """Return the 2-norm of each frame of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
     return torch.linalg.vector_norm(gradient.detach().float(), dim=(0, 1, 3, 4))
-
-
-def is_gradient_share(name: str) -> bool:
-    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
-    return name == ADVERSARIAL_SHARE or frame_of(name) is not None

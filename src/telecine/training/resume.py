@@ -1,89 +1,84 @@
 """What a resumed run takes over, its time and memory, and what may change: settings and data are compared."""
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
 from telecine.base.checks import argument_error, describe
-from telecine.base.devices import peak_memory
-from telecine.runs import Run
 from telecine.runs.run import RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
-from telecine.training.clips import Clips, data_of
-from telecine.training.state import TrainState
 
 
-def changed_settings(config: Settings, folder: Path) -> list[str]:
-    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder.
+class SavedSettings:
+    """The settings of a checkpoint, beside which a run that resumes from it puts its own."""
 
-    A setting that an older version lacks had its default.
-    """
-    saved, now, default = (
-        flat_settings(_with_removed(each))
-        for each in (read_saved_settings(folder), plain_settings(config), plain_settings(TrainConfig()))
-    )
-    return [
-        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
-        for setting in side_by_side_settings([saved, now])
-        if setting.differs and setting.name not in ("model", "output_dir")
-        if setting.name in saved or now[setting.name] != default.get(setting.name)
-    ]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.values = folder, read_saved_settings(folder)
 
+    def changes(self, config: Settings) -> list[str]:
+        """Return "name old -> new" for each setting that differs, but for the model and the folder.
 
-def check_same_data(data: str | None, folder: Path) -> None:
-    """Raise a `ValueError` if `data` is not that of a checkpoint: other data rarely continues a run on purpose."""
-    saved = read_saved_settings(folder)["data"]
-    if len({None if path is None else os.path.realpath(path) for path in (saved, data)}) > 1:
-        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-        raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
+        A setting that an older version lacked had its default.
+        """
+        saved, now, default = (
+            flat_settings(_with_removed(each))
+            for each in (self.values, plain_settings(config), plain_settings(TrainConfig()))
+        )
+        return [
+            f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
+            for setting in side_by_side_settings([saved, now])
+            if setting.differs and setting.name not in ("model", "output_dir")
+            if setting.name in saved or now[setting.name] != default.get(setting.name)
+        ]
 
+    def check_data(self, data: str | None) -> None:
+        """Raise a `ValueError` for other `data`, which rarely continues a run on purpose."""
+        saved = self.values["data"]
+        if len({None if path is None else os.path.realpath(path) for path in (saved, data)}) > 1:
+            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-def check_same_clips(config: Settings, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
-    """Return what has changed of the data since the summary `before`; `data` is that of `clips.data_of`.
+    def check_clips(self, config: Settings, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
+        """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
-    Raise a `ValueError` for other held-out clips with the settings of the checkpoint: metrics would not compare.
-    """
-    numbers = {"num_videos": "videos", "num_images": "images", "num_skipped": "skipped files", "num_frames": "frames"}
-    pairs = {words: (getattr(before, name), data[name]) for name, words in numbers.items()}
-    changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
-    if before.data_sha256 not in ("", data["data_sha256"]):
-        changes = changes or ["files of other sizes, names or frames"]
-    saved, now = read_saved_settings(folder), plain_settings(config)
-    if _choice_of_clips(saved) == _choice_of_clips(now) and before.validation != data["validation"]:
-        got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
-        remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
-        raise argument_error("data", f"that of {folder}", got, remedy)
-    return changes
+        Raise a `ValueError` for other held-out clips with the same settings: metrics would not compare.
+        """
+        numbers = ("num_videos", "videos"), ("num_images", "images"), ("num_skipped", "skipped files")
+        pairs = {words: (getattr(before, name), data[name]) for name, words in (*numbers, ("num_frames", "frames"))}
+        changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
+        if before.data_sha256 not in ("", data["data_sha256"]):
+            changes = changes or ["files of other sizes, names or frames"]
+        is_same_choice = _choice_of_clips(self.values) == _choice_of_clips(plain_settings(config))
+        if is_same_choice and before.validation != data["validation"]:
+            got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
+            remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
+            raise argument_error("data", f"that of {self.folder}", got, remedy)
+        return changes
+
+    def check_networks(self, config: Settings) -> None:
+        """Raise a `ValueError` for the first setting that differs and changes the networks."""
+        if "gan" not in self.values["objective"]:
+            contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
+            raise argument_error("output_dir", contract, got, "Use another --output_dir.")
+        default, values, now = map(
+            _network_settings, (plain_settings(TrainConfig()), self.values, plain_settings(config))
+        )
+        saved = default | values  # an older version lacks new settings
+        for name, value in now.items():
+            if saved.get(name) != value:
+                remedy = "Use the previous value, or another --output_dir."
+                raise argument_error(name, f"{saved.get(name)!r} as in {self.folder}", describe(value), remedy)
 
 
 def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; None for those that an older version lacks."""
     names = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
     return [settings.get("val_data"), settings.get("val_clips"), *(settings["clips"].get(name) for name in names)]
-
-
-def check_same_networks(config: Settings, folder: Path) -> None:
-    """Raise a `ValueError` for the first setting that differs from a checkpoint's and changes the networks."""
-    settings = read_saved_settings(folder)
-    if "gan" not in settings["objective"]:
-        contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
-        raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-    default = _network_settings(_with_removed(plain_settings(TrainConfig())))  # an older version lacks new settings
-    saved = default | _network_settings(_with_removed(settings))
-    for name, value in _network_settings(_with_removed(plain_settings(config))).items():
-        if saved.get(name) != value:
-            remedy = "Use the previous value, or another --output_dir."
-            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
     # Plain values: functions of the user's that a saved file names are not imported.
-    flat = dict(flat_items(settings))
+    flat = dict(flat_items(_with_removed(settings)))
     groups = ("causal_vae.", "discriminator.", "trainable.")
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
     others = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
@@ -109,30 +104,3 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
         networks[f"{name} > 0"] = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
     return networks
-
-
-def summary_before(run: Run, console: Console) -> RunSummary | None:
-    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
-    try:
-        return run.summary()
-    except ValueError as damaged:
-        console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
-        return None
-
-
-def new_summary(
-    before: RunSummary | None, state: TrainState, clips: Clips, num_clips: int, copied: dict[str, tuple[int, int]]
-) -> RunSummary:
-    """Return the summary of a run, whose updates have `num_clips` clips, with the time and the memory `before`."""
-    new = RunSummary(
-        *state.sizes(), clips_per_update=num_clips, **data_of(clips), seconds=0.0, peak_memory=None, copied=copied
-    )
-    if before is None:
-        return new
-    return replace(new, seconds=before.seconds, peak_memory=before.peak_memory, copied=copied or before.copied)
-
-
-def summary_until_now(summary: RunSummary, start: float, device: torch.device) -> RunSummary:
-    """Return a summary with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
-    seconds, peak = round(summary.seconds + time.monotonic() - start, 3), peak_memory(device)
-    return replace(summary, seconds=seconds, peak_memory=None if peak is None else max(peak, summary.peak_memory or 0))

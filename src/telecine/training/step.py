@@ -17,9 +17,10 @@ from telecine.losses import mse
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
 from telecine.ops.ranks import average_over_ranks
+from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
-from telecine.training.logging import ReconstructionGradient, is_gradient_share
+from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
 from telecine.training.state import TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
@@ -184,27 +185,23 @@ def _lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
-    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
-    if num_steps >= config.warmup_steps:
-        return []
-    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
-    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
-    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
-
-
 def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
     # A gradient of 0 has no shares.
-    values = {name: value for name, value in values.items() if math.isfinite(value) or not is_gradient_share(name)}
+    values = {name: value for name, value in values.items() if math.isfinite(value) or not _is_gradient_share(name)}
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
             raise _divergence_error(name, values[name], step)
     values.pop("data", None)
     return values
+
+
+def _is_gradient_share(name: str) -> bool:
+    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
+    return name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:

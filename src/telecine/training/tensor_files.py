@@ -34,16 +34,14 @@ from telecine.autoencoders.pretrained import (
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
-from telecine.objective import VideoAutoencoderLoss
-from telecine.runs import DamagedError, find_checkpoint
-from telecine.training.distributed import all_gather, copy_module, is_sharded, local_shard, offsets_of
+from telecine.runs import DamagedError
+from telecine.training.distributed import all_gather, full_tensor, is_sharded, local_shard
 from telecine.training.state import parameters_of
 
 # The names of the raw and of the averaged weights in a checkpoint.
 MODEL, EMA = "model", "ema"
-# The file with the state dict of the objective, and where this has the discriminators.
+# The file with the state dict of the objective.
 OBJECTIVE_FILE = "objective.safetensors"
-_DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 # The subfolder of a checkpoint for the files of shards.
 SHARDS = "shards"
 # The keys by which PyTorch's `HuggingFaceStorageReader` finds where a shard begins.
@@ -70,7 +68,7 @@ class HostCopy:
                 local, memory = local_shard(tensor), before.get(name)
                 if memory is None:
                     memory = torch.empty_like(local, device="cpu", memory_format=torch.contiguous_format)
-                self.tensors[name], self.offsets[name] = memory.copy_(local), offsets_of(tensor)
+                self.tensors[name], self.offsets[name] = memory.copy_(local), _offsets_of(tensor)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -148,7 +146,7 @@ class _SavedTensors:
         if self.whole[name].ndim == 0:
             _, _, file = parts[0]
             return file.get_tensor(key)
-        begin = 0 if like is None else offsets_of(like)[0]
+        begin = 0 if like is None else _offsets_of(like)[0]
         end = begin + len(self.whole[name] if like is None else local_shard(like))
         read = []
         for part_begin, part_end, file in parts:
@@ -286,9 +284,9 @@ class WeightFiles:
             saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
         elif self._is_sharded:  # loads the whole model for a moment, as at the start of a run
             whole = _copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-            copy_module(model, into=whole)  # those that are not in the files of LoRA updates
+            _copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder / name)
-            copy_module(whole, into=model)
+            _copy_module(whole, into=model)
         else:
             _load_whole(model, folder / name)
 
@@ -355,6 +353,27 @@ def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
     return {key: value for key, value in values.items() if key not in left_out}
 
 
+def _offsets_of(tensor: Tensor) -> list[int]:
+    """Return the offset of this process' shard in the whole tensor, in each dimension; 0 if it is not sharded."""
+    if not is_sharded(tensor):
+        return [0] * tensor.ndim
+    (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
+    return list(chunk.offsets)
+
+
+@torch.no_grad()
+def _copy_module(source: nn.Module, *, into: nn.Module) -> None:
+    """Copy tensors between copies of a model, each sharded or the same everywhere. Every process has to call this."""
+    from torch.distributed.tensor import distribute_tensor
+
+    tensors = source.state_dict()
+    for name, tensor in into.state_dict().items():
+        whole = full_tensor(tensors[name])
+        if is_sharded(tensor):
+            whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
+        tensor.copy_(whole)
+
+
 def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
@@ -366,21 +385,3 @@ def _digest_of_frozen(model: nn.Module) -> str:
 
 def _updates_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_updates.safetensors")
-
-
-def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
-    """Copy the discriminators of another run, of its last checkpoint, into an objective."""
-    setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
-    if checkpoint is None:
-        raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
-    weights, found = (
-        {name: weight for name, weight in state.items() if name.startswith(_DISCRIMINATORS)}
-        for state in (objective.state_dict(), load_tensors(checkpoint / OBJECTIVE_FILE))
-    )
-    for run, each in (("this run", weights), (source, found)):
-        if not each:
-            remedy = "They are built only for `objective.adversarial_loss_weight`."
-            raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
-    remedy = "Use the `discriminator` settings and the size of the clips of that run."
-    check_tensors(weights, found, name=setting, contract="a run with the same discriminators", remedy=remedy)
-    objective.load_state_dict(found, strict=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
+from telecine.base.devices import peak_memory
 from telecine.base.files import mark_output
 from telecine.data import ClipBatchSampler, clip_loader
 from telecine.data.find import check_output
@@ -23,16 +24,15 @@ from telecine.perceptual import LPIPS
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.report.page import write_report
 from telecine.runs import Run
-from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
-from telecine.runs.run import describe_copied
+from telecine.runs.run import RunSummary
 from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, data_of, read_next
+from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
@@ -40,16 +40,9 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
-from telecine.training.resume import (
-    check_same_clips,
-    check_same_data,
-    check_same_networks,
-    new_summary,
-    summary_before,
-    summary_until_now,
-)
+from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
-from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
+from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -80,7 +73,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
         self._print(*describe_processes(self.accelerator, sharding=config.sharding))
-        self._print(*describe_warmup(config.optimizer, config.steps))
+        self._print(*_describe_warmup(config.optimizer, config.steps))
         self.core_wait = CoreWait()
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
@@ -118,11 +111,12 @@ class Trainer:
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
         found = self._newest_intact()
         self.is_resumed = found is not None
-        self.before = summary_before(self.files, self.console) if self.is_main and found is not None else None
+        self.before = _summary_before(self.files, self.console) if self.is_main and found is not None else None
         if found is not None:
-            check_same_networks(self.config, found)
+            saved = SavedSettings(found)
+            saved.check_networks(self.config)
             if not change_data:
-                check_same_data(self.config.data, found)
+                saved.check_data(self.config.data)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -167,11 +161,11 @@ class Trainer:
         if self.is_resumed or self.config.init is None:
             return {}
         copied = copy_from(self.config.init, model)
-        self._print(f"parameters from {self.config.init}: {describe_copied(copied)}")
+        self._print(f"parameters from {self.config.init}: {RunSummary.describe_copied(copied)}")
         return copied
 
     def _changes_of_data(self, found: Path) -> list[str]:
-        changes = self.before and check_same_clips(self.config, found, self.before, data_of(self.clips))
+        changes = self.before and SavedSettings(found).check_clips(self.config, self.before, self.clips.recorded())
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -195,8 +189,9 @@ class Trainer:
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
-            clips = self.config.clips_per_step(self.accelerator.num_processes)
-            self.summary = new_summary(self.before, self.state, self.clips, clips, self.copied)
+            num_clips = self.config.clips_per_step(self.accelerator.num_processes)
+            known = {**self.clips.recorded(), "seconds": 0.0, "peak_memory": None, "copied": self.copied}
+            self.summary = RunSummary(*self.state.sizes(), clips_per_update=num_clips, **known).after(self.before)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -208,7 +203,9 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
+            config, rollbacks = self.config, self.state.rollbacks
+            groups = config.objective, config.optimizer, config.steps
+            self.diagnostics = Diagnostics(self.files, *groups, console=self.console, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -265,7 +262,7 @@ class Trainer:
             self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
-            to = None if found is None else step_of(found)
+            to = None if found is None else self.files.checkpoints.step_of(found)
             raise TrainingError(f"{error} {_remedy(self.config.optimizer, to, len(past))}") from error
         self.checkpointer.load(self.state, found)
         rollback = Rollback(step, self.state.step, error.value)
@@ -348,7 +345,7 @@ class Trainer:
             self.files.history.append({"step": step, **record})
             self.accelerator.log(dict(record), step=step)
             self.diagnostics.check(step, record)
-            self.files.write_summary(summary_until_now(self.summary, self.start, self.accelerator.device))
+            self.files.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
         self.state.num_records += 1
 
     def validate(self, stop: StopRequest) -> None:
@@ -433,3 +430,21 @@ def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) ->
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
+
+
+def _describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
+    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
+    if num_steps >= config.warmup_steps:
+        return []
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
+    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
+    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
+
+
+def _summary_before(run: Run, console: Console) -> RunSummary | None:
+    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
+    try:
+        return run.summary()
+    except ValueError as damaged:
+        console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
+        return None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from telecine.training.planning.capacity import CARDS, LAUNCH_SECONDS, _seconds_on, table_of_cards
+from telecine.training.planning.capacity import CARDS, LAUNCH_SECONDS, _seconds_on, _table_of_cards
 from telecine.training.planning.update import UpdatePlan
 
 PLAN = UpdatePlan({}, {}, {}, {"a": 989 * 10**10}, {"a": 100, "b": 400}, {"a": 335 * 10**8, "b": 67 * 10**8}, 0)
@@ -27,8 +27,8 @@ def test_many_small_operators_are_bound_by_launches():
 
 def test_the_table_says_what_bounds_an_update():
     console = Console(file=io.StringIO(), width=120)
-    console.print(table_of_cards(PLAN, is_half=True))
-    console.print(table_of_cards(replace(PLAN, operators={"a": 10_000}), is_half=True))
+    console.print(_table_of_cards(PLAN, is_half=True))
+    console.print(_table_of_cards(replace(PLAN, operators={"a": 10_000}), is_half=True))
     text = console.file.getvalue()
     assert "500 operators" in text
     assert len(re.findall(r"memory +│$", text, re.MULTILINE)) == 2  # A100 does 312 TFLOP/s with 2 TB/s

@@ -15,7 +15,7 @@ from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_err
 from telecine.autoencoders.diffusers.families import CLASSES, TIME_COMPRESSION, DiffusersModel, Family, clear_caches
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
-from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
+from telecine.ops.checkpointing import checkpoint_module
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 MAX_DIFFERENCE = 1e-2
@@ -62,7 +62,7 @@ def _disable(module: DiffusersModel) -> None:
     if type(module).__name__ not in CHECKPOINTED_BLOCKS:
         module.disable_gradient_checkpointing()
     for block in _blocks(module):
-        undo_checkpoint(block)
+        del block.forward
     clear_caches(module)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
+from telecine.base.yaml_files import read_package_yaml
 from telecine.ops.rms_norm import rms_norm
-from telecine.settings.parse import read_package_yaml
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""

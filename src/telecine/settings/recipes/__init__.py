@@ -1,12 +1,11 @@
 """Recipes: settings files of the package, which are named instead of a path and given one after another."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error, nearest
-from telecine.base.imports import is_class_path
 from telecine.settings.group import TABLES
 
 RECIPES = Path(__file__).parent
@@ -30,18 +29,6 @@ def find_recipe(name: str | PathLike[str]) -> Path:
     contract = f"a YAML file or a recipe ({', '.join(sorted(known))})"
     remedy = nearest(str(name), known) or "Check the spelling."
     raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
-
-
-def default_recipe(given: Mapping[str, str], *, is_data: bool = False) -> str:
-    """Return the recipe of a training command without `--config`, from the settings that were typed, by dotted names.
-
-    It is "whole" for a `--model` with weights, else "gpu", or "demo" without data, which `is_data` may say is there.
-    """
-    model = given.get("model", ".json")
-    has_weights = not (model.endswith(".json") or is_class_path(model))
-    if has_weights and given.get("random_weights") != "true":
-        return "whole"
-    return "gpu" if given.keys() & {"data", "model"} or is_data else "demo"
 
 
 def describe_recipes() -> Iterator[str]:

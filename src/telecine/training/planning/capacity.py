@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
-from telecine.settings import ClipConfig, TrainConfig
+from telecine.settings import ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.update import (
     HALF,
@@ -36,6 +36,7 @@ from telecine.training.planning.update import (
     plan_update,
 )
 
+T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
 SWITCHES: Mapping[str, Any] = TABLES["switches"]
@@ -92,7 +93,7 @@ class _Plan:
             console.print(host, soft_wrap=True)
         console.print(self.speed, soft_wrap=True)
         if HOST_COPY not in update.held:
-            console.print(table_of_cards(update, is_half=self.is_half))
+            console.print(_table_of_cards(update, is_half=self.is_half))
         if update.peak > self.memory * USED_FRACTION:
             console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
         usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
@@ -126,7 +127,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
-    time = describe_speed(config, update, without_penalty, measured)
+    dtype = HALF.get(config.mixed_precision, torch.float32)
+    time = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
     by_title = dict(zip(to_plan, plans, strict=False))
     usable = int(memory * USED_FRACTION)
     last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
@@ -167,7 +169,7 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 
 
-def _plan_in_processes(plan: Callable[[TrainConfig], UpdatePlan], configs: Sequence[TrainConfig]) -> list[UpdatePlan]:
+def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
     """Plan an update of each configuration; on Linux, in a process for each processor."""
     show = partial(with_progress, description="planning updates", total=len(configs))
     if sys.platform != "linux" or len(configs) == 1:
@@ -257,8 +259,13 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
     return TrainingError(f"{text} {plan.describe_largest_part()} {again}")
 
 
-def describe_speed(
-    config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device | None
+def _describe_speed(
+    objective: ObjectiveConfig,
+    num_steps: int,
+    plan: UpdatePlan,
+    without_penalty: UpdatePlan,
+    device: torch.device | None,
+    dtype: torch.dtype,
 ) -> str:
     """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
@@ -266,13 +273,12 @@ def describe_speed(
     from their first step on. Measuring takes about a second. Without a device there is no time.
     """
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-    mean = without + (flops - without) / config.objective.penalty.every
+    mean = without + (flops - without) / objective.penalty.every
     operations = f"{mean / 1e12:.3g} TFLOP an update."
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
-    num_without = min(config.objective.gan.disc_train_start, config.steps)
-    total = config.steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
-    dtype = HALF.get(config.mixed_precision, torch.float32)
+    num_without = min(objective.gan.disc_train_start, num_steps)
+    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")
@@ -331,7 +337,7 @@ def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, floa
     }
 
 
-def table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
+def _table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
     """Return a table of the least milliseconds of an update on each card, and of what bounds it."""
     title = f"{sum(plan.operators.values())} operators; least milliseconds of an update, an estimate from peak rates"
     table = Table("card", "launches", "arithmetic", "memory", "update", "bound by", title=title)

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module, resources
+from importlib import import_module
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,6 +30,7 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
+from telecine.base.yaml_files import read_package_yaml
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
@@ -55,7 +55,7 @@ LOSSES = "losses"
 HOST_COPY = "copy for checkpoints"
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
-TABLES = yaml.safe_load(resources.files(__package__).joinpath("tables.yaml").read_text(encoding="utf-8"))
+TABLES = read_package_yaml(__package__, "tables.yaml")
 _REMEDIES: dict[str, list[str]] = TABLES["remedies"]
 SMALLER = ", ".join(_REMEDIES["clips"])
 
@@ -223,7 +223,8 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
         objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        state = new_state(config, accelerator, model, objective, last_layer_of(model, config, is_sharded=False))
+        last_layer = last_layer_of(model, settings.adaptive_weight, config.temporal_chunk, is_sharded=False)
+        state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps

@@ -1,11 +1,12 @@
 """YAML from others is read in little time and memory, or refused in one line."""
 
+import math
 from itertools import pairwise
 
 import pytest
 
 from telecine.__main__ import main
-from telecine.settings.parse import MAX_BYTES, _line_of, _parse_value, read_yaml
+from telecine.base.yaml_files import MAX_BYTES, line_of, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
 BAD = {
@@ -64,6 +65,14 @@ def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
         ("1e-4", 1e-4),
         ("-3", -3),
         ("0x10", 16),
+        ("0xff", 255),
+        ("010", 10),
+        ("08", 8),
+        ("-.inf", -math.inf),
+        ("inf", "inf"),
+        ("face", "face"),
+        ("'5'", "5"),
+        ("a: 1\n---\nb: 2", "a: 1\n---\nb: 2"),
         ("1_000", "1_000"),
         (".5", 0.5),
         ("no", "no"),
@@ -78,8 +87,8 @@ def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
     ],
 )
 def test_plain_values_are_those_of_yaml_1_2(text, value):
-    assert _parse_value(text) == value
-    assert type(_parse_value(text)) is type(value)
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value)
 
 
 def test_the_line_of_a_setting(tmp_path):
@@ -87,6 +96,6 @@ def test_the_line_of_a_setting(tmp_path):
     path.write_text("steps: 3\nclips.height: 3\nclips:\n  width: 4\n  buckets:\n  - {num_frames: 5,\n     height: 4}\n")
     lines = {"steps": 1, "clips.height": 2, "clips": 3, "clips.width": 4, "clips.buckets.0.height": 7}
     lines |= {"clips.width.start": 4, "clips.buckets.0.width": 6, "clips.stride": None, "seed": None}
-    assert {name: _line_of(path, name) for name in lines} == lines
+    assert {name: line_of(path, name) for name in lines} == lines
     path.write_text("- [")
-    assert _line_of(path, "steps") is None
+    assert line_of(path, "steps") is None
