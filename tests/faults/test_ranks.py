@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.runs import Run
-from telecine.runs.checkpoints import damage_of
+from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.settings import _as_yaml
 from telecine.settings import ClipConfig
 
@@ -110,7 +110,7 @@ def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_check
     assert f"resuming from {config.output_dir}/checkpoints/step-00000001" in done.stdout
     folders = dict(Run(Path(config.output_dir)).checkpoints.all())
     assert list(folders) == [2, 3]
-    assert [damage_of(folder) for folder in folders.values()] == [None] * 2
+    assert [Checkpoints.damage_of(folder) for folder in folders.values()] == [None] * 2
     hidden = [path.name for path in folders[3].parent.iterdir() if path.name.startswith(".")]
     assert hidden == [], "what the killed process left is removed"
 

@@ -11,7 +11,7 @@ import pytest
 from telecine.__main__ import main
 from telecine.base import files
 from telecine.runs import DamagedError, Run, find_checkpoint
-from telecine.runs.checkpoints import _check_manifest, _read_manifest, _write_manifest, damage_of
+from telecine.runs.checkpoints import Checkpoints, _check_manifest, _read_manifest, _write_manifest
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_the_manifest_lists_every_file(checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert (manifest["format"], manifest["step"]) == (1, 7)
     assert list(manifest["files"]) == ["ema/model.safetensors", "model/model.safetensors", "state.json"]
-    assert damage_of(checkpoint) is None
+    assert Checkpoints.damage_of(checkpoint) is None
 
 
 def test_digests_that_others_have_computed_are_used(checkpoint):
@@ -70,7 +70,7 @@ def test_damage_is_named(checkpoint, damage, message):
 
 def test_a_checkpoint_with_the_name_of_another_step(checkpoint):
     renamed = checkpoint.rename(checkpoint.with_name("step-00000008"))
-    assert "named step-00000007, as written, but got another name" in str(damage_of(renamed))
+    assert "named step-00000007, as written, but got another name" in str(Checkpoints.damage_of(renamed))
 
 
 def test_a_part_of_a_copy_with_another_name(checkpoint):
@@ -138,7 +138,7 @@ def test_all_single_bit_flips_of_a_manifest_are_damage(tmp_path):
         os.pwrite(descriptor, bytes([byte]), index)
     os.close(descriptor)
     assert num_flips == 8 * len(written) > 1900
-    assert damage_of(folder) is None
+    assert Checkpoints.damage_of(folder) is None
 
 
 def test_a_manifest_of_an_older_version_has_no_digest_of_itself(checkpoint):
@@ -146,7 +146,7 @@ def test_a_manifest_of_an_older_version_has_no_digest_of_itself(checkpoint):
     manifest = json.loads(path.read_text())
     assert len(manifest.pop("digest")) == 64
     path.write_text(json.dumps(manifest))
-    assert damage_of(checkpoint) is None
+    assert Checkpoints.damage_of(checkpoint) is None
     entry = manifest["files"].pop("state.json")
     for name, other in (
         ("state.json", {"sizd": 26, "sha256": entry["sha256"]}),
@@ -193,7 +193,7 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch, name):
     opened = files.open_regular
     fail = lambda path, **options: Failing() if path == folder / name else opened(path, **options)  # noqa: E731
     monkeypatch.setattr(files, "open_regular", fail)
-    error = str(damage_of(folder))
+    error = str(Checkpoints.damage_of(folder))
     os.close(descriptor)
     assert "Input/output error" in error
     assert str(folder / name) in error
@@ -205,7 +205,7 @@ def test_a_link_in_a_checkpoint_is_not_followed_out_of_it(tmp_path, name):
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
     expected = "a checkpoint with manifest.json, but got one without" if name == "manifest.json" else "a symbolic link"
-    assert expected in str(damage_of(folder))
+    assert expected in str(Checkpoints.damage_of(folder))
 
 
 def lose_both(folder):

@@ -18,7 +18,7 @@ from telecine import EvaluateConfig, evaluate, read_config
 from telecine.data import sample_videos
 from telecine.report.page import write_report
 from telecine.runs import Run
-from telecine.runs.checkpoints import damage_of
+from telecine.runs.checkpoints import Checkpoints
 from telecine.training import train
 from telecine.training.resume import SavedSettings
 
@@ -65,7 +65,7 @@ def test_it_resumes_to_the_same_values(folder, name, step):
         assert {key: ours[key] for key in measured} == pytest.approx(
             {key: theirs[key] for key in measured}, **TOLERANCE
         )
-    assert damage_of(result.checkpoint) is None
+    assert Checkpoints.damage_of(result.checkpoint) is None
     assert (folder / name / "curves.png").read_text() == "of that version"
     assert (folder / name / "best").is_symlink() == (name == "gan")
 
@@ -77,7 +77,7 @@ def test_it_is_reported_and_evaluated(folder, name, step):
     assert (f'"step":{step}' in page) == (name == "gan"), "the clips of the other one were not kept"
     run = Run(name)
     assert (run.summary().clips_per_update, run.environment()["telecine"]) == (2, "0.1.0")
-    assert [damage_of(each) for _, each in run.checkpoints.all()] == [None]
+    assert [Checkpoints.damage_of(each) for _, each in run.checkpoints.all()] == [None]
     config = EvaluateConfig(data=str(sample_videos()[0]), max_clips=2, device="cpu")
     expected = json.loads((folder / "evaluated.json").read_text())[name]
     assert evaluate(name, config).metrics == pytest.approx(expected, **TOLERANCE)

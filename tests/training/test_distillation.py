@@ -126,7 +126,8 @@ def test_the_term_of_the_reconstruction(folder):
     term = TeacherReconstruction("wan")
     wan = DiffusersAutoencoder.from_pretrained("wan")
     latent = torch.randn(2, 4, 2, 4, 4)
-    decoded = wan.decode(latent).detach()
+    with torch.no_grad():  # as the teacher decodes: with a graph, its norms round differently
+        decoded = wan.decode(latent)
     assert term(reconstruction=decoded, latent=latent) == 0
     x = (decoded + 0.25).requires_grad_()
     loss = term(reconstruction=x, latent=latent)

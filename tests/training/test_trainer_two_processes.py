@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.runs import Run
-from telecine.runs.checkpoints import damage_of
+from telecine.runs.checkpoints import Checkpoints
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -249,7 +249,7 @@ def test_the_weights_that_other_programs_load_are_those_of_the_shards(runs):
         assert shards.whole.keys() <= published.keys()
         assert len(shards.whole) > 10
         assert all(torch.equal(shards.read(key), published[key]) for key in shards.whole)
-    assert damage_of(folder) is None
+    assert Checkpoints.damage_of(folder) is None
     one, two = (load_file(folder / path) for path in SHARDS["fsdp2"])
     num_bytes = [sum(tensor.nbytes for key, tensor in part.items()) for part in (one, two)]
     assert num_bytes[0] == pytest.approx(num_bytes[1], rel=0.1), "each process has half"

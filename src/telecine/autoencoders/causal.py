@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import astuple, fields, replace
 from functools import partial
 from os import PathLike
@@ -23,9 +24,7 @@ from telecine.autoencoders.causal_blocks import (
     Upsample,
     call_layer,
     fold,
-    in_temporal_chunks,
     init_zero,
-    residual_blocks,
     unfold,
 )
 from telecine.autoencoders.channels import RGBAConv3d, change_channels
@@ -42,6 +41,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, call_with_cast_weights
 from telecine.base.randomness import Generators
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
+from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
 from telecine.settings.validate import validate
 
@@ -61,6 +61,21 @@ def _maps_of(config: CausalVAEConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in COMPRESSION}
 
 
+def _residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[ResidualBlock]:
+    """Return the blocks of a level; those of the lowest resolution see earlier frames."""
+    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
+    return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
+
+
+def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
+    if size == 0:
+        return network(*videos)
+    earlier: EarlierFrames = {}
+    chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
+    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
+
+
 class _Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
 
@@ -72,8 +87,8 @@ class _Encoder(nn.Module):
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
         layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
         for level, (outer, inner) in enumerate(config.halvings()):
-            layers += [*residual_blocks(config, level), Downsample(outer, inner)]
-        layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
         self.latent_channels = config.latent_channels
         num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
         last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
@@ -83,7 +98,7 @@ class _Encoder(nn.Module):
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck."""
-        outputs = in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
+        outputs = _in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
 
@@ -98,14 +113,19 @@ class Decoder(nn.Module):
         channels = config.channels
         layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers += [*residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
-        layers += [*residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
+            layers += [*_residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
+        layers += [*_residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
         self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
+    @classmethod
+    def of(cls, config: CausalVAEConfig) -> Decoder:
+        """Return the decoder that settings name, with random weights."""
+        return _FlowDecoder(config) if config.decoder == "flow" else cls(config)
+
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, k, h, w)`."""
-        residual = in_temporal_chunks(self.network, self.chunk_size, latent)
+        residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
 
@@ -138,7 +158,7 @@ class _FlowDecoder(Decoder):
         """
         features = self.level(_waves(level).to(latent.dtype))
         folded = fold(noisy.to(latent.dtype), *self.patch)
-        residual = in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
+        residual = _in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
         video = unfold(residual, *self.patch)
         if self.predicts_velocity:
             video = -level.view(-1, 1, 1, 1, 1) * video
@@ -162,11 +182,6 @@ def _waves(level: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def build_decoder(config: CausalVAEConfig) -> Decoder:
-    """Return the decoder that settings name, with random weights."""
-    return _FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
-
-
 class CausalAutoencoder(LatentAutoencoder):
     """An autoencoder whose `decoder` is a `Decoder` of its `config`."""
 
@@ -180,7 +195,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
-        self.config, self.decoder, self.nested_channels = config, build_decoder(config), config.nested_channels
+        self.config, self.decoder, self.nested_channels = config, Decoder.of(config), config.nested_channels
         self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 

@@ -1,7 +1,6 @@
 """Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time."""
 
 import math
-from collections.abc import Callable
 from typing import TypeAlias, TypeVar, cast
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.ops.unit_vectors import unit_vectors
-from telecine.settings import CausalVAEConfig
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
@@ -118,21 +116,6 @@ class ResidualBlock(nn.Module):
         if self.gradient_checkpointing:
             return video + checkpoint_call(self.branch, video, earlier, level)
         return video + self.branch(video, earlier, level)
-
-
-def residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[ResidualBlock]:
-    """Return the blocks of a level; those of the lowest resolution see earlier frames."""
-    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
-    return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
-
-
-def in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
-    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
-    if size == 0:
-        return network(*videos)
-    earlier: EarlierFrames = {}
-    chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
-    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
 
 
 def init_zero(layer: _Layer) -> _Layer:

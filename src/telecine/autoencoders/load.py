@@ -12,7 +12,7 @@ from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
-from telecine.runs.checkpoints import check_model, find_checkpoint
+from telecine.runs.checkpoints import Checkpoints, find_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig, SavedWeights
 
@@ -43,7 +43,7 @@ def load_autoencoder(
         ImportError: The model needs diffusers, which is not installed.
     """
     folder = _folder_of(name_or_folder, subfolder, revision)
-    check_model(folder)
+    Checkpoints.check_model(folder)
     kind = class_in(folder)
     if kind == CausalVAE.__name__:
         return CausalVAE.from_pretrained(folder)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.causal import COMPRESSION, CausalAutoencoder, build_decoder
+from telecine.autoencoders.causal import COMPRESSION, CausalAutoencoder, Decoder
 from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import fit_decoder
@@ -59,6 +59,11 @@ class Student(LatentAutoencoder):
         super().__init__()
         self.teacher, self.digest, self._load = teacher, digest, load
         self._frozen: Frozen[VideoAutoencoder] | None = None
+
+    @staticmethod
+    def public_name(teacher: str) -> str:
+        """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
+        return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
     @property
     def latent_model(self) -> VideoAutoencoder:
@@ -178,14 +183,18 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: public_name(self.teacher), DIGEST_KEY: self.digest}
+        config = {
+            DECODER_KEY: self.config.saved(),
+            TEACHER_KEY: self.public_name(self.teacher),
+            DIGEST_KEY: self.digest,
+        }
         save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: build_decoder(config), str(folder), folder)
+        check_num_weights(lambda: Decoder.of(config), str(folder), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
         return model
@@ -194,7 +203,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: build_decoder(config), str(folder))
+        check_num_weights(lambda: Decoder.of(config), str(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model.load_teacher())
         return model
@@ -211,16 +220,11 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
     # The teacher is in the run's settings, or in a folder beside the student.
     path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
-    if isinstance(path, str) and public_name(path) == teacher:
+    if isinstance(path, str) and Student.public_name(path) == teacher:
         teacher = path
     elif beside.is_dir():
         teacher = str(beside)
     return config, teacher, {"digest": digest, "normalisation": values}
-
-
-def public_name(teacher: str) -> str:
-    """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
-    return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
 
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:

@@ -213,13 +213,13 @@ def _completion(shell: Literal["bash", "zsh", "fish"]) -> None:
 def _checkpoint(action: Literal["verify"], run: str) -> None:
     """Verify that the files of a run's checkpoints are those that were written."""
     from telecine.runs import DamagedError, Run
-    from telecine.runs.checkpoints import Checkpoints, damage_of
+    from telecine.runs.checkpoints import Checkpoints
 
     folder = Path(run)
     folders = [folder] if Checkpoints.is_checkpoint(folder) else [each for _, each in Run(folder).checkpoints.all()]
     if not folders:
         raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
-    damage = {each: damage_of(each) for each in folders}
+    damage = {each: Checkpoints.damage_of(each) for each in folders}
     for each, found in damage.items():
         _say(f"{each}: {'intact' if found is None else 'damaged'}")
     if errors := [found for found in damage.values() if found is not None]:

@@ -56,13 +56,28 @@ class Checkpoints:
         others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
         notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
         for _, folder in reversed(found):
-            if (error := damage_of(folder)) is None:
+            if (error := self.damage_of(folder)) is None:
                 return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
             errors, remedy = " ".join(map(str, damaged.values())), f"To start again, move {self.folder} away."
             raise DamagedError(f"No checkpoint of {self.run} is intact. {errors} {remedy}")
         return None, notes
+
+    @staticmethod
+    def damage_of(folder: Path) -> DamagedError | None:
+        """Return how a checkpoint differs from what was written, or None."""
+        try:
+            _check_manifest(folder)
+        except DamagedError as error:
+            return error
+        return None
+
+    @staticmethod
+    def check_model(folder: Path) -> None:
+        """Raise a `DamagedError` if a model's folder is part of a checkpoint, and its files differ."""
+        if (folder.parent / _MANIFEST).is_file():
+            _check_manifest(folder.parent, part=folder.name)
 
     def begin(self, step: int) -> Path:
         """Create a temporary folder for the files of the checkpoint at `step`, and return it."""
@@ -194,21 +209,6 @@ def _difference(path: Path, entry: Mapping[str, Any], below: Path | None) -> str
         return "a missing one"
     except (OSError, ValueError) as error:
         return f"one that cannot be read ({error})"
-
-
-def check_model(folder: Path) -> None:
-    """Check the files of a model's folder if it is part of a checkpoint, see `_check_manifest`."""
-    if (folder.parent / _MANIFEST).is_file():
-        _check_manifest(folder.parent, part=folder.name)
-
-
-def damage_of(folder: Path) -> DamagedError | None:
-    """Return how a checkpoint differs from what was written, or None."""
-    try:
-        _check_manifest(folder)
-    except DamagedError as error:
-        return error
-    return None
 
 
 def _read_manifest(folder: Path, *, follow: bool) -> dict[str, Any]:

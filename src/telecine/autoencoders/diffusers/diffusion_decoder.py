@@ -24,7 +24,7 @@ from telecine.autoencoders.latent import CHANNEL_KEYS, Normalisation
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import copy_state, digest_of_encoder, safetensors_write
-from telecine.autoencoders.student import LoadTeacher, Student, public_name
+from telecine.autoencoders.student import LoadTeacher, Student
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators
@@ -164,7 +164,7 @@ class DiffusionDecoder(Student):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
-        self.module.register_to_config(**{self.teacher_key: public_name(self.teacher), _DIGEST_KEY: self.digest})
+        self.module.register_to_config(**{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest})
         with safetensors_write(Path(folder)):
             merge_low_rank(self.module).save_pretrained(folder)
 
