@@ -188,11 +188,6 @@ def test_a_type_checker_finds_the_mistake_of_a_script(tmp_path, monkeypatch):
     assert 'script.py:9: error: Unexpected keyword argument "steps" for "train"' in said
 
 
-def test_names_have_the_same_modules_for_a_type_checker():
-    (block,) = [node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
-    assert {item.names[0].name: item.module for item in block.body} == telecine._MODULES
-
-
 def test_the_settings_need_no_pytorch():
     code = "import sys, telecine.settings; print(*sorted(name for name in sys.modules if name.startswith('te')))"
     code += "; print('torch' in sys.modules, 'pydantic' in sys.modules, 'yaml' in sys.modules)"
