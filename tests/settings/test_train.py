@@ -9,6 +9,7 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term, settings
+from telecine.discriminators.build import IMAGE, VIDEO
 from telecine.discriminators.patch import Norm
 from telecine.discriminators.residual import TimeWeighting
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
@@ -160,6 +161,8 @@ CHOICES = {
     (PerceptualConfig, "net"): BACKBONES,
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
+    (DiscriminatorConfig, "video"): [*VIDEO, "features", "none"],
+    (DiscriminatorConfig, "image"): [*IMAGE, "none"],
     (DiscriminatorConfig, "time_weighting"): get_args(TimeWeighting),
     (DiscriminatorConfig, "norm"): get_args(Norm),
 }
