@@ -28,6 +28,7 @@ LATER: Settings = {
     "optimizer": {"name": "adamw"},
     "causal_vae": {
         "nested_channels": [],
+        "first_frame_apart": True,
         "in_channels": 3,
         "decoder": "direct",
         "flow": {
