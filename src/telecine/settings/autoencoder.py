@@ -157,10 +157,8 @@ class CausalVAEConfig(Settings):
             return
         size, codes = self.codebook_size, self.code_channels
         self.refuse("codebook", size > LARGEST_CODEBOOK, got=f"one of {size}", largest=LARGEST_CODEBOOK)
-        setting, number = (
-            "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits",
-            codes * -(-self.latent_channels // codes),
-        )
+        setting = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
+        number = codes * -(-self.latent_channels // codes)
         self.refuse("codes", self.latent_channels % codes, setting=setting, number=number)
 
     @property
