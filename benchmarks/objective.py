@@ -1,4 +1,4 @@
-"""Time, extra peak memory and operations of the objective's steps, of telecine and a plain baseline: Markdown tables.
+"""Time and extra peak memory of the objective's steps, of telecine and a plain baseline: Markdown tables.
 
     python benchmarks/objective.py
 
@@ -42,9 +42,7 @@ from cases import (
 )
 from measure import (
     NOT_AVAILABLE,
-    count_flops,
     extra_peak,
-    fraction_outside,
     interleaved,
     machine,
     median_ratio,
@@ -55,12 +53,10 @@ from measure import (
 
 SETUPS = ("16,64,8,2", "16,64,8,4", "8,128,8,1", "16,128,16,1")
 SMOKE = "1,16,4,1"
-TABLES = ("time", "memory", "work")
+TABLES = ("time", "memory")
 # By step and implementation: the seconds of each round, and the extra peak in bytes.
 Seconds = Mapping[str, Mapping[str, list[float]]]
 Peaks = Mapping[str, Mapping[str, int]]
-OUTSIDE = "time outside convolutions and matrix products"
-MAX_PROFILED_ROUNDS = 3
 LAZY_PENALTY = f"update, penalty on every {PENALTY_EVERY}th step of {TELECINE}, every step of the {BASELINE}"
 
 
@@ -130,19 +126,6 @@ def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list
     return [title, cells[TELECINE], *pairs[0], *pairs[1]]
 
 
-def work_table(setup: Setup, rounds: int) -> str:
-    """Return the operations of each step of videos, and the fraction of its time outside the heavy operators."""
-    steps = {name: steps_of(name, setup) for name in (TELECINE, BASELINE)}
-    rows = []
-    for title in VIDEO_STEPS:
-        flops = [count_flops(steps[name][title]) for name in steps]
-        fractions = [statistics.median(fraction_outside(steps[name][title]) for _ in range(rounds)) for name in steps]
-        cells = [f"{count / 1e9:.3f}" for count in flops]
-        rows.append([title, *cells, ratio(flops[0] / flops[1]), *(f"{fraction:.0%}" for fraction in fractions)])
-    columns = [TELECINE, BASELINE, f"{TELECINE} / {BASELINE}", f"{TELECINE}, {OUTSIDE}", f"{BASELINE}, {OUTSIDE}"]
-    return table(["GFLOP", *columns], rows)
-
-
 def perceptual_table(setup: Setup) -> str:
     """Return the extra peak with one perceptual frame, and with all frames of the clips."""
     all_frames = replace(setup, num_perceptual_frames=setup.num_frames)
@@ -185,7 +168,6 @@ def main() -> None:
     tables: dict[str, Callable[[Setup], str]] = {
         "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, *rounds, clock))),
         "memory": lambda setup: memory_table(measure_memory(setup)),
-        "work": lambda setup: work_table(setup, min(arguments.rounds, MAX_PROFILED_ROUNDS)),
     }
     selected = [arguments.only] if arguments.only else TABLES
     options = "".join(f", {key}={value!r}" for key, value in arguments.option)

@@ -1,5 +1,4 @@
 import importlib.util
-from itertools import cycle
 
 import pytest
 
@@ -43,17 +42,6 @@ def test_times(run_here, tables_in):
     lazy, plain, with_penalty = (float(by_title[title][0]) for title in (LAZY_PENALTY, "update", "update, penalty"))
     assert lazy == pytest.approx((15 * plain + with_penalty) / 16, rel=0.02)
     assert by_title[LAZY_PENALTY][1] == by_title["update, penalty"][1]
-
-
-@pytest.mark.slow
-def test_work(run_here, tables_in, benchmark_module, monkeypatch):
-    fractions = cycle([0.25, 0.75])
-    monkeypatch.setattr(benchmark_module("measure"), "fraction_outside", lambda step: next(fractions))
-    (work,) = tables_in(run_here("objective.py", "--smoke", "--only", "work"))
-    assert [title for title, *_ in work[1]] == VIDEO
-    for _, telecine, baseline, ratio, *cells in work[1]:
-        assert factor(ratio) == about(float(telecine) / float(baseline))
-        assert cells == ["25%", "75%"]
 
 
 @pytest.mark.slow
