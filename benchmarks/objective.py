@@ -9,8 +9,7 @@ equations in the plain way. If magvit2-pytorch is installed, its discriminator a
 measured too.
 
 Times are medians of interleaved rounds, and ratios are medians of the ratios of each round. Memory is the peak of a
-step above the memory before it, in a new process. `--option` changes a setting of telecine, to compare variants. To
-compare two checkouts, run the command in each.
+step above the memory before it, in a new process. To compare two checkouts, run the command in each.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from cases import (
     VIDEO_STEPS,
     Setup,
     implementations_of,
-    parse_option,
     parse_setup,
     step_of,
     steps_of,
@@ -142,21 +140,15 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Print the cost of the objective's steps, with a plain baseline's.")
     parser.add_argument("--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="the sizes")
-    parser.add_argument(
-        "--discriminator", default="Discriminator3D", help="telecine's class of the video discriminator"
-    )
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
     parser.add_argument("--processor_time", action="store_true", help="instead of wall time, for a busy machine")
     parser.add_argument("--only", choices=TABLES, help="print one of the tables instead of all")
-    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="[GROUP.]KEY=VALUE")
     parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.rounds = 1
     arguments.warmup = 0 if arguments.smoke else 1
-    setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
-    changes = {"discriminator_name": arguments.discriminator, "options": dict(arguments.option)}
-    arguments.setups = [replace(setup, **changes) for setup in setups]
+    arguments.setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
     return arguments
 
 
@@ -170,8 +162,7 @@ def main() -> None:
         "memory": lambda setup: memory_table(measure_memory(setup)),
     }
     selected = [arguments.only] if arguments.only else TABLES
-    options = "".join(f", {key}={value!r}" for key, value in arguments.option)
-    print(f"{arguments.discriminator}{options}; {machine()}")
+    print(machine())
     for setup in arguments.setups:
         print(f"\n## {setup.title}")
         for name in selected:
