@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-import yaml
 from baseline import BaselineLoss
 from baseline_discriminators import BASELINE_DISCRIMINATORS
 from measure import Step, device
@@ -40,24 +39,11 @@ PENALTY_WEIGHT = 10.0
 # Telecine computes the penalty at step 0 and not at step 1. The baseline takes it as an argument of the call.
 PENALTY_EVERY = 16
 PENALTY_STEP, PLAIN_STEP = 0, 1
-# Settings that all implementations share; `--option` cannot change them.
-FIXED = {
-    "disc_start",
-    "discr_kwargs",
-    "discr_3d_kwargs",
-    "perceptual_weight",
-    "perceptual",
-    "perceptual.num_frames",
-    "adversarial_loss_weight",
-    "grad_penalty_loss_weight",
-    "penalty",
-    "penalty.every",
-}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The size of networks and clips, and telecine's settings."""
+    """The size of networks and clips."""
 
     dim: int
     """A quarter of the channels of the discriminator's first block."""
@@ -68,8 +54,6 @@ class Setup:
     num_perceptual_frames: int = 1
     discriminator_name: str = "Discriminator3D"
     """A discriminator class of telecine. "Discriminator" gets `NUM_SINGLE_FRAMES` clips of one frame, without LPIPS."""
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Settings of `VideoAutoencoderLoss` that differ from the defaults, for telecine only; see `nested`."""
 
     @property
     def is_image(self) -> bool:
@@ -130,7 +114,7 @@ class Telecine:
             "grad_penalty_loss_weight": PENALTY_WEIGHT,
             "penalty.every": PENALTY_EVERY,
         }
-        self.loss = VideoAutoencoderLoss(**nested({**settings, **networks, **setup.options})).to(device())
+        self.loss = VideoAutoencoderLoss(**nested({**settings, **networks})).to(device())
         assert self.loss.schedule.at(PENALTY_STEP)["grad_penalty"] > 0
         assert self.loss.schedule.at(PLAIN_STEP)["grad_penalty"] == 0
 
@@ -303,13 +287,3 @@ def parse_setup(text: str) -> Setup:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be dim,size,frames,batch, but got {text!r}") from None
     return Setup(dim, size, num_frames, batch_size)
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """Parse `key=value` or `group.key=value` with the value as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"must be key=value, but got {text!r}")
-    if key in FIXED:
-        raise argparse.ArgumentTypeError(f"must be none of {', '.join(sorted(FIXED))}, but got {key}")
-    return key, yaml.safe_load(value)

@@ -1,17 +1,20 @@
-"""The demo, with several seeds, against the linear baseline of its latent.
+"""The demo, with several seeds, and linear autoencoders of its latent and of others: a Markdown table.
 
     python benchmarks/demo.py                                            # three seeds, a few minutes each
     python benchmarks/demo.py --unseen vtest.avi tree.avi -o figures/    # also on clips of other videos
     python benchmarks/demo.py --config long.yaml --seeds 0               # other settings of the same kind
+    python benchmarks/demo.py --seeds --data DIR --latents 4x16x16x48    # time x height x width x channels; no training
 
 Trains telecine's own autoencoder on the settings of a recipe or a YAML file, once for each seed, and prints the
-metrics of the averaged weights and of the baseline on the held-out clips and on clips of each other video. Draws the
-middle frames of clips for the first seed: a row of inputs, one of the linear baseline, one of the autoencoder.
+metrics of the averaged weights and of linear autoencoders, fitted to training clips, on the held-out clips and on clips
+of each other video. Draws the middle frames of clips for the first seed: a row of inputs, one of the linear baseline,
+one of the autoencoder.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from telecine.autoencoders import CausalVAE, load_autoencoder
+from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.data import Clip, index_videos, read_validation_clips, whole_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
@@ -30,7 +33,7 @@ from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train
-from telecine.training.baseline import NUM_CLIPS, _fit_linear
+from telecine.training.baseline import NUM_CLIPS, _fit_linear, _training_clips
 from telecine.training.clips import build_clips
 
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
@@ -79,24 +82,42 @@ def clip_sets(config: TrainConfig, held_out: list[Clip], unseen: Sequence[Path])
     return found
 
 
+def parse_latent(text: str) -> tuple[str, LinearAutoencoder]:
+    """Return the title and the linear autoencoder of a latent, time x height x width x channels."""
+    sizes = re.fullmatch(r"(\d+)x(\d+)x\2x(\d+)", text)
+    if sizes is None:
+        raise argparse.ArgumentTypeError(f"must be time x size x size x channels as in 4x8x8x16, but got {text}")
+    return f"linear, {text}", LinearAutoencoder(*map(int, sizes.groups()))
+
+
 def main() -> None:
     """Train and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="demo", help="A recipe or a YAML file of settings.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--data", help="Training data, as in `telecine train`.")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--latents", nargs="+", type=parse_latent, default=[], metavar="TxHxWxC", help="Other latents.")
     parser.add_argument("--unseen", nargs="+", type=Path, default=[], help="Other videos to measure on.")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("runs/demo_seeds"), help="Folder of runs and pictures."
     )
     arguments = parser.parse_args()
     config = read_config(arguments.config)
+    config = replace(config, data=arguments.data or config.data)
     untrained = CausalVAE(config.causal_vae)
     clips_of_run = build_clips(config, untrained)
     sets = clip_sets(config, clips_of_run.val, arguments.unseen)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
     linear = _fit_linear(untrained, clips_of_run, NUM_CLIPS)
-    assert linear is not None
-    rows = [["linear baseline", name, *measure(linear, clips, perceptual)] for name, clips in sets.items()]
+    assert isinstance(linear, LinearAutoencoder)
+    baselines = {"linear baseline": linear}
+    for title, latent in arguments.latents:
+        baselines[title] = latent.fit(_training_clips(clips_of_run, NUM_CLIPS))
+    rows = [
+        [title, name, *measure(model, clips, perceptual)]
+        for title, model in baselines.items()
+        for name, clips in sets.items()
+    ]
     for seed in arguments.seeds:
         run = arguments.output / f"seed-{seed}"
         result = train(replace(config, seed=seed, output_dir=str(run)), console=Console(quiet=True))

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -28,7 +26,6 @@ Step = Callable[[], None]
 Name = TypeVar("Name", bound=Hashable)
 
 NOT_AVAILABLE = "n/a"
-MATRIX_PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot")}
 # glibc reads these when a process starts. Blocks of 64 KiB or more are mapped, so that freeing them unmaps them, and
 # free memory at the end of the heap is returned. Both make the program slower.
 TRIMMING = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -186,33 +183,6 @@ def count_flops(step: Step) -> int:
     with _FlopCounter() as counter:
         step()
     return counter.flops
-
-
-def fraction_outside(step: Step) -> float:
-    """Return the fraction of a step's time that is not spent in convolutions and matrix products, in [0, 1].
-
-    On CUDA this is the time of kernels. On the CPU it includes the time between operators, that is Python and the
-    profiler itself.
-    """
-    on_cuda = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with profile(activities=activities) as profiler:
-        with record_function("step"):
-            step()
-        synchronize()
-    # CUDA kernels are listed a second time, by their own names.
-    events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
-    inside = sum(_self_time(event, on_cuda) for event in events if is_heavy(event.key))
-    return 1 - inside / sum(_self_time(event, on_cuda) for event in events)
-
-
-def _self_time(event: Any, on_cuda: bool) -> float:
-    return event.self_device_time_total if on_cuda else event.self_cpu_time_total
-
-
-def is_heavy(operator: str) -> bool:
-    """Return whether an operator is a convolution, its backward, or a matrix product."""
-    return operator in MATRIX_PRODUCTS or (operator.startswith("aten::") and "conv" in operator)
 
 
 # Tables

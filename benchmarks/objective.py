@@ -1,4 +1,4 @@
-"""Time, extra peak memory and operations of the objective's steps, of telecine and a plain baseline: Markdown tables.
+"""Time and extra peak memory of the objective's steps, of telecine and a plain baseline: Markdown tables.
 
     python benchmarks/objective.py
 
@@ -9,8 +9,7 @@ equations in the plain way. If magvit2-pytorch is installed, its discriminator a
 measured too.
 
 Times are medians of interleaved rounds, and ratios are medians of the ratios of each round. Memory is the peak of a
-step above the memory before it, in a new process. `--option` changes a setting of telecine, to compare variants. To
-compare two checkouts, run the command in each.
+step above the memory before it, in a new process. To compare two checkouts, run the command in each.
 """
 
 from __future__ import annotations
@@ -35,16 +34,13 @@ from cases import (
     VIDEO_STEPS,
     Setup,
     implementations_of,
-    parse_option,
     parse_setup,
     step_of,
     steps_of,
 )
 from measure import (
     NOT_AVAILABLE,
-    count_flops,
     extra_peak,
-    fraction_outside,
     interleaved,
     machine,
     median_ratio,
@@ -55,12 +51,10 @@ from measure import (
 
 SETUPS = ("16,64,8,2", "16,64,8,4", "8,128,8,1", "16,128,16,1")
 SMOKE = "1,16,4,1"
-TABLES = ("time", "memory", "work")
+TABLES = ("time", "memory")
 # By step and implementation: the seconds of each round, and the extra peak in bytes.
 Seconds = Mapping[str, Mapping[str, list[float]]]
 Peaks = Mapping[str, Mapping[str, int]]
-OUTSIDE = "time outside convolutions and matrix products"
-MAX_PROFILED_ROUNDS = 3
 LAZY_PENALTY = f"update, penalty on every {PENALTY_EVERY}th step of {TELECINE}, every step of the {BASELINE}"
 
 
@@ -130,19 +124,6 @@ def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list
     return [title, cells[TELECINE], *pairs[0], *pairs[1]]
 
 
-def work_table(setup: Setup, rounds: int) -> str:
-    """Return the operations of each step of videos, and the fraction of its time outside the heavy operators."""
-    steps = {name: steps_of(name, setup) for name in (TELECINE, BASELINE)}
-    rows = []
-    for title in VIDEO_STEPS:
-        flops = [count_flops(steps[name][title]) for name in steps]
-        fractions = [statistics.median(fraction_outside(steps[name][title]) for _ in range(rounds)) for name in steps]
-        cells = [f"{count / 1e9:.3f}" for count in flops]
-        rows.append([title, *cells, ratio(flops[0] / flops[1]), *(f"{fraction:.0%}" for fraction in fractions)])
-    columns = [TELECINE, BASELINE, f"{TELECINE} / {BASELINE}", f"{TELECINE}, {OUTSIDE}", f"{BASELINE}, {OUTSIDE}"]
-    return table(["GFLOP", *columns], rows)
-
-
 def perceptual_table(setup: Setup) -> str:
     """Return the extra peak with one perceptual frame, and with all frames of the clips."""
     all_frames = replace(setup, num_perceptual_frames=setup.num_frames)
@@ -159,21 +140,15 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Print the cost of the objective's steps, with a plain baseline's.")
     parser.add_argument("--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="the sizes")
-    parser.add_argument(
-        "--discriminator", default="Discriminator3D", help="telecine's class of the video discriminator"
-    )
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
     parser.add_argument("--processor_time", action="store_true", help="instead of wall time, for a busy machine")
     parser.add_argument("--only", choices=TABLES, help="print one of the tables instead of all")
-    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="[GROUP.]KEY=VALUE")
     parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.rounds = 1
     arguments.warmup = 0 if arguments.smoke else 1
-    setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
-    changes = {"discriminator_name": arguments.discriminator, "options": dict(arguments.option)}
-    arguments.setups = [replace(setup, **changes) for setup in setups]
+    arguments.setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
     return arguments
 
 
@@ -185,11 +160,9 @@ def main() -> None:
     tables: dict[str, Callable[[Setup], str]] = {
         "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, *rounds, clock))),
         "memory": lambda setup: memory_table(measure_memory(setup)),
-        "work": lambda setup: work_table(setup, min(arguments.rounds, MAX_PROFILED_ROUNDS)),
     }
     selected = [arguments.only] if arguments.only else TABLES
-    options = "".join(f", {key}={value!r}" for key, value in arguments.option)
-    print(f"{arguments.discriminator}{options}; {machine()}")
+    print(machine())
     for setup in arguments.setups:
         print(f"\n## {setup.title}")
         for name in selected:

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from cases import nested
-from measure import Step, interleaved, machine, median_ratio, ratio, table, table_row
+from measure import Step, interleaved, machine, median_ratio, ratio, table_row
 from torch import nn
 
 from telecine import LPIPS, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
-from telecine.objective.compiled import compile_networks
-from telecine.ops.compilation import Compiler
 from telecine.settings import CausalVAEConfig
 
 REFERENCE: dict[str, Any] = {
@@ -141,68 +136,6 @@ def autoencoder_step_of(options: dict[str, Any], arguments: argparse.Namespace) 
     return step
 
 
-def compilation_table(arguments: argparse.Namespace) -> str:
-    """Return the times of eager and compiled updates, the time to compile, and the difference of the losses."""
-    size = max(arguments.size, 64)  # LPIPS
-    video = torch.rand(arguments.batch, 3, 1 + arguments.frames // 4 * 4, size, size) * 2 - 1
-    patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
-    shape = {"dim": arguments.dim, "image_size": size, "frame_num": arguments.frames}
-    none: dict[str, Any] = {"adversarial_loss_weight": 0, "grad_penalty_loss_weight": 0, "discr_3d_kwargs": None}
-    spectral = {**patch, "params": {"dim": 4 * arguments.dim, "norm": "spectral"}}
-    of_patches: dict[str, Any] = {"discr_3d_kwargs": patch, "perceptual_weight": 0}
-    kinds: dict[str, dict[str, Any]] = {
-        "`PatchDiscriminator3D`, R1": {**of_patches, "penalty.kind": "r1"},
-        "R1 and R2, relativistic": {**of_patches, "penalty.kind": "r1_and_r2", "gan.loss": "relativistic"},
-        "WGAN-GP, LeCam": {**of_patches, "penalty.kind": "wgan_gp", "gan.lecam_loss_weight": 0.1},
-        "spectral norms": {**of_patches, "discr_3d_kwargs": spectral, "grad_penalty_loss_weight": 0},
-        "`Discriminator3D`, R1": {"discr_3d_kwargs": shape, "penalty.kind": "r1", "perceptual_weight": 0},
-        "autoencoder, LPIPS": none,
-    }
-    if arguments.smoke:
-        kinds = dict([*kinds.items()][:1])
-    rows = []
-    for title, options in kinds.items():
-        steps: dict[str, Callable[[], torch.Tensor]] = {}
-        for name in ("eager", "compiled"):
-            torch.manual_seed(0)
-            model = CausalVAE(CausalVAEConfig(base_channels=4 * arguments.dim, blocks_per_level=1))
-            loss = VideoAutoencoderLoss(**nested({**REFERENCE, "perceptual.net": lpips("vgg"), **options}))
-            if name == "compiled":
-                compiler = Compiler(arguments.compile)
-                compile_networks(loss, compiler)
-                compiler.compile_parts(model, model.last_layer)
-            has_model = options is none
-            steps[name] = partial(update, loss, model if has_model else nn.Conv3d(3, 3, 1), video, has_model=has_model)
-        start = time.perf_counter()
-        values = []
-        for step in steps.values():
-            torch.manual_seed(1)
-            values.append(step())
-        seconds = time.perf_counter() - start
-        measured = interleaved(steps, rounds=arguments.rounds, warmup=1)  # type: ignore[arg-type]
-        by_eager, compiled = (statistics.median(measured[name]) for name in steps)
-        error = float(abs(values[1] - values[0]) / abs(values[0]))
-        times = [f"{by_eager:.3f}", f"{compiled:.3f}", ratio(median_ratio(measured["compiled"], measured["eager"]))]
-        rows.append([title, *times, f"{seconds:.0f}", f"{error:.0e}"])
-        print(table_row(rows[-1]), file=sys.stderr)  # the next row may take minutes
-    columns = ["update", "eager, s", "compiled, s", "ratio", "first two updates, s", "difference of the loss"]
-    return table(columns, rows)
-
-
-def update(loss: VideoAutoencoderLoss, model: nn.Module, video: torch.Tensor, *, has_model: bool) -> torch.Tensor:
-    """Compute the losses and gradients of an update, and return their sum."""
-    if has_model:
-        output = model(video)
-        value = loss(video, output.video, 0, 0, output.aux, last_layer=model.last_layer)[0]
-    else:
-        both = loss.update(video, model(video), 0, last_layer=model.weight)  # type: ignore[arg-type]
-        value = both.loss + both.disc_loss
-    value.backward()
-    for module in (model, loss):
-        module.zero_grad()
-    return value.detach()
-
-
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Print the time of each option relative to the defaults.")
@@ -213,7 +146,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8, help="number of frames of a clip")
     parser.add_argument("--batch", type=int, default=2, help="number of clips in a batch")
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
-    parser.add_argument("--compile", metavar="BACKEND", help="print a table of compiled updates instead, e.g. inductor")
     parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
@@ -225,10 +157,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure all rows and print the table."""
     arguments = parse_arguments()
-    if arguments.compile:
-        shape = f"{arguments.size} px, {arguments.frames} frames, batch {arguments.batch}"
-        print(f"dim {arguments.dim}, {shape}, {arguments.compile}; {machine()}\n\n{compilation_table(arguments)}")
-        return
     rows = {"reference": {}, **OPTIONS, **networks(arguments)}
     losses = {title: build(options, arguments) for title, options in rows.items()}
     steps = {title: steps_of(loss, arguments) for title, loss in losses.items()}

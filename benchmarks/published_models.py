@@ -1,13 +1,13 @@
-"""Memory and operations of an update of published autoencoders as planned, and plans against measured peaks.
+"""Memory, operators and operations of an update of published autoencoders, and plans against measured peaks.
 
     python benchmarks/published_models.py planned
     python benchmarks/published_models.py recipes
     python benchmarks/published_models.py measured
 
 Weights are random. `planned` takes the default arguments of diffusers' classes, the recipe `gpu` and one clip, and
-plans for a GPU. `recipes` plans the recipes of these models, to fine-tune all weights on each kind of hardware.
-`measured` runs real updates of small clips on this machine, each in a new process, and compares the peak above the
-memory before with the plan for it.
+plans for a GPU; operators, each at least one kernel launch, and the bytes that they move are those of bf16. `recipes`
+plans the recipes of these models, to fine-tune all weights on each kind of hardware. `measured` runs real updates of
+small clips on this machine, each in a new process, and compares the peak above the memory before with the plan for it.
 """
 
 from __future__ import annotations
@@ -97,13 +97,14 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         model = fake_autoencoder(config)
         config = with_size(config, model.covering_clip(*PLANNED_SIZE))
         num_weights = sum(weight.numel() for weight in model.parameters())
-        plan = plan_update(config, model, device_type="cuda")
-        switched = [plan_of(replace(config, **changes), "cuda") for changes in SWITCHES.values() if changes]
-        peaks = [gibibytes(each.peak) for each in (plan, *switched)]
+        plans = {title: plan_of(replace(config, **changes), "cuda") for title, changes in SWITCHES.items()}
+        plan, bf16 = plans["as it is"], plans["bf16"]
+        peaks = [gibibytes(each.peak) for each in plans.values()]
         clips = config.clips
         size = f"{clips.num_frames} x {clips.height} x {clips.width}"
         flops = f"{sum(plan.flops.values()) / 1e12:.1f}"
-        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.resident), *peaks, flops]
+        operators = [f"{sum(bf16.operators.values())}", f"{sum(bf16.moved.values()) / 1e9:.1f}"]
+        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.resident), *peaks, flops, *operators]
 
 
 def recipe_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
@@ -185,7 +186,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.table == "planned":
             peaks = [f"peak, {title}" for title in SWITCHES]
-            header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP"]
+            header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP", "operators", "GB moved"]
             rows = planned_rows(Path(folder), arguments.only or list(PUBLISHED))
         elif arguments.table == "recipes":
             header = ["GiB", *(cell for name in HARDWARE for cell in ("clip", name))]

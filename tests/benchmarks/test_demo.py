@@ -36,3 +36,19 @@ def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(run_here, 
     assert float(rows[0][2]) == pytest.approx(float(rows[2][2]), abs=1.0)
     with Image.open(tmp_path / "runs" / "held_out.png") as picture:
         assert picture.size == (100 + 4, 3 * 100 + 4), "a clip in three rows of 32 pixels, three times as large"
+
+
+@pytest.mark.slow
+def test_linear_autoencoders_with_more_channels_are_better_on_held_out_clips(run_here, tables_in, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    arguments = ["--config", str(tmp_path / "small.yaml"), "--latents", "4x8x8x2", "4x8x8x8"]
+    ((_, [baseline, few, many]),) = tables_in(run_here("demo.py", "--seeds", *arguments))
+    assert [baseline[0], few[0], many[0]] == ["linear baseline", "linear, 4x8x8x2", "linear, 4x8x8x8"]
+    better = [float(y) - float(x) for x, y in zip(few[2:], many[2:], strict=True)]
+    assert better[0] > 1
+    assert better[1] > 0 > max(better[2:])
+
+
+@pytest.mark.parametrize("latent", ["4x8x8", "4x8x16x2"])
+def test_a_latent_that_is_none(run_here, latent):
+    assert f"as in 4x8x8x16, but got {latent}" in run_here("demo.py", "--latents", latent, returns=2)

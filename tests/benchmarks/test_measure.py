@@ -35,19 +35,3 @@ def test_flops_include_gradients_taken_in_the_step(benchmark_module):
     x, w = torch.ones(2, 3), torch.ones(3, 5, requires_grad=True)
     count = benchmark_module("measure").count_flops(lambda: torch.autograd.grad((x @ w).sum(), w))
     assert count == 2 * (2 * 2 * 3 * 5)  # the product and its gradient
-
-
-def test_the_fraction_outside_is_that_of_other_operators(benchmark_module):
-    fraction_outside = benchmark_module("measure").fraction_outside
-    x, w = torch.ones(256, 256), torch.ones(256, 256, requires_grad=True)
-    heavy = fraction_outside(lambda: (x @ w).backward(torch.ones(256, 256)))
-    light = fraction_outside(lambda: x.add(1).exp())
-    assert 0 < heavy < light == 1
-
-
-def test_heavy_operators(benchmark_module):
-    is_heavy = benchmark_module("measure").is_heavy
-    assert is_heavy("aten::addmm")
-    assert is_heavy("aten::convolution_backward")
-    assert not is_heavy("aten::add")
-    assert not is_heavy("autograd::engine::evaluate_function: ConvolutionBackward0")

@@ -22,13 +22,6 @@ def test_table(run_here, tables_in, monkeypatch):
     assert rows[-1][2] == "-"
 
 
-@pytest.mark.slow
-def test_table_of_compiled_updates(run_here, tables_in):
-    ((_, rows),) = tables_in(run_here("options.py", "--smoke", "--compile", "eager"))
-    assert len(rows) == 1
-    assert all(re.fullmatch(r"\d+\.\d+ x", row[3]) and float(row[5]) < 1e-3 for row in rows)
-
-
 def test_every_setting_is_measured(benchmark_module):
     """Settings without a row change neither the terms nor how they are computed."""
     module = benchmark_module("options")
