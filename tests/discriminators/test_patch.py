@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from typing import get_args
 
 import jaxtyping
@@ -239,9 +236,10 @@ class TestDoubleBackward:
         assert compared >= 5
 
     @pytest.mark.slow
-    def test_batches_1_to_9_in_float32_with_several_threads(self):
+    def test_batches_1_to_9_in_float32_with_several_threads(self, forks, tmp_path):
         """Double backwards have corrupted the heap at odd batches; in a process of its own, a crash fails one test."""
-        script = """
+        script = tmp_path / "batches.py"
+        script.write_text("""
 import torch
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
 torch.set_num_threads(2)
@@ -254,15 +252,8 @@ for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16
             gradient.flatten(1).norm(dim=1).sum().backward()
             assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
             print(cls.__name__, norm, batch)
-"""
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # idle threads must not use the cores of other tests
-        )
+""")
+        done = forks.run(str(script))
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2 * 3 * 9
 

@@ -7,11 +7,8 @@ Every test states what must hold and fails with the reference's behaviour. The l
 import copy
 import inspect
 import json
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -683,12 +680,10 @@ def test_line_18_such_an_engine_trains_both_networks(make_loss, clip, autoencode
 
 
 @pytest.fixture(scope="module")
-def penalised():
+def penalised(forks):
     """Return the report and exit code of each batch's process, and the standard error of all."""
-    script = [sys.executable, str(HERE / "penalty_batches.py"), *map(str, BATCHES)]
-    # Waiting threads must not spin, because other tests run at the same time.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(script, capture_output=True, text=True, timeout=900, check=True, env=environment)
+    done = forks.run(str(HERE / "penalty_batches.py"), *map(str, BATCHES))
+    assert done.returncode == 0, done.stderr
     reports = {batch: {} for batch in BATCHES}
     for line in map(json.loads, done.stdout.splitlines()):
         reports[line["batch"]] |= line

@@ -77,8 +77,9 @@ def one_thread():
 
 
 @pytest.fixture
-def with_pictures():
-    """Make the runs of a test draw and encode pictures."""
+def with_pictures(monkeypatch):
+    """Make the runs of a test draw and encode pictures. Previews, whose encoding takes the most time, are short."""
+    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
 
 
 @pytest.fixture(autouse=True)
