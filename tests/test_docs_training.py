@@ -134,7 +134,8 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
-        assert main([*line[1:], "--config", "small.yaml", *size]) == 0
+        steps = ["--steps=2"] if "runs/cogvideox" in line else []  # the code loads its second checkpoint
+        assert main([*line[1:], "--config", "small.yaml", *size, *steps]) == 0
     assert list(Path("latents").glob("latents-*.safetensors"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
@@ -181,7 +182,7 @@ def test_distillation(folder, cached_weights):
     lines = commands("distillation.md")
     assert [line[:4] for line in lines] == 2 * [["telecine", "distill", "--teacher", teacher]]
     for line in lines:
-        assert main([*line[1:], "--config", "small.yaml"]) == 0
+        assert main([*line[1:], "--config", "small.yaml", "--steps=2"]) == 0  # the code loads the second checkpoint
     assert {name.split(".")[0] for name in weights("student")} == {"decoder"}
     assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
     assert any("train/teacher_latent_loss" in record for record in History(Path("runs/both/metrics.jsonl")).read())
@@ -231,7 +232,7 @@ def test_many_gpus(folder, cached_weights, forks):
     assert read_config("runs/configured/config.yaml").mixed_precision == "bf16"
     assert read_config("runs/sharded/config.yaml").mixed_precision == "no"
     steps = {run: Run(Path("runs", run)).checkpoints.all()[-1][0] for run in ("two", "sharded", "resumed")}
-    assert steps == {"two": 2, "sharded": 2, "resumed": 4}
+    assert steps == {"two": 1, "sharded": 1, "resumed": 4}
     two, sharded = weights("two"), weights("sharded")
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
 

@@ -178,7 +178,7 @@ def test_values_outside_the_range_have_gradients(name):
     assert gradient.any()
 
 
-@every_kind
+@every_model
 def test_the_kl_divergence_is_that_of_mean_and_logvar(name):
     model, video = shared(name), tiny_clip(name, batch=2)
     torch.manual_seed(0)  # for Allegro's dropout
@@ -435,7 +435,7 @@ def chunks_of(cls):
     return f"a multiple of {CHUNKS[cls]}" if cls in CLASSES["any_chunk"] else f"{CHUNKS[cls]}"
 
 
-@every_kind
+@every_model
 def test_half_precision_leaves_the_posterior_in_float32(name):
     video = tiny_clip(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):

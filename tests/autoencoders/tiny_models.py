@@ -378,7 +378,7 @@ every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(TINY_MODELS)]
 )
 # Without classes whose blocks another one has, for tests of what blocks do.
-ALIKE = ("asymmetric", "flux2", "hunyuan_image", "kvae_image")
+ALIKE = ("asymmetric", "flux2", "hunyuan_image", "kvae_image", "vidtok_fsq")
 every_kind = pytest.mark.parametrize("name", [mark for mark in every_model.args[1] if mark.values[0] not in ALIKE])
 
 

@@ -94,6 +94,6 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(measures, denoiser):
         optimizer.zero_grad()
         schedule.step()
     best = measures.WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
-    unseen = gaussian(256, seed=3)
+    unseen = gaussian(128, seed=3)
     losses = measures.velocity_losses(model.velocity, unseen.split(64))
     assert losses == pytest.approx(measures.velocity_losses(best.velocity, unseen.split(64)), rel=0.02)

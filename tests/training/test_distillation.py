@@ -11,7 +11,6 @@ from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import DistillConfig
 from telecine.training.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
@@ -37,10 +36,11 @@ student: student.yaml
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, cached_weights):
+def folder(tmp_path, monkeypatch, cached_weights, small_video):
     """Have a tiny Wan, a video and the settings in the working directory."""
     tiny_model("wan").save_pretrained(tmp_path / "wan")
-    (tmp_path / "distill.yaml").write_text(SETTINGS + f"data: {sample_videos()[0]}\n")
+    (tmp_path / "clip.mp4").symlink_to(small_video)
+    (tmp_path / "distill.yaml").write_text(SETTINGS + "data: clip.mp4\n")
     (tmp_path / "student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
@@ -80,9 +80,7 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     assert isinstance(loaded, StudentAutoencoder)
     latent = wan.encode(torch.zeros(1, 3, 5, 32, 32)).mode()
     assert loaded.decode(latent).shape == (1, 3, 5, 32, 32)
-    assert (
-        main(["reconstruct", "run", str(sample_videos()[0]), "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
-    )
+    assert main(["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.training.distillation import TeacherFeatures, _pooled
@@ -115,9 +114,9 @@ def test_errors(folder):
 
 
 @pytest.mark.slow
-def test_projections_are_trained_saved_and_resumed(folder, monkeypatch, cached_weights):
+def test_projections_are_trained_saved_and_resumed(folder, monkeypatch, cached_weights, small_video):
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
-    Path("distill.yaml").write_text(SETTINGS + f"data: {sample_videos()[0]}\n")
+    Path("distill.yaml").write_text(SETTINGS + f"data: {small_video}\n")
     Path("student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
     command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--feature_weight", "0.5"]
     assert main([*command, "--output_dir", "whole"]) == 0

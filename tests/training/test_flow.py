@@ -122,7 +122,8 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
     model = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
     clips = replace(tiny().clips, num_frames=9)
-    run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), steps=2, save_every=1, clips=clips)
+    changes = {"steps": 2, "save_every": 1, "batch_size": 1, "val_clips": 1, "clips": clips}
+    run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
     train(run, console=quiet())
     resumed = replace(run, output_dir=str(tmp_path / "resumed"))
     run_to(resumed, 1)
@@ -152,8 +153,8 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     config = json.loads(ltx2_diffusion_decoder().to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
-    changes = {"clips": clips, "steps": 2, "save_every": 1, "model": "decoder.json", "linear_baseline": False}
-    run = tiny(output_dir="run", **changes)
+    changes = {"steps": 2, "save_every": 1, "batch_size": 1, "val_clips": 1, "clips": clips}
+    run = tiny(output_dir="run", model="decoder.json", **changes)
     run = replace(run, causal_vae=replace(run.causal_vae, flow=FlowConfig(level_mean=1.5)))
     assert build_autoencoder(run).flow.level_mean == 1.5
     train(run, console=quiet())
