@@ -18,11 +18,11 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pi
 
 @pytest.fixture(scope="session")
 def small_samples(tmp_path_factory):
-    """Write 60 frames of two of the sample videos at a small size, and return their paths by name."""
+    """Write 120 frames of two of the sample videos at a small size, and return their paths by name."""
     folder, paths = tmp_path_factory.mktemp("samples"), {}
     for path, size in zip(sample_videos(), ((72, 96), (64, 152)), strict=False):
         paths[path.name] = folder / path.name
-        write_video(paths[path.name], read_clip(index_video(path), 0, 60, size=size), fps=25)
+        write_video(paths[path.name], read_clip(index_video(path), 0, 120, size=size), fps=25)
     assert len(paths) == 2
     return paths
 
