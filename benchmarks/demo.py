@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="demo", help="A recipe or a YAML file of settings.")
     parser.add_argument("--data", help="Training data, as in `telecine train`.")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="No training without a number.")
     parser.add_argument("--latents", nargs="+", type=parse_latent, default=[], metavar="TxHxWxC", help="Other latents.")
     parser.add_argument("--unseen", nargs="+", type=Path, default=[], help="Other videos to measure on.")
     parser.add_argument(

@@ -43,7 +43,7 @@ def write_video(
 
     An MP4 has RGB of 8 bits; an MKV also grey, RGBA and 16 bits, and times rounded to milliseconds. The file appears
     when it is complete. The last row or column of an MP4 of odd size is repeated, because it stores colours at half the
-    resolution.
+    resolution. MP4s of the same frames can differ on a CPU with AVX-512: x264's `mbtree` reads memory that is not set.
 
     Args:
         path: The file, an `.mkv` or an MP4. Its folder is created if needed.
@@ -98,7 +98,7 @@ def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_ev
 
 
 def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
-    """Yield frames in the format of the file. One thread makes the files of equal frames equal, but for heavy load."""
+    """Yield frames in the format of the file."""
     reformatter, size = VideoReformatter(), None
     for frame in frames:
         check_shown("frames", frame[None], any_kind=is_lossless)
