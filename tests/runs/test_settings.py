@@ -10,6 +10,7 @@ from rich.console import Console
 
 from telecine import Term
 from telecine.losses import mse
+from telecine.losses.penalty import Penalty, r1
 from telecine.runs.settings import (
     ABSENT,
     _as_yaml,
@@ -18,7 +19,7 @@ from telecine.runs.settings import (
     side_by_side_settings,
     write_settings,
 )
-from telecine.settings import TrainConfig
+from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
 from telecine.training import train
 
 
@@ -97,3 +98,6 @@ def test_functions_that_cannot_be_imported_are_refused():
     for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
         with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
             _as_yaml(with_term(TrainConfig(), function))
+    penalty = ObjectiveConfig(penalty=PenaltyConfig(kind=Penalty(r1)))
+    with pytest.raises(ValueError, match="must be a plain value or an importable function, but got Penalty"):
+        _as_yaml(TrainConfig(objective=penalty))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -46,12 +45,17 @@ def _as_yaml(settings: Settings) -> str:
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return settings as they come back from a file: tuples become lists."""
-    values = asdict(settings)  # type: ignore[call-overload]
-    return cast(dict[str, Any], json.loads(json.dumps(values, default=_dotted_path)))
+    return cast(dict[str, Any], json.loads(json.dumps(settings, default=_plain)))
+
+
+def _plain(value: object) -> dict[str, Any] | str:
+    """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
+    if isinstance(value, Settings):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}  # type: ignore[attr-defined]
+    return _dotted_path(value)
 
 
 def _dotted_path(function: object) -> str:
-    """Return the path from which a function among the settings, such as a term's, is imported again."""
     name = getattr(function, "__qualname__", "<none>")
     if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
         remedy = "Move it to the top level of a module that can be imported."
