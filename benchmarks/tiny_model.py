@@ -23,7 +23,7 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.perceptual import LPIPS
-from telecine.runs.checkpoints import _write_manifest
+from telecine.runs.checkpoints import _MANIFEST, _write_manifest
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
@@ -38,6 +38,7 @@ def package(run: Path, folder: Path, step: int) -> CausalVAE:
     assert isinstance(model, CausalVAE)
     model.half().save_pretrained(folder / NAME)
     (folder / NAME / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    (folder / _MANIFEST).unlink(missing_ok=True)  # of the former model, which is no file of this one
     _write_manifest(folder, step)
     packaged = load_autoencoder(folder / NAME).eval()
     assert isinstance(packaged, CausalVAE)
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder of the package's models")
     parser.add_argument("--pictures", type=Path, default=Path("runs"), help="folder for the pictures")
     arguments = parser.parse_args()
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
     config = read_config(str(arguments.run / "config.yaml"))
     model = package(arguments.run, arguments.output, config.steps)
     linear = _fit_linear(model, build_clips(config, model), NUM_CLIPS)
