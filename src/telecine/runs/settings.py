@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -51,7 +52,7 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 def _plain(value: object) -> dict[str, Any] | str:
     """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
     if isinstance(value, Settings):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}  # type: ignore[attr-defined]
+        return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
     return _dotted_path(value)
 
 
