@@ -59,7 +59,7 @@ def _plain(value: object) -> dict[str, Any] | str:
 def _dotted_path(function: object) -> str:
     name = getattr(function, "__qualname__", "<none>")
     if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
-        remedy = "Move it to the top level of a module that can be imported."
+        remedy = "Move it to the top level of a module that can be imported, and pass its dotted path."
         raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
     return f"{function.__module__}.{name}"
 
