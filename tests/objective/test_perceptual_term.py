@@ -64,6 +64,25 @@ class TestNetworks:
         with pytest.raises(ValueError, match=r"the result of the term x` must be of shape \(2,\), one value per frame"):
             make_loss(terms={"x": {"target": mean}})(clip(), clip(seed=2), 0, 0)
 
+    @pytest.mark.parametrize("eager", [True, False])
+    @pytest.mark.parametrize("chunk_size", [None, 1])
+    def test_the_weights_of_a_term_of_features_are_trained(self, make_loss, clip, eager, chunk_size):
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.factor = nn.Parameter(torch.tensor(2.0))
+                self.offset = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+            def forward(self, target_features):
+                return self.factor * target_features[-1].mean((1, 2, 3))
+
+        perceptual = {"num_frames": "all", "chunk_size": chunk_size}
+        loss = make_loss(terms={"scaled": {"target": Scaled, "weight": 0.5}}, perceptual=perceptual, eager_gradients=eager)
+        (factor,) = loss.get_trainable_autoencoder_parameters()
+        total, log = loss(clip(), clip(seed=2).requires_grad_(), 0, 0)
+        (3 * total).backward()
+        torch.testing.assert_close(factor.grad, 3 * 0.5 * log["train/scaled_loss"] / 2)
+
     def test_a_term_of_features_needs_a_network_with_features(self):
         message = r'`terms` must be without terms of features .*but got \'gram\'. Use "vgg" or "alex"'
         with pytest.raises(ValueError, match=message):

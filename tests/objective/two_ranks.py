@@ -43,6 +43,18 @@ def build_loss_and_autoencoder():
     return loss, autoencoder
 
 
+class StageWeights(torch.nn.Module):
+    """Compares features with a learned weight of each stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5))
+
+    def forward(self, reconstruction_features, target_features):
+        pairs = zip(reconstruction_features, target_features, strict=True)
+        return torch.stack([(x - y).square().mean((1, 2, 3)) for x, y in pairs], dim=1) @ self.weight
+
+
 def build_averaging_loss():
     """Return a loss with everything that ranks must agree on: an adaptive weight, running averages, a parameter."""
     torch.manual_seed(0)
@@ -51,7 +63,8 @@ def build_averaging_loss():
         adversarial_loss_weight=1.0,
         gan={"lecam_loss_weight": 0.1},
         reconstruction={"learn_logvar": True},
-        adaptive_weight={"at": "reconstruction"},
+        adaptive_weight={"at": "reconstruction", "min_norm": 1.0},
+        terms={"stages": {"target": StageWeights}},
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
         perceptual=perceptual(),
     )
@@ -65,6 +78,7 @@ def averaged(loss, real, fake):
     return {
         "adaptive_weight": log["train/adaptive_weight"].item(),
         "logvar_gradient": loss.logvar.grad.item(),
+        "stages_gradient": loss.terms["stages"].function.weight.grad.norm().item(),
         **{name: value.item() for name, value in loss.state_dict().items() if "lecam" in name},
     }
 

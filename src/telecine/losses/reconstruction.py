@@ -52,19 +52,20 @@ def l1(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) 
 def charbonnier(
     *, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None, epsilon: float = 1e-3
 ) -> Scalar:
-    """Return the mean of `sqrt(d^2 + epsilon^2)`, an L1 loss that is smooth at 0; the graph is kept.
+    """Return the mean of `sqrt(d^2 + epsilon^2) - epsilon`, an L1 loss that is smooth at 0; the graph is kept.
 
     Charbonnier et al. ("Two deterministic half-quadratic regularization algorithms for computed imaging", ICIP 1994),
-    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). The loss is about quadratic for errors below `epsilon`,
-    in the units of the values, and linear above. It is between `epsilon`, for a perfect reconstruction, and
-    `l1 + epsilon`. The gradient is finite everywhere. The other arguments and errors are those of `mse`.
+    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). `epsilon` is subtracted, which changes no gradient, so
+    that pixels without an error, such as those that a mask leaves out, have none. The loss is about quadratic for
+    errors below `epsilon`, in the units of the values, and linear above; it is between `l1 - epsilon` and `l1`. The
+    gradient is finite everywhere. The other arguments and errors are those of `mse`.
 
     Raises:
         ValueError: If `epsilon` is not finite and above 0.
     """
     check_positive("epsilon", epsilon, remedy="Use `l1` for the limit at 0.")
     d = difference(reconstruction=reconstruction, target=target)
-    return weighted_mean((d.square() + epsilon**2).sqrt(), weight)
+    return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
 RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {"mse": mse, "l1": l1, "charbonnier": charbonnier}

@@ -20,7 +20,7 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import Scalar
 from telecine.objective.eager import gradients_of
 from telecine.ops.checkpointing import CheckpointedCall
-from telecine.ops.ranks import average_over_ranks
+from telecine.ops.ranks import average_over_ranks, num_ranks
 from telecine.settings import AdaptiveWeightConfig
 
 NO_LAYER = (
@@ -60,8 +60,8 @@ def _gradient_norms(
 ) -> Iterator[Scalar]:
     """Yield the float32 2-norm of `d loss / d grad_at` for each loss.
 
-    The gradients of a layer are averaged over ranks first. Of the reconstruction, ranks have different clips, so the
-    squares add up. This is an extra backward from each loss. The graphs are kept.
+    It is that of the mean of the ranks' losses. Of the reconstruction, ranks have different clips, so the squares add
+    up. This is an extra backward from each loss. The graphs are kept.
     """
     gradients: Iterable[Tensor | None]
     if isinstance(grad_at, LayerActivations):
@@ -77,7 +77,7 @@ def _gradient_norms(
         if of_layer:
             yield torch.linalg.vector_norm(average_over_ranks(wide))
         else:
-            yield average_over_ranks(wide.square().sum()).sqrt()
+            yield (average_over_ranks(wide.square().sum()) / num_ranks()).sqrt()
 
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.

@@ -29,12 +29,14 @@ torch._functorch.config.donated_buffer = False
 Gradients: TypeAlias = list[Tensor | None]
 
 
-def eager_backward(terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor) -> dict[str, Scalar]:
-    """Return the scalars `terms(x)` by name, with their gradients with respect to `x` already computed.
+def eager_backward(
+    terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor, parameters: Sequence[Tensor] = ()
+) -> dict[str, Scalar]:
+    """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
 
-    `terms` is called once, with a detached copy of `x` in at least float32; gradients with respect to anything else are
-    lost. Peak memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is
-    a plain call.
+    `terms` is called once, with a detached copy of `x` in at least float32; gradients for anything else are lost. Peak
+    memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is a plain
+    call.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return dict(terms(x))
@@ -42,9 +44,10 @@ def eager_backward(terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor) -
     leaf = at_least_float32(x.detach()).requires_grad_()
     values = dict(terms(leaf))
     attached = [name for name, value in values.items() if value.requires_grad]
-    gradients = {name: gradients_of(values[name], [leaf], retain_graph=name != attached[-1]) for name in attached}
+    inputs = [leaf, *parameters]
+    gradients = {name: gradients_of(values[name], inputs, retain_graph=name != attached[-1]) for name in attached}
     return {
-        name: with_gradients(value, [x], gradients[name]) if name in gradients else value
+        name: with_gradients(value, [x, *parameters], gradients[name]) if name in gradients else value
         for name, value in values.items()
     }
 

@@ -149,19 +149,26 @@ class _TermFunction:
             if name in self.arguments and given[name] is None:
                 remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
                 raise argument_error(name, f"given for {_name(self.function)}", "None", remedy)
-        value = self._call({name: given[name] for name in self.arguments})
+        value = self._call(given)
         if not isinstance(value, Tensor) or value.ndim != 0:
             remedy = "Reduce it with `.mean()`, without `.item()`."
             raise argument_error(f"the result of {_name(self.function)}", "a 0-d tensor", describe(value), remedy)
         return value
 
+    def of_features(self, **features: object) -> Any:
+        """Return what a function of features has for each frame, not yet checked."""
+        return self._call(features)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the weights of a module that are not frozen, by name."""
+        named = self.function.named_parameters() if isinstance(self.function, nn.Module) else ()
+        return {name: weight for name, weight in named if weight.requires_grad}
+
     def _call(self, given: Mapping[str, object]) -> object:
-        """Call the function. Gradients of a module's weights are averaged over ranks."""
-        function = self.function
-        if not isinstance(function, nn.Module):
-            return function(**given)
-        weights = {name: with_averaged_gradient(w) for name, w in function.named_parameters() if w.requires_grad}
-        return functional_call(function, weights, (), dict(given)) if weights else function(**given)
+        """Call the function with its arguments. Gradients of a module's weights are averaged over ranks."""
+        function, arguments = self.function, {name: given[name] for name in self.arguments}
+        weights = {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}
+        return functional_call(function, weights, (), arguments) if weights else function(**arguments)
 
 
 def _imported(target: object, setting: str) -> Callable[..., Any]:
@@ -225,17 +232,17 @@ class PerceptualTerm(nn.Module):
         else:
             weight = (batch.clip_weight / len(frames)).repeat_interleave(indices.shape[1])
         size = (config.chunk_size or len(indices)) if eager else len(frames)
-        chunks = []
+        chunks, trained = [], [p for n in names if n != "perceptual" for p in self.feature_terms[n].trained().values()]
         for x, y, w in zip(frames.split(size), targets.split(size), weight.split(size), strict=True):
             compare = partial(self._compare, target=y, weight=w, names=names)
-            chunks.append(eager_backward(compare, x) if eager else compare(x))
+            chunks.append(eager_backward(compare, x, trained) if eager else compare(x))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
 
     def _compare(self, frames: Tensor, *, target: Tensor, weight: Tensor, names: Sequence[str]) -> dict[str, Scalar]:
         """Return the weighted sum over the frames of each distance."""
         assert self.distance is not None
         terms = [name for name in names if name != "perceptual"]
-        compare = partial(self.distance, feature_terms=[self.feature_terms[name].function for name in terms])
+        compare = partial(self.distance, feature_terms=[self.feature_terms[name].of_features for name in terms])
         distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
         for name, distance in zip(terms, distances[1:], strict=True):
             if distance.shape != frames.shape[:1]:

@@ -4,13 +4,18 @@ from torch import Tensor
 from torch import distributed as dist
 
 
+def num_ranks() -> int:
+    """Return the number of ranks of the default process group; 1 if there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def average_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of `tensor` over the ranks of the default process group, or `tensor` if there is none."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """Return the mean of `tensor` over the ranks of the default process group."""
+    if num_ranks() == 1:
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / num_ranks()
 
 
 def with_averaged_gradient(parameter: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class ReconstructionConfig(Settings):
     outliers), absolute and smooth at 0 ("charbonnier"), or a function of `reconstruction`, `target` and `weight`.
     Source: "mse" in CogVideo and MAGVIT-2; most others train with "l1".
     Fails: "mse" alone blurs. The gradients of "l1" do not shrink with the error: lower the learning rate late.
-    "charbonnier" does not reach 0."""
+    Those of "charbonnier" do below an error of 0.001."""
     nll_reduction: Literal["mean", "sum"] = "mean"
     """"mean" averages; "sum" multiplies pixel and perceptual loss by the number of values of a clip, and sums a
     posterior's KL over the latent. Use "sum" with weights of image models, such as a KL weight of 1e-6.
