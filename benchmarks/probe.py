@@ -129,13 +129,11 @@ def table_of_shares(probes: Mapping[str, LatentProbe]) -> str:
 
 def latent_figures(sources: Sequence[ModelSource], measured: MeasuredClips, config: ProbeConfig) -> list[Figures]:
     """Return figures of `telecine latents` about each model, on the unseen clips."""
-    data = measured.data if config.val_data is None else config.val_data
-    values = asdict(measured) | _size_of(sources[0]) | {"data": data}
+    values = asdict(measured) | _size_of(sources[0]) | {"data": config.val_data}
     found = []
     for space in measure_latent_spaces([source.model for source in sources], LatentsConfig(**values)).models:
-        neighbours = {
-            f"correlation of neighbours in {axis}": space.autocorrelation[axis][0] for axis in ("space", "time")
-        }
+        lags = {axis: space.autocorrelation[axis] for axis in ("space", "time")}
+        neighbours = {f"correlation of neighbours in {axis}": each[0] for axis, each in lags.items() if each}
         found.append({name: value for name, value in space.figures().items() if name not in _OMITTED} | neighbours)
     return found
 
@@ -196,6 +194,9 @@ def _settings(kind: type[Any], options: argparse.Namespace) -> Any:
 def main() -> None:
     """Train, measure, print the tables, and write them as JSON."""
     options = parse_arguments()
+    if options.latents and options.val_data is None:
+        remedy = "Add `--val_data my_unseen_videos/`."
+        raise argument_error("val_data", "given with `--latents`, which measures its clips", "nothing", remedy)
     measured, config = _settings(MeasuredClips, options), _settings(ProbeConfig, options)
     sources = open_sources(options.models, measured, config, with_controls=options.controls)
     probes = {source.title: probe(source, measured, config, options.output, PlainConsole()) for source in sources}

@@ -88,6 +88,18 @@ def test_controls_have_the_size_of_the_model(arguments, benchmark_module, monkey
 def test_seen_videos_are_refused(arguments, run_here):
     with pytest.raises(ValueError, match="`data` must be ten videos or more, of which some are held out whole"):
         run_here("probe.py", *arguments)
+    with pytest.raises(ValueError, match=r"`val_data` must be given with `--latents`, .* Add `--val_data my_unseen"):
+        run_here("probe.py", *arguments, "--latents")
+
+
+def test_latents_of_one_frame_have_no_correlation_in_time(arguments, benchmark_module, tmp_path):
+    module = benchmark_module("probe")
+    size = {"num_frames": 1, "height": 32, "width": 32, "max_clips": 2}
+    measured = MeasuredClips(data=str(tmp_path / "data"), device="cpu", **size)
+    config = module.ProbeConfig(val_data=str(tmp_path / "unseen"))
+    sources = module.open_sources(arguments[:1], measured, config, with_controls=False)
+    (figures,) = module.latent_figures(sources, measured, config)
+    assert [name for name in figures if "neighbours" in name] == ["correlation of neighbours in space"]
 
 
 def test_a_rank_correlation_is_that_of_the_order(benchmark_module):

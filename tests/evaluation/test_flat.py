@@ -9,10 +9,11 @@ from telecine.evaluation.measure import FLAT_COLOURS, LEVELS, measure_flat_colou
 
 
 class _Adds(nn.Module):
-    """Returns its input plus a pattern `(3, T, H, W)`."""
+    """Returns its input plus a pattern `(C, T, H, W)`."""
 
     def __init__(self, pattern):
         super().__init__()
+        self.in_channels = len(pattern)
         self.pattern, self.last_layer = pattern, nn.Parameter(torch.zeros(()))
 
     def forward(self, video):
@@ -49,3 +50,9 @@ def test_images_have_no_shimmer():
 def test_the_colours_are_inside_the_range():
     assert len(set(FLAT_COLOURS)) == 9
     assert torch.tensor(FLAT_COLOURS).abs().max() < 1
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_alpha(channels):
+    values = measured(torch.full((channels, 5, 8, 8), -3.0))
+    assert tuple(values.values()) == pytest.approx((3, 0, 0), abs=1e-4)

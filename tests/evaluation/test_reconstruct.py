@@ -206,6 +206,18 @@ class Identity(torch.nn.Module):
         return self.scale(video)
 
 
+def test_a_depth_has_the_same_colour_in_every_chunk(tmp_path):
+    frames = torch.full((9, 32, 32, 1), 20_000)
+    frames[:, :, 16:] = 7000 * torch.arange(9).view(9, 1, 1, 1)  # the right half moves away
+    write_video(tmp_path / "in.mkv", frames.to(torch.uint16), 25)
+    config = ReconstructConfig(bit_depth=16, compare=True, num_frames=3, overlap_frames=0, device="cpu")
+    reconstruct(Identity(1), tmp_path / "in.mkv", tmp_path / "out.mp4", config)
+    compared = read_clip(index_video(tmp_path / "out.mp4"), 0, 9).float()
+    colours = compared[:, -100:-90, 10:60].mean((1, 2))
+    assert (colours - colours[0]).abs().max() < 8
+    assert colours[0, 1] > 150, "of a third of the range"
+
+
 @pytest.mark.parametrize("bit_depth", [8, 16])
 @pytest.mark.parametrize(("in_channels", "channels"), [(1, "grey"), (3, "rgb"), (4, "rgba")])
 def test_an_mkv_keeps_all_channels_and_bits(tmp_path, in_channels, channels, bit_depth):

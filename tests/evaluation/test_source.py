@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,17 @@ class TestVideoSource:
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
         assert (opened.clips.height, opened.clips.width) == (32, 32)
+
+    @pytest.mark.parametrize("fps", [10, 60])
+    def test_a_protocol_takes_the_frames_of_the_input_at_any_frame_rate(self, tmp_path, fps):
+        for folder, rate in (("data", 30), ("reconstructions", fps)):
+            (tmp_path / folder).mkdir()
+            write_video(tmp_path / folder / "a.mp4", waves(17), fps=rate, crf=4)
+        infos, opened = self.open(tmp_path / "reconstructions", tmp_path / "data", protocol="vidtok")
+        opened = replace(opened, clips=replace(opened.clips, num_videos=None))
+        (span,) = opened.clips.select(infos)
+        target = read_span(span, opened.clips)["video"][None]
+        assert (opened.reconstruct(span, target) - target).abs().mean() < 0.02
 
     def test_a_broken_reconstruction_raises(self, videos, reconstructions, monkeypatch):
         infos, opened = self.open(reconstructions["little"], videos, num_frames=20)

@@ -77,7 +77,9 @@ class TestNetworks:
                 return self.factor * target_features[-1].mean((1, 2, 3))
 
         perceptual = {"num_frames": "all", "chunk_size": chunk_size}
-        loss = make_loss(terms={"scaled": {"target": Scaled, "weight": 0.5}}, perceptual=perceptual, eager_gradients=eager)
+        loss = make_loss(
+            terms={"scaled": {"target": Scaled, "weight": 0.5}}, perceptual=perceptual, eager_gradients=eager
+        )
         (factor,) = loss.get_trainable_autoencoder_parameters()
         total, log = loss(clip(), clip(seed=2).requires_grad_(), 0, 0)
         (3 * total).backward()

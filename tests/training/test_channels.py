@@ -94,6 +94,9 @@ def test_a_run_on_arrays_and_all_that_reads_it(tiny, tmp_path, with_pictures, nu
     for checkpoint, options in ((result.run, {}), (result.checkpoint / "ema", size)):
         measured = evaluate(checkpoint, EvaluateConfig(data=str(data), max_clips=1, device="cpu", **options))
         assert ("lpips_alex" in measured.metrics) != is_off
+    for options in ({"flow": "dis"}, {"flat": True}) if is_off else ():
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be left out unless clips have 1, 3 or 4"):
+            evaluate(result.run, EvaluateConfig(data=str(data), max_clips=1, device="cpu", **options))
     space = measure_latent_spaces([result.run], LatentsConfig(data=str(data), max_clips=1, device="cpu"))
     assert len(space.models[0].channels.std) == 4
     reconstruct(result.run, data, tmp_path / "out", ReconstructConfig(num_frames=5, device="cpu"))

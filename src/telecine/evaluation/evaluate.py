@@ -32,7 +32,7 @@ from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, descri
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import EvaluateConfig, Tiling
+from telecine.settings import ClipConfig, EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,6 +148,9 @@ def _plan(
 def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
     requested: list[Callable[..., dict[str, float]]] = []
     sources = dict(metric_set.backbones)
+    if (config.flat or config.flow) and isinstance(source.clips, ClipConfig) and not source.clips.has_colours:
+        contract, got = "left out unless clips have 1, 3 or 4 channels", f"given for {source.clips.num_channels}"
+        raise argument_error("flow" if config.flow else "flat", contract, got, "Leave it out.")
     if config.flow is not None:
         flow = DISFlow()
         requested.append(WarpingError(flow))

@@ -10,6 +10,7 @@ from itertools import product, zip_longest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
@@ -199,11 +200,14 @@ def _measure_clip(
 def measure_flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: int) -> dict[str, float]:
     """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of `FLAT_COLOURS`.
 
-    Any pattern and any motion comes from the autoencoder. Root mean squares in levels of 8 bits: of the error of the
-    mean colour, of each frame's pixels about that frame's mean, and of the changes of a pixel from frame to frame.
+    Grey models get their means, RGBA models opaque ones. Any pattern and any motion comes from the autoencoder. Root
+    mean squares in levels of 8 bits: of the error of the mean colour, of each frame's pixels about that frame's mean,
+    and of the changes of a pixel from frame to frame.
     """
-    clips = torch.tensor(FLAT_COLOURS, device=model.last_layer.device)[:, None, :, None, None, None]
-    clips = clips.expand(-1, -1, -1, num_frames, height, width)
+    colours = torch.tensor(FLAT_COLOURS, device=model.last_layer.device)
+    extra = model.in_channels - 3  # an alpha
+    colours = colours.mean(1, keepdim=True) if model.in_channels == 1 else F.pad(colours, (0, extra), value=1.0)
+    clips = colours[:, None, :, None, None, None].expand(-1, -1, -1, num_frames, height, width)
     found = [LEVELS * (model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE) - clip) for clip in clips]
     errors = torch.cat(found)
     values = {

@@ -29,7 +29,7 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.report.clips import side_by_side
-from telecine.report.video import write_video
+from telecine.report.video import depth_range, write_video
 from telecine.runs import find_checkpoint
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
 
@@ -82,6 +82,7 @@ def _reconstruct_file(
 ) -> float:
     """Write the reconstruction of a video or an image, and return the mean PSNR of its frames."""
     frame_psnr: list[Tensor] = []
+    limits = _depth_range(model, info, config) if config.compare else None
 
     def chunks() -> Iterator[Tensor]:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
@@ -89,8 +90,10 @@ def _reconstruct_file(
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
             pair = target.transpose(0, 1), reconstruction.transpose(0, 1)
             shown = [bytes_from_video(each, config.bit_depth).cpu() for each in pair]
-            compared = side_by_side(inputs=shown[:1], reconstructions=shown[1:]) if config.compare else shown[1]
-            yield reconstruction if output.suffix == _NPY else compared
+            if config.compare:
+                yield side_by_side(inputs=shown[:1], reconstructions=shown[1:], limits=limits)
+            else:
+                yield reconstruction if output.suffix == _NPY else shown[1]
 
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == _NPY:
@@ -112,9 +115,8 @@ def _reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1]."""
-    size, pixels = _output_size(info, config), PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiling = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
-    num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
+    num_frames, overlap = model.covering_clip(config.num_frames, *_output_size(info, config))[0], config.overlap_frames
 
     starts = count(0, num_frames - overlap)
 
@@ -123,9 +125,23 @@ def _reconstruct_frames(
             reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    chunks = overlapping_chunks(iterate_frames(info, size, pixels), num_frames, overlap)
+    chunks = overlapping_chunks(_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
     return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
+
+
+def _frames(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> Iterator[Tensor]:
+    pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
+    return iterate_frames(info, _output_size(info, config), pixels)
+
+
+def _depth_range(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> tuple[int, int] | None:
+    """Return the least and the largest value of a video of depth, None for others."""
+    if (model.in_channels, config.bit_depth) != (1, 16):
+        return None
+    shown = (bytes_from_video(video_from_bytes(frame[None]), 16) for frame in _frames(model, info, config))
+    lows, highs = zip(*filter(None, map(depth_range, shown)), strict=True)
+    return min(lows), max(highs)
 
 
 def _suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:

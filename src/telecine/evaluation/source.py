@@ -112,7 +112,7 @@ class VideoSource:
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the same frames of the matching video; raise a `ValueError` if they cannot be decoded."""
-        match = self.matches[str(span.info.path)]
+        match = replace(self.matches[str(span.info.path)], fps=span.info.fps)  # of which a protocol takes every few
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"

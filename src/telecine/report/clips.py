@@ -98,17 +98,22 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
     return [clip[(times / repeat).long() % len(clip)] for clip, repeat in zip(clips, repeats, strict=True)]
 
 
-def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:
+def side_by_side(
+    *,
+    inputs: Sequence[Tensor] | Tensor,
+    reconstructions: Sequence[Tensor] | Tensor,
+    limits: tuple[int, int] | None = None,
+) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
     All clips are frames `(T, H, W, C)` of one shape, which `as_shown` shows. The result, `(T, H', W', 3)` with even
     `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
-    rows or more.
+    rows or more. Depth has the colours of `limits`, by default those of all inputs.
     """
     _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)
-    limits = depth_range(torch.cat([*inputs]))
+    limits = limits or depth_range(torch.cat([*inputs]))
     rows = [[_enlarge(panel, factor) for panel in _panels(*pair, limits)] for pair in pairs]
     picture = _join([_join(row, dim=2) for row in rows], dim=1)
     text = "" if limits is None else f", {limits[0]} to {limits[1]}"
