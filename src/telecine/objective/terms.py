@@ -166,9 +166,10 @@ class _TermFunction:
 
     def _call(self, given: Mapping[str, object]) -> object:
         """Call the function with its arguments. Gradients of a module's weights are averaged over ranks."""
-        function, arguments = self.function, {name: given[name] for name in self.arguments}
-        weights = {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}
-        return functional_call(function, weights, (), arguments) if weights else function(**arguments)
+        arguments = {name: given[name] for name in self.arguments}
+        if weights := {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}:
+            return functional_call(cast(nn.Module, self.function), weights, (), arguments)
+        return self.function(**arguments)
 
 
 def _imported(target: object, setting: str) -> Callable[..., Any]:
