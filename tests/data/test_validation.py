@@ -19,6 +19,7 @@ from telecine.data import (
     read_validation_clips,
     split_videos,
     whole_video,
+    without_held_out,
 )
 from telecine.settings import Bucket, ClipConfig
 
@@ -210,3 +211,14 @@ def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[
     message = "`val_data` must be held-out files with a decodable clip of 99 frames, but got none; the longest has"
     with pytest.raises(DataError, match=message):
         read_validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")
+
+
+def test_what_is_held_out_is_not_trained_on(caplog):
+    one, two, three = _videos([40, 40, 40])
+    assert without_held_out([one, two, three], [three]) == [one, two]
+    assert "1 of 3 videos or images are in `val_data`: not trained on" in caplog.text
+    first, last = replace(two, last_frame=19), replace(two, first_frame=20)
+    assert without_held_out([one, first, last], [replace(last, last_frame=30)]) == [one, first]
+    assert without_held_out([one, first], [last]) == [one, first]
+    assert without_held_out([one], [one]) == [one]
+    assert "`val_data` has all of `data`: validation is on what is trained on" in caplog.text

@@ -377,3 +377,10 @@ def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, 1, write_state, keep=1)
     assert len(flushed) == 4 + 2, "two files, a folder, that of the checkpoint; then those in which it was renamed"
     assert lowest_free_descriptor() == before
+
+
+def test_a_kill_between_two_names_of_a_checkpoint_keeps_it(tmp_path):
+    path, checkpoints = write_checkpoint(tmp_path, 4, write_tensors, keep=1), Checkpoints(tmp_path)
+    path.rename(path.with_name(f".{path.name}.replaced"))
+    assert checkpoints.newest_intact() == (path, [])
+    assert [each.name for each in checkpoints.folder.iterdir()] == [path.name]

@@ -33,6 +33,15 @@ def test_validation_clips_from_separate_videos(tiny):
     assert len(separate.val) == 2
 
 
+def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny, tmp_path):
+    for name in ("one.mp4", "val/two.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tiny().data, tmp_path / name)
+    config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
+    clips = build_clips(config, build_autoencoder(config))
+    assert [span.info.path.name for span in clips.train.spans] == ["one.mp4"]
+
+
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
     write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
     config = tiny(val_data=str(tmp_path / "short.mp4"))

@@ -317,6 +317,10 @@ class Colours(torch.nn.Module):
         return Reconstruction(video, {}, video)
 
 
+def no_error(error):
+    assert error is None
+
+
 class Processes:
     """The accelerator of one of several processes. The sums of the others are added by `reduce`."""
 
@@ -335,12 +339,12 @@ class Processes:
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_processes_measures_the_same(world):
     clips = [{"video": torch.randn(3, 2, 4, 4) + index} for index in range(5)]
-    alone = measure_latents(Colours().train(), clips, 5, Processes(0, 1))
+    alone = measure_latents(Colours().train(), clips, 5, Processes(0, 1), no_error)
     accelerators = [Processes(rank, world) for rank in range(world)]
     for accelerator in accelerators:
-        measure_latents(Colours(), clips, 5, accelerator)
+        measure_latents(Colours(), clips, 5, accelerator, no_error)
     together = Processes(0, world, [accelerator.own for accelerator in accelerators[1:]])
-    found = measure_latents(Colours(), clips, 5, together)
+    found = measure_latents(Colours(), clips, 5, together, no_error)
     assert found.mean == pytest.approx(alone.mean, rel=1e-12)
     assert found.std == pytest.approx(alone.std, rel=1e-12)
 
@@ -350,7 +354,7 @@ def test_a_model_without_a_latent_is_not_measured():
     forward = model.forward
     model.forward = lambda *args, **kwargs: forward(*args, **kwargs)._replace(latent=None)
     clips = [{"video": torch.zeros(3, 1, 8, 8)}]
-    assert measure_latents(model, clips, 1, Processes(0, 1)) is None
+    assert measure_latents(model, clips, 1, Processes(0, 1), no_error) is None
     assert model.training
 
 

@@ -26,7 +26,7 @@ from telecine.report.page import write_report
 from telecine.report.run import _read_run
 from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
-from telecine.runs.checkpoints import _write_manifest
+from telecine.runs.checkpoints import Checkpoints, _write_manifest
 from telecine.runs.history import History, validations
 from telecine.settings import (
     ClipConfig,
@@ -125,9 +125,20 @@ def test_a_run_writes_all_its_files(tiny, with_pictures):
     assert isinstance(model, CausalVAE)
 
 
+def statistics_in(folder):
+    """Return the statistics of the latent that a checkpoint and the models in it have."""
+    configs = [json.loads((folder / kind / "config.json").read_text()) for kind in ("model", "ema")]
+    return json.loads((folder / "state.json").read_text())["latents"], configs
+
+
 def assert_equal_runs(straight, resumed):
-    """Compare all tensors of the last checkpoints and all records bit for bit; return how many tensors."""
-    ours, theirs = (tensors(Run(Path(config.output_dir)).checkpoints.all()[-1][1]) for config in (straight, resumed))
+    """Compare all tensors of the last checkpoints, their statistics of the latent, and all records, bit for bit.
+
+    Return the number of tensors.
+    """
+    folders = [Run(Path(config.output_dir)).checkpoints.all()[-1][1] for config in (straight, resumed)]
+    assert statistics_in(folders[0]) == statistics_in(folders[1])
+    ours, theirs = map(tensors, folders)
     assert len(ours) == 6
     assert ours.keys() == theirs.keys()
     compared = 0
@@ -136,6 +147,10 @@ def assert_equal_runs(straight, resumed):
         for key, tensor in group.items():
             assert torch.equal(tensor, theirs[name][key]), f"{name}: {key}"
             compared += 1
+    ours, theirs = (
+        statistics_in(Run(Path(config.output_dir)).checkpoints.all()[-1][1]) for config in (straight, resumed)
+    )
+    assert ours == theirs
     records = [Run(Path(config.output_dir)).history.read() for config in (straight, resumed)]
     for record in (*records[0], *records[1]):
         record.pop("train/clips_per_second", None)  # differs between machines
@@ -444,8 +459,13 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
     run_to(config, 2)
     steps = [record["step"] for record in validations(Run(trainer.files.folder).history.read())]
     assert (steps, [step for step, _ in Run(trainer.files.folder).checkpoints.all()]) == ([0], [2])
+    run_to(config, 3)  # in the last validation
     train(config, console=quiet())
+    assert statistics_in(long_name(config, 3))[0]["step"] == 3
     assert_equal_runs(straight, config)
+    console = Console(record=True, width=1000, file=io.StringIO())
+    train(config, console=console)
+    assert "the curves have a gap" not in console.export_text()
 
 
 @pytest.mark.slow
@@ -580,7 +600,7 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
     with pytest.raises(TrainingError, match=rf"grad_norm.*at step 1\..*{re.escape(helps)}"):
         run.run(StopRequest())
     run.config = replace(run.config, on_divergence="rollback")
-    with pytest.raises(TrainingError, match=r"off\. It went back 3 times already\. Run .*resumes from step 1\."):
+    with pytest.raises(TrainingError, match=r"off\. It went back 3 times already\. Run .*lr 6\.25e-05 .* step 1\."):
         run.run(StopRequest())
     run.state.rollbacks = []
     diverge(monkeypatch, lambda state: True, name="data")
@@ -604,6 +624,31 @@ def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch)
             train(config, console=console)
     assert f"cannot read the clips of step 2; saved {long_name(config, 2)}" in console.export_text()
     assert [step for step, _ in Run(Path(config.output_dir)).checkpoints.all()] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [DataError("deleted"), None])
+def test_an_error_or_a_stop_while_the_latent_is_measured_loses_nothing(tiny, monkeypatch, error):
+    def read(dataset, item, decode=ClipDataset.__getitem__):
+        if isinstance(item, int):  # of the clips in order, which are measured
+            stop.is_set = error is None
+            if error is not None:
+                raise error
+        return decode(dataset, item)
+
+    stop = StopRequest()
+    trainer = Trainer(tiny(steps=4, save_every=2, val_every=4, **LIGHT | {"latent_clips": 2}), quiet())
+    monkeypatch.setattr(ClipDataset, "__getitem__", read)
+    with pytest.raises(DataError if error else Interrupted, match="deleted" if error else "step-00000002"):
+        trainer.run(stop)
+    assert [step for step, _ in Run(trainer.files.folder).checkpoints.all()] == [2]
+    trainer.close()
+
+
+def test_a_checkpoint_that_a_process_does_not_see_is_refused(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(Checkpoints, "newest_intact", lambda _: (tmp_path / "elsewhere", []))
+    with pytest.raises(ValueError, match=r"`output_dir` must be a folder that all processes see, but got .* or copy"):
+        Trainer(tiny(**LIGHT), quiet())
 
 
 @pytest.mark.slow

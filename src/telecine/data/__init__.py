@@ -45,5 +45,6 @@ from telecine.data.source import whole_video as whole_video
 from telecine.data.validation import iterate_validation_clips as iterate_validation_clips
 from telecine.data.validation import read_validation_clips as read_validation_clips
 from telecine.data.validation import split_videos as split_videos
+from telecine.data.validation import without_held_out as without_held_out
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

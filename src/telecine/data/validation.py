@@ -1,7 +1,7 @@
 """Held-out data: the frames held out from training, and the fixed validation clips."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
@@ -43,6 +43,25 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
         train_images, held_out_images = _hold_out_videos(groups, val_fraction)
         return train + train_images, held_out + held_out_images
     return train + images, held_out
+
+
+def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
+    """Return the spans that have no frame in common with a held-out one; if none is left, warn and return all."""
+    taken = defaultdict(list)
+    for each in held_out:
+        taken[resolve_source(each.info.path)].append(each)
+
+    def is_free(span: Span) -> bool:
+        others = taken.get(resolve_source(span.info.path), ())
+        return all(span.last_frame < each.first_frame or each.last_frame < span.first_frame for each in others)
+
+    if not (free := [span for span in spans if is_free(span)]):
+        logger.warning("`val_data` has all of `data`: validation is on what is trained on")
+    elif len(free) < len(spans):
+        logger.warning(
+            "%d of %d videos or images are in `val_data`: not trained on", len(spans) - len(free), len(spans)
+        )
+    return free or list(spans)
 
 
 def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:

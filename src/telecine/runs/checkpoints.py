@@ -22,6 +22,8 @@ _FORMAT = 1
 _DIGEST = "digest"
 _ENTRY = {"size": int, "sha256": str}
 _OTHER = "other bytes"
+# The suffix of a checkpoint while another one of the same step takes its place.
+_REPLACED = ".replaced"
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -52,6 +54,7 @@ class Checkpoints:
         If all are damaged, they stay, and a `DamagedError` is raised. What is no checkpoint stays, with a note.
         """
         damaged: dict[Path, DamagedError] = {}
+        self._finish_replacing()
         found = self.all()
         others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
         notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
@@ -94,7 +97,7 @@ class Checkpoints:
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
         if self.is_checkpoint(final):
-            os.replace(final, final.with_name(f".{final.name}.replaced"))
+            os.replace(final, final.with_name(f".{final.name}{_REPLACED}"))
         elif final.exists():
             _set_aside(final)
         os.replace(temporary, final)
@@ -138,6 +141,13 @@ class Checkpoints:
             remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
             raise argument_error(str(folder / _STATE), contract, got, remedy)
         return state
+
+    def _finish_replacing(self) -> None:
+        """Give checkpoints their names back that a kill in `finish` has left without a successor."""
+        for replaced in self.folder.glob(f".*{_REPLACED}"):
+            final = replaced.with_name(replaced.name[1:].removesuffix(_REPLACED))
+            if not final.exists():
+                os.replace(replaced, final)
 
     def remove_unfinished(self) -> None:
         """Remove what interrupted writes and deletions of checkpoints have left."""

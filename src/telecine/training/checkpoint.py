@@ -71,7 +71,8 @@ class Checkpointer:
         self._written: Future[None] | None = None
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
-        """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
+        """Set the statistics of the latent, measured now, which the models of this step are saved with, also again."""
+        self.saved_step = None
         self.latents = {"step": state.step, "num_clips": self.config.latent_clips, **vars(statistics)}
         state.autoencoder.set_latent_statistics(statistics)
 

@@ -25,6 +25,7 @@ from telecine.data import (
     sample_videos,
     split_videos,
     whole_video,
+    without_held_out,
 )
 from telecine.data.index_cache import num_bytes
 from telecine.runs.run import ValidationClips
@@ -94,7 +95,8 @@ class Spans:
         if val_data is None:
             train, held_out = split_videos(found, config.val_fraction, config.clip_span)
         else:
-            train, (held_out, _) = found, load_spans(val_data, config, name="val_data")
+            held_out, _ = load_spans(val_data, config, name="val_data")
+            train = without_held_out(found, held_out)
         return cls(found, train, held_out, skipped, num_short)
 
 

@@ -24,6 +24,7 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
+from telecine.data.find import check_output
 from telecine.data.index_cache import fingerprint_of
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
@@ -168,6 +169,7 @@ def open_cache(
     if model.latent_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
+    check_output("latent_cache", None, folder)
     path, precision = Path(folder), accelerator.mixed_precision
     on_first_process(lambda: _check_identity(path, _identity_of(model.latent_model, clips, precision)), accelerator)
     return _LatentCache(path)
@@ -267,12 +269,17 @@ def _check_disk(folder: Path, size: int) -> None:
 
 @torch.no_grad()
 def measure_latents(
-    model: VideoAutoencoder, clips: ClipDataset, num_clips: int, accelerator: Accelerator
+    model: VideoAutoencoder,
+    clips: ClipDataset,
+    num_clips: int,
+    accelerator: Accelerator,
+    check: Callable[[Exception | None], None],
 ) -> LatentStatistics | None:
     """Return statistics of the posterior's mode over the first `num_clips` clips; None if the model offers no latent.
 
     The processes share the clips, and the result is the same for any number of processes. Every process has to call
-    this. The whole `forward` runs: sharded weights are gathered there only.
+    this. It calls `check` after reading each clip, with the error if that failed, which has to raise one everywhere.
+    The whole `forward` runs: sharded weights are gathered there only.
     """
     was_training = model.training
     model.eval()
@@ -280,7 +287,12 @@ def measure_latents(
     try:
         # Equally many clips on each process: sharded models compute together.
         for index in range(accelerator.process_index, -(-num_clips // world) * world, world):
-            video = clips[index % num_clips]["video"][None].to(accelerator.device)
+            error = None
+            try:
+                video = clips[index % num_clips]["video"][None].to(accelerator.device)
+            except (DataError, OSError) as unreadable:
+                error = unreadable
+            check(error)
             latent = model(video, sample_posterior=False).latent
             if latent is None:
                 return None

@@ -2,12 +2,13 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -34,7 +35,12 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
-from telecine.training.distributed import any_rank, describe_processes, on_first_process
+from telecine.training.distributed import (
+    any_rank,
+    barrier_without_time_limit,
+    describe_processes,
+    on_first_process,
+)
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
@@ -94,7 +100,7 @@ class Trainer:
         self._print(*(f"warning: {note}" for note in notes))
 
     def _take_lock(self, data: str | None, *, steal: bool) -> None:
-        check_output("output_dir", data, self.files.folder)
+        check_output("output_dir", data, self.config.output_dir)
         self.files.check_files()
         self.lock = RunLock(self.files.folder, steal=steal)
         mark_output(self.files.folder)
@@ -106,6 +112,9 @@ class Trainer:
     def _newest_intact(self) -> Path | None:
         found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
         self._warn(notes)
+        if any_rank(found is not None and not found.is_dir(), self.accelerator.device):
+            remedy = "Use such a folder, or copy this one to the other machines."
+            raise argument_error("output_dir", "a folder that all processes see", str(self.files.folder), remedy)
         return found
 
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
@@ -137,12 +146,14 @@ class Trainer:
             {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
         )
         self.linear: dict[str, float] = {}
-        if self.is_main and found is None:  # the other processes get the weights that it starts from
-            has_linear = self.copied.get("encoder.linear", (0, 0))[0] > 0
-            is_new = autoencoder is None and config.model is None and not has_linear
-            self.linear = prepare_linear(
-                model, self.clips, self.perceptual, self.console, device, config, is_new=is_new
-            )
+        with barrier_without_time_limit() as wait_for_everyone:  # as it reads clips
+            if self.is_main and found is None:  # the other processes get the weights that it starts from
+                has_linear = self.copied.get("encoder.linear", (0, 0))[0] > 0
+                is_new = autoencoder is None and config.model is None and not has_linear
+                self.linear = prepare_linear(
+                    model, self.clips, self.perceptual, self.console, device, config, is_new=is_new
+                )
+            wait_for_everyone()
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -214,6 +225,8 @@ class Trainer:
             self.validate(stop)
             if self.is_main and self.is_resumed:  # this validation may show that the checkpoint is the best
                 self._remove_old_checkpoints()
+        if self.state.step > 0 and self._is_due(self.config.save_every):  # a stop in the validation came before it
+            self._save(stop)
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
@@ -234,19 +247,21 @@ class Trainer:
         self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     @contextmanager
-    def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[[], None]]:
-        """Yield a function that raises `Interrupted` if `stop` is set on a process; after the block, save the state."""
+    def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[..., None]]:
+        """Yield a function that ends the block if a process has an error or has to stop; then save, and raise."""
 
-        def check_stop() -> None:
-            if any_rank(stop.is_set, self.accelerator.device):
-                raise Interrupted(None)
+        def check_stop(error: Exception | None = None) -> None:
+            if any_rank(stop.is_set or error is not None, self.accelerator.device):
+                raise Interrupted(None) from error
 
         try:
             yield check_stop
-        except Interrupted:
+        except Interrupted as stopped:
             saved = self.checkpointer.save(self.state) if self.state.step > 0 else None
             self.checkpointer.wait()
-            raise Interrupted(saved) from None
+            if stopped.__cause__ is not None:
+                self._print(f"cannot read the clips of step {self.state.step}; saved {saved}")
+            raise stopped.__cause__ or Interrupted(saved) from None
 
     def _is_validated(self) -> bool:
         """Return whether the present step needs no validation, or had it before the run was interrupted."""
@@ -262,8 +277,8 @@ class Trainer:
             self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
-            to = None if found is None else self.files.checkpoints.step_of(found)
-            raise TrainingError(f"{error} {_remedy(self.config.optimizer, to, len(past))}") from error
+            at = None if found is None else self.files.checkpoints.read_state(found, {"step", "rollbacks"})
+            raise TrainingError(f"{error} {_remedy(self.config.optimizer, at, len(past))}") from error
         self.checkpointer.load(self.state, found)
         rollback = Rollback(step, self.state.step, error.value)
         self.state.rollbacks = [*past, rollback]
@@ -290,8 +305,7 @@ class Trainer:
                 if self._is_due(config.val_every):
                     self.validate(stop)
                 if self._is_due(config.save_every):
-                    self._measure_latents()
-                    self.checkpointer.save(self.state)
+                    self._save(stop)
                 monitor.restart_clock()
 
     def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
@@ -322,7 +336,9 @@ class Trainer:
             should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
-        videos: Iterable[Tensor | None] = (batch["video"].to(accelerator.device, non_blocking=True) for batch in loader)
+        # On MPS such a copy may read memory that was freed: https://github.com/pytorch/pytorch/issues/139550
+        at_once = accelerator.device.type == "mps"
+        videos: Iterable[Tensor | None] = (b["video"].to(accelerator.device, non_blocking=not at_once) for b in loader)
         if self.latents is not None and self.state.autoencoder.trains_on_latents:
             videos = repeat(None, len(loader))
         for items, video in zip(loader.sampler, videos, strict=True):
@@ -365,16 +381,20 @@ class Trainer:
             self.checkpointer.wait()  # the checkpoint that is being written may be the best one so far
         is_best = self.is_main and step > 0 and self.files.best_step(self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
-            self._measure_latents()
-            self.checkpointer.save(self.state)
+            self._save(stop)
 
-    def _measure_latents(self) -> None:
+    def _save(self, stop: StopRequest) -> None:
+        """Save a checkpoint with statistics of the latent of its averaged weights, unless there is one."""
+        self._measure_latents(stop)
+        self.checkpointer.save(self.state)
+
+    def _measure_latents(self, stop: StopRequest) -> None:
         """If the encoder is trained, measure the latent of the averaged weights, which the next checkpoint carries."""
         state, num_clips, known = self.state, self.config.latent_clips, self.checkpointer.latents
         if num_clips == 0 or not trains_encoder(state.autoencoder) or (known and known["step"] == state.step):
             return
-        with state.ema.applied():
-            statistics = measure_latents(state.autoencoder, self.clips.train, num_clips, self.accelerator)
+        with self._saved_if_stopped(stop) as check_stop, state.ema.applied():
+            statistics = measure_latents(state.autoencoder, self.clips.train, num_clips, self.accelerator, check_stop)
         if statistics is None:
             return
         self.checkpointer.set_latent_statistics(state, statistics)
@@ -396,14 +416,16 @@ class Trainer:
 
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
-        if self.is_main:
-            try:
-                write_report([self.files.folder])
-            except (OSError, ValueError) as error:
-                self._warn([f"no report: {error}"])
-        if self.hub_repository is not None:
-            result = self._read_result()
-            upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
+        with barrier_without_time_limit() as wait_for_everyone:
+            if self.is_main:
+                try:
+                    write_report([self.files.folder])
+                except (OSError, ValueError) as error:
+                    self._warn([f"no report: {error}"])
+            if self.hub_repository is not None:
+                result = self._read_result()
+                upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
+            wait_for_everyone()
 
     def _read_result(self) -> TrainResult:
         first, last = self.files.history.first_and_last()
@@ -424,10 +446,12 @@ class Trainer:
         self._release_lock()
 
 
-def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) -> str:
-    """Return what to do after a divergence that ends the run; `step` is that of its newest checkpoint, if any."""
-    settings = f"--optimizer.lr {LR_FACTOR * optimizer.lr:g} --optimizer.disc_lr {LR_FACTOR * optimizer.disc_lr:g}"
-    resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
+def _remedy(optimizer: OptimizerConfig, checkpoint: Mapping[str, Any] | None, num_rollbacks: int) -> str:
+    """Return what to do after a divergence that ends the run: a rate below the last, from the state of a checkpoint."""
+    # A checkpoint from before the last times that the run went back resumes at a higher rate than the last.
+    factor = LR_FACTOR ** (num_rollbacks + 1 - len(checkpoint["rollbacks"] if checkpoint else []))
+    settings = f"--optimizer.lr {factor * optimizer.lr:g} --optimizer.disc_lr {factor * optimizer.disc_lr:g}"
+    resumes = f"it resumes from step {checkpoint['step']}" if checkpoint else "it starts again, as it has no checkpoint"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
     return f"{tried}Run the same command with {settings}: {resumes}."
 
