@@ -123,11 +123,6 @@ class Checkpoints:
         return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
 
     @staticmethod
-    def step_of(folder: Path) -> int:
-        """Return the step of a checkpoint from its folder's name."""
-        return int(folder.name.removeprefix("step-"))
-
-    @staticmethod
     def write_state(folder: Path, state: Mapping[str, Any]) -> None:
         """Write the plain values of a checkpoint into its folder."""
         (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")

@@ -92,7 +92,7 @@ class TrainConfig(Settings):
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
     list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
     val_data: str | None = field(default=None, metadata=PATH)
-    """Validation data, as `data`. Without it, a part of `data` is held out."""
+    """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
     model: str | None = field(default=None, metadata=PATH)
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
     telecine; a diffusers `config.json` to train from scratch; or the dotted path of a module's class, such as

@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from telecine.base.checks import TrainingError, argument_error
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
+from telecine.ops.ranks import num_ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -35,11 +36,6 @@ FOREVER = timedelta(days=365)
 LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
 # Gradients are averaged in buckets of this size, as a message for each small weight costs more latency than bytes.
 BUCKET_BYTES = 25 * 2**20
-
-
-def num_ranks() -> int:
-    """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

@@ -18,9 +18,10 @@ from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
+from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run
-from telecine.training.distributed import num_ranks, rank
+from telecine.training.distributed import rank
 
 T = TypeVar("T")
 
