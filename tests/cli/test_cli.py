@@ -314,6 +314,25 @@ def test_the_recipes_of_a_command(typed, files):
     assert COMMANDS[typed[0]].parse(typed[1:])[1] == files
 
 
+def test_the_recipe_of_data_or_a_model_in_the_environment(monkeypatch):
+    monkeypatch.setenv("TELECINE__DATA", "x")
+    assert COMMANDS["train"].parse([])[1] == ["gpu"]
+    monkeypatch.setenv("TELECINE__MODEL", "y")
+    assert COMMANDS["train"].parse([])[1] == ["whole"]
+
+
+def test_of_a_group_and_its_settings_the_last_counts(monkeypatch):
+    group, one = ("--clips", "{height: 256, width: 256}"), ("--clips.height", "128")
+    for typed, height in (((*group, *one), 128), ((*one, *group), 256), ((*one, *group, "--clips.height=64"), 64)):
+        assert settings_of(monkeypatch, "--data", "x", *typed).clips.height == height
+
+
+def test_an_empty_variable_of_the_shell_is_not_left_out(monkeypatch):
+    config = settings_of(monkeypatch, "--data", "", "--val_data=")
+    assert (config.data, config.val_data) == ("", "")
+    assert settings_of(monkeypatch, "--data", "x", "--val_data", "null").val_data is None
+
+
 def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkeypatch, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 3\nkeep: 3\nseed: 3\n")

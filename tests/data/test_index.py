@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from telecine.data import (
     DataError,
@@ -28,7 +29,7 @@ from telecine.data.errors import Deadline
 from telecine.data.index import _frame_rate
 from telecine.settings import ClipConfig
 
-from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
+from .videos import add_cover, damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
 
 
 def _text(path: Path) -> Path:
@@ -249,3 +250,12 @@ def test_the_limit_of_threads_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("threading.Thread.start", refuse)
     with pytest.raises(DataError, match="The system starts no more threads"):
         index_videos([write_video(tmp_path / "a.mp4", numbered_frames(3))])
+
+
+def test_the_picture_on_the_cover_is_not_the_video(tmp_path: Path) -> None:
+    frames = moving_frames(10, height=48, width=64)
+    info = index_video(add_cover(write_video(tmp_path / "film.mp4", frames)))
+    assert (info.num_frames, info.height, info.width, info.fps) == (10, 48, 64, 25)
+    assert torch.equal(read_clip(info, 3, 2), frames[3:5])
+    with pytest.raises(DecodeError, match="has no video stream"):
+        index_video(add_cover(write_audio(tmp_path / "song.mp4")))

@@ -1,6 +1,7 @@
 """What a run will see is what the report shows."""
 
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,19 +63,24 @@ def test_frames_are_counted(report):
 
 
 def test_the_advice_follows_from_the_values(report, config, monkeypatch):
-    lines = list(_advice(report, config.clips))
+    train = ClipDataset(Spans.find(config.data, None, config.clips).train, config.clips, seed=0).spans
+    lines = list(_advice(report, config.clips, train))
     assert lines == report.advice
     assert lines[0].startswith(f"One core reads {report.clips_per_second:.3g} clips a second; 3 workers")
     assert lines[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
     assert "`--clips.cache true`" in lines[2]
     assert "Black, static or with a cut: " in lines[3]
-    assert lines[4].startswith(f"{config.data}/other.mp4 has 31% of the frames")
+    assert lines[4].startswith(f"{config.data}/other.mp4 has 32% of the frames")
     assert lines[5].startswith("Groups of files that are copies: 2.")
-    by_file = list(_advice(report, replace(config.clips, weighting="files")))
+    part = [replace(span, last_frame=9) if span.info.path.name == "other.mp4" else span for span in train]
+    assert not any("other.mp4" in line for line in _advice(report, config.clips, part)), (
+        "most of its frames are not used"
+    )
+    by_file = list(_advice(report, replace(config.clips, weighting="files"), train))
     assert by_file == lines[:4] + lines[5:]
     monkeypatch.setattr(inspect, "CACHE_FRACTION", 0.0)
     quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
-    lines = list(_advice(quiet, config.clips))
+    lines = list(_advice(quiet, config.clips, []))
     assert len(lines) == 2
     assert "too much for `--clips.cache`" in lines[1]
 
@@ -147,7 +153,23 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert found == expected, "without the scene that is shorter than a clip"
     spans, _ = load_spans(tmp_path / "out" / "scenes.csv")
     assert [(span.info.path.name, span.first_frame, span.last_frame) for span in spans] == expected
-    assert any("`--data scenes.csv` trains on the scenes" in line for line in report.advice)
+    text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. `--data scenes.csv` trains on the scenes"
+    assert any(line.startswith(text) for line in report.advice)
     few = inspect_data(config, num_clips=2, max_frames=29)
     assert (few.scenes, few.num_searched) == ([], 0)
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)
+
+
+def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
+    cuts = write_video(tmp_path / "cuts.mp4", torch.cat([moving_frames(20) // 4, moving_frames(13) // 4 + 150]), g="10")
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(cuts, "inside.mp4")
+    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    assert [span.info.path.name for span in report.scenes] == ["cuts.mp4", "cuts.mp4"]
+    assert any("leaves it out: 1 videos and images" in line for line in report.advice)
+    cuts.unlink()
+    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    assert report.scenes == []
+    assert not any("scenes.csv" in line for line in report.advice)
+    write_data(report, tmp_path / "out")
+    assert not (tmp_path / "out" / "scenes.csv").exists()

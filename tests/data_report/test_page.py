@@ -9,7 +9,7 @@ import torch
 
 from telecine.__main__ import main
 from telecine.data import index_video
-from telecine.data_report.page import _figure, _moving_sheet, _render_data, write_data
+from telecine.data_report.page import _figure, _moving_sheet, _render_data, _summary, write_data
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
@@ -59,3 +59,9 @@ def test_clips_of_several_sizes_share_a_picture(report):
     assert torch.equal(sheet[4, 80:112, 144 + 52 : 144 + 92], small.frames[4]), "in the middle"
     assert torch.equal(sheet[4, :, :144], sheet[0, :, :144]), "repeated"
     assert _figure(large)["shape"] == "1 x 400 x 300"
+
+
+def test_a_clip_with_two_cuts_counts_once_and_a_picture_has_a_limited_height(report):
+    twice = replace(report.clips[0], remarks=("cut before frame 2", "cut before frame 4"))
+    assert dict(_summary(replace(report, clips=[twice])))["cut among them"] == "1"
+    assert _moving_sheet([twice] * 600).shape[1] == 20 * twice.frames.shape[1]

@@ -45,6 +45,23 @@ WRONG = [
         r"`process_timeout` must be more than 3 times `clips.timeout`, 540 seconds, but got 540",
     ),
     ({"optimizer": dict(lr=0.0)}, "`optimizer.lr` must be a finite number above 0"),
+    ({"optimizer": dict(betas=(2.0, 0.9))}, "`optimizer.betas` must be a number from 0 to below 1, .* Use 0.9"),
+    ({"optimizer": dict(disc_betas=(0.5, -0.1))}, "`optimizer.disc_betas` must be a number from 0 to below 1"),
+    (
+        {"optimizer": dict(weight_decay=float("inf"))},
+        "`optimizer.weight_decay` must be a finite number >= 0",
+    ),
+    (
+        {"trainable": dict(lora_alpha=float("nan"))},
+        "`trainable.lora_alpha` must be a finite number above 0",
+    ),
+    ({"seed": -1}, "`seed` must be an int of at least 0"),
+    ({"seed": 2**32}, r"`seed` must be below 2\^32, but got 4294967296 \(int\)"),
+    ({"temporal_chunk": -4}, "`temporal_chunk` must be a positive int"),
+    (
+        {"discriminator": dict(num_temporal_layers=-1)},
+        "`discriminator.num_temporal_layers` must be an int",
+    ),
     ({"optimizer": dict(warmup_steps=-1)}, "`optimizer.warmup_steps` must be an int of at least 0"),
     ({"optimizer": dict(ema_decay=1.0)}, "`optimizer.ema_decay` must be a number from 0 to below 1"),
     (

@@ -73,3 +73,12 @@ def test_channels_that_do_not_fit_are_an_error_before_anything_is_read(tiny):
     config = tiny(data="nowhere", clips=replace(tiny().clips, channels="rgba"))
     with pytest.raises(ValueError, match=r"`clips.channels` must be one of 3 channels"):
         build_clips(config, build_autoencoder(config))
+
+
+def test_videos_that_are_not_used_need_not_be_long_enough(tiny, tmp_path):
+    write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=1.0))
+    clips = build_clips(config, build_autoencoder(config))
+    assert (clips.num_images, len(clips.train.spans), len(clips.val)) == (3, 2, 1)

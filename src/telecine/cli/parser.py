@@ -3,8 +3,10 @@
 import argparse
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
+from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from telecine import __version__
@@ -12,7 +14,7 @@ from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code, is_class_path
 from telecine.base.yaml_files import read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import merged, read_layer, settings_from
+from telecine.settings.parse import environment_variables, merged, read_layer, settings_from
 from telecine.settings.recipes import recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of
@@ -81,14 +83,12 @@ class _Command:
 
     def _read(self, parser: argparse.ArgumentParser, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """Return the arguments in what is typed, `settings` as texts by dotted name, and the words that are neither."""
-        for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
-            # Also what is inside a setting, such as `objective.terms.gram`.
+        for option in dict.fromkeys(word.partition("=")[0] for word in typed if word.startswith("--")):
+            # Also what is inside a setting, such as `objective.terms.gram`; all in the order in which they are typed.
             if kind_at(self.settings, option[2:]) is not None and option not in parser._option_string_actions:
-                parser.add_argument(option, dest=option, action="append")
-        arguments, others = parser.parse_known_args(typed)
-        found = vars(arguments)
-        texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
-        return found | {"settings": texts}, others
+                parser.add_argument(option, dest="settings", action="append", type=partial(_named, option[2:]))
+        arguments, others = parser.parse_known_args(typed, argparse.Namespace(settings=[]))
+        return vars(arguments), others
 
     def _files(self, chosen: list[str] | None, texts: Sequence[tuple[str, str]]) -> list[str]:
         """Return the recipes and settings files that were chosen.
@@ -97,7 +97,7 @@ class _Command:
         """
         if chosen or not self.trains:
             return chosen or []
-        given = dict(texts)
+        given = dict(texts) | {name: os.environ[each] for name, each in environment_variables().items()}
         model = given.get("model", ".json")
         has_weights = not (model.endswith(".json") or is_class_path(model))
         if has_weights and given.get("random_weights") != "true":
@@ -188,6 +188,10 @@ def command(*, runs_code: bool = False) -> Callable[[F], F]:
         return run
 
     return register
+
+
+def _named(name: str, text: str) -> tuple[str, str]:
+    return name, text
 
 
 def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[str, Any]]:

@@ -19,6 +19,7 @@ from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -60,7 +61,7 @@ MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole befor
 def open_video(
     path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
+    """Open a file or tar member for decoding on one thread, and yield its container and first stream of moving video.
 
     Raises:
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
@@ -72,7 +73,8 @@ def open_video(
     ):
         if container.format.name in FORMATS["animated_images"]:
             raise DecodeError(f"{path}: {_ANIMATED}")
-        stream = next(iter(container.streams.video), None)
+        moving = (each for each in container.streams.video if not each.disposition & Disposition.attached_pic)
+        stream = next(moving, None)
         if stream is None:
             raise DecodeError(f"{path}: has no video stream")
         if stream.codec_context is None:

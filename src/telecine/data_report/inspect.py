@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, pairwise
@@ -91,6 +91,8 @@ class DataReport:
     copies: list[list[str]]
     scenes: list[Span]  # the parts of the training data between the cuts that were found; nothing without cuts
     num_searched: int  # files that were searched for cuts
+    num_cut: int  # of these, files with a cut
+    num_unlisted: int  # videos and images in tar files, whose scenes are left out
     num_train: int  # frames to train on
     num_held_out: int
     cache_bytes: int  # of all training frames, decoded at the size of the clips
@@ -129,7 +131,8 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
     found = _find_cuts(infos, max_frames)
     shortest = min(map(config.clips.span_of, config.clips.train_buckets))
-    scenes = [scene for scene in _scenes_of(spans.found, found) if scene.info.is_image or scene.num_frames >= shortest]
+    in_list = [span for span in spans.found if not isinstance(span.info.path, TarMember)]  # lists do not name members
+    scenes = [scene for scene in _scenes_of(in_list, found) if scene.info.is_image or scene.num_frames >= shortest]
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
@@ -138,12 +141,14 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         copies=_groups_of_copies(infos),
         scenes=scenes if any(found.values()) else [],
         num_searched=len(found),
+        num_cut=sum(bool(cuts) for cuts in found.values()),
+        num_unlisted=len(spans.found) - len(in_list),
         num_train=sum(span.num_frames for span in spans.train),
         num_held_out=sum(span.num_frames for span in spans.held_out),
         cache_bytes=num_cached_bytes(dataset.spans, config.clips),
         advice=[],
     )
-    return replace(report, advice=list(_advice(report, config.clips)))
+    return replace(report, advice=list(_advice(report, config.clips, spans.train)))
 
 
 def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
@@ -256,7 +261,7 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
+def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Iterator[str]:
     speed, workers = report.clips_per_second, clips.num_workers
     yield ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
@@ -266,14 +271,19 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     yield ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
-    videos = [row for row in report.files if row.is_used and not row.is_image]
-    if report.scenes or report.num_searched < len(videos):
-        name = "scenes" if report.scenes else "searched"
-        yield ADVICE[name].format(searched=report.num_searched, total=len(videos))
-    longest = max(videos, key=lambda row: row.num_frames, default=None)
-    fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
-    if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
-        yield ADVICE["longest"].format(path=longest.path, fraction=fraction)
+    num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
+    if report.scenes or report.num_searched < num_videos:
+        numbers = {"cut": report.num_cut, "searched": report.num_searched, "total": num_videos}
+        yield ADVICE["scenes" if report.scenes else "searched"].format(**numbers)
+    if report.scenes and report.num_unlisted:
+        yield ADVICE["unlisted"].format(unlisted=report.num_unlisted)
+    frames = Counter[Source]()
+    for span in train if clips.weighting == "frames" else ():
+        if not span.info.is_image:
+            frames[span.info.path] += span.num_frames
+    for path, most in frames.most_common(1):
+        if (fraction := most / frames.total()) > max(LARGE_FRACTION, 1.5 / len(frames)):
+            yield ADVICE["longest"].format(path=path, fraction=fraction)
     if report.copies:
         yield ADVICE["copies"].format(copies=len(report.copies))
 

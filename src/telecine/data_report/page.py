@@ -16,7 +16,7 @@ from torch import Tensor
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import mark_output, write_json, write_text
-from telecine.data import Span, TarMember
+from telecine.data import Span
 from telecine.data.source import RemotePath
 from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
 from telecine.report.clips import at_one_rate, write_preview
@@ -28,6 +28,7 @@ VIDEO_FILE = "clips.mp4"
 MAX_ROWS = 200  # files on the page; the JSON has all
 SHEET_SIDE, VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
 VIDEO_COLUMNS = 6
+MAX_IN_VIDEO = 120  # clips: frames of H.264 have at most 16 384 rows
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
@@ -37,14 +38,13 @@ def write_data(report: DataReport, folder: Path) -> Path:
     write_json(folder / "data.json", report.as_dict())
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), max(clip.fps for clip in report.clips))
     if report.scenes:
-        scenes = [scene for scene in report.scenes if not isinstance(scene.info.path, TarMember)]
-        _write_scenes(folder / SCENES_FILE, scenes)
+        _write_scenes(folder / SCENES_FILE, report.scenes)
     write_text(folder / PAGE_FILE, _render_data(report))
     return folder / PAGE_FILE
 
 
 def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
-    """Write scenes as a list that `--data` reads. Paths are absolute; members of tar files have none."""
+    """Write scenes as a list that `--data` reads. Paths are absolute."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "start_frame", "end_frame"])
@@ -64,7 +64,7 @@ def _render_data(report: DataReport) -> str:
 def _summary(report: DataReport) -> list[tuple[str, str]]:
     is_image = [row.is_image for row in report.files if row.is_used]
     used = count_files(is_image.count(False), is_image.count(True))
-    remarks = [remark.partition(" ")[0] for clip in report.clips for remark in set(clip.remarks)]
+    remarks = [word for clip in report.clips for word in {each.partition(" ")[0] for each in clip.remarks}]
     return [
         ("files used", f"{used}, of {len(report.files)} files"),
         ("frames to train on", f"{report.num_train:,}"),
@@ -98,7 +98,8 @@ def _figure(clip: SampledClip) -> dict[str, Any]:
 
 
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
-    """Return a grid of all clips, each at its own speed, uint8 `(T, H, W, 3)`."""
+    """Return a grid of the first clips, each at its own speed, uint8 `(T, H, W, 3)`."""
+    clips = clips[:MAX_IN_VIDEO]
     small = at_one_rate([shrink(clip.frames, VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
     columns = min(VIDEO_COLUMNS, len(small))

@@ -6,11 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import yaml
-
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
-from telecine.base.yaml_files import read_yaml
+from telecine.base.yaml_files import as_yaml, read_yaml
 from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items
 
@@ -41,7 +39,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def _as_yaml(settings: Settings) -> str:
-    return yaml.safe_dump(plain_settings(settings), sort_keys=False)
+    return as_yaml(plain_settings(settings))
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class DiscriminatorConfig(Settings):
     """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
     Source: 3 in PatchGAN (arXiv:1611.07004).
     Fails: the smallest accepted clip doubles with each layer."""
-    num_temporal_layers: int = 2
+    num_temporal_layers: Annotated[int, partial(check_count, at_least=0)] = 2
     """Number of these layers that halve time as well.
     Source: telecine.
     Fails: with many, a short clip has a single logit over time, and flicker is seen less than with 0."""

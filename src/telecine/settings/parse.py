@@ -77,8 +77,7 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
     """
     is_run = issubclass(kind, TrainConfig)
     launched = launcher_layer() if is_run else {}
-    found = [name for name in os.environ if is_run and name.startswith(ENVIRONMENT)]
-    variables = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
+    variables = environment_variables() if is_run else {}
     places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
     places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
     with _naming_lines(files, places):
@@ -89,6 +88,12 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
             got = f"{values['allow_code']} in a settings file"
             raise argument_error("allow_code", "an argument of the command", got, remedy)
         return validate(kind, values)
+
+
+def environment_variables() -> dict[str, str]:
+    """Return the names of the variables that have settings of a training run, by the settings' dotted names."""
+    found = [name for name in os.environ if name.startswith(ENVIRONMENT)]
+    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
@@ -117,7 +122,7 @@ def _typed_value(kind: Any, text: str) -> Any:
         value = parse_yaml(f"[{text}]")
         return value if isinstance(value, list) else [text]
     is_text = str in kinds and not {int, float, bool} & {*kinds}
-    return text if is_text and value is not None else value
+    return text if is_text and (value is not None or not text) else value
 
 
 def nested(items: Iterable[tuple[str, Any]]) -> Nested:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, check_weight, describe
 from telecine.settings.autoencoder import CausalVAEConfig
@@ -27,8 +27,15 @@ def _check_lr(name: str, value: object) -> float:
     return rate
 
 
+def _check_seed(name: str, value: object) -> int:
+    if check_count(name, value, at_least=0) >= 2**32:
+        raise argument_error(name, "below 2^32", describe(value), "Use a smaller number.")
+    return cast(int, value)
+
+
 _LearningRate: TypeAlias = Annotated[float, _check_lr]
 _CountOr0: TypeAlias = Annotated[int, partial(check_count, at_least=0)]
+_Beta: TypeAlias = Annotated[float, partial(check_fraction, remedy="Use 0.9.")]
 _Decay: TypeAlias = Annotated[float, partial(check_fraction, remedy="Use 0.999, or 0 to evaluate the raw weights.")]
 
 
@@ -43,11 +50,11 @@ class OptimizerConfig(Settings):
     """Learning rate of the autoencoder."""
     disc_lr: _LearningRate = 1e-4
     """Learning rate of the discriminators."""
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[_Beta, _Beta] = (0.5, 0.9)
     """AdamW's decay rates for the autoencoder."""
-    disc_betas: tuple[float, float] = (0.5, 0.9)
+    disc_betas: tuple[_Beta, _Beta] = (0.5, 0.9)
     """AdamW's decay rates for the discriminators."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, partial(check_weight, remedy="Use 0 for none.")] = 0.0
     """Decoupled weight decay."""
     warmup_steps: _CountOr0 = 500
     """Number of steps over which both learning rates rise from 0."""
@@ -73,7 +80,7 @@ class TrainableConfig(Settings):
     frozen them. With "lora", names of layers anywhere in the model."""
     lora_rank: Count = 16
     """Rank of the LoRA updates."""
-    lora_alpha: float = 16.0
+    lora_alpha: Annotated[float, partial(check_positive, remedy="Use the rank.")] = 16.0
     """Scale of the LoRA updates, times 1 / rank."""
 
 
@@ -114,7 +121,7 @@ class TrainConfig(Settings):
     the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: Count = 1
     """Number of such batches per update."""
-    seed: int = 0
+    seed: Annotated[int, _check_seed] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
@@ -130,7 +137,7 @@ class TrainConfig(Settings):
     model_gradient_checkpointing: bool = False
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""
-    temporal_chunk: int | None = None
+    temporal_chunk: Count | None = None
     """Compute the autoencoder in chunks of as many frames, with the activations of one chunk in memory at a time, for
     clips of any length. The gradients are those of whole clips, which is the default. For telecine's own model, Wan,
     QwenImage and Magvit a multiple of 4; for CogVideoX 8, for KVAE and Kandinsky 6 SR 16."""

@@ -93,7 +93,8 @@ class Spans:
             found, skipped = load_spans(data, config)
         num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
         if val_data is None:
-            train, held_out = split_videos(found, config.val_fraction, config.clip_span)
+            used = [span for span in found if span.info.is_image or config.image_ratio < 1]
+            train, held_out = split_videos(used or found, config.val_fraction, config.clip_span)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
             train = without_held_out(found, held_out)
