@@ -6,13 +6,14 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, as_video_autoencoder
 from telecine.autoencoders.channels import change_channels
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.load import load_autoencoder
 from telecine.base.yaml_files import read_yaml
 from telecine.settings import CausalVAEConfig
 from telecine.settings.recipes import find_recipe
 
 from . import tiny_models
-from .tiny_models import tiny_clip
+from .tiny_models import tiny_clip, tiny_model
 
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
@@ -121,3 +122,10 @@ def test_classes_whose_layers_see_more_than_pixels_are_refused(name):
     model = as_video_autoencoder(getattr(tiny_models, name)())
     with pytest.raises(ValueError, match=r"sees pixels|for AutoencoderKLMiniMaxH3"):
         model.with_channels(4)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_gradient_checkpointing_with_other_channels(channels):
+    model = DiffusersAutoencoder(tiny_model("cogvideox")).with_channels(channels)
+    model.enable_gradient_checkpointing()
+    assert model.module.is_gradient_checkpointing

@@ -302,6 +302,7 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     unused = [key for key, weight in model.named_parameters() if key not in plain and weight.requires_grad]
     assert all(UNUSED[name] in key for key in unused)
     assert bool(unused) == (name in UNUSED)
+    assert model.leaves_weights_unused == (name in (*UNUSED, "vq_image")), "or whose only loss may have no weight"
     assert all(gradient.isfinite().all() for gradient in plain.values())
     for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
@@ -467,3 +468,9 @@ def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="cannot write weights to"):
         DiffusersAutoencoder(tiny_model("wan")).save_pretrained(tmp_path)
+
+
+def test_the_path_of_the_origin_is_not_saved(tmp_path):
+    adapter("kl_image").save_pretrained(tmp_path / "private" / "vae")
+    DiffusersAutoencoder.from_pretrained(tmp_path / "private" / "vae").save_pretrained(tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()

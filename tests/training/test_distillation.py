@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.settings import DistillConfig
@@ -45,6 +46,14 @@ def folder(tmp_path, monkeypatch, cached_weights, small_video):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
     return tmp_path
+
+
+@pytest.mark.slow
+def test_a_student_of_a_run_of_a_student(folder):
+    command = ["distill", "--config", "distill.yaml", "--steps", "1"]
+    assert main([*command, "--teacher", "wan", "--output_dir", "first"]) == 0
+    assert main([*command, "--teacher", "first", "--output_dir", "second"]) == 0
+    assert load_model_or_run("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
 
 
 @pytest.mark.slow
@@ -144,4 +153,9 @@ def test_errors(folder):
         distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
     with pytest.raises(ValueError, match="`latent_weight` must be a finite number above 0"):
         distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
+    Path("student.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
+    with pytest.raises(
+        ValueError, match=r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a"
+    ):
+        distill(DistillConfig(teacher="wan", student="student.yaml", teacher_weight=1.0, **clips))
     assert _absolute("owner/name") == "owner/name"

@@ -1,11 +1,13 @@
 import copy
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
+from telecine import Ramp
 from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import (
@@ -258,6 +260,20 @@ def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, r
     values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
+
+
+def test_ddp_does_not_wait_for_weights_that_are_not_used(build, video, monkeypatch):
+    state, seen = build(), []
+    monkeypatch.setattr(type(state), "no_sync", lambda _, enabled: seen.append(enabled) or nullcontext())
+    for state.autoencoder.leaves_weights_unused in (False, True):
+        update(state, video, step=0)
+    assert seen == [False, True]
+
+
+def test_lpips_is_not_logged_before_it_starts(build, video):
+    state = build(objective=ObjectiveConfig(perceptual_weight=Ramp(1.0, start=1)))
+    found = ["train/perceptual_loss" in update(state, video, step) for step in (0, 1)]
+    assert found == [False, True]
 
 
 @pytest.mark.slow

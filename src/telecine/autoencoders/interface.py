@@ -53,6 +53,8 @@ class VideoAutoencoder(nn.Module, ABC):
     trains_on_latents: bool = False
     """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
 
+    leaves_weights_unused: bool = False
+    """Whether updates leave some weights without a gradient, for which DDP would wait."""
     nested_channels: tuple[int, ...] = ()
     """Numbers of leading channels to which a latent may be cut before `decode`."""
 

@@ -137,7 +137,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         cls, loaded: VideoAutoencoder, teacher: str, load: LoadTeacher, config: CausalVAEConfig
     ) -> StudentAutoencoder:
         """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
-        if isinstance(loaded, StudentAutoencoder):
+        if isinstance(loaded, Student):
             teacher = loaded.teacher
         digest, normalisation = digest_of_encoder(loaded.latent_model), loaded.latent_normalisation()
         student = cls(config, teacher, load, digest=digest, normalisation=normalisation)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import functional_call
 
 from telecine.base.checks import argument_error, describe, suggestion
@@ -93,7 +94,8 @@ class _TermFunction:
     def function(self) -> Callable[..., Tensor]:
         """The function with its further arguments, or the module that its class builds."""
         if isinstance(self._found, type):
-            return cast(Callable[..., Tensor], self._found(**self.params))
+            with unset_fake_temporarily():  # it may read weights, also where a run is planned without any values
+                return cast(Callable[..., Tensor], self._found(**self.params))
         return partial(self._found, **self.params) if self.params else self._found
 
     def _check_params(self) -> None:

@@ -207,12 +207,17 @@ def distill(
     sampled = teacher if architecture.decoder == "flow" and _generates(teacher) and not config.train_encoder else None
     if sampled is not None:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
+    is_shown_latents = len(terms) > len(config.objective.terms) or sampled is not None
+    if is_shown_latents and not {*architecture.nested_channels} <= {*teacher.nested_channels}:
+        got, remedy = str([*architecture.nested_channels]), "Use a teacher with them, or leave out what learns from it."
+        raise argument_error("nested_channels", f"those of the teacher, {[*teacher.nested_channels]}", got, remedy)
     config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
         return run(replace(config, model=None))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
+    config = replace(config, teacher=_absolute(student.teacher))  # that of a student is its own teacher
     if sampled is not None and student.imitate(sampled):
         config = replace(config, linear_start=False)
     return run(replace(config, model=name), autoencoder=student)

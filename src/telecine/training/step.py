@@ -71,8 +71,9 @@ def train_step(
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
     """Add a micro-batch's gradients, times `scale`; after the last, average the autoencoder's. Return the log."""
-    # DDP would wait for the gradients of weights that single frames leave unused; `average_gradients` skips them.
-    no_sync = not is_last or (batch.video.shape[2] == 1 and not state.is_sharded)
+    # DDP would wait for the gradients of unused weights, such as those of single frames; `average_gradients` does not.
+    has_unused = batch.video.shape[2] == 1 or state.autoencoder.leaves_weights_unused
+    no_sync = not is_last or (has_unused and not state.is_sharded)
     with state.no_sync(no_sync):
         losses, log, gradient = _compute_losses(state, batch)
         for loss in losses:
@@ -104,8 +105,9 @@ def _compute_losses(
         else:
             loss, log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
             losses = [loss]
-    if objective.schedule.at(state.step)["grad_penalty"] == 0:
-        log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
+    for name in ("perceptual", "grad_penalty"):
+        if objective.schedule.at(state.step)[name] == 0:
+            log.pop(f"train/{name}_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
     reference = target if state.autoencoder.trains_on_latents else batch.video
     error = mse(reconstruction=output.video.detach(), target=reference)

@@ -238,6 +238,22 @@ def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
     assert found.held[FROZEN] == 2 * lpips + bytes_of(Tubes().parameters())
 
 
+@pytest.mark.slow
+def test_terms_that_load_weights(light, tmp_path):
+    CausalVAE(light().causal_vae).save_pretrained(tmp_path / "teacher")
+    aligned = Term("alignment", weight=0.5, params={"latent_channels": 4})
+    teacher = Term("telecine.training.distillation.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
+    found = plan(light(objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})))
+    assert found.held[FROZEN] > 3 * bytes_of(_fake_lpips("alex").module.values()), "twice LPIPS, and both networks"
+
+
+def test_a_model_of_rgb_for_other_channels(light, tmp_path):
+    CausalVAE(light().causal_vae).save_pretrained(tmp_path / "model")
+    config = light(model=str(tmp_path / "model"), clips=replace(light().clips, channels="rgba"))
+    assert fake_autoencoder(config).in_channels == 4
+    assert plan(config).flops
+
+
 def test_frozen_features_are_planned_without_their_weights(light):
     features = FeaturesConfig(net="torchvision/squeezenet1_1", weights="missing.pth", layers=("features.1",))
     config = light(discriminator=DiscriminatorConfig(video="features", dim=2, features=features))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +11,20 @@ from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import (
+    CLASSES,
     DiffusersModel,
     clear_caches,
     family_of,
     prepare_for_training,
     takes_level,
 )
-from telecine.autoencoders.diffusers.loading import build_module, load_module
+from telecine.autoencoders.diffusers.loading import build_module, load_module, save_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.autoencoders.flow import Sampler, add_noise
 from telecine.autoencoders.interface import LatentAutoencoder, Reconstruction, check_input
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
-from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.pretrained import copy_state, safetensors_write
+from telecine.autoencoders.pretrained import copy_state
 from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Video, check_video
 
@@ -60,6 +59,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         super().__init__()
         self.family = family_of(module)
         prepare_for_training(module)
+        self.leaves_weights_unused = type(module).__name__ in CLASSES["unused_weights"]
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
         self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
@@ -150,8 +150,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
         clear_caches(self.module)
-        with safetensors_write(Path(folder)):
-            merge_low_rank(self.module).save_pretrained(folder)
+        save_module(self.module, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy a folder's weights into this model, which keeps its device and dtype."""

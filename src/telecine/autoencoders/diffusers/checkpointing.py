@@ -88,7 +88,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         # A few small frames, or one if the model does not support more.
         _, height, width = sizes.smallest
         lengths = filter(sizes.reproduces_length, range(NUM_FRAMES, 4 * NUM_FRAMES))
-        video = 2 * torch.rand(1, 3, next(lengths, sizes.smallest[0]), height, width) - 1
+        video = 2 * torch.rand(1, sizes.in_channels, next(lengths, sizes.smallest[0]), height, width) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
         found = torch.autograd.grad(loss, weights, materialize_grads=True)

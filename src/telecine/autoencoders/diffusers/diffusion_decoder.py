@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from telecine.autoencoders.clip_sizes import size_error
 from telecine.autoencoders.diffusers.checkpointing import enable
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.diffusers.loading import build_module, load_module
+from telecine.autoencoders.diffusers.loading import build_module, load_module, save_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation
 from telecine.autoencoders.flow import Sampler, denoised_clips, integrate
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent import CHANNEL_KEYS, Normalisation
 from telecine.autoencoders.linear import LinearAutoencoder
-from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.pretrained import copy_state, digest_of_encoder, safetensors_write
+from telecine.autoencoders.pretrained import copy_state, digest_of_encoder
 from telecine.autoencoders.student import LoadTeacher, Student
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
@@ -165,8 +164,7 @@ class DiffusionDecoder(Student):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
         self.module.register_to_config(**{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest})
-        with safetensors_write(Path(folder)):
-            merge_low_rank(self.module).save_pretrained(folder)
+        save_module(self.module, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the decoder's weights; those for the latents of another encoder are a `ValueError`."""

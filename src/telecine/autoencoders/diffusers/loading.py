@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel, check_class
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, check_num_weights
+from telecine.autoencoders.lora import merge_low_rank
+from telecine.autoencoders.pretrained import (
+    CLASS_KEY,
+    CONFIG_FILE,
+    MAX_LISTED,
+    check_known_keys,
+    check_num_weights,
+    safetensors_write,
+)
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
@@ -63,6 +71,16 @@ def _quiet_diffusers() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
+    """Write configuration and weights as diffusers does, low-rank updates merged. A path of the origin is private."""
+    merged = merge_low_rank(module)
+    origin = getattr(merged, "config", {}).get("_name_or_path")
+    if origin and Path(origin).exists():
+        merged.register_to_config(_name_or_path=Path(origin).name)
+    with safetensors_write(Path(folder)):
+        merged.save_pretrained(folder)
 
 
 def find_config(source: str, subfolder: str | None, revision: str | None) -> tuple[dict[str, Any], str | None]:

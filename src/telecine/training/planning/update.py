@@ -273,6 +273,8 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
             random = without_weights(config.model, config.causal_vae)
         else:  # needs no network
             random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
+        if config.model is not None and random.in_channels != config.clips.num_channels:
+            random = random.with_channels(config.clips.num_channels)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
         if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
             model.enable_gradient_checkpointing()
