@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from rich.console import Console
@@ -17,13 +17,10 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.evaluate import CLIPS_FILE, COLOURS, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE, plot_frames
 from telecine.evaluation.protocol import DEFINITIONS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
-CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
-MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
+MUST_MATCH = ("num_clips", "num_frames", "height", "width", "frame_stride", "resize", "crop", "value_range")
+MUST_MATCH += ("reconstruction", "clips_sha256")
 # Fields whose difference is a warning, as are other versions: the clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps")
 
@@ -204,21 +201,17 @@ def _plot_differences(differences: Sequence[_Difference], title: str, path: Path
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
     for difference, axes in zip(differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True):
-        _plot_difference(axes, difference)
+        low, high = difference.interval or (difference.mean, difference.mean)
+        colour = COLOURS[difference.better]
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
+        limit = 1.25 * max(abs(low), abs(high))
+        limit = limit if 0 < limit < math.inf else 1.0  # 0 if the figures are equal; NaN is shown as text
+        axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
+        axes.set_yticks([])
+        axes.tick_params(labelsize=7)
+        axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-def _plot_difference(axes: "Axes", difference: _Difference) -> None:
-    low, high = difference.interval or (difference.mean, difference.mean)
-    colour = COLOURS[difference.better]
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
-    axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
-    limit = 1.25 * max(abs(low), abs(high))
-    limit = limit if 0 < limit < math.inf else 1.0  # 0 if the figures are equal; NaN is shown as text
-    axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
-    axes.set_yticks([])
-    axes.tick_params(labelsize=7)
-    axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
-    axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)
