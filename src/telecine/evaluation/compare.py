@@ -19,8 +19,8 @@ from telecine.evaluation.protocol import DEFINITIONS
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
-MUST_MATCH = ("num_clips", "num_frames", "height", "width", "frame_stride", "resize", "crop", "value_range")
-MUST_MATCH += ("reconstruction", "clips_sha256")
+CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
+MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning, as are other versions: the clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps")
 
