@@ -184,10 +184,7 @@ def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) ->
 
 
 def _lengths(model: VideoAutoencoder, clips: ClipConfig) -> tuple[int, int, int]:
-    """Return the fewest frames of a clip, the step to more, and a second length to plan.
-
-    That is about half of the configured one, or longer if that is the fewest.
-    """
+    """Return the fewest frames of a clip, the step to more, and another length to plan, about half of the clips'."""
     shortest = model.covering_clip(1, clips.height, clips.width)[0]
     step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
     half = shortest + (clips.num_frames - shortest) // step // 2 * step
@@ -272,7 +269,8 @@ def _describe_speed(
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
     num_without = min(config.objective.gan.disc_train_start, config.steps)
-    total = config.steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    of_discriminators = sum(flops for part, flops in without_penalty.flops.items() if "discriminator" in part)
+    total = config.steps * mean - num_without * (mean - without + of_discriminators)
     dtype = HALF.get(config.mixed_precision, torch.float32)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
