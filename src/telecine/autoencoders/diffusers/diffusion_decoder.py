@@ -62,7 +62,7 @@ class DiffusionDecoder(Student):
         One that telecine has not saved gets the statistics of the teacher, which is loaded at once.
         """
         is_config = Path(source).suffix == ".json"
-        module = build_module(source) if is_config else load_module(str(source), None, None, torch.float32)
+        module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
             model._adopt(model.load_teacher().latent_model)
@@ -170,7 +170,7 @@ class DiffusionDecoder(Student):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the decoder's weights; those for the latents of another encoder are a `ValueError`."""
-        loaded = load_module(str(folder), None, None, torch.float32)
+        loaded = load_module(str(folder))
         if loaded.config.get(_DIGEST_KEY) != self.digest:
             got = f"{self.teacher}, whose encoder differs"
             raise argument_error("teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one.")
