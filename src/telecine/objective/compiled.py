@@ -28,10 +28,9 @@ _NO_BATCH = Batch._make([None] * len(Batch._fields))
 
 
 def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
-    """Compile discriminators and LPIPS in place; values change by rounding, the state dict stays as it is.
+    """Compile discriminators and LPIPS in place, or raise a `ValueError` about a setting that cannot be compiled.
 
-    Raises:
-        ValueError: A setting cannot be compiled.
+    Values change by rounding, the state dict stays as it is.
     """
     penalty = loss.penalty
     if loss.schedule.is_ever_on("grad_penalty") and penalty.noise is None and penalty.takes("generator"):
