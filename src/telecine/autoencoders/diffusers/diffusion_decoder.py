@@ -99,7 +99,6 @@ class DiffusionDecoder(Student):
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video that `sampler` makes of noise and a latent `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
-        assert self.sampler is not None
         time, space = self._compression
         size = (1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4])
         noise = self.sampler.noise((len(latent), self.in_channels, *size), latent.device) if noise is None else noise
@@ -107,7 +106,6 @@ class DiffusionDecoder(Student):
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it."""
-        assert self.flow is not None
         denoised, weight, _ = denoised_clips(self.flow, self._denoiser(latent), video, generator)
         return Reconstruction(denoised, {}, weight=weight)
 
