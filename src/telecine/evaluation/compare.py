@@ -34,14 +34,11 @@ RESAMPLES_PER_BATCH = 100  # bounds memory
 class _Difference:
     """The figures of two evaluations, A and B, in one metric, and their difference."""
 
-    name: str
-    """The metric, or its distance from the best value for metrics that are best near a number."""
+    name: str  # the metric, or its distance from the best value for metrics that are best near a number
     first: float
     second: float
-    mean: float
-    """The mean over clips of B - A."""
-    interval: tuple[float, float] | None
-    """The 95 % bootstrap interval of the mean over clips; None for figures of the whole set."""
+    mean: float  # over clips, of B - A
+    interval: tuple[float, float] | None  # the 95 % bootstrap interval of the mean; None for figures of the whole set
     larger_is_better: bool
 
     @property
@@ -61,8 +58,7 @@ class _Comparison:
     """The differences of two evaluations."""
 
     differences: list[_Difference]
-    warnings: list[str]
-    """Differences of the protocols that leave the figures comparable."""
+    warnings: list[str]  # differences of the protocols that leave the figures comparable
     num_clips: int
 
     def print_to(self, console: Console) -> None:

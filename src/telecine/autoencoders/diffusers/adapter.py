@@ -169,9 +169,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> "DiffusersAutoencoder":
         """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The class or an argument is unknown or wrong.
+        Raises a `FileNotFoundError` if there is no such file, a `ValueError` if the class or an argument is wrong.
         """
         return cls(build_module(config))
 
