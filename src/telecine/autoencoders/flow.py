@@ -34,17 +34,12 @@ class Sampler:
     chunks change it; the clips of a batch share it.
     """
 
-    steps: int = 1
-    """Passes of the decoder."""
+    steps: int = 1  # passes of the decoder
     seed: int = 0
-    first_frame: int = 0
-    """Number of the clip's first frame in its video."""
-    frame_size: tuple[int, int] | None = None
-    """Height and width of the frame that a decoded tile is part of; None for whole frames."""
-    corner: tuple[int, int] = (0, 0)
-    """The tile's first row and column."""
-    level: float | None = None
-    """Level of the noise in the latent, at least 0 and below 1; None for a decoder that makes video of noise."""
+    first_frame: int = 0  # number of the clip's first frame in its video
+    frame_size: tuple[int, int] | None = None  # of the frame that a decoded tile is part of; None for whole frames
+    corner: tuple[int, int] = (0, 0)  # the tile's first row and column
+    level: float | None = None  # of the noise in the latent, in [0, 1); None for a decoder that makes video of noise
 
     def __post_init__(self) -> None:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")

@@ -157,11 +157,7 @@ class VideoAutoencoder(nn.Module, ABC):
         """Replace these numbers, in the form that the model has; by default nothing happens."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass to save memory.
-
-        Raises:
-            ValueError: The model does not support it, which is the default.
-        """
+        """Recompute activations in the backward pass to save memory; by default it raises a `ValueError`."""
         remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
         contract, got = "false for a model without gradient checkpointing", f"true for {_name(self)}"
         raise argument_error("model_gradient_checkpointing", contract, got, remedy)

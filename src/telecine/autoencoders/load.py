@@ -31,8 +31,7 @@ def load_autoencoder(
         name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
             of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
             diffusers configuration; its model has random weights. "tiny" is the model of this package, unless there is
-            a folder of that name. The class of a custom module must be in a package
-            that `telecine.allow_code` allows.
+            a folder of that name. The class of a custom module must be in a package that `allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
 

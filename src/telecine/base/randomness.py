@@ -50,21 +50,18 @@ def host_rand(count: int, generator: Generators) -> list[float]:
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, device: torch.device) -> Tensor:
     if isinstance(generator, Tensor):
         return generator
-    _check_generators(generator, shape[0], device)
-    if generator is None or isinstance(generator, torch.Generator):
-        return draw(tuple(shape), generator=generator)
-    return torch.stack([draw(tuple(shape[1:]), generator=each) for each in generator])
-
-
-def _check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
+    is_one = generator is None or isinstance(generator, torch.Generator)
     given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
     for each in given:
         if each.device.type != device.type:
             remedy = f'Create it with `torch.Generator("{device.type}")`.'
             raise argument_error("generator", f"on {device}", f"a generator on {each.device}", remedy)
-    if not isinstance(generator, torch.Generator | None) and len(given) != num_clips:
+    if is_one:
+        return draw(tuple(shape), generator=generator)
+    if len(given) != shape[0]:
         remedy = "Pass one generator, or a sequence with one per clip."
-        raise argument_error("generator", f"one generator or {num_clips}", f"{len(given)} of them", remedy)
+        raise argument_error("generator", f"one generator or {shape[0]}", f"{len(given)} of them", remedy)
+    return torch.stack([draw(tuple(shape[1:]), generator=each) for each in given])
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:

@@ -228,13 +228,11 @@ def _checkpoint(action: Literal["verify"], run: str) -> None:
 
 @command()
 def _weights(
-    action: Literal["fetch", "verify", "list"],
+    action: Literal["fetch", "verify"],
     nets: list[str] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
-    """Download, verify or list the frozen networks of LPIPS."""
-    from telecine.perceptual.weights import fetch, listing, verify
+    """Download or verify the frozen networks of LPIPS."""
+    from telecine.perceptual.weights import fetch, verify
 
-    for entry in listing() if action == "list" else ():
-        _say(f"{entry.net}: {entry.status}, {entry.path}{f' of {entry.source}' if entry.source else ''}")
-    for net in nets if action != "list" else ():
-        _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")
+    for net in nets:
+        _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net)}")

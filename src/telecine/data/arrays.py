@@ -50,9 +50,7 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
 def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
     """Return frames of an array, float32 `(T, H, W, C)` in [-1, 1], resized with an antialiased bicubic filter.
 
-    Raises:
-        DecodeError: the file cannot be read any more.
-        DataError: a value is outside of the range.
+    Raises a `DecodeError` if the file cannot be read any more, a `DataError` if a value is outside of the range.
     """
     low, high = info.range
     values = _as_frames(_opened(info.path), info.layout)[frames.start : frames.stop : frames.step]

@@ -81,9 +81,7 @@ def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
 def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
     """Call `opening` with the local source, or with its copy in the cache, which may be removed afterwards.
 
-    Raises:
-        DecodeError: the file does not exist.
-        DataError: it cannot be fetched, or not by the deadline.
+    Raises a `DecodeError` if the file does not exist, a `DataError` if it cannot be fetched, or not by the deadline.
     """
     file = file_of(source)
     if isinstance(file, Path):

@@ -5,7 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +310,7 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
     """Return the cuts in each of the first videos that have `max_frames` together, unless a frame does not decode."""
     found: dict[Source, list[int]] = {}
     videos = [info for info in infos if not info.is_image]
-    ends = torch.tensor([info.num_frames for info in videos]).cumsum(0).tolist()
+    ends = accumulate(info.num_frames for info in videos)
     few = [info for info, end in zip(videos, ends, strict=True) if end <= max_frames]
     for info in with_progress(few, "finding cuts"):
         grids = (_brightness(_shown(frame[None])) for frame in iterate_frames(info, _DECODED_SIZE))

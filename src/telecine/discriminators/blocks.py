@@ -61,11 +61,7 @@ class Blur(nn.Module):
         self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))
 
     def forward(self, x: Tensor, space_only: bool = False, time_only: bool = False) -> Tensor:
-        """Blur `(B, C, H, W)` or `(B, C, T, H, W)`; the shape stays the same.
-
-        Raises:
-            ValueError: If both flags are set, or `time_only` is set for images.
-        """
+        """Blur `(B, C, [T,] H, W)` to the same shape; raise a `ValueError` for both flags, or `time_only` of images."""
         if space_only and time_only:
             remedy = "Set neither to blur space and time."
             raise argument_error("time_only", "False if `space_only` is set", time_only, remedy)

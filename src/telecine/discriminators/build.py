@@ -17,8 +17,6 @@ from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
-# The module of the classes in configurations written for CogVideo; `sgm` need not be installed.
-REFERENCE_MODULE = "sgm.modules.autoencoding.losses.video_loss"
 # The classes by the names that the settings have; those of frozen features are built apart.
 IMAGE: Mapping[str, type[GradientCheckpointing]] = {"attention": Discriminator, "patch": PatchDiscriminator}
 VIDEO: Mapping[str, type[GradientCheckpointing]] = {
@@ -94,7 +92,7 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
     module_name, _, class_name = str(target).rpartition(".")
-    if module_name.removeprefix("sat.") == REFERENCE_MODULE:
+    if module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss":  # need not be installed
         target = f"telecine.cogvideo.{class_name}"
     found = import_allowed(str(target), f"{name}.target")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

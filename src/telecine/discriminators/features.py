@@ -29,8 +29,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
     Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and
     width of the smallest map, to which those of larger maps are averaged: each head has the same weight. Only the heads
-    are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
-    twice. Gradient checkpointing recomputes the frozen network only, which takes most of the memory.
+    are parameters and in the state dict. Gradient checkpointing recomputes the frozen network only.
 
     Args:
         dim: Channels inside a head.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from rich.console import Console
@@ -16,9 +16,6 @@ from telecine.base.checks import argument_error, shorten
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.evaluate import CLIPS_FILE, COLOURS, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE, plot_frames
 from telecine.evaluation.protocol import DEFINITIONS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
@@ -37,14 +34,11 @@ RESAMPLES_PER_BATCH = 100  # bounds memory
 class _Difference:
     """The figures of two evaluations, A and B, in one metric, and their difference."""
 
-    name: str
-    """The metric, or its distance from the best value for metrics that are best near a number."""
+    name: str  # the metric, or its distance from the best value for metrics that are best near a number
     first: float
     second: float
-    mean: float
-    """The mean over clips of B - A."""
-    interval: tuple[float, float] | None
-    """The 95 % bootstrap interval of the mean over clips; None for figures of the whole set."""
+    mean: float  # over clips, of B - A
+    interval: tuple[float, float] | None  # the 95 % bootstrap interval of the mean; None for figures of the whole set
     larger_is_better: bool
 
     @property
@@ -64,8 +58,7 @@ class _Comparison:
     """The differences of two evaluations."""
 
     differences: list[_Difference]
-    warnings: list[str]
-    """Differences of the protocols that leave the figures comparable."""
+    warnings: list[str]  # differences of the protocols that leave the figures comparable
     num_clips: int
 
     def print_to(self, console: Console) -> None:
@@ -204,21 +197,17 @@ def _plot_differences(differences: Sequence[_Difference], title: str, path: Path
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
     for difference, axes in zip(differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True):
-        _plot_difference(axes, difference)
+        low, high = difference.interval or (difference.mean, difference.mean)
+        colour = COLOURS[difference.better]
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
+        limit = 1.25 * max(abs(low), abs(high))
+        limit = limit if 0 < limit < math.inf else 1.0  # 0 if the figures are equal; NaN is shown as text
+        axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
+        axes.set_yticks([])
+        axes.tick_params(labelsize=7)
+        axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-def _plot_difference(axes: "Axes", difference: _Difference) -> None:
-    low, high = difference.interval or (difference.mean, difference.mean)
-    colour = COLOURS[difference.better]
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
-    axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
-    limit = 1.25 * max(abs(low), abs(high))
-    limit = limit if 0 < limit < math.inf else 1.0  # 0 if the figures are equal; NaN is shown as text
-    axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
-    axes.set_yticks([])
-    axes.tick_params(labelsize=7)
-    axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
-    axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)

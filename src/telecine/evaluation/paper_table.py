@@ -22,11 +22,9 @@ _BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
     "nearest to 0": ("→ 0", abs),
     "nearest to 1": ("→ 1", lambda value: abs(value - 1)),
 }
-_LATEX = {each: f"\\{each}" for each in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-}
-_LATEX |= {"^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": r"$\pm$"}
+_LATEX = {each: f"\\{each}" for each in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": r"$\pm$"}
 
 
 def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> str:

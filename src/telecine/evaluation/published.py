@@ -237,10 +237,7 @@ class PublishedProtocol:
         }
 
 
-def _read_protocols() -> dict[ProtocolName, PublishedProtocol]:
-    found = read_package_yaml("telecine.evaluation", "protocols.yaml")
-    named = {name: {"name": name, **fields} for name, fields in found.items()}
-    return TypeAdapter(dict[ProtocolName, PublishedProtocol]).validate_python(named)
-
-
-PROTOCOLS = _read_protocols()
+_FIELDS = read_package_yaml("telecine.evaluation", "protocols.yaml")
+PROTOCOLS = TypeAdapter(dict[ProtocolName, PublishedProtocol]).validate_python(
+    {name: {"name": name, **fields} for name, fields in _FIELDS.items()}
+)

@@ -63,7 +63,6 @@ def reconstruct_in_chunks(
     model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int = 0, tiling: Tiling | None = None
 ) -> Tensor:
     """Return the reconstruction of a clip `(3, T, H, W)` in chunks of `num_frames` frames and in tiles, blended."""
-
     starts = count(0, num_frames - overlap)
 
     def reconstruct(chunk: Tensor) -> Tensor:

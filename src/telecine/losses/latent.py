@@ -242,11 +242,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
 
 # The terms of a latent that a name alone stands for.
 LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
-    "equivariance": equivariance,
-    "scale_equivariance": scale_equivariance,
-    "local_correlation": local_correlation,
-    "latent_masking": latent_masking,
-    "latent_noise": latent_noise,
+    term.__name__: term for term in (equivariance, scale_equivariance, local_correlation, latent_masking, latent_noise)
 }
 
 

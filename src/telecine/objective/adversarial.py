@@ -50,8 +50,7 @@ class AdversarialLosses:
     batch: Batch
     weights: Weights
     both_steps: bool  # whether the call computes the losses of both steps
-    is_eager: bool = field(default=False, init=False)
-    """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
+    is_eager: bool = field(default=False, init=False)  # whether its terms compute gradients together with values
 
     def generator_losses(self) -> dict[str, Log]:
         """Return each of `GENERATOR_TERMS` as a dict by discriminator, without those of weight 0."""
@@ -135,8 +134,7 @@ class VideoDiscriminator:
     sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
     factor: int = 1  # height and width are divided by this factor first
     term: str = "adversarial"  # the term of the autoencoder's loss that its generator loss belongs to
-    frame_indices: Tensor | None = field(default=None, compare=False)
-    """`(B, 1)`, of the frames that a discriminator of frames sees."""
+    frame_indices: Tensor | None = field(default=None, compare=False)  # `(B, 1)`, of what one of frames sees
 
     @property
     def key(self) -> str:

@@ -20,6 +20,7 @@ from telecine.objective.eager_adversarial import EagerAdversarialLosses, _Gradie
 from telecine.objective.video_autoencoder import VideoAutoencoderLoss
 from telecine.objective.weights import Log
 from telecine.ops.compilation import Compiler, Tensors
+from telecine.ops.ranks import num_ranks
 
 _Step: TypeAlias = Callable[[Any, VideoDiscriminator], Any]
 
@@ -27,17 +28,15 @@ _NO_BATCH = Batch._make([None] * len(Batch._fields))
 
 
 def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
-    """Compile discriminators and LPIPS in place; values change by rounding, the state dict stays as it is.
+    """Compile discriminators and LPIPS in place, or raise a `ValueError` about a setting that cannot be compiled.
 
-    Raises:
-        ValueError: A setting cannot be compiled.
+    Values change by rounding, the state dict stays as it is.
     """
-    penalty, ranks = loss.penalty, torch.distributed
+    penalty = loss.penalty
     if loss.schedule.is_ever_on("grad_penalty") and penalty.noise is None and penalty.takes("generator"):
         remedy = "Give its `Penalty` a function `noise`, which draws its random numbers."
         raise argument_error("penalty.kind", "without random numbers of its own", describe(penalty), remedy)
-    several = ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1
-    for name in loss.logit_terms if several else ():
+    for name in loss.logit_terms if num_ranks() > 1 else ():
         contract, remedy = "0 in compiled code of several processes", "Leave the compiler out, or use one process."
         raise argument_error(loss.schedule.terms[name].setting, contract, "above 0", remedy)
     loss.compiler, loss.losses = compiler, partial(_CompiledAdversarialLosses, compiler=compiler)

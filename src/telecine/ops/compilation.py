@@ -30,9 +30,7 @@ _numbers = count()
 class Compiler:
     """`torch.compile` with its options; it keeps what it has compiled.
 
-    Args:
-        backend, mode: Those of `torch.compile`.
-        is_dynamic: The sizes of clips differ: compiled code takes any size, where PyTorch can.
+    With `is_dynamic` the sizes of clips differ: compiled code takes any size, where PyTorch can.
     """
 
     def __init__(self, backend: str, mode: str | None = None, *, is_dynamic: bool = False) -> None:
@@ -55,23 +53,21 @@ class Compiler:
         found, compiled = self.functions[key]
         with torch.no_grad():
             results = iter(compiled(*(x.detach() for x in inputs.values()), *_tensors(module)))
-        leaves = [inputs[leaf], *_trainable(module)]
+        leaves = [inputs[leaf], *trainable(module)]
         return {
             name: (next(results), [(x, next(results)) for x in compress(leaves, which)])
             for name, which in found.items()
         }
 
-    def compile_parts(self, module: nn.Module, last_layer: nn.Parameter) -> list[nn.Module]:
-        """Compile a network's parts in place, and return them: the largest ones that do not hold `last_layer`.
+    def compile_parts(self, module: nn.Module, last_layer: nn.Parameter) -> None:
+        """Compile a network's parts in place: the largest ones that do not hold `last_layer`.
 
         The gradient of that weight alone, which the adaptive weight needs, would otherwise take a whole backward.
         Without gradients, as in validation, the parts run as they are written.
         """
-        parts = list(_parts_without(last_layer, module))
-        for part in parts:
+        for part in _parts_without(last_layer, module):
             # As `part.compile` sets it.
             part._compiled_call_impl = partial(_call, part._call_impl, self._compiled(part._call_impl))
-        return parts
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +119,7 @@ def _values_and_gradients(
         for holder, name, x in slots:
             holder[name] = given[id(x)]
         with torch.enable_grad():
-            leaves, values = [inputs[leaf], *_trainable(module)], function(inputs)
+            leaves, values = [inputs[leaf], *trainable(module)], function(inputs)
             grad = partial(torch.autograd.grad, inputs=leaves, retain_graph=True, allow_unused=True)
             gradients = {name: grad(value) if value.requires_grad else () for name, value in values.items()}
     finally:
@@ -134,7 +130,8 @@ def _values_and_gradients(
     return [x for each in lists for x in each]
 
 
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require gradients."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 

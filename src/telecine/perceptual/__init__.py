@@ -11,12 +11,10 @@ from telecine.perceptual.lpips import Perceptual as Perceptual
 from telecine.perceptual.lpips import gram as gram
 from telecine.perceptual.lpips import gram_distance as gram_distance
 from telecine.perceptual.lpips import gram_matrix as gram_matrix
-from telecine.perceptual.weights import CachedWeights as CachedWeights
 from telecine.perceptual.weights import CorruptWeightsError as CorruptWeightsError
 from telecine.perceptual.weights import WeightsNotFoundError as WeightsNotFoundError
 from telecine.perceptual.weights import WeightsSource as WeightsSource
 from telecine.perceptual.weights import fetch as fetch
-from telecine.perceptual.weights import listing as listing
 from telecine.perceptual.weights import load_backbone as load_backbone
 from telecine.perceptual.weights import verify as verify
 

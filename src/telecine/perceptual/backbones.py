@@ -58,9 +58,8 @@ class Backbone:
         return shapes
 
 
-# The layers up to the last map that LPIPS compares. A stage ends at such a map: a max pooling (0 for none), then
-# convolutions with torchvision's names. The package is the archive of `telecine.perceptual.weights`: the root is the
-# network's key in it, and the hash is that of its tensors.
+# The package is the archive of `telecine.perceptual.weights`: the root is the network's key in it, and the hash is that
+# of its tensors.
 _TABLE = json.loads(resources.files(__package__).joinpath("backbones.json").read_text(encoding="utf-8"))
 BACKBONES: Mapping[str, Backbone] = TypeAdapter(dict[str, Backbone]).validate_python(
     {net: {**fields, "minimum_size": MIN_SIZES[net]} for net, fields in _TABLE.items()}

@@ -74,10 +74,7 @@ def _resized(x: Frames | Video, size: int) -> Frames | Video:
 
 
 def _as_map(output: object, num_inputs: int, ndim: int = 4, grid: Sequence[int] | None = None) -> FeatureMap | Video:
-    """Return a map with the `ndim` axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `grid`.
-
-    Without `grid`, tokens of frames are the largest square.
-    """
+    """Return a map with the `ndim` axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `grid`."""
     if isinstance(output, Tensor) and output.ndim in (3, ndim) and len(output) == num_inputs:
         if output.ndim == ndim and grid is None:
             return output

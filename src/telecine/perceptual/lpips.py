@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial, reduce
+from functools import reduce
 from importlib import resources
 from typing import Any, TypeAlias
 
@@ -239,14 +239,12 @@ def _takes_names(net: object) -> bool:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):  # compiled code without a readable signature
         return False
-    by_name, by_position = (
-        partial(signature.bind, reconstruction=None, target=None),
-        partial(signature.bind, None, None),
-    )
-    for bind in (by_name, by_position):
-        with suppress(TypeError):
-            bind()
-            return bind is by_name
+    with suppress(TypeError):
+        signature.bind(reconstruction=None, target=None)
+        return True
+    with suppress(TypeError):
+        signature.bind(None, None)
+        return False
     remedy = "Fix its other arguments with `functools.partial`."
     raise argument_error("net", _CONTRACT, f"one of the signature {signature}", remedy)
 

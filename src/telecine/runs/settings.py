@@ -51,15 +51,11 @@ def _plain(value: object) -> dict[str, Any] | str:
     """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
     if isinstance(value, Settings):
         return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
-    return _dotted_path(value)
-
-
-def _dotted_path(function: object) -> str:
-    name = getattr(function, "__qualname__", "<none>")
-    if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
+    name = getattr(value, "__qualname__", "<none>")
+    if "<" in name or getattr(value, "__module__", "__main__") == "__main__":
         remedy = "Move it to the top level of a module that can be imported, and pass its dotted path."
-        raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
-    return f"{function.__module__}.{name}"
+        raise argument_error("a setting", "a plain value or an importable function", describe(value), remedy)
+    return f"{value.__module__}.{name}"
 
 
 def check_encoding(settings: Settings) -> None:

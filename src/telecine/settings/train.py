@@ -215,7 +215,9 @@ class TrainConfig(Settings):
         side = min(smallest.height, smallest.width)
         self.discriminator.check_size(side)
         if self.sharding != "none":
-            self._check_sharding()
+            self.refuse("sharded latent_cache", self.latent_cache is not None, got=repr(self.latent_cache))
+            self.refuse("sharded optimizer", self.optimizer.name != "adamw")
+            self.refuse("sharded precision", self.mixed_precision == "fp16")
         if self.dynamo_backend != "no":
             self._check_compilation()
         self.refuse("size for LPIPS", side < MIN_SIZES["alex"], got=str(smallest), least=MIN_SIZES["alex"])
@@ -228,12 +230,6 @@ class TrainConfig(Settings):
             others = ["the discriminator features"]
         self.refuse("colours", others, what=" and ".join(others))
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
-
-    def _check_sharding(self) -> None:
-        """Raise a `ValueError` if a setting does not go with sharded weights."""
-        self.refuse("sharded latent_cache", self.latent_cache is not None, got=repr(self.latent_cache))
-        self.refuse("sharded optimizer", self.optimizer.name != "adamw")
-        self.refuse("sharded precision", self.mixed_precision == "fp16")
 
     def _check_compilation(self) -> None:
         """Raise a `ValueError` if a setting does not go with compiled code."""

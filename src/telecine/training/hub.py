@@ -14,8 +14,6 @@ from telecine.base.files import read_json
 
 # All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.
 _HUB_ERRORS: tuple[type[Exception], ...] = (LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)
-# Only diffusers writes this key into a configuration.
-_DIFFUSERS_KEY = "_diffusers_version"
 
 
 def create_repository(name: str) -> str:
@@ -31,7 +29,7 @@ def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[st
     """Upload a checkpoint's averaged weights, and a model card with the last metrics and the model's origin, `base`."""
     folder = checkpoint / "ema"
     config = folder / CONFIG_FILE
-    library = "diffusers" if config.is_file() and _DIFFUSERS_KEY in read_json(config) else "telecine"
+    library = "diffusers" if config.is_file() and "_diffusers_version" in read_json(config) else "telecine"
     is_public = base and is_hub_name(base) and not Path(base).exists()  # local paths are private
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     names = {"library": library, "name": repo_id, "base": f" from {base}" if is_public else ""}

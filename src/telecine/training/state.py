@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -80,13 +80,6 @@ class Rollback(NamedTuple):
         return f"`{self.value}` was not finite after step {self.step}; went back to step {self.to}, {lower}"
 
 
-@runtime_checkable
-class _Sharded(Protocol):
-    """What FSDP2 adds to a module that it has sharded."""
-
-    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None: ...
-
-
 @dataclass
 class TrainState:
     """Everything that training changes. A checkpoint saves it.
@@ -130,12 +123,12 @@ class TrainState:
     @property
     def is_sharded(self) -> bool:
         """Whether the autoencoder's weights are sharded over processes."""
-        return isinstance(self.model, _Sharded)
+        return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which, if `enabled`, a backward does not average the autoencoder's gradients."""
-        if isinstance(self.model, _Sharded):
-            self.model.set_requires_gradient_sync(not enabled)
+        if self.is_sharded:
+            cast(Any, self.model).set_requires_gradient_sync(not enabled)
             return nullcontext()
         return self.accelerator.no_sync(self.model) if enabled else nullcontext()
 

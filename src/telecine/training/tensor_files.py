@@ -12,7 +12,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -219,13 +219,6 @@ def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.devi
         torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)
 
 
-@runtime_checkable
-class _HasJSONConfig(Protocol):
-    """A diffusers model, which can print its configuration."""
-
-    def to_json_string(self) -> str: ...
-
-
 class WeightFiles:
     """Saves and loads the weights of an autoencoder, made before it is sharded.
 
@@ -342,10 +335,10 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
     """Return the settings that a model saves with its weights, but for the latent's normalisation, which changes."""
-    module: object = getattr(model, "module", model)
+    module: Any = getattr(model, "module", model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
-    elif isinstance(module, _HasJSONConfig):
+    elif hasattr(module, "to_json_string"):  # of diffusers, or a student
         values = json.loads(module.to_json_string())
     else:  # a custom module has none
         return {}

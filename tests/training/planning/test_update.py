@@ -217,7 +217,7 @@ def test_a_student_with_random_weights_is_refused(tiny, student):
 def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     found = plan(tiny(**everything))
     assert {"image discriminator", "video discriminator", "discriminator at 1/2"} <= set(found.largest)
-    assert found.discriminator_flops > 0
+    assert any("discriminator" in part for part in found.flops)
 
 
 @pytest.mark.slow

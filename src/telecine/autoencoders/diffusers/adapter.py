@@ -154,31 +154,21 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy a folder's weights into this model, which keeps its device and dtype."""
-        loaded = load_module(str(folder), subfolder=None, revision=None, dtype=torch.float32)
+        loaded = load_module(str(folder))
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
     @classmethod
     def from_pretrained(
-        cls,
-        name_or_folder: str | PathLike[str],
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        cls, name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
     ) -> "DiffusersAutoencoder":
-        """Return the model of a folder or a Hub name; arguments and errors as `load_autoencoder`'s.
-
-        Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
-        """
-        return cls(load_module(str(name_or_folder), subfolder, revision, dtype))
+        """Return the model of a folder or a Hub name, in float32; arguments and errors as `load_autoencoder`'s."""
+        return cls(load_module(str(name_or_folder), subfolder, revision))
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> "DiffusersAutoencoder":
         """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The class or an argument is unknown or wrong.
+        Raises a `FileNotFoundError` if there is no such file, a `ValueError` if the class or an argument is wrong.
         """
         return cls(build_module(config))
 

@@ -61,7 +61,7 @@ class DiffusionDecoder(Student):
         One that telecine has not saved gets the statistics of the teacher, which is loaded at once.
         """
         is_config = Path(source).suffix == ".json"
-        module = build_module(source) if is_config else load_module(str(source), None, None, torch.float32)
+        module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
             model._adopt(model.load_teacher().latent_model)
@@ -98,7 +98,6 @@ class DiffusionDecoder(Student):
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
         """Return the video that `sampler` makes of noise and a latent `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
-        assert self.sampler is not None
         time, space = self._compression
         size = (1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4])
         noise = self.sampler.noise((len(latent), self.in_channels, *size), latent.device) if noise is None else noise
@@ -106,7 +105,6 @@ class DiffusionDecoder(Student):
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it."""
-        assert self.flow is not None
         denoised, weight, _ = denoised_clips(self.flow, self._denoiser(latent), video, generator)
         return Reconstruction(denoised, {}, weight=weight)
 
@@ -168,7 +166,7 @@ class DiffusionDecoder(Student):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the decoder's weights; those for the latents of another encoder are a `ValueError`."""
-        loaded = load_module(str(folder), None, None, torch.float32)
+        loaded = load_module(str(folder))
         if loaded.config.get(_DIGEST_KEY) != self.digest:
             got = f"{self.teacher}, whose encoder differs"
             raise argument_error("teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one.")

@@ -42,14 +42,14 @@ MAX_SIZE = 2**16
 _logger = logging.getLogger(__name__)
 
 
-def load_module(source: str, subfolder: str | None, revision: str | None, dtype: torch.dtype) -> DiffusersModel:
-    """Return the diffusers model of a folder or a Hub name, with all its weights."""
+def load_module(source: str, subfolder: str | None = None, revision: str | None = None) -> DiffusersModel:
+    """Return the diffusers model of a folder or a Hub name, with all its weights, in float32."""
     config, place = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
     with _quiet_diffusers():
         check_num_weights(lambda: cls.from_config(config), source, Path(source) / (place or ""))
         module, report = cls.from_pretrained(
-            source, subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
+            source, subfolder=place, revision=revision, torch_dtype=torch.float32, output_loading_info=True
         )
     if missing := sorted(report["missing_keys"]):
         # diffusers initialises missing weights with random numbers.

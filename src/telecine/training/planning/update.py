@@ -91,11 +91,6 @@ class UpdatePlan:
         """The memory of networks and optimizers between two updates."""
         return sum(self.held.values())
 
-    @property
-    def discriminator_flops(self) -> int:
-        """The operations that an update without discriminators saves."""
-        return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
-
     def memory_for(self, num_clips: int) -> int:
         """Return the bytes that an update with this many clips needs at most.
 
@@ -140,10 +135,7 @@ def _remedies_in(config: Any) -> tuple[str, ...]:
 
 
 class _MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
-
-    It does not see the workspaces of convolution kernels, the context of a GPU and the fragmentation of its memory.
-    """
+    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
