@@ -113,6 +113,10 @@ class VideoAutoencoderLoss(nn.Module):
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
         self.config = validate(ObjectiveConfig, settings)
         self.schedule = WeightSchedule(self.config)
+        self._build_terms(vgg_weights)
+        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
+
+    def _build_terms(self, vgg_weights: WeightsSource) -> None:
         functions = functions_of(self.config)
         self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
@@ -122,12 +126,16 @@ class VideoAutoencoderLoss(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
         self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
         self.register_load_state_dict_pre_hook(PerceptualTerm.drop_weights)
-        image = partial(build_discriminator, default=Discriminator)
-        video = partial(build_discriminator, default=Discriminator3D)
-        self.discr = None if discr_kwargs is None else image(discr_kwargs, name="discr_kwargs")
-        self.discr_3d = None if discr_3d_kwargs is None else video(discr_3d_kwargs, name="discr_3d_kwargs")
+
+    def _build_discriminators(
+        self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
+    ) -> None:
+        build = build_discriminator
+        self.discr = None if frames is None else build(frames, default=Discriminator, name="discr_kwargs")
+        self.discr_3d = None if videos is None else build(videos, default=Discriminator3D, name="discr_3d_kwargs")
         self.multiscale_discrs = nn.ModuleList(
-            video(spec, name=f"multiscale_discr_kwargs[{index}]") for index, spec in enumerate(multiscale_discr_kwargs)
+            build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
+            for index, spec in enumerate(scales)
         )
         every = self.discriminators + self.multiscale_discriminators
         check_discriminators(every, self.schedule.terms.values())
