@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from telecine.__main__ import main
-from telecine.base.yaml_files import MAX_BYTES, as_yaml, line_of, parse_yaml, read_yaml
+from telecine.base.yaml_files import MAX_BYTES, line_of, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
 BAD = {
@@ -99,13 +99,3 @@ def test_the_line_of_a_setting(tmp_path):
     assert {name: line_of(path, name) for name in lines} == lines
     path.write_text("- [")
     assert line_of(path, "steps") is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["08", "1e5", "1.5e3", "0x1f", "null", "~", "", "true", "no", ".inf", "a: b", "3", "2024-01-31", "caf\u00e9"],
-)
-def test_text_comes_back_as_text(tmp_path, text):
-    values = {"a": text, "b": {"c": [text, 8, None, 0.5, True]}}
-    (tmp_path / "config.yaml").write_text(as_yaml(values), encoding="utf-8")
-    assert read_yaml(tmp_path / "config.yaml") == values

@@ -20,6 +20,7 @@ from telecine.runs.settings import (
     write_settings,
 )
 from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
+from telecine.settings.parse import read_config
 from telecine.training import train
 
 
@@ -101,3 +102,13 @@ def test_functions_that_cannot_be_imported_are_refused():
     penalty = ObjectiveConfig(penalty=PenaltyConfig(kind=Penalty(r1)))
     with pytest.raises(ValueError, match=r"an importable function, but got Penalty.*dotted path"):
         _as_yaml(TrainConfig(objective=penalty))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["08", "1e5", "1.5e3", "0x1f", "null", "~", "", "true", "no", ".inf", "a: b", "3", "2024-01-31", "caf\u00e9"],
+)
+def test_text_comes_back_as_text(tmp_path, text):
+    write_settings(tmp_path, TrainConfig(data=text, tracker_project=text, trackers=()))
+    assert read_saved_settings(tmp_path)["data"] == text
+    assert read_config(tmp_path / "config.yaml").tracker_project == text

@@ -108,22 +108,6 @@ def _read_document(path: Path) -> _Document:
     return document
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that is something else without quotes, also in YAML 1.2."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _plain_value(text) == text else "'")
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def as_yaml(values: dict[str, Any]) -> str:
-    """Return a text that `read_yaml` reads as these values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-
-
 def read_package_yaml(package: str, name: str) -> Any:
     """Return the values in a YAML file of a package of telecine, which may have aliases."""
     return yaml.load(resources.files(package).joinpath(name).read_text(encoding="utf-8"), Loader=_Loader)

@@ -1,7 +1,7 @@
 """Held-out data: the frames held out from training, and the fixed validation clips."""
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
@@ -47,9 +47,7 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
 
 def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
     """Return the spans that have no frame in common with a held-out one; if none is left, warn and return all."""
-    taken = defaultdict(list)
-    for each in held_out:
-        taken[resolve_source(each.info.path)].append(each)
+    taken = {resolve_source(each[0].info.path): each for each in _group_by_video(held_out)}
 
     def is_free(span: Span) -> bool:
         others = taken.get(resolve_source(span.info.path), ())

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import yaml
+
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
-from telecine.base.yaml_files import as_yaml, read_yaml
+from telecine.base.yaml_files import parse_yaml, read_yaml
 from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items
 
@@ -38,8 +40,19 @@ def write_settings(folder: Path, settings: Settings) -> None:
     write_text(folder / SETTINGS_FILE, _as_yaml(settings))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `read_yaml`, which reads YAML 1.2, takes for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if parse_yaml(text) == text else "'")
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def _as_yaml(settings: Settings) -> str:
-    return as_yaml(plain_settings(settings))
+    return yaml.dump(plain_settings(settings), Dumper=_Dumper, sort_keys=False)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
