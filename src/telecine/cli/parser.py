@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
+from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from telecine import __version__
@@ -85,9 +86,7 @@ class _Command:
         for option in dict.fromkeys(word.partition("=")[0] for word in typed if word.startswith("--")):
             # Also what is inside a setting, such as `objective.terms.gram`; all in the order in which they are typed.
             if kind_at(self.settings, option[2:]) is not None and option not in parser._option_string_actions:
-                parser.add_argument(
-                    option, dest="settings", action="append", type=lambda text, name=option[2:]: (name, text)
-                )
+                parser.add_argument(option, dest="settings", action="append", type=partial(_named, option[2:]))
         arguments, others = parser.parse_known_args(typed, argparse.Namespace(settings=[]))
         return vars(arguments), others
 

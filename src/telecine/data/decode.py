@@ -67,10 +67,7 @@ def open_video(
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
-    with (
-        decode_errors(path, VIDEO_ERRORS),
-        open_local(as_source(path), _open_container, deadline) as container,
-    ):
+    with decode_errors(path, VIDEO_ERRORS), open_local(as_source(path), _open_container, deadline) as container:
         if container.format.name in FORMATS["animated_images"]:
             raise DecodeError(f"{path}: {_ANIMATED}")
         moving = (each for each in container.streams.video if not each.disposition & Disposition.attached_pic)
@@ -243,10 +240,7 @@ def read_clip(
     size = size or (info.height, info.width)
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
-    with (
-        decode_errors(info.path, VIDEO_ERRORS),
-        closing(_packets_from_keyframe(info, start, max_pixels)) as packets,
-    ):
+    with decode_errors(info.path, VIDEO_ERRORS), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
         frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
         for frame, planes in zip(clip, _planes(frames, pixels, size, Fraction(1)), strict=True):
             torch._foreach_copy_(list(frame), planes)

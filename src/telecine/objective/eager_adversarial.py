@@ -12,7 +12,6 @@ from telecine.discriminators import frozen
 from telecine.objective.adversarial import AdversarialLosses, VideoDiscriminator
 from telecine.objective.eager import Gradients, eager_backward, gradients_of, shared_backward, with_gradients
 from telecine.objective.weights import Log
-from telecine.ops.compilation import trainable
 from telecine.perceptual import sample_frame_indices
 
 
@@ -76,7 +75,7 @@ class EagerAdversarialLosses(AdversarialLosses):
             return self._split_step(d)
         log = super()._discriminator_step(d)
         if self.mode is _GradientMode.JOINT:
-            weights = trainable(d.module)
+            weights = _trainable(d)
             log["loss"] = with_gradients(log["loss"], weights, gradients_of(log["loss"], weights))
         return log
 
@@ -109,7 +108,7 @@ class EagerAdversarialLosses(AdversarialLosses):
                 return terms
             keep = "feature_matching" in terms
             grad_x, gradients = shared_backward(
-                self.gan_loss, d_fake.logits, x_fake, trainable(d.module), retain_graph=keep, add_to=gradients
+                self.gan_loss, d_fake.logits, x_fake, _trainable(d), retain_graph=keep, add_to=gradients
             )
             return terms | {d.term: with_gradients(terms[d.term], [x_fake], [grad_x])}
 
@@ -131,19 +130,23 @@ class EagerAdversarialLosses(AdversarialLosses):
         real, logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
         terms = self._discriminator_terms(d, logits, logits.detach(), real=real, fake=real)  # `fake` is not used
         penalty = {name: term.detach() for name, term in terms.items() if name == "grad_penalty_loss"}
-        return logits.detach(), penalty, gradients_of(self.discriminator_loss(terms), trainable(d.module))
+        return logits.detach(), penalty, gradients_of(self.discriminator_loss(terms), _trainable(d))
 
     def _with_fake_part(self, d: VideoDiscriminator, gradients: Gradients, logits: Tensor) -> Gradients:
         """Return the gradients with those of the fake part. The graph is kept."""
         loss = self.discriminator_loss(self._discriminator_terms(d, logits.detach(), logits))
-        return gradients_of(loss, trainable(d.module), retain_graph=True, add_to=gradients)
+        return gradients_of(loss, _trainable(d), retain_graph=True, add_to=gradients)
 
     def _finish(
         self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, penalty: Log, gradients: Gradients
     ) -> Log:
         terms = self._discriminator_terms(d, real_logits, fake_logits) | penalty
         log = self._discriminator_log(terms, real_logits, fake_logits)
-        return log | {"loss": with_gradients(log["loss"], trainable(d.module), gradients)}
+        return log | {"loss": with_gradients(log["loss"], _trainable(d), gradients)}
+
+
+def _trainable(d: VideoDiscriminator) -> list[nn.Parameter]:
+    return [parameter for parameter in d.module.parameters() if parameter.requires_grad]
 
 
 def _can_share_backward(discriminator: nn.Module, logits: Tensor, x: Tensor) -> bool:

@@ -53,7 +53,7 @@ class Compiler:
         found, compiled = self.functions[key]
         with torch.no_grad():
             results = iter(compiled(*(x.detach() for x in inputs.values()), *_tensors(module)))
-        leaves = [inputs[leaf], *trainable(module)]
+        leaves = [inputs[leaf], *_trainable(module)]
         return {
             name: (next(results), [(x, next(results)) for x in compress(leaves, which)])
             for name, which in found.items()
@@ -119,7 +119,7 @@ def _values_and_gradients(
         for holder, name, x in slots:
             holder[name] = given[id(x)]
         with torch.enable_grad():
-            leaves, values = [inputs[leaf], *trainable(module)], function(inputs)
+            leaves, values = [inputs[leaf], *_trainable(module)], function(inputs)
             grad = partial(torch.autograd.grad, inputs=leaves, retain_graph=True, allow_unused=True)
             gradients = {name: grad(value) if value.requires_grad else () for name, value in values.items()}
     finally:
@@ -130,8 +130,7 @@ def _values_and_gradients(
     return [x for each in lists for x in each]
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that require gradients."""
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 

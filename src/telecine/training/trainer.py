@@ -35,12 +35,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
-from telecine.training.distributed import (
-    any_rank,
-    barrier_without_time_limit,
-    describe_processes,
-    on_first_process,
-)
+from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
