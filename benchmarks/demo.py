@@ -59,7 +59,8 @@ def measure(reconstruct: Reconstruct, clips: Sequence[Clip], perceptual: dict[st
 @torch.no_grad()
 def draw(models: Sequence[Reconstruct], clips: Sequence[Clip], path: Path, scale: int = SCALE) -> None:
     """Write the middle frames of a few clips, a row for each model; a pixel becomes `scale` x `scale`."""
-    shown = [clips[index * len(clips) // NUM_SHOWN]["video"][None] for index in range(min(NUM_SHOWN, len(clips)))]
+    count = min(NUM_SHOWN, len(clips))
+    shown = [clips[index * len(clips) // count]["video"][None] for index in range(count)]
     frames = [model(video)[0, :, video.shape[2] // 2] for model in models for video in shown]
     large = torch.stack(frames).clamp(-1, 1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     save_image((large + 1) / 2, path, nrow=len(shown), padding=GAP, pad_value=1)

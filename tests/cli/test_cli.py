@@ -327,10 +327,13 @@ def test_of_a_group_and_its_settings_the_last_counts(monkeypatch):
         assert settings_of(monkeypatch, "--data", "x", *typed).clips.height == height
 
 
-def test_an_empty_variable_of_the_shell_is_not_left_out(monkeypatch):
-    config = settings_of(monkeypatch, "--data", "", "--val_data=")
-    assert (config.data, config.val_data) == ("", "")
+def test_an_empty_variable_of_the_shell_is_a_mistake(monkeypatch, capsys):
+    text = "must be a value, but got an empty text. Check the variable of the shell, or type null for none."
+    for typed in (("--data", ""), ("--output_dir=",), ("--clips.num_clips", " ")):
+        assert f"`{typed[0].rstrip('=')}` {text}" in error_of(capsys, "train", *typed)
     assert settings_of(monkeypatch, "--data", "x", "--val_data", "null").val_data is None
+    monkeypatch.setenv("TELECINE__OUTPUT_DIR", "")
+    assert f"`output_dir` {text} It is TELECINE__OUTPUT_DIR of the env" in error_of(capsys, "train", "--data", "x")
 
 
 def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkeypatch, tmp_path, capsys):

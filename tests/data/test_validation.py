@@ -216,9 +216,15 @@ def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[
 def test_what_is_held_out_is_not_trained_on(caplog):
     one, two, three = _videos([40, 40, 40])
     assert without_held_out([one, two, three], [three]) == [one, two]
-    assert "1 of 3 videos or images are in `val_data`: not trained on" in caplog.text
+    assert "40 of 120 frames are in `val_data`, and not trained on" in caplog.text
     first, last = replace(two, last_frame=19), replace(two, first_frame=20)
-    assert without_held_out([one, first, last], [replace(last, last_frame=30)]) == [one, first]
+    part = replace(two, first_frame=15, last_frame=29)
+    left = [replace(two, last_frame=14), replace(two, first_frame=30)]
+    assert without_held_out([one, first, last], [part]) == [one, *left]
+    assert without_held_out([one, two], [part]) == [one, *left]
+    assert without_held_out([two], [replace(last, last_frame=24), part]) == left, "in any order, also overlapping"
     assert without_held_out([one, first], [last]) == [one, first]
+    (image,) = _images(1)
+    assert without_held_out([image, one], [image]) == [one]
     assert without_held_out([one], [one]) == [one]
     assert "`val_data` has all of `data`: validation is on what is trained on" in caplog.text

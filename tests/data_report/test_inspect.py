@@ -173,3 +173,9 @@ def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
     assert not any("scenes.csv" in line for line in report.advice)
     write_data(report, tmp_path / "out")
     assert not (tmp_path / "out" / "scenes.csv").exists()
+
+
+def test_a_file_that_is_held_out_by_another_name(config, data, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    report = inspect_data(replace(config, data=str(data), val_data=f"{data.name}/scene.mp4"), num_clips=1)
+    assert {Path(row.path).name: row.use for row in report.files}["scene.mp4"] == "held out"

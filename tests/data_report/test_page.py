@@ -61,7 +61,11 @@ def test_clips_of_several_sizes_share_a_picture(report):
     assert _figure(large)["shape"] == "1 x 400 x 300"
 
 
-def test_a_clip_with_two_cuts_counts_once_and_a_picture_has_a_limited_height(report):
+def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path):
     twice = replace(report.clips[0], remarks=("cut before frame 2", "cut before frame 4"))
     assert dict(_summary(replace(report, clips=[twice])))["cut among them"] == "1"
-    assert _moving_sheet([twice] * 600).shape[1] == 20 * twice.frames.shape[1]
+    fast = replace(twice, fps=50.0)
+    page = write_data(replace(report, clips=[*[twice] * 120, fast]), tmp_path)
+    info = index_video(tmp_path / "clips.mp4")
+    assert (info.height, info.fps) == (20 * twice.frames.shape[1], twice.fps)
+    assert "of the first 120" in page.read_text(encoding="utf-8")

@@ -54,7 +54,8 @@ def test_residue_is_removed_and_nothing_else(tmp_path):
     for step, name in ((1, "clips.json"), (2, "clip.mp4")):
         (tmp_path / "validation" / f"step-{step:08d}").mkdir()
         (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
-    own += [Path("validation/step-00000001/clips.json"), Path("validation/.DS_Store")]
+    (tmp_path / "validation" / "archery").mkdir()  # of a data set
+    own += [Path("validation/step-00000001/clips.json"), Path("validation/.DS_Store"), Path("validation/archery/1.mp4")]
     for path in own:
         (tmp_path / path).touch()
     time.sleep(0.02)  # the resolution of the file system's clock

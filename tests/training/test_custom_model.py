@@ -1,5 +1,6 @@
 """A module of the user's, from `--model my_package.Tiny` to every command that loads its run."""
 
+import copy
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
 from telecine.__main__ import main
@@ -18,8 +20,11 @@ from telecine.cli.commands import COMMANDS
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import LatentsConfig
-from telecine.training import train
+from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder, custom_module
+from telecine.training.trainer import Trainer
+
+from .test_trainer import LIGHT, StopAfter, quiet, tensors
 
 NAME = "own_of_tests"
 PACKAGE = """
@@ -161,3 +166,37 @@ def test_a_latent_is_aligned_with_a_network_of_clips(
     saved = load_file(find_checkpoint(Path("run")) / "objective.safetensors")
     (projection,) = (weight for name, weight in saved.items() if name.endswith("alignment_loss.projection.weight"))
     assert projection.shape == (6, 4, 1, 1)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in each call, and returns no latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.decoder(video + 0.1 * torch.randn_like(video))
+
+
+class StopAfterValidation(StopAfter):
+    """Stops a trainer once the validation of a step is recorded."""
+
+    @property
+    def is_set(self):
+        return any(record["step"] == self.num_steps for record in self.trainer.files.history.validations())
+
+
+def test_random_numbers_of_an_evaluation_do_not_change_the_updates(tiny, tmp_path):
+    settings = {"steps": 4, "val_every": 2, "save_every": 2, **LIGHT, "latent_clips": 2}
+    straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
+    model = Noisy()
+    train(straight, autoencoder=copy.deepcopy(model), console=quiet())
+    for stop in (StopAfter, StopAfterValidation):  # in the second validation, then after it
+        trainer = Trainer(resumed, quiet(), copy.deepcopy(model))
+        with pytest.raises(Interrupted):
+            trainer.run(stop(trainer, 2))
+        trainer.close()
+    train(resumed, autoencoder=copy.deepcopy(model), console=quiet())
+    ours, theirs = (tensors(find_checkpoint(Path(each.output_dir))) for each in (straight, resumed))
+    assert all(torch.equal(value, theirs[file][key]) for file in ours for key, value in ours[file].items())

@@ -106,12 +106,7 @@ class _Command:
         return ["gpu" if has_data else "demo"]
 
     def parser(
-        self,
-        settings: Sequence[Setting],
-        values: Nested | None = None,
-        *,
-        with_arguments: bool = True,
-        **options: Any,
+        self, settings: Sequence[Setting], values: Nested | None = None, *, with_arguments: bool = True, **options: Any
     ) -> argparse.ArgumentParser:
         """Return a parser of the arguments and of these settings, as texts; the help shows `values` as defaults."""
         parser = _Parser(add_help=False, allow_abbrev=False, **options)

@@ -27,16 +27,7 @@ from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import (
-    RemotePath,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame,
-    is_address,
-    kind_of,
-    tar_members,
-)
+from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame, is_address, kind_of, tar_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)

@@ -46,20 +46,27 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
 
 
 def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
-    """Return the spans that have no frame in common with a held-out one; if none is left, warn and return all."""
+    """Return the parts of spans that are not held out; if none is left, warn and return all."""
     taken = {resolve_source(each[0].info.path): each for each in _group_by_video(held_out)}
-
-    def is_free(span: Span) -> bool:
-        others = taken.get(resolve_source(span.info.path), ())
-        return all(span.last_frame < each.first_frame or each.last_frame < span.first_frame for each in others)
-
-    if not (free := [span for span in spans if is_free(span)]):
+    free = []
+    for span in spans:
+        parts = [span]
+        for hole in taken.get(resolve_source(span.info.path), ()):
+            parts = [part for each in parts for part in _without(each, hole)]
+        free += parts
+    num_frames, num_free = (sum(span.num_frames for span in each) for each in (spans, free))
+    if not free:
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
-    elif len(free) < len(spans):
-        logger.warning(
-            "%d of %d videos or images are in `val_data`: not trained on", len(spans) - len(free), len(spans)
-        )
+    elif num_free < num_frames:
+        logger.warning("%d of %d frames are in `val_data`, and not trained on", num_frames - num_free, num_frames)
     return free or list(spans)
+
+
+def _without(span: Span, hole: Span) -> list[Span]:
+    """Return the parts of a span before and after another one of the same video."""
+    before = Span(span.info, span.first_frame, min(span.last_frame, hole.first_frame - 1))
+    after = Span(span.info, max(span.first_frame, hole.last_frame + 1), span.last_frame)
+    return [each for each in (before, after) if each.first_frame <= each.last_frame]
 
 
 def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:

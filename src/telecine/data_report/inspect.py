@@ -25,7 +25,7 @@ from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, file_of
+from telecine.data.source import Source, TarMember, file_of, resolve_source
 from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans
@@ -180,9 +180,9 @@ def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest:
     for use, used in (("training", spans.train), ("held out", spans.held_out)):
         for span in used:
             if span.info.is_image or span.num_frames >= shortest:
-                uses[span.info.path][use] = None
+                uses[resolve_source(span.info.path)][use] = None
     for info in with_progress(infos, "reading files", total=len(infos)):
-        if found := uses.get(info.path):
+        if found := uses.get(resolve_source(info.path)):
             use = " and ".join(found)
         elif info.is_image:
             use = "an image, and `clips.image_ratio` is 0"

@@ -36,7 +36,8 @@ def write_data(report: DataReport, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
-    write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), max(clip.fps for clip in report.clips))
+    shown = report.clips[:MAX_IN_VIDEO]
+    write_preview(folder / VIDEO_FILE, _moving_sheet(shown), max(clip.fps for clip in shown))
     if report.scenes:
         _write_scenes(folder / SCENES_FILE, report.scenes)
     write_text(folder / PAGE_FILE, _render_data(report))
@@ -58,7 +59,8 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
 def _render_data(report: DataReport) -> str:
     figures = [_figure(clip) for clip in report.clips]
     values = {"summary": _summary(report), "clips": figures, "video": VIDEO_FILE, "definitions": DEFINITIONS}
-    return render_page("data.html", titles=[report.data], report=report, max_rows=MAX_ROWS, **values)
+    limits = {"max_rows": MAX_ROWS, "max_in_video": MAX_IN_VIDEO}
+    return render_page("data.html", titles=[report.data], report=report, **limits, **values)
 
 
 def _summary(report: DataReport) -> list[tuple[str, str]]:
@@ -98,8 +100,7 @@ def _figure(clip: SampledClip) -> dict[str, Any]:
 
 
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
-    """Return a grid of the first clips, each at its own speed, uint8 `(T, H, W, 3)`."""
-    clips = clips[:MAX_IN_VIDEO]
+    """Return a grid of clips, each at its own speed, uint8 `(T, H, W, 3)`."""
     small = at_one_rate([shrink(clip.frames, VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
     columns = min(VIDEO_COLUMNS, len(small))

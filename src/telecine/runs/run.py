@@ -235,9 +235,9 @@ class Run:
     def remove_residue(self, before: float) -> None:
         """Remove what interrupted writes and deletions have left, and partial files from `before`, see `RunLock`."""
         self.checkpoints.remove_unfinished()
-        for folder in self._validations.glob("*"):
-            if folder.is_dir() and (folder.name.startswith(".") or not (folder / _CLIPS_FILE).is_file()):
-                shutil.rmtree(folder)
+        unfinished = [path for _, path in step_folders(self._validations) if not (path / _CLIPS_FILE).is_file()]
+        for folder in (*unfinished, *self._validations.glob(".step-*")):
+            shutil.rmtree(folder)
         for folder in (self.folder, self._videos):
             remove_partial(folder, before)
 

@@ -98,7 +98,11 @@ def environment_variables() -> dict[str, str]:
 
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
-    return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
+    items = list(typed)
+    for name, _ in (each for each in items if not each[1].strip()):
+        remedy = "Check the variable of the shell, or type null for none."
+        raise argument_error(name, "a value", "an empty text", remedy)
+    return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in items)
 
 
 def launcher_layer() -> Nested:
@@ -122,7 +126,7 @@ def _typed_value(kind: Any, text: str) -> Any:
         value = parse_yaml(f"[{text}]")
         return value if isinstance(value, list) else [text]
     is_text = str in kinds and not {int, float, bool} & {*kinds}
-    return text if is_text and (value is not None or not text) else value
+    return text if is_text and value is not None else value
 
 
 def nested(items: Iterable[tuple[str, Any]]) -> Nested:

@@ -3,13 +3,14 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
@@ -258,6 +259,11 @@ class Trainer:
                 self._print(f"cannot read the clips of step {self.state.step}; saved {saved}")
             raise stopped.__cause__ or Interrupted(saved) from None
 
+    def _fork_rng(self) -> AbstractContextManager[None]:
+        """Return a context in which the random numbers that a model draws change none of those of the updates."""
+        device = self.accelerator.device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
     def _is_validated(self) -> bool:
         """Return whether the present step needs no validation, or had it before the run was interrupted."""
         step = self.state.step
@@ -362,13 +368,14 @@ class Trainer:
     def validate(self, stop: StopRequest) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         step, model = self.state.step, self.state.autoencoder
-        with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
+        with self._saved_if_stopped(stop) as check_stop, self._fork_rng(), self.state.ema.applied():
             result = validate_model(
                 model, self.clips.val, self.perceptual, self.config.clips.bit_depth, before_each=check_stop
             )
         lag: dict[str, float] = {}
         if step > 0:
-            raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
+            with self._fork_rng():
+                raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]}
         if self.is_main:
             self._record(result, lag)
@@ -388,7 +395,7 @@ class Trainer:
         state, num_clips, known = self.state, self.config.latent_clips, self.checkpointer.latents
         if num_clips == 0 or not trains_encoder(state.autoencoder) or (known and known["step"] == state.step):
             return
-        with self._saved_if_stopped(stop) as check_stop, state.ema.applied():
+        with self._saved_if_stopped(stop) as check_stop, self._fork_rng(), state.ema.applied():
             statistics = measure_latents(state.autoencoder, self.clips.train, num_clips, self.accelerator, check_stop)
         if statistics is None:
             return
