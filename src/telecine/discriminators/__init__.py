@@ -1,4 +1,4 @@
-"""Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, frozen features, pairs."""
+"""Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, frozen features."""
 
 from telecine.discriminators.augment import augment as augment
 from telecine.discriminators.base import DiscriminatorOutput as DiscriminatorOutput
