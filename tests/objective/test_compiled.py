@@ -139,6 +139,11 @@ def test_half_precision(compiled_graphs):
     assert len(functions) == 2
 
 
+def test_float16_is_refused_also_with_a_penalty(compiled_graphs):
+    with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with .* autocast to float16"):
+        compare(make(Cheap()), compiled_graphs[0], dtype=torch.float32, amp=torch.float16)
+
+
 def test_one_code_for_several_sizes(compiled_graphs):
     backend, graphs = compiled_graphs
     loss = make(Cheap(), grad_penalty_loss_weight=0)

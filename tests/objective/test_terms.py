@@ -328,7 +328,7 @@ class TestLatent:
     def test_sample_weights_without_the_mask_for_what_does_not_look_at_pixels(self):
         seen = {}
 
-        def energy(*, latent, weight=None):
+        def energy(*, latent, target, weight=None):  # as "alignment", whose error is not 0 where pixels are masked out
             seen["weight"] = weight
             return latent.mean()
 
@@ -347,6 +347,18 @@ class TestLatent:
             "term_modules.half_loss.factor",
             ".term_modules.half_loss.factor",
         ]
+
+    def test_a_module_gets_its_params_and_is_trained(self, make_loss, pair):
+        class Scaled(Half):
+            def forward(self, reconstruction, target, scale=1.0):
+                return scale * super().forward(reconstruction, target)
+
+        loss = make_loss(perceptual_weight=0, terms={"half": {"target": Scaled(), "params": {"scale": 4.0}}})
+        (factor,) = loss.get_trainable_autoencoder_parameters()
+        total_loss, log = loss(*pair, 0, 0)
+        total_loss.backward()
+        torch.testing.assert_close(factor.grad, log["train/half_loss"] / 0.5)
+        torch.testing.assert_close(log["train/half_loss"], 2 * F.l1_loss(*pair))
 
     def test_every_loss_builds_its_own_module(self, make_loss):
         config = make_loss(perceptual_weight=0, terms={"half": {"target": Half}}).config

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
+from telecine.base.precision import autocast_off
 from telecine.discriminators.base import GradientCheckpointing
 
 # Normalised weights by the first layer; u and v, `(layers, size, 1)`, padded; sigma. None outside of a shared context.
@@ -52,7 +53,8 @@ def step_spectral_norms(module: nn.Module) -> None:
     """Take the step of the power iteration of telecine's networks; others take their steps themselves, in each pass."""
     for network in (each for each in module.modules() if isinstance(each, GradientCheckpointing)):
         if layers := [layer for layer in network.modules() if is_parametrized(layer, "weight")]:
-            normalised_weights(layers)
+            with autocast_off(next(network.parameters()).device):
+                normalised_weights(layers)
 
 
 @torch.no_grad()

@@ -94,7 +94,7 @@ def equivariance(
         target: x, `(B, 3, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
-        generator: Source of the transformation. One on an accelerator costs a host sync; of several, the first counts.
+        generator: Source of the transformation; of several, the first's seed. One on an accelerator costs a host sync.
         min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
         flip: `tau` is one of all seven other orientations of a square, with flips, which the paper leaves out.
         num_orientations: How many different orientations are decoded, each in a pass of its own, and averaged: at most

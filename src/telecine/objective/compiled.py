@@ -62,7 +62,7 @@ class _CompiledAdversarialLosses(EagerAdversarialLosses):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode is _GradientMode.GRAPH:
+        if self.mode is _GradientMode.GRAPH or not self.is_eager:
             contract = "no with hooks on the discriminators' parameters, or with autocast to float16"
             got, remedy = self.compiler.options["backend"], "Remove the hooks, or use bfloat16."
             raise argument_error("dynamo_backend", contract, got, remedy)

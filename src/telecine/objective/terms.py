@@ -96,7 +96,8 @@ class _TermFunction:
         if isinstance(self._found, type):
             with unset_fake_temporarily():  # it may read weights, also where a run is planned without any values
                 return cast(Callable[..., Tensor], self._found(**self.params))
-        return partial(self._found, **self.params) if self.params else self._found
+        is_module = isinstance(self._found, nn.Module)  # which gets its further arguments in `_call`
+        return partial(self._found, **self.params) if self.params and not is_module else self._found
 
     def _check_params(self) -> None:
         """Raise a `ValueError` unless `params` are arguments of the function, and complete for a class."""
@@ -137,7 +138,7 @@ class _TermFunction:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
             raise argument_error(_name(self.function), contract, "one without", remedy)
-        compares_pixels = bool({"reconstruction", "target"} & set(self.arguments))
+        compares_pixels = "reconstruction" in self.arguments
         given = {
             "reconstruction": batch.fake,
             "target": batch.real,
@@ -169,6 +170,7 @@ class _TermFunction:
     def _call(self, given: Mapping[str, object]) -> object:
         """Call the function with its arguments. Gradients of a module's weights are averaged over ranks."""
         arguments = {name: given[name] for name in self.arguments}
+        arguments |= self.params if isinstance(self._found, nn.Module) else {}
         if weights := {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}:
             return functional_call(cast(nn.Module, self.function), weights, (), arguments)
         return self.function(**arguments)

@@ -99,8 +99,8 @@ class Term(Settings):
     The function is called with those of these arguments that it has parameters for:
 
     - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
-    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. If the function has no
-      parameter `mask`, it is divided by the fraction that a mask keeps, so that a mean over all pixels is right;
+    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. For a function with
+      `reconstruction` and no `mask` it is divided by the fraction of pixels that count, so that a mean is right;
     - `mask`: bool, broadcasts to the videos, or `None`;
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
     - `generator`: the source of random numbers of this call.
@@ -227,7 +227,7 @@ class AdaptiveWeightConfig(Settings):
     """Each adversarial term is scaled so that its gradient is as large as that of this loss: LPIPS, or pixel loss and
     LPIPS together. "none" sets the weights to 1.
     Source: "perceptual" in CogVideo; "recon_and_perceptual" in VQGAN's code.
-    Fails: as the reference falls, so does the adversarial term."""
+    Fails: as the reference falls, so does the adversarial term. In float16 "recon_and_perceptual" underflows."""
     at: Literal["last_layer", "reconstruction"] = "last_layer"
     """Where gradients are compared: at the decoder's last layer, or at the reconstruction, which is cheaper and needs
     no layer.
