@@ -6,7 +6,7 @@ from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
 from telecine.objective.adversarial import VideoDiscriminator
-from telecine.ops.compilation import trainable
+from telecine.objective.eager_adversarial import _trainable
 
 INDICES = torch.tensor([[2], [0], [3]])
 
@@ -61,7 +61,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = trainable(module)
+    (weight,) = _trainable(build(module))
     assert weight is module.weight
 
 
