@@ -278,8 +278,8 @@ class Trainer:
             self.checkpointer.wait()
         found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
         if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
-            at = None if found is None else self.files.checkpoints.read_state(found, {"step", "rollbacks"})
-            raise TrainingError(f"{error} {_remedy(self.config.optimizer, at, len(past))}") from error
+            saved = None if found is None else self.files.checkpoints.read_state(found, {"step", "rollbacks"})
+            raise TrainingError(f"{error} {_remedy(self.config.optimizer, saved, len(past))}") from error
         self.checkpointer.load(self.state, found)
         rollback = Rollback(step, self.state.step, error.value)
         self.state.rollbacks = [*past, rollback]
