@@ -7,13 +7,14 @@ help of the others. What needs PyTorch is imported where it is used, so that hel
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
-from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
+from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
 from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
 _console = PlainConsole()
@@ -140,14 +141,19 @@ def _reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, ou
 
 
 @command(runs_code=True)
-def _latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
+def _latents(settings: LatentsConfig, models: list[str], *, output: str = "latents", probe: bool = False) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
-    report = measure_latent_spaces(models, settings)
+    folder, train_one = Path(output), None
+    if probe or settings.probe != ProbeConfig():
+        from telecine.training.probe import train_probe
+
+        train_one = partial(train_probe, config=settings, folder=folder / "probe", console=_console)
+    report = measure_latent_spaces(models, settings, train_one)
     report.print_to(_console)
-    page = write_latents(report, Path(output))
+    page = write_latents(report, folder)
     _say(f"written to {page.parent}; open {page} in a browser")
 
 

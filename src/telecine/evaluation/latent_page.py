@@ -7,6 +7,7 @@ from typing import cast
 
 from telecine.base.files import write_json, write_text
 from telecine.base.yaml_files import read_package_yaml
+from telecine.evaluation.denoising import LEVELS
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import render_page, short
 from telecine.report.plots import Plot, Series, as_curve
@@ -32,6 +33,7 @@ def _render_latents(report: LatentReport) -> str:
         titles=titles,
         data={"runs": titles, "file": "latents.json", "plots": plots},
         summary=report.summary(),
+        probes=[(space.title, space.probe) for space in spaces if space.probe],
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,
@@ -72,5 +74,6 @@ def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]
         "autocorrelation.time": [enumerate(correlation[name], 1) for name in ("time", "video_time")],
         "equivariance": [enumerate(value["mse"] for value in space.equivariance.values())],
         "noise": [((float(size), value) for size, value in space.noise_psnr.items())],
+        "probe": [zip(LEVELS, space.probe.shares() if space.probe else (), strict=False)],
         "drift": [enumerate(cast(list[float], space.drift.get("correlation", [])))],
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.base.yaml_files import read_package_yaml
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.evaluation.denoising import LatentProbe
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
@@ -191,6 +192,8 @@ class LatentSpace:
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
+    probe: LatentProbe | None = None
+    """How well a generator does that was trained on it, if one was."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
@@ -211,7 +214,7 @@ class LatentSpace:
         found |= dict(zip(names, self.codes.values(), strict=False))  # as `code_usage` orders them, if any
         if isinstance(drift := self.drift.get("relative_error"), float):
             found["drift from the base"] = drift
-        return found
+        return found | (self.probe.figures() if self.probe else {})
 
 
 @dataclass(frozen=True)
@@ -233,13 +236,20 @@ class LatentReport:
         for name, values in self.summary():
             table.add_row(name, *values)
         console.print(table)
+        for reason in dict.fromkeys(space.probe.no_frechet for space in self.models if space.probe):
+            if reason:
+                console.print(f"no Frechet distance of the probe: {reason}", soft_wrap=True)
 
 
-def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: LatentsConfig) -> LatentReport:
+def measure_latent_spaces(
+    models: Sequence[str | Path | nn.Module],
+    config: LatentsConfig,
+    probe: Callable[[ModelSource], LatentProbe] | None = None,
+) -> LatentReport:
     """Measure the latents of models on clips of `config.data`.
 
     `models` are folders of runs, of checkpoints or of saved autoencoders, or modules, at least one. Clips have the size
-    of the first one's run.
+    of the first one's run. `probe` trains a generator on the latents of a model, see `telecine.training.probe`.
 
     Raises:
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
@@ -254,6 +264,8 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
     same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]
     base = None if config.base is None else model_source(config.base, same, device)
+    # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
+    probes = [None if probe is None else probe(source) for source in sources]
     videos, digest = _find_clips(infos, clips, config.clip_limit)
     reference = None if base is None else _encode_all(base, videos)
     protocol: dict[str, object] = {
@@ -268,7 +280,10 @@ def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: Late
         "samplers": [source.sampler() for source in sources],
         "definitions": DEFINITIONS,
     }
-    return LatentReport([_measure_space(source, videos, reference) for source in sources], protocol)
+    if probe is not None:
+        protocol["probe"] = asdict(config.probe)
+    measured = [_measure_space(source, videos, reference, each) for source, each in zip(sources, probes, strict=True)]
+    return LatentReport(measured, protocol)
 
 
 @dataclass(frozen=True)
@@ -317,7 +332,9 @@ def _encode_all(source: ModelSource, videos: _ClipsOnDisk) -> Tensor:
     return torch.cat(latents)
 
 
-def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor | None) -> LatentSpace:
+def _measure_space(
+    source: ModelSource, videos: _ClipsOnDisk, reference: Tensor | None, probe: LatentProbe | None
+) -> LatentSpace:
     """Return the measures of one model on clips; `reference` has the latents of the base model."""
     latents = _encode_all(source, videos)
     moments = ChannelMoments()
@@ -345,6 +362,7 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
         nested_psnr=nested_psnr,
         codes=code_usage(source.model.codebook, latents.to(next(source.model.parameters()).device)),
         drift={} if reference is None else _drift(latents, reference),
+        probe=probe,
     )
 
 

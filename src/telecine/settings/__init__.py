@@ -15,6 +15,7 @@ from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig
 from telecine.settings.evaluate import EvaluateConfig as EvaluateConfig
 from telecine.settings.evaluate import LatentsConfig as LatentsConfig
 from telecine.settings.evaluate import MeasuredClips as MeasuredClips
+from telecine.settings.evaluate import ProbeConfig as ProbeConfig
 from telecine.settings.evaluate import ProtocolName as ProtocolName
 from telecine.settings.evaluate import ReconstructConfig as ReconstructConfig
 from telecine.settings.evaluate import SavedWeights as SavedWeights

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
-from telecine.settings.group import PATH, DeviceName, Settings
+from telecine.settings.group import PATH, Count, DeviceName, Positive, Settings
 
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
@@ -146,12 +146,39 @@ class EvaluateConfig(MeasuredClips):
 
 
 @dataclass(frozen=True)
+class ProbeConfig(Settings):
+    """A small generator that is trained on the latents by flow matching, and measured on those of unseen videos."""
+
+    val_data: str | None = field(default=None, metadata=PATH)
+    """The unseen videos. Without it, whole videos of the data are held out: a tenth, of ten videos or more."""
+    steps: Count = 3000
+    """Updates."""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    """The transformer: 2 layers of 96 features ("tiny", for a CPU), 12 of 384 or 12 of 768."""
+    causal: bool = False
+    """Let a latent frame attend to itself and earlier frames alone."""
+    batch_size: Count = 16
+    """Clips in an update."""
+    num_clips: Count = 512
+    """Training clips. They are encoded once; a folder beside the run keeps their latents."""
+    lr: Positive = 2e-3
+    """Learning rate after a warm-up, before half a cosine. Larger sizes need a smaller one."""
+    seed: int = 0
+    """Seed of the weights, the clips and the noise."""
+    features: str | None = field(default=None, metadata=PATH)
+    """Network of the Frechet distances between unseen clips, their reconstructions and as many samples, as `telecine
+    evaluate` has it: they need more clips than the network has features. Without it, they are not measured."""
+
+
+@dataclass(frozen=True)
 class LatentsConfig(MeasuredClips):
-    """Which clips are encoded, and the model whose latents they are compared with."""
+    """Which clips are encoded, the model whose latents they are compared with, and a generator of the latents."""
 
     base: str | None = field(default=None, metadata=PATH)
     """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
     fine-tuned."""
+    probe: ProbeConfig = ProbeConfig()
+    """With `--probe`: a small generator that is trained on the latents of `data`, and how well it does."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
-from telecine.settings import CausalVAEConfig
+from telecine.autoencoders.diffusers.denoiser import SIZES, LatentDenoiser
+from telecine.settings import CausalVAEConfig, ProbeConfig
+from telecine.settings.group import choices_of, kind_at
 
 CONFIG = CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)
 SHAPE = (4, 3, 4, 4)
@@ -16,13 +18,12 @@ def latents(num=2, seed=0):
 
 
 @pytest.fixture
-def build(benchmark_module):
+def build():
     """Return a function that builds a model whose last layer is not 0."""
-    denoiser_of = benchmark_module("probe_denoiser").LatentDenoiser
 
     def build_model(known=None, **options):
         torch.manual_seed(0)
-        model = denoiser_of(CausalVAE(CONFIG), latents(50) if known is None else known, **options)
+        model = LatentDenoiser(CausalVAE(CONFIG), latents(50) if known is None else known, **options)
         nn.init.normal_(model.transformer.proj_out.weight)
         return model
 
@@ -73,3 +74,7 @@ def test_only_the_transformer_is_trained_and_saved(build, tmp_path):
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(video).video, other.eval()(video).video)
+
+
+def test_settings_name_every_size():
+    assert choices_of(kind_at(ProbeConfig, "size")) == [*SIZES]

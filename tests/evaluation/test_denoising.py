@@ -5,6 +5,8 @@ import torch
 from einops import rearrange
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
+from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
+from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, measure_denoiser, velocity_losses
 from telecine.settings import CausalVAEConfig
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
@@ -33,22 +35,17 @@ def expected(level):
     return float(precision.inverse().trace() / 16 / level**2)
 
 
-@pytest.fixture
-def measures(benchmark_module):
-    return benchmark_module("probe_measures")
-
-
-def test_the_filter_leaves_what_the_closed_form_says(measures):
-    fitted = measures.WienerFilter.fit(gaussian(800, seed=1), PATCH)
-    losses = measures.velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
-    assert len(losses) == len(measures.LEVELS) == 11
-    for level, loss in zip(measures.LEVELS, losses, strict=True):
+def test_the_filter_leaves_what_the_closed_form_says():
+    fitted = WienerFilter.fit(gaussian(800, seed=1), PATCH)
+    losses = velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100))
+    assert len(losses) == len(LEVELS) == 11
+    for level, loss in zip(LEVELS, losses, strict=True):
         assert loss == pytest.approx(expected(level), rel=0.02)
 
 
-def test_the_mean_is_part_of_it(measures):
+def test_the_mean_is_part_of_it():
     latents = 3 + 1e-3 * gaussian(40, seed=1)
-    fitted = measures.WienerFilter.fit(latents, PATCH)
+    fitted = WienerFilter.fit(latents, PATCH)
     noisy = 0.5 * latents + 0.5 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noisy - 0.5 * fitted.velocity(noisy, 0.5), latents, atol=0.01, rtol=0)
 
@@ -57,31 +54,31 @@ def test_the_mean_is_part_of_it(measures):
     ("num", "patch"),
     [(3, (1, 1, 1)), (8, (1, 1, 2)), (32, (1, 2, 2)), (64, (2, 2, 2)), (300, (2, 2, 4)), (100_000, (2, 8, 8))],
 )
-def test_patches_are_as_large_as_the_latents_allow(measures, num, patch):
-    assert measures._largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
+def test_patches_are_as_large_as_the_latents_allow(num, patch):
+    assert _largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
 
 
-def test_too_few_latents_raise(measures):
+def test_too_few_latents_raise():
     with pytest.raises(ValueError, match="at least 128 positions for 4 channels"):
-        measures.WienerFilter.fit(torch.zeros(1, 4, 1, 2, 2))
+        WienerFilter.fit(torch.zeros(1, 4, 1, 2, 2))
 
 
 @pytest.fixture
-def denoiser(benchmark_module):
+def denoiser():
     torch.manual_seed(0)
-    return benchmark_module("probe_denoiser").LatentDenoiser(CausalVAE(TINY), gaussian(100, seed=9))
+    return LatentDenoiser(CausalVAE(TINY), gaussian(100, seed=9))
 
 
-def test_of_noise_a_generator_leaves_as_much_as_the_filter(measures, denoiser):
+def test_of_noise_a_generator_leaves_as_much_as_the_filter(denoiser):
     noise = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(0))
-    fitted = measures.WienerFilter.fit(noise[:400])
-    losses = measures.velocity_losses(denoiser.velocity, noise[400:].split(50))
-    linear = measures.velocity_losses(fitted.velocity, noise[400:].split(50))
+    fitted = WienerFilter.fit(noise[:400])
+    losses = velocity_losses(denoiser.velocity, noise[400:].split(50))
+    linear = velocity_losses(fitted.velocity, noise[400:].split(50))
     assert [a / b for a, b in zip(losses, linear, strict=True)] == pytest.approx([1] * 11, abs=0.02)
 
 
 @pytest.mark.slow
-def test_a_generator_of_gaussian_latents_reaches_the_filter(measures, denoiser):
+def test_a_generator_of_gaussian_latents_reaches_the_filter(denoiser):
     model = denoiser.train()
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=140)
@@ -93,7 +90,27 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(measures, denoiser):
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    best = measures.WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
+    best = WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
     unseen = gaussian(128, seed=3)
-    losses = measures.velocity_losses(model.velocity, unseen.split(64))
-    assert losses == pytest.approx(measures.velocity_losses(best.velocity, unseen.split(64)), rel=0.02)
+    losses = velocity_losses(model.velocity, unseen.split(64))
+    assert losses == pytest.approx(velocity_losses(best.velocity, unseen.split(64)), rel=0.02)
+
+
+def test_too_few_clips_for_a_frechet_distance_are_a_reason(denoiser, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        f"{measure_denoiser.__module__}.load_feature_network", lambda *_: lambda video: torch.rand(1, 5)
+    )
+    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
+    clips = torch.rand(2, 1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"seed": 0, "features": "transnetv2", "seconds": 1.0}
+    found = measure_denoiser(
+        denoiser.eval(),
+        WienerFilter.fit(gaussian(40, seed=1)),
+        lambda: iter(clips),
+        tmp_path / "samples.mp4",
+        **options,
+    )
+    assert found.frechet == {}
+    assert found.no_frechet.startswith("needs at least 6 clips, not 2")
+    assert found.samples == f"{tmp_path.name}/samples.mp4"
+    assert (tmp_path / "samples.mp4").is_file()

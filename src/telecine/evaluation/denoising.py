@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from probe_denoiser import LatentDenoiser
 from torch import Tensor
 
 from telecine.base.checks import argument_error
@@ -20,6 +20,9 @@ from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_f
 from telecine.evaluation.measure import frechet_undefined
 from telecine.perceptual import as_rgb
 from telecine.report.clips import write_preview
+
+if TYPE_CHECKING:
+    from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the noise
 NUM_SHOWN = 6
@@ -43,17 +46,25 @@ class LatentProbe:
     """Frames, height and width of its patches."""
     seconds: float
     """Of the training."""
-    picture: str
-    """File name of the video: unseen clips, their reconstructions and samples, from top to bottom."""
+    samples: str
+    """The video of unseen clips, their reconstructions and samples, from top to bottom; its path from the page."""
     frechet: dict[str, float] = field(default_factory=dict)
     """Frechet distances, by the names of the two sets."""
-    absent: str | None = None
-    """Why there are none."""
+    no_frechet: str = ""
+    """Why there are none, although they were asked for."""
 
-    @property
-    def share(self) -> float:
-        """The loss as a share of the linear denoiser's, over all levels."""
-        return sum(self.losses) / sum(self.linear_losses)
+    def shares(self) -> list[float]:
+        """Return the loss at each level as a share of the linear denoiser's."""
+        return [loss / linear for loss, linear in zip(self.losses, self.linear_losses, strict=True)]
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a line of a table."""
+        return {
+            "probe: velocity loss": sum(self.losses) / len(self.losses),
+            "probe: share of the linear loss": sum(self.losses) / sum(self.linear_losses),
+            "probe: seconds": self.seconds,
+            **{f"probe: Frechet distance, {pair}": value for pair, value in self.frechet.items()},
+        }
 
 
 @torch.no_grad()
@@ -138,13 +149,13 @@ def measure_denoiser(
     denoiser: LatentDenoiser,
     linear: WienerFilter,
     videos: Callable[[], Iterator[Video]],
-    picture: Path,
+    samples: Path,
     *,
     seed: int,
     features: str | None,
     seconds: float,
 ) -> LatentProbe:
-    """Return the measures on unseen videos `(1, C, T, H, W)`, and write a video of some beside samples.
+    """Return the measures on unseen videos `(1, C, T, H, W)`, and write some beside samples, as an MP4.
 
     `features` names the network of the Frechet distances; `seconds` is the time of the training.
     """
@@ -157,17 +168,17 @@ def measure_denoiser(
         "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, seed)),
     }
     rows, all_features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
-    write_preview(picture, torch.cat(rows, dim=1), _FPS)
-    absent = "needs `--features`" if network is None else frechet_undefined(*all_features)
-    pairs = combinations(() if absent else zip(sets, all_features, strict=True), 2)
+    write_preview(samples, torch.cat(rows, dim=1), _FPS)
+    undefined = frechet_undefined(*all_features) if network else None
+    pairs = combinations(zip(sets, all_features, strict=True) if network and not undefined else (), 2)
     return LatentProbe(
         losses=velocity_losses(denoiser.velocity, latents, seed=seed),
         linear_losses=velocity_losses(linear.velocity, latents, seed=seed),
         patch=linear.patch,
         seconds=seconds,
-        picture=picture.name,
+        samples=f"{samples.parent.name}/{samples.name}",
         frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
-        absent=absent,
+        no_frechet=undefined or "",
     )
 
 

@@ -1,0 +1,113 @@
+"""The probe of a latent: a small generator is trained on it, in a run of its own, and measured on unseen videos."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import Tensor
+
+from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
+from telecine.autoencoders.pretrained import digest_of_encoder
+from telecine.base.checks import argument_error
+from telecine.base.frozen import Frozen
+from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
+from telecine.data import ClipDataset, iterate_validation_clips
+from telecine.evaluation.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser
+from telecine.evaluation.source import ModelSource
+from telecine.runs import Run
+from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.training.build import build_accelerator
+from telecine.training.clips import Spans
+from telecine.training.latents import open_cache
+from telecine.training.run import train
+from telecine.training.tensor_files import EMA
+
+
+def train_probe(
+    source: ModelSource, config: LatentsConfig, folder: Path, console: Console | None = None
+) -> LatentProbe:
+    """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
+
+    The same call again resumes the run.
+
+    Raises:
+        ValueError: The model has no `encode` and `decode`, or there are no unseen videos.
+        TrainingError, Interrupted: See `train`.
+    """
+    probe, name = config.probe, digest_of_encoder(source.model.latent_model)[:8]
+    settings = _train_config(source, config, folder / name)
+    spans = Spans.find(settings.data, settings.val_data, settings.clips)
+    if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
+        contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
+        raise argument_error("data", contract, "fewer", remedy)
+    clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
+    latents = _latents_of(clips, source.model, f"{folder / name}-latents", build_accelerator(settings))
+    set_seed(settings.seed)
+    denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
+    result = train(settings, autoencoder=denoiser, console=console)
+    denoiser.load_weights(result.checkpoint / EMA)
+    summary = Run(result.run).summary()
+    assert summary is not None
+
+    def videos() -> Iterator[Video]:
+        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
+        return (clip["video"][None].to(denoiser.mean) for clip in clips)
+
+    return measure_denoiser(
+        denoiser.eval(),
+        WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean))),
+        videos,
+        folder / f"{name}.mp4",
+        seed=probe.seed,
+        features=probe.features,
+        seconds=summary.seconds,
+    )
+
+
+def _train_config(source: ModelSource, config: LatentsConfig, folder: Path) -> TrainConfig:
+    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
+    clips, probe = source.clips, config.probe
+    assert isinstance(clips, ClipConfig)  # these settings have no protocol
+    return TrainConfig(
+        data=config.data,
+        val_data=probe.val_data,
+        output_dir=str(folder),
+        steps=probe.steps,
+        batch_size=probe.batch_size,
+        seed=probe.seed,
+        device=config.device,
+        val_every=probe.steps,
+        val_clips=NUM_SHOWN,
+        save_every=max(1, probe.steps // 4),
+        latent_clips=0,
+        latent_cache=f"{folder}-latents",
+        linear_baseline=False,
+        linear_start=False,
+        trackers=(),
+        clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
+        objective=ObjectiveConfig(perceptual_weight=0.0),
+        optimizer=OptimizerConfig(
+            lr=probe.lr, betas=(0.9, 0.99), warmup_steps=min(100, probe.steps // 10), schedule="cosine"
+        ),
+    )
+
+
+@torch.no_grad()
+def _latents_of(clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator) -> Tensor:
+    """Return the latents of the training clips, on the CPU; the run's cache, in a folder, has them then."""
+    cache = open_cache(folder, Frozen(model).module, clips, accelerator)
+    assert cache is not None
+    assert clips.config.num_clips is not None
+    names = clips.names_of([(0, number) for number in range(clips.config.num_clips)])
+    for number, name in enumerate(with_progress(names, "encoding")):
+        if name not in cache:
+            video = clips[0, number]["video"][None].to(next(model.parameters()).device)
+            cache.add([name], model.latent_model.encode(video))
+    cache.write()
+    return cache.read(names, torch.device("cpu")).mode()

@@ -1,0 +1,70 @@
+"""The probe of a latent: its run, its measures of unseen videos, and the page of `telecine latents --probe`."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from telecine.autoencoders import CausalVAE
+from telecine.cli.commands import run
+from telecine.evaluation.denoising import LEVELS
+from telecine.report.video import write_video
+from telecine.runs import Run
+from telecine.settings import CausalVAEConfig
+
+CLIPS = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
+PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
+DISTANCES = ["reconstructions to unseen clips", "samples to unseen clips", "samples to reconstructions"]
+
+
+def moving(seed):
+    """Return 26 frames of 32 x 32 that move over noise."""
+    picture = torch.randint(256, (32, 58, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.stack([picture[:, start : start + 32] for start in range(26)])
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """The command line of a probe of a model on two videos; a third is unseen."""
+    for seed, name in enumerate(("data/one.mp4", "data/two.mp4", "unseen/three.mp4")):
+        write_video(tmp_path / name, moving(seed), fps=25)
+    torch.manual_seed(0)
+    CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(tmp_path / "model")
+    output = str(tmp_path / "latents")
+    return ["latents", str(tmp_path / "model"), "--data", str(tmp_path / "data"), *CLIPS, *PROBE, "-o", output]
+
+
+@pytest.mark.slow
+def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, monkeypatch, tmp_path, capsys):
+    network, output = (lambda video: video.mean((2, 3, 4))), tmp_path / "latents"
+    monkeypatch.setattr("telecine.evaluation.denoising.load_feature_network", lambda *_: network)
+    options = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    run(options)
+    assert "probe: share of the linear loss" in capsys.readouterr().out
+
+    text = (output / "latents.json").read_text()
+    (model,) = json.loads(text)["models"]
+    probe = model["probe"]
+    assert len(probe["losses"]) == len(probe["linear_losses"]) == len(LEVELS)
+    assert all(0 < each < 10 for each in probe["losses"] + probe["linear_losses"])
+    assert list(probe["frechet"]) == DISTANCES
+    assert all(each > 0 for each in probe["frechet"].values())
+    assert json.loads(text)["protocol"]["probe"]["steps"] == 4
+    page = (output / "latents.html").read_text()
+    assert f'<video src="{probe["samples"]}"' in page
+    assert (output / probe["samples"]).is_file()
+
+    (trained,) = (Run(each) for each in (output / "probe").iterdir() if (each / "metrics.jsonl").is_file())
+    assert [step for step, _ in trained.checkpoints.all()] == [3, 4]
+    shutil.rmtree(trained.checkpoints.path(4))
+    run(options)
+    again = json.loads((output / "latents.json").read_text())["models"][0]
+    assert again["probe"].pop("seconds") > 0
+    assert probe.pop("seconds") > 0
+    assert again == model
+
+
+def test_seen_videos_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"):
+        run(arguments)
