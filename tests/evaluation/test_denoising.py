@@ -97,20 +97,14 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(denoiser):
 
 
 def test_too_few_clips_for_a_frechet_distance_are_a_reason(denoiser, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        f"{measure_denoiser.__module__}.load_feature_network", lambda *_: lambda video: torch.rand(1, 5)
-    )
+    module = measure_denoiser.__module__
+    monkeypatch.setattr(f"{module}.load_feature_network", lambda *_: lambda video: torch.rand(1, 5))
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     clips = torch.rand(2, 1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    linear, samples = WienerFilter.fit(gaussian(40, seed=1)), tmp_path / "samples.mp4"
     options = {"seed": 0, "features": "transnetv2", "seconds": 1.0}
-    found = measure_denoiser(
-        denoiser.eval(),
-        WienerFilter.fit(gaussian(40, seed=1)),
-        lambda: iter(clips),
-        tmp_path / "samples.mp4",
-        **options,
-    )
+    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, **options)
     assert found.frechet == {}
     assert found.no_frechet.startswith("needs at least 6 clips, not 2")
     assert found.samples == f"{tmp_path.name}/samples.mp4"
-    assert (tmp_path / "samples.mp4").is_file()
+    assert samples.is_file()
