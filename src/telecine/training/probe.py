@@ -29,9 +29,7 @@ from telecine.training.run import train
 from telecine.training.tensor_files import EMA
 
 
-def train_probe(
-    source: ModelSource, config: LatentsConfig, folder: Path, console: Console | None = None
-) -> LatentProbe:
+def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
     """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
 
     The same call again resumes the run.
@@ -48,6 +46,7 @@ def train_probe(
         raise argument_error("data", contract, "fewer", remedy)
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     latents = _latents_of(clips, source.model, f"{folder / name}-latents", build_accelerator(settings))
+    console.print(f"training a generator on the latents of {source.title}", soft_wrap=True)
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
     result = train(settings, autoencoder=denoiser, console=console)
