@@ -151,7 +151,8 @@ def test_images_and_videos_are_split_separately() -> None:
     assert [span.info.path.name for span in train if not span.info.is_image] == ["0.mp4"]
     assert [span.info.path.name for span in held_out] == ["0.mp4", "5.png", "15.png"]
     assert [len(part) for part in split_videos(_images(2) + _videos([100]), 0.1, 9)] == [2, 2]
-    assert [len(part) for part in split_videos(_images(1) + _videos([100]), 0.1, 9)] == [2, 1]
+    for images in (_images(1), _images(1) * 2):  # a list may name a file twice
+        assert [len(part) for part in split_videos(images + _videos([100]), 0.1, 9)] == [1 + len(images), 1]
 
 
 def test_validation_clips_are_always_the_same(spans: list[Span]) -> None:

@@ -39,9 +39,9 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
         got = "one image" if groups else "nothing"
         raise argument_error("data", "a video or two images", got, "Add some, or set `val_data`.", DataError)
     train, held_out = _split_videos(videos, val_fraction, clip_span) if videos else ([], [])
-    if len(images) > 1:
-        train_images, held_out_images = _hold_out_videos(groups, val_fraction)
-        return train + train_images, held_out + held_out_images
+    if len(groups) > 1:
+        images, held_out_images = _hold_out_videos(groups, val_fraction)
+        held_out = held_out + held_out_images
     return train + images, held_out
 
 
