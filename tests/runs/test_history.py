@@ -6,7 +6,6 @@ import pytest
 
 from telecine.runs import Run
 from telecine.runs.history import History, _JSONLines, validations
-from telecine.runs.run import _best_validation
 
 
 class TestRecords:
@@ -59,18 +58,27 @@ def test_a_new_run_begins_with_empty_files(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "health.jsonl").read_text() == ""
 
 
+def validated(folder, records):
+    """Return a run with these validations, and a checkpoint of each."""
+    run = Run(folder)
+    for record in records:
+        run.checkpoints.path(record["step"]).mkdir(parents=True)
+        run.checkpoints.write_state(run.checkpoints.path(record["step"]), {})
+        run.history.append(record)
+    return run
+
+
 @pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
-def test_the_best_validation_is_finite_and_after_the_start(metric, best):
+def test_the_best_validation_is_finite_and_after_the_start(tmp_path, metric, best):
     figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
     records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
     records[-1]["val/lpips_alex"] = float("-inf")
-    assert _best_validation(records, metric)["step"] == best
-    assert _best_validation(records[:2], metric) is None
+    assert validated(tmp_path / "run", records).best_step(metric, 4) == best
+    assert validated(tmp_path / "diverged", records[:2]).best_step(metric, 1) is None
 
 
-def test_the_earliest_of_equal_validations_is_the_best():
-    records = [{"step": step, "val/psnr": 30.0} for step in (1, 2)]
-    assert _best_validation(records, "psnr") is records[0]
+def test_the_earliest_of_equal_validations_is_the_best(tmp_path):
+    assert validated(tmp_path, [{"step": step, "val/psnr": 30.0} for step in (1, 2)]).best_step("psnr", 2) == 1
 
 
 def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):

@@ -19,20 +19,20 @@ from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
     DataError,
-    IndexCache,
     Span,
     VideoInfo,
     find_videos,
     index_videos,
     iterate_validation_clips,
-    log_too_short,
     whole_video,
 )
 from telecine.data.find import files_below, sources_of
+from telecine.data.index import log_too_short
+from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
-from telecine.runs import Run, find_checkpoint
-from telecine.runs.settings import read_saved_settings
+from telecine.runs import find_checkpoint
+from telecine.runs.settings import SETTINGS_FILE, read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
@@ -43,7 +43,8 @@ Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
-MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them is a model, even if it contains videos
+# A folder with one of them is a model, even if it contains videos.
+_MODEL_FILES = ("config.json", "model_index.json", SETTINGS_FILE)
 
 
 def index_data(path: str | Path, clips: ClipConfig | None = None, *, name: str = "data") -> list[VideoInfo]:
@@ -144,7 +145,7 @@ def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> 
     if "data" not in saved or is_address(saved["data"] or "") != is_address(data):
         return
     try:
-        known = sources_of(saved["data"])
+        known = set(map(resolve_source, sources_of(saved["data"])))
     except DataError:  # it was trained on another machine, or its data is no more
         return
     if number := sum(resolve_source(info.path) in known for info in infos):
@@ -240,7 +241,7 @@ def _video_source(
 def _contains_videos(path: Path) -> bool:
     if path.is_file():
         return kind_of(path) != ""
-    is_model = Run.is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
+    is_model = find_checkpoint(path) is not None or any((path / name).is_file() for name in _MODEL_FILES)
     return not is_model and path.is_dir() and any(map(kind_of, files_below(path)))
 
 

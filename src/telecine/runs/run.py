@@ -16,7 +16,7 @@ from pydantic import Field, InstanceOf
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import Count, History, Warnings, as_dataclass, validations
+from telecine.runs.history import Count, History, Warnings, as_dataclass
 from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
@@ -138,11 +138,6 @@ class Run:
         """Return whether the folder is that of a run, which may be damaged."""
         return os.path.lexists(self.history.path)
 
-    @staticmethod
-    def is_run_or_checkpoint(folder: Path) -> bool:
-        """Return whether a folder is that of a run or of a checkpoint."""
-        return (folder / SETTINGS_FILE).is_file() or Checkpoints.is_checkpoint(folder)
-
     def check_files(self) -> None:
         """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
@@ -173,11 +168,17 @@ class Run:
         return num_kept, notes
 
     def best_step(self, metric: str | None, step: int) -> int | None:
-        """Return the step of the best validation by `metric`, or None without a metric or before training."""
+        """Return the step of the best finite validation by `metric`, the earliest of equals.
+
+        Return None without a metric or before training. Only validations with a checkpoint, and that of `step`, count.
+        """
         if metric is None:
             return None
-        candidates = {saved for saved, _ in self.checkpoints.all()} | {step}  # others cannot be kept any more
-        best = _best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
+        name, sign = f"val/{metric}", -1 if "lpips" in metric else 1  # of LPIPS, less is better
+        kept = {step, *(saved for saved, _ in self.checkpoints.all())} - {0}
+        candidates = [each for each in self.history.validations() if each["step"] in kept]
+        finite = [each for each in candidates if math.isfinite(each.get(name, math.nan))]
+        best = max(finite, key=lambda record: sign * record[name], default=None)
         return None if best is None else int(best["step"])
 
     def environment(self) -> dict[str, str]:
@@ -240,11 +241,3 @@ class Run:
             shutil.rmtree(folder)
         for folder in (self.folder, self._videos):
             remove_partial(folder, before)
-
-
-def _best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Return the record of the best finite validation after step 0, the earliest of equals; None if there is none."""
-    name = f"val/{metric}"
-    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
-    sign = -1 if "lpips" in metric else 1  # of LPIPS, less is better
-    return max(trained, key=lambda record: sign * record[name], default=None)
