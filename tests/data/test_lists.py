@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from telecine.data import DataError, Skipped, Span, VideoInfo, read_list
-from telecine.data.lists import Segment
+from telecine.data import DataError, Span, VideoInfo
+from telecine.data.index import Skipped
+from telecine.data.lists import Segment, read_list
 
 INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
 

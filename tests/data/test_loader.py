@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from telecine.data import Clip, ClipBatchSampler, ClipDataset, DataError, ReadingStopped, Span, clip_loader, loader
+from telecine.data import Clip, ClipBatchSampler, ClipDataset, ClipLoader, DataError, ReadingStopped, Span, loader
 from telecine.settings import Bucket, ClipConfig
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
@@ -30,8 +30,8 @@ CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 def test_a_resumed_run_reads_the_same_batches(spans: list[Span], num_workers: int) -> None:
     buckets = (Bucket(5, 32, 40), Bucket(3, 48, 32))
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=num_workers, buckets=buckets))
-    whole = list(clip_loader(dataset, batch_size=2, start_step=0, num_steps=6))
-    rest = list(clip_loader(dataset, batch_size=2, start_step=3, num_steps=6))
+    whole = list(ClipLoader(dataset, ClipBatchSampler(range(6), 2)))
+    rest = list(ClipLoader(dataset, ClipBatchSampler(range(3, 6), 2)))
     assert (len(whole), len(rest)) == (6, 3)
     assert {batch["video"].shape for batch in whole} == {(2, 3, 5, 32, 40), (2, 3, 3, 48, 32)}
     for a, b in zip(whole[3:], rest, strict=True):
@@ -64,12 +64,8 @@ def test_the_clips_of_a_step_do_not_depend_on_the_number_of_processes(layout: tu
 def test_processes_and_micro_batches_split_a_step(spans: list[Span]) -> None:
     config = replace(CONFIG, buckets=(Bucket(5, 32, 40), Bucket(3, 48, 32)))
     dataset = ClipDataset(spans, config, seed=1)
-    settings: dict[str, Any] = {"start_step": 2, "num_steps": 4}
-    single = list(clip_loader(dataset, batch_size=4, **settings))
-    ranks = [
-        list(clip_loader(dataset, batch_size=1, num_micro_batches=2, rank=rank, num_ranks=2, **settings))
-        for rank in range(2)
-    ]
+    single = list(ClipLoader(dataset, ClipBatchSampler(range(2, 4), 4)))
+    ranks = [list(ClipLoader(dataset, ClipBatchSampler(range(4, 8), 1, 2, rank, num_ranks=2))) for rank in range(2)]
     assert [len(batches) for batches in ranks] == [4, 4]
     for step in range(2):
         parts = [ranks[rank][2 * step + micro]["video"] for micro in range(2) for rank in range(2)]
@@ -79,28 +75,26 @@ def test_processes_and_micro_batches_split_a_step(spans: list[Span]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_step": 4}, r"`start_step` must be from 0 to `num_steps` \(3\), but got 4"),
-        ({"start_step": -1}, "`start_step` must be from 0"),
         ({"batch_size": 0}, "`batch_size` must be a positive int"),
         ({"num_micro_batches": 0}, "`num_micro_batches` must be a positive int"),
         ({"rank": 2, "num_ranks": 2}, r"`rank` must be at least 0 and below `num_ranks` \(2\), but got 2"),
         ({"rank": -1}, "`rank` must be at least 0"),
     ],
 )
-def test_numbers_out_of_range(spans: list[Span], changes: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        clip_loader(ClipDataset(spans, CONFIG), **{"batch_size": 1, "start_step": 0, "num_steps": 3, **changes})
+        ClipBatchSampler(range(3), **{"batch_size": 1, **changes})
 
 
 def test_a_finished_run_has_no_batches(spans: list[Span]) -> None:
-    batches = clip_loader(ClipDataset(spans, CONFIG), batch_size=1, start_step=3, num_steps=3)
+    batches = ClipLoader(ClipDataset(spans, CONFIG), ClipBatchSampler(range(3, 3), 1))
     assert len(batches) == len(list(batches)) == 0
 
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at workers and signals ten times a second."""
-    monkeypatch.setattr(loader, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(loader, "_POLL_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("short_waits")
@@ -108,7 +102,7 @@ def test_a_killed_worker_is_replaced(spans: list[Span], caplog: pytest.LogCaptur
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
     expected = [dataset[i] for i in range(8)]
     seen = []
-    for batch in clip_loader(dataset, batch_size=1, start_step=0, num_steps=8):
+    for batch in ClipLoader(dataset, ClipBatchSampler(range(8), 1)):
         seen.append(batch)
         if len(seen) == 3:
             kill_the_worker()
@@ -150,7 +144,7 @@ def test_a_broken_connection_to_a_dead_worker_is_a_death(
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", break_once)
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
-    seen = list(clip_loader(dataset, batch_size=1, start_step=0, num_steps=4))
+    seen = list(ClipLoader(dataset, ClipBatchSampler(range(4), 1)))
     assert [torch.equal(batch["video"][0], dataset[i]["video"]) for i, batch in enumerate(seen)] == [True] * 4
     assert caplog.text.count("exited unexpectedly") == 1
 
@@ -170,7 +164,7 @@ def test_a_dead_pin_memory_thread_is_a_death(
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", fail_once)
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
-    assert len(list(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))) == 3
+    assert len(list(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))) == 3
     assert caplog.text.count("Pin memory thread exited unexpectedly while reading step 0") == 1
 
 
@@ -178,7 +172,7 @@ def test_a_dead_pin_memory_thread_is_a_death(
 def test_a_stopped_worker_is_replaced(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1, timeout=1.0))
     seen = []
-    for batch in clip_loader(dataset, batch_size=1, start_step=0, num_steps=8):
+    for batch in ClipLoader(dataset, ClipBatchSampler(range(8), 1)):
         seen.append(batch)
         if len(seen) == 2:
             time.sleep(0.5)  # the next batches are done, but their memory is still to be handed over
@@ -202,7 +196,7 @@ class Stuck(ClipDataset):
 def test_the_file_that_does_not_answer_is_named(spans: list[Span]) -> None:
     datasets = (Stuck(spans, replace(CONFIG, num_workers=1, timeout=1.0), seed=seed) for seed in range(10))
     dataset = next(each for each in datasets if each.source_at(1, 2) != each.source_at(1, 3))
-    batches = iter(clip_loader(dataset, batch_size=2, start_step=0, num_steps=3))
+    batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 2)))
     next(batches)
     with pytest.raises(
         DataError, match=rf"no batch in 1 seconds\. Check {dataset.source_at(1, 3)}: .*`clips\.timeout`"
@@ -214,7 +208,7 @@ def test_the_file_that_does_not_answer_is_named(spans: list[Span]) -> None:
 def test_waiting_for_a_batch_can_be_stopped(spans: list[Span]) -> None:
     dataset = Stuck(spans, replace(CONFIG, num_workers=1, timeout=60))
     calls = iter([False, False, True])
-    batches = iter(clip_loader(dataset, batch_size=2, start_step=1, num_steps=3, should_stop=lambda: next(calls)))
+    batches = iter(ClipLoader(dataset, ClipBatchSampler(range(1, 3), 2), should_stop=lambda: next(calls)))
     with pytest.raises(ReadingStopped):
         next(batches)
     assert not multiprocessing.active_children()
@@ -239,14 +233,14 @@ def test_other_errors_are_raised(spans: list[Span], num_workers: int, error: typ
     gc.collect()  # ends workers of earlier tests
     before = set(multiprocessing.active_children())
     with pytest.raises(error, match="a bug") as raised:
-        next(iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=1)))
+        next(iter(ClipLoader(dataset, ClipBatchSampler(range(1), 1))))
     assert raised.tb is not None  # the traceback keeps the loader alive, but not its workers
     assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_death_does_not_interrupt_the_training_process(spans: list[Span]) -> None:
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
-    batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=2))
+    batches = iter(ClipLoader(dataset, ClipBatchSampler(range(2), 1)))
     next(batches)
     kill_the_worker()
     deadline = time.monotonic() + 0.3
@@ -272,5 +266,5 @@ def test_no_process_is_left_where_no_thread_starts(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=2))
     with pytest.raises(DataError, match=r"The system starts no more threads\. Raise the limit"):
-        next(iter(clip_loader(dataset, batch_size=2, start_step=0, num_steps=2)))
+        next(iter(ClipLoader(dataset, ClipBatchSampler(range(2), 2))))
     assert set(multiprocessing.active_children()) == before

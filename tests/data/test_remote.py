@@ -16,20 +16,21 @@ import pytest
 import torch
 
 from telecine.data import (
+    ClipBatchSampler,
     ClipDataset,
+    ClipLoader,
     DataError,
     Span,
-    clip_loader,
     find_videos,
     index_video,
     iterate_frames,
     load_spans,
     read_clip,
-    read_list,
     remote,
 )
 from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_cache import _index_cache_path
+from telecine.data.lists import read_list
 from telecine.data.remote import _cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
@@ -171,7 +172,7 @@ def test_the_same_clips_are_read_by_workers_with_a_cache_of_two_files(
     for data, num_workers in ((f"{folder}/{pattern}", 0), (f"{address}/{pattern}", 2)):
         config = ClipConfig(num_frames=3, height=32, width=32, num_workers=num_workers)
         dataset = ClipDataset(load_spans(data)[0], config, seed=0)
-        batches.append(list(clip_loader(dataset, batch_size=2, start_step=0, num_steps=6)))
+        batches.append(list(ClipLoader(dataset, ClipBatchSampler(range(6), 2))))
         assert sum(path.stat().st_size for path in _cache_folder().glob("*")) <= limit
     for here, there in zip(*batches, strict=True):
         assert torch.equal(here["video"], there["video"])
@@ -202,7 +203,7 @@ def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Calla
     sleeps += [partial(waits.append, number) for number in range(10)]
     with pytest.raises(DataError, match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network"):
         ClipDataset([span], CONFIG, seed=0)[0]
-    assert len(waits) == len(remote.RETRY_SECONDS) == 6
+    assert len(waits) == len(remote._RETRY_SECONDS) == 6
     assert not [path for path in _cache_folder().iterdir() if len(path.name) >= 64]
 
 

@@ -78,7 +78,7 @@ def test_the_advice_follows_from_the_values(report, config, monkeypatch):
     )
     by_file = list(_advice(report, replace(config.clips, weighting="files"), train))
     assert by_file == lines[:4] + lines[5:]
-    monkeypatch.setattr(inspect, "CACHE_FRACTION", 0.0)
+    monkeypatch.setattr(inspect, "_CACHE_FRACTION", 0.0)
     quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
     lines = list(_advice(quiet, config.clips, []))
     assert len(lines) == 2

@@ -61,7 +61,9 @@ def test_copies_are_found_by_their_frames():
 
 def test_the_definitions_state_the_limits():
     assert list(DEFINITIONS) == ["black", "static", "cut", "copies"]
-    assert f"above {inspect.DARK:.0%}" in DEFINITIONS["black"]
-    assert f"more than {inspect.STILL:.1%} on" in DEFINITIONS["static"]
-    assert f"more than {inspect.CUT:.0%} on average, and by more than {inspect.CUT_RATIO:g} times" in DEFINITIONS["cut"]
-    assert f"at most {inspect.MAX_BITS} bits" in DEFINITIONS["copies"]
+    assert f"above {inspect._DARK:.0%}" in DEFINITIONS["black"]
+    assert f"more than {inspect._STILL:.1%} on" in DEFINITIONS["static"]
+    assert (
+        f"more than {inspect._CUT:.0%} on average, and by more than {inspect._CUT_RATIO:g} times" in DEFINITIONS["cut"]
+    )
+    assert f"at most {inspect._MAX_BITS} bits" in DEFINITIONS["copies"]

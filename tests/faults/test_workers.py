@@ -14,7 +14,17 @@ import psutil
 import pytest
 import torch
 
-from telecine.data import Clip, ClipDataset, DataError, Span, clip_loader, index_video, sample_videos, whole_video
+from telecine.data import (
+    Clip,
+    ClipBatchSampler,
+    ClipDataset,
+    ClipLoader,
+    DataError,
+    Span,
+    index_video,
+    sample_videos,
+    whole_video,
+)
 from telecine.settings import ClipConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -38,7 +48,7 @@ class Crashing(ClipDataset):
 
 def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
     dataset = Crashing(spans, replace(CONFIG, num_workers=1))
-    batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))
+    batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))
     assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
     message = r"workers that failed 3 times in a row while reading step 1: .*Check \S+\.mp4: the decoder"
     with pytest.raises(DataError, match=message):
@@ -48,11 +58,11 @@ def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.L
 
 KILLED_PARENT = """
 import multiprocessing, os, signal, sys
-from telecine.data import ClipDataset, clip_loader, index_video, whole_video
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, index_video, whole_video
 from telecine.settings import ClipConfig
 config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
 dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
-batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
+batches = iter(ClipLoader(dataset, ClipBatchSampler(range(100), 1)))
 next(batches)
 running, stopped = (worker.pid for worker in multiprocessing.active_children())
 os.kill(stopped, signal.SIGSTOP)
@@ -75,11 +85,11 @@ def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
 
 OPEN_LOADER = """
 import sys
-from telecine.data import ClipDataset, clip_loader, index_video, whole_video
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, index_video, whole_video
 from telecine.settings import ClipConfig
 config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
 dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
-batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
+batches = iter(ClipLoader(dataset, ClipBatchSampler(range(100), 1)))
 next(batches)
 raise SystemError("with a loader that is still open")
 """

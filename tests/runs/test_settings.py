@@ -12,7 +12,7 @@ from telecine import Term
 from telecine.losses import mse
 from telecine.losses.penalty import Penalty, r1
 from telecine.runs.settings import (
-    ABSENT,
+    _ABSENT,
     _as_yaml,
     flat_settings,
     read_saved_settings,
@@ -37,7 +37,7 @@ class TestSettings:
         assert [(row.name, row.values, row.differs) for row in rows] == [
             ("a", ["1", "1"], False),
             ("b", ["2", "3"], True),
-            ("c", [ABSENT, "4"], True),
+            ("c", [_ABSENT, "4"], True),
         ]
 
     def test_a_run_without_the_file_has_none(self, tmp_path):

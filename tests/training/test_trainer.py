@@ -666,19 +666,19 @@ def test_the_link_to_the_best_checkpoint_is_mended_at_the_start(tiny):
 
 
 class CalledError(Exception):
-    """Carries the keyword arguments of a call."""
+    """Carries the arguments of a call."""
 
 
 def test_each_process_trains_on_its_part_of_the_clips(tiny, monkeypatch):
-    def fail(*_, **options):
-        raise CalledError(options)
+    def fail(_, sampler, **options):
+        raise CalledError(sampler)
 
     run = Trainer(tiny(), quiet())
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
-    monkeypatch.setattr("telecine.training.trainer.clip_loader", fail)
+    monkeypatch.setattr("telecine.training.trainer.ClipLoader", fail)
     with pytest.raises(CalledError) as error:
         next(run.batches(StopRequest()))
-    assert (error.value.args[0]["rank"], error.value.args[0]["num_ranks"]) == (1, 3)
+    assert (error.value.args[0].rank, error.value.args[0].num_ranks) == (1, 3)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import yaml
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import read_bounded
 
-MAX_BYTES = 2**20
-MAX_DEPTH = 32
+_MAX_BYTES = 2**20
+_MAX_DEPTH = 32
 # What is not text without quotes: words, and what consists of these characters if Python reads it as a number.
 _WORDS = {"true": True, "false": False, **dict.fromkeys(("", "~", "null"))}
 _WORDS |= {word: float(word.replace(".", "")) for word in (".inf", "+.inf", "-.inf", ".nan")}
@@ -48,8 +48,8 @@ class _Document:
             raise yaml.YAMLError(f"a tag in line {line}")
         if isinstance(event, yaml.ScalarEvent):
             return _plain_value(event.value) if event.implicit[0] else event.value
-        if depth > MAX_DEPTH:
-            contract = f"settings that are nested at most {MAX_DEPTH} deep"
+        if depth > _MAX_DEPTH:
+            contract = f"settings that are nested at most {_MAX_DEPTH} deep"
             raise argument_error(self.name, contract, f"more in line {line}", "Check the brackets.")
         inside = takewhile(lambda each: not isinstance(each, yaml.CollectionEndEvent), self._events)
         if isinstance(event, yaml.MappingStartEvent):
@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_document(path: Path) -> _Document:
-    content = read_bounded(path, MAX_BYTES)
+    content = read_bounded(path, _MAX_BYTES)
     try:
         document = _Document(content.decode("utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -19,7 +19,6 @@ from telecine.data.clip import clips_sha256 as clips_sha256
 from telecine.data.clip import pixels_sha256 as pixels_sha256
 from telecine.data.clip import video_from_bytes as video_from_bytes
 from telecine.data.dataset import ClipDataset as ClipDataset
-from telecine.data.dataset import num_cached_bytes as num_cached_bytes
 from telecine.data.decode import iterate_frames as iterate_frames
 from telecine.data.decode import read_clip as read_clip
 from telecine.data.errors import DataError as DataError
@@ -27,16 +26,11 @@ from telecine.data.errors import DecodeError as DecodeError
 from telecine.data.find import find_videos as find_videos
 from telecine.data.find import load_spans as load_spans
 from telecine.data.find import sample_videos as sample_videos
-from telecine.data.index import Skipped as Skipped
 from telecine.data.index import index_video as index_video
 from telecine.data.index import index_videos as index_videos
-from telecine.data.index import log_too_short as log_too_short
-from telecine.data.index_cache import IndexCache as IndexCache
-from telecine.data.lists import read_list as read_list
 from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
 from telecine.data.loader import ClipLoader as ClipLoader
 from telecine.data.loader import ReadingStopped as ReadingStopped
-from telecine.data.loader import clip_loader as clip_loader
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember
 from telecine.data.source import VideoInfo as VideoInfo

@@ -24,7 +24,7 @@ from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 16
+_MAX_ATTEMPTS = 16
 _MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
@@ -101,7 +101,7 @@ class ClipDataset(Dataset[Clip]):
         """Return the arguments of `make_clip` for an item: frames `(T, H, W, C)`, the spec and the size."""
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
             try:
                 if self.cache:
@@ -111,7 +111,7 @@ class ClipDataset(Dataset[Clip]):
                 if (path := spec.span.info.path) not in self._logged:
                     self._logged.add(path)
                     logger.warning("replacing clips that cannot be decoded: %s", error)
-        got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
+        got = f"{_MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
     def names_of(self, items: Sequence[tuple[int, int]]) -> list[str]:

@@ -54,7 +54,7 @@ VIDEO_ERRORS = (FFmpegError, OSError, ValueError)  # a `ValueError`: FFmpeg read
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _PNG_DEPTH = 24  # the position of its bit depth
-MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
+_MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
 
 
 @contextmanager
@@ -337,8 +337,8 @@ def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoF
 @contextmanager
 def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Image.Image]:
     """Open an image; raise a `DecodeError` if it is animated, or if Pillow fails, also inside the `with` block."""
-    if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
-        raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
+    if isinstance(source, TarMember) and source.size > _MAX_MEMBER_BYTES:
+        raise DecodeError(f"{source}: {source.size} bytes, more than the {_MAX_MEMBER_BYTES} of an image in a tar file")
     with decode_errors(source, _IMAGE_ERRORS), open_local(source, _open_pillow, deadline) as image:
         if image.format in FORMATS["may_be_animated"] and getattr(image, "is_animated", False):
             raise ValueError(_ANIMATED)

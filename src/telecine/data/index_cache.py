@@ -33,7 +33,7 @@ from telecine.settings import ClipConfig
 logger = logging.getLogger(__name__)
 
 _INDEX_NAME = ".telecine-index"
-SECONDS_BETWEEN_SAVES = 60.0
+_SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 _FORMAT = [7, sys.byteorder]
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
@@ -52,7 +52,7 @@ class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote, replaced
-    if damaged, and saved every `SECONDS_BETWEEN_SAVES`. Several threads may index, within the limits of `config`.
+    if damaged, and saved every `_SECONDS_BETWEEN_SAVES`. Several threads may index, within the limits of `config`.
     """
 
     def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
@@ -63,7 +63,7 @@ class IndexCache:
         self._used_archives: _Archives = {}
         self._used_infos: _Infos = {}
         self._last_save = time.monotonic()
-        self._is_saving = threading.Lock()
+        self._lock = threading.Lock()
 
     def members(self, archive: Path | RemotePath) -> list[TarMember]:
         """Return the videos and images of a tar file, up to any damage."""
@@ -95,12 +95,10 @@ class IndexCache:
         return replace(info, path=source)
 
     def _save_now_and_then(self) -> None:
-        if time.monotonic() - self._last_save >= SECONDS_BETWEEN_SAVES and self._is_saving.acquire(blocking=False):
-            try:
+        with self._lock:
+            if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
                 self.save(is_complete=False)
-            finally:
                 self._last_save = time.monotonic()
-                self._is_saving.release()
 
     def save(self, *, is_complete: bool = True) -> None:
         """Write the file if its content changed; log a failure. If all data was looked up, remove other entries."""

@@ -52,10 +52,8 @@ class Segment:
             return Span(info, first, last - 1)
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
         end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
-        is_after = first >= info.num_frames
-        return Skipped(
-            self.source, f"starts at {start}, after its last frame" if is_after else f"no frame from {start} to {end}"
-        )
+        after = f"starts at {start}, after its last frame"
+        return Skipped(self.source, after if first >= info.num_frames else f"no frame from {start} to {end}")
 
 
 def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
@@ -120,13 +118,12 @@ def _named_file(path: File, name: str) -> File:
 
 
 def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
-    reader = csv.reader(lines)
-    _check_columns(names := next(reader, []))
-    for values in reader:
-        if len(values) not in (0, len(names)):
+    reader = csv.DictReader(lines)
+    _check_columns(names := reader.fieldnames or ())
+    for row in reader:
+        if None in row or None in row.values():
             raise _RowError(f"must have {len(names)} values, as line 1 does. Quote values that contain a comma.")
-        if values:
-            yield {name: value for name, value in zip(names, values, strict=True) if value}
+        yield {name: value for name, value in row.items() if value}
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[_Row]:

@@ -28,7 +28,7 @@ from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
+_POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
 _KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
@@ -65,13 +65,22 @@ class ClipBatchSampler:
 
     The items of a step are numbered across processes and micro-batches: first those of the first micro-batch of each
     process, then those of the second, and so on. A step has the same clips for any split of its size.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
     batch_size: int  # clips per batch
-    num_micro_batches: int  # consecutive batches per step of this process, for gradient accumulation
-    rank: int
-    num_ranks: int  # number of processes that train together; each reads its part of every step
+    num_micro_batches: int = 1  # consecutive batches per step of this process, for gradient accumulation
+    rank: int = 0
+    num_ranks: int = 1  # number of processes that train together; each reads its part of every step
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, num_micro_batches=self.num_micro_batches)
+        if not 0 <= self.rank < self.num_ranks:
+            contract = f"at least 0 and below `num_ranks` ({self.num_ranks})"
+            raise argument_error("rank", contract, self.rank, "Ranks start at 0.")
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -87,33 +96,6 @@ class ClipBatchSampler:
         """Return the items of the batch at a position of this sampler."""
         first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
         return [(self.step(position), first + i) for i in range(self.batch_size)]
-
-
-def clip_loader(
-    dataset: ClipDataset,
-    *,
-    batch_size: int,
-    start_step: int,
-    num_steps: int,
-    num_micro_batches: int = 1,
-    rank: int = 0,
-    num_ranks: int = 1,
-    should_stop: _Stop = lambda: False,
-) -> "ClipLoader":
-    """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
-
-    When resuming, `start_step` is the number of completed steps; `num_steps` is that of the whole run. See `ClipLoader`
-    and `ClipBatchSampler` for the others. Raises a `ValueError` for a number out of range.
-    """
-    if not 0 <= start_step <= num_steps:
-        remedy = "`start_step` is the number of completed steps, `num_steps` that of the whole run."
-        raise argument_error("start_step", f"from 0 to `num_steps` ({num_steps})", start_step, remedy)
-    check_counts(batch_size=batch_size, num_micro_batches=num_micro_batches)
-    if not 0 <= rank < num_ranks:
-        raise argument_error("rank", f"at least 0 and below `num_ranks` ({num_ranks})", rank, "Ranks start at 0.")
-    batches = range(start_step * num_micro_batches, num_steps * num_micro_batches)
-    sampler = ClipBatchSampler(batches, batch_size, num_micro_batches, rank, num_ranks)
-    return ClipLoader(dataset, sampler, should_stop)
 
 
 class ClipLoader:
@@ -180,7 +162,7 @@ class _ReadRequests(Dataset[Clip]):
 
 def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[_ClipBatch]:
     config = requests.dataset.config
-    poll = min(POLL_SECONDS, config.timeout)
+    poll = min(_POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
         requests,
         batch_sampler=sampler,

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
 _DEFAULT_GB = 50.0
-RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
+_RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
 # No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
 # More attempts cannot help: the request is wrong, or the disk of the cache is full.
@@ -152,7 +152,7 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadlin
     temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library["temporary"]))
     permanent = tuple(map(resolve_name, library.get("permanent", ())))
     start = time.monotonic()
-    for attempt, seconds in enumerate((*RETRY_SECONDS, math.inf), 1):
+    for attempt, seconds in enumerate((*_RETRY_SECONDS, math.inf), 1):
         try:
             return call(fs)
         except (*temporary, *permanent) as error:  # noqa: PERF203 - the server is slower

@@ -19,8 +19,9 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.base.yaml_files import read_package_yaml
-from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames, num_cached_bytes
+from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
+from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
@@ -30,26 +31,25 @@ from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans
 
-BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
+_BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
-LONG_DISTANCE = 60
-CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
-MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
-HASHED_SIZE = (72, 64)
-HASHED_POSITIONS = (0.25, 0.5, 0.75)
-DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
-STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
-LARGE_FRACTION = 0.2  # of all frames, in one file
-SCENES_FILE = "scenes.csv"
-MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
-CUT = 0.06  # at a cut the mean change is above it, and more than CUT_RATIO times the changes before and after
-CUT_RATIO = 2.5
-GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
+_LONG_DISTANCE = 60
+_CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
+_MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
+_HASHED_SIZE = (72, 64)
+_HASHED_POSITIONS = (0.25, 0.5, 0.75)
+_DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
+_STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
+_LARGE_FRACTION = 0.2  # of all frames, in one file
+_MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
+_CUT = 0.06  # at a cut the mean change is above it, and more than _CUT_RATIO times the changes before and after
+_CUT_RATIO = 2.5
+_GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 _DECODED_SIZE = (64, 64)
 logger = logging.getLogger(__name__)
 
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.data_report", "definitions.yaml")
-ADVICE: dict[str, str] = read_package_yaml("telecine.data_report", "advice.yaml")
+_ADVICE: dict[str, str] = read_package_yaml("telecine.data_report", "advice.yaml")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     check_count("num_clips", num_clips)
     spans = Spans.find(config.data, config.val_data, config.clips)
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed)
-    size = BATCH_SIZE if config.batch_size == "auto" else config.batch_size
+    size = _BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
     clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())
@@ -166,9 +166,9 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
 def _remarks(grid: Tensor) -> Iterator[str]:
     """Yield what is unusual about a clip of this `brightness`. A single frame is not static."""
     found = _changes(grid)
-    if grid.mean(dim=(1, 2)).max() < DARK:
+    if grid.mean(dim=(1, 2)).max() < _DARK:
         yield "black"
-    elif len(grid) > 1 and found.max() < STILL:
+    elif len(grid) > 1 and found.max() < _STILL:
         yield "static"
     for position in _cuts(found.tolist()):
         yield f"cut before frame {position}"
@@ -206,7 +206,7 @@ def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
     repeated = {path for group in by_bytes for path in group[1:]}
     others = [info for info in infos if info.path not in repeated]
-    step = -(-len(others) // MAX_COMPARED) or 1
+    step = -(-len(others) // _MAX_COMPARED) or 1
     hashed = [(info, found) for info in with_progress(others[::step], "comparing files") if (found := _hashes(info))]
     by_frames = [[hashed[index][0].path for index in group] for group in _copies([found for _, found in hashed])]
     return [[str(path) for path in group] for group in by_bytes + by_frames]
@@ -226,9 +226,9 @@ def _digest(source: Source) -> str:
 
 def _hashes(info: VideoInfo) -> tuple[int, ...]:
     """Return the hashes of three frames of a video or of an image, or nothing if one is flat or cannot be decoded."""
-    positions = [0] if info.is_image else [int(part * info.num_frames) for part in HASHED_POSITIONS]
+    positions = [0] if info.is_image else [int(part * info.num_frames) for part in _HASHED_POSITIONS]
     try:
-        found = [_frame_hash(_shown(read_clip(info, position, 1, size=HASHED_SIZE))[0]) for position in positions]
+        found = [_frame_hash(_shown(read_clip(info, position, 1, size=_HASHED_SIZE))[0]) for position in positions]
     except DecodeError:
         return ()  # training replaces its clips, too, and logs the file
     return tuple(each for each in found if each is not None) if None not in found else ()
@@ -242,7 +242,7 @@ def _shown(frames: Tensor) -> Tensor:
 def _frame_hash(frame: Tensor) -> int | None:
     """Return the difference hash of a uint8 frame `(H, W, 3)`; None if it is flat, as black frames are."""
     grid = F.adaptive_avg_pool2d(frame.float().mean(dim=-1)[None] / 255, (8, 9))[0]
-    if grid.std() < STILL * 10:
+    if grid.std() < _STILL * 10:
         return None
     bits = (grid[:, 1:] > grid[:, :-1]).flatten().tolist()
     return sum(1 << index for index, bit in enumerate(bits) if bit)
@@ -256,42 +256,42 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
         first = hashes[left[0]]
         same_length = (i for i in left if len(hashes[i]) == len(first))
         pairs = ((i, zip(first, hashes[i], strict=True)) for i in same_length)
-        groups[left[0]] = [i for i, each in pairs if all((a ^ b).bit_count() <= MAX_BITS for a, b in each)]
+        groups[left[0]] = [i for i, each in pairs if all((a ^ b).bit_count() <= _MAX_BITS for a, b in each)]
         left = [i for i in left if i not in groups[left[0]]]
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Iterator[str]:
     speed, workers = report.clips_per_second, clips.num_workers
-    yield ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
+    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
-    if far := sum(distance > LONG_DISTANCE for distance in distances):
-        yield ADVICE["keyframes"].format(limit=LONG_DISTANCE, far=far, total=len(distances))
-    fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
-    yield ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
+    if far := sum(distance > _LONG_DISTANCE for distance in distances):
+        yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
+    fits = report.cache_bytes < _CACHE_FRACTION * psutil.virtual_memory().available
+    yield _ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
-        yield ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
+        yield _ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
     num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
     if report.scenes or report.num_searched < num_videos:
         numbers = {"cut": report.num_cut, "searched": report.num_searched, "total": num_videos}
-        yield ADVICE["scenes" if report.scenes else "searched"].format(**numbers)
+        yield _ADVICE["scenes" if report.scenes else "searched"].format(**numbers)
     if report.scenes and report.num_unlisted:
-        yield ADVICE["unlisted"].format(unlisted=report.num_unlisted)
+        yield _ADVICE["unlisted"].format(unlisted=report.num_unlisted)
     frames = Counter[Source]()
     for span in train if clips.weighting == "frames" else ():
         if not span.info.is_image:
             frames[span.info.path] += span.num_frames
     for path, most in frames.most_common(1):
-        if (fraction := most / frames.total()) > max(LARGE_FRACTION, 1.5 / len(frames)):
-            yield ADVICE["longest"].format(path=path, fraction=fraction)
+        if (fraction := most / frames.total()) > max(_LARGE_FRACTION, 1.5 / len(frames)):
+            yield _ADVICE["longest"].format(path=path, fraction=fraction)
     if report.copies:
-        yield ADVICE["copies"].format(copies=len(report.copies))
+        yield _ADVICE["copies"].format(copies=len(report.copies))
 
 
 def _brightness(frames: Tensor) -> Tensor:
     """Return the brightness of uint8 frames `(T, H, W, 3)` in [0, 1], averaged over a grid: `(T, 32, 32)`."""
     luma = frames.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
-    return F.adaptive_avg_pool2d(luma, GRID)
+    return F.adaptive_avg_pool2d(luma, _GRID)
 
 
 def _changes(grid: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ def _changes(grid: Tensor) -> Tensor:
 def _cuts(found: Sequence[float]) -> list[int]:
     """Return the position of each frame that begins a new scene, from the `changes` of all frames."""
     neighbours = zip([0.0, *found], [*found[1:], 0.0], strict=False)
-    limits = [max(CUT, CUT_RATIO * max(pair)) for pair in neighbours]
+    limits = [max(_CUT, _CUT_RATIO * max(pair)) for pair in neighbours]
     return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
 
 

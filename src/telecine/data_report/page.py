@@ -18,17 +18,17 @@ from telecine.base.devices import gigabytes
 from telecine.base.files import mark_output, write_json, write_text
 from telecine.data import Span
 from telecine.data.source import RemotePath
-from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
+from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.page import render_page
 from telecine.report.video import shrink
 
-PAGE_FILE = "data.html"
-VIDEO_FILE = "clips.mp4"
-MAX_ROWS = 200  # files on the page; the JSON has all
-SHEET_SIDE, VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
-VIDEO_COLUMNS = 6
-MAX_IN_VIDEO = 120  # clips: frames of H.264 have at most 16 384 rows
+_PAGE_FILE = "data.html"
+_VIDEO_FILE = "clips.mp4"
+_MAX_ROWS = 200  # files on the page; the JSON has all
+_SHEET_SIDE, _VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
+_VIDEO_COLUMNS = 6
+_MAX_IN_VIDEO = 120  # clips: frames of H.264 have at most 16 384 rows
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
@@ -36,12 +36,12 @@ def write_data(report: DataReport, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
-    shown = report.clips[:MAX_IN_VIDEO]
-    write_preview(folder / VIDEO_FILE, _moving_sheet(shown), max(clip.fps for clip in shown))
+    shown = report.clips[:_MAX_IN_VIDEO]
+    write_preview(folder / _VIDEO_FILE, _moving_sheet(shown), max(clip.fps for clip in shown))
     if report.scenes:
-        _write_scenes(folder / SCENES_FILE, report.scenes)
-    write_text(folder / PAGE_FILE, _render_data(report))
-    return folder / PAGE_FILE
+        _write_scenes(folder / "scenes.csv", report.scenes)
+    write_text(folder / _PAGE_FILE, _render_data(report))
+    return folder / _PAGE_FILE
 
 
 def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
@@ -58,8 +58,8 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
 
 def _render_data(report: DataReport) -> str:
     figures = [_figure(clip) for clip in report.clips]
-    values = {"summary": _summary(report), "clips": figures, "video": VIDEO_FILE, "definitions": DEFINITIONS}
-    limits = {"max_rows": MAX_ROWS, "max_in_video": MAX_IN_VIDEO}
+    values = {"summary": _summary(report), "clips": figures, "video": _VIDEO_FILE, "definitions": DEFINITIONS}
+    limits = {"max_rows": _MAX_ROWS, "max_in_video": _MAX_IN_VIDEO}
     return render_page("data.html", titles=[report.data], report=report, **limits, **values)
 
 
@@ -91,7 +91,7 @@ def print_data(console: Console, report: DataReport) -> None:
 
 def _figure(clip: SampledClip) -> dict[str, Any]:
     last = len(clip.frames) - 1
-    strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], SHEET_SIDE)), dim=1)
+    strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], _SHEET_SIDE)), dim=1)
     text = io.BytesIO()
     Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
     jpeg, shape = base64.b64encode(text.getvalue()).decode("ascii"), " x ".join(map(str, clip.frames.shape[:3]))
@@ -101,9 +101,9 @@ def _figure(clip: SampledClip) -> dict[str, Any]:
 
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of clips, each at its own speed, uint8 `(T, H, W, 3)`."""
-    small = at_one_rate([shrink(clip.frames, VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
+    small = at_one_rate([shrink(clip.frames, _VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    columns = min(VIDEO_COLUMNS, len(small))
+    columns = min(_VIDEO_COLUMNS, len(small))
     num_rows = -(-len(small) // columns)
     sheet = torch.zeros(len(small[0]), num_rows * height, columns * width, 3, dtype=torch.uint8)
     for index, clip in enumerate(small):

@@ -16,17 +16,8 @@ from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.yaml_files import read_package_yaml
-from telecine.data import (
-    Clip,
-    DecodeError,
-    Span,
-    VideoInfo,
-    bytes_from_video,
-    log_too_short,
-    read_clip,
-    video_from_bytes,
-    whole_video,
-)
+from telecine.data import Clip, DecodeError, Span, VideoInfo, bytes_from_video, read_clip, video_from_bytes, whole_video
+from telecine.data.index import log_too_short
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.settings import EvaluateConfig, ProtocolName
 

@@ -15,11 +15,11 @@ from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
-ABSENT = "not set"
+_ABSENT = "not set"
 
 
 class _Setting(NamedTuple):
-    """One setting, by its dotted name, of several runs: a value for each, `ABSENT` if it has none."""
+    """One setting, by its dotted name, of several runs: a value for each, `_ABSENT` if it has none."""
 
     name: str
     values: list[str]
@@ -85,7 +85,7 @@ def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in pairs}
 
 
-def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:
+def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = _ABSENT) -> list[_Setting]:
     """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
     names = dict.fromkeys(name for settings in runs for name in settings)
     rows = ((name, [settings.get(name, absent) for settings in runs]) for name in names)

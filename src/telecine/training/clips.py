@@ -13,13 +13,11 @@ from telecine.data import (
     ClipDataset,
     DataError,
     ReadingStopped,
-    Skipped,
     Span,
     bytes_from_video,
     clips_sha256,
     index_videos,
     load_spans,
-    log_too_short,
     pixels_sha256,
     read_validation_clips,
     sample_videos,
@@ -27,6 +25,7 @@ from telecine.data import (
     whole_video,
     without_held_out,
 )
+from telecine.data.index import Skipped, log_too_short
 from telecine.data.index_cache import num_bytes
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig

@@ -19,7 +19,7 @@ from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.devices import peak_memory
 from telecine.base.files import mark_output
-from telecine.data import ClipBatchSampler, clip_loader
+from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -324,25 +324,19 @@ class Trainer:
             yield batch
 
     def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
+        """Yield the micro-batches of each remaining step, on the device of this process, see `ClipLoader`."""
         clips, accelerator = self.clips.train, self.accelerator
-        loader = clip_loader(
-            clips,
-            batch_size=self.config.clips_per_pass,
-            start_step=self.state.step,
-            num_steps=self.config.steps,
-            rank=accelerator.process_index,
-            num_ranks=accelerator.num_processes,
-            num_micro_batches=self.config.gradient_accumulation_steps,
-            should_stop=lambda: stop.is_set,
-        )
+        per_step, num_ranks = self.config.gradient_accumulation_steps, accelerator.num_processes
+        numbers = range(self.state.step * per_step, self.config.steps * per_step)
+        sampler = ClipBatchSampler(numbers, self.config.clips_per_pass, per_step, accelerator.process_index, num_ranks)
+        loader = ClipLoader(clips, sampler, should_stop=lambda: stop.is_set)
         batches: list[MicroBatch] = []
         # On MPS such a copy may read memory that was freed: https://github.com/pytorch/pytorch/issues/139550
         at_once = accelerator.device.type == "mps"
         videos: Iterable[Tensor | None] = (b["video"].to(accelerator.device, non_blocking=not at_once) for b in loader)
         if self.latents is not None and self.state.autoencoder.trains_on_latents:
-            videos = repeat(None, len(loader))
-        for items, video in zip(loader.sampler, videos, strict=True):
+            videos = repeat(None, len(sampler))
+        for items, video in zip(sampler, videos, strict=True):
             posterior = None if self.latents is None else self.latents.read(clips.names_of(items), accelerator.device)
             if video is None:
                 assert posterior is not None
