@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +70,21 @@ def test_items_depend_only_on_seed_and_index(spans: list[Span]) -> None:
     assert not torch.equal(dataset[0]["video"], dataset[1]["video"])
 
 
-@pytest.mark.parametrize(("method", "cache"), [("fork", False), pytest.param("spawn", True, marks=pytest.mark.slow)])
-def test_worker_processes_read_the_same_items(spans: list[Span], method: str, cache: bool) -> None:
-    dataset = ClipDataset(spans, replace(CONFIG, cache=cache), seed=1)
-    loader: DataLoader[Any] = DataLoader(
-        dataset, batch_size=None, sampler=range(8), num_workers=1, multiprocessing_context=method
-    )
-    assert_same_clips(list(loader), [dataset[i] for i in range(8)])
+def test_worker_processes_read_the_same_items(spans: list[Span]) -> None:
+    dataset = ClipDataset(spans, CONFIG, seed=1)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=range(4), num_workers=1)
+    assert_same_clips(list(loader), [dataset[i] for i in range(4)])
+
+
+def test_a_dataset_that_is_sent_to_another_process_shares_its_cache(spans: list[Span]) -> None:
+    """As to the workers where the system cannot fork."""
+    dataset = ClipDataset(spans, replace(CONFIG, cache=True), seed=1)
+    sent = pickle.loads(ForkingPickler.dumps(dataset))
+    assert_same_clips([sent[i] for i in range(4)], [dataset[i] for i in range(4)])
+    assert dataset.cache is not None
+    for here, there in zip(dataset.cache._frames.values(), sent.cache._frames.values(), strict=True):
+        here[0, 0, 0, 0] += 1
+        assert torch.equal(here, there), "in shared memory"
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, stride=2), SEVERAL])
@@ -82,7 +92,7 @@ def test_cached_clips_equal_decoded_ones(spans: list[Span], config: ClipConfig) 
     cached, decoded = ClipDataset(spans, replace(config, cache=True)), ClipDataset(spans, config)
     assert cached.cache is not None
     assert decoded.cache is None
-    assert_same_clips([cached[i] for i in range(8)], [decoded[i] for i in range(8)])
+    assert_same_clips([cached[i] for i in range(4)], [decoded[i] for i in range(4)])
 
 
 def test_clips_stay_inside_their_span(tmp_path: Path) -> None:
@@ -90,7 +100,7 @@ def test_clips_stay_inside_their_span(tmp_path: Path) -> None:
     config = ClipConfig(num_frames=3, stride=4, height=48, width=64, num_workers=0)
     dataset = ClipDataset([Span(info, 10, 20)], config)
     starts = set()
-    for i in range(40):
+    for i in range(16):
         numbers = numbers_of(bytes_from_video(dataset[i]["video"]))
         assert numbers == [numbers[0], numbers[0] + 4, numbers[0] + 8]
         starts.add(numbers[0])
@@ -99,11 +109,11 @@ def test_clips_stay_inside_their_span(tmp_path: Path) -> None:
 
 def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
     dataset = ClipDataset(spans, CONFIG)
-    specs = [dataset._draw_spec(dataset._videos[5], i, 0) for i in range(3600)]
+    specs = [dataset._draw_spec(dataset._videos[5], i, 0) for i in range(1800)]
     counts = Counter((spec.span.info.path.name, spec.start) for spec in specs)
     assert set(counts) == {("short.mp4", i) for i in range(8)} | {("long.mp4", i) for i in range(4, 32)}
-    assert 50 < min(counts.values()) <= max(counts.values()) < 150
-    assert 1650 < sum(spec.flip for spec in specs) < 1950
+    assert 25 < min(counts.values()) <= max(counts.values()) < 75
+    assert 825 < sum(spec.flip for spec in specs) < 975
     for values, low, high in (
         ([spec.crop_scale for spec in specs], 1.0, 1.5),
         ([spec.top for spec in specs], 0.0, 1.0),
@@ -117,11 +127,11 @@ def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
 def test_orientations_are_equally_likely_and_leave_the_other_draws(spans: list[Span]) -> None:
     square = replace(CONFIG, height=32, width=32)
     plain, turned = ClipDataset(spans, square), ClipDataset(spans, replace(square, random_orientation=True))
-    before, after = ([each._draw_spec(each._videos[5], i, 0) for i in range(1600)] for each in (plain, turned))
+    before, after = ([each._draw_spec(each._videos[5], i, 0) for i in range(800)] for each in (plain, turned))
     assert [replace(spec, upside_down=False, transpose=False) for spec in after] == before
     counts = Counter((spec.flip, spec.upside_down, spec.transpose) for spec in after)
     assert len(counts) == 8
-    assert 150 < min(counts.values()) <= max(counts.values()) < 250
+    assert 75 < min(counts.values()) <= max(counts.values()) < 125
 
 
 def test_flip_and_zoom_can_be_turned_off(spans: list[Span]) -> None:
@@ -149,7 +159,7 @@ def test_each_step_has_one_size(spans: list[Span]) -> None:
 def test_clips_of_each_size_stay_inside_their_span(spans: list[Span], stride: int) -> None:
     dataset = ClipDataset(spans, replace(SEVERAL, stride=stride))
     last = {str(span.info.path): span.last_frame for span in spans}
-    for step in range(30):
+    for step in range(10):
         clip = dataset[step]
         assert clip["start"] + (clip["video"].shape[1] - 1) * stride <= last[clip["source"]]
 
@@ -171,9 +181,9 @@ def test_corrupt_clips_are_replaced_and_logged_once(tmp_path: Path, caplog: pyte
     span = whole_video(index_video(damage(path, 0.45, 0.6)))
     config = ClipConfig(num_frames=2, height=32, width=32, num_workers=0)
     dataset, again = ClipDataset([span], config), ClipDataset([span], config)
-    items = [dataset[i] for i in range(20)]
+    items = [dataset[i] for i in range(8)]
     assert caplog.text.count("damaged.mp4") == 1
-    assert_same_clips(items, [again[i] for i in range(20)])
+    assert_same_clips(items, [again[i] for i in range(8)])
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -205,9 +215,9 @@ def test_images_are_clips_of_one_frame(images: list[Span], cache: bool) -> None:
 def test_image_ratio_is_the_fraction_of_steps_with_images(images: list[Span], spans: list[Span], ratio: float) -> None:
     buckets = (Bucket(5, 32, 40), Bucket(9, 16, 16))
     dataset = ClipDataset(spans + images, replace(CONFIG, image_ratio=ratio, buckets=buckets))
-    sizes = [size_at(dataset, step) for step in range(1000)]
+    sizes = [size_at(dataset, step) for step in range(500)]
     of_images = {"image-1x32x40", "image-1x16x16"}
-    assert ratio - 0.05 < sum(size in of_images for size in sizes) / 1000 < ratio + 0.05
+    assert ratio - 0.05 < sum(size in of_images for size in sizes) / 500 < ratio + 0.05
     assert {size for size in sizes if size.startswith("image")} == of_images
     for step in range(12):
         assert (Path(dataset[step]["source"]).suffix == ".png") == (sizes[step] in of_images)
@@ -261,7 +271,7 @@ def test_draws_follow_the_weights() -> None:
     assert 330 < counts[WEIGHTED_BUCKETS[1]] < 470
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), seed=st.integers(0, 2**40))
 def test_a_draw_is_one_of_the_buckets(weights: list[float], seed: int) -> None:
     buckets = [Bucket(1, 8, 8, weight) for weight in weights]

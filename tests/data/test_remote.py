@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,16 +41,36 @@ from .videos import moving_frames, write_images, write_shard, write_video
 CONFIG = ClipConfig(num_frames=3, height=32, width=32, num_workers=0)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with all kinds of files."""
-    folder = tmp_path / "set"
+    parent = tmp_path_factory.mktemp("remote")
+    folder = parent / "set"
     write_images(folder / "deep", 1)
     for number, name in enumerate(("a.mp4", "b.MKV", "deep.mp4", ".hidden.mp4")):
         write_video(folder / name, moving_frames(8, seed=number), g="4")
-    write_shard(folder / "shard.tar", [write_video(tmp_path / "c.mp4", moving_frames(6, seed=5))])
+    write_shard(folder / "shard.tar", [write_video(parent / "c.mp4", moving_frames(6, seed=5))])
     (folder / "notes.txt").write_text("")
     return folder
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path) -> Path:
+    """Return a copy of the folder."""
+    return shutil.copytree(files, tmp_path / "set")
+
+
+@pytest.fixture
+def folder_with(files: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies some of the files into a folder."""
+
+    def copy(*names: str) -> Path:
+        (tmp_path / "set").mkdir()
+        for name in names:
+            shutil.copy(files / name, tmp_path / "set")
+        return tmp_path / "set"
+
+    return copy
 
 
 @pytest.fixture
@@ -115,7 +136,10 @@ def test_only_what_changed_is_indexed_again(s3: Any, folder: Path, fetched: list
     assert fetched == ["a.mp4"]
 
 
-def test_lists_name_files_by_relative_paths_and_addresses(s3: Any, folder: Path, tmp_path: Path) -> None:
+def test_lists_name_files_by_relative_paths_and_addresses(
+    s3: Any, folder_with: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = folder_with("a.mp4", "b.MKV", "deep.mp4")
     rows = "path,end_frame\n./a.mp4,4\n../set/b.MKV,\nnone.mp4,\n" + "s3://bucket/set/deep.mp4,5\n"
     (folder / "scenes.csv").write_text(rows)
     address = s3.put(folder, "set")
@@ -145,7 +169,8 @@ def test_patterns(s3: Any, folder: Path) -> None:
         find_videos("s3://bucket/s*x")
 
 
-def test_a_web_server(s3: Any, folder: Path) -> None:
+def test_a_web_server(s3: Any, folder_with: Callable[..., Path]) -> None:
+    folder = folder_with("a.mp4", "b.MKV")
     address = s3.put(folder, "set")
     url = f"{s3.endpoint}/bucket/set"
     with pytest.raises(DataError, match=r"a\.mp4: cannot be read \(403.*Check the address and the credentials"):
@@ -161,11 +186,12 @@ def test_a_web_server(s3: Any, folder: Path) -> None:
 
 
 def test_the_same_clips_are_read_by_workers_with_a_cache_of_two_files(
-    s3: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, folder_with: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = folder_with("a.mp4", "b.MKV", "deep.mp4")
     address = s3.put(folder, "set")
     pattern = "{a.mp4,b.MKV,deep.mp4}"
-    sizes = [file.stat().st_size for file in folder.iterdir() if file.suffix in (".mp4", ".MKV")]
+    sizes = [file.stat().st_size for file in folder.iterdir()]
     limit = 2 * max(sizes)
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", str(limit / 1e9))
     batches = []
@@ -180,8 +206,9 @@ def test_the_same_clips_are_read_by_workers_with_a_cache_of_two_files(
 
 
 def test_a_server_that_returns(
-    s3: Any, folder: Path, sleeps: list[Callable[[], None]], caplog: pytest.LogCaptureFixture
+    s3: Any, folder_with: Callable[..., Path], sleeps: list[Callable[[], None]], caplog: pytest.LogCaptureFixture
 ) -> None:
+    folder = folder_with("a.mp4")
     (span, *_), _ = load_spans(s3.put(folder, "set"))
     for path in _cache_folder().iterdir():
         path.unlink()
@@ -194,7 +221,10 @@ def test_a_server_that_returns(
     assert waits[1].endswith("trying again in 2 seconds")
 
 
-def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Callable[[], None]]) -> None:
+def test_a_server_that_does_not_return(
+    s3: Any, folder_with: Callable[..., Path], sleeps: list[Callable[[], None]]
+) -> None:
+    folder = folder_with("a.mp4")
     (span, *_), _ = load_spans(s3.put(folder, "set"))
     for path in _cache_folder().iterdir():
         path.unlink()
@@ -228,7 +258,10 @@ def test_attempts_end_in_time_if_the_server_hangs(
 
 
 @pytest.mark.parametrize("change", ["written again", "removed"])
-def test_a_file_that_changes_after_the_listing_ends_the_run(s3: Any, folder: Path, change: str) -> None:
+def test_a_file_that_changes_after_the_listing_ends_the_run(
+    s3: Any, folder_with: Callable[..., Path], change: str
+) -> None:
+    folder = folder_with("a.mp4")
     address = s3.put(folder, "set")
     (span, *_), _ = load_spans(address)
     for path in _cache_folder().iterdir():

@@ -193,8 +193,12 @@ def test_the_folder_is_counted_only_if_it_may_be_full(cache: Path, monkeypatch: 
     assert counted == [20, 20, 20]
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "2e-6")
     (cache / "total").write_text("")
-    for number in range(197 + 2):
-        open_cached(file(str(number)), lambda path: path.write_bytes(bytes(10)), Path.read_bytes)
+    use(file("f"))
+    for number in range(196):
+        (cache / f"{number:064x}").write_bytes(bytes(10))
+    (cache / "total").write_text("2000")
+    for name in ("g", "h"):
+        use(file(name))
     assert counted == [20, 20, 20, 1990, 1990], "the first one, without a total, and the first one without room"
     assert len(copies(cache)) == 200, "two of 200 are removed at once"
     assert int((cache / "total").read_text()) == 2000

@@ -49,7 +49,7 @@ def _ranges(spans: list[Span]) -> list[tuple[int, int]]:
     return [(span.first_frame, span.last_frame) for span in spans]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=14),
     fraction=st.floats(0.01, 0.5),

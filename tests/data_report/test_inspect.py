@@ -105,6 +105,7 @@ def test_images_are_counted_as_images(config, data, tmp_path):
 
 
 def test_clips_say_how_they_were_turned(config):
+    config = replace(config, data=f"{config.data}/scene.mp4")
     square = replace(config.clips, height=32, width=32, random_orientation=True)
     report = inspect_data(replace(config, clips=square), num_clips=20)
     assert len({clip.orientation for clip in report.clips}) > 4
@@ -122,13 +123,17 @@ def test_errors(config, tmp_path):
         inspect_data(replace(config, data=str(tmp_path / "none")))
 
 
-def test_data_on_a_server_has_the_same_report(s3, config, data, report):
-    there = inspect_data(replace(config, data=s3.put(data, "videos")), num_clips=2)
-    names = [[Path(row.path).name for row in rows.files] for rows in (report, there)]
+def test_data_on_a_server_has_the_same_report(s3, config, data, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("scene.mp4", "copy.mp4", "broken.mp4", "notes.txt"):
+        shutil.copy(data / name, folder)
+    here, there = (inspect_data(replace(config, data=path), num_clips=2) for path in (str(folder), s3.put(folder, "v")))
+    names = [[Path(row.path).name for row in rows.files] for rows in (here, there)]
     assert names[0] == names[1]
-    assert [replace(row, path="") for row in there.files] == [replace(row, path="") for row in report.files]
-    assert (there.ignored, there.num_train, len(there.copies)) == ({".txt": 1}, report.num_train, len(report.copies))
-    for clip, expected in zip(there.clips, report.clips, strict=False):
+    assert [replace(row, path="") for row in there.files] == [replace(row, path="") for row in here.files]
+    assert (there.ignored, there.num_train, len(there.copies)) == ({".txt": 1}, here.num_train, len(here.copies))
+    for clip, expected in zip(there.clips, here.clips, strict=True):
         assert torch.equal(clip.frames, expected.frames)
 
 
@@ -175,7 +180,9 @@ def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
     assert not (tmp_path / "out" / "scenes.csv").exists()
 
 
-def test_a_file_that_is_held_out_by_another_name(config, data, monkeypatch):
-    monkeypatch.chdir(data.parent)
-    report = inspect_data(replace(config, data=str(data), val_data=f"{data.name}/scene.mp4"), num_clips=1)
+def test_a_file_that_is_held_out_by_another_name(config, data, tmp_path, monkeypatch):
+    for name in ("scene.mp4", "still.mp4"):
+        shutil.copy(data / name, tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    report = inspect_data(replace(config, data=str(tmp_path), val_data=f"{tmp_path.name}/scene.mp4"), num_clips=1)
     assert {Path(row.path).name: row.use for row in report.files}["scene.mp4"] == "held out"

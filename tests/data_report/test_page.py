@@ -61,11 +61,12 @@ def test_clips_of_several_sizes_share_a_picture(report):
     assert _figure(large)["shape"] == "1 x 400 x 300"
 
 
-def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path):
+def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path, monkeypatch):
     twice = replace(report.clips[0], remarks=("cut before frame 2", "cut before frame 4"))
     assert dict(_summary(replace(report, clips=[twice])))["cut among them"] == "1"
     fast = replace(twice, fps=50.0)
-    page = write_data(replace(report, clips=[*[twice] * 120, fast]), tmp_path)
+    monkeypatch.setattr("telecine.data_report.page._MAX_IN_VIDEO", 12)
+    page = write_data(replace(report, clips=[*[twice] * 12, fast]), tmp_path)
     info = index_video(tmp_path / "clips.mp4")
-    assert (info.height, info.fps) == (20 * twice.frames.shape[1], twice.fps)
-    assert "of the first 120" in page.read_text(encoding="utf-8")
+    assert (info.height, info.fps) == (2 * twice.frames.shape[1], twice.fps)
+    assert "of the first 12" in page.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 `previous_version.zip` has two of them, without reports: `gan`, a CausalVAE with discriminators and LeCam, trained for 4
 updates; `wan`, a model of diffusers, for 2. Of each it has the `metrics.jsonl` with which that version trained on, for
-twice the updates, and its evaluation.
+twice the updates, of which two are repeated here, and its evaluation.
 """
 
 import json
@@ -52,14 +52,15 @@ def test_it_resumes_to_the_same_values(folder, name, step, monkeypatch):
     assert config.output_dir == name
     assert SavedSettings(Run(name).checkpoints.path(step)).changes(config) == []
     console = Console(record=True, file=StringIO(), width=1000)
-    result = train(replace(config, steps=2 * step), console=console)
+    result = train(replace(config, steps=step + 2), console=console)
     said = console.export_text()
     assert f"resuming from {Run(name).checkpoints.path(step)}\n" in said
-    assert f"settings changed since the checkpoint: steps {step} -> {2 * step}\n" in said
+    assert f"settings changed since the checkpoint: steps {step} -> {step + 2}\n" in said
     assert "warning" not in said.replace("warning: step", "")
     assert (folder / name / "metrics.jsonl").read_text().startswith(kept)
-    found, expected = lines(folder / name / "metrics.jsonl"), lines(folder / f"{name}-later.jsonl")
-    assert len(found) == len(expected)
+    found, later = lines(folder / name / "metrics.jsonl"), lines(folder / f"{name}-later.jsonl")
+    expected = [line for line in later if line["step"] <= step + 2]
+    assert len(found) == len(expected) > len(kept.splitlines())
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         measured = ours.keys() - {"train/clips_per_second"}
