@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
+_FOLDER_VARIABLE, _SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
 _DEFAULT_GB = 50.0
 _RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
 # No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
@@ -96,7 +96,7 @@ def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline |
         copy = _copy_of(known, deadline)
         with suppress(FileNotFoundError):
             return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
-    remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
+    remedy = f"The processes that read need more room: set {_SIZE_VARIABLE} higher."
     raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
 
 
@@ -212,17 +212,17 @@ def _text(error: BaseException) -> str:
 
 def _cache_folder() -> Path:
     """Return the folder of the copies, which need not exist: `telecine` in `$TELECINE_REMOTE_CACHE` if it is set."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
+    chosen = os.environ.get(_FOLDER_VARIABLE)
     return Path(chosen) / "telecine" if chosen else user_cache_folder() / "remote"
 
 
 def _max_bytes() -> int:
     """Return the size of the cache, `$TELECINE_REMOTE_CACHE_GB`; raise a `ValueError` unless it is above 0."""
-    text = os.environ.get(SIZE_VARIABLE) or str(_DEFAULT_GB)
+    text = os.environ.get(_SIZE_VARIABLE) or str(_DEFAULT_GB)
     with suppress(ValueError, OverflowError):
         if (size := round(float(text) * 1e9)) >= 1:
             return size
-    raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
+    raise argument_error(_SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
 
 
 def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
@@ -254,7 +254,7 @@ def _lock_of(path: Path) -> Path:
 def _fetch(file: RemotePath, copy: Path, deadline: Deadline | None) -> None:
     size, limit = file.size or 0, _max_bytes()
     if size > limit:
-        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
+        remedy = f"Set {_SIZE_VARIABLE} higher, or split the file."
         raise DataError(f"{file}: {size} bytes, more than the {limit} bytes of the cache. {remedy}")
     part = copy.with_name(f"{copy.name}.{size}{_PARTIAL}")
     while not _reserve(part, size, limit):

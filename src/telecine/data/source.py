@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias
 
 from telecine.base.files import open_regular
 from telecine.base.yaml_files import read_package_yaml
 from telecine.data.errors import DecodeError
 from telecine.settings import ClipConfig
-
-T = TypeVar("T")
 
 _SUFFIXES = read_package_yaml(__package__, "suffixes.yaml")
 SUFFIXES = frozenset(suffix for of_kind in _SUFFIXES.values() for suffix in of_kind)
