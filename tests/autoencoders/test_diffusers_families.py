@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.diffusers.adapter import LARGEST_LEVEL
+from telecine.autoencoders.diffusers.adapter import _LARGEST_LEVEL
 from telecine.autoencoders.flow import Sampler
 from telecine.base.randomness import clip_generators
 
-from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, tiny_clip, tiny_model
+from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, shared, tiny_clip, tiny_model
 
 slow = pytest.mark.slow
 
@@ -101,11 +101,13 @@ def test_vidtok_pads_with_the_first_frame_before_encode():
 
 @slow
 def test_vidtok_without_causality_supports_multiples_of_16_frames():
-    raw = newer("AutoencoderVidTok")(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
+    raw = newer("AutoencoderVidTok")(ch=8, ch_mult=[1, 1, 1, 1], z_channels=4, num_res_blocks=1, is_causal=False)
     model = DiffusersAutoencoder(raw)
-    assert [length for length in range(1, 34) if model.sizes.reproduces_length(length)] == [16, 32]
-    with pytest.raises(ValueError, match="a multiple of 16"):
+    with pytest.raises(ValueError, match=r"a multiple of 16 .* got 17\. Use 16,"):
         model.check_clip(17, 16, 16)
+    encoder = model.linear_autoencoder(16, 16, 16).encoder
+    assert (encoder.time, encoder.first) == (4, None)
+    assert shared("vidtok").linear_autoencoder(5, 16, 16).encoder.first is not None
 
 
 def test_magvit_works_after_an_error():
@@ -147,7 +149,7 @@ def test_ltx_with_timestep_trains_at_random_levels_up_to_a_fifth():
     model = DiffusersAutoencoder(tiny_model("ltx_video_with_timestep"))
     latent = torch.randn(64, 8, 1, 1, 1)
     noisy, levels = levels_told(model, latent, seed=0)
-    assert 0 <= levels.min() < 0.05 < 0.15 < levels.max() <= LARGEST_LEVEL == 0.2
+    assert 0 <= levels.min() < 0.05 < 0.15 < levels.max() <= _LARGEST_LEVEL == 0.2
     assert levels.mean() == pytest.approx(0.1, abs=0.02)
     noise = (noisy - (1 - levels.view(-1, 1, 1, 1, 1)) * latent) / levels.view(-1, 1, 1, 1, 1)
     assert noise.std() == pytest.approx(1.0, abs=0.1)

@@ -6,27 +6,29 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, ModelMixin
+from diffusers.models import autoencoders
 from packaging.version import Version
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.families import REFUSED
 from telecine.autoencoders.diffusers.normalisation import (
-    NORMALISATIONS,
+    _NORMALISATIONS,
     _normalisation_of,
     read_normalisation,
     write_normalisation,
 )
 from telecine.autoencoders.latent import LatentStatistics
 
-from .tiny_models import KL_IMAGE, TINY_MODELS, tiny_model
+from .tiny_models import KL_IMAGE, tiny_model
 
 STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.25])
 
 
 def test_every_class_is_declared_as_its_constructor_and_buffers_say():
-    missing = {name for name in NORMALISATIONS if not hasattr(diffusers, name)}
+    missing = {name for name in _NORMALISATIONS if not hasattr(diffusers, name)}
     assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
-    for name, kind in ((name, kind) for name, kind in NORMALISATIONS.items() if name not in missing):
+    for name, kind in ((name, kind) for name, kind in _NORMALISATIONS.items() if name not in missing):
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         found = {
             "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
@@ -37,15 +39,14 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
             "NONE": not {"latents_mean", "scaling_factor"} & parameters,
         }
         assert found[kind], name
-    models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
+    models = {name.removeprefix("Autoencoder") for name in _NORMALISATIONS}
     assert len(models) == 28
 
 
-@pytest.mark.slow
-def test_every_tested_class_is_declared():
-    names = {type(tiny_model(name)).__name__ for name in TINY_MODELS}
-    assert len(names) > 15
-    assert names <= set(NORMALISATIONS)
+def test_every_class_of_diffusers_that_is_not_refused_is_declared():
+    classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
+    assert len(classes) > 15
+    assert classes - set(REFUSED) <= set(_NORMALISATIONS)
 
 
 @pytest.mark.parametrize(

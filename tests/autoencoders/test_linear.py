@@ -90,7 +90,7 @@ def test_more_channels_than_values_of_a_patch():
 
 
 def test_of_a_large_clip_a_random_part_is_kept(monkeypatch):
-    monkeypatch.setattr(linear, "VALUES_PER_CLIP", 48 * 10)
+    monkeypatch.setattr(linear, "_VALUES_PER_CLIP", 48 * 10)
     rows = torch.arange(30.0)[:, None].expand(30, 48)
     kept = linear._random_rows(rows, torch.Generator().manual_seed(0))[:, 0]
     assert len(kept.unique()) == 10

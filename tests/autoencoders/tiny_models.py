@@ -382,14 +382,30 @@ ALIKE = ("asymmetric", "flux2", "hunyuan_image", "kvae_image", "vidtok_fsq")
 every_kind = pytest.mark.parametrize("name", [mark for mark in every_model.args[1] if mark.values[0] not in ALIKE])
 
 
+BEFORE_AND_AFTER_PROBING: dict[str, tuple[dict[str, object], dict[str, object]]] = {}
+
+
 @cache
 def shared(name: str) -> DiffusersAutoencoder:
-    """Return a model for tests that do not change it. Its accepted sizes are probed only once, which draws nothing."""
+    """Return a model for tests that do not change it. Accepted sizes and the last layer are probed only once."""
     model = DiffusersAutoencoder(tiny_model(name))
-    before = torch.get_rng_state()
+    before = state_of(model)
     model.check_clip(*CLIPS[name])
-    assert torch.equal(torch.get_rng_state(), before)
+    assert model.last_layer.requires_grad
+    with pytest.raises(ValueError, match="height"):
+        model.check_clip(CLIPS[name][0], 15, 15)
+    BEFORE_AND_AFTER_PROBING[name] = before, state_of(model)
     return model
+
+
+def state_of(model: DiffusersAutoencoder) -> dict[str, object]:
+    """Return copies of what probing must not change."""
+    return {
+        "random numbers": torch.get_rng_state(),
+        "weights": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "hooks": [len(module._forward_pre_hooks) for module in model.modules()],
+        "training": [float(module.training) for module in model.modules()],
+    }
 
 
 @cache

@@ -71,7 +71,7 @@ def test_checkpointed_calls_can_be_nested():
     x = torch.randn(4, 3, dtype=torch.float64)
     expected = torch.autograd.grad(outputs(inner, x, "list").square().sum(), inner.layer.weight)[0]
     outer = copy.deepcopy(inner)
-    checkpoint_module(outer)
+    checkpoint_module(outer, "")
 
     def both(x, cache):
         return torch.cat([outer(part, cache=cache) for part in x.split(1)])
@@ -84,7 +84,7 @@ def test_checkpointed_calls_can_be_nested():
 
 def test_a_copy_of_the_module_is_independent():
     module = Recurrent("list")
-    checkpoint_module(module)
+    checkpoint_module(module, "")
     other = copy.deepcopy(module)
     with torch.no_grad():
         other.layer.weight.zero_()

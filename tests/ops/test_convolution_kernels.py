@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.ops.convolution import SLOW_UP_TO, _has_faster_kernel, _layout, _segments
+from telecine.ops.convolution import _SLOW_UP_TO, _has_faster_kernel, _layout, _segments
 from telecine.ops.convolution import _fastest_backward as convolution_backward
 from telecine.ops.convolution import _fastest_convolution as convolution
 from telecine.ops.convolution import _Geometry as Geometry
@@ -32,7 +32,7 @@ WHOLE = [
     ((1, 4, 1, 6, 6), (5, 4, 3, 3, 3), CUBE),  # one frame cannot be split
     ((2, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),
     ((2, 4, 4, 12, 12), (5, 4, 3, 3, 3), CUBE),  # large enough
-    ((1, 9, 16, 144, 3), (2, 9, 3, 3, 3), CUBE),  # just above SLOW_UP_TO
+    ((1, 9, 16, 144, 3), (2, 9, 3, 3, 3), CUBE),  # just above _SLOW_UP_TO
     ((0, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),  # no clip
 ]
 CASES = [case[:3] for case in SPLIT] + WHOLE
@@ -92,7 +92,7 @@ def test_a_single_clip_is_split(shape, kernel, geometry, num_segments):
 
 def test_which_clips_are_split_and_which_become_channels_last():
     assert [_segments(*make(*case[:2])[:2], case[2]) for case in WHOLE] == [None] * 5
-    assert SLOW_UP_TO < 9 * 16 * 144
+    assert _SLOW_UP_TO < 9 * 16 * 144
     layouts = [_layout(*make(*case[:2])[:2]) for case in WHOLE]
     assert layouts == [torch.contiguous_format] * 2 + [torch.channels_last_3d] * 2 + [torch.contiguous_format]
     assert _layout(*make(*SPLIT[-1][:2])[:2]) == torch.channels_last_3d

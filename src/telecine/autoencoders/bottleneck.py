@@ -14,7 +14,7 @@ from telecine.ops.ranks import num_ranks
 from telecine.settings import CausalVAEConfig
 
 Latent = Float[Tensor, "batch channel time height width"]
-Indices = Int[Tensor, "batch code time height width"]
+_Indices = Int[Tensor, "batch code time height width"]
 
 
 def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
@@ -26,13 +26,13 @@ def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
     except ImportError as missing:
         contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(config.bottleneck)
         raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
-    groups = config.latent_channels // config.code_channels
+    groups = {"num_codebooks": config.latent_channels // config.code_channels, "keep_num_codebooks_dim": True}
     if config.bottleneck == "fsq":
-        # Indices are computed when they are asked for: the library would make a table of all codes at once.
-        return Bottleneck(library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False), config)
+        # _Indices are computed when they are asked for: the library would make a table of all codes at once.
+        return Bottleneck(library.FSQ(list(config.fsq_levels), **groups, return_indices=False), config)
     lfq = library.LFQ(
+        **groups,
         codebook_size=config.codebook_size,
-        num_codebooks=groups,
         entropy_loss_weight=config.lfq_entropy_weight,
         commitment_loss_weight=config.lfq_commitment_weight,
     )
@@ -65,15 +65,13 @@ class Bottleneck(nn.Module):
         with autocast_off(latent.device):
             return self.quantizer(at_least_float32(latent), **options)
 
-    def indices(self, latent: Latent) -> Indices:
+    def indices(self, latent: Latent) -> _Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        return cast(Indices, self.quantizer.codes_to_indices(self._codes(latent)).long())
+        return cast(_Indices, self.quantizer.codes_to_indices(self._codes(latent)).long())
 
-    def latent(self, indices: Indices) -> Latent:
+    def latent(self, indices: _Indices) -> Latent:
         """Return the quantized latent of the numbers of its codes."""
-        last = rearrange(indices, "b g t h w -> b t h w g")
-        last = last.squeeze(-1) if last.shape[-1] == 1 else last  # as the library numbers a single group
-        return cast(Latent, self.quantizer.indices_to_codes(last))
+        return cast(Latent, self.quantizer.indices_to_codes(rearrange(indices, "b g t h w -> b t h w g")))
 
     def _codes(self, latent: Latent) -> Tensor:
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
@@ -101,6 +99,6 @@ class _LookupFreeBottleneck(Bottleneck):
         commitment = self.quantizer.commitment_loss_weight * parts.commitment
         return DeterministicPosterior(quantized, {"entropy_loss": entropy, "commitment_loss": commitment})
 
-    def indices(self, latent: Latent) -> Indices:
+    def indices(self, latent: Latent) -> _Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        return cast(Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))
+        return cast(_Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))

@@ -47,10 +47,10 @@ from telecine.settings.validate import validate
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
-INITIAL_LOGVAR = -6.0
+_INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
-ARCHITECTURE_KEY = "_architecture"
-ARCHITECTURE = 2
+_ARCHITECTURE_KEY = "_architecture"
+_ARCHITECTURE = 2
 # The settings of the linear maps, which a student has from its teacher.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
 # Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
@@ -92,7 +92,7 @@ class _Encoder(nn.Module):
         self.latent_channels = config.latent_channels
         num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
         last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
-        nn.init.constant_(last.conv.bias[self.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
+        nn.init.constant_(last.conv.bias[self.latent_channels :], _INITIAL_LOGVAR)  # type: ignore[index]
         self.network = CausalSequential(*layers, last)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
@@ -216,10 +216,8 @@ class CausalAutoencoder(LatentAutoencoder):
         levels = self.sampler.levels(self.config.flow.shift_of(height, width))
         return integrate(partial(self.decoder, latent), noise, levels)
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
-        if self.sampler is None:
-            return None
         denoise = partial(self._decoder_of, latent.to(self.last_layer.dtype))
         denoised, weight, noise = denoised_clips(self.config.flow, denoise, video, generator)
         target = None
@@ -335,7 +333,7 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {ARCHITECTURE_KEY: ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
+        config = {_ARCHITECTURE_KEY: _ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -362,10 +360,10 @@ class CausalVAE(CausalAutoencoder):
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
-    known = [ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
+    known = [_ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
     values = {key: value for key, value in values.items() if key not in CHANNEL_KEYS}
-    if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
-        contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
+    if (found := values.pop(_ARCHITECTURE_KEY, 1)) != _ARCHITECTURE:
+        contract, got = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
     return validate(CausalVAEConfig, values)

@@ -19,19 +19,19 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Video
 
-Size: TypeAlias = tuple[int, int, int]
+_Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
 
 # Longest step between accepted numbers of frames that is searched; MiniMax-H3's is 17.
-MAX_STEP = 32
+_MAX_STEP = 32
 # Models with at least this many weights are probed on the meta device; for smaller ones, real tiny clips are faster.
-LARGE_MODEL = 5_000_000
+_LARGE_MODEL = 5_000_000
 # One of these sides fits every known model. The smallest that fits is the cheapest.
-LARGE_SIDES = (32, 64, 96, 128, 112)
-SIDES = (2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128)
-STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64)
+_LARGE_SIDES = (32, 64, 96, 128, 112)
+_SIDES = (2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128)
+_STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64)
 # Exceptions that models raise for a size that they do not support.
-UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
+_UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
 
 
 def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
@@ -51,31 +51,14 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
     return argument_error(name, f"{accepted} for this model", str(value), f"Use {nearest}, the nearest accepted value.")
 
 
-@torch.no_grad()
-def output_shape(reconstruct: "Probe", size: Size, *, on_meta: bool) -> torch.Size:
-    """Return the output's shape for a clip of a size, `on_meta` without values; buffers and random state stay."""
-    device = torch.device("meta") if on_meta else next(reconstruct.parameters()).device
-    tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
-    if on_meta:
-        named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
-        tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
-    devices = [device.index or 0] if device.type == "cuda" else []
-    # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
-        video = torch.zeros(1, reconstruct.in_channels, *size, device=device)
-        return (functional_call(reconstruct, tensors, (video,)) if tensors else reconstruct(video)).shape
-
-
-class Probe(nn.Module):
+class _Probe(nn.Module):
     """A deterministic function of a model and a clip as a module, so that `functional_call` can replace tensors."""
 
-    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor], in_channels: int) -> None:
+    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
         super().__init__()
-        self.module, self.function, self.in_channels = module, function, in_channels
+        self.module, self.function = module, function
 
     def forward(self, video: Video) -> Tensor:
-        """Return the function's value."""
         return self.function(self.module, video)
 
 
@@ -90,22 +73,37 @@ class ClipSizes:
         self,
         model: nn.Module,
         reconstruct: Callable[[Any, Video], Tensor],
-        in_channels: int = 3,
+        in_channels: int,
         only_side: int | None = None,
     ) -> None:
         self.model, self.in_channels, self.only_side = model, in_channels, only_side
-        self.reconstruct = Probe(model, reconstruct, in_channels)
-        self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
-        self._cache: dict[Size, bool] = {}
+        self.reconstruct = _Probe(model, reconstruct)
+        self.on_meta = sum(weight.numel() for weight in model.parameters()) >= _LARGE_MODEL
+        self._cache: dict[_Size, bool] = {}
         self._last_error = ""
 
-    def reproduces(self, size: Size) -> bool:
+    @torch.no_grad()
+    def output_shape(self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None) -> torch.Size:
+        """Return the shape of the reconstruction, or of another `function`'s output; buffers and random state stay."""
+        probe = self.reconstruct if function is None else _Probe(self.model, function)
+        device = torch.device("meta") if self.on_meta else next(probe.parameters()).device
+        tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+        if self.on_meta:
+            named = chain(probe.named_parameters(), probe.named_buffers())
+            tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
+        devices = [device.index or 0] if device.type == "cuda" else []
+        # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
+            video = torch.zeros(1, self.in_channels, *size, device=device)
+            return (functional_call(probe, tensors, (video,)) if tensors else probe(video)).shape
+
+    def reproduces(self, size: _Size) -> bool:
         """Return whether the output for a clip of this size has the same size."""
         if size not in self._cache:
             try:
-                shape = output_shape(self.reconstruct, size, on_meta=self.on_meta)
-                self._cache[size] = shape[1:] == (self.in_channels, *size)
-            except UNSUPPORTED_SIZE_ERRORS as error:
+                self._cache[size] = self.output_shape(size)[1:] == (self.in_channels, *size)
+            except _UNSUPPORTED_SIZE_ERRORS as error:
                 self._cache[size] = False
                 self._last_error = f" ({error})"
         return self._cache[size]
@@ -116,19 +114,19 @@ class ClipSizes:
         return self.reproduces((num_frames, height, width))
 
     @cached_property
-    def smallest(self) -> Size:
+    def smallest(self) -> _Size:
         """The shortest clip that is reproduced, with the smallest square frames of that length."""
         if self.only_side is not None:
             return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):
             # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
             self.on_meta, self._cache = on_meta, {}
-            candidates = ((time, side, side) for side in LARGE_SIDES for time in range(1, MAX_STEP + 1))
+            candidates = ((time, side, side) for side in _LARGE_SIDES for time in range(1, _MAX_STEP + 1))
             found = next(filter(self.reproduces, candidates), None)
             if found is not None:
-                return next(size for side in SIDES if self.reproduces(size := (found[0], side, side)))
+                return next(size for side in _SIDES if self.reproduces(size := (found[0], side, side)))
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
-        got = f"{type(self.model).__name__}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels"
+        got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
         raise argument_error("module", contract, got + self._last_error, remedy)
 
@@ -136,7 +134,7 @@ class ClipSizes:
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
         time, side, _ = self.smallest
-        steps = STEPS if self.only_side is None else ()
+        steps = _STEPS if self.only_side is None else ()
         return next((step for step in steps if self.reproduces((time, side + step, side + step))), side)
 
     @property
@@ -153,7 +151,7 @@ class ClipSizes:
             if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2
         ]
         try:
-            output_shape(self.reconstruct, self.smallest, on_meta=self.on_meta)
+            self.output_shape(self.smallest)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -172,7 +170,7 @@ class ClipSizes:
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
 
-    def cover(self, num_frames: int, height: int, width: int) -> Size:
+    def cover(self, num_frames: int, height: int, width: int) -> _Size:
         """Return the smallest size that is reproduced and at least this large."""
         covering = next(self._lengths_from(max(num_frames, 1)), None)
         if covering is None:
@@ -184,7 +182,7 @@ class ClipSizes:
         return covering, rows, columns
 
     def _lengths_from(self, num_frames: int) -> Iterator[int]:
-        return filter(self.reproduces_length, range(num_frames, num_frames + 2 * MAX_STEP + 1))
+        return filter(self.reproduces_length, range(num_frames, num_frames + 2 * _MAX_STEP + 1))
 
     def _frames_error(self, num_frames: int) -> Exception:
         below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))

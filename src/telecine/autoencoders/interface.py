@@ -207,8 +207,8 @@ class LatentAutoencoder(VideoAutoencoder):
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         denoised = None
         if self.training and sample_posterior:
-            latent = self.with_nested_channels(latent, generator)
-            denoised = self.denoise(latent, video, generator)
+            latent = self._with_nested_channels(latent, generator)
+            denoised = None if self.sampler is None else self.denoise(latent, video, generator)
         output = denoised or Reconstruction(*self.decode_with_losses(latent))
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
@@ -222,7 +222,7 @@ class LatentAutoencoder(VideoAutoencoder):
         """Return the auxiliary losses of the latent by name, 0-d."""
         return posterior.aux()
 
-    def with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:
+    def _with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:
         """Return what is decoded of a latent in an update: for each clip a random one of `nested_channels`, or all."""
         if not self.nested_channels:
             return latent
@@ -233,9 +233,9 @@ class LatentAutoencoder(VideoAutoencoder):
         is_kept = torch.arange(latent.shape[1], device=latent.device) < kept
         return latent * is_kept[:, :, None, None, None]
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
-        """Return what a decoder that generates makes of a noisy video in an update; None, the default, for others."""
-        return None
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Return what a decoder with a `sampler` makes of a noisy video, or of a noisy latent, in an update."""
+        raise NotImplementedError
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""

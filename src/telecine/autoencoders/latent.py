@@ -13,8 +13,8 @@ from telecine.base.shapes import Scalar, check_same_shape
 from telecine.losses import kl_to_standard_normal
 
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
-LOGVAR_RANGE = (-30.0, 20.0)
-SMALLEST_STD = 1e-6
+_LOGVAR_RANGE = (-30.0, 20.0)
+_SMALLEST_STD = 1e-6
 # The keys of configurations that normalise the latent: each channel by itself, or all by the same numbers.
 CHANNEL_KEYS, FACTOR_KEYS = ("latents_mean", "latents_std"), ("scaling_factor", "shift_factor")
 NORMALISATION_KEYS = CHANNEL_KEYS + FACTOR_KEYS
@@ -48,7 +48,7 @@ class DiagonalGaussian:
     def __init__(self, *, mean: Tensor, logvar: Tensor) -> None:
         check_same_shape("logvar", logvar, "mean", mean, remedy="Split the encoder's output into two equal halves.")
         self.mean = at_least_float32(mean)
-        self.logvar = at_least_float32(logvar).clamp(*LOGVAR_RANGE)
+        self.logvar = at_least_float32(logvar).clamp(*_LOGVAR_RANGE)
 
     def sample(self, generator: Generators = None) -> Tensor:
         """Return `mean + std * noise` (arXiv:1312.6114, section 2.4), of the mean's shape; the graph is kept."""
@@ -128,5 +128,5 @@ class ChannelMoments:
             raise argument_error("latents", "at least one", "none", "Add one.")
         count, total, squares = self.sums
         mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=SMALLEST_STD**2)
+        variance = (squares / count - mean.square()).clamp(min=_SMALLEST_STD**2)
         return LatentStatistics(mean.tolist(), variance.sqrt().tolist())

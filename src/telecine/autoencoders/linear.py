@@ -16,19 +16,19 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import RGBA, Video
 
 # Values of each clip that are kept to compute the components, as random patches: 1 MB, 341 patches of 4 x 8 x 8 pixels.
-VALUES_PER_CLIP = 2**18
+_VALUES_PER_CLIP = 2**18
 # With twice the components that are wanted and four iterations, the randomised algorithm (arXiv:0909.4061) agrees
 # with an exact one to six digits.
-OVERSAMPLING = 2
-ITERATIONS = 4
+_OVERSAMPLING = 2
+_ITERATIONS = 4
 # Directions without variance are not scaled up. One grey level of 255 is 8e-3.
-SMALLEST_STD = 1e-4
+_SMALLEST_STD = 1e-4
 # Keeps the normal equations of a latent with dead channels solvable, times their mean diagonal.
-RIDGE = 1e-9
-# Patches that are converted to float64 at a time.
-ROWS_AT_ONCE = 2**14
+_RIDGE = 1e-9
+# _Patches that are converted to float64 at a time.
+_ROWS_AT_ONCE = 2**14
 
-Patches = Float[Tensor, "batch frame row column value"]
+_Patches = Float[Tensor, "batch frame row column value"]
 
 
 class _PatchMaps(nn.Module):
@@ -65,7 +65,7 @@ class _PatchMaps(nn.Module):
         """Return whether clips of this size consist of patches."""
         return not ((num_frames - (self.first is not None)) % self.time or height % self.space or width % self.space)
 
-    def patches(self, video: Video) -> list[Patches]:
+    def patches(self, video: Video) -> list[_Patches]:
         """Return the patches of a video of each map."""
         if not self.accepts(*video.shape[2:]):
             first = "" if self.first is None else "1 + "
@@ -161,7 +161,7 @@ class LinearAutoencoder(nn.Module):
         _set_to_components(encoder, decoder, patches)
         if self.bottleneck is None:
             return
-        parts = patches.split(ROWS_AT_ONCE)
+        parts = patches.split(_ROWS_AT_ONCE)
         codes = (self.bottleneck.quantize(encoder(part)[:, :, None, None, None]).flatten(1) for part in parts)
         sums = sum(_normal_equations(z, part) for z, part in zip(codes, parts, strict=True))
         assert isinstance(sums, Tensor)
@@ -184,15 +184,15 @@ class LinearAutoencoder(nn.Module):
 @torch.no_grad()
 def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
     num_values = encoder.out_features
-    size = min(OVERSAMPLING * num_values, *patches.shape)
+    size = min(_OVERSAMPLING * num_values, *patches.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _, scales, components = torch.pca_lowrank(patches, q=size, niter=ITERATIONS)
+        _, scales, components = torch.pca_lowrank(patches, q=size, niter=_ITERATIONS)
     # Where there are fewer directions than values, the last values are 0.
     missing = max(num_values - size, 0)
     std = F.pad(scales / len(patches) ** 0.5, (0, missing))[:num_values]
     components = F.pad(components, (0, missing))[:, :num_values]
-    mean, to_latent = patches.mean(0), components.T / std.clamp_min(SMALLEST_STD)[:, None]
+    mean, to_latent = patches.mean(0), components.T / std.clamp_min(_SMALLEST_STD)[:, None]
     encoder.weight.copy_(to_latent)
     encoder.bias.copy_(-to_latent @ mean)
     decoder.weight.copy_(components * std)
@@ -220,13 +220,13 @@ def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
 
 def _set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
     gram, products = sums.split([len(sums), layer.out_features], dim=1)
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
     solution = torch.linalg.solve(gram + ridge, products)
     layer.bias.copy_(solution[0])
     layer.weight.copy_(solution[1:].T)
 
 
 def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Return `rows`, or a random subset of them with at most `VALUES_PER_CLIP` values."""
-    most = max(VALUES_PER_CLIP // rows.shape[1], 1)
+    """Return `rows`, or a random subset of them with at most `_VALUES_PER_CLIP` values."""
+    most = max(_VALUES_PER_CLIP // rows.shape[1], 1)
     return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]]

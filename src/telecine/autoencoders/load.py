@@ -17,7 +17,7 @@ from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig, SavedWeights
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
-PACKAGED = Path(__file__).with_name("models")
+_PACKAGED = Path(__file__).with_name("models")
 # The class of diffusers that decodes the latents of another one.
 _DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
@@ -76,8 +76,8 @@ def _folder_of(
     """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
     name = str(source)
     folder = Path(name) / (subfolder or "")
-    if not folder.exists() and folder.name == name and (PACKAGED / name).is_dir():
-        return PACKAGED / name
+    if not folder.exists() and folder.name == name and (_PACKAGED / name).is_dir():
+        return _PACKAGED / name
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:

@@ -17,7 +17,7 @@ from telecine.base.checks import check_count
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class _LowRankUpdate(nn.Module):
@@ -51,7 +51,7 @@ def low_rank_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], _LowRankUpdate)]  # type: ignore[index]
 
 
-def merge_low_rank(model: Model) -> Model:
+def merge_low_rank(model: _Model) -> _Model:
     """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none."""
     if not low_rank_layers(model):
         return model

@@ -100,10 +100,10 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if func is torch.zeros and made.numel() <= _SMALL else made
 
 
-def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
-    """Return the number of weights of `build()`, which is built without memory and random numbers.
+def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> None:
+    """Raise a `ValueError` if `build()` has more weights than `folder` has bytes, or than fit into memory.
 
-    The configuration `source`, which may be of others, must not build more than `folder` has bytes, or than fit.
+    It is built without memory and random numbers: `source`, its configuration, may be of others.
     """
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():
@@ -119,7 +119,6 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
     if 4 * num_weights > memory:
         contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
         raise argument_error(source, contract, f"one with {num_weights} weights", "Use a smaller one.")
-    return num_weights
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:

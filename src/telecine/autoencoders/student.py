@@ -40,7 +40,7 @@ from telecine.settings.validate import validate
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
-LARGEST_PATCH, LARGEST_MULTIPLIER = 4, 4
+_LARGEST_PATCH, _LARGEST_MULTIPLIER = 4, 4
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
@@ -247,10 +247,10 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
     if (bottleneck := settings.get("bottleneck", "gaussian")) != "gaussian":
         remedy = "Train it with `telecine train`."
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
-    patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
+    patch = settings.get("patch_size", min(of_teacher["spatial_compression"], _LARGEST_PATCH))
     is_valid = isinstance(patch, int) and patch > 0  # else `validate` raises an error
     num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
-    multipliers = [min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels)]
+    multipliers = [min(2**level, _LARGEST_MULTIPLIER) for level in range(num_levels)]
     values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}
     return validate(CausalVAEConfig, values)
 

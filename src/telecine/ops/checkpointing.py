@@ -47,21 +47,20 @@ class CheckpointedCall:
         """Return the output, the changed arguments, and the layers' tensors after the call."""
         args, kwargs = _copy(self.args), _copy(self.kwargs)
         outside = self._cached()
-        self.set_cached(self.before)
+        self._set_cached(self.before)
         token = self._running.set(self._running.get() or self)
         try:
             output = self.forward(*args, **kwargs)
             return output, [*args, *kwargs.values()], self._cached()
         finally:  # also when the recomputation stops early
             self._running.reset(token)
-            self.set_cached(outside)
+            self._set_cached(outside)
             self.is_first_run = False
 
     def _cached(self) -> list[Any]:
         return [getattr(layer, self.cache_name) for layer in self.layers]
 
-    def set_cached(self, values: list[Any]) -> None:
-        """Give the layers these tensors to keep."""
+    def _set_cached(self, values: list[Any]) -> None:
         for layer, value in zip(self.layers, values, strict=True):
             setattr(layer, self.cache_name, value)
 
@@ -81,16 +80,16 @@ def checkpoint_call(
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
         overwrite(value, new)
-    call.set_cached(cached)
+    call._set_cached(cached)
     return output
 
 
-def checkpoint_module(module: nn.Module, cache_name: str = "") -> None:
+def checkpoint_module(module: nn.Module, cache_name: str) -> None:
     """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`.
 
     `del module.forward` gives the module its own one back.
     """
-    cached_in = [layer for layer in module.modules() if cache_name and hasattr(layer, cache_name)]
+    cached_in = [layer for layer in module.modules() if hasattr(layer, cache_name)]
     module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
 
 

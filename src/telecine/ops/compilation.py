@@ -2,7 +2,7 @@
 
 `torch.compile` cannot differentiate twice through compiled code (https://github.com/pytorch/pytorch/issues/91469). Here
 the compiled code is a function that returns values and gradients, and nothing is differentiated through it. PyTorch
-traces the operators that run in it, so the backward of an `autograd.Function` counts. Under `torch.func.grad`, Dynamo
+traces the operators that run in it, so the backward of an `autograd._Function` counts. Under `torch.func.grad`, Dynamo
 would leave it out (https://github.com/pytorch/pytorch/issues/193279).
 """
 
@@ -20,8 +20,8 @@ from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
 
 Tensors: TypeAlias = dict[str, Tensor]
-Function: TypeAlias = Callable[[Tensors], Tensors]
-Gradients: TypeAlias = list[tuple[Tensor, Tensor]]  # tensors, each with its gradient
+_Function: TypeAlias = Callable[[Tensors], Tensors]
+_Gradients: TypeAlias = list[tuple[Tensor, Tensor]]  # tensors, each with its gradient
 _Found: TypeAlias = dict[str, list[bool]]  # which gradients a scalar has; written while the function is traced
 
 _numbers = count()
@@ -39,8 +39,8 @@ class Compiler:
         self.functions: dict[Hashable, tuple[_Found, Callable[..., Any]]] = {}
 
     def terms(
-        self, key: Hashable, function: Function, module: nn.Module, inputs: Tensors, *, leaf: str
-    ) -> dict[str, tuple[Tensor, Gradients]]:
+        self, key: Hashable, function: _Function, module: nn.Module, inputs: Tensors, *, leaf: str
+    ) -> dict[str, tuple[Tensor, _Gradients]]:
         """Return each scalar of `function(inputs)`, detached, with its gradients for an input and the parameters.
 
         The function must read no other tensors than the inputs and those of `module`, whose buffers it may change. It
@@ -107,7 +107,7 @@ def _parts_without(weight: nn.Parameter, module: nn.Module) -> Iterator[nn.Modul
 
 
 def _values_and_gradients(
-    found: _Found, function: Function, module: nn.Module, leaf: str, names: Sequence[str], *tensors: Tensor
+    found: _Found, function: _Function, module: nn.Module, leaf: str, names: Sequence[str], *tensors: Tensor
 ) -> list[Tensor]:
     """Return each scalar, followed by the gradients that it has; `tensors` are inputs, then those of the module."""
     inputs = dict(zip(names, tensors, strict=False))

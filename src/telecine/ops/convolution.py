@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from telecine.base.precision import autocast_dtype
 
 # PyTorch's bound on the product of a single clip's first four sizes, up to which it does not use oneDNN.
-SLOW_UP_TO = 20480
+_SLOW_UP_TO = 20480
 # With fewer positions per channel the weights dominate, and channels-last weights would have to be converted.
-MIN_POSITIONS_PER_CHANNEL = 64
+_MIN_POSITIONS_PER_CHANNEL = 64
 # Per thread: another thread may differentiate its discriminators once at the same time.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
 
@@ -142,11 +142,12 @@ def _has_faster_kernel(x: Tensor) -> bool:
 
 def _fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
     if not _has_faster_kernel(x):
-        return _aten_convolution(x, weight, bias, geometry)
+        return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
     segments = _segments(x, weight, geometry)
     if segments is None:
-        return _aten_convolution(x.contiguous(memory_format=_layout(x, weight)), weight, bias, geometry)
-    return segments.join(_aten_convolution(segments.split(x), weight, bias, segments.geometry))
+        x = x.contiguous(memory_format=_layout(x, weight))
+        return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
+    return segments.join(torch.ops.aten.convolution(segments.split(x), weight, bias, *segments.geometry.arguments()))
 
 
 def _fastest_backward(
@@ -215,7 +216,7 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
     batch, channels, num_frames, height, _ = x.shape
     (stride, *strides), (padding, *paddings) = geometry
     num_outputs = (num_frames + 2 * padding - weight.shape[2]) // stride + 1
-    if batch != 1 or channels * num_frames * height > SLOW_UP_TO or num_outputs < 2:
+    if batch != 1 or channels * num_frames * height > _SLOW_UP_TO or num_outputs < 2:
         return None
     num_segments = num_outputs if num_outputs % 2 else 2
     step = num_outputs // num_segments * stride
@@ -224,12 +225,8 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    is_large = x.shape[0] * math.prod(x.shape[2:]) >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
+    is_large = x.shape[0] * math.prod(x.shape[2:]) >= _MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
     return torch.channels_last_3d if is_large else torch.contiguous_format
-
-
-def _aten_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
 
 
 def _aten_convolution_backward(

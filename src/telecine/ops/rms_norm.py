@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # The bound of `torch.nn.functional.normalize`.
-EPSILON = 1e-12
+_EPSILON = 1e-12
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -21,10 +21,6 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return _RMSNorm.apply(x, weight)
 
 
-def _unit(x: Tensor, norm: Tensor) -> Tensor:
-    return x.to(norm.dtype) / norm
-
-
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -33,18 +29,18 @@ class _RMSNorm(torch.autograd.Function):
             norm = x.to(wide).square().sum(dim=1, keepdim=True).sqrt_()
         else:
             norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
-        norm.clamp_min_(EPSILON)
+        norm.clamp_min_(_EPSILON)
         ctx.save_for_backward(x, norm, weight)
-        return _unit(x, norm).mul_(weight).to(x.dtype)
+        return (x.to(wide) / norm).mul_(weight).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """With `u = x / n`, return `(w g - <w g, u> u) / n`, or `w g / n` where `n` is the bound, and `g u`, summed."""
         x, norm, weight = ctx.saved_tensors
-        unit, grad = _unit(x, norm), grad_output.to(norm.dtype)
+        unit, grad = x.to(norm.dtype) / norm, grad_output.to(norm.dtype)
         product = grad * unit
         grad_weight = product.sum_to_size((1, *weight.shape)).view_as(weight) if ctx.needs_input_grad[1] else None
-        inner = (product * weight).sum(dim=1, keepdim=True).mul_(norm > EPSILON)
+        inner = (product * weight).sum(dim=1, keepdim=True).mul_(norm > _EPSILON)
         grad_x = torch.addcmul(grad * weight, unit, inner, value=-1).div_(norm)
         return grad_x.to(x.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)

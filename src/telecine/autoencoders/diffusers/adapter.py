@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.channels import change_channels
-from telecine.autoencoders.clip_sizes import ClipSizes, Probe, ProbedAutoencoder, output_shape
+from telecine.autoencoders.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import (
     CLASSES,
@@ -29,7 +29,7 @@ from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Video, check_video
 
 # Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103).
-LARGEST_LEVEL = 0.2
+_LARGEST_LEVEL = 0.2
 
 
 class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
@@ -88,11 +88,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             torch.manual_seed(self.sampler.seed)
             return self.family.decode(self.module, latent, level)
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction | None:
-        """Decode each latent with noise of a random level, if the decoder is told its level."""
-        if self.sampler is None:
-            return None
-        level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Decode each latent with noise of a random level, of which the decoder is told."""
+        level = _LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
         return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
 
@@ -102,8 +100,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
         """
         _, side, _ = self.sizes.smallest
-        encode, size = Probe(self.module, self.family.encode_mode, self.in_channels), (num_frames, side, side)
-        _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
+        _, channels, latent_frames, rows, _ = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         apart = self.family.first_frame_apart
         first = apart if isinstance(apart, bool) else bool(getattr(self.module, apart))
         following, others = max(latent_frames - first, 1), num_frames - first

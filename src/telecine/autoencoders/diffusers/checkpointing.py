@@ -18,13 +18,13 @@ from telecine.base.precision import autocast_off
 from telecine.ops.checkpointing import checkpoint_module
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
-MAX_DIFFERENCE = 1e-2
+_MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
-NUM_FRAMES = 5
+_NUM_FRAMES = 5
 CHECKPOINTED_BLOCKS: dict[str, list[str]] = CLASSES["checkpointed_blocks"]
 CHUNKS: dict[str, int] = CLASSES["chunks"]
-# The attribute of layers that holds these frames. In the other classes, lists or dicts among the arguments hold them.
-CACHE_NAMES = {"AutoencoderKLMagvit": "prev_features"}
+# The attribute of layers of Magvit that holds these frames. Others keep them in lists or dicts among the arguments.
+_CACHE_NAME = "prev_features"
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
@@ -43,18 +43,17 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
     changes = [a - b for a, b in zip(found, plain, strict=True)]
     difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(plain))
-    if not difference <= MAX_DIFFERENCE:  # also true for NaN
+    if not difference <= _MAX_DIFFERENCE:  # also true for NaN
         _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
 def enable(module: DiffusersModel) -> None:
     """Enable checkpointing: the class's own, or ours of the blocks of `CHECKPOINTED_BLOCKS`."""
-    name = type(module).__name__
-    if name not in CHECKPOINTED_BLOCKS:
+    if type(module).__name__ not in CHECKPOINTED_BLOCKS:
         module.enable_gradient_checkpointing()
     for block in _blocks(module):
-        checkpoint_module(block, CACHE_NAMES.get(name, ""))
+        checkpoint_module(block, _CACHE_NAME)
 
 
 def _disable(module: DiffusersModel) -> None:
@@ -87,7 +86,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         torch.manual_seed(0)
         # A few small frames, or one if the model does not support more.
         _, height, width = sizes.smallest
-        lengths = filter(sizes.reproduces_length, range(NUM_FRAMES, 4 * NUM_FRAMES))
+        lengths = filter(sizes.reproduces_length, range(_NUM_FRAMES, 4 * _NUM_FRAMES))
         video = 2 * torch.rand(1, sizes.in_channels, next(lengths, sizes.smallest[0]), height, width) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
@@ -112,5 +111,5 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
         options = {"num_frames": num_frames}
         family = replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
     for part in (module.encoder, module.decoder):
-        checkpoint_module(part, CACHE_NAMES.get(name, ""))
+        checkpoint_module(part, _CACHE_NAME)
     return family

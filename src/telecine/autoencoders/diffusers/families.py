@@ -18,16 +18,16 @@ from telecine.ops.rms_norm import rms_norm
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
 
-LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
-Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
+_LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
+_Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
 """The output of a decoder, and the losses of a quantizer inside it by name, 0-d."""
 
-Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+_Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
-IMAGENET: Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET: _Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
-UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
+_UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
 # Names of classes, by what is known of them.
 CLASSES: dict[str, Any] = read_package_yaml("telecine.autoencoders.diffusers", "classes.yaml")
 REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
@@ -55,22 +55,22 @@ def _colours_without_alpha(module: DiffusersModel) -> int:
 class Family:
     """How the models of a class are called."""
 
-    encoder: Callable[[DiffusersModel, Video], LatentPosterior]
+    encoder: Callable[[DiffusersModel, Video], _LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
-    decoder: Callable[..., Decoded]
+    decoder: Callable[..., _Decoded]
     """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
     """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
-    colours: Colours | None = None
+    colours: _Colours | None = None
     """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None
     """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
     first_frame_apart: bool | str = True
     """Whether a latent frame belongs to the first frame alone, or the model's attribute that says so."""
 
-    def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
+    def encode(self, module: DiffusersModel, video: Video) -> _LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         video = video.to(next(module.parameters()).dtype)
         if self.colours is not None:
@@ -81,7 +81,7 @@ class Family:
         finally:
             clear_caches(module)
 
-    def decode(self, module: DiffusersModel, latent: Tensor, *level: Tensor) -> Decoded:
+    def decode(self, module: DiffusersModel, latent: Tensor, *level: Tensor) -> _Decoded:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards.
 
         Models that `takes_level` get the `level` of noise of each latent, `(B,)`, by default 0.
@@ -122,21 +122,21 @@ def check_class(name: str, cls: type) -> None:
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return how a model is called: by its class or a base class in `FAMILIES`, or of frames if no weight is 3D."""
+    """Return how a model is called: by its class or a base class in `_FAMILIES`, or of frames if no weight is 3D."""
     check_class("module", type(module))
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
-            raise argument_error("module", "a model with `encode` and `decode`", got, UNSUPPORTED_REMEDY, TypeError)
+            raise argument_error("module", "a model with `encode` and `decode`", got, _UNSUPPORTED_REMEDY, TypeError)
     for parent in type(module).__mro__:
-        if parent.__name__ in FAMILIES:
-            return FAMILIES[parent.__name__]
+        if parent.__name__ in _FAMILIES:
+            return _FAMILIES[parent.__name__]
     if all(parameter.ndim < 5 for parameter in module.parameters()):
         return _OF_FRAMES
     return Family(_encode_clips, _decode_clips)
 
 
-def _read_posterior(output: object) -> LatentPosterior:
+def _read_posterior(output: object) -> _LatentPosterior:
     """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses."""
     first, *rest = output if isinstance(output, tuple) else (output,)
     for name in ("latent_dist", "latents", "latent"):
@@ -147,23 +147,23 @@ def _read_posterior(output: object) -> LatentPosterior:
     latent = first.mode() if callable(getattr(first, "mode", None)) and not isinstance(first, Tensor) else first
     if not isinstance(latent, Tensor):
         contract = "a posterior (`latent_dist`), a latent, or a tuple that starts with one"
-        raise argument_error("the output of `encode`", contract, describe(output), UNSUPPORTED_REMEDY)
+        raise argument_error("the output of `encode`", contract, describe(output), _UNSUPPORTED_REMEDY)
     losses = [extra for extra in rest if isinstance(extra, Tensor) and extra.ndim == 0 and extra.is_floating_point()]
     return DeterministicPosterior(latent, {"quantizer_loss": torch.stack(losses).sum()} if losses else {})
 
 
-def _read_decoded(output: object) -> Decoded:
+def _read_decoded(output: object) -> _Decoded:
     """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more."""
     first = output[0] if isinstance(output, tuple) else output
     video = getattr(first, "sample", first)
     if not isinstance(video, Tensor):
         contract = "a video (`sample`) or a tensor"
-        raise argument_error("the output of `decode`", contract, describe(output), UNSUPPORTED_REMEDY)
+        raise argument_error("the output of `decode`", contract, describe(output), _UNSUPPORTED_REMEDY)
     loss = getattr(first, "commit_loss", None)
     return video, {} if loss is None else {"commit_loss": loss.mean()}
 
 
-def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_clips(module: DiffusersModel, video: Video) -> _LatentPosterior:
     return _read_posterior(module.encode(video))
 
 
@@ -172,7 +172,7 @@ def takes_level(module: DiffusersModel) -> bool:
     return bool(getattr(getattr(module, "config", None), "timestep_conditioning", False))
 
 
-def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> Decoded:
+def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> _Decoded:
     if not takes_level(module):
         return _read_decoded(module.decode(latent))
     level = latent.new_zeros(len(latent)) if level is None else level.to(latent.dtype)
@@ -190,7 +190,7 @@ def _clips_from_frames(frames: Tensor, batch: int) -> Video:
     return frames.flatten(1, -3).unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = False) -> LatentPosterior:
+def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = False) -> _LatentPosterior:
     posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
         return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)
@@ -198,44 +198,44 @@ def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = Fal
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> Decoded:
+def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> _Decoded:
     """Decode the frames of a clip separately, or all `together`."""
     options = {"num_frames": latent.shape[2]} if together else {}
     frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return _clips_from_frames(frames, len(latent)), losses
 
 
-def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_allegro(module: DiffusersModel, video: Video) -> _LatentPosterior:
     """Encode whole clips; Allegro's own `encode` only works with tiles."""
     moments = module.quant_conv(_frames_from_clips(module.encoder(video)))
     mean, logvar = _clips_from_frames(moments, len(video)).chunk(2, dim=1)
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_allegro(module: DiffusersModel, latent: Tensor) -> _Decoded:
     features = _clips_from_frames(module.post_quant_conv(_frames_from_clips(latent)), len(latent))
     return module.decoder(features), {}
 
 
-def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_mean(module: DiffusersModel, video: Video) -> _LatentPosterior:
     """Return only the mean: the class returns a constant variance of 1, which it was not trained with."""
     return DeterministicPosterior(module.encode(video).latent_dist.mode())
 
 
-def _encode_qwen21(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_qwen21(module: DiffusersModel, video: Video) -> _LatentPosterior:
     """Encode each frame, with an opaque alpha channel added if the model has one."""
     if module.config.in_channels == 4:
         video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
     return _encode_frames(module, video, as_clips=True)
 
 
-def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> _Decoded:
     """Decode each frame, not clamped, and drop the alpha channel."""
     frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), first_chunk=True)
     return _clips_from_frames(frames, len(latent))[:, :3], losses
 
 
-def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_vidtok(module: DiffusersModel, video: Video) -> _LatentPosterior:
     """Encode clips with copies of their first frame prepended, as the class's own `forward` does."""
     if module.is_causal:
         copies = video[:, :, :1].expand(-1, -1, module.temporal_compression_ratio - 1, -1, -1)
@@ -247,7 +247,7 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
 # the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
 # the temporal resampling, which leaves the first frame apart, works with kept frames alone. The classes' own `decode`
 # clamps to [-1, 1], and has no gradient outside of this range.
-def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> LatentPosterior:
+def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> _LatentPosterior:
     """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
     if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
         return _encode_clips(module, video)
@@ -264,7 +264,7 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> Decoded:
+def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> _Decoded:
     """Decode whole latents; or the first latent frame, with `is_first`, then chunks of `num_frames` video frames."""
     if num_frames is None and not torch.is_grad_enabled():
         num_frames = TIME_COMPRESSION
@@ -321,12 +321,12 @@ def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
 # Classes that need more than their own `encode` and `decode`.
-FAMILIES = {
+_FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro, first_frame_apart=False),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
-    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
+    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=_IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),

@@ -33,11 +33,11 @@ try:
 except ImportError as missing:
     raise ImportError(f"This model needs diffusers. {how_to_install('diffusers')}") from missing
 
-PIPELINE_SUBFOLDER = "vae"
+_PIPELINE_SUBFOLDER = "vae"
 # What AutoencoderTiny and AsymmetricAutoencoderKL add to their configurations, beside their arguments.
 _ADDED = {"block_out_channels", "force_upcast"}
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
-MAX_SIZE = 2**16
+_MAX_SIZE = 2**16
 
 _logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def find_config(source: str, subfolder: str | None, revision: str | None) -> tup
     except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
         if subfolder is not None:
             raise
-    return _read_config_at(source, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
+    return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
 
 
 def _read_config_at(source: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _read_config_at(source: str, subfolder: str | None, revision: str | None) ->
             got += ", which the Hub does not have or does not show you"
             remedy = "Check the spelling, or log in with `hf auth login`."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
-        contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
+        contract = f"a folder with {CONFIG_FILE}, a pipeline with {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
         raise argument_error("name_or_folder", contract, got, "Name the folder of the model itself.") from error
     return dict(config)
 
@@ -143,7 +143,7 @@ def _check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Raise a `ValueError` if a number in a configuration would build networks without end."""
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
-        largest = LARGEST_CODEBOOK if name == "codebook_size" else MAX_SIZE
+        largest = LARGEST_CODEBOOK if name == "codebook_size" else _MAX_SIZE
         if any(isinstance(number, int) and number > largest for number in numbers):
             raise argument_error(f"{name} in {source}", f"at most {largest}", describe(value), "Correct it.")
 

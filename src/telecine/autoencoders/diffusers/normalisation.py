@@ -9,13 +9,13 @@ from telecine.autoencoders.diffusers.families import CLASSES, DiffusersModel
 from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatistics, Normalisation
 
 # How the pipelines of each class normalise the latent, by the words of `classes.yaml`.
-NORMALISATIONS: dict[str, str] = {name: kind for kind, names in CLASSES["normalisation"].items() for name in names}
+_NORMALISATIONS: dict[str, str] = {name: kind for kind, names in CLASSES["normalisation"].items() for name in names}
 
 
 def _normalisation_of(module: DiffusersModel) -> str:
     """Return how latents of a model are normalised: by its class or a base class, "NONE" for an unknown one."""
     names = (parent.__name__ for parent in type(module).__mro__)
-    return next((NORMALISATIONS[name] for name in names if name in NORMALISATIONS), "NONE")
+    return next((_NORMALISATIONS[name] for name in names if name in _NORMALISATIONS), "NONE")
 
 
 def read_normalisation(module: DiffusersModel) -> Normalisation:
