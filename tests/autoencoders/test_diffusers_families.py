@@ -13,8 +13,9 @@ from telecine.autoencoders.diffusers.adapter import _LARGEST_LEVEL
 from telecine.autoencoders.flow import Sampler
 from telecine.base.randomness import clip_generators
 
-from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, shared, tiny_clip, tiny_model
+from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, tiny_clip, tiny_model
 
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 slow = pytest.mark.slow
 
 
@@ -100,14 +101,15 @@ def test_vidtok_pads_with_the_first_frame_before_encode():
 
 
 @slow
-def test_vidtok_without_causality_supports_multiples_of_16_frames():
+def test_vidtok_without_causality_supports_multiples_of_16_frames(monkeypatch):
+    monkeypatch.setattr("telecine.autoencoders.clip_sizes._LARGE_SIDES", (8,))
     raw = newer("AutoencoderVidTok")(ch=8, ch_mult=[1, 1, 1, 1], z_channels=4, num_res_blocks=1, is_causal=False)
     model = DiffusersAutoencoder(raw)
     with pytest.raises(ValueError, match=r"a multiple of 16 .* got 17\. Use 16,"):
         model.check_clip(17, 16, 16)
     encoder = model.linear_autoencoder(16, 16, 16).encoder
     assert (encoder.time, encoder.first) == (4, None)
-    assert shared("vidtok").linear_autoencoder(5, 16, 16).encoder.first is not None
+    assert DiffusersAutoencoder(tiny_model("vidtok")).linear_autoencoder(5, 16, 16).encoder.first is not None
 
 
 def test_magvit_works_after_an_error():
@@ -267,14 +269,6 @@ def test_without_gradients_wan_works_in_its_own_chunks_which_need_less_memory():
     with torch.no_grad():
         model.encode(video)
     assert len(calls) == 1 + (video.shape[2] - 1) // 4 > 1
-
-
-def test_temporal_decoder_without_a_readable_signature(monkeypatch):
-    """The oldest supported diffusers wraps `decode` in a function of `*args` and `**kwargs`."""
-    raw = tiny_model("temporal_decoder")
-    decode = type(raw).decode
-    monkeypatch.setattr(type(raw), "decode", lambda self, *args, **kwargs: decode(self, *args, **kwargs))
-    DiffusersAutoencoder(raw).check_clip(3, 16, 16)
 
 
 @pytest.mark.parametrize("in_channels", [3, 4])

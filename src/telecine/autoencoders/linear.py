@@ -181,7 +181,6 @@ class LinearAutoencoder(nn.Module):
         return self.decode(self.encode(video))
 
 
-@torch.no_grad()
 def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
     num_values = encoder.out_features
     size = min(_OVERSAMPLING * num_values, *patches.shape)

@@ -183,12 +183,8 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {
-            DECODER_KEY: self.config.saved(),
-            TEACHER_KEY: self.public_name(self.teacher),
-            DIGEST_KEY: self.digest,
-        }
-        save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
+        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: self.public_name(self.teacher)}
+        save_model(merge_low_rank(self), {**config, DIGEST_KEY: self.digest, **self.normalisation}, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:

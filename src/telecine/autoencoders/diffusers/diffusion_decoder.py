@@ -74,7 +74,6 @@ class DiffusionDecoder(Student):
         model._frozen = Frozen(model.load_teacher())
         return model
 
-    @torch.no_grad()
     def _adopt(self, teacher: VideoAutoencoder) -> None:
         """Freeze the teacher in place, and copy its statistics."""
         for name in CHANNEL_KEYS:
