@@ -14,7 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
+
+# Returns new lists and dicts, which hold the same tensors.
+_copy = partial(tree_map, lambda leaf: leaf)
 
 
 @dataclass(eq=False)
@@ -34,7 +38,7 @@ class CheckpointedCall:
     cache_name: str
 
     def __post_init__(self) -> None:
-        self.args, self.kwargs = _copy(self.args), _copy(self.kwargs)
+        self.args, self.kwargs = _copy((self.args, self.kwargs))
         self.before = self._cached()
         self.is_first_run = True
 
@@ -45,7 +49,7 @@ class CheckpointedCall:
 
     def run(self) -> tuple[Any, list[Any], list[Any]]:
         """Return the output, the changed arguments, and the layers' tensors after the call."""
-        args, kwargs = _copy(self.args), _copy(self.kwargs)
+        args, kwargs = _copy((self.args, self.kwargs))
         outside = self._cached()
         self._set_cached(self.before)
         token = self._running.set(self._running.get() or self)
@@ -91,13 +95,6 @@ def checkpoint_module(module: nn.Module, cache_name: str) -> None:
     """
     cached_in = [layer for layer in module.modules() if hasattr(layer, cache_name)]
     module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
-
-
-def _copy(value: Any) -> Any:
-    """Return the value with new lists and dicts, which hold the same tensors."""
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return type(value)(map(_copy, value)) if type(value) in (list, tuple) else value
 
 
 def overwrite(value: Any, by: Any) -> None:
