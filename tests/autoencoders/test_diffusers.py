@@ -8,7 +8,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from diffusers import ModelMixin
@@ -19,6 +18,7 @@ from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian, pret
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
+from telecine.autoencoders.diffusers.loading import load_module
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.autoencoders.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -200,7 +200,8 @@ def test_values_outside_the_range_have_gradients_which_follow_from_the_activatio
 def test_accepted_sizes_and_last_layer(name):
     model, sizes = shared(name), shared(name).sizes
     lengths, side, multiple, last_layer = FACTS[name]
-    assert {length for length in (*LENGTHS, *LONGER.get(name, ())) if sizes.reproduces_length(length)} == lengths
+    tried = {*LENGTHS, *LONGER.get(name, ())} if name not in IMAGE_MODELS else {1, 2, 5}
+    assert {length for length in tried if sizes.reproduces_length(length)} == lengths & tried
     assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
     time, rows, columns = sizes.smallest
     if name == "rae":  # has positional embeddings of one size
@@ -276,21 +277,20 @@ def by_diffusers(module, name, video):
 
 @torch.no_grad()
 @every_model
-def test_diffusers_loads_saved_models_and_computes_the_same(name, tmp_path, monkeypatch):
+def test_saved_models_are_those_of_diffusers_and_compute_the_same(name, tmp_path, monkeypatch):
     model, video, expected = adapter(name).eval(), tiny_clip(name), reconstruction(name)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
-    loaded = diffusers.AutoModel.from_pretrained(str(tmp_path))
-    assert not loaded.training
-    found = by_diffusers(loaded, name, video)
-    torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
     num_weights = sum(weight.numel() for weight in model.parameters())
     monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights - 1)
     with pytest.raises(ValueError, match=f"but got one with {num_weights} weights"):
         DiffusersAutoencoder.from_pretrained(tmp_path)
     monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights)  # just enough
-    again = DiffusersAutoencoder.from_pretrained(tmp_path)
-    assert again.training
+    loaded = load_module(str(tmp_path)).eval()
+    found = by_diffusers(loaded, name, video)
+    torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
+    again = DiffusersAutoencoder(loaded)
+    assert all(module.training for module in again.modules())
     assert_same_state(again, model.state_dict())
 
 
@@ -405,10 +405,11 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
     video = 2 * torch.rand(1, 3, num_frames, height, width) - 1
     plain = gradients(model, video)
     model.enable_temporal_chunks(chunk)
-    if name in FAST:
+    if name in FAST:  # the others with the next
         assert relative_error(gradients(model, video), plain) < 2e-5
-    with torch.no_grad():
-        torch.testing.assert_close(model(video, sample_posterior=False).video, plain["output"], rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            found = model(video, sample_posterior=False).video
+        torch.testing.assert_close(found, plain["output"], rtol=1e-4, atol=1e-5)
     checkpointing.enable(model.module)
     assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)
