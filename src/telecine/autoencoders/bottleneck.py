@@ -100,5 +100,4 @@ class _LookupFreeBottleneck(Bottleneck):
         return DeterministicPosterior(quantized, {"entropy_loss": entropy, "commitment_loss": commitment})
 
     def indices(self, latent: Latent) -> _Indices:
-        """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
         return cast(_Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))

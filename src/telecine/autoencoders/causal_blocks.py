@@ -17,7 +17,6 @@ EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 
 
 def _repeat_first_frame(video: Video, count: int) -> Video:
-    """Prepend `count` copies of the first frame to `(B, C, T, H, W)`."""
     if count == 0:
         return video
     return torch.cat([video[:, :, :1].expand(-1, -1, count, -1, -1), video], dim=2)

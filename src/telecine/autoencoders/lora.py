@@ -31,7 +31,6 @@ class _LowRankUpdate(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the updated weight."""
         return weight + self.scale * (self.up @ self.down).view_as(weight)
 
 

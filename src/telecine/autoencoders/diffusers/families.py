@@ -199,7 +199,6 @@ def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = Fal
 
 
 def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> _Decoded:
-    """Decode the frames of a clip separately, or all `together`."""
     options = {"num_frames": latent.shape[2]} if together else {}
     frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return _clips_from_frames(frames, len(latent)), losses
@@ -283,7 +282,6 @@ def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | Non
 
 
 def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
-    """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
     return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
 
 

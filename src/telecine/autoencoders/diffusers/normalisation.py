@@ -32,7 +32,6 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-@torch.no_grad()
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them.
 
