@@ -15,10 +15,9 @@ from diffusers.models import autoencoders
 from safetensors import SafetensorError
 
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian, pretrained
-from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing, loading
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
-from telecine.autoencoders.diffusers.loading import load_module
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.autoencoders.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -282,11 +281,14 @@ def test_saved_models_are_those_of_diffusers_and_compute_the_same(name, tmp_path
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
     num_weights = sum(weight.numel() for weight in model.parameters())
-    monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights - 1)
-    with pytest.raises(ValueError, match=f"but got one with {num_weights} weights"):
-        DiffusersAutoencoder.from_pretrained(tmp_path)
-    monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights)  # just enough
-    loaded = load_module(str(tmp_path)).eval()
+
+    def refuse(*args):
+        with pytest.raises(ValueError, match=f"but got one with {num_weights} weights"):
+            pretrained.check_num_weights(*args)
+
+    monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights - 1)  # bytes
+    monkeypatch.setattr(loading, "check_num_weights", refuse)
+    loaded = loading.load_module(str(tmp_path)).eval()
     found = by_diffusers(loaded, name, video)
     torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
     again = DiffusersAutoencoder(loaded)
