@@ -29,8 +29,7 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.yaml_files import read_yaml
 from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.settings import DistillConfig, TrainConfig
-from telecine.settings.parse import read_config
-from telecine.settings.recipes import find_recipe
+from telecine.settings.parse import find_recipe, read_config
 from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips

@@ -8,7 +8,7 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.cli import commands
-from telecine.settings.recipes import RECIPES
+from telecine.settings.parse import RECIPES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -9,7 +9,7 @@ from telecine.autoencoders.channels import change_channels
 from telecine.autoencoders.load import load_autoencoder
 from telecine.base.yaml_files import read_yaml
 from telecine.settings import CausalVAEConfig
-from telecine.settings.recipes import find_recipe
+from telecine.settings.parse import find_recipe
 
 from .tiny_models import adapter, tiny_clip
 

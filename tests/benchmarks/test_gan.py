@@ -11,7 +11,7 @@ from torch import nn
 
 from telecine.base.yaml_files import read_yaml
 from telecine.data import sample_videos
-from telecine.settings.recipes import find_recipe
+from telecine.settings.parse import find_recipe
 from telecine.training import train
 
 SMALL = {

@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.settings.parse import read_config, read_layer
-from telecine.settings.recipes import RECIPES
+from telecine.settings.parse import RECIPES, read_config, read_layer
 
 # The demo without discriminators, whose plan takes a third of the time.
 SMALL = read_config(

@@ -24,7 +24,7 @@ from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig
-from telecine.settings.recipes import recipes
+from telecine.settings.parse import recipes
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 

@@ -29,8 +29,7 @@ from telecine.settings import (
     Weight,
 )
 from telecine.settings.group import _CONTRACTS
-from telecine.settings.parse import read_config
-from telecine.settings.recipes import RECIPES
+from telecine.settings.parse import RECIPES, read_config
 
 from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
 

@@ -5,6 +5,7 @@ help of the others. What needs PyTorch is imported where it is used, so that hel
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,8 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import ENVIRONMENT, launcher_layer
+from telecine.settings.parse import describe_recipes, environment_variables, find_recipe, launcher_layer, read_config
+from telecine.settings.validate import json_schema
 
 _console = PlainConsole()
 
@@ -24,21 +26,21 @@ def run(typed: Sequence[str]) -> None:
     """Run what is typed: a command, its help, or `--help` and `--version`, which end the process."""
     if not typed or typed[0] not in COMMANDS:
         _run_without_command(typed)
-    name, words = typed[0], typed[1:]
+    chosen, words = COMMANDS[typed[0]], typed[1:]
     topics = [word.partition("=")[2] for word in words if word == "-h" or word.partition("=")[0] == "--help"]
     if topics:
-        print(COMMANDS[name].help(topics[0], words), end="")
+        print(chosen.help(topics[0], words), end="")
         return
-    arguments, files = COMMANDS[name].parse(words)
+    arguments, files = chosen.parse(words)
     _console.escape_logs()
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
         _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
-    given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
-    if given and COMMANDS[name].trains:
+    given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
+    if given and chosen.trains:
         _say(f"settings of the environment: {', '.join(given)}")
-    COMMANDS[name].run(**arguments)
+    chosen.run(**arguments)
 
 
 def _run_without_command(typed: Sequence[str]) -> None:
@@ -174,8 +176,6 @@ def _report(runs: list[str], *, output: str | None = None, watch: bool = False) 
 @command()
 def _recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
     """List, show or copy recipes: settings that train well together, for `--config`."""
-    from telecine.settings.recipes import copy_recipe, describe_recipes, find_recipe
-
     if action == "list":
         print("\n".join(describe_recipes()))
     elif name is None:
@@ -184,8 +184,12 @@ def _recipes(action: Literal["list", "show", "copy"], name: str | None = None, f
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
     elif file is None:
         raise argument_error("file", "given", "nothing", f"For example: telecine recipes copy {name} my.yaml")
+    elif (target := Path(file)).exists():
+        raise argument_error("file", "the name of a new file", f"{target}, which exists", "Choose another.")
     else:
-        print(f"written to {copy_recipe(name, file)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(find_recipe(name), target)
+        print(f"written to {target}")
 
 
 @command(runs_code=True)
@@ -194,9 +198,6 @@ def _config(
     files: list[str] = [],  # noqa: B006 - never changed
 ) -> None:
     """Check settings files, or print the JSON schema by which editors check and complete them."""
-    from telecine.settings.parse import read_config
-    from telecine.settings.validate import json_schema
-
     if action == "schema":
         print(json_schema(TrainConfig))
     elif not files:

@@ -14,8 +14,7 @@ from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code, is_class_path
 from telecine.base.yaml_files import read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import environment_variables, merged, read_layer, settings_from
-from telecine.settings.recipes import recipes
+from telecine.settings.parse import environment_variables, merged, read_layer, recipes, settings_from
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, Setting, settings_of
 
@@ -25,9 +24,7 @@ _TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.ya
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises its errors."""
-
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str) -> NoReturn:  # instead of ending the process
         raise ValueError(message)
 
 
@@ -41,7 +38,10 @@ class _Command:
 
     def __post_init__(self) -> None:
         hints, parameters = get_type_hints(self.run), inspect.signature(self.run).parameters
+        self.summary = inspect.getdoc(self.run) or ""
         self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
+        # Whether its settings are those of a training run, for which there are recipes.
+        self.trains = self.settings is not None and issubclass(self.settings, TrainConfig)
         # The settings that `--help` shows; none for all.
         self.most_used = _TEXTS["most_used"].get(self.name, "").split()
         # Its other arguments, each with its type and its help.
@@ -49,30 +49,19 @@ class _Command:
             (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
         ]
 
-    @property
-    def summary(self) -> str:
-        """What it does."""
-        return inspect.getdoc(self.run) or ""
-
-    @property
-    def trains(self) -> bool:
-        """Whether its settings are those of a training run, for which there are recipes."""
-        return self.settings is not None and issubclass(self.settings, TrainConfig)
-
-    def all_settings(self, *, all_names: bool = False) -> list[Setting]:
-        """Return its settings, see `settings_of`."""
+    def _settings(self, *, all_names: bool = False) -> list[Setting]:
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
 
     def parse(self, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """Return the arguments of the function, its settings among them, and the recipes that they are from."""
-        parser = self.parser([])
+        parser = self._parser()
         found, others = self._read(parser, typed)
         if others:
             option = others[0].partition("=")[0]
             before = typed[max(typed.index(others[0]) - 2, 0)]
             if not option.startswith("-") and get_origin(kind_at(self.settings, before.removeprefix("--"))) is tuple:
                 raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
-            known = [*parser._option_string_actions, *(f"--{item.name}" for item in self.all_settings(all_names=True))]
+            known = [*parser._option_string_actions, *(f"--{item.name}" for item in self._settings(all_names=True))]
             raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
         allow_code(*found.pop("allow_code", None) or [])
         texts = found.pop("settings")
@@ -86,7 +75,8 @@ class _Command:
         for option in dict.fromkeys(word.partition("=")[0] for word in typed if word.startswith("--")):
             # Also what is inside a setting, such as `objective.terms.gram`; all in the order in which they are typed.
             if kind_at(self.settings, option[2:]) is not None and option not in parser._option_string_actions:
-                parser.add_argument(option, dest="settings", action="append", type=partial(_named, option[2:]))
+                pair = partial(lambda name, text: (name, text), option[2:])
+                parser.add_argument(option, dest="settings", action="append", type=pair)
         arguments, others = parser.parse_known_args(typed, argparse.Namespace(settings=[]))
         return vars(arguments), others
 
@@ -105,27 +95,19 @@ class _Command:
         has_data = given.keys() & {"data", "model"} or any(parameter.name == "path" for parameter, *_ in self.arguments)
         return ["gpu" if has_data else "demo"]
 
-    def parser(
-        self, settings: Sequence[Setting], values: Nested | None = None, *, with_arguments: bool = True, **options: Any
-    ) -> argparse.ArgumentParser:
-        """Return a parser of the arguments and of these settings, as texts; the help shows `values` as defaults."""
-        parser = _Parser(add_help=False, allow_abbrev=False, **options)
-        if with_arguments and self.settings is not None:
+    def _parser(self) -> argparse.ArgumentParser:
+        """Return a parser of all but the settings."""
+        parser = _Parser(add_help=False, allow_abbrev=False)
+        if self.settings is not None:
             text = _TEXTS["all"]["recipes" if self.trains else "config"]
             parser.add_argument("--config", action="append", metavar="FILE", help=text)
         others = parser.add_argument_group("other arguments") if self.most_used else parser
-        for parameter, kind, text in self.arguments if with_arguments else ():
+        for parameter, kind, text in self.arguments:
             names, extra = _argument(parameter, kind)
             target = parser if parameter.kind is not parameter.KEYWORD_ONLY else others
             target.add_argument(*names, help=text.replace("%", "%%"), **extra)
-        if with_arguments and self.runs_code:
+        if self.runs_code:
             others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=_TEXTS["all"]["allow_code"])
-        groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
-        for item in (each for each in settings if not each.is_group):
-            group, _, last = item.name.rpartition(".")
-            text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
-            name = f"--{item.name}"
-            groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
         return parser
 
     def help(self, topic: str, typed: Sequence[str]) -> str:
@@ -133,7 +115,8 @@ class _Command:
 
         The values of the settings files that the command would use with what is `typed` are shown as defaults.
         """
-        settings = self.all_settings()
+        of_values = topic not in ("", "all") and not is_dataclass(kind_at(self.settings, topic))
+        settings = self._settings(all_names=of_values)  # also those of a value that may be a group, such as a ramp
         by_name = {item.name: item for item in settings}
         shown, epilog = settings, None
         if topic == "" and self.most_used:
@@ -143,23 +126,34 @@ class _Command:
             if not shown:
                 contract = 'the name of a setting or of a group, or "all"'
                 raise argument_error("help", contract, topic, nearest(topic, by_name))
-            if not shown[0].is_group:  # a value that may be a group, such as a ramp
-                groups = [each for each in alternatives(shown[0].kind) if is_dataclass(each)]
-                shown += [item for each in groups for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
-        positional = [each.name for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
         of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
         of_files.add_argument("--config", action="append")
         found, _ = self._read(of_files, typed)
-        return self.parser(
-            shown,
-            merged(map(read_layer, self._files(found["config"], found["settings"]))),
-            with_arguments=topic in ("", "all"),
-            prog=f"telecine {self.name}",
-            usage=" ".join(["telecine", self.name, *positional, "[--NAME VALUE ...]"]),
-            description=self.summary,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        ).format_help()
+        values = merged(map(read_layer, self._files(found["config"], found["settings"])))
+        parser = self._parser() if topic in ("", "all") else _Parser(add_help=False)
+        positional = [each.name for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
+        parser.usage = " ".join(["telecine", self.name, *positional, "[--NAME VALUE ...]"])
+        parser.description, parser.epilog = self.summary, epilog
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        _add_settings(parser, shown, values)
+        return parser.format_help()
+
+    def completed(self) -> argparse.ArgumentParser:
+        """Return a parser of all arguments and settings that tells a shell how to complete their values."""
+        from shtab import FILE  # takes time that help must not spend
+
+        parser = self._parser()
+        _add_settings(parser, self._settings(), {})
+        for action in parser._actions:
+            kind = kind_at(self.settings, action.dest) or str
+            if (self.name, action.dest) == ("recipes", "name"):
+                action.choices = [*recipes()]
+            elif action.choices is None and action.nargs != 0 and action.type is None:
+                action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
+                if action.choices is None and str in alternatives(kind):
+                    of_bash = {"bash": "_telecine_config"} if action.dest == "config" else {}
+                    action.complete = {**FILE, **of_bash}  # type: ignore[attr-defined]
+        return parser
 
     def _other_groups(self, settings: Sequence[Setting]) -> str:
         """Return the lines that say how the other settings are shown."""
@@ -185,10 +179,6 @@ def command(*, runs_code: bool = False) -> Callable[[F], F]:
     return register
 
 
-def _named(name: str, text: str) -> tuple[str, str]:
-    return name, text
-
-
 def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[str, Any]]:
     """Return the names of an argument and how argparse reads it, from a parameter of a command's function."""
     is_required, kind = parameter.default is parameter.empty, alternatives(kind)[0]
@@ -210,16 +200,20 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
     return names, extra
 
 
-def _facts(item: Setting, values: Nested) -> str:
-    """Return type and default of a setting, for the help."""
-    value: Any = values
-    for part in item.name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    value = item.default if value is None else value
-    if value is MISSING:
-        return describe_type(item.kind)
-    shown = value if isinstance(value, str) else json.dumps(value, default=asdict)
-    return f"{describe_type(item.kind)}; default: {shown}"
+def _add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting], values: Nested) -> None:
+    """Let the help of a parser explain settings, with `values` as defaults."""
+    groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
+    for item in (each for each in settings if not each.is_group):
+        group, _, last = item.name.rpartition(".")
+        value: Any = values
+        for part in item.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        value = item.default if value is None else value
+        facts = describe_type(item.kind)
+        if value is not MISSING:
+            facts += f"; default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}"
+        text = f"{' '.join(item.text.split())} ({facts})".replace("%", "%%")
+        groups.get(group, parser).add_argument(f"--{item.name}", action="append", metavar=last.upper(), help=text)
 
 
 def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
@@ -233,29 +227,13 @@ def program(*, is_whole: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        parents = [command.parser(command.all_settings())] if is_whole else []
-        of_command = commands.add_parser(name, help=command.summary, parents=parents)
-        for action in of_command._actions if is_whole else ():
-            _complete(action, name, kind_at(command.settings, action.dest.removeprefix("--")) or str)
+        commands.add_parser(name, help=command.summary, parents=[command.completed()] if is_whole else [])
     return parser
 
 
-def _complete(action: argparse.Action, command: str, kind: Any) -> None:
-    """Let a shell complete the values of an argument. Bash completes recipes, too, where other shells have files."""
-    import shtab  # takes time that help must not spend
-
-    if (command, action.dest) == ("recipes", "name"):
-        action.choices = [*recipes()]
-    elif action.choices is None and action.nargs != 0 and action.type is None:
-        action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
-        if action.choices is None and str in alternatives(kind):
-            is_config = {"bash": "_telecine_config"} if action.dest == "config" else {}
-            action.complete = {**shtab.FILE, **is_config}  # type: ignore[attr-defined]
-
-
 def completion_script(shell: str) -> str:
-    """Return the script that a shell reads at its start."""
-    import shtab
+    """Return the script that a shell reads at its start. Bash completes recipes, too, where other shells have files."""
+    import shtab  # takes time that help must not spend
 
     names = " ".join(recipes())
     preamble = f'\n_telecine_config() {{\n  compgen -W "{names}" -- "$1"\n  compgen -f -- "$1"\n}}\n'

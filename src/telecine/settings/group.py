@@ -24,7 +24,7 @@ PATH = {"is_path": True}
 Count: TypeAlias = Annotated[int, check_count]
 Positive: TypeAlias = Annotated[float, check_positive]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
-WORDS: Mapping[Any, str] = {
+_WORDS: Mapping[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -49,17 +49,10 @@ class Settings:
     def __post_init__(self) -> None:
         kinds = _kinds_of(cast(Hashable, type(self)), with_checks=True)
         for item in fields(self):  # type: ignore[arg-type]
-            kind, value = kinds[item.name], getattr(self, item.name)
-            if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
-                raise argument_error(item.name, f"a `{kind.__name__}`", describe(value), "Pass an instance.")
-            is_list = get_origin(kind) is tuple
-            if is_list and not isinstance(value, (list, tuple)):
-                raise argument_error(item.name, describe_type(kind), describe(value), "Use [] for none.")
+            value = getattr(self, item.name)
             if item.metadata.get("is_path") and value is not None:
                 value = os.path.expanduser(value)
-            of_item = get_args(kind)[0] if is_list else kind
-            checked = tuple(_checked(item.name, of_item, each) for each in (value if is_list else [value]))
-            object.__setattr__(self, item.name, checked if is_list else checked[0])
+            object.__setattr__(self, item.name, _checked(item.name, kinds[item.name], value))
 
     def refuse(self, rule: str, is_broken: object, *, got: object = None, **values: object) -> None:
         """Raise the `ValueError` of a rule in `contracts.json` if it `is_broken`, by default with the setting's value.
@@ -73,6 +66,12 @@ class Settings:
 
 def _checked(name: str, kind: Any, value: object) -> object:
     """Return a value as the check in its type does, else raise a `ValueError`."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise argument_error(name, describe_type(kind), describe(value), "Use [] for none.")
+        return tuple(_checked(name, get_args(kind)[0], each) for each in value)
+    if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
+        raise argument_error(name, f"a `{kind.__name__}`", describe(value), "Pass an instance.")
     choices, checked = choices_of(kind), [each for each in alternatives(kind) if get_origin(each) is Annotated]
     plain = [each for each in alternatives(kind) if get_origin(each) is None and each is not str]
     if value in choices or any(isinstance(value, each) for each in plain):
@@ -139,10 +138,10 @@ def describe_type(kind: Any) -> str:
         return f"one of {', '.join(map(repr, arguments))}"
     if _takes_function(kind):
         others = [each for each in arguments if each not in get_args(Function)]
-        return " or ".join([*map(describe_type, others), WORDS[Function]])
+        return " or ".join([*map(describe_type, others), _WORDS[Function]])
     if origin in (Union, UnionType):
         return " or ".join(map(describe_type, arguments))
     if origin is tuple:
         count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
         return f"{count}, each {describe_type(arguments[0])}"
-    return WORDS.get(origin or kind, str(kind))
+    return _WORDS.get(origin or kind, str(kind))

@@ -4,21 +4,53 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
-from telecine.base.checks import SettingsError, argument_error
+from telecine.base.checks import SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, parse_yaml, read_yaml
 from telecine.settings.autoencoder import with_presets
-from telecine.settings.group import alternatives, kind_at
-from telecine.settings.recipes import find_recipe
+from telecine.settings.group import TABLES, alternatives, kind_at
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
 
 T = TypeVar("T")
 # A file or a recipe, or what a file may hold.
 _Layer: TypeAlias = str | PathLike[str] | Nested
+# Settings files of the package, which are named instead of a path and given one after another.
+RECIPES = Path(__file__).with_name("recipes")
+# Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
+# Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
+PUBLISHED = RECIPES / "models" / "published.json"
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
-ENVIRONMENT = "TELECINE__"
+_ENVIRONMENT = "TELECINE__"
+
+
+def recipes() -> dict[str, Path]:
+    """Return the files of all recipes by name, group by group."""
+    return {path.stem: path for group in TABLES["recipe_groups"] for path in sorted((RECIPES / group).glob("*.yaml"))}
+
+
+def find_recipe(name: str | PathLike[str]) -> Path:
+    """Return the path of the recipe of that name, or the name itself if it is that of a file."""
+    known, path = recipes(), Path(name)
+    if str(name) in known or path.is_file():
+        return known.get(str(name), path)
+    contract = f"a YAML file or a recipe ({', '.join(sorted(known))})"
+    remedy = nearest(str(name), known) or "Check the spelling."
+    raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
+
+
+def describe_recipes() -> Iterator[str]:
+    """Yield the lines of a list of all recipes, each with the first line of its file."""
+    width = max(map(len, recipes()))
+    for group, text in TABLES["recipe_groups"].items():
+        yield f"{text}:"
+        for path in sorted((RECIPES / group).glob("*.yaml")):
+            first = path.read_text(encoding="utf-8").partition("\n")[0]
+            yield f"  {path.stem:<{width}}  {first.removeprefix('# ')}"
+        yield ""
+    yield "For example: telecine train --config cogvideox --config decoder --config 24gb --data my_videos/"
 
 
 def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
@@ -34,6 +66,27 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     layers = [path, *others]
     with _naming_lines([each for each in layers if not isinstance(each, Mapping)], {}):
         return validate(TrainConfig, merged(map(read_layer, layers)))
+
+
+def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
+    """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
+
+    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
+    all mistakes, each with its place.
+    """
+    is_run = issubclass(kind, TrainConfig)
+    launched = launcher_layer() if is_run else {}
+    variables = environment_variables() if is_run else {}
+    places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
+    places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
+    with _naming_lines(files, places):
+        environment = _typed_layer(kind, ((name, os.environ[each]) for name, each in variables.items()))
+        values = merged([*map(read_layer, files), launched, _typed_layer(kind, typed), environment])
+        if "allow_code" in values:
+            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            got = f"{values['allow_code']} in a settings file"
+            raise argument_error("allow_code", "an argument of the command", got, remedy)
+        return validate(kind, values)
 
 
 @contextmanager
@@ -69,31 +122,10 @@ def read_layer(source: _Layer) -> Nested:
     return nested(values.items())
 
 
-def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
-    """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
-
-    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone. A `SettingsError` has
-    all mistakes, each with its place.
-    """
-    is_run = issubclass(kind, TrainConfig)
-    launched = launcher_layer() if is_run else {}
-    variables = environment_variables() if is_run else {}
-    places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
-    places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
-    with _naming_lines(files, places):
-        environment = _typed_layer(kind, ((name, os.environ[each]) for name, each in variables.items()))
-        values = merged([*map(read_layer, files), launched, _typed_layer(kind, typed), environment])
-        if "allow_code" in values:
-            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-            got = f"{values['allow_code']} in a settings file"
-            raise argument_error("allow_code", "an argument of the command", got, remedy)
-        return validate(kind, values)
-
-
 def environment_variables() -> dict[str, str]:
     """Return the names of the variables that have settings of a training run, by the settings' dotted names."""
-    found = [name for name in os.environ if name.startswith(ENVIRONMENT)]
-    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
+    found = [name for name in os.environ if name.startswith(_ENVIRONMENT)]
+    return {name.removeprefix(_ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:

@@ -69,7 +69,7 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
     A `SettingsError` has all mistakes; `prefix` stands before the names of settings in it.
     """
     reader = _Reader(kind, prefix)
-    found = reader.group(kind, values, "")
+    found = reader.group(kind, values, prefix)
     if reader.mistakes:
         raise SettingsError(reader.mistakes)
     return cast(T, found)
@@ -89,22 +89,24 @@ class _Reader:
             if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
                 found[name] = self._value(kind_at(kind, name), value, before + name)
             elif before + name not in REMOVED:
-                self._wrong(self._unknown(before + name))
+                known = [*settings_of(self.root, self.prefix, all_names=True), *settings_of(kind, before)]
+                similar = nearest(before + name, [item.name for item in known])
+                self.mistakes.append(f"`{before}{name}` is not a setting. {similar}".rstrip())
             elif value != (now := REMOVED[before + name]):
-                contract = f"left out (it is {now!r} now)"
-                self._wrong(str(argument_error(before + name, contract, repr(value), "Remove it.")))
+                self._wrong(before + name, f"left out (it is {now!r} now)", repr(value), "Remove it.")
         if _WRONG in found.values():
             return _WRONG
         for item in fields(kind):
             if item.name not in found and item.default is item.default_factory is MISSING:
                 setting = before.rstrip(".")
-                contract = describe_type(kind_at(self.root, setting))
-                return self._wrong(f"`{setting}` must be {contract}, but got one without `{item.name}`.")
+                contract = describe_type(kind_at(self.root, setting.removeprefix(self.prefix)))
+                return self._wrong(setting, contract, f"one without `{item.name}`")
         try:
             return kind(**found)
         except ValueError as error:
             text = str(error)
-            return self._wrong(f"`{before}{text[1:]}" if text.startswith("`") else text)
+            self.mistakes.append(f"`{before}{text[1:]}" if text.startswith("`") else text)
+            return _WRONG
 
     def _value(self, kind: Any, value: Any, name: str) -> Any:
         """Return the value of a setting as its type has it; `_WRONG` if it is of another one."""
@@ -123,23 +125,13 @@ class _Reader:
             return _adapter(kind).validate_python(value)
         except ValidationError:
             if is_dataclass(kind):
-                remedy = "Indent `key: value` lines below it."
-                return self._wrong(str(argument_error(name, "a group of settings", value, remedy)))
+                return self._wrong(name, "a group of settings", describe(value), "Indent `key: value` lines below it.")
             remedy = nearest(value, map(str, choices_of(kind))) if isinstance(value, str) else ""
-            return self._wrong(str(argument_error(name, describe_type(kind), describe(value), remedy)).rstrip())
+            return self._wrong(name, describe_type(kind), describe(value), remedy)
 
-    def _wrong(self, mistake: str) -> object:
-        self.mistakes.append(f"`{self.prefix}{mistake[1:]}" if mistake.startswith("`") else mistake)
+    def _wrong(self, name: str, contract: str, got: str, remedy: str = "") -> object:
+        self.mistakes.append(str(argument_error(name, contract, got, remedy)).rstrip())
         return _WRONG
-
-    def _unknown(self, name: str) -> str:
-        """Return the error about a name that is no setting, with the nearest one."""
-        known = [each.name for each in settings_of(self.root, all_names=True)]
-        group = name.rpartition(".")[0]
-        in_dict = filter(is_dataclass, alternatives(kind_at(self.root, group)))  # such as a term
-        known += [item.name for each in in_dict for item in settings_of(each, f"{group}.")]  # type: ignore[arg-type]
-        found = nearest(name, known).replace("`", f"`{self.prefix}", 1)
-        return f"`{name}` is not a setting. {found}".rstrip()
 
 
 def json_schema(kind: type) -> str:

@@ -12,8 +12,7 @@ from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import DiscriminatorConfig, FeaturesConfig, Term, TrainConfig
-from telecine.settings.parse import read_config
-from telecine.settings.recipes import RECIPES
+from telecine.settings.parse import RECIPES, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.planning.update import (

@@ -34,7 +34,7 @@ from telecine.base.yaml_files import read_package_yaml
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
-from telecine.settings.recipes import PUBLISHED
+from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
