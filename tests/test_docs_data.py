@@ -87,8 +87,5 @@ def test_the_commands(folder, cached_weights):
     assert (folder / "my_videos" / ".telecine-index").exists()
     sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"]["buckets"]
     assert [size["num_frames"] for size in sizes] == [5, 9, 1]
-
-
-def test_the_lists_are_valid(folder):
     assert [segment.start for segment in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
     assert [segment.end_frame for segment in read_list(folder / "scenes.jsonl")] == [60, None]

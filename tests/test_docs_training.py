@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import telecine
 from telecine import training
 from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
@@ -66,7 +67,7 @@ def commands(page):
 def folder(tmp_path, monkeypatch):
     """Have what the pages speak of in the working directory, the Hub's model among it."""
     (tmp_path / "my_videos").mkdir()
-    frames = read_clip(index_video(sample_videos()[0]), 0, 60, size=(48, 64))
+    frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(48, 64))
     write_video(tmp_path / "my_videos" / "face.mp4", frames, fps=25)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
@@ -199,6 +200,7 @@ def test_decoders_that_generate(folder, cached_weights, monkeypatch):
     lines = commands("autoencoder.md")
     assert [line[1] for line in lines] == ["train", "evaluate", "distill", "reconstruct"]
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.training.clips.sample_videos", lambda: [folder / "my_videos" / "face.mp4"])
     small = ["--config", "small.yaml", "--clips.cache=false"]
     for line in lines:
         size = {"evaluate": ["--max_clips=1"], "reconstruct": ["--num_frames=29"]}
@@ -247,7 +249,8 @@ def small_training(monkeypatch):
         return train(replace(config, steps=2, val_clips=1, device="cpu", clips=clips, objective=objective), **options)
 
     train = training.train
-    monkeypatch.setattr(training, "train", small)
+    for package in (telecine, training):  # the first imports it when it is first used, and keeps it
+        monkeypatch.setattr(package, "train", small)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
@@ -41,13 +42,20 @@ LAYERS = (
 )
 
 
+@cache
+def nodes_of(path):
+    """Return the imports of a module, lazy ones and those for a type checker included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def layer_of(name):
     return next(index for index, names in enumerate(LAYERS) if name in names)
 
 
 def imports(path):
     """Yield the telecine folder or file that each import of a module names, lazy ones included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module] if node.module != "telecine" else [f"telecine.{a.name}" for a in node.names]
@@ -76,7 +84,7 @@ def test_every_file_has_a_layer():
 
 def modules_imported(path, name, known):
     """Yield the modules of telecine that a module imports, lazy ones and those for a type checker included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         if isinstance(node, ast.ImportFrom) and node.module in known:

@@ -1,5 +1,6 @@
 """The help of commands: settings as their dataclasses define them, without PyTorch."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,10 +14,32 @@ from telecine.settings import TrainConfig
 from telecine.settings.validate import settings_of
 
 NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
-WITHOUT_PYTORCH = (
-    "import sys; sys.modules['torch'] = None; from telecine.__main__ import main; sys.argv[0] = 'telecine'; "
-    "sys.exit(main())"
-)
+# Runs command lines, and prints what each has ended with and printed.
+WITHOUT_PYTORCH = """
+import contextlib, io, json, sys
+sys.modules["torch"] = None
+from telecine.__main__ import main
+
+found = []
+for typed in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(typed)
+        except SystemExit as stop:
+            code = stop.code
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+# Mistakes, and what is said of them.
+MISTAKES = [
+    (["train", "--stepss", "3"], "`--stepss` is not an argument of this command. Did you mean `--steps`?"),
+    (["train", "--steps", "forty"], "`--steps` must be a whole number, but got 'forty' (str)."),
+    (["distill", "--techer=x"], "`--techer` is not an argument of this command. Did you mean `--teacher`?"),
+    (["plan", "--objective.gan.losss", "hinge"], "Did you mean `--objective.gan.loss`?"),
+    (["evaluate", "x", "--dta", "y"], "Did you mean `--data`?"),
+    (["report", "x", "--wacth"], "`--wacth` is not an argument of this command. Did you mean `--watch`?"),
+]
+HELP = [["--help"], ["--version"], ["train", "--help=all"], ["recipes", "list"]]
 
 
 def words(text):
@@ -33,8 +56,12 @@ def shown(text):
     return re.findall(r"^  --([\w.]+)(?: |$)", text, flags=re.MULTILINE)
 
 
-def run_without_pytorch(*typed):
-    return subprocess.run([sys.executable, "-c", WITHOUT_PYTORCH, *typed], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def without_pytorch():
+    """Return exit code, output and errors of the mistakes and of help, from a process that cannot import PyTorch."""
+    typed = json.dumps([typed for typed, _ in MISTAKES] + HELP)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PYTORCH, typed], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def test_every_class_of_settings_is_tested():
@@ -60,30 +87,18 @@ def test_every_command_and_argument_is_explained():
             assert letters(explained) in text, parameter.name
 
 
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (["train", "--stepss", "3"], "`--stepss` is not an argument of this command. Did you mean `--steps`?"),
-        (["train", "--steps", "forty"], "`--steps` must be a whole number, but got 'forty' (str)."),
-        (["distill", "--techer=x"], "`--techer` is not an argument of this command. Did you mean `--teacher`?"),
-        (["plan", "--objective.gan.losss", "hinge"], "Did you mean `--objective.gan.loss`?"),
-        (["evaluate", "x", "--dta", "y"], "Did you mean `--data`?"),
-        (["report", "x", "--wacth"], "`--wacth` is not an argument of this command. Did you mean `--watch`?"),
-    ],
-)
-def test_a_mistake_is_refused_without_pytorch(typed, said):
-    done = run_without_pytorch(*typed)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("telecine: error: ")
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_mistake_is_refused_without_pytorch(without_pytorch):
+    for (typed, said), (code, out, error) in zip(MISTAKES, without_pytorch[: len(MISTAKES)], strict=True):
+        assert (code, out) == (2, ""), typed
+        assert error.startswith("telecine: error: ")
+        assert said in error
+        assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("typed", [["--help"], ["--version"], ["train", "--help=all"], ["recipes", "list"]])
-def test_help_needs_no_pytorch(typed):
-    done = run_without_pytorch(*typed)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+def test_help_needs_no_pytorch(without_pytorch):
+    for typed, (code, out, error) in zip(HELP, without_pytorch[len(MISTAKES) :], strict=True):
+        assert (code, error) == (0, ""), typed
+        assert out
 
 
 def test_what_is_inside_a_setting_may_be_typed():

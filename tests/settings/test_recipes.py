@@ -2,6 +2,7 @@
 
 import runpy
 from dataclasses import replace
+from functools import cache
 from itertools import cycle, islice, product
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def names_in(group):
     return sorted(path.stem for path in (RECIPES / group).glob("*.yaml"))
 
 
+@cache
 def values_of(name):
     return yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
 

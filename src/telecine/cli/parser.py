@@ -183,7 +183,7 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
     """Return the names of an argument and how argparse reads it, from a parameter of a command's function."""
     is_required, kind = parameter.default is parameter.empty, alternatives(kind)[0]
     names = [parameter.name]
-    extra: dict[str, Any] = {"default": None if is_required else parameter.default}
+    extra: dict[str, Any] = {"default": parameter.default}
     if parameter.kind is parameter.KEYWORD_ONLY:
         names = [*(["-o"] if parameter.name == "output" else []), f"--{parameter.name}"]
         extra["required"] = is_required

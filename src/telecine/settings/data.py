@@ -10,9 +10,9 @@ from telecine.settings.group import Count, Settings
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
-PILLOW_MAX_PIXELS = 178_956_970
-ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
-CHANNELS: dict[ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
+_PILLOW_MAX_PIXELS = 178_956_970
+_ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
+CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 _Timeout: TypeAlias = Annotated[
@@ -22,7 +22,7 @@ _Timeout: TypeAlias = Annotated[
 _SAME_CLIPS = {"same_clips": True}
 
 
-def channels_named(number: int | ChannelNames) -> ChannelNames | int:
+def channels_named(number: int | _ChannelNames) -> _ChannelNames | int:
     """Return the name of a number of channels, or the number if it has none."""
     return next((name for name, each in CHANNELS.items() if number in (name, each)), number)
 
@@ -30,7 +30,7 @@ def channels_named(number: int | ChannelNames) -> ChannelNames | int:
 class PixelFormat(NamedTuple):
     """What a decoded pixel holds."""
 
-    channels: ChannelNames | int = "rgb"
+    channels: _ChannelNames | int = "rgb"
     bit_depth: Literal[8, 16] = 8
 
 
@@ -83,7 +83,7 @@ class ClipConfig(Settings):
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
-    channels: ChannelNames | Count = "rgb"
+    channels: _ChannelNames | Count = "rgb"
     """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
     many `in_channels`."""
     bit_depth: Literal[8, 16] = 8
@@ -129,7 +129,7 @@ class ClipConfig(Settings):
         self.refuse("layout", not are_known, got=repr(self.layout))
         is_range = len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf
         self.refuse("range", self.range and not is_range, got=str([*self.range]))
-        self.refuse("max_pixels", self.max_pixels > PILLOW_MAX_PIXELS, most=PILLOW_MAX_PIXELS)
+        self.refuse("max_pixels", self.max_pixels > _PILLOW_MAX_PIXELS, most=_PILLOW_MAX_PIXELS)
         self.refuse("image_ratio", not 0.0 <= self.image_ratio <= 1.0)
         self.refuse("scale_jitter", not 1.0 <= self.scale_jitter <= 8.0)
         self.refuse("val_fraction", not 0.0 < self.val_fraction <= 0.5)

@@ -10,7 +10,7 @@ from telecine.base.checks import argument_error, check_count, check_step, check_
 from telecine.settings.group import TABLES, Count, Function, Positive, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
-OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
+_OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 _Weight: TypeAlias = Annotated[float, check_weight]
 _Step: TypeAlias = Annotated[int, check_step]
@@ -308,7 +308,7 @@ class ObjectiveConfig(Settings):
         super().__post_init__()
         own = self._own_terms()
         logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
-        reserved = list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
+        reserved = list(dict.fromkeys([*_OTHER_LOSSES, *(term.name for term in own), *logged]))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
                 contract = f"named by an identifier other than {', '.join(reserved)}"

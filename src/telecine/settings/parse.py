@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args, get_origin
@@ -26,6 +27,7 @@ PUBLISHED = RECIPES / "models" / "published.json"
 _ENVIRONMENT = "TELECINE__"
 
 
+@cache
 def recipes() -> dict[str, Path]:
     """Return the files of all recipes by name, group by group."""
     return {path.stem: path for group in TABLES["recipe_groups"] for path in sorted((RECIPES / group).glob("*.yaml"))}

@@ -17,13 +17,13 @@ REMOVED: Mapping[str, object] = TABLES["removed"]
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
-MAX_LR = 10.0
+_MAX_LR = 10.0
 
 
 def _check_lr(name: str, value: object) -> float:
-    if (rate := check_positive(name, value, remedy="Use a small number.")) > MAX_LR:
+    if (rate := check_positive(name, value, remedy="Use a small number.")) > _MAX_LR:
         remedy = "AdamW changes each weight by about as much in an update."
-        raise argument_error(name, f"at most {MAX_LR}", value, remedy)
+        raise argument_error(name, f"at most {_MAX_LR}", value, remedy)
     return rate
 
 
