@@ -132,7 +132,13 @@ def test_the_help_begins_with_what_most_need(capsys):
 
 @pytest.mark.parametrize(
     ("topic", "some"),
-    [("objective", "objective.gan.loss"), ("objective.gan", "objective.gan.loss"), ("seed", "seed"), ("all", "seed")],
+    [
+        ("objective", "objective.gan.loss"),
+        ("objective.gan", "objective.gan.loss"),
+        ("objective.perceptual_weight.start", "objective.perceptual_weight.start"),
+        ("seed", "seed"),
+        ("all", "seed"),
+    ],
 )
 def test_the_help_of_a_group(topic, some, capsys):
     assert main(["plan", f"--help={topic}"]) == 0

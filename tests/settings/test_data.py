@@ -79,6 +79,11 @@ def test_images_zoom_and_cache_are_off_by_default() -> None:
     assert not config.cache
 
 
+def test_buckets_are_instances() -> None:
+    with pytest.raises(ValueError, match=r"`buckets` must be a `Bucket`, but got {.*Pass an instance"):
+        ClipConfig(buckets=({"num_frames": 17, "height": 256, "width": 256},))  # type: ignore[arg-type]
+
+
 def test_clip_span() -> None:
     config = ClipConfig(num_frames=5, stride=3)
     assert config.clip_span == 13
