@@ -7,7 +7,7 @@ from torch import nn
 from telecine import VideoAutoencoderLoss
 from telecine.discriminators import FeatureDiscriminator, augment
 from telecine.perceptual import as_rgb
-from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig
+from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.build import build_objective
 
 
@@ -87,7 +87,7 @@ def test_discriminators_see_all_channels(channels, video):
     config = DiscriminatorConfig(image="none", video=video, dim=4, max_dim=16)
     objective = ObjectiveConfig(0, perceptual_weight=0, adversarial_loss_weight=1.0)
     size = ClipConfig(3, 32, 32, channels=channels)
-    loss = build_objective(objective, config, size)
+    loss = build_objective(TrainConfig(clips=size, objective=objective, discriminator=config))
     number = size.num_channels
     real, fake = (torch.rand(2, number, 3, 32, 32) for _ in range(2))
     update = loss.update(real - 0.5, (fake - 0.5).requires_grad_(), 0)

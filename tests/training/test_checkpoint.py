@@ -13,7 +13,8 @@ from torch import nn
 from telecine.runs.settings import _as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig, TrainConfig
 from telecine.training import TrainingError, train
-from telecine.training.checkpoint import Checkpointer, _first_not_finite
+from telecine.training.checkpoint import Checkpointer
+from telecine.training.step import DivergenceError
 
 
 @pytest.fixture
@@ -74,7 +75,9 @@ def test_of_buffers_only_nan_is_refused(tiny):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_weights_must_be_finite(value):
-    tensors = {"layer.weight": torch.tensor([1.0, value])}
-    assert _first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
-    assert _first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None
+def test_weights_must_be_finite(tiny, value):
+    checkpointer = Checkpointer(tiny(), nn.Linear(1, 1), is_main=True)
+    checkpointer._copies["ema"].update({"layer.weight": torch.tensor([1.0, value])})
+    checkpointer._buffers = {"model": {"layer.weight"}}
+    with pytest.raises(DivergenceError, match=r"`layer\.weight of the averaged weights` is not finite after step 3"):
+        checkpointer._begin(3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.training.state import MovingAverage, Rollback, TrainState
+from telecine.training.state import MovingAverage, TrainState
 
 
 class Sharded(nn.Module):
@@ -137,11 +137,3 @@ def test_weights_loaded_while_applied_become_the_averages():
     with average.applied():
         model.load_state_dict({"weight": torch.tensor([[7.0]])})
     assert (model.weight.item(), average.averages["weight"].item()) == (1.0, 7.0)
-
-
-def test_each_rollback_halves_the_learning_rates():
-    state, factors = state_of(None), []
-    for _ in range(3):
-        factors.append(state.lr_factor)
-        state.rollbacks.append(Rollback(12, 10, "a"))
-    assert factors == [1.0, 0.5, 0.25]

@@ -1,7 +1,9 @@
 import copy
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,10 @@ from telecine import Ramp
 from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import (
-    FINAL_LR_SCALE,
+    _FINAL_LR_SCALE,
     MicroBatch,
     TrainingError,
     _finite_values,
-    _lr_scale,
-    _update_ratio,
     clip_gradients,
     set_learning_rates,
     train_step,
@@ -24,13 +24,18 @@ from telecine.training.step import (
 from telecine.training.trainer import _describe_warmup
 
 
+def lr_scale(config, step, num_steps, num_rollbacks=0):
+    state = SimpleNamespace(step=step, rollbacks=[None] * num_rollbacks, optimizer=None, disc_optimizer=None)
+    return set_learning_rates(state, replace(config, lr=1.0), num_steps)
+
+
 def test_warmup_rises_linearly_to_one():
     config = OptimizerConfig(warmup_steps=4)
-    assert [_lr_scale(config, step, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [lr_scale(config, step, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_without_warmup_the_first_step_has_the_full_rate():
-    assert _lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
+    assert lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
 
 
 def test_a_run_that_ends_within_its_warmup_says_so():
@@ -38,22 +43,27 @@ def test_a_run_that_ends_within_its_warmup_says_so():
     assert _describe_warmup(config, 500) == []
     (line,) = _describe_warmup(config, 40)
     assert "after 40 of 500 steps, 0.08 of `optimizer.lr` is reached" in line
-    assert _lr_scale(config, 39, 40) == 0.08
+    assert lr_scale(config, 39, 40) == 0.08
     assert _describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
+
+
+def test_each_rollback_halves_the_learning_rates():
+    config = OptimizerConfig(warmup_steps=0)
+    assert [lr_scale(config, 12, 20, num_rollbacks) for num_rollbacks in range(3)] == [1.0, 0.5, 0.25]
 
 
 def test_cosine_falls_from_one_to_its_final_scale():
     config = OptimizerConfig(warmup_steps=10, schedule="cosine")
-    scales = [_lr_scale(config, step, 110) for step in range(10, 111)]
+    scales = [lr_scale(config, step, 110) for step in range(10, 111)]
     assert scales[0] == 1.0
-    assert scales[50] == pytest.approx((1 + FINAL_LR_SCALE) / 2)
-    assert scales[-1] == pytest.approx(FINAL_LR_SCALE)
+    assert scales[50] == pytest.approx((1 + _FINAL_LR_SCALE) / 2)
+    assert scales[-1] == pytest.approx(_FINAL_LR_SCALE)
     assert all(later <= earlier for earlier, later in pairwise(scales))
-    assert _lr_scale(config, 200, 110) == pytest.approx(FINAL_LR_SCALE)
+    assert lr_scale(config, 200, 110) == pytest.approx(_FINAL_LR_SCALE)
 
 
 def test_a_run_that_ends_with_its_warmup_starts_the_cosine_at_one():
-    assert _lr_scale(OptimizerConfig(warmup_steps=20, schedule="cosine"), 20, 20) == 1.0
+    assert lr_scale(OptimizerConfig(warmup_steps=20, schedule="cosine"), 20, 20) == 1.0
 
 
 def weights_with_gradients(*gradients):
@@ -73,12 +83,6 @@ def test_clipping_equals_pytorchs_and_changes_no_gradient_below_the_limit(max_no
         assert torch.equal(weight.grad, other.grad)
     if max_norm == 100.0:
         assert [weight.grad.tolist() for weight in ours[:2]] == [[3.0, 4.0], [12.0]]
-
-
-def test_update_ratio_is_relative_to_the_new_weights():
-    before = [torch.tensor([0.0, 0.0]), torch.tensor([6.0])]
-    after = [torch.tensor([3.0, 4.0]), torch.tensor([6.0])]
-    assert _update_ratio(before, after) == pytest.approx(5 / (9 + 16 + 36) ** 0.5)
 
 
 @pytest.fixture

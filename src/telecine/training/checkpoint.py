@@ -1,7 +1,6 @@
 """Checkpoints: saving and loading the state of a run."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 from torch import distributed as dist
 
 from telecine.autoencoders import VideoAutoencoder
@@ -145,9 +143,14 @@ class Checkpointer:
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
-        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
-        if name := _first_not_finite(groups, self._buffers):
-            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
+        for group, copy in self._copies.items():
+            buffers = self._buffers.get(group, ())
+            for name, tensor in copy.tensors.items():
+                # A buffer may be infinite, as the mask of an attention is.
+                if tensor.isnan().any() if name in buffers else not tensor.isfinite().all():
+                    value = f"{name} of the {'averaged weights' if group == EMA else group}"
+                    text = f"`{value}` is not finite after step {step}. No checkpoint was written."
+                    raise DivergenceError(text, value)
         if not self._is_main:
             return self.run.folder
         flush([self.run.history.path, self.run.warnings.path])  # records are on the disk before their checkpoint
@@ -225,15 +228,3 @@ class Checkpointer:
 
 def _statistics_of(saved: dict[str, Any] | None) -> LatentStatistics | None:
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
-
-
-def _first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
-    """Return "name of group" for the first tensor with a value that is not finite, or None.
-
-    Those in `buffers`, by group, may have infinite values, as the mask of an attention has, but no NaN.
-    """
-    for group, tensors in groups.items():
-        for name, tensor in tensors.items():
-            if tensor.isnan().any() if name in buffers.get(group, ()) else not tensor.isfinite().all():
-                return f"{name} of the {group}"
-    return None

@@ -115,7 +115,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)  # images alone need no ratio
-        wait_for_everyone()
     is_image = {span.info.path: span.info.is_image for span in spans.found}
     num_images = sum(is_image.values())
     return Clips(

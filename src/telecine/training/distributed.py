@@ -149,7 +149,7 @@ def _silent_ranks() -> list[int] | None:
 
 @contextmanager
 def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
-    """Yield a barrier without time limit, in which signals are handled; every process has to enter the block."""
+    """Yield a barrier without time limit, in which signals are handled. The block, which all enter, ends with one."""
     if num_ranks() == 1:
         yield lambda: None
         return
@@ -163,6 +163,7 @@ def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
 
     try:
         yield wait_for_everyone
+        wait_for_everyone()
     finally:
         dist.destroy_process_group(group)
 

@@ -63,7 +63,7 @@ class MovingAverage:
             weight.copy_(previous)
 
 
-# A rollback multiplies the learning rates by this.
+# Each rollback multiplies both learning rates by this.
 LR_FACTOR = 0.5
 
 
@@ -103,11 +103,6 @@ class TrainState:
     log_means: IntervalMeans = field(default_factory=IntervalMeans)  # of the values since the last record
     num_records: int = 0  # in `metrics.jsonl`
     rollbacks: list[Rollback] = field(default_factory=list)
-
-    @property
-    def lr_factor(self) -> float:
-        """The factor of both learning rates after the rollbacks."""
-        return LR_FACTOR ** len(self.rollbacks)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

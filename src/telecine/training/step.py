@@ -21,10 +21,10 @@ from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
-from telecine.training.state import TrainState, parameters_of
+from telecine.training.state import LR_FACTOR, TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
-FINAL_LR_SCALE = 0.05
+_FINAL_LR_SCALE = 0.05
 
 
 class DivergenceError(TrainingError):
@@ -71,47 +71,39 @@ def train_step(
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
     """Add a micro-batch's gradients, times `scale`; after the last, average the autoencoder's. Return the log."""
+    objective, autoencoder, last_layer = state.objective, state.autoencoder, state.last_layer
+    generators = clip_generators(state.seed, batch.clips, batch.video.device)
+    if isinstance(last_layer, LayerActivations):
+        last_layer.clear()
     # DDP would wait for the gradients of unused weights, such as those of single frames; `average_gradients` does not.
-    has_unused = batch.video.shape[2] == 1 or state.autoencoder.leaves_weights_unused
+    has_unused = batch.video.shape[2] == 1 or autoencoder.leaves_weights_unused
     no_sync = not is_last or (has_unused and not state.is_sharded)
     with state.no_sync(no_sync):
-        losses, log, gradient = _compute_losses(state, batch)
+        with state.accelerator.autocast():
+            known = {} if batch.posterior is None else {"posterior": batch.posterior}
+            output = state.model(batch.video, generator=generators, **known)
+            gradient = ReconstructionGradient(output.video)
+            options = BatchOptions(generator=generators, grad_hook=gradient.adversarial_hook, latent=output.latent)
+            options |= {"decode": autoencoder.decode, "sample_weight": output.weight}
+            target = batch.video if output.target is None else output.target
+            if state.trains_discriminators:
+                both = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
+                losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
+            else:
+                loss, log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
+                losses = [loss]
+        for name in ("perceptual", "grad_penalty"):
+            if objective.schedule.at(state.step)[name] == 0:
+                log.pop(f"train/{name}_loss", None)  # its 0 was not computed and would distort the mean
+        # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
+        reference = target if autoencoder.trains_on_latents else batch.video
+        error = mse(reconstruction=output.video.detach(), target=reference)
+        log = {"data": batch.video.mean(), **log, "train/mse": error}
         for loss in losses:
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
         average_gradients(parameters_of(state.optimizer))
     return {name: value.float() for name, value in (log | gradient.log).items()}
-
-
-def _compute_losses(
-    state: TrainState, batch: MicroBatch
-) -> tuple[list[Tensor], dict[str, Tensor], ReconstructionGradient]:
-    """Return the autoencoder's loss and, if they train, the discriminators', their log, and that of the gradient."""
-    objective, last_layer = state.objective, state.last_layer
-    generators = clip_generators(state.seed, batch.clips, batch.video.device)
-    if isinstance(last_layer, LayerActivations):
-        last_layer.clear()
-    with state.accelerator.autocast():
-        known = {} if batch.posterior is None else {"posterior": batch.posterior}
-        output = state.model(batch.video, generator=generators, **known)
-        gradient = ReconstructionGradient(output.video)
-        hook, decode = gradient.adversarial_hook, state.autoencoder.decode
-        options = BatchOptions(generator=generators, grad_hook=hook, latent=output.latent, decode=decode)
-        options["sample_weight"] = output.weight
-        target = batch.video if output.target is None else output.target
-        if state.trains_discriminators:
-            both = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
-            losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
-        else:
-            loss, log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
-            losses = [loss]
-    for name in ("perceptual", "grad_penalty"):
-        if objective.schedule.at(state.step)[name] == 0:
-            log.pop(f"train/{name}_loss", None)  # its 0 was not computed and would distort the mean
-    # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-    reference = target if state.autoencoder.trains_on_latents else batch.video
-    error = mse(reconstruction=output.video.detach(), target=reference)
-    return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 
 def _optimizer_step(
@@ -136,7 +128,9 @@ def _optimizer_step(
         log["grad_overflow"] = float(not is_finite)
     optimizer.zero_grad(set_to_none=True)
     if measure_update_ratio:
-        log["update_ratio"] = _update_ratio(before, weights)
+        after = [weight.detach() for weight in weights]
+        change = _total_norm([new - old for old, new in zip(before, after, strict=True)])
+        log["update_ratio"] = float(change / _total_norm(after))
     return {f"train/{prefix}{name}": value for name, value in log.items()}
 
 
@@ -153,13 +147,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return norm
 
 
-@torch.no_grad()
-def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Return the total 2-norm of the change of all weights, divided by that of the weights after it. Host sync."""
-    change = _total_norm([new.detach() - old for old, new in zip(before, after, strict=True)])
-    return float(change / _total_norm([weight.detach() for weight in after]))
-
-
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the total 2-norm of whole and sharded tensors; with sharded ones, every process has to call this."""
     groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
@@ -169,41 +156,34 @@ def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: int) -> float:
-    """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = _lr_scale(config, state.step, num_steps) * state.lr_factor
+    """Set both optimizers' learning rates for the next update, and return that of the autoencoder.
+
+    They are a function of the step, which needs no scheduler state.
+    """
+    scale = LR_FACTOR ** len(state.rollbacks)
+    if state.step < config.warmup_steps:
+        scale *= (state.step + 1) / config.warmup_steps
+    elif config.schedule == "cosine":
+        progress = (state.step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+        scale *= _FINAL_LR_SCALE + (1 - _FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     for optimizer, lr in ((state.optimizer, config.lr), (state.disc_optimizer, config.disc_lr)):
         for group in [] if optimizer is None else optimizer.param_groups:
             group["lr"] = lr * scale
     return config.lr * scale
 
 
-def _lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Return the factor of both learning rates, in (0, 1]. A function of the step needs no scheduler state."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
-    return FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
 def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
-    # A gradient of 0 has no shares.
-    values = {name: value for name, value in values.items() if math.isfinite(value) or not _is_gradient_share(name)}
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
-            raise _divergence_error(name, values[name], step)
+            if name != ADVERSARIAL_SHARE and History.frame_of(name) is None:
+                raise _divergence_error(name, values[name], step)
+            del values[name]  # a gradient of 0 has no shares
     values.pop("data", None)
     return values
-
-
-def _is_gradient_share(name: str) -> bool:
-    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
-    return name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
 
 
 def _divergence_error(name: str, value: float, step: int) -> TrainingError:

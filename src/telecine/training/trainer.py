@@ -81,7 +81,7 @@ class Trainer:
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
             if autoencoder is None:
-                autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
+                autoencoder = custom_module(config)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
         except BaseException:
@@ -142,14 +142,13 @@ class Trainer:
             {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
         )
         self.linear: dict[str, float] = {}
-        with barrier_without_time_limit() as wait_for_everyone:  # as it reads clips
+        with barrier_without_time_limit():  # as it reads clips
             if self.is_main and found is None:  # the other processes get the weights that it starts from
                 has_linear = self.copied.get("encoder.linear", (0, 0))[0] > 0
                 is_new = autoencoder is None and config.model is None and not has_linear
                 self.linear = prepare_linear(
                     model, self.clips, self.perceptual, self.console, device, config, is_new=is_new
                 )
-            wait_for_everyone()
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
@@ -247,7 +246,7 @@ class Trainer:
         """Yield a function that ends the block if a process has an error or has to stop; then save, and raise."""
 
         def check_stop(error: Exception | None = None) -> None:
-            if any_rank(stop.is_set or error is not None, self.accelerator.device):
+            if any_rank(stop.is_set or error is not None or self.checkpointer.has_failed, self.accelerator.device):
                 raise Interrupted(None) from error
 
         try:
@@ -256,7 +255,7 @@ class Trainer:
             saved = self.checkpointer.save(self.state) if self.state.step > 0 else None
             self.checkpointer.wait()
             if stopped.__cause__ is not None:
-                self._print(f"cannot read the clips of step {self.state.step}; saved {saved}")
+                self._print(f"cannot read the clips of step {self.state.step}; saved {saved or 'nothing'}")
             raise stopped.__cause__ or Interrupted(saved) from None
 
     def _fork_rng(self) -> AbstractContextManager[None]:
@@ -292,10 +291,15 @@ class Trainer:
         num_clips = config.clips_per_step(self.accelerator.num_processes)
         if config.dynamo_backend != "no":
             self._print("compiling: the first updates may take minutes")
+        batches = self.batches(stop)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
-            for batches in self._batches_until(stop):
+            while self.state.step < config.steps:
+                with self._saved_if_stopped(stop) as check_stop:
+                    micro_batches, error = read_next(batches)
+                    check_stop(error)
                 lr = set_learning_rates(self.state, config.optimizer, config.steps)
-                values = train_step(self.state, batches, measure_update_ratio=self._is_due(config.log_every, ahead=1))
+                is_logged = self._is_due(config.log_every, ahead=1)
+                values = train_step(self.state, micro_batches, measure_update_ratio=is_logged)
                 self.state.log_means.add(values)
                 monitor.show(self.state.step, values)
                 if self._is_due(config.log_every):
@@ -308,20 +312,6 @@ class Trainer:
                 if self._is_due(config.save_every):
                     self._save(stop)
                 monitor.restart_clock()
-
-    def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step; before each, save and raise if a process has to stop."""
-        batches = self.batches(stop)
-        while self.state.step < self.config.steps:
-            batch, error = read_next(batches)
-            has_to_stop = stop.is_set or error is not None or self.checkpointer.has_failed
-            if any_rank(has_to_stop, self.accelerator.device):
-                saved = self.checkpointer.save(self.state)
-                self.checkpointer.wait()
-                if error is not None:
-                    self._print(f"cannot read the clips of step {self.state.step}; saved {saved}")
-                raise error or Interrupted(saved)
-            yield batch
 
     def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each remaining step, on the device of this process, see `ClipLoader`."""
@@ -412,7 +402,7 @@ class Trainer:
 
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
-        with barrier_without_time_limit() as wait_for_everyone:
+        with barrier_without_time_limit():
             if self.is_main:
                 try:
                     write_report([self.files.folder])
@@ -421,7 +411,6 @@ class Trainer:
             if self.hub_repository is not None:
                 result = self._read_result()
                 upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
-            wait_for_everyone()
 
     def _read_result(self) -> TrainResult:
         first, last = self.files.history.first_and_last()

@@ -203,7 +203,6 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     `device_type`, as on CUDA. By default the model is that of `fake_autoencoder`.
     """
     model = fake_autoencoder(config) if model is None else model
-    config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
     bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
     check_channels(config.clips, model)
     model.check_clip(*bucket.shape)
@@ -213,10 +212,11 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         settings, perceptual = config.objective, config.objective.perceptual
         if perceptual.net in BACKBONES:
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
-        objective = build_objective(settings, config.discriminator, config.clips, load=False)
+        optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
+        alone = replace(config, objective=settings, optimizer=optimizer, sharding="none")
+        objective = build_objective(alone, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        last_layer = last_layer_of(model, settings.adaptive_weight, config.temporal_chunk, is_sharded=False)
-        state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+        state = new_state(alone, accelerator, model, objective, last_layer_of(model, alone))
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps
