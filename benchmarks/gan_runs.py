@@ -30,7 +30,7 @@ from telecine.base.yaml_files import read_yaml
 from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import find_recipe, read_config
-from telecine.training.baseline import NUM_CLIPS, _fit_linear
+from telecine.training.baseline import _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics
@@ -95,7 +95,7 @@ class Run:
         self.linear: LinearAutoencoder | None = None  # the start of a model of its own
         model = build_autoencoder(config, None if teacher is None else _student_of(teacher, config))
         if teacher is None:
-            linear = _fit_linear(model, clips, NUM_CLIPS)
+            linear = _fit_linear(model, clips)
             assert isinstance(model, CausalVAE)
             assert isinstance(linear, LinearAutoencoder)
             model.start_from(linear)
@@ -103,8 +103,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        groups = config.objective, config.optimizer, config.steps
-        self.diagnostics = Diagnostics(files, *groups, console=Console(quiet=True))
+        self.diagnostics = Diagnostics(files, config, console=Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

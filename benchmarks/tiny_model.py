@@ -26,7 +26,7 @@ from telecine.perceptual import LPIPS
 from telecine.runs.checkpoints import _MANIFEST, _write_manifest
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
-from telecine.training.baseline import NUM_CLIPS, _fit_linear
+from telecine.training.baseline import _fit_linear
 from telecine.training.clips import build_clips
 
 NAME = "tiny"
@@ -63,7 +63,7 @@ def main() -> None:
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     config = read_config(str(arguments.run / "config.yaml"))
     model = package(arguments.run, arguments.output, config.steps)
-    linear = _fit_linear(model, build_clips(config, model), NUM_CLIPS)
+    linear = _fit_linear(model, build_clips(config, model))
     assert linear is not None
     models = {"linear baseline": linear, NAME: reconstruct_with(model)}
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}

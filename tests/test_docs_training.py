@@ -306,8 +306,8 @@ def test_trackers(tmp_path):
 
 @pytest.mark.slow
 def test_hardware(folder, capsys, monkeypatch):
-    monkeypatch.setattr(capacity, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
-    monkeypatch.setattr(capacity, "CALIBRATION_SECONDS", 0.05)
+    monkeypatch.setattr(capacity, "_CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(capacity, "_CALIBRATION_SECONDS", 0.05)
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
     assert main([*command[1:], "--config", "small.yaml"]) == 0

@@ -43,14 +43,14 @@ class Repeats(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config):
+def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config, few_clips):
     model = build_autoencoder(config)
     clips = build_clips(config, model)
-    linear = _fit_linear(model, clips, num_clips=12)
+    linear = _fit_linear(model, clips)
     expected = LinearAutoencoder(4, 4, 4).fit(clips.train[i]["video"][None] for i in range(12))
     video = clips.val[0]["video"][None]
     torch.testing.assert_close(linear(video), expected(video), rtol=0, atol=0)
-    assert len(list(_training_clips(clips, 3))) == 3
+    assert len(list(_training_clips(clips))) == 12
     metrics = ReconstructionMetrics()
     with torch.no_grad():
         for clip in clips.val:
@@ -60,7 +60,7 @@ def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_o
 
 
 @pytest.mark.parametrize(("time", "has_one"), [(4, True), (7, False)])
-def test_clips_of_every_size_must_consist_of_its_patches(config, time, has_one):
+def test_clips_of_every_size_must_consist_of_its_patches(config, few_clips, time, has_one):
     class Declares(Repeats):
         def linear_autoencoder(self, num_frames, height, width):
             return LinearAutoencoder(time, 4, 4)
@@ -71,7 +71,7 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, time, has_one):
     model = CustomAutoencoder(Declares())
     clips = build_clips(replace(config, clips=sizes), model)
     expected = LinearAutoencoder if has_one else str
-    found = _fit_linear(model, clips, num_clips=3)
+    found = _fit_linear(model, clips)
     assert isinstance(found, expected)
     assert has_one or found == "clips of 17x32x32 do not consist of its patches"
 

@@ -107,7 +107,7 @@ def other_rank(monkeypatch):
 
 
 def test_gradients_are_averaged_over_processes_in_buckets(other_rank, monkeypatch):
-    monkeypatch.setattr(distributed, "BUCKET_BYTES", 8)
+    monkeypatch.setattr(distributed, "_BUCKET_BYTES", 8)
     values = [(torch.float32, 1), (torch.float32, 1), (torch.float32, 3), (torch.float64, 1), (torch.float64, 2)]
     weights = [nn.Parameter(torch.zeros(size, 1, dtype=dtype)) for dtype, size in values]
     for index, weight in enumerate(weights):
@@ -378,7 +378,7 @@ def three_ranks(shared_store, monkeypatch):
     monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
-    monkeypatch.setattr(distributed, "SECONDS_TO_ANSWER", 0.3)
+    monkeypatch.setattr(distributed, "_SECONDS_TO_ANSWER", 0.3)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     return shared_store
 
@@ -405,7 +405,7 @@ def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, an
     assert described.startswith(message)
     assert described.endswith("run the same command again: it resumes from the newest checkpoint.")
     for thread in threading.enumerate():
-        if thread.name == distributed.QUESTION:
+        if thread.name == distributed._QUESTION:
             thread.join()
 
 

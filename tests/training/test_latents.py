@@ -24,7 +24,7 @@ from telecine.training.build import build_autoencoder, build_state
 from telecine.training.clips import build_clips
 from telecine.training.interrupt import StopRequest
 from telecine.training.latents import (
-    IDENTITY_FILE,
+    _IDENTITY_FILE,
     _check_disk,
     _find_missing,
     _identity_of,
@@ -59,7 +59,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
     cache.write()
     cache.add(["b"], gaussian(1))  # known
     cache.write()
-    monkeypatch.setattr(latents, "FILE_BYTES", 1)
+    monkeypatch.setattr(latents, "_FILE_BYTES", 1)
     cache.add(["d"], gaussian(1))
     assert len(list(tmp_path.iterdir())) == 2
     for each in (cache, _LatentCache(tmp_path)):
@@ -272,7 +272,7 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
     _, config = cached()
     trainer = Trainer(config, Console(quiet=True))
     same = _identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
-    assert json.loads((tmp_path / "cache" / IDENTITY_FILE).read_text()) == same
+    assert json.loads((tmp_path / "cache" / _IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
         trainer.state.autoencoder.decoder.linear.first.bias.add_(1)
     assert _identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"

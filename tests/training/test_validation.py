@@ -6,8 +6,8 @@ from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latents import latent_summary
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
-    NUM_KEPT,
-    NUM_SHOWN,
+    _NUM_KEPT,
+    _NUM_SHOWN,
     _clips_of_rank,
     _evenly_spaced,
     _of_all_clips,
@@ -39,19 +39,19 @@ def clip(value, index):
 
 def test_every_clip_is_measured_and_up_to_some_are_kept():
     model = Halves()
-    clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]
+    clips = [clip(0.1 * index / _NUM_KEPT, index) for index in range(1, _NUM_KEPT + 3)]
     result = validate_model(model, clips, {})
     assert model.training
     assert len(result.per_clip) == len(clips)
     for index, metrics in enumerate(result.per_clip, 1):
-        half = 0.1 * index / NUM_KEPT / 2
+        half = 0.1 * index / _NUM_KEPT / 2
         assert metrics["psnr"] == pytest.approx(10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4)
     assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
-    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in _evenly_spaced(len(clips), NUM_KEPT)]
-    assert result.clips[-1].metrics == result.per_clip[_evenly_spaced(len(clips), NUM_KEPT)[-1]]
+    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in _evenly_spaced(len(clips), _NUM_KEPT)]
+    assert result.clips[-1].metrics == result.per_clip[_evenly_spaced(len(clips), _NUM_KEPT)[-1]]
     few = validate_model(model.eval(), clips[:1], {})
     assert not model.training
-    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
+    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (_NUM_SHOWN - 2), "one row for each clip shown"
 
 
 def test_an_interrupted_validation_leaves_the_model_as_it_was():

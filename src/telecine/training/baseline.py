@@ -20,9 +20,9 @@ from telecine.training.clips import Clips
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
 # After 120 updates the demo has on average the PSNR of its start (benchmarks/results/2026-11-27-objectives.md).
-FEWEST_STEPS = 300
+_FEWEST_STEPS = 300
 # The baseline's metrics are logged beside those of each validation, under this prefix, so that every plot shows them.
-PREFIX = "linear/"
+_PREFIX = "linear/"
 
 
 def prepare_linear(
@@ -41,28 +41,28 @@ def prepare_linear(
     """
     if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
+        model.to(device).start_from(_training_clips(clips))
     new = model if config.linear_start and is_new and isinstance(model, CausalVAE) else None
     if new is None and not config.linear_baseline:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
-    linear = _fit_linear(model, clips, NUM_CLIPS)
+    linear = _fit_linear(model, clips)
     if isinstance(linear, str):
         console.print(f"no linear baseline: {linear}")
         return {}
     if new is not None:
         new.start_from(linear)
-        if config.steps < FEWEST_STEPS:
+        if config.steps < _FEWEST_STEPS:
             few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
-            console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
+            console.print(f"{few}; use --steps {_FEWEST_STEPS} or more", soft_wrap=True)
     if not config.linear_baseline:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
-    return {f"{PREFIX}{name}": value for name, value in metrics.items()}
+    return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
 
 
-def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | str:
+def _fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder | str:
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
         return f"{type(model.module).__name__} has no method `linear_autoencoder`"
@@ -70,12 +70,12 @@ def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> Linear
         return "the frames or pixels of a clip do not divide evenly over the positions of this model's latent"
     if others := [str(each) for each in clips.train.config.train_buckets if not linear.encoder.accepts(*each.shape)]:
         return f"clips of {others[0]} do not consist of its patches"
-    return linear.fit(_training_clips(clips, num_clips))
+    return linear.fit(_training_clips(clips))
 
 
-def _training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:
+def _training_clips(clips: Clips) -> Iterator[Video]:
     """Yield the first training clips, `(1, 3, T, H, W)`."""
-    for index in with_progress(range(num_clips), "fitting the linear baseline"):
+    for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 
 
@@ -95,7 +95,7 @@ def _measure_linear(
 def recorded_linear(run: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
     first = next(iter(run.history), {})
-    return {name: value for name, value in first.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in first.items() if name.startswith(_PREFIX)}
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

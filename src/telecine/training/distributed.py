@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # The scheme of the URL by which the processes find each other, see `_rendezvous`.
-SCHEME = "telecine"
+_SCHEME = "telecine"
 # The keys of the question of a process whether all others still run, and of their answers.
-QUESTION, ANSWER = "telecine/who_runs", "telecine/runs"
-SECONDS_TO_ANSWER = 5.0
-POLL_SECONDS = 0.1
-FOREVER = timedelta(days=365)
+_QUESTION, _ANSWER = "telecine/who_runs", "telecine/runs"
+_SECONDS_TO_ANSWER = 5.0
+_POLL_SECONDS = 0.1
+_FOREVER = timedelta(days=365)
 # Gloo's errors about other processes are plain `RuntimeError`s. They begin with the source file, one of these folders.
-LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
+_LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
 # Gradients are averaged in buckets of this size, as a message for each small weight costs more latency than bytes.
-BUCKET_BYTES = 25 * 2**20
+_BUCKET_BYTES = 25 * 2**20
 
 
 def rank() -> int:
@@ -45,7 +45,7 @@ def rank() -> int:
 
 def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     """Return Accelerate's settings of the process group, in which a process waits `timeout` seconds for the others."""
-    return InitProcessGroupKwargs(init_method=f"{SCHEME}://", timeout=timedelta(seconds=timeout))
+    return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
 def _open_store(timeout: timedelta) -> dist.Store:
@@ -60,13 +60,13 @@ def _open_store(timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_one_machine else store
 
 
-def _rendezvous(url: str, timeout: timedelta = FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
+def _rendezvous(url: str, timeout: timedelta = _FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
     """Find the other processes as "env://" of PyTorch does, with the store of `_open_store`."""
     yield _open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 if dist.is_available():
-    dist.register_rendezvous_handler(SCHEME, _rendezvous)
+    dist.register_rendezvous_handler(_SCHEME, _rendezvous)
 
 
 def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
@@ -87,7 +87,7 @@ def lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[Non
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in LOST_MESSAGES):
+        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST_MESSAGES):
             raise
         raise TrainingError(_describe_lost(where(), timeout)) from error
 
@@ -97,16 +97,16 @@ def answer_questions() -> None:
     """Answer the question of another process, in a thread. A process that is stopped cannot answer."""
     if num_ranks() == 1:
         return
-    store, answer = _open_store(FOREVER), f"{ANSWER}/{dist.get_rank()}"
+    store, answer = _open_store(_FOREVER), f"{_ANSWER}/{dist.get_rank()}"
 
     def wait_and_answer() -> None:
         try:
-            store.wait([QUESTION], FOREVER)
+            store.wait([_QUESTION], _FOREVER)
             store.set(answer, "")
         except dist.DistError:
             return  # the store has ended, and with it the run
 
-    threading.Thread(target=wait_and_answer, name=QUESTION, daemon=True).start()
+    threading.Thread(target=wait_and_answer, name=_QUESTION, daemon=True).start()
 
 
 def _describe_lost(where: str, timeout: float) -> str:
@@ -128,12 +128,12 @@ def _silent_ranks() -> list[int] | None:
 
     def ask() -> None:
         try:
-            store = _open_store(timedelta(seconds=SECONDS_TO_ANSWER))
-            store.set(QUESTION, "")
-            silent, end = list(range(num_ranks())), time.monotonic() + SECONDS_TO_ANSWER
+            store = _open_store(timedelta(seconds=_SECONDS_TO_ANSWER))
+            store.set(_QUESTION, "")
+            silent, end = list(range(num_ranks())), time.monotonic() + _SECONDS_TO_ANSWER
             while silent and time.monotonic() < end:
-                time.sleep(POLL_SECONDS)
-                silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
+                time.sleep(_POLL_SECONDS)
+                silent = [rank for rank in silent if not store.check([f"{_ANSWER}/{rank}"])]
         except dist.DistError:
             return
         answers.append(silent)
@@ -141,7 +141,7 @@ def _silent_ranks() -> list[int] | None:
     # In a thread: PyTorch has no time limit for the connection to a process that is stopped.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(2 * SECONDS_TO_ANSWER)
+    thread.join(2 * _SECONDS_TO_ANSWER)
     if answers:
         return answers[0]
     return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
@@ -153,12 +153,12 @@ def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
     if num_ranks() == 1:
         yield lambda: None
         return
-    group = dist.new_group(backend="gloo", timeout=FOREVER)
+    group = dist.new_group(backend="gloo", timeout=_FOREVER)
 
     def wait_for_everyone() -> None:
         work = dist.barrier(group, async_op=True)
         while not work.is_completed():  # in `work.wait()` Python cannot handle a signal
-            time.sleep(POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         work.wait()  # raises its error
 
     try:
@@ -230,11 +230,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Group consecutive gradients of one dtype until a group reaches `BUCKET_BYTES`."""
+    """Group consecutive gradients of one dtype until a group reaches `_BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:
-        if bucket and (size >= BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+        if bucket and (size >= _BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
         bucket.append(gradient)

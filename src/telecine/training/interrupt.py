@@ -10,7 +10,7 @@ from types import FrameType
 from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 
-ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
+_ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
 
 
 class StopRequest:
@@ -40,7 +40,7 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterat
         if at_once:
             raise Interrupted(None)
         if acknowledge and not request.is_set:
-            os.write(2, ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
+            os.write(2, _ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
         request.is_set = True
 
     for number in previous:

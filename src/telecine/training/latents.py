@@ -31,17 +31,17 @@ from telecine.training.state import TrainState
 from telecine.training.tensor_files import architecture_of
 from telecine.training.trainable import trains_encoder
 
-IDENTITY_FILE = "identity.json"
-PATTERN = "latents-*.safetensors"
+_IDENTITY_FILE = "identity.json"
+_PATTERN = "latents-*.safetensors"
 # Increase the number when the content of the files changes. Older folders are then refused.
-FORMAT = 1
+_FORMAT = 1
 # Clips are collected in memory until they fill a file of this size.
-FILE_BYTES = 2**26
-MEAN, LOGVAR = "mean", "logvar"
+_FILE_BYTES = 2**26
+_MEAN, _LOGVAR = "mean", "logvar"
 # Of the values of a file, in its metadata. Telecine 0.2 wrote none.
-DIGEST = "sha256"
+_DIGEST = "sha256"
 # Numbers of a channel-wise value that a line shows.
-NUM_SHOWN = 4
+_NUM_SHOWN = 4
 
 
 class _LatentCache:
@@ -61,12 +61,12 @@ class _LatentCache:
 
     def find_files(self) -> None:
         """Find the files that this process or another one has written."""
-        for path in self.folder.glob(PATTERN):
+        for path in self.folder.glob(_PATTERN):
             with _opened(path) as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
 
     def __contains__(self, name: str) -> bool:
-        return f"{name}/{MEAN}" in self._files
+        return f"{name}/{_MEAN}" in self._files
 
     def add(self, names: Sequence[str], posterior: Posterior) -> int:
         """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped."""
@@ -78,7 +78,7 @@ class _LatentCache:
                     key = f"{name}/{moment}"
                     self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
                     self._new_orders[key] = " ".join(map(str, axes))
-        if sum(tensor.nbytes for tensor in self._new.values()) >= FILE_BYTES:
+        if sum(tensor.nbytes for tensor in self._new.values()) >= _FILE_BYTES:
             self.write()
         return sum(tensor[0].nbytes for tensor in moments.values())
 
@@ -86,19 +86,19 @@ class _LatentCache:
         """Write the posteriors that are not on the disk yet."""
         if not self._new:
             return
-        path = self.folder / PATTERN.replace("*", uuid.uuid4().hex)
+        path = self.folder / _PATTERN.replace("*", uuid.uuid4().hex)
         with safetensors_write(path):
-            metadata = self._new_orders | {DIGEST: _digest_of(self._new, self._new_orders)}
+            metadata = self._new_orders | {_DIGEST: _digest_of(self._new, self._new_orders)}
             atomic_write(path, lambda partial: save_file(self._new, partial, metadata=metadata))
         self._files.update(dict.fromkeys(self._new, path))
         self._new, self._new_orders = {}, {}
 
     def read(self, names: Sequence[str], device: torch.device) -> Posterior:
         """Return the posteriors of clips as a batch on `device`; raise a `ValueError` if one is missing."""
-        mean = self._stack(names, MEAN).to(device)
-        if f"{names[0]}/{LOGVAR}" not in self._files:
+        mean = self._stack(names, _MEAN).to(device)
+        if f"{names[0]}/{_LOGVAR}" not in self._files:
             return DeterministicPosterior(mean)
-        return DiagonalGaussian(mean=mean, logvar=self._stack(names, LOGVAR).to(device))
+        return DiagonalGaussian(mean=mean, logvar=self._stack(names, _LOGVAR).to(device))
 
     def _stack(self, names: Sequence[str], moment: str) -> Tensor:
         tensors = [self._tensor(f"{name}/{moment}") for name in names]
@@ -113,10 +113,10 @@ class _LatentCache:
         path = self._files[key]
         with _opened(path) as file:
             metadata = file.metadata()
-            if path not in self._intact and DIGEST in metadata:
+            if path not in self._intact and _DIGEST in metadata:
                 found = _digest_of({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
-                if found != metadata[DIGEST]:
-                    raise _damaged(path, f"other values ({DIGEST} {found})")
+                if found != metadata[_DIGEST]:
+                    raise _damaged(path, f"other values ({_DIGEST} {found})")
             self._intact.add(path)
             axes = [int(axis) for axis in metadata[key].split()]
             return cast(Tensor, file.get_tensor(key).permute([axes.index(axis) for axis in range(len(axes))]))
@@ -144,9 +144,9 @@ def _memory_order(tensor: Tensor) -> list[int]:
 
 def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
     if isinstance(posterior, DiagonalGaussian):
-        return {MEAN: posterior.mean, LOGVAR: posterior.logvar}
+        return {_MEAN: posterior.mean, _LOGVAR: posterior.logvar}
     if isinstance(posterior, DeterministicPosterior):
-        return {MEAN: posterior.latent}
+        return {_MEAN: posterior.latent}
     contract = "left out for a posterior that is neither normal nor without noise"
     raise argument_error("latent_cache", contract, describe(posterior), "Leave it out.")
 
@@ -182,7 +182,7 @@ def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision:
         digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
     settings = clips.config.identity().items()
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "architecture": architecture_of(encoder),
         "encoder": digest_of_encoder(encoder),
         "mixed_precision": mixed_precision,
@@ -194,7 +194,7 @@ def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision:
 
 def _check_identity(folder: Path, identity: dict[str, object]) -> None:
     """Write the identity of its latents to a new folder; raise a `ValueError` if a folder has another one."""
-    path = folder / IDENTITY_FILE
+    path = folder / _IDENTITY_FILE
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
@@ -316,5 +316,5 @@ def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -
 def _shown(value: object) -> str:
     if not isinstance(value, (list, tuple)):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    more = " ..." if len(value) > NUM_SHOWN else ""
-    return " ".join(f"{number:.3g}" for number in value[:NUM_SHOWN]) + more
+    more = " ..." if len(value) > _NUM_SHOWN else ""
+    return " ".join(f"{number:.3g}" for number in value[:_NUM_SHOWN]) + more

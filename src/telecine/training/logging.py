@@ -16,9 +16,9 @@ from telecine.runs.history import History
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
-WIDE = 110
+_WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
-NEWEST_WEIGHT = 0.05
+_NEWEST_WEIGHT = 0.05
 # The nanoseconds that this thread ran, and those that it was ready and waited for a core.
 _SCHEDULE = Path("/proc/thread-self/schedstat")
 # Fraction of an interval, and seconds of the shortest one, which may span several records.
@@ -58,7 +58,7 @@ class Monitor:
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            *([TimeElapsedColumn()] if console.width >= WIDE else []),
+            *([TimeElapsedColumn()] if console.width >= _WIDE else []),
             TimeRemainingColumn(),
             TextColumn("left"),
             BarColumn(bar_width=None),
@@ -84,7 +84,7 @@ class Monitor:
         """Show the values of the latest update; `step` updates are done."""
         now = time.perf_counter()
         seconds, self._last_update = now - self._last_update, now
-        self._seconds = seconds if self._seconds == 0 else (1 - NEWEST_WEIGHT) * self._seconds + NEWEST_WEIGHT * seconds
+        self._seconds += (_NEWEST_WEIGHT if self._seconds else 1.0) * (seconds - self._seconds)
         self.clips_per_second = self.batch_size / self._seconds
         numbers = self._numbers(values)
         self._progress.update(self._task, completed=step, numbers=numbers)
@@ -96,7 +96,7 @@ class Monitor:
     def _numbers(self, values: Mapping[str, float]) -> str:
         psnr = psnr_of_mse(torch.tensor(values["train/mse"])).item()
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
-        if self.console.is_terminal and self.console.width < WIDE:
+        if self.console.is_terminal and self.console.width < _WIDE:
             return numbers
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"

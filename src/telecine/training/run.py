@@ -84,7 +84,6 @@ class _DryRun:
     num_steps: int  # of the whole run
 
     def print_to(self, console: Console) -> None:
-        """Print the time, the memory and the losses of the update, and the time of the run's updates."""
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
         table.add_row("seconds", f"{self.seconds:.3g}")
         if self.peak_memory is not None:

@@ -138,9 +138,7 @@ class Trainer:
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self._print(line)
         # LPIPS knows colours.
-        self.perceptual: dict[str, nn.Module] = (
-            {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
-        )
+        self.perceptual = {"lpips_alex": LPIPS("alex").to(device)} if config.clips.has_colours else {}
         self.linear: dict[str, float] = {}
         with barrier_without_time_limit():  # as it reads clips
             if self.is_main and found is None:  # the other processes get the weights that it starts from
@@ -209,9 +207,8 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            config, rollbacks = self.config, self.state.rollbacks
-            groups = config.objective, config.optimizer, config.steps
-            self.diagnostics = Diagnostics(self.files, *groups, console=self.console, rollbacks=rollbacks)
+            rollbacks = self.state.rollbacks
+            self.diagnostics = Diagnostics(self.files, self.config, console=self.console, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""

@@ -1,6 +1,6 @@
 """Validation: the quality of the averaged weights on held-out clips, and the files that show it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -28,9 +28,9 @@ T = TypeVar("T")
 # Steps in which decoders that generate are measured beside one step.
 _FEW_STEPS = 4
 # Clips in the side-by-side video.
-NUM_SHOWN = 4
+_NUM_SHOWN = 4
 # Clips that are kept for the report.
-NUM_KEPT = 16
+_NUM_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Validation:
     latent: dict[str, float]  # see `latent_summary` and `code_usage`; empty if the model offers none
     picture: Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
     fps: float  # of the picture: that of its fastest clip
-    clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
+    clips: list[ValidationClip]  # up to `_NUM_KEPT` for the report
 
 
 @torch.no_grad()
 def validate_model(
     model: VideoAutoencoder,
     clips: Sequence[Clip],
-    perceptual: dict[str, nn.Module],
+    perceptual: Mapping[str, nn.Module],
     bit_depth: Literal[8, 16] = 8,
     *,
     before_each: Callable[[], None] = lambda: None,
@@ -67,7 +67,7 @@ def validate_model(
     device = next(model.parameters()).device
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
-    kept = set(_evenly_spaced(len(indices), NUM_KEPT))
+    kept = set(_evenly_spaced(len(indices), _NUM_KEPT))
     shown: list[ValidationClip] = []
     latents: list[Tensor] = []
     try:
@@ -91,7 +91,7 @@ def validate_model(
     for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
         of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
     per_clip = _of_all_clips(indices, of_rank)
-    few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
+    few = [shown[position] for position in _evenly_spaced(len(shown), _NUM_SHOWN)]
     rates = [clip.fps for clip in few]
     picture = side_by_side(
         inputs=at_one_rate([clip.target for clip in few], rates),

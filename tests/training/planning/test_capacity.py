@@ -15,8 +15,8 @@ from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
 from telecine.training.planning.capacity import (
-    AS_CONFIGURED,
-    SWITCHES,
+    _AS_CONFIGURED,
+    _SWITCHES,
     _LargestBatch,
     _Plan,
     _plan_in_processes,
@@ -113,7 +113,7 @@ def test_a_batch_on_a_cpu_is_bounded_and_the_rates_are_named(light, largest_with
 
 @pytest.mark.slow
 def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, monkeypatch):
-    monkeypatch.setattr(capacity, "SWITCHES", {})
+    monkeypatch.setattr(capacity, "_SWITCHES", {})
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
         largest_within(light(steps=1), 5 * MB)
     image = light(clips=ClipConfig(num_frames=1, height=32, width=32))
@@ -177,8 +177,8 @@ def test_a_plan_knows_what_its_settings_have(light):
 
 @pytest.mark.slow
 def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_time(light, monkeypatch):
-    monkeypatch.setattr(capacity, "CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
-    monkeypatch.setattr(capacity, "CALIBRATION_SECONDS", 0.05)
+    monkeypatch.setattr(capacity, "_CALIBRATION_SHAPE", (1, 16, 5, 32, 32))
+    monkeypatch.setattr(capacity, "_CALIBRATION_SECONDS", 0.05)
     made = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4)
     fits = made.largest
     titles = [
@@ -254,8 +254,8 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
 def test_what_fits_is_readable_in_80_columns():
     console = PlainConsole()  # that of the commands
     console.record, console.width = True, 80
-    switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
-    titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
+    switches = [f"and --{name} {value}".lower() for name, value in _SWITCHES.items()]
+    titles = (_AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     _Plan("4 x 17 x 256 x 256, float32", update, "1 h", 100, fits, False).print_to(console)

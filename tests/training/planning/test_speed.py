@@ -56,7 +56,7 @@ def test_small_runs_are_not_planned():
 @pytest.mark.usefixtures("planned")
 def test_the_size_of_an_update_is_its_weights_times_its_pixels(monkeypatch):
     config = TrainConfig(batch_size=3, gradient_accumulation_steps=2, clips=ClipConfig(5, 40, 50))
-    monkeypatch.setattr(capacity, "SMALLEST_TO_PLAN", 7 * (6 * 5 * 40 * 50))
+    monkeypatch.setattr(capacity, "_SMALLEST_TO_PLAN", 7 * (6 * 5 * 40 * 50))
     assert capacity.describe_on_cpu(config, model_of(6), num_processes=1) is None
     assert capacity.describe_on_cpu(config, model_of(7), num_processes=1) is not None
 
@@ -64,7 +64,7 @@ def test_the_size_of_an_update_is_its_weights_times_its_pixels(monkeypatch):
 @pytest.mark.slow
 def test_a_run_is_refused_before_it_computes(tiny, monkeypatch):
     monkeypatch.setattr(capacity, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(capacity, "SMALLEST_TO_PLAN", 1)
+    monkeypatch.setattr(capacity, "_SMALLEST_TO_PLAN", 1)
     monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
     with pytest.raises(ValueError, match=r"but got 0\.00 GiB, and an update needs .*`--config demo` is sized"):
         train(tiny(linear_baseline=True), console=Console(quiet=True))

@@ -24,7 +24,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
-from telecine.settings import ClipConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.update import (
     HALF,
@@ -38,27 +38,27 @@ from telecine.training.planning.update import (
 
 T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
-USED_FRACTION = 0.9
-SWITCHES: Mapping[str, Any] = TABLES["switches"]
-AS_CONFIGURED = "as configured"
+_USED_FRACTION = 0.9
+_SWITCHES: Mapping[str, Any] = TABLES["switches"]
+_AS_CONFIGURED = "as configured"
 # With more clips at a time a CPU is no faster, and each update takes longer.
 MAX_ON_CPU = 8
 # Stop searching for the largest batch when the next step adds less than this fraction.
-TOLERANCE = 0.02
+_TOLERANCE = 0.02
 # The convolution of the calibration: shape of the input, and the seconds of its repetition.
-CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
-CALIBRATION_SECONDS = 0.5
-CPU = torch.device("cpu")
+_CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
+_CALIBRATION_SECONDS = 0.5
+_CPU = torch.device("cpu")
 # Smaller runs on a CPU are not planned, which takes seconds: weights of the autoencoder times pixels of an update. The
 # demo has 1e11, the recipe for GPUs 4e13.
-SMALLEST_TO_PLAN = 1e12
-HOURS_TO_WARN = 24.0
-DEMO_IS_SMALLER = (
+_SMALLEST_TO_PLAN = 1e12
+_HOURS_TO_WARN = 24.0
+_DEMO_IS_SMALLER = (
     "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
 )
 # Python and the driver, for each operator: 5 to 10 microseconds.
-LAUNCH_SECONDS = 7e-6
-CARDS: dict[str, dict[str, float]] = TABLES["cards"]
+_LAUNCH_SECONDS = 7e-6
+_CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 class _LargestBatch(NamedTuple):
@@ -80,7 +80,6 @@ class _Plan:
     is_half: bool  # whether autocast computes in half precision
 
     def print_to(self, console: Console) -> None:
-        """Print the bytes of each part, the time, and the largest batches."""
         update = self.update
         table = Table("part", "resident", "at the peak", "at most", title=f"memory of a process, {self.title}")
         for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
@@ -94,9 +93,9 @@ class _Plan:
         console.print(self.speed, soft_wrap=True)
         if HOST_COPY not in update.held:
             console.print(_table_of_cards(update, is_half=self.is_half))
-        if update.peak > self.memory * USED_FRACTION:
+        if update.peak > self.memory * _USED_FRACTION:
             console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
-        usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
+        usable = f"{gigabytes(self.memory)}, of which {_USED_FRACTION:.0%} are used"
         # Texts, as the console of the commands shows the line breaks of plain strings.
         titles = map(Text, ("largest\nbatch", "most\nframes", "one clip\nneeds"))
         fits = Table(
@@ -127,21 +126,20 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
-    dtype = HALF.get(config.mixed_precision, torch.float32)
-    time = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
+    speed = _describe_speed(config, update, without_penalty, measured)
     by_title = dict(zip(to_plan, plans, strict=False))
-    usable = int(memory * USED_FRACTION)
+    usable = int(memory * _USED_FRACTION)
     last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
     sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
     by_title[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
     largest = list(_what_fits(by_title, clips.num_frames, _lengths(model, clips), usable))
     if not any(each.batch_size for each in largest):
-        smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
+        smallest = gigabytes(min(each.one_clip for each in largest) / _USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return _Plan(title, update, time, memory, largest, is_half=config.mixed_precision != "no")
+    return _Plan(title, update, speed, memory, largest, is_half=config.mixed_precision != "no")
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
@@ -149,8 +147,8 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
 
     Clips of another length are added where the growth of memory with the frames changes.
     """
-    rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
-    for name, value in SWITCHES.items():
+    rows, growing = {_AS_CONFIGURED: config}, [_AS_CONFIGURED]
+    for name, value in _SWITCHES.items():
         if attrgetter(name)(config) != value:
             rows[f"and --{name} {value}".lower()] = config = _with_setting(config, name, value)
     chunk = model.smallest_temporal_chunk
@@ -230,13 +228,13 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         elif num_processes > 1:  # DDP copies the gradients
             saved = -sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
         planned, found = 0, 1
-        while found > planned * (1 + TOLERANCE):
+        while found > planned * (1 + _TOLERANCE):
             planned = found
             plan = plan_update(replace(config, batch_size=planned), model, device_type=device.type)
             plan = replace(plan, saved=saved)
-            found = min(plan.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
+            found = min(plan.largest_batch(int(memory * _USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
-                got = f"{gigabytes(memory)}, and one clip needs {gigabytes(plan.memory_for(1) / USED_FRACTION)}"
+                got = f"{gigabytes(memory)}, and one clip needs {gigabytes(plan.memory_for(1) / _USED_FRACTION)}"
                 raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
         return found
 
@@ -257,12 +255,7 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
 
 
 def _describe_speed(
-    objective: ObjectiveConfig,
-    num_steps: int,
-    plan: UpdatePlan,
-    without_penalty: UpdatePlan,
-    device: torch.device | None,
-    dtype: torch.dtype,
+    config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device | None
 ) -> str:
     """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
@@ -270,13 +263,14 @@ def _describe_speed(
     from their first step on. Measuring takes about a second. Without a device there is no time.
     """
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-    mean = without + (flops - without) / objective.penalty.every
+    mean = without + (flops - without) / config.objective.penalty.every
     operations = f"{mean / 1e12:.3g} TFLOP an update."
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
-    num_without = min(objective.gan.disc_train_start, num_steps)
+    num_without = min(config.objective.gan.disc_train_start, config.steps)
     of_discriminators = sum(flops for part, flops in without_penalty.flops.items() if "discriminator" in part)
-    total = num_steps * mean - num_without * (mean - without + of_discriminators)
+    total = config.steps * mean - num_without * (mean - without + of_discriminators)
+    dtype = HALF.get(config.mixed_precision, torch.float32)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")
@@ -289,13 +283,13 @@ def _describe_speed(
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations a second of a 3D convolution and its backward on a device."""
-    channels = CALIBRATION_SHAPE[1]
-    x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
+    channels = _CALIBRATION_SHAPE[1]
+    x = torch.randn(_CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
     layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
     flops = 3 * 2 * 27 * channels * x.numel()
     update = "layer(x).sum().backward(); float(x.grad[0, 0, 0, 0, 0])"  # the last waits for the device
     timer = Timer(update, globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
-    return float(flops / timer.blocked_autorange(min_run_time=CALIBRATION_SECONDS).mean)
+    return float(flops / timer.blocked_autorange(min_run_time=_CALIBRATION_SECONDS).mean)
 
 
 def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:
@@ -305,27 +299,27 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
     """
     clip = max(math.prod(bucket.shape) for bucket in config.clips.train_buckets)
     pixels = config.clips_per_pass * config.gradient_accumulation_steps * clip
-    if pixels * sum(weight.numel() for weight in model.parameters()) < SMALLEST_TO_PLAN:
+    if pixels * sum(weight.numel() for weight in model.parameters()) < _SMALLEST_TO_PLAN:
         return None
     plan = plan_update(config, device_type="cpu")
-    memory = free_memory(CPU) // num_processes
+    memory = free_memory(_CPU) // num_processes
     if plan.peak > memory:
         got = f"{gigabytes(memory)}, and an update needs {gigabytes(plan.peak)} by its plan"
-        raise argument_error("memory", "enough for an update on the CPU", got, f"{DEMO_IS_SMALLER}.")
-    seconds = sum(plan.flops.values()) / _measured_flops(CPU, torch.float32)
+        raise argument_error("memory", "enough for an update on the CPU", got, f"{_DEMO_IS_SMALLER}.")
+    seconds = sum(plan.flops.values()) / _measured_flops(_CPU, torch.float32)
     hours = seconds * config.steps / 3600
-    time_of_run = f"{hours:.2g} hours" if hours <= HOURS_TO_WARN else f"{hours / 24:,.0f} days"
+    time_of_run = f"{hours:.2g} hours" if hours <= _HOURS_TO_WARN else f"{hours / 24:,.0f} days"
     text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {seconds:.2g} s, the run {time_of_run}"
-    return f"warning: {text}. {DEMO_IS_SMALLER}." if hours > HOURS_TO_WARN else text
+    return f"warning: {text}. {_DEMO_IS_SMALLER}." if hours > _HOURS_TO_WARN else text
 
 
 def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, float]:
     """Return the least seconds of an update: for launches, arithmetic and memory alone, and of all with overlap."""
-    rates = CARDS[card]
+    rates = _CARDS[card]
     peak = 1e12 * rates["bf16" if is_half else "tf32"]
     arithmetic = {part: flops / peak for part, flops in plan.flops.items()}
     memory = {part: moved / (1e12 * rates["memory"]) for part, moved in plan.moved.items()}
-    launches = sum(plan.operators.values()) * LAUNCH_SECONDS
+    launches = sum(plan.operators.values()) * _LAUNCH_SECONDS
     kernels = sum(max(arithmetic.get(part, 0.0), memory.get(part, 0.0)) for part in arithmetic | memory)
     return {
         "launches": launches,
@@ -336,10 +330,9 @@ def _seconds_on(card: str, plan: UpdatePlan, *, is_half: bool) -> dict[str, floa
 
 
 def _table_of_cards(plan: UpdatePlan, *, is_half: bool) -> Table:
-    """Return a table of the least milliseconds of an update on each card, and of what bounds it."""
     title = f"{sum(plan.operators.values())} operators; least milliseconds of an update, an estimate from peak rates"
     table = Table("card", "launches", "arithmetic", "memory", "update", "bound by", title=title)
-    for card in CARDS:
+    for card in _CARDS:
         seconds = _seconds_on(card, plan, is_half=is_half)
         bounds = {name: seconds[name] for name in ("launches", "arithmetic", "memory")}
         table.add_row(card, *(f"{1000 * each:.3g}" for each in seconds.values()), max(bounds, key=bounds.__getitem__))
