@@ -208,12 +208,13 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
-    with fake_mode, counter, nullcontext() if device_type == "cpu" else _as_on_cuda():
-        settings, perceptual = config.objective, config.objective.perceptual
-        if perceptual.net in BACKBONES:
+    settings, perceptual = config.objective, config.objective.perceptual
+    if perceptual.net in BACKBONES:  # made before the counter starts, which counts it if a term uses it
+        with fake_mode:
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
-        optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
-        alone = replace(config, objective=settings, optimizer=optimizer, sharding="none")
+    optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
+    alone = replace(config, objective=settings, optimizer=optimizer, sharding="none")
+    with fake_mode, counter, nullcontext() if device_type == "cpu" else _as_on_cuda():
         objective = build_objective(alone, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
         state = new_state(alone, accelerator, model, objective, last_layer_of(model, alone))
