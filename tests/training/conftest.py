@@ -3,6 +3,7 @@
 import gc
 import runpy
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def frozen_imports():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def recorded_once():
+    """Let all runs share what takes as long as an update: the packages and revision, and which settings need quotes."""
+    from telecine.runs import settings
+    from telecine.training import trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "environment", cache(trainer.environment))
+        patch.setattr(settings, "parse_yaml", cache(settings.parse_yaml))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Use one thread: sums have one order, so that runs can be compared bit for bit."""
@@ -107,6 +120,7 @@ def tiny_config(small_video):
             data=str(small_video),
             output_dir=str(folder / "run"),
             steps=6,
+            trackers=(),
             batch_size=2,
             device="cpu",
             log_every=2,

@@ -95,18 +95,19 @@ def test_an_id_that_is_damaged_is_named(tmp_path):
 
 def test_options_of_a_tracker_that_is_not_used_are_refused(tiny):
     with pytest.raises(ValueError, match=r"`tracker_options` must be of \['tensorboard'\], but got \['wandb'\]. Add"):
-        build_accelerator(tiny(tracker_options={"wandb": {}}))
+        build_accelerator(tiny(trackers=("tensorboard",), tracker_options={"wandb": {}}))
 
 
 def test_a_wrong_option_is_one_line(tiny, tmp_path):
-    config = tiny(tracker_options={"tensorboard": {"flush": 3}}, output_dir=str(tmp_path))
+    options = {"tensorboard": {"flush": 3}}
+    config = tiny(trackers=("tensorboard",), tracker_options=options, output_dir=str(tmp_path))
     accelerator = build_accelerator(config)
     with pytest.raises(ValueError, match=r"`trackers` must be able to start, but got TypeError .*flush.*`tracker_op"):
         start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
 
 
 def test_tensorboards_files_stay_where_they_were(tiny, tmp_path):
-    config = tiny(tracker_project="mine", output_dir=str(tmp_path))
+    config = tiny(trackers=("tensorboard",), tracker_project="mine", output_dir=str(tmp_path))
     accelerator = build_accelerator(config)
     start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
     (tracker,) = accelerator.trackers

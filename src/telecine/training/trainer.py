@@ -131,7 +131,7 @@ class Trainer:
         with stop_on_signal(at_once=True):  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
         if found is not None and not change_data:
-            self._warn(on_first_process(partial(self._changes_of_data, found), self.accelerator))
+            self._warn(on_first_process(lambda: self._changes_of_data(saved), self.accelerator))
         device = self.accelerator.device
         if found is None and autoencoder is None and device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
@@ -168,8 +168,8 @@ class Trainer:
         self._print(f"parameters from {self.config.init}: {RunSummary.describe_copied(copied)}")
         return copied
 
-    def _changes_of_data(self, found: Path) -> list[str]:
-        changes = self.before and SavedSettings(found).check_clips(self.config, self.before, self.clips.recorded())
+    def _changes_of_data(self, saved: SavedSettings) -> list[str]:
+        changes = self.before and saved.check_clips(self.config, self.before, self.clips.recorded())
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
