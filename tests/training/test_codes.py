@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from telecine.__main__ import main
-from telecine.runs import Run
+from telecine.runs import Run, find_checkpoint
 from telecine.training import train
+
+from .test_trainer import resumed_copy
 
 
 def config_of(tiny, monkeypatch, **changes):
@@ -56,15 +59,14 @@ def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
 @pytest.mark.usefixtures("without_pictures")
 def test_a_run_with_nested_channels_resumes_to_the_bit(tiny, small_video, tmp_path, monkeypatch):
     channels = tiny().causal_vae.latent_channels
-    config = replace(config_of(tiny, monkeypatch, nested_channels=(channels // 2,)), steps=2, latent_clips=0)
-    whole = train(config, console=Console(quiet=True)).checkpoint
-    part = replace(config, output_dir=str(tmp_path / "part"))
-    train(replace(part, steps=1), console=Console(quiet=True))
-    resumed = train(part, console=Console(quiet=True))
-    files = [folder / "model" / "model.safetensors" for folder in (whole, resumed.checkpoint)]
+    config = config_of(tiny, monkeypatch, nested_channels=(channels // 2,))
+    config = replace(config, steps=2, save_every=1, latent_clips=0)
+    whole = train(config, console=Console(quiet=True)).run
+    resumed = Path(resumed_copy(config, tmp_path / "part").output_dir)
+    files = [find_checkpoint(run) / "model" / "model.safetensors" for run in (whole, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
     options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(tmp_path / "page")]
-    assert main(["latents", str(resumed.run), *options]) == 0
+    assert main(["latents", str(resumed), *options]) == 0
     (found,) = json.loads((tmp_path / "page" / "latents.json").read_text())["models"]
     assert found["nested_psnr"].keys() == {str(channels // 2)}
     assert f"PSNR with {channels // 2} channels, dB" in (tmp_path / "page" / "latents.html").read_text()

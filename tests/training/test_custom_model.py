@@ -133,8 +133,8 @@ def test_a_compiled_module_is_trained_and_resumed(tiny, package):
     allow_code(NAME)
     torch._dynamo.reset()
     module = import_module(NAME).Tiny
-    for steps in (2, 4):
-        train(tiny(steps=steps, save_every=2), autoencoder=torch.compile(module(), backend="aot_eager"))
+    for steps in (1, 2):
+        train(tiny(steps=steps, save_every=1), autoencoder=torch.compile(module(), backend="aot_eager"))
     assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {"width": 4}
 
 

@@ -27,7 +27,7 @@ from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..autoencoders.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
-from .test_trainer import assert_equal_runs, quiet, run_to
+from .test_trainer import LIGHT, assert_equal_runs, quiet, resumed_copy
 
 
 @pytest.fixture
@@ -57,11 +57,8 @@ def run(tiny_flow, folder):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path):
-    resumed = replace(run, output_dir=str(tmp_path / "resumed"))
-    run_to(resumed, 1)
-    train(resumed, console=quiet())
-    assert assert_equal_runs(run, resumed) > 200
+def test_a_resumed_run_equals_the_whole_one_bit_for_bit(run, tmp_path):
+    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed")) > 200
 
 
 @pytest.mark.slow
@@ -117,18 +114,16 @@ def test_latents_are_decoded_in_steps(run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
 def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys):
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
     model = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
     clips = replace(tiny().clips, num_frames=9)
-    changes = {"steps": 2, "save_every": 1, "batch_size": 1, "val_clips": 1, "clips": clips}
+    changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": clips}
     run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
     train(run, console=quiet())
-    resumed = replace(run, output_dir=str(tmp_path / "resumed"))
-    run_to(resumed, 1)
-    train(resumed, console=quiet())
-    assert assert_equal_runs(run, resumed) > 200
+    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed"), num_files=5) > 200
     checkpoint = Run(Path(run.output_dir)).checkpoints.all()[-1][1]
     trained = type(model).from_pretrained(checkpoint / "model")
     embedding = "decoder.time_embedder.timestep_embedder.linear_1.weight"
@@ -146,6 +141,7 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
 def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, monkeypatch, capsys):
     """From random weights, for a frozen autoencoder; the levels are those of `causal_vae.flow`."""
     monkeypatch.chdir(tmp_path)
@@ -153,15 +149,12 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     config = json.loads(ltx2_diffusion_decoder().to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
-    changes = {"steps": 2, "save_every": 1, "batch_size": 1, "val_clips": 1, "clips": clips}
+    changes = {**LIGHT, "steps": 2, "save_every": 1, "clips": clips}
     run = tiny(output_dir="run", model="decoder.json", **changes)
     run = replace(run, causal_vae=replace(run.causal_vae, flow=FlowConfig(level_mean=1.5)))
     assert build_autoencoder(run).flow.level_mean == 1.5
     train(run, console=quiet())
-    resumed = replace(run, output_dir="resumed")
-    run_to(resumed, 1)
-    train(resumed, console=quiet())
-    assert assert_equal_runs(run, resumed) > 50
+    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed"), num_files=5) > 50
     (*_, last) = Run(Path("run")).history.validations()
     assert {"val/psnr", "val/psnr_4_steps"} < set(last)
     checkpoint = Run(Path("run")).checkpoints.all()[-1][1]

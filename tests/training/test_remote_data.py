@@ -40,7 +40,7 @@ def tensors(config):
 @pytest.mark.slow
 def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, folder, tmp_path, s3, monkeypatch):
     """The cache has room for one of the two videos, so that both are fetched again and again."""
-    few = {"steps": 5, "val_every": 5, "save_every": 5, "val_clips": 1, "latent_clips": 1}
+    few = {"steps": 4, "val_every": 4, "save_every": 4, "val_clips": 1, "latent_clips": 1}
     objective = ObjectiveConfig(perceptual_weight=0, adversarial_loss_weight=0)
     few |= {"objective": objective, "discriminator": DiscriminatorConfig(video="none")}
     local = tiny(data=str(folder), output_dir=str(tmp_path / "local"), **few)
@@ -52,16 +52,16 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
 
     read = ClipDataset.__getitem__
 
-    def read_until_step_3(self, item):
-        if item[0] == 3:
+    def read_until_step_2(self, item):
+        if item[0] == 2:
             s3.stop()
             monkeypatch.setattr(ClipDataset, "__getitem__", read)
         return read(self, item)
 
-    monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_3)
+    monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_2)
     with pytest.raises(DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"):
         train(there, console=Console(quiet=True))
-    assert [step for step, _ in Run(Path(there.output_dir)).checkpoints.all()] == [3]
+    assert [step for step, _ in Run(Path(there.output_dir)).checkpoints.all()] == [2]
 
     s3.start()
     output = io.StringIO()

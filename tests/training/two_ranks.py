@@ -1,13 +1,15 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
 `rolled_back` has a checkpoint of step 2 whose shard in the last process is not finite, once.
-`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. All runs share one
-process group, since starting one takes longer than training.
+`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `NAME_resumed` trains
+on in a copy of the finished run NAME without its last checkpoint. All runs share one process group, since starting one
+takes longer than training.
 """
 
 import gc
 import pickle
 import runpy
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import distributed as dist
 
+from telecine.runs import Run
 from telecine.training import Interrupted, trainer
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import DivergenceError
@@ -39,9 +42,18 @@ def fail_once(run, step):
     return run.files.folder
 
 
+def copy_without_last_checkpoint(run, folder):
+    if dist.get_rank() == 0:
+        shutil.copytree(run, folder, symlinks=True)
+        shutil.rmtree(Run(folder).checkpoints.all()[-1][1])
+    dist.barrier()
+
+
 def train(path):
-    run = trainer.Trainer(pickle.loads(path.read_bytes()), Console(markup=False, highlight=False))
-    name, *stop, _ = path.name.split(".")
+    config, (name, *stop, _) = pickle.loads(path.read_bytes()), path.name.split(".")
+    if name.endswith("_resumed"):
+        copy_without_last_checkpoint(path.with_name(name.removesuffix("_resumed")), Path(config.output_dir))
+    run = trainer.Trainer(config, Console(markup=False, highlight=False))
     if name == "rolled_back" and dist.get_rank() == dist.get_world_size() - 1:
         run.checkpointer._begin = partial(fail_once, run)
     if not stop:
