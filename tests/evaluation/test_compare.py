@@ -13,7 +13,7 @@ from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.compare import (
-    MUST_MATCH,
+    _MUST_MATCH,
     _bootstrap_interval,
     _check_protocols,
     _Difference,
@@ -22,6 +22,7 @@ from telecine.evaluation.compare import (
     compare,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
+from telecine.evaluation.protocol import DEFINITIONS
 
 METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
 NUM_CLIPS = 15
@@ -42,9 +43,9 @@ def write_evaluation(folder, psnr):
         width=64,
         resize="none",
         crop="none",
-        metrics=METRICS,
+        metrics={name: str(DEFINITIONS[name]) for name in METRICS},
         clips_sha256="1234",
-        backbones=(("lpips_alex", f"sha256 {'1' * 64}"),),
+        backbones={"lpips_alex": f"sha256 {'1' * 64}"},
     )
     rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
     per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
@@ -106,7 +107,7 @@ def test_an_evaluation_compared_with_itself_is_undecided(worse):
 
 def test_different_clips_or_settings_raise(worse):
     protocol = read_protocol(worse)
-    for name in MUST_MATCH:
+    for name in _MUST_MATCH:
         with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
             _check_protocols(protocol, protocol | {name: "something else"})
 

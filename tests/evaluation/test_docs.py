@@ -9,7 +9,7 @@ import pytest
 
 import telecine.evaluation.compare  # noqa: F401 - before `plot_frames`, which it imports, is replaced
 from telecine.__main__ import main
-from telecine.evaluation import METRIC_DEFINITIONS
+from telecine.evaluation.protocol import DEFINITIONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
@@ -74,5 +74,5 @@ def test_the_commands_run(folder, cached_weights, capsys):
 
 
 def test_the_page_describes_every_metric():
-    names = [*METRIC_DEFINITIONS, "fvd", "frechet_transnetv2"]
+    names = [*DEFINITIONS, "fvd", "frechet_transnetv2"]
     assert [name for name in names if f"`{name}`" not in PAGE] == []

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding
 def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=4, **TINY))
     assert set(evaluation.metrics) == {"psnr", "ssim", "flicker", "sharpness"}
-    assert dict(evaluation.protocol.absent)["lpips_vgg"] == "needs frames of at least 16 x 16, not 12 x 12"
+    assert evaluation.protocol.absent["lpips_vgg"] == "needs frames of at least 16 x 16, not 12 x 12"
     assert (evaluation.protocol.num_clips, evaluation.protocol.num_videos) == (4, 3)
     assert evaluation.protocol.fps == 25
     clip = evaluation.per_clip[0]
@@ -38,7 +39,7 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     metrics = ReconstructionMetrics(metrics=("psnr", "flicker"))
     with torch.no_grad():
         metrics.update(reconstruction=tiny_model(target, sample_posterior=False).video, target=target)
-    assert {name: clip[name] for name in metrics.names} == pytest.approx(metrics.compute(), abs=1e-5)
+    assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(metrics.compute(), abs=1e-5)
 
 
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
@@ -64,7 +65,7 @@ def test_images_have_no_flicker(model_folder, videos):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=1, **options))
     assert {"flat_error", "flat_grid"} < set(evaluation.protocol.metrics)
     assert "flicker" not in evaluation.metrics
-    assert dict(evaluation.protocol.absent)["flicker"] == "needs at least 2 frames, not 1"
+    assert evaluation.protocol.absent["flicker"] == "needs at least 2 frames, not 1"
 
 
 @pytest.mark.usefixtures("cached_weights")
@@ -72,7 +73,7 @@ def test_images_have_no_flicker(model_folder, videos):
 def test_files_are_written(model_folder, videos, tmp_path):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=2, **SMALL), output=tmp_path)
     assert set(evaluation.metrics) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"} - {"ms_ssim"}
-    assert dict(evaluation.protocol.absent) == {"ms_ssim": "needs frames of at least 176 x 176, not 32 x 48"}
+    assert evaluation.protocol.absent == {"ms_ssim": "needs frames of at least 176 x 176, not 32 x 48"}
     curves = json.loads((tmp_path / "frames.json").read_text())
     assert curves == evaluation.per_frame
     assert set(curves) == {"psnr", "ssim", "lpips_vgg", "lpips_alex"}
@@ -107,7 +108,7 @@ def test_large_frames_have_every_metric(videos, reconstructions):
     config = EvaluateConfig(data=str(videos), num_frames=2, height=176, width=176, max_clips=1, device="cpu")
     evaluation = evaluate(reconstructions["little"], config)
     assert set(evaluation.metrics) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"}
-    assert evaluation.protocol.absent == ()
+    assert evaluation.protocol.absent == {}
 
 
 @pytest.mark.slow
@@ -116,15 +117,14 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
     much = evaluate(reconstructions["much"], EvaluateConfig(**settings))
     assert much.protocol.num_clips == 6
     assert 0 < much.metrics["fvd"] < 0.1
-    protocol = much.protocol.as_dict()
-    assert "6 clips" in protocol["metrics"]["fvd"]
-    assert protocol["backbones"]["fvd"].startswith("fake_i3d.pt, sha256 ")
+    assert "6 clips" in much.protocol.metrics["fvd"]
+    assert much.protocol.backbones["fvd"].startswith("fake_i3d.pt, sha256 ")
     little = evaluate(reconstructions["little"], EvaluateConfig(**settings))
     for name, is_smaller in (("fvd", True), ("psnr", False), ("ssim", False), ("flicker", True)):
         assert (little.metrics[name] < much.metrics[name]) == is_smaller, name
     few = evaluate(reconstructions["much"], EvaluateConfig(**settings, max_clips=4))
     assert "fvd" not in few.metrics
-    reason = dict(few.protocol.absent)["fvd"]
+    reason = few.protocol.absent["fvd"]
     assert reason == "needs at least 5 clips, not 4: with fewer, the covariance of its 4 features is singular"
 
 
@@ -184,4 +184,4 @@ def test_two_processes_give_the_same_figures(model_folder, videos, fake_i3d, tmp
         (clip["source"], clip["start"]) for clip in alone.per_clip
     ]
     protocol = json.loads((tmp_path / "protocol.json").read_text())
-    assert protocol == json.loads(json.dumps(alone.protocol.as_dict()))
+    assert protocol == json.loads(json.dumps(asdict(alone.protocol)))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import as_video_autoencoder
-from telecine.evaluation.measure import FLAT_COLOURS, LEVELS, measure_flat_colours
+from telecine.evaluation.measure import _FLAT_COLOURS, _LEVELS, measure_flat_colours
 
 
 class _Adds(nn.Module):
@@ -21,7 +21,7 @@ class _Adds(nn.Module):
 
 
 def measured(pattern):
-    model = as_video_autoencoder(_Adds(pattern / LEVELS))
+    model = as_video_autoencoder(_Adds(pattern / _LEVELS))
     return measure_flat_colours(model, *pattern.shape[1:])
 
 
@@ -48,8 +48,8 @@ def test_images_have_no_shimmer():
 
 
 def test_the_colours_are_inside_the_range():
-    assert len(set(FLAT_COLOURS)) == 9
-    assert torch.tensor(FLAT_COLOURS).abs().max() < 1
+    assert len(set(_FLAT_COLOURS)) == 9
+    assert torch.tensor(_FLAT_COLOURS).abs().max() < 1
 
 
 @pytest.mark.parametrize("channels", [1, 4])

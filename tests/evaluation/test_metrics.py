@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.measure import _available_metrics
-from telecine.evaluation.metrics import ALPHA_METRICS, BUILT_IN_METRICS
-from telecine.evaluation.protocol import GRID_PERIODS
+from telecine.evaluation import ReconstructionMetrics, mean_over_clips, measure, metrics
+from telecine.evaluation.metrics import _ALPHA_METRICS, BUILT_IN_METRICS
+from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS, better_values
 from telecine.evaluation.published import PROTOCOLS
+from telecine.settings import ClipConfig, EvaluateConfig
 
 
 class MeanDistance(nn.Module):
@@ -36,9 +36,9 @@ def pair(batch=3, frames=5, height=17, width=23, noise=0.2):
 
 
 def measured(recon, target, **settings):
-    metrics = ReconstructionMetrics(**settings)
-    metrics.update(reconstruction=recon, target=target)
-    return metrics
+    found = ReconstructionMetrics(**settings)
+    found.update(reconstruction=recon, target=target)
+    return found
 
 
 class TestAccumulation:
@@ -48,7 +48,7 @@ class TestAccumulation:
         whole, single = measured(recon, target, **settings), ReconstructionMetrics(**settings)
         for a, b in zip(recon.split(1), target.split(1), strict=True):
             single.update(reconstruction=a, target=b)
-        assert whole.names == tuple(whole.compute()) == (*BUILT_IN_METRICS, "lpips_vgg")
+        assert tuple(whole.compute()) == (*BUILT_IN_METRICS, "lpips_vgg")
         for clip, expected in zip(whole.per_clip(), single.per_clip(), strict=True):
             assert clip == pytest.approx(expected, rel=1e-5)
 
@@ -95,11 +95,12 @@ class TestPerceptual:
         expected = (recon.clamp(-1, 1) - target).abs().flatten(1).mean(1)
         assert [clip["lpips_alex"] for clip in values] == pytest.approx(expected.tolist(), abs=1e-6)
 
-    def test_frames_are_processed_in_chunks(self):
+    def test_frames_are_processed_in_chunks(self, monkeypatch):
         distance = MeanDistance()
-        chunked = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": distance}, frames_per_chunk=4)
-        whole = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": MeanDistance()}, frames_per_chunk=100)
-        assert distance.num_frames == [4, 4, 4, 2]
+        chunked = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": distance})
+        assert distance.num_frames == [8, 6]
+        monkeypatch.setattr(metrics, "_FRAMES_PER_CHUNK", 100)
+        whole = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": MeanDistance()})
         assert chunked.compute() == pytest.approx(whole.compute(), abs=1e-6)
 
     def test_a_distance_that_averages_frames_raises(self):
@@ -154,19 +155,16 @@ class TestInvalidArguments:
         with pytest.raises(ValueError, match="Rename it"):
             ReconstructionMetrics({"ssim": MeanDistance()})
 
-    def test_empty_chunks(self):
-        with pytest.raises(ValueError, match="`frames_per_chunk` must be a positive int"):
-            ReconstructionMetrics(frames_per_chunk=0)
-
     def test_an_unknown_metric(self):
         with pytest.raises(ValueError, match=r"but got 'flickr' \(str\)\. Did you mean `flicker`\?"):
             ReconstructionMetrics(metrics=["flickr"])
 
 
 class TestPerFrame:
-    def test_equals_the_metrics_of_each_frame_alone(self):
+    def test_equals_the_metrics_of_each_frame_alone(self, monkeypatch):
         recon, target = pair(batch=2, frames=4)
-        curves = measured(recon, target, perceptual={"lpips_vgg": MeanDistance()}, frames_per_chunk=3).per_frame()
+        monkeypatch.setattr(metrics, "_FRAMES_PER_CHUNK", 3)
+        curves = measured(recon, target, perceptual={"lpips_vgg": MeanDistance()}).per_frame()
         assert [set(curve) for curve in curves] == [{"psnr", "ssim", "lpips_vgg"}] * 2
         for clip, curve in enumerate(curves):
             for frame in range(4):
@@ -185,11 +183,13 @@ class TestPerFrame:
         assert curves["psnr"] == pytest.approx([100, 100, 20], abs=1e-3)
 
 
-def test_available_metrics_depend_on_length_and_size():
+def test_available_metrics_depend_on_length_and_size(monkeypatch):
+    monkeypatch.setattr(measure, "_metric_set", lambda names, absent, *_: (names, absent))
     names = [*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"]
-    available, absent = _available_metrics(names, num_frames=2, height=176, width=200)
-    assert (available, absent) == (names, {})
-    available, absent = _available_metrics(names, num_frames=1, height=20, width=200)
+    clips = ClipConfig(num_frames=2, height=176, width=200)
+    assert measure.load_metrics(clips, EvaluateConfig(), torch.device("cpu")) == (names, {})
+    clips = ClipConfig(num_frames=1, height=20, width=200)
+    available, absent = measure.load_metrics(clips, EvaluateConfig(), torch.device("cpu"))
     assert available == ["psnr", "ssim", "sharpness", "lpips_vgg"]
     assert absent.keys() == {*names} - {*available}
     assert absent["lpips_alex"] == "needs frames of at least 31 x 31, not 20 x 200"
@@ -206,11 +206,11 @@ def test_every_metric_states_which_values_are_better():
         "flat_error",
         "flat_grid",
         "flat_shimmer",
-        *ALPHA_METRICS,
+        *_ALPHA_METRICS,
     }
-    assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
-    directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
-    assert directions == {f"{values} is better" for values in ("larger", "smaller", "nearest to 0", "nearest to 1")}
+    assert set(DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
+    directions = {better_values(str(definition)) for definition in DEFINITIONS.values()}
+    assert directions == {"larger", "smaller", "nearest to 0", "nearest to 1"}
 
 
 @pytest.mark.slow

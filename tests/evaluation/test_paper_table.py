@@ -11,8 +11,9 @@ from telecine.__main__ import main
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.paper_table import _cells, _escaped, _in_latex, _spread, make_table
+from telecine.evaluation.protocol import DEFINITIONS
 
-METRICS = ("psnr", "lpips_alex", "sharpness")
+METRICS = {name: str(DEFINITIONS[name]) for name in ("psnr", "lpips_alex", "sharpness")}
 MARKDOWN = """\
 |  | psnr ↑ | lpips_alex ↓ | sharpness → 1 |
 | --- | ---: | ---: | ---: |

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from telecine.evaluation.pixel_metrics import (
-    MS_SSIM_BETAS,
+    _MS_SSIM_BETAS,
     _psnr_bytes,
     _psnr_frames_epsilon,
     _ssim_valid,
@@ -105,7 +105,7 @@ def numpy_ms_ssim(x, y):
         luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
         means.append((luminance * contrast).mean() if scale == 4 else contrast[:, 5:-5, 5:-5].mean())
         x, y = (_halve(image) for image in (x, y))
-    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
+    return float(np.prod(np.maximum(means, 0) ** np.array(_MS_SSIM_BETAS)))
 
 
 def _blur(images):

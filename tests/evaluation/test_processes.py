@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.measure import device_of, gather, process_group
+from telecine.evaluation import measure
+from telecine.evaluation.measure import device_of, measure_clips, process_group
 
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with process_group() as processes:
         assert processes == (0, 1)
-        assert gather([1, 2], 1) == [1, 2]
         assert device_of("cpu", 1) == torch.device("cpu")
         assert not dist.is_initialized()
 
@@ -49,13 +49,19 @@ def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     assert second_of_two == ["gloo", "destroyed"]
 
 
-def test_items_are_gathered_in_rank_order(second_of_two, monkeypatch):
-    def all_gather(gathered, items):
-        gathered[:] = [["first"], items]
+def test_results_are_gathered_in_the_order_of_the_clips(second_of_two, monkeypatch):
+    def all_gather(gathered, of_rank):
+        assert [result.index for result in of_rank] == [1]
+        gathered[:] = [[result(0), result(2)], of_rank]
+
+    def result(index, *_):
+        return measure.ClipResult(index, "a.mp4", 0, {}, {}, "")
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
-    with process_group() as (_, num_ranks):
-        assert gather(["second", "third"], num_ranks) == ["first", "second", "third"]
+    monkeypatch.setattr(measure, "_measure_clip", result)
+    with process_group() as processes:
+        results = measure_clips(None, None, ["first", "second", "third"], torch.device("cpu"), *processes)
+    assert [result.index for result in results] == [0, 1, 2]
 
 
 def test_each_process_gets_a_different_gpu(monkeypatch):

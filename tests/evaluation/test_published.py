@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +24,7 @@ from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.frechet import frechet_distance, load_feature_network
 from telecine.evaluation.protocol import DEFINITIONS
-from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES
+from telecine.evaluation.published import _CLIP_CHOICES, _VALUES, PROTOCOLS
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
@@ -143,7 +143,7 @@ REFUSED = {
 
 
 def as_json(evaluation):
-    return json.loads(json.dumps(evaluation.protocol.as_dict()))
+    return json.loads(json.dumps(asdict(evaluation.protocol)))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -205,9 +205,9 @@ def test_tokenbench_without_scikit_image_says_how_to_install_it(run, monkeypatch
 
 def test_settings_that_agree_with_a_protocol_are_accepted(run):
     evaluation = run(small(VIDTOK), num_frames=5, height=32, width=32)
-    assert evaluation.protocol.as_dict()["published"]["name"] == "vidtok"
+    assert evaluation.protocol.published["name"] == "vidtok"
     assert set(evaluation.metrics) == {"psnr_frames_epsilon", "ssim_valid", "lpips_vgg"}
-    assert "i3d_torchscript.pt" in dict(evaluation.protocol.absent)["fvd"]
+    assert "i3d_torchscript.pt" in evaluation.protocol.absent["fvd"]
 
 
 def test_the_command_refuses_in_one_line(data, capsys):
@@ -241,9 +241,9 @@ def test_the_page_has_every_text():
         assert f"`{protocol.name}`" in PAGE
         texts = (protocol.data, *protocol.sources, *protocol.not_stated, *protocol.deviations, *protocol.metrics)
         assert [text for text in texts if text not in PAGE] == []
-        assert protocol.describe_resize() in PAGE
-        assert CLIP_CHOICES[protocol.clips] in PAGE
-        assert VALUES[protocol.values] in PAGE
+        assert protocol._describe_resize() in PAGE
+        assert _CLIP_CHOICES[protocol.clips] in PAGE
+        assert _VALUES[protocol.values] in PAGE
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ class TestSelection:
     def test_whole_videos_up_to_a_length(self, infos):
         assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]
         assert self.starts(infos, PROTOCOLS["davis"]) == [("a", 0, 11), ("b", 0, 11)]
-        assert [TOKENBENCH.length(frames, fps) for frames, fps in ((200, 30), (999, 24), (999, 59.94))] == [
+        assert [TOKENBENCH._length(frames, fps) for frames, fps in ((200, 30), (999, 24), (999, 59.94))] == [
             200,
             300,
             600,
@@ -382,7 +382,7 @@ class TestReading:
         ],
     )
     def test_sizes(self, name, size, expected):
-        assert PROTOCOLS[name].resized(*size) == expected
+        assert PROTOCOLS[name]._resized(*size) == expected
 
     def test_measured_values(self):
         video = (
@@ -425,5 +425,5 @@ def test_the_frechet_distance_of_single_clips(run, fake_i3d):
     evaluation = run(protocol, features=str(fake_i3d))
     assert list(evaluation.metrics) == ["psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"]
     assert 0 < evaluation.metrics["fvd_single"] < 1
-    assert evaluation.protocol.as_dict()["backbones"]["fvd_single"].startswith("fake_i3d.pt, sha256 ")
-    assert evaluation.protocol.absent == ()
+    assert evaluation.protocol.backbones["fvd_single"].startswith("fake_i3d.pt, sha256 ")
+    assert evaluation.protocol.absent == {}

@@ -52,7 +52,7 @@ def test_chunks_overlap(total, overlap, expected):
 def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
     for total in range(1, 15):
         chunks = overlapping_chunks(numbered(total), 4, overlap)
-        pairs = list(blended_chunks(chunks, overlap, lambda chunk: chunk.float() + 0.5))
+        pairs = list(blended_chunks(CellMeans(), chunks, overlap, lambda chunk: chunk.float() + 0.5))
         frames, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         assert numbers(frames) == list(range(total))
         torch.testing.assert_close(reconstructions, frames.float() + 0.5)
@@ -61,7 +61,7 @@ def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
 def test_overlapping_chunks_are_blended_linearly():
     levels = iter([0.0, 1.0])
     chunks = overlapping_chunks(numbered(9), 6, 3)
-    pairs = blended_chunks(chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels)))
+    pairs = blended_chunks(CellMeans(), chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels)))
     values = torch.cat([reconstruction for _, reconstruction in pairs])[:, 0, 0, 0]
     assert values.tolist() == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
 

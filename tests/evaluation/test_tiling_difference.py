@@ -80,7 +80,7 @@ def test_every_model_is_measured(model_folder, videos):
     settings = {"data": str(videos), "num_frames": 9, "height": 12, "width": 12, "max_clips": 1, "device": "cpu"}
     evaluation = evaluate(model_folder, EvaluateConfig(**settings, chunk=5, tile=8, tile_overlap=4))
     assert 0 < evaluation.metrics["seam_psnr"] <= evaluation.metrics["pieces_psnr"] <= 100
-    described = evaluation.protocol.as_dict()["backbones"]["seam_psnr"]
+    described = evaluation.protocol.backbones["seam_psnr"]
     assert described == "chunks of 5 frames, 0 shared; tiles of 8 pixels, 4 shared"
 
 

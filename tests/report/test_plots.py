@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from telecine.report.page import _page_environment
-from telecine.report.plots import MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, _panels, as_curve
+from telecine.report.plots import _MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, _panels, as_curve
 from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
@@ -35,7 +35,7 @@ class TestCurves:
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
         curve = as_curve(0, points)
-        assert len(curve["steps"]) == len(curve["values"]) == len(curve["low"]) == len(curve["high"]) == MAX_POINTS
+        assert len(curve["steps"]) == len(curve["values"]) == len(curve["low"]) == len(curve["high"]) == _MAX_POINTS
         assert curve["steps"] == sorted(curve["steps"])
         assert (max(curve["high"]), min(curve["low"])) == (99.0, -99.0)
         peak = curve["steps"][curve["high"].index(99.0)]
@@ -44,7 +44,7 @@ class TestCurves:
             low <= value <= high for low, value, high in zip(curve["low"], curve["values"], curve["high"], strict=True)
         )
         mean = sum(value for _, value in points) / len(points)
-        assert sum(curve["values"]) / MAX_POINTS == pytest.approx(mean, abs=0.01)
+        assert sum(curve["values"]) / _MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
         curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
@@ -129,7 +129,7 @@ class TestTable:
         assert found == [["learning rate", "learning rate", "train/lr", "3", "5", "3", "9", "0"]]
 
     def test_curves_in_buckets_have_exact_ends(self):
-        num = 3 * MAX_POINTS
+        num = 3 * _MAX_POINTS
         (row,) = rows(plots([[{"step": step, "train/lr": step / 4} for step in range(num)]]))
         assert row[3:7] == ["0", f"{(num - 1) / 4:.4g}", "0", f"{(num - 1) / 4:.4g}"]
 

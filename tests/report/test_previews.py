@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.report.clips import PREVIEW, log_preview
+from telecine.report.clips import _PREVIEW, log_preview
 
-FRAMES = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
+FRAMES = torch.arange(4 * 16 * 16).view(4, 16, 16, 1).div(4, rounding_mode="floor").repeat(1, 1, 1, 3).to(torch.uint8)
 
 
 class FakeVideo:
@@ -45,13 +45,17 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
     tensorboard.writer.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    (image,) = events.Images(PREVIEW)
+    (image,) = events.Images(_PREVIEW)
     assert image.encoded_image_string.startswith(b"GIF8")
     assert (image.step, image.width, image.height) == (3, 16, 16)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as gif:
+        gif.seek(3)
+        shown = torch.frombuffer(bytearray(gif.convert("RGB").tobytes()), dtype=torch.uint8).reshape(16, 16, 3)
+    assert (shown.float() - FRAMES[3].float()).abs().mean() < 8
     ((values, step),) = other.logged
-    assert (list(values), step) == ([PREVIEW], 3)
-    assert values[PREVIEW].format == "mp4"
-    assert values[PREVIEW].content[4:8] == b"ftyp"
+    assert (list(values), step) == ([_PREVIEW], 3)
+    assert values[_PREVIEW].format == "mp4"
+    assert values[_PREVIEW].content[4:8] == b"ftyp"
 
 
 def test_tensorboard_gets_a_small_preview(tmp_path):
@@ -61,5 +65,6 @@ def test_tensorboard_gets_a_small_preview(tmp_path):
     log_preview([SimpleNamespace(name="tensorboard", writer=writer)], 3, frames, 30.0)
     ((summary, _),) = logged
     with Image.open(io.BytesIO(summary.value[0].image.encoded_image_string)) as image:
-        assert (image.size, image.n_frames, image.info["duration"]) == ((185, 256), 7, 100)
+        assert (image.format, image.size, image.n_frames) == ("GIF", (185, 256), 7)
+        assert (image.info["loop"], image.info["duration"]) == (0, 100)
     assert summary.ByteSize() < 400_000, "noise is the worst case"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from telecine.report.page import _best_and_worst
-from telecine.report.run import _read_run, _run_names
+from telecine.report.run import _read_run, _run_names, read_runs
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
 
@@ -55,9 +55,9 @@ class TestReadRun:
 
     def test_another_folder_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none"):
-            _read_run(tmp_path, "x")
+            read_runs([tmp_path])
         with pytest.raises(ValueError, match=r"which is not a folder"):
-            _read_run(tmp_path / "nowhere", "x")
+            read_runs([tmp_path / "nowhere"])
 
 
 class TestRunNames:

@@ -1,6 +1,6 @@
 """Reconstruction quality of video autoencoders, with the protocol of each measurement."""
 
 from telecine.evaluation.metrics import ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.protocol import METRIC_DEFINITIONS, EvaluationProtocol
+from telecine.evaluation.protocol import EvaluationProtocol
 
-__all__ = ["METRIC_DEFINITIONS", "EvaluationProtocol", "ReconstructionMetrics", "mean_over_clips"]
+__all__ = ["EvaluationProtocol", "ReconstructionMetrics", "mean_over_clips"]

@@ -19,15 +19,15 @@ from telecine.evaluation.protocol import DEFINITIONS
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
-CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
-MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
+_CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
+_MUST_MATCH = (*_CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning, as are other versions: the clips may still have been measured in the same way.
-SHOULD_MATCH = ("data", "fps")
+_SHOULD_MATCH = ("data", "fps")
 
-CONFIDENCE = 0.95
-NUM_RESAMPLES = 10_000
-SEED = 0
-RESAMPLES_PER_BATCH = 100  # bounds memory
+_CONFIDENCE = 0.95
+_NUM_RESAMPLES = 10_000
+_SEED = 0
+_RESAMPLES_PER_BATCH = 100  # bounds memory
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Comparison:
 
     def print_to(self, console: Console) -> None:
         """Print every difference with its confidence interval, and the better of the two."""
-        title = f"{self.num_clips} clips, {CONFIDENCE:.0%} intervals"
+        title = f"{self.num_clips} clips, {_CONFIDENCE:.0%} intervals"
         table = Table("metric", "A", "B", "B - A", "better", title=title)
         for each in self.differences:
             table.add_row(each.name, f"{each.first:.4f}", f"{each.second:.4f}", each.text(), each.better)
@@ -106,7 +106,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
     a, b = (_table({"published": {}, **protocol}, "published") for protocol in (first, second))
     before, after = (_table({"versions": {}, **protocol}, "versions") for protocol in (first, second))
     differing = _differing(a, b, {**a, **b} if a.get("name") == b.get("name") else ["name"], "published.")
-    differing += _differing(first, second, MUST_MATCH)
+    differing += _differing(first, second, _MUST_MATCH)
     for field in ("metrics", "backbones"):
         differing += _differing(_table(first, field), _table(second, field), shared, f"{field}.")
     if differing:
@@ -114,7 +114,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
         raise argument_error("compare", "two evaluations with the same protocol", "; ".join(differing), remedy)
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
-    warnings = _differing(first, second, SHOULD_MATCH)
+    warnings = _differing(first, second, _SHOULD_MATCH)
     warnings += _differing(before, after, sorted(before.keys() | after.keys()), "versions.")
     if unshared := sorted(metrics[0].keys() ^ metrics[1].keys()):
         warnings.append(f"only one has {', '.join(unshared)}")
@@ -161,13 +161,13 @@ def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with a fixed seed; all columns use the same resamples.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    shape = (RESAMPLES_PER_BATCH, len(values))
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = (_RESAMPLES_PER_BATCH, len(values))
     means = [
         values[torch.randint(len(values), shape, generator=generator)].mean(1)
-        for _ in range(NUM_RESAMPLES // RESAMPLES_PER_BATCH)
+        for _ in range(_NUM_RESAMPLES // _RESAMPLES_PER_BATCH)
     ]
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
     return low, high
 
@@ -178,14 +178,14 @@ def _write(comparison: _Comparison, folders: Sequence[Path], output: Path) -> No
         "A": str(folders[0]),
         "B": str(folders[1]),
         "num_clips": comparison.num_clips,
-        "confidence": CONFIDENCE,
-        "num_resamples": NUM_RESAMPLES,
-        "seed": SEED,
+        "confidence": _CONFIDENCE,
+        "num_resamples": _NUM_RESAMPLES,
+        "seed": _SEED,
         "warnings": comparison.warnings,
         "metrics": {each.name: asdict(each) | {"verdict": each.better} for each in comparison.differences},
     }
     write_json(output / "comparison.json", values)
-    title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
+    title = f"B - A over {comparison.num_clips} clips, {_CONFIDENCE:.0%} intervals; B is better to the right of 0"
     _plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
     plot_frames(curves, output / "comparison_frames.png")

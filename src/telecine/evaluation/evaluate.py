@@ -1,7 +1,7 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from telecine.evaluation.measure import (
     MetricSet,
     device_of,
     frechet_of_clips,
-    gather,
     load_metrics,
     load_published_metrics,
     mean_per_frame,
@@ -28,11 +27,11 @@ from telecine.evaluation.measure import (
     process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, describe_clips
+from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, better_values, describe_clips
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import ClipConfig, EvaluateConfig, Tiling
+from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,16 +64,15 @@ class Evaluation:
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
         plot_frames({"": self.per_frame}, folder / "frames.png")
-        self.protocol.write(folder / PROTOCOL_FILE)
+        write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
 
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, and the reason for each missing one."""
-        protocol = self.protocol
-        table = Table("metric", "mean", "better", title=describe_clips(protocol.as_dict()))
-        for name, value in self.metrics.items():
-            table.add_row(name, f"{value:.4f}", protocol.better(name))
+        table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
+        for name, definition in self.protocol.metrics.items():
+            table.add_row(name, f"{self.metrics[name]:.4f}", better_values(definition))
         console.print(table)
-        for name, reason in protocol.absent:
+        for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
 
 
@@ -107,14 +105,13 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
             Path(output).mkdir(parents=True, exist_ok=True)
         size = (description["num_frames"], description["height"], description["width"])
         flat = measure_flat_colours(_model_of("flat", source), *size) if config.flat else {}
-        results = gather(measure_clips(source, metric_set, spans, device, rank, num_ranks), num_ranks)
+        results = measure_clips(source, metric_set, spans, device, rank, num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        results.sort(key=lambda result: result.index)
         description |= {"data": config.data, "subject": source.title}
         if isinstance(source, ModelSource):
-            description["sampler"] = tuple(source.sampler().items())
+            description["sampler"] = source.sampler()
         evaluation = _summarize(results, metric_set, description, flat)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
@@ -132,7 +129,7 @@ def _plan(
         description = clips.describe(spans)
     else:
         spans = select_clips(infos, clips, config.clip_limit)
-        metric_set = load_metrics(clips, config.feature_network, device)
+        metric_set = load_metrics(clips, config, device)
         frame_rates = {span.info.fps for span in spans}
         description = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
         description |= {
@@ -148,9 +145,6 @@ def _plan(
 def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
     requested: list[Callable[..., dict[str, float]]] = []
     sources = dict(metric_set.backbones)
-    if (config.flat or config.flow) and isinstance(source.clips, ClipConfig) and not source.clips.has_colours:
-        contract, got = "left out unless clips have 1, 3 or 4 channels", f"given for {source.clips.num_channels}"
-        raise argument_error("flow" if config.flow else "flat", contract, got, "Leave it out.")
     if config.flow is not None:
         flow = DISFlow()
         requested.append(WarpingError(flow))
@@ -178,7 +172,7 @@ def _summarize(
 ) -> Evaluation:
     metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
     absent = dict(metric_set.absent)
-    definitions: dict[str, str] = {}
+    definitions = {name: str(definition) for name, definition in DEFINITIONS.items()}
     if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
         metrics, absent = metrics | distance, absent | reason
@@ -187,10 +181,9 @@ def _summarize(
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
-        metrics=tuple(metrics),
-        backbones=tuple(metric_set.backbones.items()),
-        definitions=tuple(definitions.items()),
-        absent=tuple(absent.items()),
+        metrics={name: definitions[name] for name in metrics},
+        backbones=metric_set.backbones,
+        absent=absent,
         **description,
     )
     rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]

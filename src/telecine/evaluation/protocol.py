@@ -2,13 +2,10 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
-from telecine.base.checks import argument_error, check_counts
-from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.yaml_files import read_package_yaml
 
@@ -47,16 +44,16 @@ DEFINITIONS = _read_definitions("metrics")
 SET_DEFINITIONS = _read_definitions("sets")
 """Of the Frechet distances, whose definition in a protocol ends with the number of clips."""
 FLOW_SIDE = DEFINITIONS["warping_error"].min_side
-METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("telecine", "torch", "torchmetrics", "av")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """Everything that a figure depends on besides the model.
-
-    Raises:
-        ValueError: A count is not positive, or a metric is neither built in nor described in `definitions`.
-    """
+    """Everything that a figure depends on besides the model: the content of `protocol.json`."""
 
     data: str
     """The data set, e.g. its folder."""
@@ -72,8 +69,8 @@ class EvaluationProtocol:
     """For example "shorter side to 256, bilinear with antialias"."""
     crop: str
     """For example "center"."""
-    metrics: tuple[str, ...]
-    """The names of the reported metrics."""
+    metrics: dict[str, str]
+    """The definition of each reported metric, which ends with its better values."""
     subject: str = ""
     """What was measured: a checkpoint and which of its weights, or the folder of the reconstructions."""
     num_videos: int = 1
@@ -86,46 +83,23 @@ class EvaluationProtocol:
     """Frame rate of the clips. None: each file's frame rate over `frame_stride`."""
     frame_stride: int = 1
     """Distance between the frames of a clip in the video."""
-    backbones: tuple[tuple[str, str], ...] = ()
-    """Pairs of a metric and its network with the source or hash of the weights."""
-    definitions: tuple[tuple[str, str], ...] = ()
-    """Pairs of a metric that is not built in and its definition."""
-    absent: tuple[tuple[str, str], ...] = ()
-    """Pairs of a metric that is not reported and the reason."""
+    backbones: Mapping[str, str] = field(default_factory=dict)
+    """The source or hash of the weights of each metric's network."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """The reason for each metric that is not reported."""
     reconstruction: str = "clamped to the value range before measuring"
     """Processing of reconstructions before measuring."""
-    sampler: tuple[tuple[str, object], ...] = ()
-    """Name, steps and seed by which a decoder that generates is sampled, as pairs; empty for others."""
-    published: tuple[tuple[str, object], ...] = ()
-    """The fields of the published protocol, as pairs."""
+    sampler: Mapping[str, object] = field(default_factory=dict)
+    """Name, steps and seed by which a decoder that generates is sampled; empty for others."""
+    published: Mapping[str, object] = field(default_factory=dict)
+    """The fields of the published protocol; empty without one."""
+    value_range: tuple[float, float] = VALUE_RANGE
+    versions: Mapping[str, str] = field(default_factory=_versions)
 
-    def __post_init__(self) -> None:
-        check_counts(num_clips=self.num_clips, num_videos=self.num_videos, frame_stride=self.frame_stride)
-        size = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
-        check_counts(**{name: value for name, value in size.items() if value is not None})
-        if unknown := [name for name in self.metrics if name not in self._definitions()]:
-            raise argument_error("metrics", "metrics with a definition", str(unknown), "Add them to `definitions`.")
 
-    def _definitions(self) -> dict[str, str]:
-        return METRIC_DEFINITIONS | dict(self.definitions)
-
-    def better(self, name: str) -> str:
-        """Return which values of a metric are better, as its definition ends with."""
-        return self._definitions()[name].rpartition("; ")[2].removesuffix(" is better")
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
-        values: dict[str, object] = asdict(self)
-        del values["definitions"]
-        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "sampler", "published")}
-        values["value_range"] = list(VALUE_RANGE)
-        values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
-        versions = {package: version(package) for package in ("telecine", "torch", "torchmetrics", "av")}
-        return values | {"versions": {"python": platform.python_version()} | versions}
-
-    def write(self, path: str | Path) -> None:
-        """Write `as_dict()` as JSON to `path`, atomically."""
-        write_json(Path(path), self.as_dict())
+def better_values(definition: str) -> str:
+    """Return which values of a metric are better, as its definition in a protocol ends with."""
+    return definition.rpartition("; ")[2].removesuffix(" is better")
 
 
 def describe_clips(protocol: Mapping[str, Any]) -> str:

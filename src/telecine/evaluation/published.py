@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,13 +19,13 @@ from telecine.base.yaml_files import read_package_yaml
 from telecine.data import Clip, DecodeError, Span, VideoInfo, bytes_from_video, read_clip, video_from_bytes, whole_video
 from telecine.data.index import log_too_short
 from telecine.evaluation.tiling import reconstruct_in_chunks
-from telecine.settings import EvaluateConfig, ProtocolName
+from telecine.settings import EvaluateConfig, ProtocolName, Tiling
 
 logger = logging.getLogger(__name__)
 
 _TEXTS = read_package_yaml("telecine.evaluation", "definitions.yaml")
-CLIP_CHOICES: dict[str, str] = _TEXTS["clips"]
-VALUES: dict[str, str] = _TEXTS["values"]
+_CLIP_CHOICES: dict[str, str] = _TEXTS["clips"]
+_VALUES: dict[str, str] = _TEXTS["values"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class PublishedProtocol:
     num_videos: int | None = None
     """Number of these videos. None: not stated, or not checked."""
     clips: Literal["all", "first", "whole", "random"]
-    """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
+    """Which clips of a video are measured, a key of `clips` in definitions.yaml."""
     num_frames: int | None = None
     """Frames in a clip. None: as many as the video has, for `clips` "whole" only."""
     sample_fps: float | None = None
@@ -59,7 +59,7 @@ class PublishedProtocol:
     """Frames that the autoencoder gets at once, for the mode only; chunks share none, and are padded for a model that
     needs more. None: the clip."""
     values: Literal["float", "rounded", "truncated"]
-    """The values that are measured, a key of `VALUES`."""
+    """The values that are measured, a key of `values` there."""
     metrics: tuple[str, ...]
     needs_features: bool = False
     """Whether `features` must be given, or "none". It decides about an error, and not about a figure."""
@@ -125,20 +125,20 @@ class PublishedProtocol:
 
     def _spans(self, info: VideoInfo) -> list[Span]:
         """Return the clips of one video. The last one of "all" may have fewer frames."""
-        length = self.length(info.num_frames, info.fps)
+        length = self._length(info.num_frames, info.fps)
         if self.clips == "whole":
             return [Span(info, 0, length - 1)]
         clip_span = self._clip_span(info)
+        starts: Iterable[int]
         if self.clips == "first":
-            return [Span(info, 0, clip_span - 1)] if clip_span <= length else []
-        if self.clips == "random":
-            first = seed_of(info.path.name) % max(length - clip_span + 1, 1)
-            return [Span(info, first, min(first + clip_span, length) - 1)]
-        assert self.num_frames is not None
-        starts = range(0, length, self.num_frames * self._stride(info))
+            starts = [0] if clip_span <= length else []
+        elif self.clips == "random":
+            starts = [seed_of(info.path.name) % max(length - clip_span + 1, 1)]
+        else:
+            starts = range(0, length, clip_span + self._stride(info) - 1)  # the next one begins a stride later
         return [Span(info, start, min(start + clip_span, length) - 1) for start in starts]
 
-    def length(self, num_frames: int, fps: float) -> int:
+    def _length(self, num_frames: int, fps: float) -> int:
         """Return how many of a video's frames are used."""
         if self.max_length is None:
             return num_frames
@@ -163,7 +163,7 @@ class PublishedProtocol:
         """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
         from torchvision.transforms.v2 import functional  # takes a second, which `telecine --help` must not spend
 
-        size = self.resized(*frame.shape[:2])
+        size = self._resized(*frame.shape[:2])
         if self.interpolation == "lanczos":
             picture = Image.fromarray(frame.numpy()).resize(size[::-1], Image.Resampling.LANCZOS)
             image = functional.pil_to_tensor(picture).float() / 255
@@ -173,7 +173,7 @@ class PublishedProtocol:
             image = functional.center_crop(image, [self.crop])
         return image.clamp(0, 1) * 2 - 1
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of a frame of this size after resizing, before the crop."""
         short = min(height, width)
         if self.short_side is None or short == self.short_side or (short < self.short_side and not self.enlarge):
@@ -183,7 +183,7 @@ class PublishedProtocol:
         longer = int(self.short_side * max(height, width) / short + rounding)
         return (self.short_side, longer) if height <= width else (longer, self.short_side)
 
-    def describe_resize(self) -> str:
+    def _describe_resize(self) -> str:
         """Return in words how frames are resized."""
         if self.short_side is None:
             return "not resized"
@@ -194,7 +194,7 @@ class PublishedProtocol:
     def reconstruct(self, model: VideoAutoencoder, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip. A sample of the posterior depends on the clip only."""
         if self.chunk is not None:
-            return reconstruct_in_chunks(model, target[0], self.chunk)[None]
+            return reconstruct_in_chunks(model, target[0], self.chunk, overlap=0, tiling=Tiling())[None]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video
         generator = torch.Generator(target.device).manual_seed(span.first_frame)
@@ -212,19 +212,19 @@ class PublishedProtocol:
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        fields = asdict(self)
         del fields["needs_features"]
         return {
             "num_frames": self.num_frames,
             "height": self.crop,
             "width": self.crop,
-            "resize": self.describe_resize(),
+            "resize": self._describe_resize(),
             "crop": "none" if self.crop is None else "center",
-            "places": CLIP_CHOICES[self.clips],
+            "places": _CLIP_CHOICES[self.clips],
             "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
             "frame_stride": max(self._stride(span.info) for span in spans),
-            "reconstruction": VALUES[self.values],
-            "published": tuple(fields.items()),
+            "reconstruction": _VALUES[self.values],
+            "published": fields,
         }
 
 

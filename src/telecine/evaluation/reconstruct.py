@@ -1,16 +1,15 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
@@ -30,7 +29,6 @@ from telecine.evaluation.tiling import (
 )
 from telecine.report.clips import side_by_side
 from telecine.report.video import depth_range, write_video
-from telecine.runs import find_checkpoint
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
 
 _VIDEOS, _PNG, _NPY = (".mp4", ".mkv"), ".png", ".npy"
@@ -60,7 +58,7 @@ def reconstruct(
     config = config or ReconstructConfig()
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device, config)
-    of_run = clips_of(None if isinstance(checkpoint, nn.Module) else find_checkpoint(Path(checkpoint)), model)
+    of_run = clips_of(checkpoint, model)
     arrays = {"layout": config.layout or of_run.layout, "range": config.range or of_run.range}
     clips = ClipConfig(channels=model.in_channels, **arrays)  # type: ignore[arg-type]
     if Path(video).is_dir():
@@ -118,16 +116,13 @@ def _reconstruct_frames(
     tiling = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *_output_size(info, config))[0], config.overlap_frames
 
-    starts = count(0, num_frames - overlap)
-
     def reconstruct_chunk(frames: Tensor) -> Tensor:
-        with sampling(model, first_frame=next(starts)):
-            reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
     chunks = overlapping_chunks(_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
+    return blended_chunks(model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
 
 def _frames(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> Iterator[Tensor]:

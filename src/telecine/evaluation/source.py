@@ -133,14 +133,17 @@ def open_source(
         infos = index_data(data)
         return _for_data(_video_source(Path(checkpoint), infos, config, data), infos, config), infos
     source, infos = open_model(checkpoint, config, device)
-    if not isinstance(checkpoint, nn.Module):
-        _log_trained_on(Path(checkpoint), data, infos)
+    _log_trained_on(_checkpoint_of(checkpoint), data, infos)
     return source, infos
 
 
-def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> None:
+def _checkpoint_of(model: Model) -> Path | None:
+    """Return the folder of a run's checkpoint; None for other models."""
+    return None if isinstance(model, nn.Module) else find_checkpoint(Path(model))
+
+
+def _log_trained_on(found: Path | None, data: str, infos: Sequence[VideoInfo]) -> None:
     """Log how many of the videos the run of a checkpoint has trained on."""
-    found = find_checkpoint(checkpoint)
     saved = read_saved_settings(found) if found else {}
     if "data" not in saved or is_address(saved["data"] or "") != is_address(data):
         return
@@ -171,27 +174,28 @@ def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device, config)
-    found = None if isinstance(checkpoint, nn.Module) else find_checkpoint(Path(checkpoint))
-    name = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
-    title = f"{name}, weights {config.weights}" if found else name
+    title = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
+    if _checkpoint_of(checkpoint):
+        title = f"{title}, weights {config.weights}"
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None and protocol.chunk is None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         check_channels(ClipConfig(), model)
         return ModelSource(model, protocol, title)
-    clips = config.clip_config(clips_of(found, model))
+    clips = config.clip_config(clips_of(checkpoint, model))
     check_channels(clips, model)
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
 
 
-def clips_of(checkpoint: Path | None, model: VideoAutoencoder) -> ClipConfig:
+def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     """Return the clips of the run that has a checkpoint; without it the default with the channels of the model."""
-    saved = read_saved_settings(checkpoint).get("clips") if checkpoint else {"channels": model.in_channels}
+    found = _checkpoint_of(checkpoint)
+    saved = read_saved_settings(found).get("clips") if found else {"channels": model.in_channels}
     if not isinstance(saved, dict):
         contract = "a group of settings"
-        raise argument_error(f"clips in the settings of {checkpoint}", contract, describe(saved), "Restore it.")
-    return validate(ClipConfig, saved | {"buckets": ()}, prefix=f"{checkpoint}: clips.")  # buckets are for training
+        raise argument_error(f"clips in the settings of {found}", contract, describe(saved), "Restore it.")
+    return validate(ClipConfig, saved | {"buckets": ()}, prefix=f"{found}: clips.")  # buckets are for training
 
 
 def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise, product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -38,12 +38,18 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
 
 
 def blended_chunks(
-    chunks: Iterable[Tensor], overlap: int, reconstruct: Callable[[Tensor], Tensor]
+    model: VideoAutoencoder, chunks: Iterable[Tensor], overlap: int, reconstruct: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`."""
+    """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
+
+    While `reconstruct` is called, the sampler of the model knows the position of the chunk in the video.
+    """
     pending: tuple[Tensor, Tensor] | None = None
+    first_frame = 0
     for chunk in chunks:
-        recon = reconstruct(chunk)
+        with sampling(model, first_frame=first_frame):
+            recon = reconstruct(chunk)
+        first_frame += len(chunk) - overlap
         if pending is not None:
             recon = torch.cat([_crossfade(pending[1], recon[:overlap]), recon[overlap:]])
         num_final = max(0, len(chunk) - overlap)
@@ -60,17 +66,15 @@ def _crossfade(first: Tensor, second: Tensor) -> Tensor:
 
 
 def reconstruct_in_chunks(
-    model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int = 0, tiling: Tiling | None = None
+    model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int, tiling: Tiling
 ) -> Tensor:
     """Return the reconstruction of a clip `(3, T, H, W)` in chunks of `num_frames` frames and in tiles, blended."""
-    starts = count(0, num_frames - overlap)
 
     def reconstruct(chunk: Tensor) -> Tensor:
-        with sampling(model, first_frame=next(starts)):
-            return reconstruct_tiled(model, chunk.transpose(0, 1), tiling or Tiling()).transpose(0, 1)
+        return reconstruct_tiled(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
 
     chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
-    return torch.cat([recon for _, recon in blended_chunks(chunks, overlap, reconstruct)]).transpose(0, 1)
+    return torch.cat([recon for _, recon in blended_chunks(model, chunks, overlap, reconstruct)]).transpose(0, 1)
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
@@ -164,7 +168,6 @@ class TilingDifference:
         size, overlap = self.tiling.size, self.tiling.overlap
         return f"{frames}; {'whole frames' if size is None else f'tiles of {size} pixels, {overlap} shared'}"
 
-    @torch.no_grad()
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
         """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1], reconstructed again: from the posterior's mode."""
         video = target[0]

@@ -17,10 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import as_shown, check_shown, depth_range, pad_to_even, shrink, write_video
+from telecine.report.video import as_shown, depth_range, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -39,7 +38,7 @@ _GAP = 4
 _LABELS = ("input", "reconstruction", f"difference x {_AMPLIFICATION:g}")
 # TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
 _MAX_SIDE, _MAX_FRAMES, _NUM_COLOURS = 256, 9, 64
-PREVIEW = "val/side_by_side"
+_PREVIEW = "val/side_by_side"
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,7 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 
 
 def side_by_side(
-    *,
-    inputs: Sequence[Tensor] | Tensor,
-    reconstructions: Sequence[Tensor] | Tensor,
-    limits: tuple[int, int] | None = None,
+    *, inputs: Sequence[Tensor], reconstructions: Sequence[Tensor], limits: tuple[int, int] | None = None
 ) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
@@ -110,7 +106,6 @@ def side_by_side(
     `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
     rows or more. Depth has the colours of `limits`, by default those of all inputs.
     """
-    _check_pairs(inputs, reconstructions)
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)
     limits = limits or depth_range(torch.cat([*inputs]))
@@ -123,7 +118,6 @@ def side_by_side(
 
 def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
-    _check_pairs([target], [reconstruction])
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
     factor, limits = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1, depth_range(target)
     return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction, limits)], dim=2)
@@ -135,17 +129,6 @@ def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tupl
     first, second = (clip.float() / 257, recon.float() / 257) if limits else shown  # not of the colours of a map
     difference = (first.float() - second.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
     return *shown, difference.round().to(torch.uint8).expand(shown[0].shape)
-
-
-def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> None:
-    if len(inputs) == 0 or len(inputs) != len(reconstructions):
-        got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
-        raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
-    for clip in (*inputs, *reconstructions):
-        check_shown("inputs` and `reconstructions", clip, any_kind=True, any_channels=True)
-        if clip.shape != inputs[0].shape:
-            contract = f"all of shape {tuple(inputs[0].shape)}"
-            raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")
 
 
 def _enlarge(frames: Tensor, factor: int) -> Tensor:
@@ -182,25 +165,19 @@ def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, f
             video = import_module(tracker.name).Video  # needs moviepy or FFmpeg for arrays, but not for a file
             with TemporaryDirectory() as folder:
                 write_preview(file := Path(folder) / "preview.mp4", frames, fps)
-                tracker.log({PREVIEW: video(str(file), format="mp4")}, step=step)
+                tracker.log({_PREVIEW: video(str(file), format="mp4")}, step=step)
 
 
 def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
-    # `SummaryWriter.add_video` needs moviepy. An image summary may contain any GIF.
+    # `SummaryWriter.add_video` needs moviepy. An image summary may contain any GIF, which is timed in 1/100 s.
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     skip = -(-len(frames) // _MAX_FRAMES)
     small = shrink(frames[::skip], _MAX_SIDE)
-    gif = _gif_bytes(small, fps / skip, num_colours=_NUM_COLOURS)
-    image = Summary.Image(height=small.shape[1], width=small.shape[2], colorspace=3, encoded_image_string=gif)
-    tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
+    first, *others = [Image.fromarray(frame.numpy()).quantize(_NUM_COLOURS) for frame in small.cpu()]
+    gif, duration = io.BytesIO(), max(20, round(1000 / (fps / skip)))
+    first.save(gif, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
+    size = {"height": small.shape[1], "width": small.shape[2]}
+    image = Summary.Image(**size, colorspace=3, encoded_image_string=gif.getvalue())
+    tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=_PREVIEW, image=image)]), step)
     tracker.writer.flush()
-
-
-def _gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
-    """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
-    check_shown("frames", frames)
-    first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
-    buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
-    return buffer.getvalue()

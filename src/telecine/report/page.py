@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -82,12 +83,8 @@ def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: C
         state = folders, [(each.stat().st_mtime_ns, each.stat().st_size) for each in files]
         if state != before:
             is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
-            try:
-                page = write_report(runs, output, is_live=is_live)
-            except FileNotFoundError:  # a run that resumes removes its later validations
-                pass
-            else:
-                written(page)
+            with suppress(FileNotFoundError):  # a run that resumes removes its later validations
+                written(write_report(runs, output, is_live=is_live))
                 if not is_live:
                     return
                 before = state

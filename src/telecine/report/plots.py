@@ -14,8 +14,8 @@ from telecine.report.run import ReportedRun, not_comparable
 from telecine.runs.history import History
 from telecine.settings import ObjectiveConfig
 
-Points = list[tuple[int, float]]
-Columns = dict[str, Points]
+_Points = list[tuple[int, float]]
+_Columns = dict[str, _Points]
 
 _TABLES = read_package_yaml("telecine.report", "plots.yaml")
 METRICS: dict[str, str] = _TABLES["metrics"]
@@ -26,7 +26,7 @@ _TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
 _SOURCES = {"train": "training", "val": "held out", "linear": "linear baseline"}
 _TRAINING: dict[str, str] = {term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()}
 _TRAINING |= _TABLES["training"]
-MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of values is one point
+_MAX_POINTS = 600  # of one curve, about the width of a screen; a bucket of values is one point
 _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
 # Sums of terms; the page shows them among all losses.
 _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
@@ -85,7 +85,7 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
 
 
 def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
-    """Return the points of the run with this index as a curve of at most `MAX_POINTS` values, for the page.
+    """Return the points of the run with this index as a curve of at most `_MAX_POINTS` values, for the page.
 
     More `values` than that are the means of buckets of neighbours. It then has their minima `low` and maxima `high`,
     and the first and the last value as `ends`. What would be empty is left out.
@@ -94,9 +94,9 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
     curve: dict[str, Any] = {"run": run, "num_left_out": len(points) - len(finite)}
-    if len(values) <= MAX_POINTS:
+    if len(values) <= _MAX_POINTS:
         return curve | ({"steps": steps, "values": _rounded(values)} if values else {})
-    edges = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
+    edges = [index * len(values) // _MAX_POINTS for index in range(_MAX_POINTS + 1)]
     buckets = [values[first:last] for first, last in pairwise(edges)]
     return curve | {
         "steps": [steps[(first + last) // 2] for first, last in pairwise(edges)],
@@ -107,7 +107,7 @@ def as_curve(run: int, points: Iterable[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _plot(panel: Plot, columns: Sequence[Columns], names: set[str], note: str) -> Plot:
+def _plot(panel: Plot, columns: Sequence[_Columns], names: set[str], note: str) -> Plot:
     series = []
     for name in panel.names:
         curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
@@ -149,9 +149,9 @@ def _is_loss(name: str) -> bool:
     return prefix == "train" and is_loss
 
 
-def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> Columns:
+def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> _Columns:
     """Return the (step, value) pairs of every name in a run's records, and of the PSNR of the training clips."""
-    columns: Columns = {}
+    columns: _Columns = {}
     for record in records:
         step = int(record["step"])
         for name, value in record.items():
@@ -166,7 +166,7 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
     return columns
 
 
-def _duplicates(columns: Columns) -> set[str]:
+def _duplicates(columns: _Columns) -> set[str]:
     """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not."""
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS]
     candidates = {"recon_loss": ["train/mse"], "total_disc_loss": ["train/discr_loss"], "aux_losses": terms}
@@ -174,7 +174,7 @@ def _duplicates(columns: Columns) -> set[str]:
     return {name for name, term in pairs if name in columns and _is_same(columns[name], columns.get(term, []))}
 
 
-def _is_same(some: Points, others: Points) -> bool:
+def _is_same(some: _Points, others: _Points) -> bool:
     """Return whether values are equal, but for the order in which they were summed."""
     return len(some) == len(others) and all(
         a == b and math.isclose(x, y, rel_tol=1e-5) for (a, x), (b, y) in zip(some, others, strict=True)

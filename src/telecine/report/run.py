@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -66,17 +66,12 @@ class ReportedRun:
         }
 
 
-def _check_are_runs(folders: Iterable[Path]) -> None:
-    """Raise a `ValueError` if a folder is not that of a run."""
+def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
+    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
     for folder in folders:
         if not Run(folder).exists():
             got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
             raise argument_error("runs", f"folders of runs, with {History.file}", got, "Pass the run's `--output_dir`.")
-
-
-def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
-    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
-    _check_are_runs(folders)
     names = _run_names(folders)
     read = [value_or_error(_read_run, *each) for each in zip(folders, names, strict=True)]
     reported = [each for each in read if isinstance(each, ReportedRun)]
@@ -91,7 +86,6 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
 
 def _read_run(folder: Path, name: str) -> ReportedRun:
     """Read a run's folder; raise a `ValueError` if a file is damaged. `problems` name damaged validations."""
-    _check_are_runs([folder])
     run = Run(folder)
     run.check_files()
     read = [value_or_error(SavedValidation.read, path) for _, path in run.validation_folders()]

@@ -57,8 +57,9 @@ def write_video(
         sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
     check_positive("fps", fps, remedy="Use 25 if it is unknown.")
-    path, frames = Path(path), iter(frames)
+    path = Path(path)
     is_lossless = path.suffix.lower() == ".mkv"
+    frames = _checked(frames, is_lossless)
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
     unit = (1 / rate if time_base is None else Fraction(time_base)).limit_denominator(_MAX_INT)
     if (first := next(frames, None)) is None:
@@ -81,9 +82,23 @@ def write_video(
     atomic_write(path, write)
 
 
+def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
+    """Yield frames; raise a `ValueError` for one that the file cannot have, or of another size than the first."""
+    types, channels = ([torch.uint8, torch.uint16], [*_FORMATS]) if is_lossless else ([torch.uint8], [3])
+    size = None
+    for frame in frames:
+        if frame.dtype not in types or frame.ndim != 3 or frame.shape[-1] not in channels or 0 in frame.shape:
+            kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if is_lossless else "uint8 of shape (T, H, W, 3)"
+            remedy = "Convert video with `telecine.data.bytes_from_video`."
+            raise argument_error("frames", f"{kind}, not empty", frame[None], remedy)
+        size = size or frame.shape[:2]
+        if frame.shape[:2] != size:
+            raise argument_error("frames", f"of height and width {(*size,)}, as before", frame, "Resize them.")
+        yield frame
+
+
 def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_every: int | None) -> None:
     """Set size, format and quality for such frames; without loss if `crf` is None."""
-    check_shown("frames", frame[None], any_kind=crf is None)
     context, (height, width) = stream.codec_context, frame.shape[:2]
     if crf is None:
         stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frame), name)
@@ -99,12 +114,8 @@ def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_ev
 
 def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
     """Yield frames in the format of the file."""
-    reformatter, size = VideoReformatter(), None
+    reformatter = VideoReformatter()
     for frame in frames:
-        check_shown("frames", frame[None], any_kind=is_lossless)
-        size = size or frame.shape[:2]
-        if frame.shape[:2] != size:
-            raise argument_error("frames", f"of height and width {(*size,)}, as before", frame, "Resize them.")
         name, values = _name_of(frame), frame.cpu() if is_lossless else pad_to_even(frame[None].cpu())[0]
         pixels = av.VideoFrame.from_ndarray(values.squeeze(-1).contiguous().numpy(), format=name)
         target = {"format": _STORED.get(name, name)} if is_lossless else _MP4_PIXELS
@@ -124,16 +135,6 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     size = [max(1, round(side * scale)) for side in frames.shape[1:3]]
     small = F.interpolate(frames.movedim(-1, 1).float(), size, mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
-
-
-def check_shown(name: str, frames: Tensor, *, any_kind: bool = False, any_channels: bool = False) -> None:
-    """Raise a `ValueError` unless `frames` are uint8 RGB `(T, H, W, 3)`, or of `any_kind`, and not empty."""
-    types, channels = ([torch.uint8, torch.uint16], [*_FORMATS]) if any_kind else ([torch.uint8], [3])
-    is_known = frames.ndim == 4 and (any_channels or frames.shape[-1] in channels)
-    if frames.dtype not in types or not is_known or 0 in frames.shape:
-        remedy = "Convert video with `telecine.data.bytes_from_video`."
-        kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if any_kind else "uint8 of shape (T, H, W, 3)"
-        raise argument_error(name, f"{kind}, not empty", frames, remedy)
 
 
 def depth_range(frames: Tensor) -> tuple[int, int] | None:
