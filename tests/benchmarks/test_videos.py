@@ -40,7 +40,7 @@ def test_another_file_is_refused(videos, tmp_path):
 
 
 def test_another_system_is_told_what_is_missing(benchmark_module, monkeypatch, tmp_path):
-    module = benchmark_module("videos")
+    module = benchmark_module("debian")
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"has apt-get.*Debian"):
         module.unpack_package("opencv-doc", tmp_path)
