@@ -142,12 +142,12 @@ class TestTransNet:
     def test_equals_the_network_of_the_package(self, network, forks, tmp_path):
         inputs, outputs, script = (tmp_path / name for name in ("inputs.pt", "outputs.pt", "package.py"))
         script.write_text(PACKAGE_BLOCKS)
-        video = torch.rand(2, 3, 9, 27, 48, generator=torch.Generator().manual_seed(0))
+        video = torch.rand(1, 3, 9, 27, 48, generator=torch.Generator().manual_seed(0))
         torch.save(video, inputs)
         done = forks.run(str(script), str(inputs), str(outputs))
         assert done.returncode == 0, done.stderr
         expected = torch.load(outputs, weights_only=True)
-        assert expected.shape == (2, 256)
+        assert expected.shape == (1, 256)
         torch.testing.assert_close(network(video * 2 - 1), expected, rtol=1e-4, atol=1e-5)
 
     def test_loading_leaves_the_process_unchanged(self):
@@ -166,9 +166,9 @@ class TestTransNet:
 
     @pytest.mark.slow
     def test_the_distance_responds_to_noise_blur_flicker_and_shuffling(self, network):
-        """Uses 8 of the 256 features, so that 12 clips are enough."""
+        """Uses 4 of the 256 features, so that 6 clips are enough."""
         generator = torch.Generator().manual_seed(0)
-        coarse = torch.randn(12, 3, 3, 4, 6, generator=generator)
+        coarse = torch.randn(6, 3, 3, 4, 6, generator=generator)
         video = F.interpolate(coarse, (4, 27, 48), mode="trilinear", align_corners=True).clamp(-1, 1)
         noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
         changed = {
@@ -179,7 +179,7 @@ class TestTransNet:
             "flicker": video + torch.tensor([0.1, -0.1]).repeat(2).view(1, 1, 4, 1, 1),
             "shuffling": video[:, :, [2, 0, 3, 1]],
         }
-        features = {name: network(frames.clamp(-1, 1))[:, ::32] for name, frames in changed.items()}
+        features = {name: network(frames.clamp(-1, 1))[:, ::64] for name, frames in changed.items()}
         reference = features["nothing"]
         distances = {name: frechet_distance(features=values, reference=reference) for name, values in features.items()}
         nothing = distances.pop("nothing")

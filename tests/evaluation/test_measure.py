@@ -5,18 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from telecine.data import find_videos, index_videos
-from telecine.evaluation.measure import (
-    ClipResult,
-    frechet_of_clips,
-    load_metrics,
-    mean_per_frame,
-    measure_clips,
-)
-from telecine.evaluation.source import _video_source, select_clips
-from telecine.settings import EvaluateConfig
-
-CPU = torch.device("cpu")
+from telecine.evaluation.measure import ClipResult, frechet_of_clips, mean_per_frame
 
 
 class FakeNetwork:
@@ -68,12 +57,3 @@ def test_values_per_frame_are_means_over_clips():
 def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
     shorter = replace(results(1)[0], per_frame={"psnr": [4.0]})
     assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
-
-
-def test_each_process_measures_different_clips(videos):
-    infos, _ = index_videos(find_videos(videos))
-    source = _video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)
-    spans = select_clips(infos, source.clips, 5)
-    metric_set = load_metrics(source.clips, None, CPU)
-    indices = [[result.index for result in measure_clips(source, metric_set, spans, CPU, rank, 2)] for rank in range(2)]
-    assert indices == [[0, 2, 4], [1, 3]]

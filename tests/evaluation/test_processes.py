@@ -49,10 +49,10 @@ def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     assert second_of_two == ["gloo", "destroyed"]
 
 
-def test_results_are_gathered_in_the_order_of_the_clips(second_of_two, monkeypatch):
+def test_each_process_measures_other_clips_and_has_all_results_in_order(second_of_two, monkeypatch):
     def all_gather(gathered, of_rank):
-        assert [result.index for result in of_rank] == [1]
-        gathered[:] = [[result(0), result(2)], of_rank]
+        assert [result.index for result in of_rank] == [1, 3]
+        gathered[:] = [[result(0), result(2), result(4)], of_rank]
 
     def result(index, *_):
         return measure.ClipResult(index, "a.mp4", 0, {}, {}, "")
@@ -60,8 +60,8 @@ def test_results_are_gathered_in_the_order_of_the_clips(second_of_two, monkeypat
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
     monkeypatch.setattr(measure, "_measure_clip", result)
     with process_group() as processes:
-        results = measure_clips(None, None, ["first", "second", "third"], torch.device("cpu"), *processes)
-    assert [result.index for result in results] == [0, 1, 2]
+        results = measure_clips(None, None, range(5), torch.device("cpu"), *processes)
+    assert [result.index for result in results] == [0, 1, 2, 3, 4]
 
 
 def test_each_process_gets_a_different_gpu(monkeypatch):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.autoencoders import Reconstruction
+from telecine.autoencoders.flow import Sampler
 from telecine.evaluation.tiling import (
     _pad_to,
     _ramp,
@@ -50,9 +51,16 @@ def test_chunks_overlap(total, overlap, expected):
 
 @pytest.mark.parametrize("overlap", range(4))
 def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
+    model = CellMeans()
+    model.sampler = Sampler()
+
+    def reconstruct(chunk):
+        assert model.sampler.first_frame == numbers(chunk)[0]
+        return chunk.float() + 0.5
+
     for total in range(1, 15):
         chunks = overlapping_chunks(numbered(total), 4, overlap)
-        pairs = list(blended_chunks(CellMeans(), chunks, overlap, lambda chunk: chunk.float() + 0.5))
+        pairs = list(blended_chunks(model, chunks, overlap, reconstruct))
         frames, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         assert numbers(frames) == list(range(total))
         torch.testing.assert_close(reconstructions, frames.float() + 0.5)

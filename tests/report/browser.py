@@ -54,6 +54,18 @@ def pane_image(page: Page, pane: int) -> Image.Image:
     return image.crop((8, 8, image.width - 8, image.height - 8))
 
 
+def shown_numbers(page: Page) -> tuple[int, int]:
+    """Return the numbers of the stamped frames in the pixels of the first two panes, from one screenshot."""
+    whole = page.locator("#panes")
+    box, panes = whole.bounding_box(), [page.locator("#panes canvas").nth(pane).bounding_box() for pane in (0, 1)]
+    image = Image.open(io.BytesIO(whole.screenshot())).convert("RGB")
+    left, right = (
+        image.getpixel((each["x"] + each["width"] / 2 - box["x"], each["y"] + each["height"] / 2 - box["y"]))[0]
+        for each in panes
+    )
+    return number_of(left), number_of(right)
+
+
 def shown_number(page: Page, pane: int = 0) -> int:
     """Return the number of the stamped frame in the pixels of a pane."""
     image = pane_image(page, pane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def number_of(grey: float) -> int:
     return number
 
 
+@cache  # the index of a sample video takes longer than all else
 def real_clip(which: int = 0, start: int = 10, num_frames: int = 9, size: int = 64) -> Tensor:
     """Return uint8 frames of a sample clip."""
     return read_clip(index_video(sample_videos()[which]), start, num_frames)[:, :size, :size].contiguous()

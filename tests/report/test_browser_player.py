@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 
 from telecine.report.page import write_report
 
-from .browser import check_page, evaluate, pane_image, shown_number, stable_box, wait_for_frame
+from .browser import check_page, evaluate, pane_image, shown_number, shown_numbers, stable_box, wait_for_frame
 from .runs import STAMPED_FRAMES, records, write_clips_of, write_run
 
 pytestmark = pytest.mark.slow
@@ -20,11 +20,11 @@ TIMES = "\u00d7"
 
 
 def test_each_step_is_exactly_one_frame(page):
-    shown = [(shown_number(page, 0), shown_number(page, 1))]
+    shown = [shown_numbers(page)]
     for number in range(1, STAMPED_FRAMES):
         page.get_by_role("button", name="One frame forward").click()
         wait_for_frame(page, number)
-        shown.append((shown_number(page, 0), shown_number(page, 1)))
+        shown.append(shown_numbers(page))
     assert shown == [(number, number) for number in range(STAMPED_FRAMES)]
     page.get_by_role("button", name="One frame forward").click()
     assert shown_number(page) == STAMPED_FRAMES - 1, "there is no frame after the last"

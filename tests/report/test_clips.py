@@ -84,8 +84,9 @@ def test_every_validation_is_kept(tmp_path):
 def test_a_failure_keeps_the_previous_clips(tmp_path):
     clips = validation_clips(1.0)
     write_clips(Run(tmp_path), 0, clips[:1], fps=FPS)
-    with pytest.raises(ValueError, match="`inputs` and `reconstructions` must be all of shape"):
-        write_clips(Run(tmp_path), 0, [clips[0], replace(clips[1], reconstruction=clips[0].target)], fps=FPS)
+    empty = clips[1].target[:0]
+    with pytest.raises(ValueError, match="`frames` must be at least one frame"):
+        write_clips(Run(tmp_path), 0, [clips[0], replace(clips[1], target=empty, reconstruction=empty)], fps=FPS)
     with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
         write_clips(Run(tmp_path), 5, [], fps=FPS)
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000000"]

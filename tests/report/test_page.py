@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -31,8 +32,8 @@ def runs(tmp_path_factory):
         write_run(folder / name, records(60, every=every), f"steps: 60\nname: {name}\n")
         for name, every in (("first", 1), ("second", 2))
     ]
-    for run in runs:
-        write_clips_of(run)
+    write_clips_of(runs[0])
+    shutil.copytree(runs[0] / "validation", runs[1] / "validation")
     (runs[0] / "health.jsonl").write_text(
         json.dumps({"step": 9, "rule": "saturated", "message": "The <b>discriminator</b> won.", "remedy": "Wait."})
         + "\n"
