@@ -196,6 +196,14 @@ def test_available_metrics_depend_on_length_and_size(monkeypatch):
     assert absent["flicker"] == "needs at least 2 frames, not 1"
 
 
+@pytest.mark.parametrize(("name", "value"), [("features", "transnetv2"), ("flow", "dis"), ("flat", True)])
+def test_what_needs_colours_is_refused_without_them(name, value):
+    clips, config = ClipConfig(channels=5), EvaluateConfig(**{name: value})
+    message = f"`{name}` must be left out unless clips have 1, 3 or 4 channels, but got {value} for 5"
+    with pytest.raises(ValueError, match=message):
+        measure.load_metrics(clips, config, torch.device("cpu"))
+
+
 def test_every_metric_states_which_values_are_better():
     published = {name for protocol in PROTOCOLS.values() for name in protocol.metrics} - {"fvd"}
     requested = {
