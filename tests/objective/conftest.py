@@ -106,16 +106,16 @@ def vgg():
 
 
 @pytest.fixture(scope="session")
-def wide_lpips(vgg):
-    return LPIPS("vgg", weights=vgg)
+def shared_lpips(vgg):
+    distance = LPIPS("vgg", weights=vgg)
+    distance._module = ({name: narrowed(tensor) for name, tensor in distance.module.items()},)
+    return distance
 
 
 @pytest.fixture
-def narrow_lpips(wide_lpips):
+def narrow_lpips(shared_lpips):
     """Return LPIPS with an eighth of VGG16's features, for speed."""
-    distance = copy.copy(wide_lpips)
-    distance._module = ({name: narrowed(tensor) for name, tensor in wide_lpips.module.items()},)
-    return distance
+    return copy.deepcopy(shared_lpips)
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class TestInTheLoss:
         fake = autoencoder(real)
         total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
         frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-        (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+        lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
         terms = {"lpips": lpips.mean(), "recon": F.mse_loss(fake, real), "g": -2 * fake.mean()}
         return terms, fake, total, log["train/adaptive_weight"].item()
 

@@ -269,7 +269,7 @@ class TestMasksAndWeights:
         weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]
         composed = torch.where(left_half(x), y.detach(), x).requires_grad_()
         frames = [video.transpose(1, 2).flatten(0, 1) for video in (composed, x)]
-        (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+        lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
         g = -loss.discr_3d(composed).logits.mean()
         norms = [torch.autograd.grad(t, composed)[0][..., :8].norm() for t in (2 * lpips.mean(), g)]
         torch.testing.assert_close(weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6)

@@ -81,7 +81,7 @@ def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss,
     fake = autoencoder(real)
     total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
     frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-    (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+    lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
     perceptual = lpips.mean()
     terms = [-5 * fake.mean(), 3 * fake.mean()]
     weights = [ratio_by_hand(perceptual, g, autoencoder.last_layer) for g in terms]
@@ -243,7 +243,7 @@ def test_line_07_the_perceptual_loss_is_not_random_in_training_mode(make_loss, c
         loss.train(mode)
         assert loss.training == mode
         values.append(loss(clip(), clip(seed=2), 0, 0)[1]["train/perceptual_loss"].item())
-        assert not loss.perceptual.distance.distance.training
+        assert not loss.perceptual.distance.training
     assert len(set(values)) == 1
 
 
@@ -543,7 +543,7 @@ def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_rank
         real = script["batch"](rank)
         fake = autoencoder(real)
         frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-        (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+        lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
         perceptual = lpips.mean()
         g = -loss.discr_3d(fake).logits.mean()
         gradients.append(

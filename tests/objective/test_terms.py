@@ -20,7 +20,7 @@ from telecine.losses import (
 from telecine.objective.batch import make_batch
 from telecine.objective.terms import TERMS, _TermFunction, check_functions, functions_of
 from telecine.objective.weights import Weights
-from telecine.perceptual import Alignment, gram, gram_distance
+from telecine.perceptual import Alignment, gram
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
 from telecine.settings.validate import validate
 
@@ -407,8 +407,8 @@ class TestInTheLoss:
 
     def test_features_of_the_sampled_frames(self, make_loss, pair):
         def gram_of(*, reconstruction_features, target_features):
-            distances = [gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True)]
-            return torch.stack(distances).sum(0)
+            pairs = zip(reconstruction_features, target_features, strict=True)
+            return sum(gram(reconstruction_features=[x], target_features=[y]) for x, y in pairs)
 
         terms = {"gram": 1.0, "mine": Term(gram_of, weight=2.0)}
         total_loss, log = make_loss(perceptual_weight=0, perceptual={"num_frames": "all"}, terms=terms)(*pair, 0, 0)

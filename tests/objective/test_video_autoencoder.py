@@ -76,7 +76,7 @@ def inputs_by_hand(loss, video):
 
 def autoencoder_step_by_hand(loss, real, fake, aux, last_layer):
     recon = sum((f - r) ** 2 for f, r in zip(fake.flatten(), real.flatten(), strict=True)) / real.numel()
-    weights = loss.perceptual.distance.distance.module
+    weights = loss.perceptual.distance.module
     perceptual = sum(lpips_by_hand(weights, fake[b, :, 0], real[b, :, 0]) for b in range(len(real))) / len(real)
     total = recon + 0.7 * perceptual + 0.9 * aux
     adaptive = []
@@ -571,7 +571,7 @@ class Saved:
 
 def saved_bytes(loss, *call, **more):
     """Return the peak size in bytes of all tensors that a step saves for the backward, without the weights."""
-    weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
     ignored = {weight.untyped_storage().data_ptr() for weight in weights}
     alive, peak = {}, SimpleNamespace(size=0)
 

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.adversarial import VideoDiscriminator
-from telecine.objective.eager_adversarial import _trainable
+from telecine.objective.video_discriminator import VideoDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
@@ -61,7 +60,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = _trainable(build(module))
+    (weight,) = build(module).trained()
     assert weight is module.weight
 
 

@@ -1,4 +1,4 @@
-"""Distances by name and custom distances: how they are called, what they may return, and how modules are frozen."""
+"""Custom distances: how they are called, what they may return, and how modules are frozen."""
 
 import copy
 import functools
@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.perceptual import CustomDistance, Perceptual, gram, in_chunks
+from telecine.perceptual import CustomDistance, in_chunks
 
-NETS = ("vgg", "alex")
 NUM_FRAMES = 3
 
 
@@ -80,10 +79,9 @@ def test_error_for_another_signature(net):
 
 
 @pytest.mark.parametrize("net", [None, Network])
-@pytest.mark.parametrize("build", [CustomDistance, Perceptual])
-def test_error_for_something_else_than_a_distance(net, build):
+def test_error_for_something_else_than_a_distance(net):
     with pytest.raises(ValueError, match=r"`net` must be a function or module .* an instance of the module's class"):
-        build(net)
+        CustomDistance(net)
 
 
 def test_pairs_are_keyword_only_and_checked():
@@ -259,137 +257,23 @@ def test_repr(network):
     assert repr(CustomDistance(network)) == "CustomDistance(Network)"
 
 
-# By name, as an instance, or custom
-
-
-def mean_square(*, reconstruction, target):
-    return (reconstruction - target).square().mean((1, 2, 3))
-
-
-def mean_of_first_stage(*, reconstruction_features, target_features):
-    return (reconstruction_features[0] - target_features[0]).mean((1, 2, 3))
-
-
-@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
-def test_a_name_is_lpips_with_the_given_weights(net, random_models):
-    state = {name: tensor for name, tensor in random_models[net].module.items() if name.startswith("features")}
-    perceptual = Perceptual(net, weights=state)
-    assert perceptual.has_features
-    x, y = frame_pair(size=(32, 32))
-    (expected,) = perceptual(reconstruction=x, target=y)
-    assert torch.equal(expected, random_models[net](reconstruction=x, target=y))
-    (expected_gram,) = random_models[net].compare(reconstruction=x, target=y, feature_terms=[gram])[1:]
-    distance, *terms = perceptual(reconstruction=x, target=y, feature_terms=[mean_of_first_stage, gram])
-    assert torch.equal(distance, expected)
-    assert [term.shape for term in terms] == [(NUM_FRAMES,)] * 2
-    assert torch.equal(terms[1], expected_gram)
-    assert (terms[1] > 0).all()
-    (swapped,) = perceptual(reconstruction=y, target=x, feature_terms=[mean_of_first_stage])[1:]
-    torch.testing.assert_close(swapped, -terms[0])
-
-
-def test_the_default_is_vgg_with_torchvisions_weights(models):
-    x, y = frame_pair(size=(32, 32))
-    perceptual = Perceptual()
-    assert perceptual.distance.net == "vgg"
-    (distance,) = perceptual(reconstruction=x, target=y)
-    assert torch.equal(distance, models["vgg"](reconstruction=x, target=y))
-
-
-def test_an_instance_of_lpips_is_used_itself(random_models):
-    perceptual = Perceptual(random_models["alex"])
-    assert perceptual.distance is random_models["alex"]
-    assert perceptual.has_features
+# The published package
 
 
 @pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
-@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 @pytest.mark.slow
-def test_the_published_package_as_a_custom_distance(net, models, references, real_frames):
-    theirs, ours = Perceptual(copy.deepcopy(references(net))), Perceptual(models[net])
-    assert sum(weight.numel() for weight in references(net).parameters()) > 2_000_000
+def test_the_published_package_as_a_custom_distance(models, references, real_frames):
+    theirs, ours = CustomDistance(copy.deepcopy(references("alex"))), models["alex"]
+    assert sum(weight.numel() for weight in references("alex").parameters()) > 2_000_000
     assert not theirs.state_dict()
     frames = real_frames["bikes.mp4"]
     distances, gradients = [], []
-    for perceptual in (ours, theirs):
+    for compare in (ours, theirs):
         x = frames[:2].clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            (distance,) = in_chunks(perceptual, reconstruction=x, target=frames[2:], chunk_size=1)
+            distance = in_chunks(compare, reconstruction=x, target=frames[2:], chunk_size=1)
         distance.sum().backward()
         distances.append(distance.detach())
         gradients.append(x.grad)
     torch.testing.assert_close(*distances, rtol=1e-5, atol=1e-6)
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
-
-
-def test_a_function_has_no_features(random_models):
-    perceptual = Perceptual(mean_square)
-    assert isinstance(perceptual.distance, CustomDistance)
-    assert not perceptual.has_features
-    x, y = frame_pair(size=(32, 32))
-    (distance,) = perceptual(reconstruction=x, target=y)
-    assert torch.equal(distance, mean_square(reconstruction=x, target=y))
-    with pytest.raises(
-        ValueError, match=r'`feature_terms` must be empty for .* without features, but got \[.* gram .*"vgg"'
-    ):
-        perceptual(reconstruction=x, target=y, feature_terms=[gram])
-
-
-@pytest.mark.parametrize("feature_terms", [(), (gram,)])
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_gradients_in_chunks_with_and_without_gram(chunk_size, feature_terms, random_models):
-    compare = functools.partial(Perceptual(random_models["alex"]), feature_terms=feature_terms)
-    x, y = frame_pair(size=(32, 32))
-    x.requires_grad_()
-    actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
-    expected = (random_models["alex"](reconstruction=x, target=y),)
-    if feature_terms:
-        expected = random_models["alex"].compare(reconstruction=x, target=y, feature_terms=feature_terms)
-    for ours, theirs in zip(actual, expected, strict=True):
-        gradients = [torch.autograd.grad(values.sum(), x, retain_graph=True)[0] for values in (ours, theirs)]
-        torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize("kind", ["lpips", "function", "module"])
-def test_every_kind_is_frozen_and_moves(kind, random_models):
-    network = nn.Conv2d(3, 3, 1)
-
-    class Custom(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, *, reconstruction, target):
-            return mean_square(reconstruction=self.network(reconstruction), target=self.network(target))
-
-    net = {"lpips": copy.deepcopy(random_models["alex"]), "function": mean_square, "module": Custom()}[kind]
-    parent = nn.ModuleDict({"perceptual": Perceptual(net), "linear": nn.Linear(1, 1)})
-    assert list(parent.state_dict()) == ["linear.weight", "linear.bias"]
-    assert len(list(parent.parameters())) == 2
-    parent.train().to("meta")
-    assert not parent["perceptual"].distance.training
-    x, y = (frames.to("meta") for frames in frame_pair(size=(32, 32)))
-    (distance,) = parent["perceptual"](reconstruction=x, target=y)
-    assert distance.device.type == "meta"
-    assert network.weight.device.type == ("meta" if kind == "module" else "cpu")
-
-
-@pytest.mark.parametrize(
-    ("net", "remedy"),
-    [
-        ("VGG", "Did you mean `vgg`"),
-        ("alexnet", "Did you mean `alex`"),
-        ("dists", "Pass a callable"),
-    ],
-)
-def test_unknown_name(net, remedy):
-    with pytest.raises(ValueError, match=rf'`net` must be "vgg", "alex", or a callable, but got \'{net}\' .*{remedy}'):
-        Perceptual(net)
-
-
-def test_error_for_weights_of_a_net_that_is_not_a_name(random_models):
-    for net in (mean_square, random_models["alex"]):
-        with pytest.raises(
-            ValueError, match=r"`weights` must be None unless `net` is a name, but got {} .* into the module"
-        ):
-            Perceptual(net, weights={})

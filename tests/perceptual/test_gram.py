@@ -1,4 +1,4 @@
-"""Gram matrices, their distance, and `LPIPS.compare`: known value, sums over pixels, gradients, precision, memory."""
+"""Gram matrices and their distance, also with LPIPS: known value, sums over pixels, gradients, precision, memory."""
 
 import functools
 import itertools
@@ -6,8 +6,9 @@ import itertools
 import pytest
 import torch
 
-from telecine.perceptual import gram, gram_distance, gram_matrix
+from telecine.perceptual import gram
 from telecine.perceptual.backbones import BACKBONES
+from telecine.perceptual.lpips import _gram_matrix
 
 NETS = ("vgg", "alex")
 
@@ -16,15 +17,19 @@ def features(*shape, seed=0, dtype=torch.float64):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def gram_distance(x, y):
+    return gram(reconstruction_features=[x], target_features=[y])
+
+
 def test_known_value():
     x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two features, one row of two pixels
-    assert torch.equal(gram_matrix(x), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
+    assert torch.equal(_gram_matrix(x), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
     assert gram_distance(x, torch.zeros_like(x)).tolist() == [(25 + 2 * 121 + 625) / 16]
 
 
 def test_equals_sums_over_pixels():
     x = features(2, 3, 4, 5)
-    matrix = gram_matrix(x)
+    matrix = _gram_matrix(x)
     assert matrix.shape == (2, 3, 3)
     for frame, i, j in itertools.product(range(2), range(3), range(3)):
         products = [x[frame, i, h, w] * x[frame, j, h, w] for h in range(4) for w in range(5)]
@@ -33,7 +38,7 @@ def test_equals_sums_over_pixels():
 
 def test_distance_is_the_squared_frobenius_norm_per_frame():
     x, y = features(3, 4, 5, 6), features(3, 4, 5, 6, seed=1)
-    expected = torch.linalg.matrix_norm(gram_matrix(x) - gram_matrix(y)).square()
+    expected = torch.linalg.matrix_norm(_gram_matrix(x) - _gram_matrix(y)).square()
     torch.testing.assert_close(gram_distance(x, y), expected)
     assert torch.equal(gram_distance(x, y), gram_distance(y, x))
     apart = [gram_distance(x[i : i + 1], y[i : i + 1]) for i in range(3)]
@@ -77,7 +82,7 @@ def test_at_least_float32_also_under_autocast(dtype):
     expected = gram_distance(x.to(widest), y.to(widest))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
-        assert gram_matrix(x).dtype == widest
+        assert _gram_matrix(x).dtype == widest
         assert torch.equal(gram_distance(x, y), expected)
 
 
@@ -98,11 +103,11 @@ def test_the_graph_holds_no_copy_of_the_features(saved_storages):
     assert sum(sizes.values()) < 8 * 3 * 3 * 4
 
 
-# LPIPS.compare
+# With LPIPS
 
 
 def lpips_and_gram(model, x, y):
-    return model.compare(reconstruction=x, target=y, feature_terms=[gram])
+    return model(reconstruction=x, target=y, feature_terms=[gram])
 
 
 def noisy(frames, amount):
@@ -127,13 +132,13 @@ def test_gram_equals_that_of_the_published_packages_features(net, models, refere
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_feature_terms_do_not_change_a_bit_of_the_distances_gradient(net, random_models):
-    """Autograd adds the gradients of a feature map in the order of the calls, so `compare` must keep the order."""
+    """Autograd adds the gradients of a feature map in the order of the calls, so it must be the same with terms."""
     x, y = (features(2, 3, 48, 48, seed=seed, dtype=torch.float32) * 2 - 1 for seed in (0, 1))
     inputs = (x.requires_grad_(), y.requires_grad_())
     plain = random_models[net](reconstruction=x, target=y)
     expected = torch.autograd.grad(plain.sum(), inputs)
-    for feature_terms in ([], [gram], [gram, gram]):
-        distance, *_ = random_models[net].compare(reconstruction=x, target=y, feature_terms=feature_terms)
+    for feature_terms in ([gram], [gram, gram]):
+        distance, *_ = random_models[net](reconstruction=x, target=y, feature_terms=feature_terms)
         assert torch.equal(distance, plain)
         for actual, gradient in zip(torch.autograd.grad(distance.sum(), inputs), expected, strict=True):
             assert gradient.abs().max() > 0
@@ -150,10 +155,10 @@ def test_gram_is_zero_for_equal_frames_and_grows_with_noise(models, real_frames)
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_compare_runs_the_backbone_once_and_forward_computes_no_gram(net, random_models, no_sync):
+def test_terms_share_one_pass_of_the_backbone_and_are_computed_only_if_given(net, random_models, no_sync):
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     num_layers = len(BACKBONES[net].tensor_shapes()) // 2
-    compare = functools.partial(random_models[net].compare, feature_terms=[gram])
+    compare = functools.partial(random_models[net], feature_terms=[gram])
     for call, num_products in ((random_models[net], 0), (compare, 10)):
         with no_sync() as mode:
             call(reconstruction=frames, target=-frames)

@@ -41,7 +41,7 @@ class Counted:
 def test_changes_neither_values_nor_gradients(chunk_size, model):
     x, y = frame_pair()
     y.requires_grad_()
-    compare = functools.partial(model.compare, feature_terms=[gram])
+    compare = functools.partial(model, feature_terms=[gram])
     expected = compare(reconstruction=x, target=y)
     actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
     cotangents = torch.linspace(1, 2, NUM_FRAMES, dtype=torch.float64), torch.linspace(3, 1, NUM_FRAMES).double()
@@ -121,7 +121,7 @@ def test_gradient_of_a_layer_before_the_frames(model):
 
 def test_saved_tensors_do_not_grow_with_the_number_of_frames(random_models, saved_storages):
     model = random_models["alex"]
-    compare = functools.partial(model.compare, feature_terms=[gram])
+    compare = functools.partial(model, feature_terms=[gram])
     frozen = {tensor.untyped_storage().data_ptr() for tensor in model.module.values()}
 
     def kept(num_frames, chunk_size):
@@ -156,7 +156,7 @@ def peak_bytes(compute):
 def test_the_backward_recomputes_one_chunk_at_a_time(random_models):
     def peak(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)
-        compare = functools.partial(random_models["alex"].compare, feature_terms=[gram])
+        compare = functools.partial(random_models["alex"], feature_terms=[gram])
         return peak_bytes(
             lambda: in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)[0].sum().backward()
         )

@@ -85,7 +85,7 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     discriminators = loss.discriminators + loss.multiscale_discriminators
     assert len(discriminators) == 2 * num_scales + (image != "none")
     for discriminator in discriminators:
-        discriminator = discriminator.of_frames(torch.zeros(2, 1, dtype=torch.long))
+        discriminator = replace(discriminator, frame_indices=torch.zeros(2, 1, dtype=torch.long))
         logits = discriminator.logits(discriminator.input_of(clip))
         assert len(logits) == 2
         assert logits.isfinite().all()
@@ -268,7 +268,7 @@ def test_losses_and_gradients_in_channels_last_layout(cached_weights):
     plain, loss = (objective_with() for _ in range(2))
     _to_channels_last(loss, torch.device("cpu"))
     torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
-    weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
     laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
     assert len(laid_out) == len([w for w in weights if w.ndim > 3])

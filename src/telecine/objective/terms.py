@@ -1,7 +1,7 @@
 """The functions that settings name, imported and checked; the perceptual term and the additional terms."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
@@ -30,8 +30,17 @@ from telecine.objective.batch import Batch
 from telecine.objective.eager import eager_backward
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import Alignment, Perceptual, WeightsSource, gram, in_chunks, pick_frames, sample_frame_indices
-from telecine.perceptual.frames import as_rgb
+from telecine.perceptual import (
+    LPIPS,
+    Alignment,
+    CustomDistance,
+    WeightsSource,
+    as_rgb,
+    gram,
+    in_chunks,
+    pick_frames,
+    sample_frame_indices,
+)
 from telecine.perceptual.weights import is_default_source
 from telecine.settings import ObjectiveConfig, Term
 
@@ -43,8 +52,8 @@ TERMS: dict[str, Callable[..., Any]] = {
     **LATENT_TERMS,
     "alignment": Alignment,
 }
-VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
-FEATURES = ("reconstruction_features", "target_features")
+_VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
+_FEATURES = ("reconstruction_features", "target_features")
 
 
 class _Functions(NamedTuple):
@@ -87,7 +96,7 @@ class _TermFunction:
         self._found = _imported(term.target, f"{setting}.target")
         self._check_params()
         self.arguments = self._checked_arguments()
-        self.uses_features = bool(set(FEATURES) & set(self.arguments))
+        self.uses_features = bool(set(_FEATURES) & set(self.arguments))
         """Whether the function compares features of the perceptual network."""
 
     @cached_property
@@ -96,7 +105,7 @@ class _TermFunction:
         if isinstance(self._found, type):
             with unset_fake_temporarily():  # it may read weights, also where a run is planned without any values
                 return cast(Callable[..., Tensor], self._found(**self.params))
-        is_module = isinstance(self._found, nn.Module)  # which gets its further arguments in `_call`
+        is_module = isinstance(self._found, nn.Module)  # which gets its further arguments in `call`
         return partial(self._found, **self.params) if self.params and not is_module else self._found
 
     def _check_params(self) -> None:
@@ -119,10 +128,10 @@ class _TermFunction:
         given = () if isinstance(self._found, type) else self.params
         parameters = [p for p in _signature(self._found).parameters.values() if p.name not in given]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        available = FEATURES if set(FEATURES) & set(names) else VIDEOS
+        available = _FEATURES if set(_FEATURES) & set(names) else _VIDEOS
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-        contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
+        contract = f"a function of {', '.join(map(repr, _VIDEOS))}, or of {', '.join(map(repr, _FEATURES))} alone"
         if unknown := [name for name in required if name not in available]:
             remedy = "Give the others default values or `params`, or wrap it in a function with these names."
             got = f"one that needs {', '.join(map(repr, unknown))}"
@@ -152,22 +161,18 @@ class _TermFunction:
             if name in self.arguments and given[name] is None:
                 remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
                 raise argument_error(name, f"given for {_name(self.function)}", "None", remedy)
-        value = self._call(given)
+        value = self.call(**given)
         if not isinstance(value, Tensor) or value.ndim != 0:
             remedy = "Reduce it with `.mean()`, without `.item()`."
             raise argument_error(f"the result of {_name(self.function)}", "a 0-d tensor", describe(value), remedy)
         return value
-
-    def of_features(self, **features: object) -> Any:
-        """Return what a function of features has for each frame, not yet checked."""
-        return self._call(features)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights of a module that are not frozen, by name."""
         named = self.function.named_parameters() if isinstance(self.function, nn.Module) else ()
         return {name: weight for name, weight in named if weight.requires_grad}
 
-    def _call(self, given: Mapping[str, object]) -> object:
+    def call(self, **given: object) -> Any:
         """Call the function with its arguments. Gradients of a module's weights are averaged over ranks."""
         arguments = {name: given[name] for name in self.arguments}
         arguments |= self.params if isinstance(self._found, nn.Module) else {}
@@ -211,9 +216,12 @@ class PerceptualTerm(nn.Module):
         self.feature_terms = {name: term for name, term in functions.terms.items() if term.uses_features}
         terms = config.all_terms()
         is_needed = any(terms[name].ramp.is_ever_on for name in ("perceptual", *self.feature_terms))
-        weights = vgg_weights if net == "vgg" else None
-        self.distance = Perceptual(net, weights=weights) if is_needed else None
-        if self.distance is not None and self.feature_terms and not self.distance.has_features:
+        self.distance: LPIPS | CustomDistance | None = None
+        if is_needed and isinstance(net, str):
+            self.distance = LPIPS(net, weights=vgg_weights if net == "vgg" else None)
+        elif is_needed:
+            self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
+        if self.feature_terms and isinstance(self.distance, CustomDistance):
             contract = "without terms of features for a distance that has none"
             got, remedy = repr(next(iter(self.feature_terms))), 'Use "vgg" or "alex" as `perceptual.net`.'
             raise argument_error("terms", contract, got, remedy)
@@ -247,15 +255,17 @@ class PerceptualTerm(nn.Module):
         """Return the weighted sum over the frames of each distance."""
         assert self.distance is not None
         terms = [name for name in names if name != "perceptual"]
-        compare = partial(self.distance, feature_terms=[self.feature_terms[name].of_features for name in terms])
-        distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
+        functions = [self.feature_terms[name].call for name in terms]
+        compare = partial(self.distance, feature_terms=functions) if functions else self.distance
+        found = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
+        distances = found if isinstance(found, tuple) else (found,)
         for name, distance in zip(terms, distances[1:], strict=True):
             if distance.shape != frames.shape[:1]:
                 contract = f"of shape ({len(frames)},), one value per frame"
                 remedy = "Average what belongs to one frame."
                 raise argument_error(f"the result of the term {name}", contract, distance, remedy)
-        found = dict(zip(("perceptual", *terms), distances, strict=True))
-        return {name: (weight * found[name]).sum() for name in names}
+        by_name = dict(zip(("perceptual", *terms), distances, strict=True))
+        return {name: (weight * by_name[name]).sum() for name in names}
 
     @staticmethod
     def drop_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -7,10 +7,7 @@ from telecine.perceptual.frames import pick_frames as pick_frames
 from telecine.perceptual.frames import sample_frame_indices as sample_frame_indices
 from telecine.perceptual.lpips import LPIPS as LPIPS
 from telecine.perceptual.lpips import CustomDistance as CustomDistance
-from telecine.perceptual.lpips import Perceptual as Perceptual
 from telecine.perceptual.lpips import gram as gram
-from telecine.perceptual.lpips import gram_distance as gram_distance
-from telecine.perceptual.lpips import gram_matrix as gram_matrix
 from telecine.perceptual.weights import CorruptWeightsError as CorruptWeightsError
 from telecine.perceptual.weights import WeightsNotFoundError as WeightsNotFoundError
 from telecine.perceptual.weights import WeightsSource as WeightsSource

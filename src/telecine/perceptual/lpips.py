@@ -13,12 +13,12 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, check_frame_pair, check_frames
 from telecine.ops.unit_vectors import unit_vectors
-from telecine.perceptual.backbones import BACKBONES, Backbone, FeatureMap, Stage, backbone_of
+from telecine.perceptual.backbones import Backbone, FeatureMap, Stage, backbone_of
 from telecine.perceptual.weights import WeightsSource, load_backbone
 
 # Map [-1, 1] to the statistics that the backbones were trained with.
@@ -31,54 +31,6 @@ _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 
 _FeatureTerm: TypeAlias = Callable[..., Float[Tensor, " frame"]]
 """Compares `reconstruction_features` with `target_features`, a map `(N, C, H, W)` per stage; returns `(N,)`."""
-
-
-class Perceptual(nn.Module):
-    """The perceptual distance of an objective: one call for LPIPS and custom distances; no parameters, as `LPIPS`.
-
-    Args:
-        net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
-        weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
-
-    Raises:
-        ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
-        WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
-    """
-
-    def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
-        super().__init__()
-        if isinstance(net, str):
-            if net not in BACKBONES:
-                remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for others."
-                raise argument_error("net", '"vgg", "alex", or a callable', describe(net), remedy)
-            self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
-        elif weights is not None:
-            remedy = "Load the weights into the module instead."
-            raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
-        else:
-            self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
-
-    @property
-    def has_features(self) -> bool:
-        """Whether the distance computes feature maps, which further terms can compare."""
-        return isinstance(self.distance, LPIPS)
-
-    def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm] = ()
-    ) -> tuple[Float[Tensor, " frame"], ...]:
-        """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
-
-        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
-
-        Raises:
-            ValueError: The two are not such frames, or a function is given for a distance without features.
-        """
-        if not feature_terms:
-            return (self.distance(reconstruction=reconstruction, target=target),)
-        if not isinstance(self.distance, LPIPS):
-            remedy = 'Use "vgg" or "alex".'
-            raise argument_error("feature_terms", "empty for a distance without features", list(feature_terms), remedy)
-        return self.distance.compare(reconstruction=reconstruction, target=target, feature_terms=feature_terms)
 
 
 class LPIPS(Frozen[dict[str, Tensor]]):
@@ -110,32 +62,30 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         self.net = net
         self._backbone = backbone_of(net)
 
-    def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
+    def forward(
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm] = ()
+    ) -> Float[Tensor, " frame"] | tuple[Float[Tensor, " frame"], ...]:
         """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
 
         Both are `(N, 3, H, W)` in [-1, 1], of one shape and device; H and W are at least 16 ("vgg") or 31 ("alex").
         The computation uses the widest precision of the two and the weights, at least float32, also under autocast.
         The features of a `target` that does not require gradients are computed without a graph.
 
+        With `feature_terms`, return a tuple of the distance and the value of each of these functions, which get the
+        features themselves, not the unit vectors that LPIPS compares.
+
         Raises:
             ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or shapes or devices differ.
         """
-        self._check(reconstruction, target)
+        check_frame_pair(reconstruction=reconstruction, target=target)
+        _check_fits("reconstruction", reconstruction, self._backbone)
         with autocast_off(reconstruction.device):
-            return _sum(_feature_distance(*stage) for stage in self._stages(reconstruction, target))
-
-    def compare(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm]
-    ) -> tuple[Float[Tensor, " frame"], ...]:
-        """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
-
-        The functions get the features themselves, not the unit vectors that LPIPS compares.
-        """
-        self._check(reconstruction, target)
-        with autocast_off(reconstruction.device):
-            # Stage by stage, as in `forward`: autograd adds gradients in the order of the calls.
-            stages = [(_feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
-            distances, xs, ys, _ = zip(*stages, strict=True)
+            stages = self._stages(reconstruction, target)
+            if not feature_terms:
+                return _sum(_feature_distance(*stage) for stage in stages)
+            # Stage by stage, as above: autograd adds gradients in the order of the calls.
+            found = [(_feature_distance(*stage), *stage) for stage in stages]
+            distances, xs, ys, _ = zip(*found, strict=True)
             features = {"reconstruction_features": list(xs), "target_features": list(ys)}
             return (_sum(distances), *(term(**features) for term in feature_terms))
 
@@ -145,10 +95,6 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         _check_fits("frames", frames, self._backbone)
         with autocast_off(frames.device):
             return list(_run_stages(self._backbone.stages, self._weights_for(frames.dtype), frames))
-
-    def _check(self, reconstruction: Frames, target: Frames) -> None:
-        check_frame_pair(reconstruction=reconstruction, target=target)
-        _check_fits("reconstruction", reconstruction, self._backbone)
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
         stages, weights = self._backbone.stages, self._weights_for(reconstruction.dtype, target.dtype)
@@ -258,32 +204,26 @@ def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:
     return at_least_float32(distance).reshape(-1).expand(len(frames))
 
 
-def gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
-    """Return `F F^T / (C H W)` of each feature map, with F its C rows of H W values.
-
-    Equation 3 of "Perceptual Losses for Real-Time Style Transfer" (Johnson et al., arXiv:1603.08155). Features
-    `(N, C, H, W)` become symmetric matrices `(N, C, C)` in at least float32, also under autocast; the graph is kept.
-    """
-    with autocast_off(features.device):
-        rows = at_least_float32(features).flatten(2)
-        return rows @ rows.transpose(1, 2) / rows[0].numel()
-
-
-def gram_distance(x: FeatureMap, y: FeatureMap) -> Float[Tensor, " frame"]:
-    """Return the squared Frobenius norm of the difference of two Gram matrices, one per frame (equation 4).
-
-    It compares which features occur together anywhere in a frame, that is, the textures. Maps `(N, C, H, W)` and
-    `(N, C, H', W')` have a distance `(N,)` in [0, inf), at least float32; 0 for equal textures, larger is worse. The
-    graph is kept. The norm is squared, so the gradient is finite where the two are equal or all features are zero.
-    """
-    return (gram_matrix(x) - gram_matrix(y)).square().sum(dim=(1, 2))
-
-
 def gram(
     *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
 ) -> Float[Tensor, " frame"]:
-    """Return `gram_distance` summed over the feature maps of a network, one value per frame `(N,)`."""
-    return _sum(gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True))
+    """Return the distance of Gram matrices, summed over the feature maps of a network, one value per frame `(N,)`.
+
+    The squared Frobenius norm of the difference of two matrices (equation 4 of "Perceptual Losses for Real-Time Style
+    Transfer", Johnson et al., arXiv:1603.08155) compares which features occur together anywhere in a frame, that is,
+    the textures. Maps `(N, C, H, W)` and `(N, C, H', W')` have a distance in [0, inf), at least float32, also under
+    autocast; 0 for equal textures, larger is worse. The graph is kept. The norm is squared, so the gradient is finite
+    where the two are equal or all features are zero.
+    """
+    pairs = zip(reconstruction_features, target_features, strict=True)
+    return _sum((_gram_matrix(x) - _gram_matrix(y)).square().sum(dim=(1, 2)) for x, y in pairs)
+
+
+def _gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
+    """Return `F F^T / (C H W)` of each feature map, with F its C rows of H W values (equation 3)."""
+    with autocast_off(features.device):
+        rows = at_least_float32(features).flatten(2)
+        return rows @ rows.transpose(1, 2) / rows[0].numel()
 
 
 def _sum(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"]:
