@@ -82,7 +82,7 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     assert type(loss.discr) is IMAGE[image]
     assert [type(module) for module in loss.multiscale_discrs] == [VIDEO[video]] * num_scales
     clip = torch.rand(2, 3, 5, 32, 32)
-    discriminators = loss.discriminators + loss.multiscale_discriminators
+    discriminators = loss.discriminators
     assert len(discriminators) == 2 * num_scales + (image != "none")
     for discriminator in discriminators:
         discriminator = replace(discriminator, frame_indices=torch.zeros(2, 1, dtype=torch.long))

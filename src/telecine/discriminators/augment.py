@@ -10,8 +10,8 @@ from telecine.base.shapes import RGBA, Video
 from telecine.settings import Augmentation
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
-MAX_TRANSLATION = 0.125
-CUTOUT = 0.5
+_MAX_TRANSLATION = 0.125
+_CUTOUT = 0.5
 
 
 def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], generator: Generators) -> list[Video]:
@@ -45,7 +45,7 @@ def _translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
     """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in."""
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
-        most = round(MAX_TRANSLATION * size)
+        most = round(_MAX_TRANSLATION * size)
         source = torch.arange(size, device=video.device) + _whole(draw, 2 * most + 1)[:, None] - most
         shape = [-1, 1, 1, size, 1] if dim == 3 else [-1, 1, 1, 1, size]
         inside = ((source >= 0) & (source < size)).view(shape)
@@ -59,7 +59,7 @@ def _cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
     hidden = torch.ones((), dtype=torch.bool, device=video.device)
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
-        length = int(CUTOUT * size + 0.5)
+        length = int(_CUTOUT * size + 0.5)
         first = _whole(draw, size + 1 - length % 2)[:, None] - length // 2
         position = torch.arange(size, device=video.device)
         covered = (position >= first) & (position < first + length)

@@ -27,7 +27,7 @@ from telecine.discriminators.spectral_norm import normalised_weights
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 
 # Normalising fewer channels per group, on a map of one position, leaves almost no gradient.
-CHANNELS_PER_GROUP = 16
+_CHANNELS_PER_GROUP = 16
 
 ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -124,8 +124,8 @@ def convolved(x: Tensor, conv: Any, parameters: ConvParameters) -> Tensor:
 
 
 def _num_groups(channels: int) -> int:
-    """Return the largest number of equal groups with at least `CHANNELS_PER_GROUP` channels each, or 1."""
-    return next(groups for groups in range(max(channels // CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
+    """Return the largest number of equal groups with at least `_CHANNELS_PER_GROUP` channels each, or 1."""
+    return next(groups for groups in range(max(channels // _CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

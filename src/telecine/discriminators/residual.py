@@ -20,8 +20,6 @@ from telecine.discriminators.blocks import (
     with_attention,
 )
 
-ImageSize: TypeAlias = int | Sequence[int]
-"""Height and width: one int for both, or a pair."""
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 
 # The smallest size with at least one block, which published networks use too.
@@ -41,7 +39,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
     video_block: ClassVar[type[nn.Module]] = DiscriminatorBlock3D
 
     dim: int
-    image_size: ImageSize
+    image_size: int | Sequence[int]
     frame_num: int
     channels: int = 3
     max_dim: int = 512

@@ -7,6 +7,7 @@ and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -25,6 +26,7 @@ class GANLosses(NamedTuple):
     generator: Scalar
 
 
+@dataclass(eq=False, repr=False)
 class GANLoss:
     """A GAN loss with its declarations.
 
@@ -40,19 +42,15 @@ class GANLoss:
         margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., GANLosses],
-        *,
-        is_separable: bool = False,
-        uses_real: bool = True,
-        boundary: float | None = 0.0,
-        margin: float | None = None,
-    ) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.is_separable, self.uses_real = is_separable, uses_real
-        self.boundary, self.margin = boundary, margin
+    function: Callable[..., GANLosses]
+    _: KW_ONLY
+    is_separable: bool = False
+    uses_real: bool = True
+    boundary: float | None = 0.0
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.function)
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""

@@ -19,7 +19,7 @@ from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
 
 # Of a norm and a standard deviation that may be 0.
-EPSILON = 1e-6
+_EPSILON = 1e-6
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 Decode: TypeAlias = Callable[[Tensor], Tensor]
@@ -251,7 +251,7 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)  # (B, C, t, h, w, n, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
-    unit = vectors * (vectors.square().sum(-1, keepdim=True) + EPSILON**2).rsqrt()
+    unit = vectors * (vectors.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()
     n = unit.shape[2]  # of the n^2 products, the n of a position with itself are left out
     products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))
     return products.mean(1) / (n * (n - 1))
@@ -262,7 +262,7 @@ def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     values, axes = at_least_float32(latent), (2, 3, 4)
     mean = values.mean(axes, keepdim=True)
     # The gradient is finite for a constant channel, too.
-    return mean, ((values - mean).square().mean(axes, keepdim=True) + EPSILON**2).sqrt()
+    return mean, ((values - mean).square().mean(axes, keepdim=True) + _EPSILON**2).sqrt()
 
 
 def _oriented(video: Tensor, number: int) -> Tensor:
@@ -293,7 +293,7 @@ def _compare(decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tenso
         if mask is None:
             return distance(reconstruction=fake, target=real, weight=weight)
         mask = mask.expand_as(target)
-        kept = mask if real is target else resized(mask.to(fake.dtype), size) > 1 - EPSILON
+        kept = mask if real is target else resized(mask.to(fake.dtype), size) > 1 - _EPSILON
         fraction = kept.to(fake.dtype).mean()
         value = distance(reconstruction=torch.where(kept, fake, real.to(fake.dtype)), target=real, weight=weight)
         return value / torch.where(fraction > 0, fraction, torch.ones_like(fraction))

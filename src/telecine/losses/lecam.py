@@ -10,8 +10,8 @@ from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.ops.ranks import average_over_ranks
 
-# Decay of LeCam's running means of the logits, as in 1D-tokenizer: a small one follows the noise of single batches.
-LECAM_DECAY = 0.999
+# Decay of the running means, as in 1D-tokenizer: a small one follows the noise of single batches.
+_DECAY = 0.999
 
 
 def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
@@ -36,7 +36,7 @@ class _RunningMean(nn.Module):
     mean: Tensor
     num_values: Tensor
 
-    def __init__(self, decay: float = LECAM_DECAY) -> None:
+    def __init__(self, decay: float = _DECAY) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("mean", torch.zeros(()))

@@ -121,33 +121,26 @@ class _PrecomputedGrad(torch.autograd.Function):
 
 
 def shared_backward(
-    gan_loss: GANLoss,
-    logits: Tensor,
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    *,
-    retain_graph: bool,
-    add_to: Gradients | None = None,
+    gan_loss: GANLoss, logits: Tensor, x: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool, add_to: Gradients
 ) -> tuple[Tensor, Gradients]:
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
-    The latter are `None` where the logits do not depend on a parameter; those in `add_to` are added as in
-    `gradients_of`. `gan_loss` is separable, and its generator's part does not use the real logits. `logits` `(B,)` are
-    those of the reconstructions; `x` is the input `(B, ...)` of the discriminator with these parameters.
+    Those in `add_to`, one per parameter, are added to the latter as in `gradients_of`. `gan_loss` is separable, and its
+    generator's part does not use the real logits. `logits` `(B,)` are those of the reconstructions; `x` is the input
+    `(B, ...)` of the discriminator with these parameters.
     """
     generator_cotangent, discriminator_cotangent = _cotangents(gan_loss, logits)
     tiny = _TINY_COTANGENT * generator_cotangent
     used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
     # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
     factor = (discriminator_cotangent != 0).any()
-    known: Gradients = add_to or [None] * len(parameters)
-    with _accumulating(known, parameters, factor=factor), autocast_off(logits.device):
+    with _accumulating(add_to, parameters, factor=factor), autocast_off(logits.device):
         grad_x, *grad_parameters = torch.autograd.grad(
             logits, [x, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, known, strict=True)]
+    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, add_to, strict=True)]
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
 
 

@@ -93,7 +93,11 @@ class _TermFunction:
 
     def __init__(self, term: Term, setting: str = "term") -> None:
         self.params, self.setting = term.params, setting
-        self._found = _imported(term.target, f"{setting}.target")
+        self._found = choose(f"{setting}.target", term.target, TERMS)
+        if isinstance(self._found, type) and not issubclass(self._found, nn.Module):
+            contract = "a function, a module or a class of modules"
+            remedy = f"Pass an instance, `{_name(self._found)}(...)`."
+            raise argument_error(f"{setting}.target", contract, describe(self._found), remedy)
         self._check_params()
         self.arguments = self._checked_arguments()
         self.uses_features = bool(set(_FEATURES) & set(self.arguments))
@@ -179,14 +183,6 @@ class _TermFunction:
         if weights := {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}:
             return functional_call(cast(nn.Module, self.function), weights, (), arguments)
         return self.function(**arguments)
-
-
-def _imported(target: object, setting: str) -> Callable[..., Any]:
-    found = choose(setting, target, TERMS)
-    if isinstance(found, type) and not issubclass(found, nn.Module):
-        remedy = f"Pass an instance, `{found.__name__}(...)`."
-        raise argument_error(setting, "a function, a module or a class of modules", describe(found), remedy)
-    return found
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature:

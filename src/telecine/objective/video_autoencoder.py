@@ -137,7 +137,7 @@ class VideoAutoencoderLoss(nn.Module):
             build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
             for index, spec in enumerate(scales)
         )
-        every = self.discriminators + self.multiscale_discriminators
+        every = self.discriminators
         check_discriminators(every, self.schedule.terms.values())
         for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
@@ -146,22 +146,17 @@ class VideoAutoencoderLoss(nn.Module):
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
-        """The discriminators of single frames and of whole videos."""
+        """The discriminators of single frames, of whole videos, and of the video at 1/2, 1/4, ... of its size."""
         given = (("discr", self.discr, "frames"), ("discr_3d", self.discr_3d, "video"))
-        return [VideoDiscriminator(name, module, sees) for name, module, sees in given if module is not None]
-
-    @property
-    def multiscale_discriminators(self) -> list[VideoDiscriminator]:
-        """The discriminators of the video at 1/2, 1/4, ... of its size."""
-        return [
-            VideoDiscriminator(f"multiscale_discrs.{level}", d, sees, 2 ** (level + 1), "multiscale_adversarial")
-            for level, d in enumerate(self.multiscale_discrs)
-            for sees in (getattr(d, "sees", "video"),)
-        ]
+        found = [VideoDiscriminator(name, module, sees) for name, module, sees in given if module is not None]
+        for level, module in enumerate(self.multiscale_discrs):
+            name, sees, factor = f"multiscale_discrs.{level}", getattr(module, "sees", "video"), 2 ** (level + 1)
+            found.append(VideoDiscriminator(name, module, sees, factor, "multiscale_adversarial"))
+        return found
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every discriminator, for the second optimizer."""
-        return [p for d in self.discriminators + self.multiscale_discriminators for p in d.module.parameters()]
+        return [p for d in self.discriminators for p in d.module.parameters()]
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
@@ -280,7 +275,7 @@ class VideoAutoencoderLoss(nn.Module):
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         return self.losses(
-            discriminators=self.discriminators + self.multiscale_discriminators,
+            discriminators=self.discriminators,
             gan_loss=self.gan_loss,
             penalty=self.penalty if has_penalty else NO_PENALTY,
             logit_terms=self.logit_terms,

@@ -14,12 +14,11 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps, FeatureMaps
+from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.frames import as_rgb, pick_frames
-from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import load_state
 
-EPSILON = 1e-6
+_EPSILON = 1e-6
 
 
 class Alignment(nn.Module):
@@ -122,7 +121,7 @@ class Alignment(nn.Module):
     def _distance(self, z: Video, f: Tensor, index: Tensor) -> Tensor:
         """Return the sum of both losses of each clip, `(B,)`; of several frames, `index` `(B, 1)` is in every pair."""
         size, z, f = z.shape[2:], z.flatten(2), f.flatten(2)
-        z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
+        z, f = (x * (x.square().sum(1, keepdim=True) + _EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
         point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
         z_drawn, f_drawn = z, f
         if self.time_stride is not None:
@@ -133,7 +132,7 @@ class Alignment(nn.Module):
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
     if isinstance(net, str) and net in BACKBONES:
-        return BackboneMaps(LPIPS(net, weights=weights))
+        return build_maps(net, weights)
     found: Any = choose("net", net, BACKBONES)
     if isinstance(net, str) and not isinstance(found, nn.Module):
         found = found()

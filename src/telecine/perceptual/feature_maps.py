@@ -24,7 +24,7 @@ from telecine.perceptual.weights import WeightsSource, load_state
 # Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The modules of the libraries that have networks by name.
-LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
+_LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 # Side of the frames from which the number of features is read.
 PROBED_SIZE = 64
 
@@ -145,7 +145,7 @@ def build_maps(
         empty = {name: torch.empty(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
         return BackboneMaps(LPIPS(net, weights=weights if load else empty))
     library, _, name = net.partition("/")
-    if library not in LIBRARIES or not name:
+    if library not in _LIBRARIES or not name:
         contract = '"vgg", "alex", "torchvision/NAME" or "timm/NAME"'
         raise argument_error(f"{prefix}net", contract, repr(net), 'For example "torchvision/resnet50".')
     if not layers:
@@ -163,7 +163,7 @@ def build_maps(
 def _build_module(library: str, name: str) -> tuple[nn.Module, Any]:
     """Return a network of a library with random weights, and the mean and standard deviation of its colours."""
     try:
-        models = import_module(LIBRARIES[library])  # slow
+        models = import_module(_LIBRARIES[library])  # slow
     except ModuleNotFoundError as error:
         got, remedy = f"{library}/{name} without the package", f"Run `pip install {library}`."
         raise argument_error("net", "a network of an installed package", got, remedy) from error

@@ -2,22 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from telecine.base.checks import argument_error, check_count, describe
+from telecine.base.checks import argument_error, describe
 from telecine.base.randomness import Generators, rand
-from telecine.base.shapes import RGBA, Frames, Video, check_frame_pair, check_video
+from telecine.base.shapes import RGBA, Frames, Video, check_video
 
-NumFrames: TypeAlias = int | Literal["all"]
-Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
+_Distance = TypeVar("_Distance", bound="Tensor | tuple[Tensor, ...]")
 
 
-def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
+def sample_frame_indices(
+    video: Video, num_frames: int | Literal["all"], generator: Generators = None
+) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
     The indices `(B, k)` are on the video's device and ascend in each row, with `k = min(num_frames, T)`.
@@ -76,8 +77,8 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
 
 
 def in_chunks(
-    compare: Callable[..., Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
-) -> Distance:
+    compare: Callable[..., _Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+) -> _Distance:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 
     The memory for the backward does not grow with the number of frames, apart from the frames themselves: the
@@ -88,13 +89,7 @@ def in_chunks(
         compare: A deterministic distance of single frames, which returns `(N,)` or a tuple of such tensors.
         reconstruction, target: `(N, C, H, W)`. The graph is kept; several backwards through it are possible.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
-
-    Raises:
-        ValueError: `chunk_size` is no positive int, or the two are not frames of one shape and device.
     """
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size, remedy="Use None for all frames at once, 1 for the least memory.")
-    check_frame_pair(reconstruction=reconstruction, target=target)
     if chunk_size is None or chunk_size >= len(reconstruction):
         return compare(reconstruction=reconstruction, target=target)
 
@@ -103,4 +98,4 @@ def in_chunks(
     pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
     parts = [run(x, y, use_reentrant=False) for x, y in pairs]
     whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
-    return cast(Distance, whole)
+    return cast(_Distance, whole)

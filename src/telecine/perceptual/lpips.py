@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from importlib import resources
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,9 +28,6 @@ _SCALE = (0.458, 0.448, 0.450)
 # rounding error. Where all features are zero it bounds the gradient of the unit vector to 1e4.
 _EPSILON = 1e-4
 _CONTRACT = "a function or module that compares (reconstruction=, target=)"
-
-_FeatureTerm: TypeAlias = Callable[..., Float[Tensor, " frame"]]
-"""Compares `reconstruction_features` with `target_features`, a map `(N, C, H, W)` per stage; returns `(N,)`."""
 
 
 class LPIPS(Frozen[dict[str, Tensor]]):
@@ -63,7 +60,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         self._backbone = backbone_of(net)
 
     def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[_FeatureTerm] = ()
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[Callable[..., Tensor]] = ()
     ) -> Float[Tensor, " frame"] | tuple[Float[Tensor, " frame"], ...]:
         """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
 
@@ -71,8 +68,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         The computation uses the widest precision of the two and the weights, at least float32, also under autocast.
         The features of a `target` that does not require gradients are computed without a graph.
 
-        With `feature_terms`, return a tuple of the distance and the value of each of these functions, which get the
-        features themselves, not the unit vectors that LPIPS compares.
+        With `feature_terms`, return a tuple of the distance and the value `(N,)` of each of these functions. They get
+        `reconstruction_features` and `target_features`, the map `(N, C, H, W)` of each stage, not yet unit vectors.
 
         Raises:
             ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or shapes or devices differ.

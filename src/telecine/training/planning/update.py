@@ -366,7 +366,7 @@ def _switch_parts(state: TrainState, counter: _MemoryCounter) -> Iterator[Any]:
     yield state.model.register_forward_hook(switch_to(LOSSES))
     if objective.perceptual.distance is not None:
         yield objective.perceptual.distance.register_forward_pre_hook(switch_to(PERCEPTUAL))
-    for d in objective.discriminators + objective.multiscale_discriminators:
+    for d in objective.discriminators:
         title = _DISCRIMINATORS.get(d.name, f"discriminator at 1/{d.factor}")
         yield d.module.register_forward_pre_hook(switch_to(title))
     for optimizer in state.optimizers.values():
