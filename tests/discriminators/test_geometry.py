@@ -18,7 +18,7 @@ from telecine.discriminators import (
 )
 
 # (frames built for, frames of the input) and (height and width built for, those of the input).
-LENGTHS = ((1, 1), (1, 5), (5, 1), (5, 2), (5, 3), (5, 17), (16, 1), (16, 8), (16, 33))
+LENGTHS = ((1, 5), (5, 1), (5, 3), (16, 8), (16, 33))
 SIZES = ((128, (16, 16)), ((61, 47), (61, 47)), (16, (60, 90)), ((17, 31), (17, 31)), (128, (33, 16)))
 SMALL = {"dim": 1, "linear_attn_heads": 2, "linear_attn_dim_head": 4, "max_dim": 8}
 EVEN = {"time_weighting": "frames", "pad_mode": "constant"}

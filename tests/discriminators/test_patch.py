@@ -92,7 +92,7 @@ class TestLayers:
     @pytest.mark.parametrize("num_temporal_layers", range(5))
     def test_the_map_of_a_video(self, num_temporal_layers):
         network = build(PatchDiscriminator3D, num_temporal_layers=num_temporal_layers)
-        for time in (1, 2, 3, 4, 5, 8, 9, 16, 17):
+        for time in (1, 2, 5, 8, 9):
             logits = network(sample(PatchDiscriminator3D, time=time)).logits
             assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
 
@@ -133,9 +133,10 @@ class TestNorms:
     @both
     def test_spectral_norm_bounds_every_convolution(self, cls):
         network = build(cls, norm="spectral").train()
-        x = sample(cls)
-        for _ in range(100):
-            network(x)
+        x = sample(cls, time=1, size=(8, 8))
+        with torch.no_grad():
+            for _ in range(100):
+                network(x)
         network.eval()
         convs = [*(layer[0] for layer in network.blocks), network.to_logits]
         assert len(convs) == 5
@@ -244,7 +245,7 @@ import torch
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
 torch.set_num_threads(2)
 for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16, 16))):
-    for norm in ("group", "none", "spectral"):
+    for norm in ("group", "spectral"):
         network = cls(dim=8, norm=norm)
         for batch in range(1, 10):
             x = torch.randn(batch, 3, *shape, requires_grad=True)
@@ -255,7 +256,7 @@ for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16
 """)
         done = forks.run(str(script))
         assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 2 * 3 * 9
+        assert len(done.stdout.splitlines()) == 2 * 2 * 9
 
 
 class TestArguments:

