@@ -142,3 +142,10 @@ def test_the_step_before_compiled_code_is_in_float32_under_autocast():
         step_spectral_norms(networks[0])
     step_spectral_norms(networks[1])
     assert all(map(torch.equal, networks[0].buffers(), networks[1].buffers()))
+
+
+def test_a_network_without_spectral_norms_has_no_step_before_compiled_code():
+    network = PatchDiscriminator(dim=1)
+    before = copy.deepcopy(network.state_dict())
+    step_spectral_norms(network)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

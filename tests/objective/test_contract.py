@@ -269,7 +269,7 @@ def test_line_08_frames_without_features_have_a_finite_gradient(make_loss, vgg, 
 def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg, clip, dtype):
     large = {name: tensor * (1e4 if name.startswith("features.0.") else 1) for name, tensor in vgg.items()}
     loss = make_loss(vgg_weights=large, perceptual={"num_frames": "all"})
-    real, fake = clip(dtype=dtype), clip(seed=2, dtype=dtype)
+    real, fake = (clip((1, 3, 1, 16, 16), seed=seed, dtype=dtype) for seed in (1, 2))
     expected = loss(real.float(), fake.float(), 0, 0)[1]["train/perceptual_loss"]
     fake.requires_grad_()
     with torch.autocast("cpu", dtype):
@@ -357,7 +357,7 @@ def test_line_11_any_number_of_frames_gives_one_logit_per_clip():
 
 @pytest.mark.slow
 def test_line_11_networks_can_be_built_for_any_number_of_frames():
-    for frame_num, size in ((1, 16), (5, 16), (9, 16), (16, 32), (17, 32), (49, 64)):
+    for frame_num, size in ((1, 16), (5, 16), (9, 16), (16, 32), (17, 32), (49, 32)):
         network = Discriminator3D(**{**IMAGE, "image_size": size, "frame_num": frame_num}).double()
         assert_every_pixel_counts(network, (1, 3, frame_num, size, size))
 
@@ -389,7 +389,7 @@ def test_line_12_every_frame_of_any_number_gets_a_gradient():
 
 @pytest.mark.slow
 def test_line_12_networks_can_be_built_for_any_number_of_frames():
-    for frame_num, size in ((1, 16), (2, 16), (4, 16), (13, 32), (16, 32), (49, 64)):
+    for frame_num, size in ((1, 16), (2, 16), (4, 16), (13, 32), (16, 32), (49, 32)):
         network = Discriminator3DWithfirstframe(**{**IMAGE, "image_size": size, "frame_num": frame_num}).double()
         assert_every_pixel_counts(network, (1, 3, frame_num, size, size))
 

@@ -212,10 +212,11 @@ class PerceptualTerm(nn.Module):
         self.feature_terms = {name: term for name, term in functions.terms.items() if term.uses_features}
         terms = config.all_terms()
         is_needed = any(terms[name].ramp.is_ever_on for name in ("perceptual", *self.feature_terms))
-        self.distance: LPIPS | CustomDistance | None = None
-        if is_needed and isinstance(net, str):
+        if not is_needed:
+            self.distance: LPIPS | CustomDistance | None = None
+        elif isinstance(net, str):
             self.distance = LPIPS(net, weights=vgg_weights if net == "vgg" else None)
-        elif is_needed:
+        else:
             self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
         if self.feature_terms and isinstance(self.distance, CustomDistance):
             contract = "without terms of features for a distance that has none"
