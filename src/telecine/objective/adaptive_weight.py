@@ -88,7 +88,7 @@ class LayerActivations:
     """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
 
     A weight that is sharded over processes cannot be an input of `torch.autograd.grad`, but the layer's output can.
-    _Inputs that the autoencoder computes again in the backward pass are computed again here, too.
+    Inputs that the autoencoder computes again in the backward pass are computed again here, too.
 
     Args:
         layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.

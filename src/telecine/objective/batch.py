@@ -185,7 +185,6 @@ def _named_aux_losses(
 
 
 def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Reduction) -> Scalar:
-    """Return one auxiliary loss; raise a `ValueError` if it has more than one element or another type."""
     argument = f"aux_losses[{name!r}]" if name else "aux_losses"
     contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -216,7 +215,6 @@ def _check_mask(mask: object, videos: Video) -> None:
 def _check_per_clip(
     name: str, value: object, videos: Video, contract: str, remedy: str, *, num_axes: int | None = None
 ) -> None:
-    """Raise a `ValueError` unless it is a floating-point tensor `(B, ...)` of `num_axes` on the videos' device."""
     if (
         not isinstance(value, Tensor)
         or not value.is_floating_point()

@@ -67,7 +67,6 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
 
 def _resized(x: Frames | Video, size: int) -> Frames | Video:
-    """Resize frames, or the frames of clips, to squares."""
     if x.ndim == 5:
         return _resized(x.transpose(1, 2).flatten(0, 1), size).unflatten(0, (len(x), -1)).transpose(1, 2)
     return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
