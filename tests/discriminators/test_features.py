@@ -15,7 +15,7 @@ from torchvision.models import shufflenet_v2_x0_5
 from telecine.discriminators import FeatureDiscriminator, frame_gradients
 from telecine.losses import gradient_penalty
 from telecine.perceptual import LPIPS
-from telecine.perceptual.feature_maps import BackboneMaps, FeatureMaps, _as_map, build_maps
+from telecine.perceptual.feature_maps import FeatureMaps, _as_map, _BackboneMaps, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 SmallNet = SMALL["SmallNet"]
@@ -43,7 +43,7 @@ def fill(network):
 
 @pytest.fixture(scope="module")
 def vgg(cached_weights):
-    return BackboneMaps(LPIPS("vgg"))
+    return _BackboneMaps(LPIPS("vgg"))
 
 
 def test_equals_the_formula():

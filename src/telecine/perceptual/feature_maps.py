@@ -87,7 +87,7 @@ def _as_map(output: object, num_inputs: int, ndim: int = 4, grid: Sequence[int] 
     raise argument_error("the result of `net`", contract, describe(output), remedy)
 
 
-class BackboneMaps(nn.Module):
+class _BackboneMaps(nn.Module):
     """The feature maps of LPIPS' backbone, whose weights are shared, but for one at the full size of the frames."""
 
     def __init__(self, lpips: LPIPS) -> None:
@@ -142,7 +142,7 @@ def build_maps(
             remedy = "Leave it out: there is a head for each of LPIPS' layers that is smaller than the frame."
             raise argument_error(f"{prefix}layers", f"empty for {net!r}", repr(tuple(layers)), remedy)
         empty = {name: torch.empty(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
-        return BackboneMaps(LPIPS(net, weights=weights if load else empty))
+        return _BackboneMaps(LPIPS(net, weights=weights if load else empty))
     library, _, name = net.partition("/")
     if library not in _LIBRARIES or not name:
         contract = '"vgg", "alex", "torchvision/NAME" or "timm/NAME"'
