@@ -79,7 +79,8 @@ class TestPlainAndEager:
         loss = make_loss(**options, penalty={"kind": penalty or "r1", "every": every}).double()
         generator = torch.Generator().manual_seed(1)
         found = []
-        for step in range(2 if every > 1 or "disc_start" in options or "gan" in options else 1):
+        of_steps = {"disc_start", "disc_train_start", "lecam_loss_weight"} & {*options, *options.get("gan", ())}
+        for step in range(2 if every > 1 or of_steps else 1):
             fake = fake.detach().requires_grad_()
             hooked = []
             arguments = {"generator": generator, "grad_hook": hooked.append}
