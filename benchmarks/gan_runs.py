@@ -103,7 +103,8 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(files, config, console=Console(quiet=True))
+        groups = config.objective, config.optimizer, config.steps
+        self.diagnostics = Diagnostics(files, *groups, console=Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

@@ -5,7 +5,6 @@ from .discriminators import Discriminator3DWithfirstframe as Discriminator3DWith
 from .discriminators import DiscriminatorOutput as DiscriminatorOutput
 from .discriminators import PatchDiscriminator as PatchDiscriminator
 from .discriminators import PatchDiscriminator3D as PatchDiscriminator3D
-from .discriminators import frame_gradients as frame_gradients
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.reconstruct import reconstruct as reconstruct
 from .losses import gradient_penalty as gradient_penalty

@@ -20,7 +20,7 @@ from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.diffusers.families import CLASSES, REFUSED
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.autoencoders.pretrained import DECODER
-from telecine.settings import TrainConfig
+from telecine.settings import AdaptiveWeightConfig
 from telecine.training.build import last_layer_of
 
 from .tiny_models import (
@@ -185,7 +185,7 @@ def test_values_outside_the_range_have_gradients_which_follow_from_the_activatio
     model = adapter(name)
     with torch.no_grad():
         model.last_layer.mul_(1000)
-    activations = last_layer_of(model, TrainConfig(sharding="fsdp2"))
+    activations = last_layer_of(model, AdaptiveWeightConfig(), None, is_sharded=True)
     video = model(tiny_clip(name), sample_posterior=False).video
     outside = video.detach().abs() > 1
     assert outside.any()

@@ -1,4 +1,4 @@
-"""A small network of frames in the place of VGG16."""
+"""A small network of frames in the place of VGG16, and the gradient of each frame."""
 
 import torch
 from torch import nn
@@ -25,3 +25,11 @@ class SmallNet(nn.Module):
 
 def features(**options):
     return FeatureDiscriminator(**{"dim": 2, "net": SmallNet(), **options})
+
+
+def frame_gradients(network, video):
+    """Return the 2-norm of the gradient of the logits at each frame, relative to the mean over the frames."""
+    frames = video.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(network.eval()(frames).logits.sum(), frames)
+    norms = gradient.transpose(1, 2).flatten(2).norm(dim=2).mean(0)
+    return norms / norms.mean()

@@ -196,23 +196,6 @@ def test_two_runs_play_the_same_clip_in_step(page):
     page.evaluate("DATA.validations[2].clips[0].sha256 = DATA.validations[3].clips[0].sha256")
 
 
-def test_a_run_without_clips_plays_its_side_by_side_video(context, tmp_path):
-    run = write_run(tmp_path / "run", records(20))
-    write_clips_of(run, steps=(20,))
-    shutil.copyfile(run / "validation" / "step-00000020" / "clip-00.mp4", run / "side_by_side.mp4")
-    shutil.rmtree(run / "validation")
-
-    def check(page: Page) -> None:
-        wait_for_frame(page, 0)
-        page.focus("#panes")
-        page.keyboard.press("End")
-        wait_for_frame(page, STAMPED_FRAMES - 1)
-        assert page.locator("#panes canvas:visible").count() == 1
-        assert not page.is_visible("#clip-table")
-
-    assert check_page(context, write_report([run]), check) == []
-
-
 def test_a_missing_video_shows_an_error(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))

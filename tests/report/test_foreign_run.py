@@ -207,7 +207,6 @@ DAMAGE = {
     "video NUL": (clip(video="a\0.mp4"), "the video .* which is not a file of its folder"),
     "video above": (clip(video=".."), "the video '..', which is not a file of its folder"),
     "video sparse": (of_40_gb("validation/step-00000020/clip-01.mp4"), "clip-01.mp4` must be a file of at most"),
-    "side by side empty": (text("side_by_side.mp4", ""), "side_by_side.mp4"),
     "side by side sparse": (of_40_gb("side_by_side.mp4"), "side_by_side.mp4` must be a file of at most"),
 }
 

@@ -15,7 +15,6 @@ from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import _breakable, _page_environment, write_report
-from telecine.report.video import write_video
 from telecine.runs import Run
 
 from .runs import FPS, records, stamped, write_clips_of, write_run
@@ -165,16 +164,6 @@ def test_a_second_report_replaces_the_first(runs, tmp_path):
     names = {path.name for path in (tmp_path / "report_videos").iterdir()}
     assert len(names) == 8
     assert {"mine.mp4", ".telecine-output"} < names, "no data of a run"
-
-
-def test_a_run_without_clips_shows_its_side_by_side_video(tmp_path):
-    run = write_run(tmp_path / "run", records(60))
-    write_video(run / "side_by_side.mp4", torch.zeros(7, 64, 96, 3, dtype=torch.uint8), 10)
-    (validation,) = data_of(write_report([run]))["validations"]
-    (clip,) = validation["clips"]
-    assert (validation["step"], validation["amplification"], validation["best_and_worst"]) == (60, None, [])
-    assert (clip["panes"], clip["num_frames"], clip["fps"], clip["height"], clip["width"]) == (1, 7, 10.0, 64, 96)
-    assert (run / clip["url"]).read_bytes() == (run / "side_by_side.mp4").read_bytes()
 
 
 def test_metrics_that_are_not_finite_are_left_out(tmp_path):

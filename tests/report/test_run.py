@@ -29,7 +29,6 @@ class TestReadRun:
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}
-        assert run.side_by_side is None
 
     def test_a_run_that_trains_says_where_it_is(self, tmp_path):
         folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])

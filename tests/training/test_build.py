@@ -44,7 +44,7 @@ from telecine.training.tensor_files import save_tensors
 
 
 def objective_of(config):
-    return build_objective(config)
+    return build_objective(config.objective, config.discriminator, config.clips)
 
 
 def test_every_setting_reaches_the_loss(tiny, everything):
@@ -321,7 +321,7 @@ def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
     assert found == [(AdamW8bit, 0.5, 0.125), (AdamW8bit, 0.25, 0.125)]
     on_mps = SimpleNamespace(device=torch.device("mps"))
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on mps, but got adamw_8bit"):
-        new_state(config, on_mps, nn.Linear(1, 1), state.objective, None)
+        new_state(config.optimizer, on_mps, nn.Linear(1, 1), state.objective, None, seed=0)
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
         replace(config, sharding="fsdp2")
 

@@ -117,7 +117,7 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
 def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):
     allow_code(NAME)
     config = tiny()
-    module = build_autoencoder(config, custom_module(replace(config, model=f"{NAME}.Tiny"))).module
+    module = build_autoencoder(config, custom_module(f"{NAME}.Tiny", {})).module
     clips = {"data": config.data, "num_frames": 5, "height": 32, "width": 32, "max_clips": 1, "device": "cpu"}
     found = evaluate(module, EvaluateConfig(**clips))
     assert (found.protocol.subject, found.protocol.num_clips) == ("Tiny", 1)
@@ -140,7 +140,7 @@ def test_a_compiled_module_is_trained_and_resumed(tiny, package):
 
 def test_arguments_of_another_model(tiny):
     with pytest.raises(ValueError, match="`model_arguments` must be left out unless `model` is the dotted path of a"):
-        custom_module(tiny(model_arguments={"width": 1}))
+        custom_module(None, {"width": 1})
 
 
 def test_a_custom_module_is_not_planned(package, capsys):

@@ -207,12 +207,12 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
 
 
 def diagnostics_of(folder, config, **options):
-    return Diagnostics(Run(folder), config, **options)
+    return Diagnostics(Run(folder), config.objective, config.optimizer, config.steps, **options)
 
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = _RecentValues(config)
+    history = _RecentValues(config.objective, config.optimizer, config.steps)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
     found = {rule: _found_by(rule, history) for rule in _RULES}

@@ -1,7 +1,6 @@
 import io
 import json
 import math
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from rich.console import Console
 from telecine.training import logging
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,
-    CoreWait,
     IntervalMeans,
     Monitor,
     ReconstructionGradient,
@@ -96,50 +94,6 @@ def test_the_speed_is_averaged_and_excludes_validation(clock):
     clock.now += 4.0
     monitor.show(2, VALUES)
     assert monitor.clips_per_second == pytest.approx(4 / (0.95 * 2 + 0.05 * 4))
-
-
-@pytest.fixture
-def waited(monkeypatch, tmp_path):
-    """Return a function that sets how many seconds the thread has waited for a core, by Linux' file."""
-
-    def write(seconds):
-        (tmp_path / "schedstat").write_text(f"5000000000 {round(seconds * 1e9)} 17\n")
-
-    monkeypatch.setattr(logging, "_SCHEDULE", tmp_path / "schedstat")
-    write(50.0)
-    return write
-
-
-@pytest.mark.parametrize(("threads", "remedy"), [(2, "; `OMP_NUM_THREADS=1` may be faster"), (1, "")])
-def test_a_run_says_once_that_another_process_uses_its_cores(clock, waited, monkeypatch, threads, remedy):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    wait, said = CoreWait(), []
-    # Seconds that pass between two records, and those of them that the thread waits for a core.
-    records = [(0.0, 0.0), (12.0, 2.3), (8.0, 7.0), (1.0, 0.0), (4.0, 0.0), (20.0, 20.0)]
-    total = 50.0
-    for seconds, seconds_waited in records:
-        clock.now += seconds
-        total += seconds_waited
-        waited(total)
-        said.append(wait.describe())
-    line = "another process uses this machine: training waited for a core for 54% of the time"
-    # 12 s with 19 %; then 8 + 1 s are too short alone, and 13 s with 7 waited are 54 %; later it stays silent.
-    assert said == [[], [], [], [], [line + remedy], []]
-
-
-def test_where_the_system_does_not_count_the_waiting_nothing_is_said(clock, waited, monkeypatch, tmp_path):
-    monkeypatch.setattr(logging, "_SCHEDULE", tmp_path / "none")
-    wait = CoreWait()
-    clock.now += 100.0
-    assert wait.describe() == []
-
-
-@pytest.mark.skipif(not logging._SCHEDULE.exists(), reason="this system does not count it")
-def test_linux_counts_the_waiting_in_nanoseconds():
-    ran, waited, _ = map(int, logging._SCHEDULE.read_text().split())
-    busy = time.thread_time_ns()
-    assert ran == pytest.approx(busy, rel=0.2)
-    assert 0 <= waited < 1e9 * time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def video(num_frames=4):

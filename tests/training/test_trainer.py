@@ -6,7 +6,6 @@ import multiprocessing
 import re
 import shutil
 import threading
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +39,7 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
-from telecine.training import Interrupted, TrainingError, logging, train, trainer
+from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.interrupt import StopRequest
 from telecine.training.run import dry_run
@@ -424,17 +423,6 @@ def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
     run = Trainer(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console)
     run.close()
     assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in console.export_text()
-
-
-@pytest.mark.slow
-def test_a_run_on_a_cpu_says_that_another_process_uses_it(tiny, monkeypatch):
-    always_waiting = SimpleNamespace(exists=lambda: True, read_text=lambda: f"0 {time.monotonic_ns()} 1\n")
-    monkeypatch.setattr(logging, "_SCHEDULE", always_waiting)
-    monkeypatch.setattr(logging, "_SHORTEST_INTERVAL", 0.0)
-    console = Console(record=True, width=40, file=io.StringIO())
-    train(tiny(steps=3, log_every=1, **LIGHT), console=console)
-    (line,) = [line for line in console.export_text().splitlines() if "another process" in line]
-    assert "training waited for a core for 100% of the time" in line
 
 
 @pytest.mark.slow

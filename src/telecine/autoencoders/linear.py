@@ -62,11 +62,9 @@ class _PatchMaps(nn.Module):
         return [(x, self.time)] if self.first is None else [(x[:, :, :1], 1), (x[:, :, 1:], self.time)]
 
     def accepts(self, num_frames: int, height: int, width: int) -> bool:
-        """Return whether clips of this size consist of patches."""
         return not ((num_frames - (self.first is not None)) % self.time or height % self.space or width % self.space)
 
     def patches(self, video: Video) -> list[_Patches]:
-        """Return the patches of a video of each map."""
         if not self.accepts(*video.shape[2:]):
             first = "" if self.first is None else "1 + "
             contract = f"of {first}{self.time} k frames, and of multiples of {self.space} pixels"

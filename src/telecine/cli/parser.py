@@ -30,8 +30,6 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass
 class _Command:
-    """A command of `telecine`."""
-
     name: str
     run: Callable[..., None]
     runs_code: bool  # whether settings or models may name code of the user's
@@ -156,7 +154,6 @@ class _Command:
         return parser
 
     def _other_groups(self, settings: Sequence[Setting]) -> str:
-        """Return the lines that say how the other settings are shown."""
         groups = [item for item in settings if item.is_group and "." not in item.name]
         width = max(len(item.name) for item in groups)
         count = sum(not item.is_group for item in settings)

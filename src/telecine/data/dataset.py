@@ -160,7 +160,6 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
 
 
 def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
-    """Draw a bucket with probability proportional to its weight."""
     ends = list(accumulate(bucket.weight for bucket in buckets))
     point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
     return buckets[min(bisect_right(ends, point), len(buckets) - 1)]

@@ -51,8 +51,6 @@ class _WorkerError(RuntimeError):
 
 
 class _ClipBatch(TypedDict):
-    """Clips of one size."""
-
     video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
     source: list[str]  # the file of each clip
     start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`

@@ -95,7 +95,6 @@ def _too_short(contract: str, spans: Sequence[Span], alternative: str = "") -> E
 
 
 def _group_by_video(spans: Sequence[Span]) -> list[list[Span]]:
-    """Return the spans of each video as a list, in the order of the videos."""
     videos: dict[Source, list[Span]] = {}
     for span in spans:
         videos.setdefault(resolve_source(span.info.path), []).append(span)

@@ -235,7 +235,6 @@ def _hashes(info: VideoInfo) -> tuple[int, ...]:
 
 
 def _shown(frames: Tensor) -> Tensor:
-    """Return decoded frames, which of arrays are no bytes, as uint8 RGB."""
     return as_shown(bytes_from_video(video_from_bytes(frames)))
 
 

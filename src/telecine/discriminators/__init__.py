@@ -3,7 +3,6 @@
 from telecine.discriminators.augment import augment as augment
 from telecine.discriminators.base import DiscriminatorOutput as DiscriminatorOutput
 from telecine.discriminators.base import as_output as as_output
-from telecine.discriminators.base import frame_gradients as frame_gradients
 from telecine.discriminators.base import frozen as frozen
 from telecine.discriminators.build import DiscriminatorSpec as DiscriminatorSpec
 from telecine.discriminators.build import build_discriminator as build_discriminator

@@ -1,4 +1,4 @@
-"""The common parts of discriminators: output, gradient checkpointing, and the gradient of each frame."""
+"""The common parts of discriminators: output, frozen weights and gradient checkpointing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error
-from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Video, check_video
 from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
 
 Sees: TypeAlias = Literal["frames", "video"]
@@ -101,31 +99,3 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
         same_ndim = "Build the discriminator with the `channels` of its input."
         remedy = same_ndim if x.ndim == ndim else "Images have 4 axes, videos 5."
         raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
-
-
-def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
-    """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
-
-    A frame's value is the 2-norm of `d sum(logits) / d frame_t`, averaged over the batch and divided by its mean over
-    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame. The `T`
-    numbers are >= 0, in at least float32 and detached; all are 0 if no frame has a gradient.
-
-    Args:
-        module: A discriminator of videos, evaluated in evaluation mode and not changed.
-        video: Videos `(B, C, T, H, W)` in [-1, 1].
-
-    Raises:
-        ValueError: If `video` is not a floating-point video.
-    """
-    check_video("video", video)
-    with torch.inference_mode(False), torch.enable_grad():
-        parameter = next(module.parameters(), video)
-        frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
-        mode = module.training
-        try:
-            logits = as_output(module.eval()(frames)).logits  # no buffer changes
-        finally:
-            module.train(mode)
-        (gradient,) = torch.autograd.grad(logits.sum(), frames)
-    norms = torch.linalg.vector_norm(at_least_float32(gradient).transpose(1, 2).flatten(2), dim=2).mean(0)
-    return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)

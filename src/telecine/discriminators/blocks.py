@@ -226,7 +226,6 @@ class _ResidualBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map a batch to the shape that the class says."""
         skip = getattr(self, self.skip_name)(x)
         x = self.net(x)
         if self.downsample is not None:

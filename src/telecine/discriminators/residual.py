@@ -177,7 +177,6 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     As published, the first frame has far more weight than any other: 17 frames are pooled to two positions of the same
     weight, one of which is the first frame, and the causal convolutions are padded with copies of it.
     `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
-    `frame_gradients` measures the remaining difference.
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.

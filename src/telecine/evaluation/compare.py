@@ -55,14 +55,11 @@ class _Difference:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The differences of two evaluations."""
-
     differences: list[_Difference]
     warnings: list[str]  # differences of the protocols that leave the figures comparable
     num_clips: int
 
     def print_to(self, console: Console) -> None:
-        """Print every difference with its confidence interval, and the better of the two."""
         title = f"{self.num_clips} clips, {_CONFIDENCE:.0%} intervals"
         table = Table("metric", "A", "B", "B - A", "better", title=title)
         for each in self.differences:

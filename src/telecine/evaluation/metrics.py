@@ -127,6 +127,5 @@ class ReconstructionMetrics:
 
 
 def _rows(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Return one dict per clip from one tensor `(B, ...)` per name."""
     values = (column.tolist() for column in columns.values())
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]

@@ -14,8 +14,6 @@ GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 
 @dataclass(frozen=True)
 class _Definition:
-    """Definition of one metric, see definitions.yaml."""
-
     text: str
     """Formula, settings, source and averaging."""
     better: Literal["larger", "smaller", "nearest to 0", "nearest to 1"] = "larger"

@@ -139,7 +139,6 @@ class PublishedProtocol:
         return [Span(info, start, min(start + clip_span, length) - 1) for start in starts]
 
     def _length(self, num_frames: int, fps: float) -> int:
-        """Return how many of a video's frames are used."""
         if self.max_length is None:
             return num_frames
         frames, seconds = self.max_length
@@ -184,7 +183,6 @@ class PublishedProtocol:
         return (self.short_side, longer) if height <= width else (longer, self.short_side)
 
     def _describe_resize(self) -> str:
-        """Return in words how frames are resized."""
         if self.short_side is None:
             return "not resized"
         kind = "bilinear by torchvision" if self.interpolation == "bilinear" else "Lanczos by Pillow"

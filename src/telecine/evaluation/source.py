@@ -138,7 +138,6 @@ def open_source(
 
 
 def _checkpoint_of(model: Model) -> Path | None:
-    """Return the folder of a run's checkpoint; None for other models."""
     return None if isinstance(model, nn.Module) else find_checkpoint(Path(model))
 
 

@@ -199,7 +199,6 @@ class AdversarialLosses:
         return logits.detach(), penalty, gradients_of(self.discriminator_loss(terms), d.trained())
 
     def _with_fake_part(self, d: VideoDiscriminator, gradients: Gradients, logits: Tensor) -> Gradients:
-        """Return the gradients with those of the fake part. The graph is kept."""
         loss = self.discriminator_loss(self._discriminator_terms(d, logits.detach(), logits))
         return gradients_of(loss, d.trained(), retain_graph=True, add_to=gradients)
 

@@ -96,7 +96,6 @@ class _BackboneMaps(nn.Module):
         self.first = 1 if BACKBONES[lpips.net].stages[0].convolutions[0].stride == 1 else 0
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
-        """Return the maps of frames in [-1, 1]."""
         return self.lpips.features(frames)[self.first :]
 
 

@@ -103,10 +103,6 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)  # float32 or float64
         return {name: tensor.to(widest) for name, tensor in self.module.items()}
 
-    def extra_repr(self) -> str:
-        """Return the text inside the parentheses of `repr`."""
-        return f"net={self.net!r}"
-
 
 def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: Frames) -> Iterator[FeatureMap]:
     """Yield the feature map `(N, C', H', W')` at the end of each stage, in the precision of `weights`."""
@@ -169,10 +165,6 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
         with autocast_off(x.device):
             distance = self.module(reconstruction=x, target=y) if self._takes_names else self.module(x, y)
         return _one_per_frame(distance, reconstruction)
-
-    def extra_repr(self) -> str:
-        """Return the text inside the parentheses of `repr`."""
-        return getattr(self.module, "__qualname__", type(self.module).__qualname__)
 
 
 def _takes_names(net: object) -> bool:

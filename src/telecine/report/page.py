@@ -23,7 +23,6 @@ from telecine import __version__
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output, write_text
-from telecine.data import index_video
 from telecine.report.plots import METRICS, metric_label, plots_of
 from telecine.report.run import ReportedRun, not_comparable, read_runs, value_or_error
 from telecine.runs import Run
@@ -181,7 +180,6 @@ def _page_environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """Return the name of a setting or a file with a place to break after each of its parts."""
     return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
 
 
@@ -203,7 +201,6 @@ def short(value: float) -> str:
 
 
 def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_PlayerData]:
-    """Yield the validations of a run, or its side-by-side video if their clips were not kept."""
     for saved in run.validations:
         yield {
             "run": index,
@@ -212,9 +209,6 @@ def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator
             "amplification": saved.amplification,
             "best_and_worst": _best_and_worst(saved.clips),
         }
-    if not run.validations and run.side_by_side is not None:
-        clip = _side_by_side(index, run.steps, run.side_by_side, videos)
-        yield {"run": index, "step": run.steps, "clips": [clip], "amplification": None, "best_and_worst": []}
 
 
 def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _PlayerData:
@@ -222,19 +216,10 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     return {
         "url": videos.add(saved.folder / clip.video, name),
         "title": f"{Path(clip.source).name}, frame {clip.start}{clip.colours and f', colours: {clip.colours}'}",
-        "panes": 3,
         "fps": clip.fps or saved.fps,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
         **{name: getattr(clip, name) for name in ("num_frames", "height", "width", "frame_psnr", "sha256")},
     }
-
-
-def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _PlayerData:
-    """Describe a video that shows several clips and their labels in one picture."""
-    info = index_video(video)
-    size = {name: getattr(info, name) for name in ("num_frames", "fps", "height", "width")}
-    url = videos.add(video, f"run-{run}-step-{step:08d}-all.mp4")
-    return {"url": url, "title": "several clips", "panes": 1, **size, "metrics": {}, "frame_psnr": [], "sha256": ""}
 
 
 def _best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:

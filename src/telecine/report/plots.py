@@ -175,7 +175,6 @@ def _duplicates(columns: _Columns) -> set[str]:
 
 
 def _is_same(some: _Points, others: _Points) -> bool:
-    """Return whether values are equal, but for the order in which they were summed."""
     return len(some) == len(others) and all(
         a == b and math.isclose(x, y, rel_tol=1e-5) for (a, x), (b, y) in zip(some, others, strict=True)
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from telecine.base.checks import argument_error
-from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validations
 from telecine.runs.run import RunSummary, SavedValidation
@@ -28,7 +27,6 @@ class ReportedRun:
     environment: dict[str, str]
     warnings: list[TrainingWarning] | None  # None if they were not recorded
     validations: list[SavedValidation]  # the validations whose clips were kept, oldest first
-    side_by_side: Path | None = None  # the side-by-side video of the last validation, if there is one
     summary: RunSummary | None = None  # None if it was not recorded
     problems: Sequence[str] = ()  # why validations are left out
 
@@ -89,7 +87,6 @@ def _read_run(folder: Path, name: str) -> ReportedRun:
     run = Run(folder)
     run.check_files()
     read = [value_or_error(SavedValidation.read, path) for _, path in run.validation_folders()]
-    video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,
         records=run.history.read(),
@@ -97,9 +94,8 @@ def _read_run(folder: Path, name: str) -> ReportedRun:
         environment=run.environment(),
         warnings=run.warnings.all(),
         validations=[each for each in read if isinstance(each, SavedValidation)],
-        side_by_side=run.video_file if isinstance(video, VideoInfo) else None,
         summary=run.summary(),
-        problems=[str(each) for each in (*read, video) if isinstance(each, Exception)],
+        problems=[str(each) for each in read if isinstance(each, Exception)],
     )
 
 

@@ -113,7 +113,6 @@ def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_ev
 
 
 def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
-    """Yield frames in the format of the file."""
     reformatter = VideoReformatter()
     for frame in frames:
         name, values = _name_of(frame), frame.cpu() if is_lossless else pad_to_even(frame[None].cpu())[0]

@@ -38,7 +38,6 @@ class _JSONLines:
         self.path = path
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
 
@@ -79,7 +78,6 @@ class _JSONLines:
         return value
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file, atomically."""
         write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
     def cut(self, step: int) -> tuple[int, int]:

@@ -17,7 +17,6 @@ LARGEST_CODEBOOK = 2 ** _TABLES["largest"]["lfq_bits"]
 
 
 def _check_power_of_two(name: str, value: object) -> int:
-    """Return 1, 2, 4, 8, ... 256; raise a `ValueError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
         raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
     return value

@@ -232,7 +232,6 @@ class TrainConfig(Settings):
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_compilation(self) -> None:
-        """Raise a `ValueError` if a setting does not go with compiled code."""
         others = {
             "sharding": self.sharding != "none",
             "temporal_chunk": self.temporal_chunk,

@@ -74,7 +74,6 @@ def _fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder | st
 
 
 def _training_clips(clips: Clips) -> Iterator[Video]:
-    """Yield the first training clips, `(1, 3, T, H, W)`."""
     for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 

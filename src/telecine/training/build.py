@@ -1,6 +1,7 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ from telecine.objective.weights import WeightSchedule
 from telecine.ops.compilation import Compiler
 from telecine.runs import find_checkpoint
 from telecine.settings import (
+    AdaptiveWeightConfig,
     ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
     TrainConfig,
 )
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
@@ -97,9 +102,10 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
-def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
-    """Return the custom module that `config.model` names by its class, folder or run; None for another model."""
-    name, arguments = config.model, config.model_arguments
+def custom_module(
+    name: str | None, arguments: Mapping[str, object], *, random_weights: bool = False
+) -> VideoAutoencoder | None:
+    """Return the custom module that `TrainConfig.model` names by its class, folder or run; None for another model."""
     if name is not None and is_class_path(name) and not Path(name).exists():
         return build_custom(name, arguments, "model")
     if arguments:
@@ -107,16 +113,17 @@ def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
         raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
     if name is None or "." not in class_in(folder := folder_without_weights(name)[1]):
         return None
-    return build_custom_in(folder) if config.random_weights else load_model_or_run(name)
+    return build_custom_in(folder) if random_weights else load_model_or_run(name)
 
 
-def build_objective(config: TrainConfig, *, load: bool = True) -> VideoAutoencoderLoss:
+def build_objective(
+    objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
+) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight; without `load`, their frozen network is random."""
-    objective, discriminator = config.objective, config.discriminator
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
-    image, videos = build_discriminators(discriminator, config.clips, factors, load=load)
+    image, videos = build_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
         **objective.arguments(),
         discr_kwargs=image,
@@ -171,7 +178,7 @@ def build_state(
     A resumed run does not need `discriminator.init`: a checkpoint is loaded next.
     """
     device = accelerator.device
-    objective = build_objective(config)
+    objective = build_objective(config.objective, config.discriminator, config.clips)
     if config.discriminator.init is not None and not is_resumed:
         _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
@@ -179,13 +186,14 @@ def build_state(
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(model, config)
+    adaptive, is_sharded = config.objective.adaptive_weight, config.sharding != "none"
+    last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
         _compile_networks(config.dynamo_backend, config.clips, objective, model)
     if config.sharding != "none":
         shard(model)
-    state = new_state(config, accelerator, model, objective, last_layer)
+    state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
     if config.sharding == "none" and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -194,14 +202,15 @@ def build_state(
 
 
 def new_state(
-    config: TrainConfig,
+    settings: OptimizerConfig,
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
+    *,
+    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
-    settings = config.optimizer
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
@@ -220,7 +229,7 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=config.seed,
+        seed=seed,
     )
 
 
@@ -235,12 +244,13 @@ def _adamw_8bit(device: torch.device) -> Any:
     return AdamW8bit
 
 
-def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerActivations | None:
+def last_layer_of(
+    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, temporal_chunk: int | None, *, is_sharded: bool
+) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
     Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
     """
-    adaptive, is_sharded = config.objective.adaptive_weight, config.sharding != "none"
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -248,6 +258,6 @@ def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | Laye
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    if not is_sharded and config.temporal_chunk is None:
+    if not is_sharded and temporal_chunk is None:
         return weight
     return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))

@@ -115,7 +115,6 @@ class Checkpointer:
             self._buffers[name] = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)}
 
     def _saved_state(self, state: TrainState) -> dict[str, Any]:
-        """Return what `state.json` holds."""
         scaler = state.accelerator.scaler
         return {
             "step": state.step,

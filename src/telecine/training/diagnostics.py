@@ -14,7 +14,7 @@ from rich.console import Console
 from telecine.base.yaml_files import read_package_yaml
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, OptimizerConfig
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ _NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 class _RecentValues:
     """The first `_RECENT` and the last `_LONG` logged values of each name, and the settings that the rules read."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
+        self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=_LONG))
 
@@ -57,7 +57,7 @@ class _RecentValues:
 # docstring, or a comment of the table, says why this is a failure.
 def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Check a rule of the table alone: the mean of a value, of each network if its name has one, against a limit."""
-    after = history.config.optimizer.warmup_steps if limits.get("after_warmup") else 0
+    after = history.optimizer.warmup_steps if limits.get("after_warmup") else 0
     for prefix, network in _NETWORKS:
         values = history.last(limits["value"].format(prefix=prefix), after=after)
         if values and limits.get("at_least", -math.inf) <= fmean(values) <= limits.get("at_most", math.inf):
@@ -89,8 +89,8 @@ def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) 
 
 def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
-    weights = history.last("train/adaptive_weight", after=history.config.objective.disc_start)
-    minimum, maximum = limits["minimum"], history.config.objective.adaptive_weight.max
+    weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
+    minimum, maximum = limits["minimum"], history.objective.adaptive_weight.max
     if 0.0 in history.last("train/gen_loss") or not weights:  # there is no adversarial term yet
         return None
     if min(weights) >= limits["at_maximum"] * maximum:
@@ -101,9 +101,9 @@ def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any])
 def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
-    patience = history.config.optimizer.warmup_steps + int(limits["patience"] * history.config.steps)
+    patience = history.optimizer.warmup_steps + int(limits["patience"] * history.num_steps)
     last = history.last(name, _LONG, after=patience)
-    final_weight = history.config.objective.all_terms()["perceptual"].ramp.weight
+    final_weight = history.objective.all_terms()["perceptual"].ramp.weight
     (weight,) = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weight <= 0:
         return None
@@ -123,7 +123,7 @@ def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
-        {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=history.config.steps - 1)}
+        {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=history.num_steps - 1)}
         for kind in ("val", "linear")
     )
     worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
@@ -141,10 +141,10 @@ def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mappin
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
-        history.last(f"train/{name}", _LONG, after=history.config.optimizer.warmup_steps)
+        history.last(f"train/{name}", _LONG, after=history.optimizer.warmup_steps)
         for name in ("grad_clipped", "grad_norm")
     )
-    limit = history.config.optimizer.grad_clip
+    limit = history.optimizer.grad_clip
     if not (clipped and norms) or fmean(clipped) < limits["clipped"] or fmean(norms) < limits["norm_factor"] * limit:
         return None
     return {"norm": fmean(norms), "limit": limit}
@@ -171,8 +171,17 @@ def _found_by(rule: str, history: _RecentValues) -> str | None:
 class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
-    def __init__(self, run: Run, config: TrainConfig, *, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
-        self.run, self.history, self.console = run, _RecentValues(config), console
+    def __init__(
+        self,
+        run: Run,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+        *,
+        console: Console,
+        rollbacks: Sequence[Rollback] = (),
+    ) -> None:
+        self.run, self.history, self.console = run, _RecentValues(objective, optimizer, num_steps), console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)

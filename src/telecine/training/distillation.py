@@ -224,7 +224,6 @@ def distill(
 
 
 def _load_teacher(name: str, decode_steps: int) -> VideoAutoencoder:
-    """Return the teacher, which decodes in as many steps if it generates."""
     teacher = load_model_or_run(name)
     if _generates(teacher):
         teacher.sampler = Sampler(decode_steps)

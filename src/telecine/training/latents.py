@@ -83,7 +83,6 @@ class _LatentCache:
         return sum(tensor[0].nbytes for tensor in moments.values())
 
     def write(self) -> None:
-        """Write the posteriors that are not on the disk yet."""
         if not self._new:
             return
         path = self.folder / _PATTERN.replace("*", uuid.uuid4().hex)

@@ -1,9 +1,7 @@
 """What a run logs while it trains: means over updates, shares of the gradient, and progress on the console."""
 
-import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -19,10 +17,6 @@ ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 _WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
 _NEWEST_WEIGHT = 0.05
-# The nanoseconds that this thread ran, and those that it was ready and waited for a core.
-_SCHEDULE = Path("/proc/thread-self/schedstat")
-# Fraction of an interval, and seconds of the shortest one, which may span several records.
-_MAX_WAIT, _SHORTEST_INTERVAL = 0.2, 10.0
 
 
 class IntervalMeans:
@@ -100,26 +94,6 @@ class Monitor:
             return numbers
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
-
-
-class CoreWait:
-    """Says once that another process uses this machine, by how long this thread waited for a core. Linux only."""
-
-    def __init__(self) -> None:
-        self._is_over = not _SCHEDULE.exists()  # other systems lack it, and Linux can be built without it
-        self._time, self._waited = -math.inf, 0.0  # the first call starts the first interval
-
-    def describe(self) -> list[str]:
-        """Return a line for the console if more than a fifth of the interval that ends now was waited."""
-        now = time.monotonic()
-        if self._is_over or now - self._time < _SHORTEST_INTERVAL:
-            return []
-        waited = int(_SCHEDULE.read_text().split()[1]) / 1e9
-        fraction = (waited - self._waited) / (now - self._time)
-        self._time, self._waited, self._is_over = now, waited, fraction > _MAX_WAIT
-        line = f"another process uses this machine: training waited for a core for {fraction:.0%} of the time"
-        remedy = "; `OMP_NUM_THREADS=1` may be faster" if torch.get_num_threads() > 1 else ""
-        return [line + remedy] if self._is_over else []
 
 
 class ReconstructionGradient:

@@ -40,7 +40,7 @@ from telecine.training.distributed import any_rank, barrier_without_time_limit, 
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
-from telecine.training.logging import CoreWait, Monitor
+from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
 from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
@@ -76,12 +76,11 @@ class Trainer:
         self.console = console if self.is_main else Console(quiet=True)
         self._print(*describe_processes(self.accelerator, sharding=config.sharding))
         self._print(*_describe_warmup(config.optimizer, config.steps))
-        self.core_wait = CoreWait()
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
             if autoencoder is None:
-                autoencoder = custom_module(config)
+                autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
         except BaseException:
@@ -208,7 +207,8 @@ class Trainer:
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
             rollbacks = self.state.rollbacks
-            self.diagnostics = Diagnostics(self.files, self.config, console=self.console, rollbacks=rollbacks)
+            settings = self.config.objective, self.config.optimizer, self.config.steps
+            self.diagnostics = Diagnostics(self.files, *settings, console=self.console, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -302,8 +302,6 @@ class Trainer:
                 if self._is_due(config.log_every):
                     speed = {"train/lr": lr, "train/clips_per_second": monitor.clips_per_second}
                     self._add_record(self.state.log_means.pop() | speed)
-                    if self.accelerator.device.type == "cpu":
-                        self._print(*self.core_wait.describe())
                 if self._is_due(config.val_every):
                     self.validate(stop)
                 if self._is_due(config.save_every):
@@ -367,7 +365,6 @@ class Trainer:
             self._save(stop)
 
     def _save(self, stop: StopRequest) -> None:
-        """Save a checkpoint with statistics of the latent of its averaged weights, unless there is one."""
         self._measure_latents(stop)
         self.checkpointer.save(self.state)
 

@@ -75,7 +75,6 @@ class DiffusionDecoder(Student):
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:
-        """Freeze the teacher in place, and copy its statistics."""
         for name in CHANNEL_KEYS:
             buffer, value = self.module.get_buffer(name), teacher.latent_normalisation().get(name)
             if not isinstance(value, list) or len(value) != len(buffer):

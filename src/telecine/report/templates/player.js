@@ -136,14 +136,13 @@ class Player {
   /** Make a pane for the input, and one for the reconstruction and the difference of each clip that is shown. */
   makePanes() {
     const isPair = this.shown.length > 1;
-    const columns = [...Array(this.clip.panes).keys()];
+    const columns = [...PANE_NAMES.keys()];
     this.layout = columns.flatMap((column) => (column ? this.shown : [this.shown[0]]).map((shown) => ({ shown, column })));
     if (this.canvases.length !== this.layout.length) {
       this.canvases = this.layout.map(() => html("canvas", { role: "img" }));
       this.panes.replaceChildren(...this.canvases.map((canvas) => html("figure", {}, html("figcaption"), canvas)));
       this.canvases.forEach((canvas) => onResize(canvas, () => this.draw()));
     }
-    this.panes.classList.toggle("whole", this.clip.panes === 1);
     this.panes.classList.toggle("pair", isPair);
     this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
     this.layout.forEach(({ shown, column }, pane) => {
@@ -284,7 +283,7 @@ class Player {
     byId("zoom").textContent = `${Number(this.view.zoom.toFixed(1))} ×`;
     if (!this.shown[0].picture) return;
     this.layout.forEach(({ shown: { picture, clip, name }, column }, pane) => {
-      const paneWidth = picture.width / clip.panes;
+      const paneWidth = picture.width / PANE_NAMES.length;
       const size = { width: paneWidth / this.view.zoom, height: picture.height / this.view.zoom };
       const left = this.view.x * paneWidth - size.width / 2;
       const top = this.view.y * picture.height - size.height / 2;
@@ -294,7 +293,7 @@ class Player {
       // Do not interpolate enlarged pixels, because that would hide artifacts.
       context.imageSmoothingEnabled = canvas.width < size.width;
       context.drawImage(picture, column * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
-      const what = clip.panes === 1 ? "input, reconstruction and difference" : PANE_NAMES[column];
+      const what = PANE_NAMES[column];
       canvas.setAttribute("aria-label", `${name}: ${what}, ${clip.width} by ${clip.height} pixels, frame ${this.frame + 1} of ${clip.num_frames}`);
     });
   }

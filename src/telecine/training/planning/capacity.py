@@ -24,7 +24,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
-from telecine.settings import ClipConfig, TrainConfig
+from telecine.settings import ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.update import (
     HALF,
@@ -126,7 +126,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
-    speed = _describe_speed(config, update, without_penalty, measured)
+    dtype = HALF.get(config.mixed_precision, torch.float32)
+    speed = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
     by_title = dict(zip(to_plan, plans, strict=False))
     usable = int(memory * _USED_FRACTION)
     last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
@@ -255,7 +256,12 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
 
 
 def _describe_speed(
-    config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device | None
+    objective: ObjectiveConfig,
+    num_steps: int,
+    plan: UpdatePlan,
+    without_penalty: UpdatePlan,
+    device: torch.device | None,
+    dtype: torch.dtype,
 ) -> str:
     """Return the operations of a run's updates, and its time at the measured speed of one layer on a device at hand.
 
@@ -263,14 +269,13 @@ def _describe_speed(
     from their first step on. Measuring takes about a second. Without a device there is no time.
     """
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-    mean = without + (flops - without) / config.objective.penalty.every
+    mean = without + (flops - without) / objective.penalty.every
     operations = f"{mean / 1e12:.3g} TFLOP an update."
     if device is None:
         return f"{operations} For the time, run this command where the GPU is."
-    num_without = min(config.objective.gan.disc_train_start, config.steps)
+    num_without = min(objective.gan.disc_train_start, num_steps)
     of_discriminators = sum(flops for part, flops in without_penalty.flops.items() if "discriminator" in part)
-    total = config.steps * mean - num_without * (mean - without + of_discriminators)
-    dtype = HALF.get(config.mixed_precision, torch.float32)
+    total = num_steps * mean - num_without * (mean - without + of_discriminators)
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")

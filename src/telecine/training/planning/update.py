@@ -157,7 +157,6 @@ class _MemoryCounter(TorchDispatchMode):
                 self._track(storage, part)
 
     def restart(self) -> None:
-        """Forget the peak and the operations so far."""
         self.flops, self.operators, self.moved = Counter[str](), Counter[str](), Counter[str]()
         self._peak, self.at_peak = 0, dict[str, int]()
         self.largest = Counter(self.by_part)
@@ -213,11 +212,11 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         with fake_mode:
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
     optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
-    alone = replace(config, objective=settings, optimizer=optimizer, sharding="none")
     with fake_mode, counter, nullcontext() if device_type == "cpu" else _as_on_cuda():
-        objective = build_objective(alone, load=False)
+        objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        state = new_state(alone, accelerator, model, objective, last_layer_of(model, alone))
+        last_layer = last_layer_of(model, settings.adaptive_weight, config.temporal_chunk, is_sharded=False)
+        state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
         state.step = objective.schedule.step_with_most_terms()
         shape = config.clips_per_pass, config.clips.num_channels, *bucket.shape
         shapes = [shape] * config.gradient_accumulation_steps
