@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.video_discriminator import VideoDiscriminator
+from telecine.objective.adversarial import VideoDiscriminator
+from telecine.objective.eager_adversarial import _trainable
 
 INDICES = torch.tensor([[2], [0], [3]])
 
@@ -60,7 +61,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = build(module).trained()
+    (weight,) = _trainable(build(module))
     assert weight is module.weight
 
 

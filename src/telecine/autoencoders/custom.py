@@ -158,7 +158,6 @@ def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> V
 
 
 def _as_reconstruction(output: object) -> Reconstruction:
-    """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`."""
     output = output[:3] if isinstance(output, Reconstruction) else output
     parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
     video, losses, latent = parts if len(parts) == 3 else (*parts, None)

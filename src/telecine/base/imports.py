@@ -42,7 +42,6 @@ def _is_allowed(path: str) -> bool:
 
 
 def _not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
-    """Build the error about a setting that names code at `path`, which may have been defined at `origin`."""
     package = (origin or path).partition(".")[0]
     got = f"{path!r}, which is {origin}" if origin else repr(path)
     remedy = f"If you trust it, add `--allow_code {package}`, or call `telecine.allow_code({package!r})`."

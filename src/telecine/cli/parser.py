@@ -94,7 +94,6 @@ class _Command:
         return ["gpu" if has_data else "demo"]
 
     def _parser(self) -> argparse.ArgumentParser:
-        """Return a parser of all but the settings."""
         parser = _Parser(add_help=False, allow_abbrev=False)
         if self.settings is not None:
             text = _TEXTS["all"]["recipes" if self.trains else "config"]
@@ -177,7 +176,6 @@ def command(*, runs_code: bool = False) -> Callable[[F], F]:
 
 
 def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of an argument and how argparse reads it, from a parameter of a command's function."""
     is_required, kind = parameter.default is parameter.empty, alternatives(kind)[0]
     names = [parameter.name]
     extra: dict[str, Any] = {"default": parameter.default}

@@ -63,7 +63,7 @@ class IndexCache:
         self._used_archives: _Archives = {}
         self._used_infos: _Infos = {}
         self._last_save = time.monotonic()
-        self._lock = threading.Lock()
+        self._is_saving = threading.Lock()
 
     def members(self, archive: Path | RemotePath) -> list[TarMember]:
         """Return the videos and images of a tar file, up to any damage."""
@@ -95,10 +95,12 @@ class IndexCache:
         return replace(info, path=source)
 
     def _save_now_and_then(self) -> None:
-        with self._lock:
-            if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
+        if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES and self._is_saving.acquire(blocking=False):
+            try:
                 self.save(is_complete=False)
+            finally:
                 self._last_save = time.monotonic()
+                self._is_saving.release()
 
     def save(self, *, is_complete: bool = True) -> None:
         """Write the file if its content changed; log a failure. If all data was looked up, remove other entries."""

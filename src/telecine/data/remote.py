@@ -239,7 +239,6 @@ def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
 
 
 def _mark_used(copy: Path) -> bool:
-    """Set the time of last use of a copy, and return whether it exists."""
     with suppress(FileNotFoundError):
         os.utime(copy)
         return True

@@ -178,7 +178,6 @@ def _middles(total: int, count: int) -> list[int]:
 
 
 def _distribute(total: int, capacities: Sequence[int]) -> list[int]:
-    """Distribute `total` clips in turn, so that no share exceeds its capacity."""
     turns = sorted((turn, i) for i, capacity in enumerate(capacities) for turn in range(min(capacity, total)))
     shares = Counter(i for _, i in turns[:total])
     return [shares[i] for i in range(len(capacities))]

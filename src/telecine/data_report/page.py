@@ -45,7 +45,6 @@ def write_data(report: DataReport, folder: Path) -> Path:
 
 
 def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
-    """Write scenes as a list that `--data` reads. Paths are absolute."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "start_frame", "end_frame"])

@@ -135,7 +135,6 @@ def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> 
 def _paired_differences(
     first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], *, names: Sequence[str]
 ) -> list[_Difference]:
-    """Return the mean difference of each metric over the same clips, with its bootstrap interval."""
     better = {name: DEFINITIONS[name].better for name in names}
     best = {"nearest to 0": 0.0, "nearest to 1": 1.0}  # such metrics are compared by their distance from it
 

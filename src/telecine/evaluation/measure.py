@@ -78,7 +78,6 @@ def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device
 def _metric_set(
     names: Sequence[str], absent: Mapping[str, str], network: FeatureNetwork | None, frechet: str, device: torch.device
 ) -> MetricSet:
-    """Return metrics by name with the networks of LPIPS, and one for the Frechet distance of that name."""
     weights = {name: load_backbone(net) for name, net in _LPIPS_BACKBONES.items() if name in names}
     perceptual = {name: LPIPS(_LPIPS_BACKBONES[name], weights=each).to(device) for name, each in weights.items()}
     backbones = {name: f"sha256 {tensor_sha256(each)}" for name, each in weights.items()}

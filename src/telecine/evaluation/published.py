@@ -119,7 +119,6 @@ class PublishedProtocol:
         return 1 if self.sample_fps is None else round(info.fps / self.sample_fps)
 
     def _clip_span(self, info: VideoInfo) -> int:
-        """Return the frames of a video from the first to the last of a clip, inclusive."""
         assert self.num_frames is not None
         return (self.num_frames - 1) * self._stride(info) + 1
 

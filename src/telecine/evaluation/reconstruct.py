@@ -78,7 +78,6 @@ def reconstruct(
 def _reconstruct_file(
     model: VideoAutoencoder, info: VideoInfo, output: Path, config: ReconstructConfig, device: torch.device
 ) -> float:
-    """Write the reconstruction of a video or an image, and return the mean PSNR of its frames."""
     frame_psnr: list[Tensor] = []
     limits = _depth_range(model, info, config) if config.compare else None
 
@@ -140,7 +139,6 @@ def _depth_range(model: VideoAutoencoder, info: VideoInfo, config: ReconstructCo
 
 
 def _suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:
-    """Return the suffixes that the output may have, that of one without loss last."""
     return (_NPY,) if info.layout and not config.compare else (_PNG,) if info.is_image else _VIDEOS
 
 

@@ -13,11 +13,11 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.base.shapes import Scalar
 from telecine.discriminators.spectral_norm import step_spectral_norms
-from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, GradientMode
+from telecine.objective.adversarial import NO_PENALTY, VideoDiscriminator
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradients
+from telecine.objective.eager_adversarial import EagerAdversarialLosses, _GradientMode
 from telecine.objective.video_autoencoder import VideoAutoencoderLoss
-from telecine.objective.video_discriminator import VideoDiscriminator
 from telecine.objective.weights import Log
 from telecine.ops.compilation import Compiler, Tensors
 from telecine.ops.ranks import num_ranks
@@ -39,7 +39,7 @@ def compile_networks(loss: VideoAutoencoderLoss, compiler: Compiler) -> None:
     for name in loss.logit_terms if num_ranks() > 1 else ():
         contract, remedy = "0 in compiled code of several processes", "Leave the compiler out, or use one process."
         raise argument_error(loss.schedule.terms[name].setting, contract, "above 0", remedy)
-    loss.compiler, loss.losses = compiler, partial(_CompiledAdversarialLosses, eager=True, compiler=compiler)
+    loss.compiler, loss.losses = compiler, partial(_CompiledAdversarialLosses, compiler=compiler)
     if loss.perceptual.distance is not None:
         loss.perceptual.distance.compile(**compiler.options)
 
@@ -55,22 +55,22 @@ def _compiled(step: _Step) -> Any:
 
 
 @dataclass
-class _CompiledAdversarialLosses(AdversarialLosses):
-    """Eager adversarial losses, within rounding. Without gradients nothing is compiled."""
+class _CompiledAdversarialLosses(EagerAdversarialLosses):
+    """The losses of `EagerAdversarialLosses`, within rounding. Without gradients nothing is compiled."""
 
     compiler: Compiler = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode is GradientMode.GRAPH or not self.is_eager:
+        if self.mode is _GradientMode.GRAPH or not self.is_eager:
             contract = "no with hooks on the discriminators' parameters, or with autocast to float16"
             got, remedy = self.compiler.options["backend"], "Remove the hooks, or use bfloat16."
             raise argument_error("dynamo_backend", contract, got, remedy)
 
-    _generator_step = _compiled(AdversarialLosses._generator_step)
-    _discriminator_step = _compiled(AdversarialLosses._discriminator_step)
-    _split_step = _compiled(AdversarialLosses._split_step)
-    _shared_step = _compiled(AdversarialLosses._shared_step)
+    _generator_step = _compiled(EagerAdversarialLosses._generator_step)
+    _discriminator_step = _compiled(EagerAdversarialLosses._discriminator_step)
+    _split_step = _compiled(EagerAdversarialLosses._split_step)
+    _shared_step = _compiled(EagerAdversarialLosses._shared_step)
 
     def compiled(self, step: _Step, d: VideoDiscriminator) -> Any:
         step_spectral_norms(d.module)
@@ -79,7 +79,7 @@ class _CompiledAdversarialLosses(AdversarialLosses):
         # As tensors: a number would be a constant of the compiled code, and weights change.
         weighted = ("grad_penalty", *self.logit_terms)
         inputs |= {name: torch.full((), self.weights[name], device=fake.device) for name in weighted}
-        has_penalty = step is not AdversarialLosses._generator_step and self.penalty is not NO_PENALTY
+        has_penalty = step is not EagerAdversarialLosses._generator_step and self.penalty is not NO_PENALTY
         if has_penalty and self.penalty.noise is not None:
             inputs["noise"] = self.penalty.noise(inputs["real"], self.batch.generator)
         on = [name for name in (d.term, "feature_matching", *weighted) if self.weights[name] > 0]
@@ -94,7 +94,7 @@ class _CompiledAdversarialLosses(AdversarialLosses):
         for name, (value, gradients) in terms.items():
             side, _, term = name.partition("/")
             logs[int(side)][term] = with_gradients(value, *zip(*gradients, strict=True)) if gradients else value
-        return logs if step is AdversarialLosses._shared_step else logs[0]
+        return logs if step is EagerAdversarialLosses._shared_step else logs[0]
 
     def _terms(self, step: _Step, d: VideoDiscriminator, amp: torch.dtype | None, inputs: Tensors) -> Tensors:
         """Return the terms of a step, named "0/name" and "1/name", from tensors alone; called while it is traced."""

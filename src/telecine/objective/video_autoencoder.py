@@ -16,10 +16,10 @@ from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
-from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses
+from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, functions_of
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
@@ -118,7 +118,7 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _build_terms(self, vgg_weights: WeightsSource) -> None:
         functions = functions_of(self.config)
-        self.losses = partial(AdversarialLosses, eager=self.config.eager_gradients)
+        self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
         self.terms, self.term_modules = functions.terms, functions.modules()
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
@@ -214,7 +214,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
         Arguments and values are those of two calls, except that a discriminator of frames sees the same frames in both
-        steps. `AdversarialLosses` decides whether one pass can serve both.
+        steps. `EagerAdversarialLosses` decides whether one pass can serve both.
 
         Returns:
             Both losses and logs. Call `backward()` on each before its optimizer's step, in any order.

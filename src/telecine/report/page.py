@@ -184,7 +184,6 @@ def _breakable(name: str) -> Markup:
 
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
-    """Return the metrics (columns) of the held-out clips of each run (row), None for a metric it lacks."""
     by_run = [run.held_out() for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
     arrows = {name: " ↓" if name.startswith("lpips") else " ↑" for name in METRICS}  # towards better values

@@ -199,7 +199,6 @@ def metric_label(metric: str) -> str:
 
 
 def _key_of(name: str) -> str:
-    """Return the name in `metrics.jsonl` of the value that is plotted under a name."""
     if name.startswith(_TRAIN_LPIPS):
         return _PERCEPTUAL_LOSS
     return "train/mse" if name == _TRAIN_PSNR else name

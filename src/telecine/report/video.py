@@ -98,7 +98,6 @@ def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
 
 
 def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_every: int | None) -> None:
-    """Set size, format and quality for such frames; without loss if `crf` is None."""
     context, (height, width) = stream.codec_context, frame.shape[:2]
     if crf is None:
         stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frame), name)
@@ -122,7 +121,6 @@ def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.Video
 
 
 def _name_of(frames: Tensor) -> str:
-    """Return FFmpeg's name of the format of frames `(..., C)`."""
     return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
 
 

@@ -267,7 +267,6 @@ def _set_aside(folder: Path) -> Path:
 
 
 def _point_to(link: Path, folder: Path) -> None:
-    """Replace `link` by a relative symbolic link to `folder`, which is below the folder of the link."""
     temporary = partial_path(link)
     temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
     if link.is_dir() and not link.is_symlink():  # the run was copied without symbolic links

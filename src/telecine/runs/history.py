@@ -42,7 +42,6 @@ class _JSONLines:
             file.write(json.dumps(value) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the objects, or nothing without a file; raise a `ValueError` if a line has anything else."""
         if self.path.exists() and (size := self.path.stat().st_size) > _MAX_BYTES:
             contract = f"a file of at most {_MAX_BYTES} bytes"
             raise argument_error(str(self.path), contract, f"{size} bytes", "Check the path.")

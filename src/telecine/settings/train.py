@@ -254,7 +254,6 @@ class TrainConfig(Settings):
         return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
 
     def _check_discriminators(self) -> None:
-        """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""
         objective, discriminator, terms = self.objective, self.discriminator, self.objective.all_terms()
         adversarial = terms["adversarial"].ramp.is_ever_on
         multiscale = terms["multiscale_adversarial"].ramp.is_ever_on

@@ -82,7 +82,6 @@ def _training_clips(clips: Clips) -> Iterator[Video]:
 def _measure_linear(
     linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, float]:
-    """Return the mean metrics of a fitted linear autoencoder, which is moved to `device`, on validation clips."""
     linear.to(device)
     metrics = ReconstructionMetrics(perceptual)
     for clip in val:

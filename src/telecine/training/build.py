@@ -161,7 +161,6 @@ def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
 
 
 def _compile_networks(backend: str, clips: ClipConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
-    """Compile discriminators, LPIPS and the autoencoder in place; custom modules are left to their authors."""
     plugin = TorchDynamoPlugin(backend=backend)  # with the options of `accelerate launch`
     has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
     compiler = Compiler(backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))

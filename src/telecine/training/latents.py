@@ -60,7 +60,6 @@ class _LatentCache:
         self.find_files()
 
     def find_files(self) -> None:
-        """Find the files that this process or another one has written."""
         for path in self.folder.glob(_PATTERN):
             with _opened(path) as file:
                 self._files.update(dict.fromkeys(file.keys(), path))

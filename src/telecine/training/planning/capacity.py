@@ -169,7 +169,6 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
 
 
 def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
-    """Plan an update of each configuration; on Linux, in a process for each processor."""
     show = partial(with_progress, description="planning updates", total=len(configs))
     if sys.platform != "linux" or len(configs) == 1:
         return list(show(map(plan, configs)))

@@ -6,9 +6,10 @@ from torch import nn
 
 from telecine import Discriminator, PatchDiscriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, gan_loss, r1
-from telecine.objective.adversarial import GradientMode, _can_share_backward
+from telecine.objective.adversarial import AdversarialLosses
 from telecine.objective.batch import make_batch
 from telecine.objective.eager import _cotangents, shared_backward
+from telecine.objective.eager_adversarial import EagerAdversarialLosses, _can_share_backward, _GradientMode
 
 from .test_adversarial import VIDEO, Independent, discriminator_gradients, wasserstein
 
@@ -109,13 +110,19 @@ class TestPlainAndEager:
         )
         torch.testing.assert_close(eager, plain, rtol=1e-6, atol=1e-8)
 
+    def test_which_of_them_a_call_uses(self, make_loss, pair):
+        for eager, expected in ((False, AdversarialLosses), (True, EagerAdversarialLosses)):
+            loss = make_loss(perceptual_weight=0, discr_3d_kwargs=Small(), eager_gradients=eager)
+            batch = make_batch(loss.config, *pair, None, None)
+            assert type(loss._adversarial(batch, loss.schedule.at(0), both_steps=True)) is expected
+
 
 @gan_loss(is_separable=True, uses_real=False)
 def declared(*, real, fake):
     return wasserstein(real=real, fake=fake)
 
 
-GRAPH, JOINT, SPLIT, SHARED = GradientMode
+GRAPH, JOINT, SPLIT, SHARED = _GradientMode
 PENALTY = {"grad_penalty_loss_weight": 1}
 
 
@@ -129,7 +136,7 @@ class TestGradientMode:
         batch = make_batch(loss.config, *pair, None, None)
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             found = [loss._adversarial(batch, loss.schedule.at(step), both_steps=each) for each in (False, True)]
-            return tuple(each.mode for each in found)
+            return tuple(each.mode if isinstance(each, EagerAdversarialLosses) else GRAPH for each in found)
 
     @pytest.mark.parametrize(
         ("options", "expected"),
@@ -251,7 +258,7 @@ class TestGradientMode:
         for name, expected in (("hinge", 1), ("relativistic", 0)):
             calls = []
             monkeypatch.setattr(
-                "telecine.objective.adversarial.shared_backward",
+                "telecine.objective.eager_adversarial.shared_backward",
                 lambda *args, calls=calls, **options: (
                     calls.append(options["retain_graph"]) or shared_backward(*args, **options)
                 ),
