@@ -33,7 +33,7 @@ from telecine.settings.parse import find_recipe, read_config
 from telecine.training.baseline import _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
-from telecine.training.diagnostics import Diagnostics
+from telecine.training.diagnostics import Diagnostics, RecentValues
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 
 NO_GAN = "no GAN"
@@ -103,8 +103,8 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        groups = config.objective, config.optimizer, config.steps
-        self.diagnostics = Diagnostics(files, *groups, console=Console(quiet=True))
+        values = RecentValues(config.objective, config.optimizer, config.steps)
+        self.diagnostics = Diagnostics(files, values, console=Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

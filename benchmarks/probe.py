@@ -3,7 +3,7 @@
     python benchmarks/probe.py MODEL [MODEL ...] --data DIR --val_data DIR -o FOLDER [--steps 3000] [--seed 0]
 
 Other models are probed beside the first one, on clips of its size. With three models or more, the last table has the
-rank correlation (Spearman's) of each figure of `telecine latents` with the probe's, over the models.
+rank correlation (Spearman's) of each figure of `telecine latents`, on clips of `--data`, with the probe's.
 """
 
 from __future__ import annotations

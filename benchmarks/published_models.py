@@ -25,7 +25,8 @@ from measure import Step, extra_peak, machine, table
 
 from telecine.base.files import read_json
 from telecine.settings import DiscriminatorConfig, TrainConfig
-from telecine.settings.parse import PUBLISHED, read_config
+from telecine.settings.parse import PUBLISHED as CONFIGURATIONS
+from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.planning.update import DATA, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
@@ -34,15 +35,15 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "telecine (gpu)": {},
     "CogVideoX": {"_class_name": "AutoencoderKLCogVideoX"},
     "Wan 2.1": {"_class_name": "AutoencoderKLWan"},
-    "Wan 2.2": read_json(PUBLISHED)["Wan-AI/Wan2.2-TI2V-5B-Diffusers"],
+    "Wan 2.2": read_json(CONFIGURATIONS)["Wan-AI/Wan2.2-TI2V-5B-Diffusers"],
     "LTX": {"_class_name": "AutoencoderKLLTXVideo"},
     "HunyuanVideo": {"_class_name": "AutoencoderKLHunyuanVideo"},
     "Cosmos": {"_class_name": "AutoencoderKLCosmos"},
     "Mochi": {"_class_name": "AutoencoderKLMochi"},
     "Allegro": {"_class_name": "AutoencoderKLAllegro"},
-    "Stable Diffusion": read_json(PUBLISHED)["stabilityai/sd-vae-ft-mse"],
-    "Flux": read_json(PUBLISHED)["black-forest-labs/FLUX.1-schnell"],
-    "DC-AE": read_json(PUBLISHED)["mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"],
+    "Stable Diffusion": read_json(CONFIGURATIONS)["stabilityai/sd-vae-ft-mse"],
+    "Flux": read_json(CONFIGURATIONS)["black-forest-labs/FLUX.1-schnell"],
+    "DC-AE": read_json(CONFIGURATIONS)["mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"],
 }
 # The recipe of each, and the kinds of hardware that there are recipes for.
 RECIPES = {

@@ -214,20 +214,7 @@ def test_accepted_sizes_and_last_layer(name):
     assert model.last_layer is dict(model.module.named_parameters())[last_layer]
 
 
-# One for each of the functions by which telecine calls models, and the adapter's own layers. All kernels are PyTorch's.
-CALLED_DIFFERENTLY = (
-    "allegro",
-    "kl_image",
-    "kvae_video",
-    "ltx_video_with_timestep",
-    "minimax_h3",
-    "qwen_image21",
-    "rae",
-)
-CALLED_DIFFERENTLY += ("temporal_decoder", "vidtok", "wan", "wan_residual")
-
-
-@pytest.mark.parametrize("name", [mark for mark in every_model.args[1] if mark.values[0] in CALLED_DIFFERENTLY])
+@every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
     sizes = copy.copy(shared(name).sizes)
     assert not sizes.on_meta
@@ -282,13 +269,17 @@ def test_saved_models_are_those_of_diffusers_and_compute_the_same(name, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
     num_weights = sum(weight.numel() for weight in model.parameters())
 
+    refused = []
+
     def refuse(*args):
-        with pytest.raises(ValueError, match=f"but got one with {num_weights} weights"):
+        with pytest.raises(ValueError, match=f"but got one with {num_weights} weights") as error:
             pretrained.check_num_weights(*args)
+        refused.append(error)
 
     monkeypatch.setattr(pretrained, "machine_memory", lambda: 4 * num_weights - 1)  # bytes
     monkeypatch.setattr(loading, "check_num_weights", refuse)
     loaded = loading.load_module(str(tmp_path)).eval()
+    assert len(refused) == 1, "weights are counted before they are in memory"
     found = by_diffusers(loaded, name, video)
     torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
     again = DiffusersAutoencoder(loaded)
@@ -407,11 +398,11 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
     video = 2 * torch.rand(1, 3, num_frames, height, width) - 1
     plain = gradients(model, video)
     model.enable_temporal_chunks(chunk)
-    if name in FAST:  # the others with the next
+    if name in FAST:  # the gradients of others with the next
         assert relative_error(gradients(model, video), plain) < 2e-5
-        with torch.no_grad():
-            found = model(video, sample_posterior=False).video
-        torch.testing.assert_close(found, plain["output"], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        found = model(video, sample_posterior=False).video
+    torch.testing.assert_close(found, plain["output"], rtol=1e-4, atol=1e-5)
     checkpointing.enable(model.module)
     assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)

@@ -62,6 +62,7 @@ BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
     "space as path": ("a.jsonl", '{"path": " "}', "line 1: `path` must name a file, but got ' '"),
     "many columns": ("a.csv", "path,start\nx,1,2\n", "line 2: must have 2 values, as line 1 does"),
     "few columns": ("a.csv", "path,start\nx\n", "line 2: must have 2 values, as line 1 does"),
+    "column twice": ("a.csv", "path,path\nx,\n", "line 1: has a column twice"),
     "not a number": ("a.csv", "path,start\nx,1\ny,1:30\n", f"line 3: {SECONDS} '1:30'"),
     "negative": ("a.csv", "path,start\nx,-1\n", f"line 2: {SECONDS} '-1'"),
     "nan": ("a.csv", "path,end\nx,nan\n", "line 2: `end` must be a number of seconds"),

@@ -6,6 +6,7 @@ from einops import rearrange
 
 from telecine.autoencoders import CausalVAE, DeterministicPosterior
 from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
+from telecine.data import index_video
 from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, measure_denoiser, velocity_losses
 from telecine.settings import CausalVAEConfig
 
@@ -96,15 +97,15 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(denoiser):
     assert losses == pytest.approx(velocity_losses(best.velocity, unseen.split(64)), rel=0.02)
 
 
-def test_too_few_clips_for_a_frechet_distance_are_a_reason(denoiser, monkeypatch, tmp_path):
-    module = measure_denoiser.__module__
-    monkeypatch.setattr(f"{module}.load_feature_network", lambda *_: lambda video: torch.rand(1, 5))
+def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, monkeypatch, tmp_path):
+    """Of five channels: the denoiser of a model that decodes them."""
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
-    clips = torch.rand(2, 1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    linear, samples = WienerFilter.fit(gaussian(40, seed=1)), tmp_path / "samples.mp4"
-    options = {"seed": 0, "features": "transnetv2", "seconds": 1.0}
-    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, **options)
+    monkeypatch.setattr(denoiser, "decode", lambda latent: torch.zeros(1, 5, 1, 32, 32))
+    monkeypatch.setattr(denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4]))
+    clips, samples = torch.rand(2, 1, 5, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
+    linear = WienerFilter.fit(gaussian(40, seed=1))
+    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, None, 1.0)
     assert found.frechet == {}
-    assert found.no_frechet.startswith("needs at least 6 clips, not 2")
     assert found.samples == f"{tmp_path.name}/samples.mp4"
-    assert samples.is_file()
+    info = index_video(samples)
+    assert (info.height, info.width) == (3 * 32, 2 * 5 * 32)

@@ -289,6 +289,11 @@ def test_a_wrapped_function_is_copied_with_its_declarations():
         assert other(**logits(2, 5)) == (3, -5)
 
 
+def test_declarations_count_also_where_the_function_has_attributes_of_their_names():
+    found = vars(GANLoss(hinge, is_separable=False, uses_real=True, margin=None))
+    assert (found["function"], found["is_separable"], found["uses_real"], found["margin"]) == (hinge, False, True, None)
+
+
 def maps(seed):
     return [normal(shape, seed + index) for index, shape in enumerate(MAPS)]
 

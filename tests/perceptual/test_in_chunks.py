@@ -8,7 +8,8 @@ import itertools
 import pytest
 import torch
 
-from telecine.perceptual import gram, in_chunks
+from telecine.perceptual import gram
+from telecine.perceptual.frames import in_chunks
 
 NUM_FRAMES = 5
 

@@ -354,7 +354,3 @@ def test_pairs_are_keyword_only(models):
     frames = torch.zeros(1, 3, 32, 32)
     with pytest.raises(TypeError):
         models["alex"](frames, frames)
-
-
-def test_repr(models):
-    assert repr(models["vgg"]) == "LPIPS(net='vgg')"

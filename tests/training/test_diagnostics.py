@@ -26,7 +26,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostics import _LONG, _RECENT, _RULES, EMA_BEHIND, Diagnostics, _found_by, _RecentValues
+from telecine.training.diagnostics import _LONG, _RECENT, _RULES, EMA_BEHIND, Diagnostics, RecentValues, _found_by
 from telecine.training.interrupt import StopRequest
 from telecine.training.state import Rollback
 from telecine.training.trainer import Trainer
@@ -206,13 +206,17 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
     assert fired(records, config) == {}
 
 
+def values_of(config):
+    return RecentValues(config.objective, config.optimizer, config.steps)
+
+
 def diagnostics_of(folder, config, **options):
-    return Diagnostics(Run(folder), config.objective, config.optimizer, config.steps, **options)
+    return Diagnostics(Run(folder), values_of(config), **options)
 
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = _RecentValues(config.objective, config.optimizer, config.steps)
+    history = values_of(config)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
     found = {rule: _found_by(rule, history) for rule in _RULES}

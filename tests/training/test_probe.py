@@ -37,15 +37,27 @@ def arguments(tmp_path):
 
 @pytest.mark.slow
 def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, monkeypatch, tmp_path, capsys):
-    network, output = (lambda video: video.mean((2, 3, 4))), tmp_path / "latents"
-    monkeypatch.setattr("telecine.evaluation.denoising.load_feature_network", lambda *_: network)
+    output = tmp_path / "latents"
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def network(video):
+        return video.mean((2, 3, 4))
+
+    network.min_frames = 2
+    monkeypatch.setattr("telecine.evaluation.measure.load_feature_network", lambda *_: network)
     options = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
-    run(options)
+    same_encoder = tmp_path / "same_encoder"
+    model = CausalVAE.from_pretrained(tmp_path / "model")
+    model.decoder.linear.maps[0].bias.data.add_(0.1)
+    model.save_pretrained(same_encoder)
+    run([options[0], str(same_encoder), *options[1:]])
     assert "probe: share of the linear loss" in capsys.readouterr().out
 
     text = (output / "latents.json").read_text()
-    (model,) = json.loads(text)["models"]
+    other, model = json.loads(text)["models"]
     probe = model["probe"]
+    assert other["probe"]["losses"] == probe["losses"], "the same latents, and the same noise"
+    assert other["probe"]["samples"] != probe["samples"]
     assert len(probe["losses"]) == len(probe["linear_losses"]) == len(LEVELS)
     assert all(0 < each < 10 for each in probe["losses"] + probe["linear_losses"])
     assert list(probe["frechet"]) == DISTANCES
@@ -55,11 +67,11 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
     assert f'<video src="{probe["samples"]}"' in page
     assert (output / probe["samples"]).is_file()
 
-    (trained,) = (Run(each) for each in (output / "probe").iterdir() if (each / "metrics.jsonl").is_file())
+    trained = Run(output / probe["samples"].removesuffix(".mp4"))
     assert [step for step, _ in trained.checkpoints.all()] == [3, 4]
     shutil.rmtree(trained.checkpoints.path(4))
     run(options)
-    again = json.loads((output / "latents.json").read_text())["models"][0]
+    (again,) = json.loads((output / "latents.json").read_text())["models"]
     assert again["probe"].pop("seconds") > 0
     assert probe.pop("seconds") > 0
     assert again == model
@@ -68,3 +80,20 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
 def test_seen_videos_are_refused(arguments):
     with pytest.raises(ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"):
         run(arguments)
+
+
+def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeypatch, tmp_path):
+    def network(video):
+        return torch.zeros(len(video), 6)
+
+    unseen = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    monkeypatch.setattr("telecine.evaluation.measure.load_feature_network", lambda *_: network)
+    monkeypatch.setattr("telecine.training.probe.train", None)
+    network.name, network.min_frames = "a network", 10
+    with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
+        run(unseen)
+    network.min_frames = 2
+    with pytest.raises(ValueError, match=r"`probe\.features` must be left out .* needs at least 7 clips, not 4"):
+        run(unseen)
+    with pytest.raises(ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"):
+        run([each for each in unseen if each != "--probe"])

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import shutil
 import threading
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,7 @@ from telecine.settings import (
 )
 from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.interrupt import StopRequest
 from telecine.training.run import dry_run
 from telecine.training.step import DivergenceError, _divergence_error, train_step
@@ -536,17 +538,25 @@ def test_training_continues_while_a_checkpoint_is_written(tiny, tmp_path, monkey
 
 @pytest.mark.slow
 def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, monkeypatch):
-    """The disk is full while the checkpoint of step 1 is written. Every way out of the run waits for the thread."""
-    steps = []
+    """The disk is full while the checkpoint of step 2 is written. Every way out of the run waits for the thread."""
+    steps, updates, save = [], [], Checkpointer.save
 
     def fail(folder, step, known):
         steps.append(step)
         raise OSError(f"no space for step {step}")
 
+    def save_and_wait(checkpointer, state):
+        save(checkpointer, state)
+        while not checkpointer.has_failed:
+            time.sleep(0.01)
+
     monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", fail)
-    with pytest.raises(OSError, match="no space for step 1"):
-        train(tiny(steps=3, save_every=1, val_every=3, **LIGHT), console=quiet())
-    assert steps == [1]
+    monkeypatch.setattr(trainer, "train_step", lambda state, *a, **b: updates.append(0) or train_step(state, *a, **b))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", save_and_wait)
+        with pytest.raises(OSError, match="no space for step 2"):
+            train(tiny(steps=5, save_every=2, val_every=5, **LIGHT), console=quiet())
+    assert (steps, len(updates)) == ([2], 2), "no update after the failure"
     console = Console(record=True, width=1000, file=io.StringIO())
     run = Trainer(tiny(), console)
     run.checkpointer.save(run.state)
@@ -610,18 +620,29 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
 
 
 @pytest.mark.slow
+def test_no_worker_outlives_an_error_that_is_kept(tiny, monkeypatch):
+    diverge(monkeypatch, lambda state: True)
+    config = tiny(**LIGHT)
+    with pytest.raises(TrainingError) as raised:
+        train(replace(config, clips=replace(config.clips, num_workers=1)), console=quiet())
+    assert raised.value.__traceback__ is not None
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
 def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch):
     def read(dataset, item, decode=ClipDataset.__getitem__):
         if item[0] == 2:
-            raise DataError("deleted")
+            raise DataError("deleted") from OSError("the reason")
         return decode(dataset, item)
 
     config = tiny(steps=4, save_every=4, **LIGHT)
     console = Console(record=True, width=1000, file=io.StringIO())
     with monkeypatch.context() as patch:
         patch.setattr(ClipDataset, "__getitem__", read)
-        with pytest.raises(DataError, match="deleted"):
+        with pytest.raises(DataError, match="deleted") as raised:
             train(config, console=console)
+    assert isinstance(raised.value.__cause__, OSError)
     assert f"cannot read the clips of step 2; saved {long_name(config, 2)}" in console.export_text()
     assert [step for step, _ in Run(Path(config.output_dir)).checkpoints.all()] == [2]
 

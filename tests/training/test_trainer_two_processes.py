@@ -39,8 +39,8 @@ NUM_STEPS = 3
 LR = 2e-4
 # AdamW makes steps of about the learning rate, in a direction that rounding decides where a gradient is almost 0.
 QUARTER_STEP = LR / 4
-# "crossing" makes its first update in one process, its second in two, which then stop, and its last in one.
-CROSSING_STOP = 2
+# Two processes stop after this many updates. "crossing" makes its first one in one process, and its last one, too.
+STOP_AFTER = {"ddp_resumed": 2, "crossing": 2}
 
 SHARDS = {"ddp": [], "fsdp2": [f"shards/shard-{rank:05d}-of-00002.safetensors" for rank in range(2)]}
 
@@ -135,8 +135,10 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         crossing = replace(together["crossing"], batch_size=4, sharding="none")
         train_one_step(crossing)
         for name, config in together.items():
-            stop = f".{CROSSING_STOP}" if name == "crossing" else ""
-            (folder / f"{name}{stop}.pickle").write_bytes(pickle.dumps(config))
+            if name in STOP_AFTER:
+                (folder / f"{name}.{STOP_AFTER[name]}.pickle").write_bytes(pickle.dumps(config))
+            if name != "crossing":
+                (folder / f"{name}.pickle").write_bytes(pickle.dumps(config))
         script = str(Path(__file__).with_name("two_ranks.py"))
         done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
         assert done.returncode == 0, done.stderr[-4000:]
@@ -271,7 +273,7 @@ def test_the_random_state_of_every_process_is_saved(runs):
 
 def test_only_the_first_process_prints(runs):
     _, printed = runs
-    assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 4
+    assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 4 + 1
     assert printed.count("weights sharded by fsdp2") == 5
 
 

@@ -28,7 +28,7 @@ def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
         raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
     groups = {"num_codebooks": config.latent_channels // config.code_channels, "keep_num_codebooks_dim": True}
     if config.bottleneck == "fsq":
-        # _Indices are computed when they are asked for: the library would make a table of all codes at once.
+        # Indices are computed when they are asked for: the library would make a table of all codes at once.
         return Bottleneck(library.FSQ(list(config.fsq_levels), **groups, return_indices=False), config)
     lfq = library.LFQ(
         **groups,

@@ -25,7 +25,7 @@ _ITERATIONS = 4
 _SMALLEST_STD = 1e-4
 # Keeps the normal equations of a latent with dead channels solvable, times their mean diagonal.
 _RIDGE = 1e-9
-# _Patches that are converted to float64 at a time.
+# Patches that are converted to float64 at a time.
 _ROWS_AT_ONCE = 2**14
 
 _Patches = Float[Tensor, "batch frame row column value"]

@@ -149,7 +149,9 @@ def _latents(settings: LatentsConfig, models: list[str], *, output: str = "laten
     from telecine.evaluation.latents import measure_latent_spaces
 
     folder, train_one = Path(output), None
-    if probe or settings.probe != ProbeConfig():
+    if settings.probe != ProbeConfig() and not probe:
+        raise argument_error("probe", "left as it is without `--probe`", "other settings", "Add `--probe`.")
+    if probe:
         from telecine.training.probe import train_probe
 
         train_one = partial(train_probe, config=settings, folder=folder / "probe", console=_console)

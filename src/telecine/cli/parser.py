@@ -196,7 +196,6 @@ def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting], values: Nested) -> None:
-    """Let the help of a parser explain settings, with `values` as defaults."""
     groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
     for item in (each for each in settings if not each.is_group):
         group, _, last = item.name.rpartition(".")

@@ -88,7 +88,6 @@ def _as_frames(values: Any, layout: str) -> Any:
 
 
 def _opened(source: Source, deadline: Deadline | None = None) -> Any:
-    """Return an array, mapped into memory if it is an `.npy`, and not in a tar file."""
     with decode_errors(source, _ERRORS):
         values = open_local(source, _open, deadline)
         if 0 in values.shape:

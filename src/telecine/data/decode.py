@@ -113,7 +113,6 @@ def decoded_frames(
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
-    """Return the number of quarter turns, counter-clockwise, by which a frame is rotated for display."""
     return round(frame.rotation / 90) % 4
 
 

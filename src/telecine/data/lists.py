@@ -120,6 +120,8 @@ def _named_file(path: File, name: str) -> File:
 def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
     reader = csv.DictReader(lines)
     _check_columns(names := reader.fieldnames or ())
+    if len({*names}) < len(names):
+        raise _RowError("has a column twice. Remove one.")
     for row in reader:
         if None in row or None in row.values():
             raise _RowError(f"must have {len(names)} values, as line 1 does. Quote values that contain a comma.")

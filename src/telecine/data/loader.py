@@ -248,7 +248,6 @@ class _Watchdog:
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
-    """Return the comma-separated ids of worker processes that are dead, or die within a second."""
     pids = {worker.sentinel: worker.pid for worker in workers}
     ended = wait(pids, timeout=1) if pids else []
     return ", ".join(str(pids[sentinel]) for sentinel in ended if isinstance(sentinel, int))

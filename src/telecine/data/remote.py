@@ -194,7 +194,6 @@ def _file_system(address: str, package: str) -> AbstractFileSystem:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status in an error of aiohttp, or of huggingface_hub."""
     return getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
 
 

@@ -175,7 +175,6 @@ def _remarks(grid: Tensor) -> Iterator[str]:
 
 
 def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig, shortest: int) -> Iterator[_FileRow]:
-    """Yield a row for each file that can be decoded; a clip has at least `shortest` frames."""
     uses: defaultdict[Source, dict[str, None]] = defaultdict(dict)
     for use, used in (("training", spans.train), ("held out", spans.held_out)):
         for span in used:

@@ -73,7 +73,6 @@ def _normalise(norms: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor, Tens
 
 
 def _padded(matrices: Sequence[Tensor]) -> Tensor:
-    """Return matrices as a batch of the largest height and width, with zeros below and to the right."""
     height, width = (max(matrix.shape[dim] for matrix in matrices) for dim in (0, 1))
     batch = matrices[0].new_zeros(len(matrices), height, width)
     torch._foreach_copy_(_parts(batch, matrices), list(matrices))

@@ -16,10 +16,10 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
-from telecine.evaluation.measure import frechet_undefined
+from telecine.evaluation.frechet import FeatureNetwork, frechet_distance
 from telecine.perceptual import as_rgb
 from telecine.report.clips import write_preview
+from telecine.report.video import as_shown
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
@@ -50,8 +50,6 @@ class LatentProbe:
     """The video of unseen clips, their reconstructions and samples, from top to bottom; its path from the page."""
     frechet: dict[str, float] = field(default_factory=dict)
     """Frechet distances, by the names of the two sets."""
-    no_frechet: str = ""
-    """Why there are none, although they were asked for."""
 
     def shares(self) -> list[float]:
         """Return the loss at each level as a share of the linear denoiser's."""
@@ -150,27 +148,24 @@ def measure_denoiser(
     linear: WienerFilter,
     videos: Callable[[], Iterator[Video]],
     samples: Path,
-    *,
     seed: int,
-    features: str | None,
+    network: FeatureNetwork | None,
     seconds: float,
 ) -> LatentProbe:
     """Return the measures on unseen videos `(1, C, T, H, W)`, and write some beside samples, as an MP4.
 
-    `features` names the network of the Frechet distances; `seconds` is the time of the training.
+    `network` is that of the Frechet distances; `seconds` is the time of the training.
     """
     latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
-    network = load_feature_network(features, denoiser.mean.device) if features else None
     num_samples = len(latents) if network else min(len(latents), NUM_SHOWN)
     sets = {
         "unseen clips": videos(),
         "reconstructions": map(denoiser.decode, latents),
         "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, seed)),
     }
-    rows, all_features = zip(*(_row_and_features(each, network) for each in sets.values()), strict=True)
+    rows, all_features = zip(*(row_and_features(each, network) for each in sets.values()), strict=True)
     write_preview(samples, torch.cat(rows, dim=1), _FPS)
-    undefined = frechet_undefined(*all_features) if network else None
-    pairs = combinations(zip(sets, all_features, strict=True) if network and not undefined else (), 2)
+    pairs = combinations(zip(sets, all_features, strict=True) if network else (), 2)
     return LatentProbe(
         losses=velocity_losses(denoiser.velocity, latents, seed=seed),
         linear_losses=velocity_losses(linear.velocity, latents, seed=seed),
@@ -178,19 +173,18 @@ def measure_denoiser(
         seconds=seconds,
         samples=f"{samples.parent.name}/{samples.name}",
         frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
-        no_frechet=undefined or "",
     )
 
 
 @torch.no_grad()
-def _row_and_features(videos: Iterable[Video], network: FeatureNetwork | None) -> tuple[Tensor, Tensor]:
+def row_and_features(videos: Iterable[Video], network: FeatureNetwork | None) -> tuple[Tensor, Tensor]:
     """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU."""
     shown: list[Tensor] = []
     features = [torch.empty(0, 0)]
     for video in videos:
         frames = as_rgb(video.clamp(*VALUE_RANGE))
         if len(shown) < NUM_SHOWN:
-            shown.append(bytes_from_video(frames[0]).cpu())
+            shown.append(as_shown(bytes_from_video(frames[0])).cpu())
         if network is not None:
             features.append(network(frames).cpu())
     return torch.cat(shown, dim=2), torch.cat(features[1:] or features)

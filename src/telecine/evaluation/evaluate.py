@@ -160,7 +160,6 @@ def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, co
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
-    """Return the model that a setting needs; raise a `ValueError` if reconstructions are given as videos."""
     if isinstance(source, VideoSource):
         contract = "left out for reconstructions that are given as videos"
         raise argument_error(setting, contract, source.title, "Pass a model, which reconstructs other clips.")

@@ -87,7 +87,6 @@ class _I3DFeatures:
 
 
 def _center_square(video: Video, side: int) -> Video:
-    """Resize each frame until its shorter side is `side` (bilinear), then crop the square at its centre."""
     scale = side / min(video.shape[-2:])
     size = [max(side, math.ceil(each * scale - 1e-6)) for each in video.shape[-2:]]
     frames = F.interpolate(video.transpose(1, 2).flatten(0, 1), size, mode="bilinear", align_corners=False)

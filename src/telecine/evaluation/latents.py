@@ -20,7 +20,7 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.base.yaml_files import read_package_yaml
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.denoising import LatentProbe
+from telecine.evaluation.denoising import LEVELS, LatentProbe
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model, read_span, select_clips
 from telecine.losses import mse
@@ -236,9 +236,6 @@ class LatentReport:
         for name, values in self.summary():
             table.add_row(name, *values)
         console.print(table)
-        for reason in dict.fromkeys(space.probe.no_frechet for space in self.models if space.probe):
-            if reason:
-                console.print(f"no Frechet distance of the probe: {reason}", soft_wrap=True)
 
 
 def measure_latent_spaces(
@@ -281,7 +278,7 @@ def measure_latent_spaces(
         "definitions": DEFINITIONS,
     }
     if probe is not None:
-        protocol["probe"] = asdict(config.probe)
+        protocol["probe"] = asdict(config.probe) | {"levels": LEVELS}
     measured = [_measure_space(source, videos, reference, each) for source, each in zip(sources, probes, strict=True)]
     return LatentReport(measured, protocol)
 

@@ -62,17 +62,31 @@ def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device
     absent = {name: reason for name in known if (reason := DEFINITIONS[name].unavailable_reason(*size))}
     if not clips.has_colours:
         absent |= dict.fromkeys(_LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
-        for name, value in {"features": features, "flow": config.flow, "flat": config.flat}.items():
+        for name, value in {"flow": config.flow, "flat": config.flat}.items():
             if value:
-                contract, got = "left out unless clips have 1, 3 or 4 channels", f"{value} for {clips.num_channels}"
-                raise argument_error(name, contract, got, "Leave it out.")
-    network = None if features is None else load_feature_network(features, device)
-    if network is not None and clips.num_frames < network.min_frames:
+                raise _needs_colours(name, value, clips)
+    network = load_frechet_network(features, clips, device)
+    names = [name for name in known if name not in absent]
+    return _metric_set(names, absent, network, network.name if network else "", device)
+
+
+def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.device) -> FeatureNetwork | None:
+    """Return the network that `EvaluateConfig.features` names; raise a `ValueError` if clips are none of its own."""
+    if features is None:
+        return None
+    if not clips.has_colours:
+        raise _needs_colours("features", features, clips)
+    network = load_feature_network(features, device)
+    if clips.num_frames < network.min_frames:
         contract = f"at least {network.min_frames} for {network.name}"
         remedy = "Set a larger `num_frames`, or leave `features` out."
         raise argument_error("num_frames", contract, clips.num_frames, remedy)
-    names = [name for name in known if name not in absent]
-    return _metric_set(names, absent, network, network.name if network else "", device)
+    return network
+
+
+def _needs_colours(name: str, value: object, clips: ClipConfig) -> Exception:
+    contract, got = "left out unless clips have 1, 3 or 4 channels", f"{value} for {clips.num_channels}"
+    return argument_error(name, contract, got, "Leave it out.")
 
 
 def _metric_set(

@@ -115,7 +115,6 @@ class PublishedProtocol:
         return spans
 
     def _stride(self, info: VideoInfo) -> int:
-        """Return the distance between the frames of a clip; 0 if the video's frame rate is too low."""
         return 1 if self.sample_fps is None else round(info.fps / self.sample_fps)
 
     def _clip_span(self, info: VideoInfo) -> int:
@@ -158,7 +157,6 @@ class PublishedProtocol:
         return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": span.info.fps / stride}
 
     def _prepared(self, frame: Tensor) -> Tensor:
-        """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
         from torchvision.transforms.v2 import functional  # takes a second, which `telecine --help` must not spend
 
         size = self._resized(*frame.shape[:2])

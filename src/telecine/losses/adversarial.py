@@ -50,7 +50,9 @@ class GANLoss:
     margin: float | None = None
 
     def __post_init__(self) -> None:
+        declared = dict(vars(self))
         functools.update_wrapper(self, self.function)
+        vars(self).update(declared)  # also where the function has attributes of these names
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""

@@ -37,10 +37,10 @@ from telecine.perceptual import (
     WeightsSource,
     as_rgb,
     gram,
-    in_chunks,
     pick_frames,
     sample_frame_indices,
 )
+from telecine.perceptual.frames import in_chunks
 from telecine.perceptual.weights import is_default_source
 from telecine.settings import ObjectiveConfig, Term
 

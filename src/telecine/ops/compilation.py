@@ -2,7 +2,7 @@
 
 `torch.compile` cannot differentiate twice through compiled code (https://github.com/pytorch/pytorch/issues/91469). Here
 the compiled code is a function that returns values and gradients, and nothing is differentiated through it. PyTorch
-traces the operators that run in it, so the backward of an `autograd._Function` counts. Under `torch.func.grad`, Dynamo
+traces the operators that run in it, so the backward of an `autograd.Function` counts. Under `torch.func.grad`, Dynamo
 would leave it out (https://github.com/pytorch/pytorch/issues/193279).
 """
 

@@ -2,7 +2,6 @@
 
 from telecine.perceptual.alignment import Alignment as Alignment
 from telecine.perceptual.frames import as_rgb as as_rgb
-from telecine.perceptual.frames import in_chunks as in_chunks
 from telecine.perceptual.frames import pick_frames as pick_frames
 from telecine.perceptual.frames import sample_frame_indices as sample_frame_indices
 from telecine.perceptual.lpips import LPIPS as LPIPS

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from telecine.base.shapes import check_same_shape
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.video import as_shown, depth_range, pad_to_even, shrink, write_video
@@ -63,6 +64,7 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
+    check_same_shape("reconstruction", clip.reconstruction, "target", clip.target)
     name = f"clip-{index:02d}.mp4"
     panes = _panes(target=clip.target, reconstruction=clip.reconstruction)
     write_video(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)

@@ -223,7 +223,6 @@ class TrainConfig(Settings):
         self.refuse("size for LPIPS", side < MIN_SIZES["alex"], got=str(smallest), least=MIN_SIZES["alex"])
 
     def _turn_lpips_off(self) -> None:
-        """Leave out LPIPS; raise a `ValueError` for other terms of networks that know RGB."""
         targets = [term.target for term in self.objective.named_terms.values()]
         others = [str(name) for name in ("alignment", "gram") if name in targets]
         if self.discriminator.video == "features" and not others:

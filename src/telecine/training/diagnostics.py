@@ -33,7 +33,7 @@ _LONG = 20
 _NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 
 
-class _RecentValues:
+class RecentValues:
     """The first `_RECENT` and the last `_LONG` logged values of each name, and the settings that the rules read."""
 
     def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
@@ -42,6 +42,7 @@ class _RecentValues:
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=_LONG))
 
     def add(self, step: int, record: Mapping[str, float]) -> None:
+        """Append the values of a record."""
         for name, value in record.items():
             if len(self.first[name]) < _RECENT:
                 self.first[name].append(value)
@@ -55,7 +56,7 @@ class _RecentValues:
 
 # A check returns the figures of the message in the rule's entry of the table, or None if nothing was found. Its
 # docstring, or a comment of the table, says why this is a failure.
-def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _mean_beyond(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Check a rule of the table alone: the mean of a value, of each network if its name has one, against a limit."""
     after = history.optimizer.warmup_steps if limits.get("after_warmup") else 0
     for prefix, network in _NETWORKS:
@@ -65,7 +66,7 @@ def _mean_beyond(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[s
     return None
 
 
-def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _discriminator_saturated(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
     name = "hinge_active" if history.last("train/hinge_active") else "discr_loss"
@@ -75,7 +76,7 @@ def _discriminator_saturated(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"real": fmean(real), "fake": fmean(fake), "name": name, "left": fmean(left)}
 
 
-def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _discriminator_collapsed(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
     values = [history.last(f"train/{name}", _LONG) for name in names]
@@ -87,7 +88,7 @@ def _discriminator_collapsed(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"accuracy": accuracy, "gap": gap} if guesses else None
 
 
-def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _adaptive_weight_at_bound(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
     minimum, maximum = limits["minimum"], history.objective.adaptive_weight.max
@@ -98,7 +99,7 @@ def _adaptive_weight_at_bound(history: _RecentValues, limits: Mapping[str, Any])
     return {"bound": limits["of_minimum"].format(minimum)} if max(weights) <= minimum else None
 
 
-def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _perceptual_flat(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = history.optimizer.warmup_steps + int(limits["patience"] * history.num_steps)
@@ -111,7 +112,7 @@ def _perceptual_flat(history: _RecentValues, limits: Mapping[str, Any]) -> Mappi
     return {"first": first, "now": now} if now > limits["low"] and now >= limits["flat"] * first else None
 
 
-def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _frames_without_gradient(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Frames without a gradient do not improve."""
     values = {History.frame_of(name): history.last(name) for name in sorted(history.first)}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
@@ -119,7 +120,7 @@ def _frames_without_gradient(history: _RecentValues, limits: Mapping[str, Any]) 
     return {"poor": poor, "total": len(means)} if poor else None
 
 
-def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _below_linear(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
@@ -131,13 +132,13 @@ def _below_linear(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[
     return {"values": values} if worse else None
 
 
-def _ema_behind(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _ema_behind(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
     gaps = history.last(EMA_BEHIND, limits["validations"])
     return {"last": gaps[-1]} if gaps and min(gaps) >= limits["gap"] else None
 
 
-def _always_clipped(history: _RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _always_clipped(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
@@ -163,7 +164,7 @@ _REGULARISERS = " or ".join(
 )
 
 
-def _found_by(rule: str, history: _RecentValues) -> str | None:
+def _found_by(rule: str, history: RecentValues) -> str | None:
     found = _CHECKS.get(rule, _mean_beyond)(history, limits := _RULES[rule])
     return None if found is None else str(limits["message"].format(**found, **limits))
 
@@ -172,16 +173,9 @@ class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
     def __init__(
-        self,
-        run: Run,
-        objective: ObjectiveConfig,
-        optimizer: OptimizerConfig,
-        num_steps: int,
-        *,
-        console: Console,
-        rollbacks: Sequence[Rollback] = (),
+        self, run: Run, history: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()
     ) -> None:
-        self.run, self.history, self.console = run, _RecentValues(objective, optimizer, num_steps), console
+        self.run, self.history, self.console = run, history, console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)

@@ -235,6 +235,5 @@ def _generates(teacher: VideoAutoencoder) -> TypeGuard[CausalAutoencoder]:
 
 
 def _absolute(name: str) -> str:
-    """Return the absolute path of a folder, which a run's settings hold; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

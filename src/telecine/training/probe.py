@@ -15,10 +15,12 @@ from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 from telecine.autoencoders.pretrained import digest_of_encoder
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
+from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, iterate_validation_clips
-from telecine.evaluation.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser
+from telecine.evaluation.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser, row_and_features
+from telecine.evaluation.measure import frechet_undefined, load_frechet_network
 from telecine.evaluation.source import ModelSource
 from telecine.runs import Run
 from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -32,40 +34,41 @@ from telecine.training.tensor_files import EMA
 def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
     """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
 
-    The same call again resumes the run.
+    The same call again resumes the run; another model, other data, clips or settings have another run.
 
     Raises:
         ValueError: The model has no `encode` and `decode`, or there are no unseen videos.
         TrainingError, Interrupted: See `train`.
     """
-    probe, name = config.probe, digest_of_encoder(source.model.latent_model)[:8]
+    probe = config.probe
+    used = config.data, replace(probe, features=None), source.clips
+    name = f"{seed_of(digest_of_encoder(source.model.latent_model), source.title, repr(used)):016x}"
     settings = _train_config(source, config, folder / name)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
     if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
         contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
         raise argument_error("data", contract, "fewer", remedy)
+    device = next(source.model.parameters()).device
+
+    def videos() -> Iterator[Video]:
+        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
+        return (clip["video"][None].to(device) for clip in clips)
+
+    network = load_frechet_network(probe.features, settings.clips, device)
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     latents = _latents_of(clips, source.model, f"{folder / name}-latents", build_accelerator(settings))
+    if network and (reason := frechet_undefined(row_and_features(videos(), network)[1])):
+        raise argument_error("probe.features", "left out where the distance is undefined", reason, "Use more clips.")
     console.print(f"training a generator on the latents of {source.title}", soft_wrap=True)
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
+    linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
     result = train(settings, autoencoder=denoiser, console=console)
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None
-
-    def videos() -> Iterator[Video]:
-        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
-        return (clip["video"][None].to(denoiser.mean) for clip in clips)
-
     return measure_denoiser(
-        denoiser.eval(),
-        WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean))),
-        videos,
-        folder / f"{name}.mp4",
-        seed=probe.seed,
-        features=probe.features,
-        seconds=summary.seconds,
+        denoiser.eval(), linear, videos, folder / f"{name}.mp4", probe.seed, network, summary.seconds
     )
 
 

@@ -233,8 +233,7 @@ class WeightFiles:
         self._is_sharded = is_sharded
         # Its tensors have the same shapes, but all elements of one share their memory.
         self._without_memory = _copy_of(model, lambda _, x: torch.empty((), dtype=x.dtype).expand(x.shape))
-        frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
-        self.base = digest_of_tensors(frozen) if low_rank_layers(model) else None
+        self.base = _digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, folder: Path, name: str, statistics: LatentStatistics | None, weights: Mapping[str, Tensor]) -> None:
         """Write weights into `folder / name`, with the statistics of the latent if there are any."""
@@ -371,6 +370,10 @@ def _copy_module(source: nn.Module, *, into: nn.Module) -> None:
 def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
+
+
+def _digest_of_frozen(model: nn.Module) -> str:
+    return digest_of_tensors((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
 def _updates_file(folder: Path) -> Path:

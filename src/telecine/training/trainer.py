@@ -2,8 +2,8 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -35,7 +35,7 @@ from telecine.training.baseline import describe_metrics, prepare_linear, recorde
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_next
-from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
+from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
 from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
@@ -207,8 +207,8 @@ class Trainer:
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
             rollbacks = self.state.rollbacks
-            settings = self.config.objective, self.config.optimizer, self.config.steps
-            self.diagnostics = Diagnostics(self.files, *settings, console=self.console, rollbacks=rollbacks)
+            values = RecentValues(self.config.objective, self.config.optimizer, self.config.steps)
+            self.diagnostics = Diagnostics(self.files, values, console=self.console, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -253,7 +253,9 @@ class Trainer:
             self.checkpointer.wait()
             if stopped.__cause__ is not None:
                 self._print(f"cannot read the clips of step {self.state.step}; saved {saved or 'nothing'}")
-            raise stopped.__cause__ or Interrupted(saved) from None
+            if error := stopped.__cause__:
+                raise error from error.__cause__
+            raise Interrupted(saved) from None
 
     def _fork_rng(self) -> AbstractContextManager[None]:
         """Return a context in which the random numbers that a model draws change none of those of the updates."""
@@ -288,8 +290,8 @@ class Trainer:
         num_clips = config.clips_per_step(self.accelerator.num_processes)
         if config.dynamo_backend != "no":
             self._print("compiling: the first updates may take minutes")
-        batches = self.batches(stop)
-        with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
+        monitor = Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips)
+        with closing(self.batches(stop)) as batches, monitor:
             while self.state.step < config.steps:
                 with self._saved_if_stopped(stop) as check_stop:
                     micro_batches, error = read_next(batches)
@@ -308,7 +310,7 @@ class Trainer:
                     self._save(stop)
                 monitor.restart_clock()
 
-    def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
+    def batches(self, stop: StopRequest) -> Generator[list[MicroBatch], None, None]:
         """Yield the micro-batches of each remaining step, on the device of this process, see `ClipLoader`."""
         clips, accelerator = self.clips.train, self.accelerator
         per_step, num_ranks = self.config.gradient_accumulation_steps, accelerator.num_processes
@@ -445,7 +447,6 @@ def _describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
 
 
 def _summary_before(run: Run, console: Console) -> RunSummary | None:
-    """Return the summary of a run that is resumed, or None, with a warning if it is damaged."""
     try:
         return run.summary()
     except ValueError as damaged:
