@@ -31,8 +31,8 @@ from telecine.data.index import log_too_short
 from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
-from telecine.runs import find_checkpoint
-from telecine.runs.settings import SETTINGS_FILE, read_saved_settings
+from telecine.runs import Run, find_checkpoint
+from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
@@ -43,8 +43,7 @@ Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
-# A folder with one of them is a model, even if it contains videos.
-_MODEL_FILES = ("config.json", "model_index.json", SETTINGS_FILE)
+_MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them is a model, even if it contains videos
 
 
 def index_data(path: str | Path, clips: ClipConfig | None = None, *, name: str = "data") -> list[VideoInfo]:
@@ -244,7 +243,8 @@ def _video_source(
 def _contains_videos(path: Path) -> bool:
     if path.is_file():
         return kind_of(path) != ""
-    is_model = find_checkpoint(path) is not None or any((path / name).is_file() for name in _MODEL_FILES)
+    is_run = find_checkpoint(path) is not None or Run(path).settings_file.is_file()
+    is_model = is_run or any((path / name).is_file() for name in _MODEL_FILES)
     return not is_model and path.is_dir() and any(map(kind_of, files_below(path)))
 
 
