@@ -1,5 +1,7 @@
 """The best linear denoiser against its closed form, and a generator against it."""
 
+import math
+
 import pytest
 import torch
 from einops import rearrange
@@ -109,3 +111,16 @@ def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, mo
     assert found.samples == f"{tmp_path.name}/samples.mp4"
     info = index_video(samples)
     assert (info.height, info.width) == (3 * 32, 2 * 5 * 32)
+
+
+def test_the_distance_of_features_that_are_not_finite_is_nan(denoiser, monkeypatch, tmp_path):
+    """The clips are shown, and the losses known."""
+    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
+    monkeypatch.setattr(denoiser, "decode", lambda latent: torch.full((1, 3, 1, 32, 32), torch.nan))
+    clips, samples = torch.rand(5, 1, 3, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
+    linear = WienerFilter.fit(gaussian(40, seed=1))
+    network = lambda video: video.mean((2, 3, 4))  # noqa: E731
+    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, network, 1.0)
+    assert all(map(math.isnan, found.frechet.values()))
+    assert len(found.frechet) == 3
+    assert all(map(math.isfinite, found.losses))

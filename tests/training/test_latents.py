@@ -27,10 +27,10 @@ from telecine.training.latents import (
     _IDENTITY_FILE,
     _check_disk,
     _find_missing,
-    _identity_of,
     _LatentCache,
     describe_change,
     fill_latent_cache,
+    identity_of,
     measure_latents,
 )
 from telecine.training.step import MicroBatch, train_step
@@ -271,11 +271,11 @@ def test_missing_batches_are_those_with_a_new_clip(cached):
 def test_a_stale_cache_is_refused(cached, tmp_path):
     _, config = cached()
     trainer = Trainer(config, Console(quiet=True))
-    same = _identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
+    same = identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
     assert json.loads((tmp_path / "cache" / _IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
         trainer.state.autoencoder.decoder.linear.first.bias.add_(1)
-    assert _identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"
+    assert identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"
     trainer.close()
     changes = {
         "encoder, seed": {"seed": 1},

@@ -92,7 +92,22 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
         run(unseen)
     network.min_frames = 2
-    with pytest.raises(ValueError, match=r"`probe\.features` must be left out .* needs at least 7 clips, not 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"`probe\.features` must be left out here, but got transnetv2: needs at least 7 clips, not 4",
+    ):
         run(unseen)
     with pytest.raises(ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"):
         run([each for each in unseen if each != "--probe"])
+    write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)
+    with pytest.raises(ValueError, match=r"`probe\.val_data` must be held-out files with a decodable clip of 5 frames"):
+        run(unseen)
+
+
+def test_other_files_have_another_run_of_the_same_name_of_data(arguments, tmp_path):
+    options = [*arguments, "--probe.val_data", str(tmp_path / "unseen")]
+    run(options)
+    write_video(tmp_path / "data" / "four.mp4", moving(3), fps=25)
+    run(options)
+    runs = [each for each in (tmp_path / "latents" / "probe").iterdir() if (each / "metrics.jsonl").is_file()]
+    assert len(runs) == 2

@@ -150,7 +150,7 @@ def _latents(settings: LatentsConfig, models: list[str], *, output: str = "laten
 
     folder, train_one = Path(output), None
     if settings.probe != ProbeConfig() and not probe:
-        raise argument_error("probe", "left as it is without `--probe`", "other settings", "Add `--probe`.")
+        raise argument_error("probe", "left as it is without `--probe`", settings.probe, "Add `--probe`.")
     if probe:
         from telecine.training.probe import train_probe
 

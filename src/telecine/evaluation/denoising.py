@@ -17,6 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance
+from telecine.evaluation.measure import frechet_undefined
 from telecine.perceptual import as_rgb
 from telecine.report.clips import write_preview
 from telecine.report.video import as_shown
@@ -38,18 +39,13 @@ _MAX_VALUES = 1024
 class LatentProbe:
     """The measures of a generator of one model's latents."""
 
-    losses: list[float]
-    """Mean squared error of the velocity at each of `LEVELS`, on unseen videos."""
-    linear_losses: list[float]
-    """The same of the best linear denoiser of the training latents."""
-    patch: tuple[int, int, int]
-    """Frames, height and width of its patches."""
-    seconds: float
-    """Of the training."""
-    samples: str
-    """The video of unseen clips, their reconstructions and samples, from top to bottom; its path from the page."""
+    losses: list[float]  # mean squared error of the velocity at each of `LEVELS`, on unseen videos
+    linear_losses: list[float]  # the same of the best linear denoiser of the training latents
+    patch: tuple[int, int, int]  # frames, height and width of its patches
+    seconds: float  # of the training
+    samples: str  # path, from the page, of the video of unseen clips, reconstructions and samples, from top to bottom
     frechet: dict[str, float] = field(default_factory=dict)
-    """Frechet distances, by the names of the two sets."""
+    """Frechet distances, by the names of the two sets; NaN if features of one are not finite."""
 
     def shares(self) -> list[float]:
         """Return the loss at each level as a share of the linear denoiser's."""
@@ -94,14 +90,10 @@ class WienerFilter:
     velocity error of `v / ((1 - t)^2 v + t^2)`.
     """
 
-    patch: tuple[int, int, int]
-    """Frames, height and width of a patch."""
-    mean: Tensor
-    """Of a patch, `(D,)` in float64."""
-    eigenvalues: Tensor
-    """Of the covariance, `(D,)`."""
-    eigenvectors: Tensor
-    """Its columns, `(D, D)`."""
+    patch: tuple[int, int, int]  # frames, height and width of a patch
+    mean: Tensor  # of a patch, `(D,)` in float64
+    eigenvalues: Tensor  # of the covariance, `(D,)`
+    eigenvectors: Tensor  # its columns, `(D, D)`
 
     @classmethod
     def fit(cls, latents: Tensor, patch: tuple[int, int, int] | None = None) -> WienerFilter:
@@ -172,7 +164,10 @@ def measure_denoiser(
         patch=linear.patch,
         seconds=seconds,
         samples=f"{samples.parent.name}/{samples.name}",
-        frechet={f"{b} to {a}": frechet_distance(features=y, reference=x) for (a, x), (b, y) in pairs},
+        frechet={
+            f"{b} to {a}": math.nan if frechet_undefined(y, x) else frechet_distance(features=y, reference=x)
+            for (a, x), (b, y) in pairs
+        },
     )
 
 

@@ -160,14 +160,14 @@ class ProbeConfig(Settings):
     batch_size: Count = 16
     """Clips in an update."""
     num_clips: Count = 512
-    """Training clips. They are encoded once; a folder beside the run keeps their latents."""
+    """Training clips. A folder beside the run keeps their latents, which other settings of the generator share."""
     lr: Positive = 2e-3
     """Learning rate after a warm-up, before half a cosine. Larger sizes need a smaller one."""
     seed: int = 0
     """Seed of the weights, the clips and the noise."""
     features: str | None = field(default=None, metadata=PATH)
-    """Network of the Frechet distances between unseen clips, their reconstructions and as many samples, as `telecine
-    evaluate` has it: they need more clips than the network has features. Without it, they are not measured."""
+    """Network of the Frechet distances between unseen clips, their reconstructions and as many samples: the path of an
+    I3D as TorchScript, or "transnetv2". It needs more clips, see `max_clips`, than it has features (256)."""
 
 
 @dataclass(frozen=True)

@@ -169,11 +169,12 @@ def open_cache(
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
     check_output("latent_cache", None, folder)
     path, precision = Path(folder), accelerator.mixed_precision
-    on_first_process(lambda: _check_identity(path, _identity_of(model.latent_model, clips, precision)), accelerator)
+    on_first_process(lambda: _check_identity(path, identity_of(model.latent_model, clips, precision)), accelerator)
     return _LatentCache(path)
 
 
-def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
+def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
+    """Return what the latents of clips depend on, by name."""
     digest = sha256()
     for span in clips.spans:  # the name, size and modification time of each file, and its frames that are used
         source = span.info.path

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
-from telecine.autoencoders.pretrained import digest_of_encoder
+from telecine.autoencoders.pretrained import digest_of_tensors
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
-from telecine.data import ClipDataset, iterate_validation_clips
+from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
+from telecine.data.index_cache import fingerprint_of
 from telecine.evaluation.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser, row_and_features
 from telecine.evaluation.measure import frechet_undefined, load_frechet_network
 from telecine.evaluation.source import ModelSource
@@ -26,7 +27,7 @@ from telecine.runs import Run
 from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
-from telecine.training.latents import open_cache
+from telecine.training.latents import identity_of, open_cache
 from telecine.training.run import train
 from telecine.training.tensor_files import EMA
 
@@ -34,32 +35,38 @@ from telecine.training.tensor_files import EMA
 def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
     """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
 
-    The same call again resumes the run; another model, other data, clips or settings have another run.
+    The same call again resumes the run; another model, other files, clips or settings have another run.
 
     Raises:
-        ValueError: The model has no `encode` and `decode`, or there are no unseen videos.
+        ValueError: The model has no `encode` and `decode`, there are no unseen videos, or too few clips of them for the
+            Frechet distances.
         TrainingError, Interrupted: See `train`.
     """
-    probe = config.probe
-    used = config.data, replace(probe, features=None), source.clips
-    name = f"{seed_of(digest_of_encoder(source.model.latent_model), source.title, repr(used)):016x}"
-    settings = _train_config(source, config, folder / name)
+    probe, device = config.probe, next(source.model.parameters()).device
+    settings = _train_config(source, config)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
     if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
         contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
         raise argument_error("data", contract, "fewer", remedy)
-    device = next(source.model.parameters()).device
+    read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
 
     def videos() -> Iterator[Video]:
         clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
         return (clip["video"][None].to(device) for clip in clips)
 
     network = load_frechet_network(probe.features, settings.clips, device)
-    clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
-    latents = _latents_of(clips, source.model, f"{folder / name}-latents", build_accelerator(settings))
     if network and (reason := frechet_undefined(row_and_features(videos(), network)[1])):
-        raise argument_error("probe.features", "left out where the distance is undefined", reason, "Use more clips.")
-    console.print(f"training a generator on the latents of {source.title}", soft_wrap=True)
+        remedy = "A larger `max_clips`, and more unseen videos, give more clips."
+        raise argument_error("probe.features", "left out here", f"{probe.features}: {reason}", remedy)
+    clips, accelerator = ClipDataset(spans.train, settings.clips, seed=settings.seed), build_accelerator(settings)
+    of_latents = repr(identity_of(source.model.latent_model, clips, accelerator.mixed_precision))
+    unseen = [(fingerprint_of(span.info.path), span.first_frame, span.last_frame) for span in spans.held_out]
+    weights = digest_of_tensors(source.model.named_parameters())
+    name = f"{seed_of(of_latents, weights, repr(unseen), repr(replace(probe, features=None))):x}"
+    cache = str(folder / f"{seed_of(of_latents):x}-latents")
+    settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
+    latents = _latents_of(clips, source.model, cache, accelerator)
+    console.print(f"training a generator on the latents of {source.title}, in {settings.output_dir}", soft_wrap=True)
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
     linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
@@ -72,14 +79,13 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
     )
 
 
-def _train_config(source: ModelSource, config: LatentsConfig, folder: Path) -> TrainConfig:
+def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
     """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
     clips, probe = source.clips, config.probe
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     return TrainConfig(
         data=config.data,
         val_data=probe.val_data,
-        output_dir=str(folder),
         steps=probe.steps,
         batch_size=probe.batch_size,
         seed=probe.seed,
@@ -88,7 +94,6 @@ def _train_config(source: ModelSource, config: LatentsConfig, folder: Path) -> T
         val_clips=NUM_SHOWN,
         save_every=max(1, probe.steps // 4),
         latent_clips=0,
-        latent_cache=f"{folder}-latents",
         linear_baseline=False,
         linear_start=False,
         trackers=(),
