@@ -104,7 +104,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         run(unseen)
 
 
-def test_other_files_have_another_run_of_the_same_name_of_data(arguments, tmp_path):
+def test_other_files_in_the_same_folder_have_another_run(arguments, tmp_path):
     options = [*arguments, "--probe.val_data", str(tmp_path / "unseen")]
     run(options)
     write_video(tmp_path / "data" / "four.mp4", moving(3), fps=25)
