@@ -12,6 +12,7 @@ from telecine.evaluation.denoising import LEVELS
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
+from telecine.training import TrainingError
 
 CLIPS = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
 PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
@@ -104,10 +105,18 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         run(unseen)
 
 
-def test_other_files_in_the_same_folder_have_another_run(arguments, tmp_path):
-    options = [*arguments, "--probe.val_data", str(tmp_path / "unseen")]
-    run(options)
-    write_video(tmp_path / "data" / "four.mp4", moving(3), fps=25)
-    run(options)
-    runs = [each for each in (tmp_path / "latents" / "probe").iterdir() if (each / "metrics.jsonl").is_file()]
-    assert len(runs) == 2
+def test_other_files_in_the_same_folder_have_another_run(arguments, monkeypatch, tmp_path):
+    folders = []
+
+    def train(config, **_):
+        folders.append(config.output_dir)
+        raise TrainingError("it would train")
+
+    monkeypatch.setattr("telecine.training.probe.train", train)
+    for seed in (None, None, 3):
+        if seed is not None:
+            write_video(tmp_path / "data" / "four.mp4", moving(seed), fps=25)
+        with pytest.raises(TrainingError):
+            run([*arguments, "--probe.val_data", str(tmp_path / "unseen")])
+    first, again, changed = folders
+    assert first == again != changed
