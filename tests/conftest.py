@@ -26,6 +26,7 @@ install_import_hook(list(CHECKED), "beartype.beartype")
 
 ForkServer = runpy.run_path(str(Path(__file__).with_name("forks.py")))["ForkServer"]
 FORK_SERVER = pytest.StashKey()
+NUM_MODULES = pytest.StashKey()
 
 settings.register_profile("deterministic", derandomize=True, database=None)
 settings.load_profile("deterministic")
@@ -39,17 +40,28 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Exclude the objects of the imports from garbage collection, which each training run starts at its end."""
     needs_forks = any("forks" in getattr(item, "fixturenames", ()) for item in session.items)
     if needs_forks:
         for name in ("telecine.objective.video_autoencoder", "torch._dynamo", "torchmetrics"):
             import_module(name)
-    gc.collect()
-    gc.freeze()
+    _exclude_imports_from_collection(session.config)
     gc.set_threshold(10_000)  # 2 to 13 % less time in two comparisons
     gc.enable()
     if needs_forks:
         session.config.stash[FORK_SERVER] = ForkServer()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    if len(sys.modules) > item.config.stash[NUM_MODULES] + 50:
+        _exclude_imports_from_collection(item.config)
+
+
+def _exclude_imports_from_collection(config):
+    """Exclude the objects of imports from garbage collection, which each training run starts at its end."""
+    gc.collect()
+    gc.freeze()
+    config.stash[NUM_MODULES] = len(sys.modules)
 
 
 def pytest_unconfigure(config):
