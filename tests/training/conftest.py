@@ -1,10 +1,8 @@
 """Settings of tiny runs: 5 frames of 32 x 32 pixels of a real clip."""
 
-import gc
 import runpy
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -57,15 +55,6 @@ EVERY_TERM = validate(
     ),
 )
 EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def frozen_imports():
-    """Exclude what the first run imports from garbage collection, see `pytest_collection_finish`."""
-    for name in ("telecine.objective.video_autoencoder", "torch._dynamo", "torchmetrics"):
-        import_module(name)
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

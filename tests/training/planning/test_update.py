@@ -225,7 +225,6 @@ def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     assert any("discriminator" in part for part in found.flops)
 
 
-@pytest.mark.slow
 class Tubes(nn.Conv3d):
     """Features of clips."""
 
