@@ -159,6 +159,29 @@ def test_sizes_are_probed_without_sampling():
     CustomAutoencoder(Sampled()).check_clip(2, 4, 4)
 
 
+def test_a_generator_need_not_have_a_default():
+    class Noisy(Compressor):
+        def forward(self, video, sample_posterior, generator):
+            return super().forward(video) + sample_posterior * torch.rand(1, generator=generator)
+
+    CustomAutoencoder(Noisy()).check_clip(2, 4, 4)
+
+
+@pytest.mark.parametrize(("side", "size"), [(5, (10, 10)), (9, (18, 18)), (20, (40, 20))])
+def test_patches_of_other_sides(side, size):
+    model = nn.Sequential(nn.Conv3d(3, 3, (1, side, side), (1, side, side)), nn.Upsample(scale_factor=(1, side, side)))
+    assert CustomAutoencoder(model).covering_clip(1, 2 * side - 1, side) == (1, *size)
+
+
+def test_a_loss_that_is_no_tensor_is_refused():
+    class Returns(Compressor):
+        def forward(self, video):
+            return super().forward(video), {"kl": 0.0}
+
+    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of tensors and a latent"):
+        CustomAutoencoder(Returns())(clip())
+
+
 def test_another_output_size_is_refused():
     model = CustomAutoencoder(nn.AvgPool3d(2))
     with pytest.raises(ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"):

@@ -332,6 +332,13 @@ def test_enabling_gradient_checkpointing_compares_gradients_and_changes_no_state
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():
+    """LoRA then trains beside its weights."""
+    model = adapter("wan").requires_grad_(False)
+    model.enable_gradient_checkpointing()
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -262,6 +262,13 @@ def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(nam
         torch.testing.assert_close(gradient, own_gradient, rtol=1e-10, atol=1e-10 * own_gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("name", ["wan", "qwen_image"])
+def test_a_module_that_is_wrapped_again_is_the_same(name):
+    raw, video = tiny_model(name), tiny_clip(name)
+    once = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
+    assert torch.equal(DiffusersAutoencoder(raw)(video, sample_posterior=False).video, once)
+
+
 def test_without_gradients_wan_works_in_its_own_chunks_which_need_less_memory():
     raw, video = tiny_model("wan"), tiny_clip("wan")
     model, calls = DiffusersAutoencoder(raw), []

@@ -110,3 +110,4 @@ def test_videos_are_encoded_by_the_teacher():
     video = torch.zeros(1, 3, *CLIPS["wan"])
     assert vae.encode(video).latent_dist.mode().shape == (1, 4, 2, 2, 2)
     assert vae.encode(video, return_dict=False)[0].mode().shape == (1, 4, 2, 2, 2)
+    assert vae.to(torch.bfloat16).encode(video.bfloat16()).latent_dist.mode().isfinite().all()

@@ -276,6 +276,16 @@ class TestAutoencoder:
         vae.sampler = Sampler(steps, seed=1)
         assert (vae.decode(z) - video).abs().max() > 1e-3
 
+    def test_a_tile_has_the_levels_of_the_whole_frame(self, monkeypatch):
+        shifts = []
+        levels = Sampler.levels
+        monkeypatch.setattr(Sampler, "levels", lambda self, shift: shifts.append(shift) or levels(self, shift))
+        vae, z = model(shift=3.0, shift_pixels=256).eval(), latent()
+        size = tuple(vae.decode(z).shape[3:])
+        vae.sampler = Sampler(2, frame_size=size)
+        vae.decode(z[..., :1])
+        assert shifts[0] == shifts[1]
+
     def test_several_steps_differ_from_one_and_start_from_the_same_noise(self):
         vae, z = model().eval(), latent()
         one = vae.decode(z)

@@ -59,8 +59,3 @@ def test_merging_a_model_without_updates_returns_the_model():
     assert merge_low_rank(model) is model
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
     assert merge_low_rank(spectral) is spectral
-
-
-def test_a_rank_below_1_is_refused():
-    with pytest.raises(ValueError, match="`lora_rank` must be a positive int"):
-        add_low_rank(build(nn.Linear), ["0"], rank=0, alpha=1.0)

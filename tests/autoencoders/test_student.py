@@ -103,7 +103,8 @@ def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
 def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
     student = student_of(saved)
     clips = [video(1) for _ in range(4)]
-    latent = torch.cat([student.encode(clip).mode() for clip in clips])
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.cat([student.encode(clip).sample(generator) for clip in clips])
     student.start_from(clips)
     linear = PatchDecoder(4, 4, 4, 3)
     fit_decoder(linear, [(latent, torch.cat(clips))])
@@ -113,6 +114,21 @@ def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
     fresh = student_of(saved).decoder.network[0]
     assert first.shape == fresh(normalised).shape
     assert 0.2 < first.std() < 1.2
+
+
+@torch.no_grad()
+def test_a_channel_that_is_only_noise_has_a_small_weight_at_the_start(saved):
+    student = student_of(saved)
+    encoder = student.latent_model.encoder
+    for weight in encoder.linear.parameters():
+        weight[3] *= 1e-2
+    encoder.network[-1].conv.bias[4 + 3] = 0.0  # the logarithm of the variance
+    clips = [video(1) for _ in range(4)]
+    student.start_from(clips)
+    for clip in clips:
+        posterior = student.encode(clip)
+        modes, samples = student.decode(posterior.mode()), student.decode(posterior.sample())
+        assert (samples - clip).square().mean() < 2 * (modes - clip).square().mean()
 
 
 def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
@@ -176,6 +192,9 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     assert load_autoencoder(folder).teacher == "teacher"
     (folder.parent / "config.yaml").write_text(f"teacher: {saved}\n")
     assert load_autoencoder(folder).teacher == str(saved)
+    saved.rename(folder.parent / "teacher")  # both are moved
+    assert load_autoencoder(folder).teacher == str(folder.parent / "teacher")
+    (folder.parent / "teacher").rename(saved)
     (folder.parent / "config.yaml").write_text("teacher: /another\n")
     assert load_autoencoder(folder).teacher == "teacher"
     hub = StudentAutoencoder.of(teacher(), "owner/name", load_model_or_run, student_config("tiny", teacher(), CLIP))
@@ -230,6 +249,9 @@ def test_the_settings_of_a_student(tmp_path):
     path.write_text(SETTINGS)
     own = student_config(str(path), model, CLIP)
     assert (own.patch_size, own.channel_multipliers, own.base_channels) == (2, (1, 2), 8)
+    path.write_text("patch_size: 16\n")
+    with pytest.raises(ValueError, match=r"`patch_size` must be"):
+        student_config(str(path), model, CLIP)
     path.write_text("latent_channels: 8\n")
     with pytest.raises(ValueError, match=r"`latent_channels of .*` must be 4, the teacher's, but got 8"):
         student_config(str(path), model, CLIP)

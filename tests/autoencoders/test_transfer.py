@@ -10,6 +10,7 @@ from telecine.autoencoders import CausalVAE, LinearAutoencoder
 from telecine.autoencoders.transfer import _copy_matching, check_source, copy_from
 from telecine.base.randomness import seed_of
 from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import FlowConfig
 
 CONFIG = CausalVAEConfig(latent="4x8x8", base_channels=8, blocks_per_level=1)
 PARTS = ("encoder.linear", "encoder.network", "decoder.linear", "decoder.network")
@@ -65,6 +66,7 @@ def test_more_residual_blocks_reconstruct_the_same(num_blocks):
     [
         ({"latent_channels": 8}, []),
         ({"time_compression": 2}, []),
+        ({"time_compression": 2, "patch_size": 8, "channel_multipliers": (2,)}, []),
         ({"time_kernel": 1}, ["encoder.linear", "decoder.linear"]),  # the blocks of the lowest resolution are lost
         ({"decoder": "flow"}, ["encoder.linear", "encoder.network", "decoder.linear"]),
     ],
@@ -76,6 +78,24 @@ def test_an_output_layer_is_copied_with_all_that_it_reads(changes, whole):
     for part in (model.encoder, model.decoder):
         is_whole = part is model.encoder and "encoder.network" in whole
         assert part.network[-1].conv.weight.any() == is_whole
+
+
+def test_linear_maps_do_not_depend_on_the_patches_of_the_networks():
+    source, model = trained(), CausalVAE(replace(CONFIG, patch_size=8, channel_multipliers=(2,)))
+    counts = _copy_matching(source, into=model)
+    assert {name: some == total for name, (some, total) in counts.items()}.items() >= {
+        "encoder.linear": True,
+        "decoder.linear": True,
+    }.items()
+    assert not model.decoder.network[-1].conv.weight.any()
+
+
+def test_an_output_layer_that_predicts_something_else_is_not_copied():
+    config = replace(CONFIG, decoder="flow")
+    model = CausalVAE(replace(config, flow=FlowConfig(prediction="velocity")))
+    counts = _copy_matching(trained(replace(config, flow=FlowConfig(prediction="x0"))), into=model)
+    assert [name for name, (some, total) in counts.items() if some < total] == ["decoder.network"]
+    assert not model.decoder.network[-1].conv.weight.any()
 
 
 def test_other_models_are_refused(tmp_path):

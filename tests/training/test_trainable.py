@@ -10,6 +10,7 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.lora import low_rank_layers
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.state import MovingAverage
 from telecine.training.trainable import select_trainable
@@ -213,6 +214,16 @@ def test_lora_of_a_model_without_suitable_layers_is_refused(patterns):
     model.decoder = model.last_layer = nn.ConvTranspose3d(3, 3, 1)
     with pytest.raises(ValueError, match=r'`weights` must be "all" or "decoder" for a model without .* but got "lora"'):
         select_trainable(model, lora(patterns=patterns))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_lora_leaves_layers_out_whose_weights_are_computed(norm):
+    model = nn.Module()
+    model.decoder = nn.Sequential(norm(nn.Conv3d(3, 3, 1)), nn.Conv3d(3, 3, 1), nn.Conv3d(3, 3, 1))
+    model.last_layer = model.decoder[2].weight
+    select_trainable(model, lora())
+    assert low_rank_layers(model) == [model.decoder[1]]
 
 
 def lora(**changes):

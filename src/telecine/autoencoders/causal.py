@@ -213,7 +213,7 @@ class CausalAutoencoder(LatentAutoencoder):
         height, width = space * latent.shape[3], space * latent.shape[4]
         if noise is None:
             noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
-        levels = self.sampler.levels(self.config.flow.shift_of(height, width))
+        levels = self.sampler.levels(self.config.flow.shift_of(*(self.sampler.frame_size or (height, width))))
         return integrate(partial(self.decoder, latent), noise, levels)
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
@@ -286,7 +286,7 @@ class CausalVAE(CausalAutoencoder):
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
-        mean, logvar = call_with_cast_weights(self.encoder, video)
+        mean, logvar = call_with_cast_weights(self.encoder, video.to(self.last_layer.dtype))
         if self.bottleneck is None:
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)

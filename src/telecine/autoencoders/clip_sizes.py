@@ -27,9 +27,9 @@ _MAX_STEP = 32
 # Models with at least this many weights are probed on the meta device; for smaller ones, real tiny clips are faster.
 _LARGE_MODEL = 5_000_000
 # One of these sides fits every known model. The smallest that fits is the cheapest.
-_LARGE_SIDES = (32, 64, 96, 128, 112)
-_SIDES = (2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128)
-_STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64)
+_LARGE_SIDES = (32, 64, 96, 128, 112, 120, 72)
+_SIDES = (*range(2, 21, 2), 24, 28, 32, 36, 40, 48, 56, 60, 64, 72, 96, 112, 120, 128)
+_STEPS = (*range(1, 11), 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 60, 64)
 # Exceptions that models raise for a size that they do not support.
 _UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
 
@@ -127,7 +127,7 @@ class ClipSizes:
                 return next(size for side in _SIDES if self.reproduces(size := (found[0], side, side)))
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
-        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
+        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
         raise argument_error("module", contract, got + self._last_error, remedy)
 
     @cached_property

@@ -29,6 +29,8 @@ _METHODS = (
 )
 # Keys of the `config.json` beside a custom module's weights: the dotted path of its class, and the arguments of that.
 CLASS_PATH_KEY, ARGUMENTS_KEY = "_class_path", "_arguments"
+# Optional arguments of `forward`, as sizes are probed with them.
+_PROBED_WITH = {"sample_posterior": False, "generator": None}
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
@@ -68,8 +70,8 @@ class CustomAutoencoder(ProbedAutoencoder):
         self.module: nn.Module = getattr(module, "_orig_mod", module)
         # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
         self._compiled = () if self.module is module else (module,)
-        self.options = {"sample_posterior", "generator"} & set(inspect.signature(self.module.forward).parameters)
-        deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
+        self.options = _PROBED_WITH.keys() & set(inspect.signature(self.module.forward).parameters)
+        deterministic = {name: each for name, each in _PROBED_WITH.items() if name in self.options}
         channels = getattr(self.module, "in_channels", 3)
         self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic), channels)
         for name in _METHODS:
@@ -153,7 +155,7 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
         raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
 
 
-def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:
+def _reconstruct(module: nn.Module, video: Video, options: dict[str, Any]) -> Video:
     return _as_reconstruction(module(video, **options)).video
 
 
@@ -161,9 +163,10 @@ def _as_reconstruction(output: object) -> Reconstruction:
     output = output[:3] if isinstance(output, Reconstruction) else output
     parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
     video, losses, latent = parts if len(parts) == 3 else (*parts, None)
-    if not isinstance(video, Tensor) or not isinstance(losses, Mapping) or not isinstance(latent, Tensor | None):
+    are_losses = isinstance(losses, Mapping) and all(isinstance(loss, Tensor) for loss in losses.values())
+    if not isinstance(video, Tensor) or not are_losses or not isinstance(latent, Tensor | None):
         remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
-        contract = "a video, or a tuple of a video, a dict and a latent"
+        contract = "a video, or a tuple of a video, a dict of tensors and a latent"
         # Not a `ValueError`, which means an unsupported size while sizes are probed.
         raise argument_error("the module's output", contract, describe(output), remedy, TypeError)
     latent = None if latent is None else at_least_float32(latent)

@@ -114,12 +114,9 @@ class ChannelMoments:
         self.sums = torch.zeros(3, 0, dtype=torch.float64)  # number, sum and sum of squares of each channel
 
     def add(self, latent: Tensor) -> None:
-        """Add a latent `(B, C, ...)`; raise a `ValueError` if those before have another number of channels."""
+        """Add a latent `(B, C, ...)`, of as many channels as those before."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
         sums = torch.stack([rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)])
-        if self.sums.shape[1] not in (0, len(rows)):
-            contract = f"of {self.sums.shape[1]} channels, as the latents before"
-            raise argument_error("latent", contract, latent, "Measure one model at a time.")
         self.sums = sums if self.sums.shape[1] == 0 else self.sums + sums
 
     def statistics(self) -> LatentStatistics:

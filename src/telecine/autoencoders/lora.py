@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from telecine.base.checks import check_count
-
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -36,7 +34,6 @@ class _LowRankUpdate(nn.Module):
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
     """Freeze a model and add low-rank updates, which start at 0, to the linear layers and convolutions of `names`."""
-    check_count("lora_rank", rank)
     model.requires_grad_(False)
     for name in names:
         layer = model.get_submodule(name)

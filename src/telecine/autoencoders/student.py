@@ -83,7 +83,7 @@ class Student(LatentAutoencoder):
             return self._load(self.teacher)
         except FileNotFoundError as error:
             got = f"{self.teacher!r}, which does not exist"
-            remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in its config.json to its path."
+            remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in a copy's config.json."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -158,12 +158,15 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
-        """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents."""
-        moments = ChannelMoments()
+        """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents.
+
+        Like an update, it sees samples of the latents: a channel that is almost only noise must get a small weight.
+        """
+        moments, generator = ChannelMoments(), torch.Generator(self.last_layer.device).manual_seed(0)
 
         def pairs() -> Iterable[tuple[Tensor, Video]]:
             for video in videos:
-                latent = self.encode(video.to(self.last_layer.device)).mode()
+                latent = self.encode(video.to(self.last_layer.device)).sample(generator)
                 moments.add(latent)
                 yield latent, video
 
@@ -214,12 +217,12 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
             raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    # The teacher is in the run's settings, or in a folder beside the student.
+    # The teacher is in a folder beside the student, or in the run's settings.
     path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
-    if isinstance(path, str) and Student.public_name(path) == teacher:
-        teacher = path
-    elif beside.is_dir():
+    if beside.is_dir():
         teacher = str(beside)
+    elif isinstance(path, str) and Student.public_name(path) == teacher:
+        teacher = path
     return config, teacher, {"digest": digest, "normalisation": values}
 
 
@@ -245,7 +248,7 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
     patch = settings.get("patch_size", min(of_teacher["spatial_compression"], _LARGEST_PATCH))
     is_valid = isinstance(patch, int) and patch > 0  # else `validate` raises an error
-    num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
+    num_levels = (of_teacher["spatial_compression"] // patch).bit_length() or 1 if is_valid else 1
     multipliers = [min(2**level, _LARGEST_MULTIPLIER) for level in range(num_levels)]
     values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}
     return validate(CausalVAEConfig, values)

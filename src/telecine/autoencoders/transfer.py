@@ -45,6 +45,8 @@ def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int
     """
     old, new = dict(_layers(source)), dict(_layers(into))
     fits = {each for each in old.keys() & new if not mismatches(new[each].state_dict(), old[each].state_dict())}
+    flows = [each.config.flow.prediction for each in (source, into) if each.sampler is not None]
+    is_other = len({*flows}) > 1  # what the output layers of decoders that generate predict
     counts: dict[str, tuple[int, int]] = {}
     for place, layer in new.items():
         (module, name, _), is_copied = place, place in fits
@@ -52,6 +54,7 @@ def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int
             part = module.removesuffix("network")
             others = {each for each in {**old, **new} if each[0].startswith(part) and each[1] != _OUTPUT} - fits
             is_copied &= all(each not in old and isinstance(new[each], ResidualBlock) for each in others)
+        is_copied &= not (is_other and module == "decoder.network" and name == _OUTPUT)
         if is_copied:
             layer.load_state_dict(old[place].state_dict())
         copied, total = counts.get(module, (0, 0))
@@ -64,14 +67,14 @@ def _layers(model: CausalVAE) -> Iterator[tuple[tuple[str, str, int], nn.Module]
     """Yield the layers of the networks and the linear maps by their place, which does not depend on the model's depth.
 
     A place is the module; the kind of the layer with its number among those of the resolution, counted from the pixels;
-    and the side of a position in pixels.
+    and the side of a position in pixels, of a network.
     """
     for name, module in model.named_modules():
         if name.count(".") != 1 or name.partition(".")[0] not in ("encoder", "decoder"):
             continue
         is_network = isinstance(module, (CausalSequential, nn.ModuleList))
         layers = [*module.children()] if is_network else [module]
-        pixels, numbers = model.config.patch_size, Counter[str]()
+        pixels, numbers = model.config.patch_size if is_network else 1, Counter[str]()
         output = layers[-1] if name.endswith(".network") else None
         for layer in reversed(layers) if name == "decoder.network" else layers:
             kind = type(layer).__name__

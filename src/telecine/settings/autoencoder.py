@@ -119,11 +119,12 @@ class CausalVAEConfig(Settings):
     flow: FlowConfig = field(default_factory=FlowConfig)
     """With "flow": how it is trained."""
     size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
-    """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
-    and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
+    """A preset of `base_channels` and `blocks_per_level`, for those that are not set or, in Python, have their
+    default: 64 and 1 ("tiny"), 128 and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
     latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
-    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those of them that are not
-    set: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
+    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those that are not set or, in
+    Python, have their default: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX
+    ("8x32x32")."""
 
     def __post_init__(self, size: str | None, latent: str | None) -> None:
         defaults = {item.name: item.default for item in fields(self)}

@@ -84,7 +84,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     elif config.model is None or config.random_weights:
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
-            remedy = "Train a new student with `telecine distill`."
+            remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_model_or_run(config.model)

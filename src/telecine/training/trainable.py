@@ -55,11 +55,12 @@ def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
 
 def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> None:
     """Add LoRA updates to the chosen layers. If the last layer is one of them, train its weights instead."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, LAYERS)}
+    layers = {name: each for name, each in layers.items() if "weight" in each._parameters}  # not one of `weight_norm`
     candidates = list(layers) if config.patterns else _in_decoder(model, layers)
     if not candidates:
         contract = '"all" or "decoder" for a model without linear layers and convolutions'
-        remedy = "LoRA updates need such layers, not transposed; without `patterns`, in the decoder."
+        remedy = "LoRA updates need such layers, not transposed or with `weight_norm`; else, set `patterns`."
         raise argument_error("weights", contract, f'"lora" for {type(model).__name__}', remedy)
     names = _matching(candidates, config.patterns)
     last = [name for name in names if layers[name].weight is last_layer]

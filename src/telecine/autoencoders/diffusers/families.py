@@ -339,11 +339,11 @@ def prepare_for_training(module: DiffusersModel) -> None:
     for norm in module.modules():
         if type(norm).__name__ in CLASSES["rms_norm"] and norm.channel_first:
             norm.forward = partial(_normalise, norm)
-    for resample in module.modules():  # of Wan and QwenImage
+    for resample in module.modules():  # of Wan and QwenImage, if the module was not wrapped before
         mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
-        if mode == "downsample3d":
+        if mode == "downsample3d" and _downsample_time not in resample._forward_hooks.values():
             resample.register_forward_hook(_downsample_time, with_kwargs=True)
-        elif mode == "upsample3d":
+        elif mode == "upsample3d" and _upsample_time not in resample._forward_pre_hooks.values():
             resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):

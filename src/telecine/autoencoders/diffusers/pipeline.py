@@ -51,4 +51,4 @@ class PipelineVAE(ModelMixin, nn.Module):
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Return what the `encode` of the teacher, a diffusers model, returns."""
         teacher: Any = self.student.latent_model
-        return teacher.module.encode(x, return_dict=return_dict)
+        return teacher.module.encode(x.to(teacher.module.dtype), return_dict=return_dict)
