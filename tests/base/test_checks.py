@@ -43,6 +43,21 @@ def test_the_nearest_word_is_suggested():
     assert nearest("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
     assert nearest("x", ["hinge", "vanilla"]) == ""
     assert suggestion("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
+
+
+@pytest.mark.parametrize(
+    ("word", "similar"),
+    [
+        ("--lr", "--optimizer.lr"),
+        ("--learning_rate", "--optimizer.lr"),
+        ("--workers", "--clips.num_workers"),
+        ("--epochs", "--steps"),
+        ("--resume", None),
+    ],
+)
+def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, similar):
+    known = ["--optimizer.disc_lr", "--optimizer.lr", "--clips.num_workers", "--seed", "--steps", "--change_data"]
+    assert nearest(word, known) == (f"Did you mean `{similar}`?" if similar else "")
     assert suggestion(None, {"hinge": 1, "vanilla": 2}) == "Use one of: hinge, vanilla."
 
 

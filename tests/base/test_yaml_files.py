@@ -37,6 +37,12 @@ def test_what_is_refused(case, tmp_path):
     assert len(str(found.value)) < 400
 
 
+def test_an_error_of_the_parser_has_its_line(tmp_path):
+    (tmp_path / "settings.yaml").write_text("clips:\n  height: 64\n width: 3\n")
+    with pytest.raises(ValueError, match=r"did not find expected key in line 3.*indentation"):
+        read_yaml(tmp_path / "settings.yaml")
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_a_file_without_settings_is_read(tmp_path, text):
     path = tmp_path / "settings.yaml"

@@ -14,6 +14,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {"fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."}
+# Names that settings and values have elsewhere.
+_ELSEWHERE = {
+    **{"bf16": "mixed_precision", "epochs": "steps", "fp16": "mixed_precision", "gpu": "cuda", "recipe": "config"},
+    **{"learning_rate": "optimizer.lr", "lpips_weight": "objective.perceptual_weight", "save_steps": "save_every"},
+    "wandb": "trackers",
+}
 
 
 def describe(value: object) -> str:
@@ -50,11 +56,21 @@ def argument_error(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "Did you mean `...`?" with the known word nearest to `word`, or "" if none is similar."""
+    """Return "Did you mean `...`?" with the known word nearest to `word`, or "" if none is similar.
+
+    Before words that are spelled alike come those with all parts of `word`, such as `optimizer.lr` for `lr`.
+    """
     if word in _INSTEAD:
         return _INSTEAD[word]
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean `{matches[0]}`?" if matches else ""
+    name, names = word.lstrip("-"), {each.lstrip("-"): each for each in known}
+    matches = [each for each in names if _parts(name) <= _parts(each)]
+    matches = [min(matches, key=len)] if matches else difflib.get_close_matches(name, names, n=1)
+    matches = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else matches
+    return f"Did you mean `{names[matches[0]]}`?" if matches else ""
+
+
+def _parts(name: str) -> set[str]:
+    return {*name.replace(".", "_").split("_")}
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

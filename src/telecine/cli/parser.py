@@ -25,7 +25,7 @@ _TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.ya
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # instead of ending the process
-        raise ValueError(message)
+        raise ValueError(f"{message}. The command is `{self.usage}`.")
 
 
 @dataclass
@@ -46,6 +46,10 @@ class _Command:
         self.arguments = [
             (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
         ]
+        positional = [each for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
+        words = [each.name if each.default is each.empty else f"[{each.name}]" for each in positional]
+        words += ["[--NAME VALUE ...]"] if len(positional) < len(parameters) else []
+        self.usage = " ".join(["telecine", self.name, *words])
 
     def _settings(self, *, all_names: bool = False) -> list[Setting]:
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
@@ -60,7 +64,10 @@ class _Command:
             if not option.startswith("-") and get_origin(kind_at(self.settings, before.removeprefix("--"))) is tuple:
                 raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
             known = [*parser._option_string_actions, *(f"--{item.name}" for item in self._settings(all_names=True))]
-            raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
+            similar = nearest(option, known) if option.startswith("-") else ""
+            if os.path.exists(option) and kind_at(self.settings, "data") is not None:
+                similar = f"Did you mean `--data {option}`?"
+            raise ValueError(f"`{option}` is not an argument of this command. {similar}".rstrip())
         allow_code(*found.pop("allow_code", None) or [])
         texts = found.pop("settings")
         if self.settings is None:
@@ -94,7 +101,7 @@ class _Command:
         return ["gpu" if has_data else "demo"]
 
     def _parser(self) -> argparse.ArgumentParser:
-        parser = _Parser(add_help=False, allow_abbrev=False)
+        parser = _Parser(add_help=False, allow_abbrev=False, usage=self.usage)
         if self.settings is not None:
             text = _TEXTS["all"]["recipes" if self.trains else "config"]
             parser.add_argument("--config", action="append", metavar="FILE", help=text)
@@ -128,8 +135,7 @@ class _Command:
         found, _ = self._read(of_files, typed)
         values = merged(map(read_layer, self._files(found["config"], found["settings"])))
         parser = self._parser() if topic in ("", "all") else _Parser(add_help=False)
-        positional = [each.name for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
-        parser.usage = " ".join(["telecine", self.name, *positional, "[--NAME VALUE ...]"])
+        parser.usage = self.usage
         parser.description, parser.epilog = self.summary, epilog
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         _add_settings(parser, shown, values)

@@ -86,7 +86,7 @@ class MeasuredClips(ModelUse):
     """Height of a clip. Default: as in the training run; the videos' height if reconstructions are given as videos;
     else 256."""
     width: int | None = None
-    """Width of a clip. Default: like `height`."""
+    """Width of a clip. Its default does not depend on `height`: as in the training run, the videos' width, or 256."""
     stride: int | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
 

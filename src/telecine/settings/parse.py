@@ -39,8 +39,9 @@ def find_recipe(name: str | PathLike[str]) -> Path:
     if str(name) in known or path.is_file():
         return known.get(str(name), path)
     contract = f"a YAML file or a recipe ({', '.join(sorted(known))})"
-    remedy = nearest(str(name), known) or "Check the spelling."
-    raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
+    remedy = nearest(str(name), known) or ("Name the file in it." if path.is_dir() else "Check the spelling.")
+    got = f"{name}, {'a folder' if path.is_dir() else 'which does not exist'}"
+    raise argument_error("config", contract, got, remedy, FileNotFoundError)
 
 
 def describe_recipes() -> Iterator[str]:
