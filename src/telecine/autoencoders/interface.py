@@ -120,8 +120,7 @@ class VideoAutoencoder(nn.Module, ABC):
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 
-        Raises:
-            ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
+        A `ValueError` says that the video does not fit, or that the model cannot encode by itself, the default.
         """
         remedy = "Leave out what needs the encoder alone."
         raise argument_error("encode", "a method of the model", f"{type(self).__name__} without it", remedy)
@@ -129,8 +128,7 @@ class VideoAutoencoder(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
 
-        Raises:
-            ValueError: The model cannot decode by itself, which is the default; or the latent does not fit.
+        A `ValueError` says that the latent does not fit, or that the model cannot decode by itself, the default.
         """
         remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
@@ -170,10 +168,8 @@ class VideoAutoencoder(nn.Module, ABC):
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
 
-        The results, and in the backward pass the gradients, are those of whole clips.
-
-        Raises:
-            ValueError: The model does not support it, which is the default, or not this number of frames.
+        The results, and in the backward pass the gradients, are those of whole clips. A `ValueError` says that the
+        model does not support it, the default, or not this number of frames.
         """
         remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
         remedy += ", or give the model a method `enable_temporal_chunks`."

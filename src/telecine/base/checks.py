@@ -56,21 +56,15 @@ def argument_error(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "Did you mean `...`?" with the known word nearest to `word`, or "" if none is similar.
-
-    Before words that are spelled alike come those with all parts of `word`, such as `optimizer.lr` for `lr`.
-    """
+    """Return "Did you mean `...`?" with the known word that has all parts of `word` or is spelled alike, or ""."""
     if word in _INSTEAD:
         return _INSTEAD[word]
     name, names = word.lstrip("-"), {each.lstrip("-"): each for each in known}
-    matches = [each for each in names if _parts(name) <= _parts(each)]
-    matches = [min(matches, key=len)] if matches else difflib.get_close_matches(name, names, n=1)
+    parts = {each: {*each.replace(".", "_").split("_")} for each in (name, *names)}
+    matches = sorted((each for each in names if parts[name] <= parts[each]), key=len)
+    matches = matches or difflib.get_close_matches(name, names, n=1)
     matches = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else matches
     return f"Did you mean `{names[matches[0]]}`?" if matches else ""
-
-
-def _parts(name: str) -> set[str]:
-    return {*name.replace(".", "_").split("_")}
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:
