@@ -25,7 +25,7 @@ _TEXTS: dict[str, dict[str, str]] = read_package_yaml(__package__, "arguments.ya
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # instead of ending the process
-        raise ValueError(f"{message}. The command is `{self.usage}`.")
+        raise ValueError(message)
 
 
 @dataclass
@@ -46,10 +46,6 @@ class _Command:
         self.arguments = [
             (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
         ]
-        positional = [each for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
-        words = [each.name if each.default is each.empty else f"[{each.name}]" for each in positional]
-        words += ["[--NAME VALUE ...]"] if len(positional) < len(parameters) else []
-        self.usage = " ".join(["telecine", self.name, *words])
 
     def _settings(self, *, all_names: bool = False) -> list[Setting]:
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
@@ -101,7 +97,7 @@ class _Command:
         return ["gpu" if has_data else "demo"]
 
     def _parser(self) -> argparse.ArgumentParser:
-        parser = _Parser(add_help=False, allow_abbrev=False, usage=self.usage)
+        parser = _Parser(add_help=False, allow_abbrev=False)
         if self.settings is not None:
             text = _TEXTS["all"]["recipes" if self.trains else "config"]
             parser.add_argument("--config", action="append", metavar="FILE", help=text)
@@ -135,7 +131,9 @@ class _Command:
         found, _ = self._read(of_files, typed)
         values = merged(map(read_layer, self._files(found["config"], found["settings"])))
         parser = self._parser() if topic in ("", "all") else _Parser(add_help=False)
-        parser.usage = self.usage
+        positional = [each for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
+        words = [each.name if each.default is each.empty else f"[{each.name}]" for each in positional]
+        parser.usage = " ".join(["telecine", self.name, *words, "[--NAME VALUE ...]"])
         parser.description, parser.epilog = self.summary, epilog
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         _add_settings(parser, shown, values)

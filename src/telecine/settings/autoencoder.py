@@ -138,19 +138,16 @@ class CausalVAEConfig(Settings):
         super().__post_init__()
         for name, largest in _TABLES["largest"].items():
             self.refuse("largest", getattr(self, name) > largest, name=name, largest=largest)
-        self._check_levels()
-        self._check_codes()
-        of_code = 1 if self.bottleneck == "gaussian" else self.code_channels
-        are_codes = all(number < self.latent_channels and number % of_code == 0 for number in self.nested_channels)
-        self.refuse("nested_channels", not are_codes, of_code=of_code)
-
-    def _check_levels(self) -> None:
         self.refuse("patch_size", self.patch_size > self.spatial_compression)
         num_levels = (self.spatial_compression // self.patch_size).bit_length()
         example = tuple(2**i for i in range(num_levels))
         self.refuse("levels", len(self.channel_multipliers) != num_levels, number=num_levels, example=example)
-        for outer, inner in self.halvings():
-            self.refuse("steps between levels", max(outer, inner) > 4 * min(outer, inner))
+        steps = [max(outer, inner) / min(outer, inner) for outer, inner in self.halvings()]
+        self.refuse("steps between levels", max(steps, default=1) > 4)
+        self._check_codes()
+        of_code = 1 if self.bottleneck == "gaussian" else self.code_channels
+        are_codes = all(number < self.latent_channels and number % of_code == 0 for number in self.nested_channels)
+        self.refuse("nested_channels", not are_codes, of_code=of_code)
 
     def _check_codes(self) -> None:
         if self.bottleneck == "gaussian":
