@@ -409,6 +409,26 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
             evaluate(tmp_path, EvaluateConfig(**settings | changes))
 
 
+@pytest.mark.parametrize("name", ["wf_vae_25", "davis"])  # resized by torchvision and by Pillow
+def test_arrays_have_the_values_of_videos(name, run, tmp_path):
+    """Those of 16 bits are rounded to the 8 of the published figures."""
+    protocol, found = small(PROTOCOLS[name]), []
+    frames = waves(NUM_FRAMES, 40, 56, 1)
+    write_video(tmp_path / "a.mkv", frames, fps=25)
+    np.save(tmp_path / "a.npy", frames.numpy())
+    np.save(tmp_path / "b.npy", frames.numpy().astype(np.uint16) * 257)
+    for file in ("a.mkv", "a.npy", "b.npy"):
+        evaluation = run(protocol, data=str(tmp_path / file))
+        found.append((evaluation.metrics, evaluation.protocol.clips_sha256))
+    assert found[0] == found[1] == found[2]
+
+
+def test_whole_videos_that_are_too_short_for_the_i3d_are_refused(run, fake_i3d, tmp_path):
+    write_video(tmp_path / "a.mkv", waves(9, 40, 56), fps=25)
+    with pytest.raises(ValueError, match=r"`num_frames` must be at least 10 for fvd, but got 9 \(int\)\. Use longer"):
+        run(small(PROTOCOLS["davis"]), data=str(tmp_path), features=str(fake_i3d))
+
+
 def test_the_frechet_distance_of_single_clips(run, fake_i3d):
     """Means of the squared distance of `FakeI3D`'s features, as batches of one clip give."""
     protocol = replace(small(PROTOCOLS["wf_vae_25"]), num_frames=10)

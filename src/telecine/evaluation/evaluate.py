@@ -125,7 +125,7 @@ def _plan(
     clips = source.clips
     if isinstance(clips, PublishedProtocol):
         spans = clips.select(infos)
-        metric_set = load_published_metrics(clips, config.feature_network, device)
+        metric_set = load_published_metrics(clips, config.feature_network, spans, device)
         description = clips.describe(spans)
     else:
         spans = select_clips(infos, clips, config.clip_limit)

@@ -76,11 +76,14 @@ def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.
         return None
     if not clips.has_colours:
         raise _needs_colours("features", features, clips)
+    return _load_network(features, clips.num_frames, device)
+
+
+def _load_network(features: str, num_frames: int, device: torch.device) -> FeatureNetwork:
     network = load_feature_network(features, device)
-    if clips.num_frames < network.min_frames:
-        contract = f"at least {network.min_frames} for {network.name}"
-        remedy = "Set a larger `num_frames`, or leave `features` out."
-        raise argument_error("num_frames", contract, clips.num_frames, remedy)
+    if num_frames < network.min_frames:
+        contract, remedy = f"at least {network.min_frames} for {network.name}", "Use longer clips, or no `features`."
+        raise argument_error("num_frames", contract, num_frames, remedy)
     return network
 
 
@@ -99,15 +102,18 @@ def _metric_set(
     return MetricSet([name for name in names if name in KNOWN_METRICS], perceptual, network, backbones, absent)
 
 
-def load_published_metrics(protocol: PublishedProtocol, features: str | None, device: torch.device) -> MetricSet:
-    """Load the metrics of a protocol; raise a `ValueError` if a package is not installed."""
+def load_published_metrics(
+    protocol: PublishedProtocol, features: str | None, spans: Sequence[Span], device: torch.device
+) -> MetricSet:
+    """Load the metrics of a protocol; raise a `ValueError` if a package is missing, or a clip is too short for one."""
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
     (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     if features is not None:
-        network, absent = load_feature_network(features, device), {}
+        shortest = protocol.num_frames or min(span.num_frames for span in spans)
+        network, absent = _load_network(features, shortest, device), {}
     metric_set = _metric_set(protocol.metrics, absent, network, frechet, device)
     return replace(metric_set, per_clip_frechet=frechet == "fvd_single", values=protocol.measured_values)
 

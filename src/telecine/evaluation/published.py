@@ -151,6 +151,8 @@ class PublishedProtocol:
         except DecodeError as error:
             logger.warning("skipping a clip: %s", error)
             return None
+        if span.info.layout:  # an array
+            frames = bytes_from_video(video_from_bytes(frames))
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
         if (num_missing := (self.num_frames or 0) - num_frames) > 0:
             video = torch.cat([video, video[:, -1:].expand(-1, num_missing, -1, -1)], dim=1)
