@@ -221,6 +221,22 @@ def test_an_output_that_is_no_html_file_raises(runs, tmp_path, output):
         write_report(runs, tmp_path / output)
 
 
+def test_a_folder_of_other_videos_is_left_alone(runs, tmp_path):
+    """Also if its files have the names of copies."""
+    (mine := tmp_path / "my_videos" / "run-0-step-1.mp4").parent.mkdir()
+    mine.write_bytes(b"video")
+    with pytest.raises(ValueError, match=r"`output` must be .*, but got .*my\.html, beside .*my_videos\. Choose another"):
+        write_report([runs[0]], tmp_path / "my.html")
+    assert [*tmp_path.rglob("*")] == [mine.parent, mine]
+
+
+def test_the_videos_of_a_page_that_had_none_before(tmp_path):
+    run = write_run(tmp_path / "run", records(60))
+    write_report([run], is_live=True)
+    write_clips_of(run)
+    assert len([*write_report([run], is_live=True).with_name("report_videos").glob("*.mp4")]) > 1
+
+
 def test_no_run_raises():
     with pytest.raises(ValueError, match="`runs` must be at least one run's folder"):
         write_report([])

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from telecine import __version__
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, mark_output, write_text
+from telecine.base.files import OUTPUT_MARKER, atomic_write, mark_output, write_text
 from telecine.report.plots import METRICS, metric_label, plots_of
 from telecine.report.run import ReportedRun, not_comparable, read_runs, value_or_error
 from telecine.runs import Run
@@ -49,8 +49,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file; or all runs are
-            damaged. The page marks a damaged one beside others.
+        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file, or its folder of
+            videos has files of others; or all runs are damaged. The page marks a damaged one beside others.
     """
     folders = [Path(run) for run in runs]
     if not folders:
@@ -104,18 +104,24 @@ class _VideoFolder:
         if self.path.is_symlink() and Run(page.parent).exists():  # elsewhere, the link may be the user's
             contract, got = "in the run's folder itself", f"a symbolic link to {os.readlink(self.path)}"
             raise argument_error(str(self.path), contract, got, "Remove the link.")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / OUTPUT_MARKER).exists():
+            contract, got = "without other files in its folder of videos", f"{page}, beside {self.path}"
+            raise argument_error("output", contract, got, "Choose another name for the page.")
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
         if not self._names:
-            self.path.mkdir(exist_ok=True)
-            mark_output(self.path)
+            self._make()
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):
                 atomic_write(copy, lambda temporary: shutil.copy2(source, temporary))
             self._names.add(name)
         return self.url(name)
+
+    def _make(self) -> None:
+        self.path.mkdir(exist_ok=True)
+        mark_output(self.path)
 
     def url(self, name: str) -> str:
         return quote(os.fsencode(f"{self.path.name}/{name}"))
@@ -124,7 +130,7 @@ class _VideoFolder:
         """Write the script that calls `pageVersion` in a live page; a last time for pages that are still open."""
         path, script = self.path / _VERSION_FILE, f'pageVersion("{version or "finished"}");\n'
         if version is not None or path.exists():
-            self.path.mkdir(exist_ok=True)
+            self._make()
             write_text(path, script)
 
     def remove_others(self) -> None:
