@@ -4,6 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -192,6 +193,13 @@ def test_images_beside_videos_are_not_measured(images, videos, caplog):
     assert [path.name for path in find_videos(images)] == ["video.mp4"]
     assert f"2 images in {images} are not used beside its videos" in caplog.text
     assert [path.name for path in find_videos(images / "one.jpg")] == ["one.jpg"]
+
+
+def test_suffixes_in_capitals(images, tmp_path):
+    np.save(tmp_path / "in.npy", waves(2).numpy())
+    for name, output in ((images / "one.jpg", tmp_path / "out.PNG"), (tmp_path / "in.npy", tmp_path / "out.NPY")):
+        reconstruct(Identity(3), name, output, ReconstructConfig(device="cpu"))
+        assert output.read_bytes()[1:6] in (b"PNG\r\n", b"NUMPY")
 
 
 class Identity(torch.nn.Module):

@@ -79,7 +79,7 @@ def _reconstruct_file(
     model: VideoAutoencoder, info: VideoInfo, output: Path, config: ReconstructConfig, device: torch.device
 ) -> float:
     frame_psnr: list[Tensor] = []
-    limits = _depth_range(model, info, config) if config.compare else None
+    limits, suffix = _depth_range(model, info, config) if config.compare else None, output.suffix.lower()
 
     def chunks() -> Iterator[Tensor]:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
@@ -90,12 +90,12 @@ def _reconstruct_file(
             if config.compare:
                 yield side_by_side(inputs=shown[:1], reconstructions=shown[1:], limits=limits)
             else:
-                yield reconstruction if output.suffix == _NPY else shown[1]
+                yield reconstruction if suffix == _NPY else shown[1]
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == _NPY:
+    if suffix == _NPY:
         atomic_write(output, lambda partial: write_array(partial, info, chunks()))
-    elif output.suffix == _PNG:
+    elif suffix == _PNG:
         image = Image.fromarray(next(chunks())[0].squeeze(-1).numpy())
         atomic_write(output, lambda partial: image.save(partial, format="PNG"))
     else:
