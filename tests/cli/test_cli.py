@@ -445,6 +445,25 @@ def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_pat
     assert (tmp_path / "difference" / "comparison.png").is_file()
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [["evaluate", "model"], ["report", "run"], ["latents", "model"], ["reconstruct", "model", "a.mp4"], ["data", "a"]],
+)
+def test_every_output_is_a_path_on_this_machine_outside_the_data(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    error = error_of(capsys, *typed, "--output", "s3://bucket/out.mp4")
+    assert "`--output` must be a path on this machine, but got 's3://bucket/out.mp4'. Mount it" in error
+    if typed[0] in ("evaluate", "latents"):
+        error = error_of(capsys, *typed, "--data", str(tmp_path), "-o", ".")
+        assert "`-o` must be another folder than the data" in error
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tilde_of_an_output_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/out.txt" in error_of(capsys, "report", "run", "--output=~/out.txt")
+
+
 def test_evaluate_refuses_sizes_that_do_not_fit(model_folder, capsys):
     size = ["--num_frames", "6", "--height", "32", "--width", "32"]
     error = error_of(capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size)

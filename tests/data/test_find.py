@@ -85,11 +85,11 @@ def test_outputs_do_not_lie_beside_the_data(tmp_path: Path, monkeypatch: pytest.
     for data in (".", tmp_path, f"{tmp_path}/../{tmp_path.name}"):
         with pytest.raises(ValueError, match="`output_dir` must be another folder than the data, but got "):
             check_output("output_dir", data, tmp_path)
-    with pytest.raises(ValueError, match=r"`output_dir` must be a folder on this machine, but got 's3://bucket/run'\."):
+    with pytest.raises(ValueError, match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\."):
         check_output("output_dir", None, "s3://bucket/run")
     for data in ("run", tmp_path / "gone", "s3://bucket/run", None):
         check_output("output_dir", data, tmp_path)
-    with pytest.raises(ValueError, match=r"`output_dir` must be a folder on this machine, but got 's3://bucket/run'\."):
+    with pytest.raises(ValueError, match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\."):
         check_output("output_dir", None, "s3://bucket/run")
 
 

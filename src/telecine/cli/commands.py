@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
@@ -40,7 +40,17 @@ def run(typed: Sequence[str]) -> None:
     given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
     if given and chosen.trains:
         _say(f"settings of the environment: {', '.join(given)}")
+    if arguments.get("output"):
+        arguments["output"] = _checked_output(**arguments)
     chosen.run(**arguments)
+
+
+def _checked_output(output: str, *, settings: Any = None, **arguments: Any) -> str:
+    from telecine.data.find import check_output
+
+    data = arguments.get("path") or arguments.get("video") or getattr(settings, "data", None)
+    check_output("output", data, output := os.path.expanduser(output))
+    return output
 
 
 def _run_without_command(typed: Sequence[str]) -> None:
@@ -95,11 +105,9 @@ def _data(
     settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24, max_frames: int = 100_000
 ) -> None:
     """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
-    from telecine.data.find import check_output
     from telecine.data_report.inspect import inspect_data
     from telecine.data_report.page import print_data, write_data
 
-    check_output("--output", path, output)
     report = inspect_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
     print_data(_console, report)

@@ -148,9 +148,9 @@ def _files_at(path: File, is_used: Callable[[File], object] = _is_used) -> list[
 
 
 def check_output(name: str, data: str | PathLike[str] | None, output: str | PathLike[str]) -> None:
-    """Raise a `ValueError` if a folder to write to is an address, or the folder of the data; it may be inside it."""
+    """Raise a `ValueError` if a path to write to is an address, or the folder of the data; it may be inside it."""
     if "://" in str(output):
-        raise argument_error(name, "a folder on this machine", repr(output), "Mount it, or copy the folder afterwards.")
+        raise argument_error(name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards.")
     if data is not None and Path(data).is_dir() and Path(data).resolve() == Path(output).resolve():
         raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
 

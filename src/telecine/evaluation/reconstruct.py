@@ -61,8 +61,8 @@ def reconstruct(
     of_run = clips_of(checkpoint, model)
     arrays = {"layout": config.layout or of_run.layout, "range": config.range or of_run.range}
     clips = ClipConfig(channels=model.in_channels, **arrays)  # type: ignore[arg-type]
+    check_output("output", video, output)
     if Path(video).is_dir():
-        check_output("output", video, output)
         infos = by_name(index_data(video, clips, name="video"), video)
     else:
         infos = {"": index_video(video, clips)}
