@@ -82,7 +82,9 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     psnr = reconstruct(model_folder, videos / "one.mp4", output, config)
     info = index_video(output)
     assert (info.num_frames, info.height, info.width, info.fps) == (26, 48, 64, 25)
-    frames, reconstruction = run(load_model(model_folder, "ema", CPU), index_video(videos / "one.mp4"), **vars(config))
+    frames, reconstruction = run(
+        load_model(model_folder, ReconstructConfig(), CPU), index_video(videos / "one.mp4"), **vars(config)
+    )
     target = frames.movedim(-1, 1).double() / 127.5 - 1
     error = (reconstruction.double() - target).square().mean((1, 2, 3))
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), abs=1e-4)
@@ -157,7 +159,9 @@ def images(tmp_path):
 def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     output = tmp_path / "new" / "out.png"
     psnr = reconstruct(model_folder, images / "one.jpg", output, ReconstructConfig(device="cpu", tile=16))
-    frames, reconstruction = run(load_model(model_folder, "ema", CPU), index_video(images / "one.jpg"), tile=16)
+    frames, reconstruction = run(
+        load_model(model_folder, ReconstructConfig(), CPU), index_video(images / "one.jpg"), tile=16
+    )
     assert frames.shape == (1, 24, 28, 3)
     assert torch.equal(read_clip(index_video(output), 0, 1), bytes_from_video(reconstruction.transpose(0, 1)))
     error = (reconstruction.double() - frames.movedim(-1, 1).double() / 127.5 + 1).square().mean()

@@ -182,6 +182,13 @@ class TestVideoSource:
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
         assert (opened.clips.height, opened.clips.width) == (32, 32)
 
+    @pytest.mark.parametrize("alpha", [255, 90])
+    def test_alpha_is_not_measured_which_a_line_says(self, tmp_path, caplog, alpha):
+        frames = torch.cat([waves(2), torch.full((2, 48, 64, 1), alpha, dtype=torch.uint8)], dim=-1)
+        write_video(tmp_path / "a.mkv", frames, fps=25)
+        self.open(tmp_path / "a.mkv", tmp_path / "a.mkv")
+        assert ("a.mkv has alpha, but reconstructions as files are measured as RGB" in caplog.text) == (alpha < 255)
+
     @pytest.mark.parametrize("fps", [10, 60])
     def test_a_protocol_takes_the_frames_of_the_input_at_any_frame_rate(self, tmp_path, fps):
         for folder, rate in (("data", 30), ("reconstructions", fps)):

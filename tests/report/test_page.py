@@ -225,7 +225,9 @@ def test_a_folder_of_other_videos_is_left_alone(runs, tmp_path):
     """Also if its files have the names of copies."""
     (mine := tmp_path / "my_videos" / "run-0-step-1.mp4").parent.mkdir()
     mine.write_bytes(b"video")
-    with pytest.raises(ValueError, match=r"`output` must be .*, but got .*my\.html, beside .*my_videos\. Choose another"):
+    with pytest.raises(
+        ValueError, match=r"`output` must be .*, but got .*my\.html, beside .*my_videos\. Choose another"
+    ):
         write_report([runs[0]], tmp_path / "my.html")
     assert [*tmp_path.rglob("*")] == [mine.parent, mine]
 

@@ -62,9 +62,7 @@ class LatentProbe:
 
 
 @torch.no_grad()
-def velocity_losses(
-    predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int = 0
-) -> list[float]:
+def velocity_losses(predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
 
     `predict` maps noisy latents `(B, C, t, h, w)` and their level to the velocity. `latents` are batches of normalised

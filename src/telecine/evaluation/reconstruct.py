@@ -57,7 +57,7 @@ def reconstruct(
     """
     config = config or ReconstructConfig()
     device = pick_device(config.device)
-    model = load_model(checkpoint, config.weights, device, config)
+    model = load_model(checkpoint, config, device)
     of_run = clips_of(checkpoint, model)
     arrays = {"layout": config.layout or of_run.layout, "range": config.range or of_run.range}
     clips = ClipConfig(channels=model.in_channels, **arrays)  # type: ignore[arg-type]

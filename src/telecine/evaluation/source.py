@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -19,11 +20,13 @@ from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
     DataError,
+    DecodeError,
     Span,
     VideoInfo,
     find_videos,
     index_videos,
     iterate_validation_clips,
+    read_clip,
     whole_video,
 )
 from telecine.data.find import files_below, sources_of
@@ -33,7 +36,7 @@ from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat
 from telecine.settings.evaluate import ModelUse
 from telecine.settings.validate import validate
 
@@ -171,7 +174,7 @@ def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips
 
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
-    model = load_model(checkpoint, config.weights, device, config)
+    model = load_model(checkpoint, config, device)
     title = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
     if _checkpoint_of(checkpoint):
         title = f"{title}, weights {config.weights}"
@@ -200,15 +203,12 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
     return PROTOCOLS[config.protocol] if isinstance(config, EvaluateConfig) and config.protocol else None
 
 
-def load_model(
-    checkpoint: Model, weights: SavedWeights, device: torch.device, config: ModelUse | None = None
-) -> VideoAutoencoder:
+def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
     """Return an autoencoder, see `Model`, on the device, in eval mode, with the steps and seed of `config` if given."""
     if not isinstance(checkpoint, nn.Module):
-        checkpoint = load_model_or_run(checkpoint, weights)
+        checkpoint = load_model_or_run(checkpoint, config.weights)
     model = as_video_autoencoder(checkpoint)
-    if config is not None:
-        model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
+    model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
     return model.to(device).eval()
 
 
@@ -229,6 +229,7 @@ def _video_source(
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     _changed_sampler(None, config, "reconstructions as videos")
     matches = _match_videos(infos, data=data, reconstructions=reconstructions)
+    _log_alpha(next(iter(matches.values())))
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
         sizes = sorted({(info.height, info.width) for info in infos})
@@ -238,6 +239,12 @@ def _video_source(
             raise argument_error("data", "files of one size", got, remedy)
         clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
+
+
+def _log_alpha(info: VideoInfo) -> None:
+    with suppress(DecodeError):  # which measuring it tells
+        if not info.layout and (read_clip(info, 0, 1, pixels=PixelFormat("rgba"))[..., 3] < 255).any():
+            logger.warning("%s has alpha, but reconstructions as files are measured as RGB", info.path)
 
 
 def _contains_videos(path: Path) -> bool:

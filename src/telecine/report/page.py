@@ -49,8 +49,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file, or its folder of
-            videos has files of others; or all runs are damaged. The page marks a damaged one beside others.
+        ValueError: A folder is not that of a run, or is given twice; the output is not an HTML file, or its folder of
+            videos has other files; or all runs are damaged. The page marks a damaged one beside others.
     """
     folders = [Path(run) for run in runs]
     if not folders:
