@@ -22,6 +22,7 @@ from telecine.evaluation.compare import (
     compare,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
+from telecine.evaluation.paper_table import make_table
 from telecine.evaluation.protocol import DEFINITIONS
 
 METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
@@ -149,6 +150,41 @@ def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_p
         (folders[-1] / "metrics.json").write_text(json.dumps(figures))
     last = compare(*folders).differences[-1]
     assert (last.name, last.mean, last.interval, last.better) == ("fvd", -20, None, "undecided")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("clips.json", "", r"clips\.json` must be JSON, but got other text \(Expecting value"),
+        (
+            "clips.json",
+            "[]",
+            "` must be an evaluation as it was written, but got other clips or metrics than in its prot",
+        ),
+        ("clips.json", json.dumps([{"source": "a", "psnr": 1.0}] * NUM_CLIPS), "but got other clips or metrics than"),
+        ("clips.json", "{}", "but got {} .* as `per_clip` "),
+        ("metrics.json", '{"psnr": 1}', "but got other clips or metrics than"),
+        ("protocol.json", "{}", "but got no value as `protocol.data` "),
+    ],
+)
+def test_damaged_evaluations_are_named(worse, tmp_path, name, content, message):
+    shutil.copytree(worse, other := tmp_path / "other")
+    (other / name).write_text(content)
+    for compared in (compare, lambda *folders: make_table(folders)):
+        with pytest.raises(ValueError, match=f"^`.*other.*{message}"):
+            compared(worse, other)
+
+
+def test_no_protocol_is_left_beside_the_figures_of_another(worse, tmp_path, monkeypatch):
+    shutil.copytree(worse, folder := tmp_path / "other")
+
+    def fail(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", fail)
+    with pytest.raises(OSError, match="full"):
+        Evaluation({}, [], {}, EvaluationProtocol("", 1, 1, 1, 1, "", "", {})).write(folder)
+    assert not (folder / "protocol.json").exists()
 
 
 def test_a_folder_without_an_evaluation_raises(worse, tmp_path):

@@ -51,7 +51,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     """Each metric's mean over clips, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, object]]
+    per_clip: list[dict[str, float | str]]
     """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
@@ -60,6 +60,7 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
+        (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -185,6 +186,7 @@ def _summarize(
         absent=absent,
         **description,
     )
+    rows: list[dict[str, float | str]]
     rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 

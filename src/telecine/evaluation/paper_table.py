@@ -1,6 +1,5 @@
 """A table of evaluations of the same clips, for a paper: LaTeX (booktabs) and Markdown."""
 
-import json
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 
 from telecine.base.checks import argument_error
-from telecine.base.files import atomic_write, read_json
-from telecine.evaluation.compare import _check_protocols
-from telecine.evaluation.evaluate import CLIPS_FILE, METRICS_FILE, PROTOCOL_FILE
+from telecine.base.files import atomic_write
+from telecine.evaluation.compare import _check_protocols, _read_evaluation
 from telecine.evaluation.protocol import better_values, describe_clips
 
 # By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.
@@ -40,18 +38,18 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     if len(folders) < 2:
         got = " ".join(map(str, folders)) or "nothing"
         raise argument_error("compare", "two or more evaluations", got, "Pass their output folders.")
-    first, *others = protocols = [read_json(Path(folder) / PROTOCOL_FILE) for folder in folders]
+    protocols, means, clips = zip(*(_read_evaluation(Path(folder)) for folder in folders), strict=True)
+    first, *others = protocols
     for protocol in others:
         _check_protocols(first, protocol)
-    means = [read_json(Path(folder) / METRICS_FILE) for folder in folders]
-    spreads = [_spread(json.loads((Path(folder) / CLIPS_FILE).read_text(encoding="utf-8"))) for folder in folders]
+    spreads = [*map(_spread, clips)]
     columns = [["", *map(str, folders)]]
     for name in (name for name in first["metrics"] if all(name in protocol["metrics"] for protocol in protocols)):
         arrow, badness = _BETTER[better_values(first["metrics"][name])]
         cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
         columns.append([f"{name} {arrow}", *cells])
     spread = ", ± half of its 95 % interval between videos" if any(spreads) else ""
-    data = f"of {first['num_videos']} videos in {first['data']}"
+    data = f"of {len({clip['source'] for clip in clips[0]})} videos in {first['data']}"
     caption = f"{describe_clips(first)}, {data}. Mean over clips{spread}; the best figures are bold."
     rows = [*zip(*columns, strict=True)]
     tables = {"table.md": _in_markdown(rows, caption), "table.tex": _in_latex(rows, caption)}
