@@ -17,7 +17,7 @@ from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_page import _render_latents, write_latents
-from telecine.evaluation.latents import TRANSFORMS, _drift, measure_latent_spaces
+from telecine.evaluation.latents import TRANSFORMS, measure_latent_spaces
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .conftest import TINY
@@ -69,8 +69,29 @@ def test_the_drift_from_the_base(report):
     assert first.drift == {"correlation": pytest.approx([1.0] * 4), "relative_error": 0.0}
     assert second.drift["correlation"] == pytest.approx([1.0] * 4)
     assert second.drift["relative_error"] > 0.1
-    with pytest.raises(ValueError, match=r"`base` must be a model with latents of shape \(4, 1, 2, 2\)"):
-        _drift(torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 8, 1, 2, 2))
+
+
+def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_model, videos):
+    other = CausalVAE(replace(TINY, latent_channels=8)).eval()
+    config = LatentsConfig(data=str(videos), base="other", **SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load_model", lambda checkpoint, *_: other if checkpoint == "other" else tiny_model)
+        with pytest.raises(
+            ValueError, match=r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one wi"
+        ):
+            measure_latent_spaces(["model"], config, probe=pytest.fail)
+
+
+@pytest.mark.parametrize(("value", "dead"), [(0.5, 4), (math.nan, math.nan)])
+def test_a_constant_latent_is_dead_as_in_training(tiny_model, videos, monkeypatch, value, dead):
+    constant = torch.full((1, 4, 2, 4, 6), value)
+    monkeypatch.setattr(latents, "_encode_all", lambda *_: constant)
+    config = LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})
+    space = measure_latent_spaces([tiny_model], config).models[0]
+    figures = {"dead channels": space.figures()["dead channels"], "mean std": space.figures()["mean std"]}
+    of_training = latents.latent_summary(constant)
+    assert figures == pytest.approx({"dead channels": dead, "mean std": of_training["std"]}, nan_ok=True)
+    assert of_training["dead_channels"] == pytest.approx(dead, nan_ok=True)
 
 
 def test_the_protocol_says_what_was_measured(report, videos):
@@ -181,7 +202,12 @@ def test_names_that_are_not_utf8(report, tmp_path):
 def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, capsys):
     sizes = [f"--{name}={value}" for name, value in {**SIZE, "max_clips": 1}.items()]
     output = tmp_path / "new" / "folder"
-    assert main(["latents", str(model_folder), "--data", str(videos), "-o", str(output), *sizes]) == 0
+    (tmp_path / "file").touch()
+    typed = ["latents", str(model_folder), "--data", str(videos), *sizes, "-o"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents, "measure_latent_spaces", pytest.fail)
+        assert main([*typed, str(tmp_path / "file" / "latents")]) == 2, "before anything is measured"
+    assert main([*typed, str(output)]) == 0
     written = json.loads((output / "latents.json").read_text())
     assert written["models"][0]["title"] == str(model_folder)
     assert written["protocol"]["num_clips"] == 1

@@ -163,6 +163,7 @@ def _latents(settings: LatentsConfig, models: list[str], *, output: str = "laten
         from telecine.training.probe import train_probe
 
         train_one = partial(train_probe, config=settings, folder=folder / "probe", console=_console)
+    folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     report = measure_latent_spaces(models, settings, train_one)
     report.print_to(_console)
     page = write_latents(report, folder)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.latent import ChannelMoments
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
@@ -64,6 +63,10 @@ def _kurtosis(latents: Tensor) -> list[float]:
 
 def _dead_channels(std: list[float]) -> list[int]:
     return [index for index, value in enumerate(std) if value <= DEAD_FRACTION * max(std)]
+
+
+def _num_dead(std: list[float]) -> float:
+    return float(len(_dead_channels(std))) if all(map(math.isfinite, std)) else math.nan
 
 
 def _covariance_eigenvalues(latents: Tensor) -> list[float]:
@@ -144,7 +147,7 @@ def latent_summary(latents: Tensor) -> dict[str, float]:
     std = _channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),
-        "dead_channels": float(len(_dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
+        "dead_channels": _num_dead(std),
         "effective_rank": _effective_rank(_covariance_eigenvalues(latents)),
         "high_frequencies": _high_frequency_share(latents),
     }
@@ -200,7 +203,7 @@ class LatentSpace:
         changed = [values["mse"] for name, values in self.equivariance.items() if name != "none"]
         found = {
             "channels": float(len(self.channels.std)),
-            "dead channels": float(len(self.channels.dead)),
+            "dead channels": _num_dead(self.channels.std),
             "mean std": sum(self.channels.std) / len(self.channels.std),
             "effective rank": self.effective_rank,
             "high frequencies": self.spectrum.high_frequencies["latent"],
@@ -261,6 +264,10 @@ def measure_latent_spaces(
     same = replace(config, **size, stride=clips.stride)  # all models encode the same clips
     sources = [first, *(model_source(model, same, device) for model in models[1:])]
     base = None if config.base is None else model_source(config.base, same, device)
+    if base is not None:
+        blank = [torch.zeros(1, first.model.in_channels, *size.values())]
+        for source in sources:
+            _check_base(_encode_all(source, blank), _encode_all(base, blank))
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
     probes = [None if probe is None else probe(source) for source in sources]
     videos, digest = _find_clips(infos, clips, config.clip_limit)
@@ -316,7 +323,7 @@ def _find_clips(infos: Sequence[VideoInfo], clips: ClipConfig, max_clips: int) -
 
 
 @torch.no_grad()
-def _encode_all(source: ModelSource, videos: _ClipsOnDisk) -> Tensor:
+def _encode_all(source: ModelSource, videos: _ClipsOnDisk | list[Video]) -> Tensor:
     """Return the latents of clips, `(B, C, t, h, w)` on the CPU."""
     device = next(source.model.parameters()).device
     latents = []
@@ -334,18 +341,16 @@ def _measure_space(
 ) -> LatentSpace:
     """Return the measures of one model on clips; `reference` has the latents of the base model."""
     latents = _encode_all(source, videos)
-    moments = ChannelMoments()
-    moments.add(latents)
-    statistics = moments.statistics()
+    std, mean = (values.tolist() for values in torch.std_mean(_channel_rows(latents), 1, correction=0))
     eigenvalues = _covariance_eigenvalues(latents)
     small = torch.cat([_scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
     frequency, latent_power = _radial_spectrum(latents)
-    equivariance, noise_psnr, nested_psnr = _decode_changed(source.model, videos, latents, statistics.std)
+    equivariance, noise_psnr, nested_psnr = _decode_changed(source.model, videos, latents, std)
     shares = {"latent": _high_frequency_share(latents), "video": _high_frequency_share(small)}
     return LatentSpace(
         title=source.title,
         shape=list(latents.shape[1:]),
-        channels=Channels(statistics.mean, statistics.std, _kurtosis(latents), _dead_channels(statistics.std)),
+        channels=Channels(mean, std, _kurtosis(latents), _dead_channels(std)),
         eigenvalues=eigenvalues,
         effective_rank=_effective_rank(eigenvalues),
         spectrum=_Spectrum(frequency, latent_power, _radial_spectrum(small)[1], shares),
@@ -397,10 +402,13 @@ def _decode_changed(
     return equivariance, noise_psnr, nested_psnr
 
 
-def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
+def _check_base(latents: Tensor, reference: Tensor) -> None:
     if latents.shape != reference.shape:
         expected, got = (tuple(each.shape[1:]) for each in (latents, reference))
         raise argument_error("base", f"a model with latents of shape {expected}", f"one with {got}", "Leave it out.")
+
+
+def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
     z, z_base = _channel_rows(latents), _channel_rows(reference)
     centred, centred_base = (x - x.mean(1, keepdim=True) for x in (z, z_base))
     norms = centred.norm(dim=1) * centred_base.norm(dim=1)
