@@ -94,9 +94,16 @@ def tensors(folder):
 
 
 @pytest.mark.slow
-def test_a_run_writes_all_its_files(tiny, with_pictures):
+def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    def append(history, value):
+        folders = dict(Run(history.path.parent).validation_folders())
+        assert "val/psnr" not in value or value["step"] in folders, "the clips are there when a validation is recorded"
+        append_before(history, value)
+
+    append_before = History.append
+    monkeypatch.setattr(History, "append", append)
     result = train(tiny(steps=4, val_every=4, save_every=2, trackers=("tensorboard",)), console=quiet())
     assert {path.name for path in result.run.iterdir()} == {
         ".telecine-output",

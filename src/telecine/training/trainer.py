@@ -388,9 +388,9 @@ class Trainer:
         step = self.state.step
         values = {f"val/{name}": value for name, value in result.metrics.items()}
         latent = {f"latent/{name}": value for name, value in result.latent.items()}
+        write_clips(self.files, step, result.clips, fps=result.fps)  # first: with its record, a validation is done
         self._add_record(values | self.linear | lag | latent)
         log_preview(self.accelerator.trackers, step, result.picture, result.fps)
-        write_clips(self.files, step, result.clips, fps=result.fps)
         write_preview(self.files.video_file, result.picture, result.fps)
         self._print(f"step {step}: held-out {describe_metrics(result.metrics)}")
         if result.latent:
