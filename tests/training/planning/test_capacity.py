@@ -136,6 +136,31 @@ def test_a_plan_for_a_card_has_no_time_of_this_cpu(light, monkeypatch):
     assert not re.search(r"\d h\b", made.speed)
 
 
+def test_with_sharding_every_row_is_of_sharded_weights(light, monkeypatch):
+    monkeypatch.setattr(capacity, "_plan_in_processes", lambda plan, configs: [update_plan(30 * MB)] * len(configs))
+    monkeypatch.setattr(capacity, "_describe_speed", lambda *_: "")
+    monkeypatch.setattr(capacity, "_saved_by_sharding", lambda model, num_processes: num_processes * MB)
+    plain, sharded = (make_plan(light(sharding=name), 200 * MB, 4) for name in ("none", "fsdp2"))
+    extra = plain.largest[-1]
+    assert "sharding" in extra.title
+    assert [row.one_clip for row in sharded.largest] == [extra.one_clip] * (len(plain.largest) - 1)
+    console = Console(record=True, width=200)
+    sharded.print_to(console)
+    text = console.export_text()
+    assert re.search(r"float32, sharded +\n? *over 4 processes", text)
+    assert re.search(r"saved by sharding .* -0\.00 GiB .*\n.* all .* 0\.02 GiB", text)
+
+
+def test_clips_of_one_frame_have_no_number_of_frames_that_fits(light, monkeypatch):
+    monkeypatch.setattr(capacity, "_plan_in_processes", lambda plan, configs: [update_plan(30 * MB)] * len(configs))
+    monkeypatch.setattr(capacity, "_describe_speed", lambda *_: "")
+    made = make_plan(light(clips=ClipConfig(num_frames=1, height=32, width=32)), 200 * MB, 4)
+    console = Console(record=True, width=200)
+    made.print_to(console)
+    row = next(line for line in console.export_text().splitlines() if "as configured" in line)
+    assert row.split("│")[3].strip() == "-"
+
+
 @pytest.mark.parametrize(("weight", "every", "expected"), [(0.0, 2, []), (10.0, 1, []), (10.0, 2, [0.0])])
 def test_updates_without_the_penalty_are_planned_if_there_are_both(light, monkeypatch, weight, every, expected):
     def plan_in_processes(plan, configs):

@@ -62,11 +62,14 @@ _CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 class _LargestBatch(NamedTuple):
-    """The clips of the configured size and, about, the frames of a single one that fit with some switches, or 0."""
+    """The clips of the configured size and, about, the frames of a single one that fit with some switches, or 0.
+
+    For clips of one frame no other length is planned: there are no frames then.
+    """
 
     title: str
     batch_size: int
-    num_frames: int
+    num_frames: int | None
     one_clip: int  # bytes that an update with one clip needs at most
 
 
@@ -85,7 +88,10 @@ class _Plan:
         for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
             cells = (update.held.get(part, 0), update.at_peak.get(part, 0), most)
             table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
-        table.add_row("all", gigabytes(update.resident), gigabytes(update.peak), "", style="bold")
+        if update.saved:
+            table.add_row("saved by sharding", *[gigabytes(-update.saved)] * 2, "")
+        peak = update.peak - update.saved
+        table.add_row("all", gigabytes(update.resident - update.saved), gigabytes(peak), "", style="bold")
         console.print(table)
         if HOST_COPY not in update.held:
             host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
@@ -93,7 +99,7 @@ class _Plan:
         console.print(self.speed, soft_wrap=True)
         if HOST_COPY not in update.held:
             console.print(_table_of_cards(update, is_half=self.is_half))
-        if update.peak > self.memory * _USED_FRACTION:
+        if peak > self.memory * _USED_FRACTION:
             console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
         usable = f"{gigabytes(self.memory)}, of which {_USED_FRACTION:.0%} are used"
         # Texts, as the console of the commands shows the line breaks of plain strings.
@@ -102,7 +108,7 @@ class _Plan:
             Column("settings", overflow="fold"), *map(Column, titles), title=f"what fits {usable}; frames are estimates"
         )
         for row in self.largest:
-            counts = (str(row.batch_size or "none"), str(row.num_frames or "none"))
+            counts = (str(row.batch_size or "none"), "-" if row.num_frames is None else str(row.num_frames or "none"))
             fits.add_row(row.title, *counts, gigabytes(row.one_clip))
         console.print(fits)
         console.print(update.describe_largest_part(), soft_wrap=True)
@@ -124,22 +130,27 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     others = [unpenalised] if is_lazy else []
     plan = partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
+    saved, is_sharded = _saved_by_sharding(model, num_processes), config.sharding != "none"
+    if is_sharded:
+        plans = [replace(each, saved=saved) for each in plans]
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
     dtype = HALF.get(config.mixed_precision, torch.float32)
     speed = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
     by_title = dict(zip(to_plan, plans, strict=False))
     usable = int(memory * _USED_FRACTION)
-    last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
-    sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
-    by_title[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
+    if not is_sharded:
+        last = [each for (_, num_frames), each in by_title.items() if num_frames == clips.num_frames][-1]
+        sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
+        by_title[sharded] = replace(last, saved=saved)
     largest = list(_what_fits(by_title, clips.num_frames, _lengths(model, clips), usable))
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / _USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
-    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
+    shards = f", sharded over {num_processes} processes" if is_sharded else ""
+    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}{shards}"
     return _Plan(title, update, speed, memory, largest, is_half=config.mixed_precision != "no")
 
 
@@ -203,7 +214,7 @@ def _what_fits(
         room = usable - one_clip
         more = room / (growth * of_clip) if growth else 0 if room >= 0 else -math.inf
         frames = shortest + int(num_frames + more - shortest) // step * step if num_frames + more >= shortest else 0
-        yield _LargestBatch(title, plan.largest_batch(usable), frames, one_clip)
+        yield _LargestBatch(title, plan.largest_batch(usable), frames if num_frames > 1 else None, one_clip)
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
