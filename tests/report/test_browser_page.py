@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,16 +51,17 @@ def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS) for name, value in values.items()]
+    clips.append(replace(clips[0], metrics={}, source="without"))
     write_clips(Run(run), 20, clips, fps=FPS)
 
     def check(page: Page) -> None:
         wait_for_frame(page, 0)
         cells = page.locator("#clip-table tbody tr td:nth-child(2)")
-        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00"]
+        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00", "\u2013"]
         page.click("#clip-table thead th:nth-child(2) button")
-        assert cells.all_inner_texts() == ["20.00", "30.00", "\u2013"]
+        assert cells.all_inner_texts() == ["20.00", "30.00", "\u2013", "\u2013"]
         page.click("#clip-table thead th:nth-child(2) button")
-        assert cells.all_inner_texts() == ["30.00", "20.00", "\u2013"]
+        assert cells.all_inner_texts() == ["30.00", "20.00", "\u2013", "\u2013"]
 
     assert check_page(context, write_report([run]), check) == []
 
@@ -222,28 +224,39 @@ def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
 
 
 def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
-    run = write_run(tmp_path / "run", records(20))
-    write_report([run], is_live=True)
+    run, other = (write_run(tmp_path / name, records(20)) for name in ("run", "other"))
+    write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS)
+    page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:
+        wait_for_frame(page, 0)
         page.locator("#smoothing").fill("0.9")
+        legends = page.get_by_role("button", name="other", exact=True), page.locator("#charts .legend button").nth(1)
+        for button in (*legends, page.get_by_role("button", name="Loop")):
+            button.click()
+        page.select_option("#speed", "2")
+        page.get_by_role("button", name="Zoom in").click()
         page.get_by_label("Dark", exact=True).check()
         page.evaluate("look()")
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"step": 21, "train/lr": 0.5}\n')
-        write_report([run], is_live=True)
+        write_report([run, other], page_file, is_live=True)
         with page.expect_navigation():
             page.evaluate("look()")
         page.locator("#charts").wait_for()
         assert page.locator("#summary b").first.inner_text() == "21"
         assert page.input_value("#smoothing") == "0.9"
         assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
-        write_report([run])
+        assert page.locator("button[aria-pressed=false]").count() == 3
+        for button in (*legends, page.get_by_role("button", name="Loop")):
+            assert button.get_attribute("aria-pressed") == "false"
+        assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 ×")
+        write_report([run, other], page_file)
         with page.expect_navigation():
             page.evaluate("look()")
         assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
 
-    assert check_page(context, run / "report.html", check) == []
+    assert check_page(context, page_file, check) == []
 
 
 def chart(page: Page, title: str):

@@ -92,6 +92,16 @@ def test_it_plays_and_pauses(page):
     assert int(page.get_attribute("#player", "data-shown")) == number
 
 
+def test_it_plays_from_the_first_frame_on_after_the_last(page):
+    page.select_option("#speed", "0.1")
+    page.get_by_role("button", name="Last frame").click()
+    wait_for_frame(page, STAMPED_FRAMES - 1)
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("n => document.getElementById('player').dataset.shown !== n", arg=str(STAMPED_FRAMES - 1))
+    assert page.get_attribute("#player", "data-shown") == "0"
+    page.get_by_role("button", name="Pause").click()
+
+
 def test_without_loop_it_ends_at_the_last_frame(page):
     page.get_by_role("button", name="Loop").click()
     page.select_option("#speed", "2")

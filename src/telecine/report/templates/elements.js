@@ -27,9 +27,9 @@ function short(value, digits = 4) {
   return String(Number(value.toPrecision(digits))).replace("-", "−");
 }
 
-/** Format a number for a column, with the same number of digits for values of similar size; a dash for null. */
+/** Format a number for a column, with the same number of digits for values of similar size; a dash for a missing one. */
 function even(value) {
-  if (value === null) return "–";
+  if (value == null) return "–";
   return value.toFixed(Math.abs(value) < 10 ? 4 : 2).replace("-", "−");
 }
 

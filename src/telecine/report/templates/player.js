@@ -222,7 +222,7 @@ class Player {
   // ---- playback
 
   play() {
-    if (this.frame === this.clip.num_frames - 1) this.frame = 0;
+    if (this.frame === this.clip.num_frames - 1) this.show(0);
     this.setPlaying(true);
     this.restartClock();
     this.tick(this.round);
