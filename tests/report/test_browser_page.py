@@ -250,7 +250,7 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         assert page.locator("button[aria-pressed=false]").count() == 3
         for button in (*legends, page.get_by_role("button", name="Loop")):
             assert button.get_attribute("aria-pressed") == "false"
-        assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 ×")
+        assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
         write_report([run, other], page_file)
         with page.expect_navigation():
             page.evaluate("look()")

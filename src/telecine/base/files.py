@@ -90,7 +90,8 @@ def remove(path: Path) -> None:
 
 
 def mark_output(folder: Path) -> None:
-    """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
+    """Mark a folder with videos that telecine writes, and make it if needed. Data sets leave such folders out."""
+    folder.mkdir(parents=True, exist_ok=True)
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
     write_text(folder / OUTPUT_MARKER, note)  # replaces a link of that name
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
@@ -40,17 +40,13 @@ def run(typed: Sequence[str]) -> None:
     given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
     if given and chosen.trains:
         _say(f"settings of the environment: {', '.join(given)}")
-    if arguments.get("output"):
-        arguments["output"] = _checked_output(**arguments)
+    if output := arguments.get("output"):
+        from telecine.data.find import check_output
+
+        data = arguments.get("path") or arguments.get("video") or getattr(arguments.get("settings"), "data", None)
+        arguments["output"] = os.path.expanduser(output)
+        check_output("output", data, arguments["output"])
     chosen.run(**arguments)
-
-
-def _checked_output(output: str, *, settings: Any = None, **arguments: Any) -> str:
-    from telecine.data.find import check_output
-
-    data = arguments.get("path") or arguments.get("video") or getattr(settings, "data", None)
-    check_output("output", data, output := os.path.expanduser(output))
-    return output
 
 
 def _run_without_command(typed: Sequence[str]) -> None:

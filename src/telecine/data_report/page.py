@@ -33,7 +33,6 @@ _MAX_IN_VIDEO = 120  # clips: frames of H.264 have at most 16 384 rows
 
 def write_data(report: DataReport, folder: Path) -> Path:
     """Write data.html, data.json, clips.mp4 and, if there are cuts, scenes.csv into a folder; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
     shown = report.clips[:_MAX_IN_VIDEO]

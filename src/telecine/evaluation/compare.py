@@ -1,11 +1,10 @@
 """Comparison of two evaluations of the same clips: differences in each metric with bootstrap intervals, and plots."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from rich.console import Console
@@ -14,17 +13,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.evaluate import (
-    CLIPS_FILE,
-    COLOURS,
-    FRAMES_FILE,
-    METRICS_FILE,
-    PROTOCOL_FILE,
-    Evaluation,
-    plot_frames,
-)
-from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS
-from telecine.runs.history import as_dataclass
+from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, _read_evaluation, plot_frames
+from telecine.evaluation.protocol import DEFINITIONS
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
@@ -101,24 +91,6 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     if output is not None:
         _write(comparison, folders, Path(output))
     return comparison
-
-
-def _read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
-    """Return the protocol of an evaluation, its means and its clips; raise a `ValueError` if one is damaged."""
-    protocol, means = (read_json(folder / name) for name in (PROTOCOL_FILE, METRICS_FILE))
-    contract, remedy = "an evaluation as it was written", "Evaluate again."
-    try:
-        clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
-    values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
-    evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
-    names = evaluation.protocol.metrics.keys()
-    of_clip = {name for name in names - SET_DEFINITIONS.keys() if not name.startswith("flat_")} | {"source"}
-    is_whole = names <= means.keys() and all(of_clip <= clip.keys() for clip in clips)
-    if not is_whole or not len(clips) == evaluation.protocol.num_clips > 0:
-        raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
-    return protocol, means, clips
 
 
 def _check_protocols(first: _Table, second: _Table) -> list[str]:

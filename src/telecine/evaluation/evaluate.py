@@ -1,5 +1,6 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
-from telecine.base.files import atomic_write, write_json
+from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
 from telecine.evaluation.flow import DISFlow, WarpingError
 from telecine.evaluation.measure import (
@@ -27,10 +28,11 @@ from telecine.evaluation.measure import (
     process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol, better_values, describe_clips
+from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS, EvaluationProtocol, better_values, describe_clips
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
+from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
@@ -49,14 +51,11 @@ COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 class Evaluation:
     """The results of an evaluation: of the set, of each clip and of each frame position, and its protocol."""
 
-    metrics: dict[str, float]
-    """Each metric's mean over clips, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, float | str]]
-    """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
+    metrics: dict[str, float]  # each metric's mean over clips, and the Frechet distance of the whole set
+    per_clip: list[dict[str, float | str]]  # each clip's metrics, with its file (`source`) and first frame (`start`)
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
-    protocol: EvaluationProtocol
-    """What was measured and how."""
+    protocol: EvaluationProtocol  # what was measured and how
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
@@ -75,6 +74,24 @@ class Evaluation:
         console.print(table)
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
+
+
+def _read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
+    """Return the protocol of an evaluation, its means and its clips; raise a `ValueError` if one is damaged."""
+    protocol, means = (read_json(folder / name) for name in (PROTOCOL_FILE, METRICS_FILE))
+    contract, remedy = "an evaluation as it was written", "Evaluate again."
+    try:
+        clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
+    values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
+    evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
+    names = evaluation.protocol.metrics.keys()
+    of_clip = {name for name in names - SET_DEFINITIONS.keys() if not name.startswith("flat_")} | {"source"}
+    is_whole = names <= means.keys() and all(of_clip <= clip.keys() for clip in clips)
+    if not is_whole or not len(clips) == evaluation.protocol.num_clips > 0:
+        raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
+    return protocol, means, clips
 
 
 def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
@@ -152,9 +169,8 @@ def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, co
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
-        difference = TilingDifference(
-            model, config.chunk, config.overlap_frames, Tiling.of(config.tile, config.tile_overlap)
-        )
+        tiling = Tiling.of(config.tile, config.tile_overlap)
+        difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
@@ -170,8 +186,7 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 def _summarize(
     results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
 ) -> Evaluation:
-    metrics = {**mean_over_clips([result.metrics for result in results]), **flat}
-    absent = dict(metric_set.absent)
+    metrics, absent = mean_over_clips([each.metrics for each in results]) | flat, dict(metric_set.absent)
     definitions = {name: str(definition) for name, definition in DEFINITIONS.items()}
     if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
@@ -186,8 +201,7 @@ def _summarize(
         absent=absent,
         **description,
     )
-    rows: list[dict[str, float | str]]
-    rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]
+    rows = [dict[str, float | str](source=each.source, start=each.start, **each.metrics) for each in results]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 
 

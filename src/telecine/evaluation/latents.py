@@ -178,8 +178,7 @@ class LatentSpace:
     """The measures of one model; `DEFINITIONS` says how each is defined."""
 
     title: str
-    shape: list[int]
-    """Of the latent of a clip: channels, frames, height, width."""
+    shape: list[int]  # of the latent of a clip: channels, frames, height, width
     channels: Channels
     eigenvalues: list[float]
     effective_rank: float
@@ -189,14 +188,12 @@ class LatentSpace:
     equivariance: dict[str, dict[str, float]]
     """`mse` and `psnr` by transformation; "none" is the reconstruction."""
     noise_psnr: dict[str, float]
-    codes: dict[str, float] = field(default_factory=dict)
-    """See `code_usage`; empty for a continuous latent."""
+    codes: dict[str, float] = field(default_factory=dict)  # see `code_usage`; empty for a continuous latent
     nested_psnr: dict[str, float] = field(default_factory=dict)
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
-    probe: LatentProbe | None = None
-    """How well a generator does that was trained on it, if one was."""
+    probe: LatentProbe | None = None  # how well a generator does that was trained on it, if one was
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""

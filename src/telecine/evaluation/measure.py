@@ -39,15 +39,11 @@ class MetricSet:
     """The metrics of one evaluation, with their networks."""
 
     built_in: Sequence[str]
-    perceptual: Mapping[str, nn.Module]
-    """LPIPS modules by metric name."""
+    perceptual: Mapping[str, nn.Module]  # LPIPS modules by metric name
     features: FeatureNetwork | None
-    backbones: Mapping[str, str]
-    """The weights of each network, by metric name."""
-    absent: Mapping[str, str]
-    """The reason for each metric that cannot be measured."""
-    per_clip_frechet: bool = False
-    """Whether the Frechet distance is that of sets of one clip each."""
+    backbones: Mapping[str, str]  # the weights of each network, by metric name
+    absent: Mapping[str, str]  # the reason for each metric that cannot be measured
+    per_clip_frechet: bool = False  # whether the Frechet distance is that of sets of one clip each
     values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
     """Maps inputs and reconstructions to the values that are measured."""
     requested: Sequence[Callable[..., dict[str, float]]] = ()
@@ -76,14 +72,10 @@ def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.
         return None
     if not clips.has_colours:
         raise _needs_colours("features", features, clips)
-    return _load_network(features, clips.num_frames, device)
-
-
-def _load_network(features: str, num_frames: int, device: torch.device) -> FeatureNetwork:
     network = load_feature_network(features, device)
-    if num_frames < network.min_frames:
+    if clips.num_frames < network.min_frames:
         contract, remedy = f"at least {network.min_frames} for {network.name}", "Use longer clips, or no `features`."
-        raise argument_error("num_frames", contract, num_frames, remedy)
+        raise argument_error("num_frames", contract, clips.num_frames, remedy)
     return network
 
 
@@ -110,10 +102,9 @@ def load_published_metrics(
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
     (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
-    network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
-    if features is not None:
-        shortest = protocol.num_frames or min(span.num_frames for span in spans)
-        network, absent = _load_network(features, shortest, device), {}
+    shortest = ClipConfig(num_frames=protocol.num_frames or min(span.num_frames for span in spans))
+    network = load_frechet_network(features, shortest, device)
+    absent = {} if network else {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     metric_set = _metric_set(protocol.metrics, absent, network, frechet, device)
     return replace(metric_set, per_clip_frechet=frechet == "fvd_single", values=protocol.measured_values)
 
@@ -122,15 +113,12 @@ def load_published_metrics(
 class ClipResult:
     """The results of one clip."""
 
-    index: int
-    """Its position among the selected clips."""
+    index: int  # its position among the selected clips
     source: str
-    start: int
-    """Position of its first frame in the file."""
+    start: int  # position of its first frame in the file
     metrics: Mapping[str, float]
     per_frame: Mapping[str, list[float]]
-    sha256: str
-    """Hash of its input's pixels at 8 bits."""
+    sha256: str  # hash of its input's pixels at 8 bits
     features: tuple[Tensor, Tensor] | None = None
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
 

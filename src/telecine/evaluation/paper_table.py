@@ -10,7 +10,8 @@ import torch
 
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write
-from telecine.evaluation.compare import _check_protocols, _read_evaluation
+from telecine.evaluation.compare import _check_protocols
+from telecine.evaluation.evaluate import _read_evaluation
 from telecine.evaluation.protocol import better_values, describe_clips
 
 # By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.

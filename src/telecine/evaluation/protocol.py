@@ -14,11 +14,9 @@ GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 
 @dataclass(frozen=True)
 class _Definition:
-    text: str
-    """Formula, settings, source and averaging."""
+    text: str  # formula, settings, source and averaging
     better: Literal["larger", "smaller", "nearest to 0", "nearest to 1"] = "larger"
-    min_side: int = 1
-    """Smallest height and width of a frame."""
+    min_side: int = 1  # smallest height and width of a frame
     min_frames: int = 1
 
     def __str__(self) -> str:

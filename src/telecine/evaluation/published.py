@@ -209,8 +209,6 @@ class PublishedProtocol:
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
-        fields = asdict(self)
-        del fields["needs_features"]
         return {
             "num_frames": self.num_frames,
             "height": self.crop,
@@ -221,7 +219,7 @@ class PublishedProtocol:
             "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
             "frame_stride": max(self._stride(span.info) for span in spans),
             "reconstruction": _VALUES[self.values],
-            "published": fields,
+            "published": {name: value for name, value in asdict(self).items() if name != "needs_features"},
         }
 
 

@@ -17,22 +17,11 @@ from telecine.autoencoders.interface import check_channels, sampling
 from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
-from telecine.data import (
-    Clip,
-    DataError,
-    DecodeError,
-    Span,
-    VideoInfo,
-    find_videos,
-    index_videos,
-    iterate_validation_clips,
-    read_clip,
-    whole_video,
-)
-from telecine.data.find import files_below, sources_of
-from telecine.data.index import log_too_short
+from telecine.data import Clip, DataError, DecodeError, Span, VideoInfo, iterate_validation_clips, read_clip
+from telecine.data.find import files_below, find_videos, sources_of
+from telecine.data.index import index_videos, log_too_short
 from telecine.data.index_cache import IndexCache
-from telecine.data.source import as_source, is_address, kind_of, resolve_source
+from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import read_saved_settings
@@ -88,8 +77,7 @@ class ModelSource:
 
     model: VideoAutoencoder
     clips: ClipConfig | PublishedProtocol
-    title: str
-    """The folder of the model, and which of its weights; for the protocol."""
+    title: str  # the folder of the model, and which of its weights; for the protocol
 
     def sampler(self) -> dict[str, object]:
         """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
@@ -107,11 +95,9 @@ class ModelSource:
 class VideoSource:
     """Reads the reconstruction of each clip from another video, in the same way as the clip."""
 
-    matches: Mapping[str, VideoInfo]
-    """The reconstruction of each video, by the path of the video."""
+    matches: Mapping[str, VideoInfo]  # the reconstruction of each video, by the path of the video
     clips: ClipConfig | PublishedProtocol
-    title: str
-    """The folder of the reconstructions, for the protocol."""
+    title: str  # the folder of the reconstructions, for the protocol
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the same frames of the matching video; raise a `ValueError` if they cannot be decoded."""

@@ -20,8 +20,7 @@ from telecine.settings import Tiling, check_overlap
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
     """Yield chunks `(T, ...)` of `num_frames` frames or, the last one, fewer; neighbours share `overlap` frames."""
     check_overlap(num_frames, overlap)
-    chunk: list[Tensor] = []
-    num_new = 0
+    chunk, num_new = list[Tensor](), 0
     for frame in frames:
         chunk.append(frame)
         num_new += 1
@@ -154,12 +153,9 @@ class TilingDifference:
     """
 
     model: VideoAutoencoder
-    chunk: int | None
-    """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
-    overlap_frames: int
-    """Frames that consecutive chunks share."""
-    tiling: Tiling
-    """The tiles of a chunk, before they are rounded for the model."""
+    chunk: int | None  # frames in a chunk, rounded up to a number that the model accepts; None: all frames
+    overlap_frames: int  # frames that consecutive chunks share
+    tiling: Tiling  # the tiles of a chunk, before they are rounded for the model
 
     @property
     def source(self) -> str:

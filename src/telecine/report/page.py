@@ -101,27 +101,25 @@ class _VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
-        if self.path.is_symlink() and Run(page.parent).exists():  # elsewhere, the link may be the user's
+        is_in_run = Run(page.parent).exists()  # elsewhere, a link, or a folder of this name, may be the user's
+        if self.path.is_symlink() and is_in_run:
             contract, got = "in the run's folder itself", f"a symbolic link to {os.readlink(self.path)}"
             raise argument_error(str(self.path), contract, got, "Remove the link.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / OUTPUT_MARKER).exists():
+        is_marked = is_in_run or (self.path / OUTPUT_MARKER).exists()
+        if self.path.is_dir() and any(self.path.iterdir()) and not is_marked:
             contract, got = "without other files in its folder of videos", f"{page}, beside {self.path}"
             raise argument_error("output", contract, got, "Choose another name for the page.")
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
         if not self._names:
-            self._make()
+            mark_output(self.path)
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):
                 atomic_write(copy, lambda temporary: shutil.copy2(source, temporary))
             self._names.add(name)
         return self.url(name)
-
-    def _make(self) -> None:
-        self.path.mkdir(exist_ok=True)
-        mark_output(self.path)
 
     def url(self, name: str) -> str:
         return quote(os.fsencode(f"{self.path.name}/{name}"))
@@ -130,7 +128,7 @@ class _VideoFolder:
         """Write the script that calls `pageVersion` in a live page; a last time for pages that are still open."""
         path, script = self.path / _VERSION_FILE, f'pageVersion("{version or "finished"}");\n'
         if version is not None or path.exists():
-            self._make()
+            mark_output(self.path)
             write_text(path, script)
 
     def remove_others(self) -> None:
@@ -247,16 +245,16 @@ def _describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str,
         return speed
     if speeds:
         speed = {"updates a second": f"{median(speeds) / summary.clips_per_update:.3g}", **speed}
-    trained = "" if summary.num_trained == summary.num_parameters else f", {_millions(summary.num_trained)} trained"
+    trained = "" if summary.num_trained == summary.num_parameters else f", {summary.num_trained / 1e6:.2f} M trained"
     skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
     files, clips = count_files(summary.num_videos, summary.num_images), summary.validation
     return {
         "wall time": _duration(summary.seconds),
         **speed,
         **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
-        "parameters": f"{_millions(summary.num_parameters)}{trained}",
+        "parameters": f"{summary.num_parameters / 1e6:.2f} M{trained}",
         **({"parameters from `init`": summary.describe_copied(summary.copied)} if summary.copied else {}),
-        "parameters of discriminators": _millions(summary.num_disc_parameters),
+        "parameters of discriminators": f"{summary.num_disc_parameters / 1e6:.2f} M",
         "training data": f"{files}{skipped}, {summary.num_frames} frames",
         "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",
     }
@@ -268,7 +266,3 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.2f} M"

@@ -26,20 +26,13 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
-from telecine.training.planning.update import (
-    HALF,
-    HOST_COPY,
-    SMALLER,
-    TABLES,
-    UpdatePlan,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.planning.update import HALF, HOST_COPY, TABLES, UpdatePlan, fake_autoencoder, plan_update
 
 T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 _USED_FRACTION = 0.9
 _SWITCHES: Mapping[str, Any] = TABLES["switches"]
+_SMALLER = ", ".join(TABLES["remedies"]["clips"])
 _AS_CONFIGURED = "as configured"
 # With more clips at a time a CPU is no faster, and each update takes longer.
 MAX_ON_CPU = 8
@@ -62,14 +55,11 @@ _CARDS: dict[str, dict[str, float]] = TABLES["cards"]
 
 
 class _LargestBatch(NamedTuple):
-    """The clips of the configured size and, about, the frames of a single one that fit with some switches, or 0.
-
-    For clips of one frame no other length is planned: there are no frames then.
-    """
+    """The clips of the configured size and, about, the frames of a single one that fit with some switches, or 0."""
 
     title: str
     batch_size: int
-    num_frames: int | None
+    num_frames: int | None  # None for clips of one frame, beside which no other length is planned
     one_clip: int  # bytes that an update with one clip needs at most
 
 
@@ -126,14 +116,13 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> _P
     model = fake_autoencoder(config)
     to_plan = _configurations(config, model)
     clips, unpenalised = config.clips, _with_setting(config, "objective.grad_penalty_loss_weight", 0.0)
-    is_lazy = config.objective.penalty.every > 1 and unpenalised != config
-    others = [unpenalised] if is_lazy else []
+    others = [unpenalised] if config.objective.penalty.every > 1 and unpenalised != config else []
     plan = partial(plan_update, device_type=device_type)
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     saved, is_sharded = _saved_by_sharding(model, num_processes), config.sharding != "none"
     if is_sharded:
         plans = [replace(each, saved=saved) for each in plans]
-    update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
+    update, without_penalty = plans[0], plans[-1 if others else 0]
     measured = None if at_hand.type == "cpu" != device_type else at_hand
     dtype = HALF.get(config.mixed_precision, torch.float32)
     speed = _describe_speed(config.objective, config.steps, update, without_penalty, measured, dtype)
@@ -255,12 +244,12 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
     """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
     if is_own:  # a custom module cannot be planned
-        return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
+        return TrainingError(f"out of memory at step {step}. What helps: {_SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:
         plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
-        return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
+        return TrainingError(f"{text} What helps: {_SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."
     return TrainingError(f"{text} {plan.describe_largest_part()} {again}")
 

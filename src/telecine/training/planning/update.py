@@ -57,7 +57,6 @@ _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discrimina
 
 TABLES = read_package_yaml(__package__, "tables.yaml")
 _REMEDIES: dict[str, list[str]] = TABLES["remedies"]
-SMALLER = ", ".join(_REMEDIES["clips"])
 
 _WITHOUT_KERNEL = {attrgetter(name)(torch.ops) for name in TABLES["without_kernel"]}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
