@@ -146,6 +146,17 @@ def test_bfloat16_gradients_of_two_frames_equal_those_of_float32(make):
             assert (ours - expected).norm() <= 0.3 * expected.norm() + 1e-6
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_single_frame_in_bfloat16_equals_float32(channels):
+    torch.manual_seed(0)
+    conv, x = Conv3d(channels, 16, 3, padding=1), torch.randn(2, channels, 1, 32, 32)
+    for _ in range(3):
+        fill_memory_with_nan()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            narrow = conv(x)
+        torch.testing.assert_close(narrow.float(), conv(x), atol=0.05, rtol=0)
+
+
 # Space to depth
 
 CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"

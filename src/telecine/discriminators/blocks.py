@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
 
 
 class Conv3d(nn.Conv3d):
-    """`nn.Conv3d` with zero padding, a fast double backward, and correct gradients in bfloat16 on the CPU."""
+    """`nn.Conv3d` with zero padding, a fast double backward, and correct results in bfloat16 on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
@@ -39,9 +39,9 @@ def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias
     """Return `conv(x)`, with `weight` and `bias` instead of the convolution's own if they are given."""
     time, height, width = (int(size) for size in conv.padding)
     is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
-    if x.shape[2] == 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
-        # For two frames and temporal padding the backward of oneDNN's bfloat16 kernel reads uninitialised memory
-        # (PyTorch 2.13, AVX-512 BF16), and gradients are often NaN. For four frames the kernel is correct.
+    if x.shape[2] <= 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
+        # With temporal padding oneDNN's bfloat16 kernel reads uninitialised memory (PyTorch 2.13, AVX-512 BF16): of one
+        # frame in the forward, of two in the backward. Results are often NaN. Those of four frames are correct.
         x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
     weight, bias = conv.weight if weight is None else weight, conv.bias if bias is None else bias
     return convolve(x, weight, bias, stride=conv.stride, padding=(time, height, width))
