@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -40,6 +41,21 @@ def test_parts_leave_the_last_layer_out():
     torch.testing.assert_close(*found)
     with torch.no_grad():
         torch.testing.assert_close(network(x.expand(3, -1, -1, -1)), plain(x.expand(3, -1, -1, -1)))
+
+
+def test_more_sizes_than_pytorch_compiles_for():
+    torch._dynamo.reset()
+    network, compiler = Network(), Compiler("eager")
+    compiler.compile_parts(network, network.first.weight)
+
+    def update():
+        with compiler.update(), torch._dynamo.config.patch(recompile_limit=2):
+            for size in (4, 5, 6, 7):
+                network(torch.rand(1, 3, size, 4))
+
+    message = "`dynamo_backend` must be no for what PyTorch cannot compile, but got eager, FailOnRecompileLimitHit"
+    with pytest.raises(ValueError, match=message):
+        update()
 
 
 def test_the_double_backward_of_a_convolution():

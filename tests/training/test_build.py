@@ -32,6 +32,7 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import (
+    _compile_networks,
     _to_channels_last,
     build_accelerator,
     build_autoencoder,
@@ -301,6 +302,13 @@ def test_the_options_of_accelerate_compile(tiny, monkeypatch, cached_weights):
     expected = {"backend": "aot_eager", "mode": "max-autotune", "fullgraph": True, "dynamic": True}
     assert compiled.compiler.options == expected
     assert compiled.perceptual.distance._compiled_call_impl is not None
+
+
+def test_with_a_term_that_decodes_code_is_compiled_for_any_size(tiny):
+    for terms, is_dynamic in (({}, False), ({"equivariance": 1.0}, True)):
+        loss = VideoAutoencoderLoss(0, perceptual_weight=0, terms=terms)
+        _compile_networks("aot_eager", tiny().clips, loss, build_autoencoder(tiny()))
+        assert loss.compiler.options["dynamic"] == is_dynamic
 
 
 def test_an_optimizer_of_eight_bits(tiny, monkeypatch):

@@ -80,12 +80,12 @@ class Compiler:
     @contextmanager
     def update(self) -> Iterator[None]:
         """Begin an update; raise a `ValueError` that names the setting if something in it cannot be compiled."""
-        from torch._dynamo.exc import TorchDynamoException  # slow
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # slow
 
         torch.compiler.cudagraph_mark_step_begin()  # memory of the update before may be used again
         try:
             yield
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             contract, got = "no for what PyTorch cannot compile", f"{self.options['backend']}, {type(error).__name__}"
             remedy = "PyTorch's message, above, names the code."
             raise argument_error("dynamo_backend", contract, got, remedy) from error

@@ -163,6 +163,7 @@ def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
 def _compile_networks(backend: str, clips: ClipConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
     plugin = TorchDynamoPlugin(backend=backend)  # with the options of `accelerate launch`
     has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
+    has_sizes |= any("decode" in term.arguments for term in loss.terms.values())  # such as latents of random sizes
     compiler = Compiler(backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
     compile_networks(loss, compiler)
     if not isinstance(model, CustomAutoencoder):
