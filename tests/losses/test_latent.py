@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jaxtyping
 import pytest
 import torch
 from torch.nn import functional as F
@@ -297,13 +298,28 @@ def test_masking_by_blocks():
     [
         (latent_masking, {"max_ratio": 1.0}, "`max_ratio` must be a number from 0 to below 1"),
         (latent_noise, {"scale": 0.0}, "`scale` must be a finite number above 0"),
+        (equivariance, {"min_scale": "0.5"}, r"`min_scale` must be above 0 and at most 1, but got '0.5' \(str\)"),
+        (scale_equivariance, {"factors": 2}, r"`factors` must be a list of whole numbers, but got 2 \(int\)"),
+        (scale_equivariance, {"factors": []}, r"`factors` must be a list of whole numbers, but got \[\]"),
         (scale_equivariance, {"factors": (0,)}, "`factors` must be a positive int"),
         (latent_noise, {"loss": "mes"}, "`loss` must be one of 'mse', 'l1', 'charbonnier'"),
     ],
 )
-def test_bad_options(loss, options, message):
+def test_bad_options(loss, options, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         loss(**example(0), decode=up, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [equivariance, scale_equivariance, latent_masking, latent_noise])
+def test_a_decoder_in_half_precision_gets_such_a_latent(loss, dtype):
+    def decode(latent):
+        assert latent.dtype == dtype
+        return latent
+
+    latent = random((1, 3, 1, 4, 4), 0).to(dtype)
+    assert loss(latent=latent, target=latent, decode=decode).dtype == torch.float32
 
 
 def test_the_pixel_loss_can_be_chosen():

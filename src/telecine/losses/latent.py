@@ -3,7 +3,7 @@
 Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -105,8 +105,8 @@ def equivariance(
         ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
     """
     check_video("latent", latent)
-    if not 0 < min_scale <= 1:
-        raise argument_error("min_scale", "above 0 and at most 1", min_scale, "Use 0.25, as the paper does.")
+    if not isinstance(min_scale, (int, float)) or not 0 < min_scale <= 1:
+        raise argument_error("min_scale", "above 0 and at most 1", describe(min_scale), "Use 0.25, as the paper does.")
     others = 7 if flip else 3
     if check_count("num_orientations", num_orientations) > others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
@@ -117,7 +117,7 @@ def equivariance(
         rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
         turned = rotate(latent)
         size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], draws, strict=True)]
-        decoded = decode(resized(turned, size))
+        decoded = decode(resized(turned, size).to(latent.dtype))
         kept = None if mask is None else rotate(mask.expand_as(target))
         errors.append(_compare(decoded, rotate(target), kept, weight, loss))
     return torch.stack(errors).mean()
@@ -131,7 +131,7 @@ def scale_equivariance(
     weight: Tensor | None = None,
     mask: Tensor | None = None,
     generator: Generators = None,
-    factors: tuple[int, ...] = (2, 4),
+    factors: Sequence[int] = (2, 4),
     loss: str = "mse",
 ) -> Scalar:
     """Return the error of the decoded down-scaled latent against the down-scaled video.
@@ -142,12 +142,14 @@ def scale_equivariance(
     result are those of `equivariance`.
     """
     check_video("latent", latent)
+    if not isinstance(factors, (list, tuple)) or not factors:
+        raise argument_error("factors", "a list of whole numbers", describe(factors), "Use [2, 4], as the paper does.")
     for factor in factors:
         check_count("factors", factor)
     (draw,) = host_rand(1, generator)
     factor = factors[int(len(factors) * draw)]
-    decoded = decode(resized(latent, [max(side // factor, 1) for side in latent.shape[-2:]]))
-    return _compare(decoded, target, mask, weight, loss)
+    small = resized(latent, [max(side // factor, 1) for side in latent.shape[-2:]])
+    return _compare(decode(small.to(latent.dtype)), target, mask, weight, loss)
 
 
 def latent_masking(
