@@ -361,6 +361,12 @@ def test_error_of_a_machine_without_network(empty_cache):
     assert not any(weights._cache_path(net).exists() for net in NETS)
 
 
+def test_a_folder_of_torch_hub_that_cannot_be_written(empty_cache):
+    (empty_cache / "torch").write_text("a file")
+    with pytest.raises(WeightsNotFoundError, match=r"downloading .* failed .*index was tried too: "):
+        fetch("alex")
+
+
 def test_checkpoint_of_torch_hub(empty_cache, monkeypatch):
     path, state = weights._hub_path("alex"), random_state("alex")
     path.parent.mkdir(parents=True)

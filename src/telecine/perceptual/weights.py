@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import ssl
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -43,7 +41,6 @@ _READ_ERRORS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
     SafetensorError,
 )
-_NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
 
 
 class WeightsNotFoundError(FileNotFoundError):
@@ -230,10 +227,10 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
     expected = path.stem.rsplit("-", 1)[-1]  # the start of the SHA-256, as torch hub has it
     if not path.exists():
         print(f"Downloading {url} to {path}", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), expected, progress=False)
-        except (*_NETWORK_ERRORS, RuntimeError) as error:  # a `RuntimeError` for another hash
+        except (OSError, HTTPException, RuntimeError) as error:  # a `RuntimeError` for another hash
             raise WeightsNotFoundError(
                 f"The weights of {backbone_of(net).title} were not found: {_cache_path(net)} and {path} do not exist, "
                 f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package "
