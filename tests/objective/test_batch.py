@@ -14,7 +14,7 @@ from telecine.objective.batch import (
     _without_inference_mode,
     make_batch,
 )
-from telecine.settings import AdaptiveWeightConfig, ObjectiveConfig, ReconstructionConfig
+from telecine.settings import AdaptiveWeightConfig, GANConfig, ObjectiveConfig, ReconstructionConfig
 
 SHAPE = (2, 3, 4, 8, 8)
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
@@ -124,6 +124,14 @@ class TestMakeBatch:
     def test_reconstructions_are_at_least_float32(self):
         for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
             assert build(fake=zeros(dtype=dtype)).fake.dtype == expected
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_inputs_are_at_least_float32(self, dtype):
+        """So that penalties differentiate in float32, and `gan.augment` changes both videos in the same way."""
+        config = ObjectiveConfig(gan=GANConfig(augment=("color",)))
+        batch = make_batch(config, zeros(dtype=dtype), zeros(), None, None)
+        assert batch.real.dtype == batch.disc_real.dtype == torch.float32
+        assert torch.equal(batch.disc_real, batch.disc_fake)
 
     def test_real_videos_get_no_gradient(self):
         assert not build(zeros(requires_grad=True)).real.requires_grad

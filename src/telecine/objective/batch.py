@@ -66,7 +66,8 @@ class BatchOptions(TypedDict, total=False):
     generator: Generators
     """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
     grad_hook: Callable[[Tensor], None] | None
-    """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause."""
+    """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause. The
+    adaptive weight, whose backwards come before, calls it with the gradients of single terms: the last call counts."""
     latent: Tensor | None
     """The latent `(B, ...)` that `reconstructions` were decoded from, for terms that look at it. Unlike the gradients
     of other terms, theirs are computed by the caller's `backward()`."""
@@ -103,8 +104,8 @@ def make_batch(
     if latent is not None:
         _check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
     mask, sample_weight = (None if x is None else _without_inference_mode(x) for x in (mask, sample_weight))
-    real = _without_inference_mode(inputs.detach())
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
+    real = at_least_float32(_without_inference_mode(inputs.detach()))
     reconstructions = fake = at_least_float32(_without_inference_mode(reconstructions))
     reduction = config.reconstruction.nll_reduction
     fraction: Tensor | float = 1.0
@@ -138,11 +139,10 @@ def make_batch(
 
 def _with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:
     """Return `x` as a view; `hook` is called with the gradient that flows back through this view."""
-    if hook is None or not x.requires_grad:
-        return x
-    view = x.view_as(x)
-    view.register_hook(hook)
-    return view
+    if hook is not None and x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(hook)
+    return x
 
 
 def _windowed_and_augmented(real: Video, fake: Video, config: GANConfig, generator: Generators) -> tuple[Video, Video]:
