@@ -128,7 +128,9 @@ def test_the_callers_log_holds_detached_copies_in_float32():
     assert log["val/logvar"] == 1
 
 
-@pytest.mark.parametrize("name", ["recon_loss", "total_loss", "aux_losses", "gen_loss", "temporal_loss"])
+@pytest.mark.parametrize(
+    "name", ["recon_loss", "total_loss", "aux_losses", "gen_loss", "temporal_loss", "discr_loss", "grad_penalty_loss"]
+)
 def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip, name):
     loss = make_loss(perceptual_weight=0, terms={"temporal": 1})
     with pytest.raises(

@@ -119,7 +119,8 @@ def autoencoder_log(log: Log, g: Log, w: Log, weights: Weights, batch: Batch) ->
         **{name: torch.full((), value, device=like.device) for name, value in weights.scheduled.items()},
     }
     for name in batch.aux:
-        if name in log:
+        # And unlike the discriminators' losses, whose log training adds to this one.
+        if name in (*log, "total_disc_loss", "discr_loss", "grad_penalty_loss", "lecam_loss"):
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
             raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
     return _named(log | {name: value for name, value in batch.aux.items() if name}, batch.split)
