@@ -75,6 +75,14 @@ def test_values_gradients_and_state_are_those_of_pytorch(make):
     assert_close(*results)
 
 
+def test_weights_are_differentiated_once():
+    network = build(NETWORKS[0])
+    logits = network(sample(network)).logits
+    gradients = torch.autograd.grad(logits.mean(), [*network.parameters()], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(gradient.sum() for gradient in gradients).backward()
+
+
 @of_networks
 def test_passes_share_one_step(make):
     """The gradients of two losses are those of one sum after one step."""

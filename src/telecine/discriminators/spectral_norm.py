@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -83,29 +84,19 @@ def _parts(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
     return [each[: matrix.shape[0], : matrix.shape[1]] for each, matrix in zip(batch, matrices, strict=True)]
 
 
-def _divided(original: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Return a weight divided by `u^T W v`, with padded vectors `(size, 1)`."""
-    matrix = original.flatten(1)
-    height, width = matrix.shape
-    return original / (u[:height].mT @ matrix @ v[:width]).view(())
-
-
 class _Normalise(torch.autograd.Function):
-    """Known normalised weights as a function of the weights before; u and v are constants."""
+    """Known normalised weights as a function of the weights before; u and v are constants. Differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, weights: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tensors, *weights)
+        ctx.save_for_backward(*tensors[:3], *weights)  # u, v and sigma
         return tuple(weight.detach() for weight in weights)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With `W = W' / sigma` and `sigma = u^T W' v`, return `(G - <G, W> u v^T) / sigma`."""
-        u, v, sigma, *others = ctx.saved_tensors
-        originals, weights = others[: len(gradients)], others[len(gradients) :]
-        if torch.is_grad_enabled():  # for a second derivative
-            found = map(_divided, originals, u, v)
-            return (*[None] * 4, *torch.autograd.grad([*found], originals, gradients, create_graph=True))
+        u, v, sigma, *weights = ctx.saved_tensors
         matrices = [each.flatten(1) for each in (*gradients, *weights)]
         gradient, weight = _padded(matrices).chunk(2)
         inner = (gradient * weight).sum((1, 2), keepdim=True)
