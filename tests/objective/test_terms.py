@@ -2,6 +2,7 @@
 
 import copy
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -154,17 +155,17 @@ class TestMistakes:
             (
                 "x",
                 {"target": Half, "params": {"facto": 2}},
-                r"`terms.x.params.facto` must .* of Half.*Did you mean `factor`",
+                r"`terms.x.params` must be arguments of Half, but got 'facto'. Did you mean `factor`",
             ),
             (
                 "alignment",
                 0.5,
-                r"`terms.alignment.params` must be the arguments of Alignment, .* without 'latent_channels'",
+                r"`terms.alignment.params` must be all required arguments of Alignment, .* missing .*'latent_channels'",
             ),
             (
                 "x",
                 {"target": "wavelet", "params": {"level": 2}},
-                r"`terms.x.params.level` must be .* of wavelet_l1",
+                r"`terms.x.params` must be arguments of wavelet_l1, but got 'level'. Did you mean `levels`",
             ),
             ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
         ],
@@ -215,6 +216,59 @@ class TestMistakes:
         message = rf"`the result of edges` must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
         with pytest.raises(ValueError, match=message):
             loss(*pair, 0, 0)
+
+    @pytest.mark.parametrize("result", [torch.ones(2), 1.0])
+    def test_results_of_a_pixel_loss_and_a_penalty(self, make_loss, pair, result, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+        def mine(**arguments):
+            return result
+
+        of_pixels = make_loss(perceptual_weight=0, reconstruction={"loss": mine})
+        options = {"discr_kwargs": nn.Flatten(), "adversarial_loss_weight": 1.0, "grad_penalty_loss_weight": 1.0}
+        of_gradients = make_loss(perceptual_weight=0, penalty={"kind": mine}, **options)
+        for loss, index in ((of_pixels, 0), (of_gradients, 1)):
+            with pytest.raises(ValueError, match="`the result of mine` must be a 0-d tensor, but got "):
+                loss(*pair, index, 0)
+
+    @pytest.mark.parametrize(
+        ("setting", "function", "message"),
+        [
+            (
+                "reconstruction.loss",
+                lambda *, reconstruction, target: 0,
+                "function of 'reconstruction', 'target', 'weight', but got <lambda>: .*unexpected .*'weight'",
+            ),
+            ("reconstruction.loss", nn.HuberLoss(), "function of 'reconstruction', 'target', 'weight', but got Huber"),
+            ("penalty.kind", lambda x, real: 0, "function of 'discriminator', 'real', .*got .*missing .*'x'. Give"),
+            ("gan.loss", lambda real, generated: 0, "function of 'real', 'fake', but got <lambda>: "),
+        ],
+    )
+    def test_parameters_of_other_functions(self, make_loss, setting, function, message):
+        group, name = setting.split(".")
+        with pytest.raises(ValueError, match=f"`{setting}` must be a {message}"):
+            make_loss(perceptual_weight=0, **{group: {name: function}})
+
+    def test_a_penalty_may_be_a_module(self, make_loss):
+        class Own(nn.Module):
+            def forward(self, real, real_logits):
+                return real_logits.mean()
+
+        penalty = make_loss(perceptual_weight=0, penalty={"kind": Own()}).penalty
+        assert [penalty.takes(name) for name in ("real", "fake")] == [True, False]
+
+    def test_values_of_params_of_a_built_in_term(self, make_loss, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        before = torch.get_rng_state()
+        for name, params, message in (
+            ("scale_equivariance", {"factors": 2}, "`factors` must be a list"),
+            ("equivariance", {"min_scale": "0.5"}, "`min_scale` must be above 0"),
+            ("wavelet", {"levels": 0}, "`levels` must be a positive int"),
+        ):
+            with pytest.raises(ValueError, match=f"`terms.{name}.params`: {message}"):
+                make_loss(terms={name: Term(params=params)})
+        _TermFunction(Term("equivariance", params={"flip": True, "num_orientations": 7}))
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 OPTIONS = {"mask": torch.arange(4).view(1, 1, 4, 1, 1) < 1, "sample_weight": torch.tensor([1.0, 3.0])}
@@ -451,7 +505,7 @@ class TestCheckFunctions:
             ),
             (
                 ObjectiveConfig(terms={"x": Term(edges, params={"powr": 2})}),
-                r"`objective.terms.x.params.powr` must be a parameter of edges.*Did you mean `power`",
+                r"`objective.terms.x.params` must be arguments of edges, but got 'powr'. Did you mean `power`",
             ),
             (ObjectiveConfig(gan=GANConfig(loss="telecine.nothing")), "`objective.gan.loss` must be importable"),
             (ObjectiveConfig(penalty=PenaltyConfig("telecine.nothing")), "`objective.penalty.kind` must be importable"),

@@ -5,8 +5,8 @@ import importlib
 import inspect
 import shlex
 import traceback
-from collections.abc import Mapping
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 from telecine.base.checks import argument_error, describe, nearest, suggestion
 
@@ -81,6 +81,21 @@ def choose(name: str, value: object, known: Mapping[str, T]) -> T:
         return cast(T, found)
     contract = f"one of {', '.join(map(repr, known))}, or the dotted path of a function"
     raise argument_error(name, contract, describe(found), suggestion(value, known))
+
+
+def _check_arguments(name: str, function: Callable[..., object], given: Mapping[Any, object], *, are_all: bool) -> None:
+    """Raise a `ValueError` unless a function, class or module has these arguments; and needs no other, if `are_all`."""
+    title, is_class = str(origin_of(function)).rpartition(".")[2], inspect.isclass(function)
+    signature = inspect.signature(function if is_class else getattr(function, "forward", function))
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    for key in given:
+        if key not in signature.parameters and not takes_any:
+            raise argument_error(name, f"arguments of {title}", repr(key), suggestion(key, signature.parameters))
+    try:
+        (signature.bind if are_all else signature.bind_partial)(**given)
+    except TypeError as error:
+        contract = f"all required arguments of {title}"
+        raise argument_error(name, contract, f"the error: {error}", "Add what is missing.") from error
 
 
 def is_dotted(path: str) -> bool:

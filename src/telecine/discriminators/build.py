@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from torch import nn
 
-from telecine.base.checks import argument_error, describe, suggestion
-from telecine.base.imports import import_allowed
+from telecine.base.checks import argument_error, describe
+from telecine.base.imports import _check_arguments, import_allowed
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
@@ -102,14 +102,5 @@ def _resolve_class(target: str, name: str) -> type[nn.Module]:
 
 
 def _construct(cls: type[nn.Module], params: Mapping[str, object], name: str) -> nn.Module:
-    accepted = inspect.signature(cls).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-    for key in params:
-        if key not in accepted and not takes_any:
-            raise argument_error(name, f"arguments of {cls.__name__}", repr(key), suggestion(key, accepted))
-    try:
-        inspect.signature(cls).bind(**params)
-    except TypeError as error:
-        contract = f"all required arguments of {cls.__name__}"
-        raise argument_error(name, contract, f"the error: {error}", "Add what is missing.") from error
+    _check_arguments(name, cls, params, are_all=True)
     return cls(**params)

@@ -5,7 +5,8 @@ A penalty is a function of those of these keyword arguments that it needs:
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
 - `real`, `fake`: the discriminator's inputs `(B, ...)`; the differentiated ones must require gradients;
 - `real_logits`, `fake_logits`: the logits of both, one per sample or a map of them, with their graphs;
-- `generator`: source of random numbers on the inputs' device; PyTorch's default generator if `None`.
+- `generator`: source of random numbers on the inputs' device, one generator, or a list with one for each clip, as in
+  training; PyTorch's default generator if `None`. `telecine.base.randomness.randn` draws from all of them.
 
 Gradients are those of the sum of a sample's logits, and norms run over all axes of a sample. Samples must not depend on
 each other, as they do with batch normalisation.
@@ -61,7 +62,7 @@ class Penalty:
 
     def takes(self, name: str) -> bool:
         """Return whether the function has an argument."""
-        parameters = inspect.signature(self.function).parameters
+        parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
         return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
@@ -109,12 +110,7 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
 
 
 def approximate_r1(
-    *,
-    discriminator: LogitsFunction,
-    real: Tensor,
-    real_logits: Tensor,
-    generator: Draws = None,
-    sigma: float = 0.01,
+    *, discriminator: LogitsFunction, real: Tensor, real_logits: Tensor, generator: Draws = None, sigma: float = 0.01
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
 

@@ -16,6 +16,7 @@ from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
+from telecine.objective.terms import _check_result
 from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
@@ -23,13 +24,9 @@ from telecine.settings import Need, ObjectiveTerm
 
 # The terms of the autoencoder's loss that discriminators cause.
 GENERATOR_TERMS = ("adversarial", "multiscale_adversarial", "feature_matching")
-# The penalty of a step without one.
+# The penalty of a step without one, which is not called.
 NO_PENALTY = Penalty(
-    lambda: torch.zeros(()),
-    differentiates_real=False,
-    differentiates_fake=False,
-    double_backward=False,
-    uses_fake=False,
+    torch.zeros, differentiates_real=False, differentiates_fake=False, double_backward=False, uses_fake=False
 )
 
 
@@ -116,7 +113,8 @@ class AdversarialLosses:
         terms = {"discr_loss": self.gan_loss(real=real_logits, fake=fake_logits).discriminator}
         if inputs and self.penalty is not NO_PENALTY:
             inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
-            terms["grad_penalty_loss"] = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
+            penalty = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
+            terms["grad_penalty_loss"] = _check_result(self.penalty.function, penalty)
         for name in (name for name in self.logit_terms if self.weights[name] > 0):
             terms[f"{name}_loss"] = self.logit_terms[name][d.key](real=real_logits, fake=fake_logits)
         return terms

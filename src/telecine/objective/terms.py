@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import functional_call
 
-from telecine.base.checks import argument_error, describe, suggestion
-from telecine.base.imports import choose
+from telecine.base.checks import argument_error, describe
+from telecine.base.imports import _check_arguments, choose
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.losses import (
@@ -54,6 +54,7 @@ TERMS: dict[str, Callable[..., Any]] = {
 }
 _VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
 _FEATURES = ("reconstruction_features", "target_features")
+_OF_PENALTIES = ("discriminator", "real", "fake", "real_logits", "fake_logits", "generator")
 
 
 class _Functions(NamedTuple):
@@ -71,13 +72,27 @@ class _Functions(NamedTuple):
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
     """Import and check the functions that settings name; errors have `prefix` before the names of settings."""
-    return _Functions(
+    functions = _Functions(
         choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
         choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}),
         as_gan_loss(choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)),
         as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES)),
         {name: _TermFunction(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()},
     )
+    _check_call(f"{prefix}reconstruction.loss", functions.recon_loss, ("reconstruction", "target", "weight"))
+    _check_call(f"{prefix}gan.loss", functions.gan_loss.function, ("real", "fake"))
+    _check_call(f"{prefix}penalty.kind", functions.penalty.function, _OF_PENALTIES, takes_all=False)
+    return functions
+
+
+def _check_call(setting: str, function: Callable[..., object], names: Sequence[str], *, takes_all: bool = True) -> None:
+    """Raise a `ValueError` unless a function can be called with these keyword arguments, or with those that it has."""
+    signature = inspect.signature(getattr(function, "forward", function))
+    try:
+        signature.bind(**{name: None for name in names if takes_all or name in signature.parameters})
+    except TypeError as error:
+        contract, remedy = f"a function of {', '.join(map(repr, names))}", "Give its parameters these names."
+        raise argument_error(setting, contract, f"{_name(function)}: {error}", remedy) from error
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
@@ -98,10 +113,12 @@ class _TermFunction:
             contract = "a function, a module or a class of modules"
             remedy = f"Pass an instance, `{_name(self._found)}(...)`."
             raise argument_error(f"{setting}.target", contract, describe(self._found), remedy)
-        self._check_params()
+        _check_arguments(f"{setting}.params", self._found, self.params, are_all=isinstance(self._found, type))
         self.arguments = self._checked_arguments()
         self.uses_features = bool(set(_FEATURES) & set(self.arguments))
         """Whether the function compares features of the perceptual network."""
+        if self.params and self._found in TERMS.values() and not isinstance(self._found, type):
+            self._try_params()
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
@@ -111,22 +128,6 @@ class _TermFunction:
                 return cast(Callable[..., Tensor], self._found(**self.params))
         is_module = isinstance(self._found, nn.Module)  # which gets its further arguments in `call`
         return partial(self._found, **self.params) if self.params and not is_module else self._found
-
-    def _check_params(self) -> None:
-        """Raise a `ValueError` unless `params` are arguments of the function, and complete for a class."""
-        found, is_class = self._found, isinstance(self._found, type)
-        parameters = inspect.signature(found).parameters if is_class else _signature(found).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return
-        for name, value in self.params.items():
-            if name not in parameters:
-                remedy = suggestion(name, parameters)
-                contract = f"a parameter of {_name(found)}"
-                raise argument_error(f"{self.setting}.params.{name}", contract, describe(value), remedy)
-        for name, parameter in parameters.items() if is_class else ():
-            if parameter.default is parameter.empty and name not in self.params:
-                contract, got = f"the arguments of {_name(found)}", f"params without {name!r}"
-                raise argument_error(f"{self.setting}.params", contract, got, f"Add `params.{name}`.")
 
     def _checked_arguments(self) -> tuple[str, ...]:
         given = () if isinstance(self._found, type) else self.params
@@ -145,6 +146,15 @@ class _TermFunction:
             remedy = "Add a parameter `reconstruction`."
             raise argument_error(f"{self.setting}.target", contract, "one of none of them", remedy)
         return found
+
+    def _try_params(self) -> None:
+        """Raise a `ValueError` if a built-in function refuses a value in `params`: call it with a small video."""
+        video = torch.zeros(1, 1, 1, 2, 2, device="cpu")
+        known = {"reconstruction": video, "target": video, "latent": video, "decode": torch.clone}
+        try:
+            self.call(**dict.fromkeys(_VIDEOS) | known | {"generator": [torch.Generator()]})
+        except ValueError as error:
+            raise ValueError(f"`{self.setting}.params`: {error}") from error
 
     def __call__(self, batch: Batch) -> Scalar:
         if "weight" not in self.arguments and batch.clip_weight is not None:
@@ -165,11 +175,7 @@ class _TermFunction:
             if name in self.arguments and given[name] is None:
                 remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
                 raise argument_error(name, f"given for {_name(self.function)}", "None", remedy)
-        value = self.call(**given)
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            remedy = "Reduce it with `.mean()`, without `.item()`."
-            raise argument_error(f"the result of {_name(self.function)}", "a 0-d tensor", describe(value), remedy)
-        return value
+        return _check_result(self.function, self.call(**given))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights of a module that are not frozen, by name."""
@@ -183,6 +189,14 @@ class _TermFunction:
         if weights := {name: with_averaged_gradient(weight) for name, weight in self.trained().items()}:
             return functional_call(cast(nn.Module, self.function), weights, (), arguments)
         return self.function(**arguments)
+
+
+def _check_result(function: Callable[..., object], value: object) -> Scalar:
+    """Return the result of a loss function; raise a `ValueError` unless it is a 0-d tensor."""
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        remedy = "Reduce it with `.mean()`, without `.item()`."
+        raise argument_error(f"the result of {_name(function)}", "a 0-d tensor", describe(value), remedy)
+    return value
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature:
