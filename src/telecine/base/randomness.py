@@ -37,7 +37,7 @@ def randint(high: int, shape: Sequence[int], *, generator: Generators, device: t
 def host_rand(count: int, generator: Generators) -> list[float]:
     """Return uniform numbers in [0, 1) for choices that the host makes for a whole batch, such as a size.
 
-    Of several generators, only the seed of the first is used. A single one on an accelerator costs a host sync.
+    Of several generators, only the seed of the first is used, each time. One on an accelerator costs a host sync.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         source = random.Random(seed_of(generator[0].initial_seed(), "host"))

@@ -27,8 +27,9 @@ class Alignment(nn.Module):
     The two losses of VA-VAE (Yao et al., arXiv:2501.01423), added up: `relu(1 - cos_margin - cos(Wz, f))` of each
     position, and `relu(|cos(Wz_i, Wz_j) - cos(f_i, f_j)| - distance_margin)` of each pair of positions of a frame. The
     margins are the paper's m1 and m2; its adaptive weight is left out. W is trained with the autoencoder and saved with
-    the objective; the network is neither. A call compares one random latent frame of each clip with the last video
-    frame that it was encoded from, and costs a pass of the network over that frame, without a backward.
+    the objective; the network is neither. A call compares one random latent frame of each clip with the video frame at
+    its place between first and last, which is the last that it was encoded from if the first frame is encoded alone. It
+    costs a pass of the network over that frame, without a backward.
 
     With `time_stride`, the network sees whole clips. Its features are resized to the latent in time and space
     (trilinear), every latent frame is compared, and the pairs are those of the random frame with the whole clip: the
