@@ -119,8 +119,7 @@ class _Layer(nn.Sequential):
 
 def convolved(x: Tensor, conv: Any, parameters: ConvParameters) -> Tensor:
     """Return `conv(x)` of images or videos, with parameters of `conv_parameters`."""
-    is_video = x.ndim == 5
-    return padded_conv3d(x, conv, *parameters) if is_video else F.conv2d(x, *parameters, conv.stride, conv.padding)
+    return padded_conv3d(x, conv, *parameters) if x.ndim == 5 else F.conv2d(x, *parameters, conv.stride, conv.padding)
 
 
 def _num_groups(channels: int) -> int:

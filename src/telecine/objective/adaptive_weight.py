@@ -48,8 +48,7 @@ def adaptive_weights(
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
         return ones
-    of_layer = config.at == "last_layer"
-    reference_norm, *norms = _gradient_norms([reference, *losses.values()], grad_at, of_layer=of_layer)
+    reference_norm, *norms = _gradient_norms([reference, *losses.values()], grad_at, of_layer=config.at == "last_layer")
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
     weights = [torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1) for ratio in ratios]
     return dict(zip(losses, weights, strict=True))

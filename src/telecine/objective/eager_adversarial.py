@@ -66,8 +66,7 @@ class EagerAdversarialLosses(AdversarialLosses):
         if not self.is_eager:
             return super()._generator_step(d)
         with frozen(d.module):
-            x_fake = d.input_of(self.batch.disc_fake)
-            return eager_backward(lambda x: self._generator_terms(d, d(x)), x_fake)
+            return eager_backward(lambda x: self._generator_terms(d, d(x)), d.input_of(self.batch.disc_fake))
 
     def _discriminator_step(self, d: VideoDiscriminator) -> Log:
         if self.mode is _GradientMode.SPLIT:

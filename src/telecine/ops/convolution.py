@@ -165,11 +165,7 @@ def _fastest_backward(
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
     else:
         grad_segments, grad_weight, grad_bias = _aten_convolution_backward(
-            segments.split_output(grad_output),
-            segments.split(x),
-            weight,
-            segments.geometry,
-            output_mask,
+            segments.split_output(grad_output), segments.split(x), weight, segments.geometry, output_mask
         )
         grad_input = None if grad_segments is None else segments.sum_gradients(grad_segments, x.shape[2])
     return grad_input, None if grad_weight is None else grad_weight.contiguous(), grad_bias

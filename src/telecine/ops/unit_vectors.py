@@ -35,8 +35,7 @@ class _UnitVectors(torch.autograd.Function):
         """With `y = x / n`, return `(g - <g, y> y) / n`, or `g / n` where `n` is the bound."""
         (x, scale), (eps, is_smooth) = ctx.saved_tensors, ctx.options
         if torch.is_grad_enabled():  # for a second derivative
-            y = _scaled(x, eps, is_smooth)[0]
-            return torch.autograd.grad(y, x, grad_output, create_graph=True)[0], None, None
+            return torch.autograd.grad(_scaled(x, eps, is_smooth)[0], x, grad_output, create_graph=True)[0], None, None
         divide = torch.mul if is_smooth else torch.div
         y = divide(x, scale)
         inner = (grad_output * y).sum(dim=1, keepdim=True)
