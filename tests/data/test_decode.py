@@ -62,6 +62,10 @@ LOSSY = {
     # Lossless H.264 has no frames on which no other depends.
     "skippable_frames.mp4": ("libx264", {"g": "10", "bf": "3"}),
     "program.mpg": ("mpeg2video", {"g": "10", "bf": "2"}),
+    # What FFmpeg marks as keyframes are P-frames, after which the picture is whole some frames later.
+    "intra_refresh.mp4": ("libx264", {"x264_params": "intra-refresh=1:keyint=10:bframes=0"}),
+    "intra_refresh.ts": ("libx264", {"x264_params": "intra-refresh=1:keyint=10:bframes=2"}),
+    "open_gop.ts": ("libx264", {"x264_params": "open-gop=1:keyint=10:bframes=2"}),
 }
 
 

@@ -153,7 +153,7 @@ def _scan(
 ) -> Any:
     """Scan packets, each given by its timestamp, whether it is a keyframe, and whether it is discarded."""
     names = ("pts", "is_keyframe", "is_discard")
-    fixed = {"size": 9, "is_corrupt": False, "dts": 0}
+    fixed = {"size": 9, "is_corrupt": False, "dts": 0, "decode": lambda: [SimpleNamespace(key_frame=True)]}
     read = [SimpleNamespace(**fixed, **dict(zip(names, packet, strict=True))) for packet in packets]
     read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
     container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"), size=size)

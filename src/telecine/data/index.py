@@ -5,12 +5,14 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
 from typing import TypeAlias
 
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import ExifTags
@@ -167,26 +169,32 @@ def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple
     """
     with open_video(path, config.max_pixels, deadline) as (container, stream):
         packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
-        left = _MAX_EXPANSION * container.size
+        codec, has_b_frames = stream.codec_context.name, stream.codec_context.has_b_frames
+        left, is_tried, tried = _MAX_EXPANSION * container.size, False, list[VideoFrame]()
         for packet in deadline.limit(container.demux(stream)):
             left -= packet.size
             if left < 0 or len(packets) == MAX_FRAMES:
                 raise DecodeError(f"{path}: more frames than a file of {container.size} bytes can have")
             if packet.size:
                 flags = packet.is_keyframe, packet.is_discard, packet.is_corrupt
+                is_tried = is_tried or (bool(packets) and codec == "h264" and flags[:2] == (True, False))
                 packets.append((packet.pts, *flags, packet.size, packet.dts))
+            if is_tried and not tried:
+                with suppress(FFmpegError):  # damaged
+                    tried = packet.decode()
         # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
         num_frames = min(stream.frames, len(stream.index_entries)) if "mp4" in container.format.name else 0
         if not packets or packets[-1][3] or len(packets) < num_frames:
             raise DecodeError(f"{path}: truncated after {len(packets)} frames")
-        displayed = [(pts, is_key) for pts, is_key, is_discard, *_ in packets if not is_discard]
+        # With intra refresh, H.264 has "keyframes" from which frames become whole only later: the first is no keyframe.
+        has_keys = not is_tried or any(frame.key_frame for frame in tried[:1])
+        displayed = [(pts, is_key and has_keys) for pts, is_key, is_discard, *_ in packets if not is_discard]
         stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
         distinct = len({pts for pts, _ in stamps}) == len(displayed)
-        codec = stream.codec_context.name
         is_packed = codec == "mpeg4" and min(size for *_, size, _ in packets) <= _MAX_EMPTY_FRAME
         # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
         delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
-        in_display_order = not is_packed and not (stream.codec_context.has_b_frames and len(delays) == 1)
+        in_display_order = not is_packed and not (has_b_frames and len(delays) == 1)
         is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
