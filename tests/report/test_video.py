@@ -214,6 +214,21 @@ def test_other_channels_are_shown_as_grey_side_by_side():
     assert torch.equal(shown[:, :, 10:, 1], frames[..., 1])
 
 
+def test_what_is_larger_than_a_video_can_be_is_wrapped_and_shrunk(tmp_path: Path) -> None:
+    many = torch.full((1, 4, 2000, 5), 9, dtype=torch.uint8)
+    shown = as_shown(many)
+    assert shown.shape == (1, 3 * 4, 2 * 2000, 3)
+    assert shown[:, :8].unique().tolist() == shown[:, 8:, :2000].unique().tolist() == [9]
+    assert shown[:, 8:, 2000:].max() == 0
+    for size, channels in (((128, 128), 22), ((6, 6000), 3), ((6000, 6), 3), ((6, 6000), 1)):
+        clip = torch.zeros(1, *size, channels).to(torch.uint16 if channels == 1 else torch.uint8)
+        panes = _panes(target=clip, reconstruction=clip)
+        picture = side_by_side(inputs=[clip] * 3, reconstructions=[clip] * 3)
+        assert max(*panes.shape, *picture.shape) <= 16384
+        assert panes.shape[2] % 6 == 0
+    write_video(tmp_path / "wide.mp4", panes, 25)
+
+
 def test_depth_is_shown_in_the_colours_of_its_range():
     assert depth_range(torch.zeros(1, 2, 2, 1, dtype=torch.uint8)) is None, "grey of 8 bits is grey"
     values = torch.arange(1000, 41000, 1000).reshape(1, 5, 8, 1).to(torch.uint16)

@@ -20,7 +20,7 @@ from torch import Tensor
 from telecine.base.shapes import check_same_shape
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import as_shown, depth_range, pad_to_even, shrink, write_video
+from telecine.report.video import MAX_PANE, MAX_SIDE, as_shown, depth_range, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -106,7 +106,8 @@ def side_by_side(
 
     All clips are frames `(T, H, W, C)` of one shape, which `as_shown` shows. The result, `(T, H', W', 3)` with even
     `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
-    rows or more. Depth has the colours of `limits`, by default those of all inputs.
+    rows or more; what is larger than a video can be is shrunk. Depth has the colours of `limits`, by default those of
+    all inputs.
     """
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)
@@ -115,7 +116,7 @@ def side_by_side(
     picture = _join([_join(row, dim=2) for row in rows], dim=1)
     text = "" if limits is None else f", {limits[0]} to {limits[1]}"
     bar = _label_bar(picture.shape[2], text).expand(len(picture), -1, -1, -1)
-    return pad_to_even(torch.cat([bar, picture], dim=1))
+    return pad_to_even(shrink(torch.cat([bar, picture], dim=1), MAX_SIDE))
 
 
 def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
@@ -134,6 +135,9 @@ def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tupl
 
 
 def _enlarge(frames: Tensor, factor: int) -> Tensor:
+    """Enlarge frames by a factor, or by less or not at all, so that three of them fit beside each other."""
+    frames = shrink(frames, MAX_PANE)
+    factor = min(factor, MAX_PANE // max(frames.shape[1:3]))
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 

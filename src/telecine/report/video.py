@@ -10,6 +10,7 @@ import av
 import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +23,8 @@ _BT709 = _LIMITED_RANGE = 1
 # Formats of arrays by channels, of 8 and of 16 bits; and FFV1's, where they differ.
 _FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
 _STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
+# A side of a video that x264 writes, and of one of three pictures beside each other, with gaps.
+MAX_SIDE, MAX_PANE = 16384, 5456
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE, _BOARD = 8, (204.0, 153.0)
 _MP4_PIXELS = {"format": "yuv420p", "dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
@@ -142,10 +145,10 @@ def depth_range(frames: Tensor) -> tuple[int, int] | None:
 
 
 def as_shown(frames: Tensor, limits: tuple[int, int] | None = None) -> Tensor:
-    """Return frames `(T, H, W, C)` as uint8 RGB `(T, H, W', 3)`.
+    """Return frames `(T, H, W, C)` as uint8 RGB `(T, H', W', 3)`.
 
-    Grey is repeated, RGBA composited on a grey chequerboard, and other numbers of channels are grey side by side. With
-    `limits`, grey between them has the colours of "turbo", from blue to red.
+    Grey is repeated, RGBA composited on a grey chequerboard, and other numbers of channels are grey side by side, in
+    rows of up to `MAX_PANE` pixels. With `limits`, grey between them has the colours of "turbo", from blue to red.
     """
     if limits is not None:
         from matplotlib import colormaps  # takes time that other frames must not spend
@@ -156,7 +159,9 @@ def as_shown(frames: Tensor, limits: tuple[int, int] | None = None) -> Tensor:
     if frames.dtype == torch.uint16:
         frames = (frames.float() / 257).round_().to(torch.uint8)
     if frames.shape[-1] not in _FORMATS:
-        frames = frames.movedim(-1, 2).flatten(2)[..., None]
+        in_a_row = min(frames.shape[-1], max(1, MAX_PANE // frames.shape[2]))
+        filled = F.pad(frames, (0, -frames.shape[-1] % in_a_row))
+        frames = rearrange(filled, "t h w (rows n) -> t (rows h) (n w) 1", n=in_a_row)
     if frames.shape[-1] != RGBA:
         return frames.expand(-1, -1, -1, 3)
     rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])
