@@ -221,6 +221,28 @@ def test_images_of_16_bits(tmp_path: Path) -> None:
     assert read_clip(grey, 0, 1, size=(20, 30), pixels=PixelFormat("rgba", 16)).shape == (1, 20, 30, 4)
 
 
+def test_a_transparent_grey_of_16_bits(tmp_path: Path) -> None:
+    values = np.array([[0, 25700, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(path := tmp_path / "a.png", transparency=25700)
+    info = index_video(path)
+    assert read_clip(info, 0, 1, pixels=PixelFormat("rgba"))[0, 0].tolist() == [
+        [0] * 3 + [255],
+        [100] * 3 + [0],
+        [255] * 4,
+    ]
+    assert read_clip(info, 0, 1, pixels=PixelFormat("grey"))[0, 0, :, 0].tolist() == [0, 255, 255]
+
+
+def test_resizing_keeps_the_colours_of_transparent_pixels(tmp_path: Path) -> None:
+    values = PIXELS.copy()
+    values[..., :3] = 200, 40, 90
+    values[..., 3] = np.arange(W) < W // 2
+    Image.fromarray(values).save(path := tmp_path / "a.png")
+    small = read_clip(index_video(path), 0, 1, size=(H // 2, W // 2), pixels=PixelFormat("rgba"))
+    assert small[..., :3].reshape(-1, 3).unique(dim=0).tolist() == [[200, 40, 90]]
+    assert small[..., 3].unique().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_images_of_16_bits_are_upright_or_named(tmp_path: Path, orientation: int) -> None:
     values = (np.arange(12 * 20, dtype=np.uint16) * 257).reshape(12, 20)

@@ -111,6 +111,18 @@ def test_an_invalid_orientation_is_ignored(tmp_path: Path, name: str) -> None:
     assert (info.height, info.width) == _read_image(path).shape[:2] == (48, 64)
 
 
+ODD_TAGS = {"text": struct.pack("<HHI4s", 0x011A, 2, 2, b"6"), "bytes": struct.pack("<HHI4s", 0x0128, 7, 4, b"abcd")}
+
+
+@pytest.mark.parametrize("name", ODD_TAGS)
+def test_tags_of_a_wrong_type_are_ignored(tmp_path: Path, name: str) -> None:
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + ODD_TAGS[name] + bytes(4)
+    path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
+    info = index_video(path)
+    assert (info.height, info.width) == _read_image(path).shape[:2] == (64, 48)
+
+
 def test_errors_give_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DecodeError, match=r"text\.png: not an image that Pillow can read"):

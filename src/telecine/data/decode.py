@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import torch
 from av.buffer import Buffer
 from av.codec import CodecContext
@@ -306,10 +307,15 @@ def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pix
     with open_image(source) as image:
         if pixels.bit_depth == 16 and (deep := _deep_png(source, image, pixels)) is not None:
             return torch.stack(next(_planes([deep], pixels, size, Fraction(1))), dim=-1)
+        image.getexif()  # Pillow keeps what it has read, and would fail to write odd tags again
+        for name in ("exif", "Raw profile type exif"):
+            image.info.pop(name, None)
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:
-            upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
+            bands = upright.split() if upright.mode == "RGBA" else [upright]  # Pillow would multiply with alpha
+            resized = [band.resize(size[::-1], Image.Resampling.BICUBIC) for band in bands]
+            upright = Image.merge("RGBA", resized) if len(resized) > 1 else resized[0]
         width, height = upright.size
         values = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, -1)
         return values if pixels.bit_depth == 8 else values.int().mul_(257).to(torch.uint16)
@@ -352,11 +358,14 @@ def _open_pillow(source: Path | TarMember) -> Image.Image:
 
 
 def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey. `convert("L")` alone would clip it at 255.
+        is_opaque = np.asarray(image) != image.info.pop("transparency", -1)
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+        if not is_opaque.all():
+            image.putalpha(Image.fromarray(is_opaque))
     if pixels.channels == "rgba" and image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode.startswith("I"):  # 16-bit grey. `convert("L")` alone would clip it at 255.
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which has a grey that is not that of CMYK
