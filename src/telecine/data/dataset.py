@@ -75,7 +75,7 @@ class ClipDataset(Dataset[Clip]):
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
-        DataError: no span is long enough for a size of clips, `config.image_ratio` needs images, or nothing decodes.
+        DataError: no span is long enough for a size of clips, or `config.image_ratio` needs images.
     """
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
@@ -104,9 +104,8 @@ class ClipDataset(Dataset[Clip]):
         for attempt in range(_MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
             try:
-                if self.cache:
-                    return self.cache.read(spec.span, spec.start, bucket), spec, bucket
-                return decode_clip(spec, bucket, self.config), spec, bucket
+                frames = self.cache.read(spec.span, spec.start, bucket) if self.cache else None
+                return decode_clip(spec, bucket, self.config) if frames is None else frames, spec, bucket
             except DecodeError as error:
                 if (path := spec.span.info.path) not in self._logged:
                     self._logged.add(path)
@@ -166,7 +165,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 
 
 class _DecodedCache:
-    """All frames of spans at each training resolution, decoded once, in memory that worker processes share."""
+    """All frames of spans without damage at each training resolution, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(num_cached_bytes(spans, config))
@@ -179,15 +178,14 @@ class _DecodedCache:
                 self._frames[span, bucket.height, bucket.width] = frames
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
-        if not self._frames:
-            got = f"{len(spans)} files that cannot be decoded"
-            raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
-    def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
-        """Return the frames of a clip from frame `start` of the video, `(T, H, W, C)`, as a view of the cache."""
-        frames = self._frames.get((span, bucket.height, bucket.width))
-        if frames is None:
-            raise DecodeError(f"{span.info.path}: could not be decoded into the cache")
+    def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
+        """Return the frames of a clip from frame `start` of the video, `(T, H, W, C)`, as a view of the cache.
+
+        None if a frame of the span cannot be decoded.
+        """
+        if (frames := self._frames.get((span, bucket.height, bucket.width))) is None:
+            return None
         offset = start - span.first_frame
         return frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
 
