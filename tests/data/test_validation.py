@@ -113,6 +113,14 @@ def test_spans_of_one_video_are_split_at_one_frame() -> None:
     assert (_ranges(train), _ranges(held_out)) == ([(0, 39), (30, 39)], [(40, 49), (40, 49)])
 
 
+def test_spans_that_are_too_short_for_a_validation_clip_are_trained_on_up_to_the_held_out_end() -> None:
+    info = _videos([240])[0].info
+    scenes = [Span(info, 12 * i, 12 * i + 11) for i in range(15)] + [Span(info, 180, 219), Span(info, 195, 205)]
+    train, held_out = split_videos(scenes, 0.1, 17)
+    assert _ranges(held_out) == [(203, 219)]
+    assert _ranges(train) == [(180, 202), *_ranges(scenes[:15]), (195, 202)]
+
+
 def test_all_spans_of_a_video_are_held_out_together() -> None:
     videos = [part for span in _videos([100] * 10) for part in (Span(span.info, 0, 59), Span(span.info, 40, 99))]
     train, held_out = split_videos(videos, 0.1, 9)

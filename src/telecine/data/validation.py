@@ -76,15 +76,23 @@ def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) ->
     # Too short for a validation clip, but perhaps long enough for a training clip of another size.
     short = [span for span in spans if span.num_frames < clip_span]
     videos = _group_by_video(usable)
-    if len(videos) >= _MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
+    if is_whole := len(videos) >= _MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
         train, held_out = _hold_out_videos(videos, val_fraction)
     else:
         train, held_out = _hold_out_ends(videos, val_fraction, clip_span)
     if not held_out:
         contract = f"long enough for a training and a held-out clip of {clip_span} frames, {2 * clip_span} together"
         raise _too_short(contract, usable, f", or {_MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
-    taken = {resolve_source(span.info.path) for span in held_out}
-    return train + [span for span in short if resolve_source(span.info.path) not in taken], held_out
+    # Of a short span, what is before the held-out end of its video; nothing if all of the video is held out.
+    ends = {
+        resolve_source(each[0].info.path): 0 if is_whole else min(span.first_frame for span in each)
+        for each in _group_by_video(held_out)
+    }
+    for span in short:
+        end = ends.get(resolve_source(span.info.path), span.last_frame + 1)
+        if span.first_frame < end:
+            train.append(Span(span.info, span.first_frame, min(span.last_frame, end - 1)))
+    return train, held_out
 
 
 def _too_short(contract: str, spans: Sequence[Span], alternative: str = "") -> Exception:
