@@ -87,10 +87,13 @@ def test_outputs_do_not_lie_beside_the_data(tmp_path: Path, monkeypatch: pytest.
             check_output("output_dir", data, tmp_path)
     with pytest.raises(ValueError, match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\."):
         check_output("output_dir", None, "s3://bucket/run")
-    for data in ("run", tmp_path / "gone", "s3://bucket/run", None):
+    (tmp_path / "v" / "w").mkdir(parents=True)
+    (tmp_path / "v" / "a.mp4").touch()
+    for data in ("v/*.mp4", "v/**/*.mp4", "{v/w,v}/", "{v/w/a.mp4,v/[ab].mp4}"):
+        with pytest.raises(ValueError, match="`output_dir` must be another folder than the data, but got 'v'"):
+            check_output("output_dir", data, "v")
+    for data in ("run", tmp_path / "gone", "v/a.mp4", "v/{a,b}.mp4", "s3://bucket/*.mp4", "v/*.mp4", None):
         check_output("output_dir", data, tmp_path)
-    with pytest.raises(ValueError, match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\."):
-        check_output("output_dir", None, "s3://bucket/run")
 
 
 def test_a_folder_that_cannot_be_read_is_named(

@@ -112,7 +112,7 @@ def _find_segments(path: str | PathLike[str], cache: IndexCache, name: str = "da
     """List the segments at `path`, see `load_spans`. The cache lists the members of tar files."""
     _check_path(path, name)
     paths: list[File] = []
-    for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
+    for part in _parts(path):
         matches = _at(part)
         if not matches:
             got = f"{part}, which does not exist"
@@ -148,11 +148,13 @@ def _files_at(path: File, is_used: Callable[[File], object] = _is_used) -> list[
 
 
 def check_output(name: str, data: str | PathLike[str] | None, output: str | PathLike[str]) -> None:
-    """Raise a `ValueError` if a path to write to is an address, or the folder of the data; it may be inside it."""
+    """Raise a `ValueError` if a path to write to is an address, or a folder of the data; it may be inside one."""
     if "://" in str(output):
         raise argument_error(name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards.")
-    if data is not None and Path(data).is_dir() and Path(data).resolve() == Path(output).resolve():
-        raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
+    for part in () if data is None else _parts(data):
+        is_searched = Path(part).is_dir() or (has_magic(part) and not is_address(part))
+        if is_searched and deepest_folder(Path(part)).resolve() == Path(output).resolve():
+            raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
 
 
 def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
@@ -239,6 +241,10 @@ def _at(path: str) -> list[File]:
     if not has_magic(path):
         return []
     return [*_without_outputs([*map(Path, sorted(glob(path, recursive=True)))], deepest_folder(Path(path)))]
+
+
+def _parts(path: str | PathLike[str]) -> list[str]:
+    return [str(path)] if Path(path).exists() else _expand_braces(str(path))
 
 
 def _expand_braces(pattern: str) -> list[str]:
