@@ -224,5 +224,15 @@ def test_impossible_sizes_in_a_tar_file_end_the_reading(
         next(members)
 
 
+def test_a_sparse_member_is_named(tmp_path: Path) -> None:
+    sparse, member = tarfile.TarInfo("a.txt"), tarfile.TarInfo("b.mp4")
+    sparse.type = member.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "a.tar").write_bytes(sparse.tobuf() + tarfile.TarInfo("a.mp4").tobuf() + member.tobuf() + bytes(1024))
+    members = tar_members(tmp_path / "a.tar")
+    assert next(members).name == "a.mp4"
+    with pytest.raises(tarfile.TarError, match=r"^b\.mp4 has holes, by `tar -S`; pack it without"):
+        next(members)
+
+
 def test_a_name_with_a_line_end_makes_no_line_of_its_own() -> None:
     assert str(DataError("a\nerror: b.mp4: bad")) == "a\\nerror: b.mp4: bad"

@@ -156,7 +156,7 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar file, is compressed, or is truncated after the members yielded so far.
+        tarfile.TarError: it is not a tar file, is compressed, or is truncated, or sparse, after the members so far.
     """
     with open_file(archive) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
@@ -164,6 +164,8 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
             if entry.isreg() and kind_of(member) and not is_hidden(PurePosixPath(entry.name)):
+                if entry.issparse():
+                    raise tarfile.ReadError(f"{entry.name} has holes, by `tar -S`; pack it without")
                 yield member
 
 
