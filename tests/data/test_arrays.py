@@ -45,7 +45,7 @@ def save(path: Path, values: np.ndarray) -> Path:
         ("C T H W", np.dtype(">u2"), ()),
         ("T C H W", np.float16, (-1.0, 3.0)),
         ("T H W C", np.dtype(">f8"), (1e6, 1e6 + 1)),
-        ("W H C T", np.float32, (0.0, 1.0)),
+        ("W H C T", np.float32, (-0.1, 0.1)),  # closer to 0 than its nearest float32
     ],
 )
 def test_values_are_mapped_from_their_range(
@@ -63,6 +63,7 @@ def test_values_are_mapped_from_their_range(
     expected = (values[1:6:2].astype(np.float64) - low) / (high - low) * 2 - 1
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - expected).max() < 1e-6
+    assert found.abs().max() <= 1
     assert torch.equal(torch.stack([*iterate_frames(info)])[1:6:2], found)
 
 

@@ -56,10 +56,11 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
     values = _as_frames(_opened(info.path), info.layout)[frames.start : frames.stop : frames.step]
     found = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     found = found if found.dtype == torch.float64 else found.float()
-    if not (low <= float(found.min()) and float(found.max()) <= high):
+    limits = np.array(info.range, values.dtype if values.dtype.kind == "f" else float)  # as the file can have them
+    if not (limits[0] <= float(found.min()) and float(found.max()) <= limits[1]):
         text = f"values from {float(found.min()):g} to {float(found.max()):g} in frames {frames.start} to {frames[-1]}"
         raise DataError(f"{info.path}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one.")
-    video = found.sub_(low).div_((high - low) / 2).sub_(1).float()
+    video = found.sub_(low).div_((high - low) / 2).sub_(1).float().clamp_(-1, 1)
     if size == (info.height, info.width):
         return video
     resized = F.interpolate(video.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp_(-1, 1)

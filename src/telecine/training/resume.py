@@ -76,9 +76,10 @@ class SavedSettings:
 
 
 def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
-    """Return the settings that choose the held-out clips; None for those that an older version lacks."""
-    names = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
-    return [settings.get("val_data"), settings.get("val_clips"), *(settings["clips"].get(name) for name in names)]
+    """Return the settings that choose the held-out clips; the defaults of those that an older version lacks."""
+    names = "num_frames height width stride image_ratio max_pixels val_fraction bit_depth layout range".split()
+    clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
+    return [settings.get("val_data"), settings.get("val_clips"), *(clips[name] for name in names)]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
