@@ -10,7 +10,7 @@ from PIL import Image
 from telecine.data import DataError, ReadingStopped
 from telecine.report.video import write_video
 from telecine.training.build import build_autoencoder
-from telecine.training.clips import build_clips, read_next
+from telecine.training.clips import Spans, build_clips, read_next
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
@@ -82,3 +82,10 @@ def test_videos_that_are_not_used_need_not_be_long_enough(tiny, tmp_path):
     config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=1.0))
     clips = build_clips(config, build_autoencoder(config))
     assert (clips.num_images, len(clips.train.spans), len(clips.val)) == (3, 2, 1)
+
+
+def test_sample_videos_have_no_other_number_of_channels(tiny, small_video, monkeypatch):
+    monkeypatch.setattr("telecine.training.clips.sample_videos", lambda: [small_video])
+    config = replace(tiny().clips, channels=2)
+    with pytest.raises(DataError, match=r"one decodable file, but got .* \(not an array, which alone has 2 channels\)"):
+        Spans.find(None, None, config)

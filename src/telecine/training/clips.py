@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,7 @@ from telecine.data import (
     Span,
     bytes_from_video,
     clips_sha256,
+    index_video,
     index_videos,
     load_spans,
     pixels_sha256,
@@ -86,7 +88,7 @@ class Spans:
     def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
         """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
         if data is None:
-            infos, skipped = index_videos(sample_videos())
+            infos, skipped = index_videos(sample_videos(), index=partial(index_video, config=config))
             found = [whole_video(info) for info in infos]
         else:
             found, skipped = load_spans(data, config)
