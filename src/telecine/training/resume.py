@@ -77,8 +77,9 @@ class SavedSettings:
 
 def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; the defaults of those that an older version lacks."""
-    names = "num_frames height width stride image_ratio max_pixels val_fraction bit_depth layout range".split()
+    which = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
+    names = (*which, "bit_depth", "layout", "range")
     return [settings.get("val_data"), settings.get("val_clips"), *(clips[name] for name in names)]
 
 
