@@ -168,7 +168,13 @@ class _DecodedCache:
     """All frames of spans without damage at each training resolution, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
-        _check_memory(num_cached_bytes(spans, config))
+        memory, needed = machine_memory(), num_cached_bytes(spans, config)
+        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
+        if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
+            each = f" in each of {num_processes} processes" if num_processes > 1 else ""
+            contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
+            got = f"on for {needed / 2**30:.1f} GiB of decoded frames{each}"
+            raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")
         self.config = config
         self._frames: dict[tuple[Span, int, int], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
@@ -205,12 +211,3 @@ def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, 
         (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
         for bucket, span in product(buckets, spans)
     ]
-
-
-def _check_memory(needed: int) -> None:
-    memory, num_processes = machine_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
-    if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
-        each = f" in each of {num_processes} processes" if num_processes > 1 else ""
-        contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
-        got = f"on for {needed / 2**30:.1f} GiB of decoded frames{each}"
-        raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")

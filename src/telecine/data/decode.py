@@ -308,8 +308,7 @@ def _read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pix
         if pixels.bit_depth == 16 and (deep := _deep_png(source, image, pixels)) is not None:
             return torch.stack(next(_planes([deep], pixels, size, Fraction(1))), dim=-1)
         image.getexif()  # Pillow keeps what it has read, and would fail to write odd tags again
-        for name in ("exif", "Raw profile type exif"):
-            image.info.pop(name, None)
+        image.info = {name: value for name, value in image.info.items() if "exif" not in name}
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         upright = _converted(image, pixels)
         if size is not None and upright.size != size[::-1]:

@@ -26,7 +26,6 @@ LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _NUMBERS: dict[str, type[int] | type[float]] = {"start": float, "end": float, "start_frame": int, "end_frame": int}
 _COLUMNS = ("path", *_NUMBERS)
 _MAX_NUMBER = 10**9  # thirty years in seconds, or a year at 30 frames per second
-_MAX_NUMBER_LENGTH = 40
 _MAX_NAMES = 10  # unknown columns that are named
 _MAX_LINE = 2**20  # characters
 
@@ -169,8 +168,7 @@ def _parse_segment(row: _Row, source: File) -> Segment:
 
 def _parse_number(name: str, value: object) -> Any:
     with suppress(ValueError):
-        text = str(value)
-        if len(text) <= _MAX_NUMBER_LENGTH and 0 <= (number := _NUMBERS[name](text)) <= _MAX_NUMBER:
+        if 0 <= (number := _NUMBERS[name](str(value))) <= _MAX_NUMBER:
             return number
     kind = "a frame index" if _NUMBERS[name] is int else "a number of seconds"
     raise _RowError(f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}.")

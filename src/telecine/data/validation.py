@@ -84,14 +84,11 @@ def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) ->
         contract = f"long enough for a training and a held-out clip of {clip_span} frames, {2 * clip_span} together"
         raise _too_short(contract, usable, f", or {_MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
     # Of a short span, what is before the held-out end of its video; nothing if all of the video is held out.
-    ends = {
-        resolve_source(each[0].info.path): 0 if is_whole else min(span.first_frame for span in each)
-        for each in _group_by_video(held_out)
-    }
+    backwards = sorted(held_out, key=lambda span: -span.first_frame)
+    ends = {resolve_source(span.info.path): 0 if is_whole else span.first_frame for span in backwards}
     for span in short:
         end = ends.get(resolve_source(span.info.path), span.last_frame + 1)
-        if span.first_frame < end:
-            train.append(Span(span.info, span.first_frame, min(span.last_frame, end - 1)))
+        train += [Span(span.info, span.first_frame, min(span.last_frame, end - 1))] if span.first_frame < end else []
     return train, held_out
 
 
@@ -172,23 +169,19 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     spans = [span for span in spans if span.num_starts(clip_span) > 0]
     if len(spans) > max_clips:
         spans = [spans[i] for i in _middles(len(spans), max_clips)]
-    counts = _distribute(max_clips, [span.num_frames // clip_span for span in spans])
+    capacities = [min(span.num_frames // clip_span, max_clips) for span in spans]
+    turns = sorted((turn, i) for i, capacity in enumerate(capacities) for turn in range(capacity))
+    counts = Counter(i for _, i in turns[:max_clips])
     return [
         (span, span.first_frame + start)
-        for span, count in zip(spans, counts, strict=True)
-        for start in _evenly_spaced(span.num_starts(clip_span), count)
+        for i, span in enumerate(spans)
+        for start in _evenly_spaced(span.num_starts(clip_span), counts[i])
     ]
 
 
 def _middles(total: int, count: int) -> list[int]:
     """Divide the indices from 0 to `total - 1` into `count` equal parts, and return the middles."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
-def _distribute(total: int, capacities: Sequence[int]) -> list[int]:
-    turns = sorted((turn, i) for i, capacity in enumerate(capacities) for turn in range(min(capacity, total)))
-    shares = Counter(i for _, i in turns[:total])
-    return [shares[i] for i in range(len(capacities))]
 
 
 def _evenly_spaced(num_starts: int, count: int) -> list[int]:

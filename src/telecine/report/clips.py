@@ -33,9 +33,7 @@ _KEYFRAME_EVERY = 8  # to show a frame, a browser decodes all frames from the la
 # A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
 MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
 _MAX_REPEATS = 8.0
-_MIN_PANEL_HEIGHT = 192
-_LABEL_HEIGHT = 26
-_GAP = 4
+_MIN_PANEL_HEIGHT, _LABEL_HEIGHT, _GAP = 192, 26, 4
 _LABELS = ("input", "reconstruction", f"difference x {_AMPLIFICATION:g}")
 # TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
 _MAX_SIDE, _MAX_FRAMES, _NUM_COLOURS = 256, 9, 64

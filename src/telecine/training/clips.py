@@ -9,26 +9,12 @@ from typing import Any
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import check_buckets, check_channels
 from telecine.base.checks import count, count_files
-from telecine.data import (
-    Clip,
-    ClipDataset,
-    DataError,
-    ReadingStopped,
-    Span,
-    bytes_from_video,
-    clips_sha256,
-    index_video,
-    index_videos,
-    load_spans,
-    pixels_sha256,
-    read_validation_clips,
-    sample_videos,
-    split_videos,
-    whole_video,
-    without_held_out,
-)
-from telecine.data.index import Skipped, log_too_short
+from telecine.data import Clip, ClipDataset, DataError, ReadingStopped, Span, whole_video
+from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
+from telecine.data.find import load_spans, sample_videos
+from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
+from telecine.data.validation import read_validation_clips, split_videos, without_held_out
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank

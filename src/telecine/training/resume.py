@@ -25,10 +25,8 @@ class SavedSettings:
 
         A setting that an older version lacked had its default.
         """
-        saved, now, default = (
-            flat_settings(_with_removed(each))
-            for each in (self.values, plain_settings(config), plain_settings(TrainConfig()))
-        )
+        given = self.values, plain_settings(config), plain_settings(TrainConfig())
+        saved, now, default = (flat_settings(_with_removed(each)) for each in given)
         return [
             f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
             for setting in side_by_side_settings([saved, now])
@@ -65,9 +63,8 @@ class SavedSettings:
         if "gan" not in self.values["objective"]:
             contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        default, values, now = map(
-            _network_settings, (plain_settings(TrainConfig()), self.values, plain_settings(config))
-        )
+        given = plain_settings(TrainConfig()), self.values, plain_settings(config)
+        default, values, now = map(_network_settings, given)
         saved = default | values  # an older version lacks new settings
         for name, value in now.items():
             if saved.get(name) != value:
