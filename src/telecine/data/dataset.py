@@ -186,14 +186,9 @@ class _DecodedCache:
                 logger.warning("not cached: %s", error)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
-        """Return the frames of a clip from frame `start` of the video, `(T, H, W, C)`, as a view of the cache.
-
-        None if a frame of the span cannot be decoded.
-        """
-        if (frames := self._frames.get((span, bucket.height, bucket.width))) is None:
-            return None
-        offset = start - span.first_frame
-        return frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
+        """Return the frames of a clip from frame `start`, `(T, H, W, C)`, a view of the cache; None of damaged spans."""
+        frames, offset = self._frames.get((span, bucket.height, bucket.width)), start - span.first_frame
+        return None if frames is None else frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
 
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:

@@ -177,14 +177,11 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
         return [*remote.list_files(folder)]
     files: list[Path] = []
     skipped: list[Skipped] = []
+    errors: list[OSError] = []
     visited: set[tuple[int, int]] = set()
     pending = deque([folder])
-
-    def skip(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), str(error.strerror)))
-
     while pending:
-        for current, folders, names in os.walk(pending.popleft(), onerror=skip):
+        for current, folders, names in os.walk(pending.popleft(), onerror=errors.append):
             if OUTPUT_MARKER in names and Path(current) != folder:
                 skipped.append(Skipped(Path(current), _WRITTEN))
                 folders.clear()
@@ -197,6 +194,7 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
             visited.add((status.st_dev, status.st_ino))
             pending += [path for name in folders if (path := Path(current, name)).is_symlink()]
             files += [Path(current, name) for name in names if not name.startswith(".")]
+    skipped += [Skipped(Path(error.filename), str(error.strerror)) for error in errors]
     if log:
         _log_skipped(folder, sorted(skipped, key=lambda skip: str(skip.path)))
     return [*sorted(file for file in files if file.is_file())]

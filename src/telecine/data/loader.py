@@ -110,9 +110,6 @@ class ClipLoader:
     def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False) -> None:
         self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
-    def __len__(self) -> int:
-        return len(self.sampler)
-
     def __iter__(self) -> Iterator[_ClipBatch]:
         num_done = num_failures = 0
         while num_done < len(self.sampler):

@@ -36,8 +36,7 @@ _BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 _LONG_DISTANCE = 60
 _CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
 _MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
-_HASHED_SIZE = (72, 64)
-_HASHED_POSITIONS = (0.25, 0.5, 0.75)
+_HASHED_SIZE, _HASHED_POSITIONS = (72, 64), (0.25, 0.5, 0.75)
 _DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
 _STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
 _LARGE_FRACTION = 0.2  # of all frames, in one file
@@ -122,7 +121,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     spans = Spans.find(config.data, config.val_data, config.clips)
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed)
     size = _BATCH_SIZE if config.batch_size == "auto" else config.batch_size
-    sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
+    sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps)
     clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())
     used = {True: dataset.image_ratio > 0, False: dataset.image_ratio < 1}  # images, videos

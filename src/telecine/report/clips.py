@@ -20,7 +20,7 @@ from torch import Tensor
 from telecine.base.shapes import check_same_shape
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import MAX_PANE, MAX_SIDE, as_shown, depth_range, pad_to_even, shrink, write_video
+from telecine.report.video import MAX_PANE, MAX_VIDEO_SIDE, as_shown, depth_range, pad_to_even, shrink, write_video
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -114,7 +114,7 @@ def side_by_side(
     picture = _join([_join(row, dim=2) for row in rows], dim=1)
     text = "" if limits is None else f", {limits[0]} to {limits[1]}"
     bar = _label_bar(picture.shape[2], text).expand(len(picture), -1, -1, -1)
-    return pad_to_even(shrink(torch.cat([bar, picture], dim=1), MAX_SIDE))
+    return pad_to_even(shrink(torch.cat([bar, picture], dim=1), MAX_VIDEO_SIDE))
 
 
 def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _BT709 = _LIMITED_RANGE = 1
 _FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
 _STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
 # A side of a video that x264 writes, and of one of three pictures beside each other, with gaps.
-MAX_SIDE, MAX_PANE = 16384, 5456
+MAX_VIDEO_SIDE, MAX_PANE = 16384, 5456
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE, _BOARD = 8, (204.0, 153.0)
 _MP4_PIXELS = {"format": "yuv420p", "dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}

@@ -42,11 +42,9 @@ class Clips:
     def recorded(self) -> dict[str, Any]:
         """Return what a summary has about the data of a run."""
         spans = self.train.spans
-        sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
-        digest = sha256()
-        for span in spans:
-            path = span.info.path
-            digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+        sizes = {path: num_bytes(path) for path in {span.info.path for span in spans}}
+        files = ((span.info.path, span.first_frame, span.last_frame) for span in spans)
+        facts = "".join(repr((path.name, sizes[path], *frames)) for path, *frames in files)
         # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
@@ -56,7 +54,7 @@ class Clips:
             "num_skipped": self.num_skipped,
             "num_frames": sum(span.num_frames for span in spans),
             "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
-            "data_sha256": digest.hexdigest(),
+            "data_sha256": sha256(facts.encode()).hexdigest(),
         }
 
 

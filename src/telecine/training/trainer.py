@@ -224,7 +224,7 @@ class Trainer:
         if self.latents is not None:
             per_step = self.config.gradient_accumulation_steps * self.accelerator.num_processes
             numbers = range(self.state.step * per_step, self.config.steps * per_step)
-            sampler = ClipBatchSampler(numbers, self.config.clips_per_pass, per_step, rank=0, num_ranks=1)
+            sampler = ClipBatchSampler(numbers, self.config.clips_per_pass, per_step)
             with self._saved_if_stopped(stop) as check_stop:
                 fill_latent_cache(self.latents, self.state, self.clips.train, sampler, self.console, check_stop)
         while self.state.step < self.config.steps:
