@@ -186,7 +186,7 @@ class _DecodedCache:
                 logger.warning("not cached: %s", error)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
-        """Return the frames `(T, H, W, C)` of a clip from frame `start`, a view of the cache; None if one is damaged."""
+        """Return the frames `(T, H, W, C)` of a clip from frame `start`, as a view; None if a frame is damaged."""
         frames, offset = self._frames.get((span, bucket.height, bucket.width)), start - span.first_frame
         return None if frames is None else frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
 
