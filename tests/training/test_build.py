@@ -29,6 +29,7 @@ from telecine.settings import (
     OptimizerConfig,
     PerceptualConfig,
     ReconstructionConfig,
+    TrainableConfig,
 )
 from telecine.training import train
 from telecine.training.build import (
@@ -227,6 +228,15 @@ def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):
     assert all(same)
     same = [torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True)]
     assert not all(same)
+
+
+def test_low_rank_updates_need_a_trained_model(tiny, tmp_path):
+    config = tiny(trainable=TrainableConfig(weights="lora"))
+    with pytest.raises(ValueError, match=r"`trainable.weights` must be all or decoder without `model`.* `--model`"):
+        build_autoencoder(config)
+    own = CausalVAE(config.causal_vae)
+    build_autoencoder(config, own).save_pretrained(tmp_path)
+    build_autoencoder(replace(config, model=str(tmp_path)))
 
 
 @pytest.mark.parametrize("random_weights", [False, True])

@@ -82,6 +82,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
+        config.refuse("low rank", config.model is None and config.trainable.weights == "lora")
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
             remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
