@@ -11,7 +11,7 @@ from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, DiffusionDecoder
 from telecine.autoencoders.diffusers.diffusion_decoder import _WindowAttention
 from telecine.autoencoders.flow import Sampler, random_levels
-from telecine.autoencoders.load import load_model_or_run, without_weights
+from telecine.autoencoders.load import without_weights
 from telecine.base.randomness import clip_generators, randn
 from telecine.settings.autoencoder import FlowConfig
 
@@ -33,7 +33,7 @@ def pipeline(tmp_path):
 
 
 def decoder(**changes):
-    return DiffusionDecoder(ltx2_diffusion_decoder(**changes), "vae", load_model_or_run, digest="")
+    return DiffusionDecoder(ltx2_diffusion_decoder(**changes), "vae", load_autoencoder, digest="")
 
 
 def test_attention_to_the_window_around_each_position():

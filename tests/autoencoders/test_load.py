@@ -12,7 +12,7 @@ from telecine.autoencoders import CausalVAE, load, load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.runs.checkpoints import _write_manifest
+from telecine.runs.checkpoints import Checkpoints, _write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import tiny_model
@@ -73,19 +73,34 @@ def test_a_diffusers_model(tmp_path, subfolder):
 
 def test_a_folder_that_does_not_exist(tmp_path):
     for name in (tmp_path / "none", "./none", "none"):
-        with pytest.raises(FileNotFoundError, match="which does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"`the model` must be .* which does not exist"):
             load_autoencoder(name)
 
 
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "t.txt").write_text("a model")
-    with pytest.raises(FileNotFoundError, match=r"a folder with config\.json .* but got '.*t\.txt', which is a file"):
+    with pytest.raises(FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* the model first"):
         load_autoencoder(tmp_path / "t.txt")
+
+
+def test_a_run_and_a_checkpoint(tmp_path):
+    saved = {}
+    for step in (1, 2):
+        for weights in ("ema", "model"):
+            saved[step, weights] = CausalVAE(SMALL)
+            saved[step, weights].save_pretrained(Checkpoints(tmp_path).path(step) / weights)
+        _write_manifest(Checkpoints(tmp_path).path(step), step)
+    for loaded, expected in (
+        (load_autoencoder(tmp_path), saved[2, "ema"]),
+        (load_autoencoder(tmp_path, "model"), saved[2, "model"]),
+        (load_autoencoder(Checkpoints(tmp_path).path(1)), saved[1, "ema"]),
+    ):
+        assert torch.equal(next(loaded.parameters()), next(expected.parameters()))
 
 
 @pytest.mark.parametrize("subfolder", [None, "another"])
 def test_a_folder_without_a_model(tmp_path, subfolder):
-    with pytest.raises(ValueError, match=r"a folder with config\.json, a pipeline with vae/config\.json"):
+    with pytest.raises(ValueError, match=r"a run with a checkpoint, a folder with config\.json or vae/config"):
         load_autoencoder(tmp_path, subfolder=subfolder)
 
 

@@ -13,7 +13,6 @@ from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.autoencoders.causal import Decoder
 from telecine.autoencoders.flow import Sampler, random_levels
 from telecine.autoencoders.linear import PatchDecoder, fit_decoder
-from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
@@ -41,8 +40,8 @@ def saved(tmp_path):
 
 
 def student_of(folder, size="tiny"):
-    loaded = load_model_or_run(str(folder))
-    return StudentAutoencoder.of(loaded, str(folder), load_model_or_run, student_config(size, loaded, CLIP))
+    loaded = load_autoencoder(str(folder))
+    return StudentAutoencoder.of(loaded, str(folder), load_autoencoder, student_config(size, loaded, CLIP))
 
 
 def video(num_clips=2):
@@ -197,7 +196,7 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     (folder.parent / "teacher").rename(saved)
     (folder.parent / "config.yaml").write_text("teacher: /another\n")
     assert load_autoencoder(folder).teacher == "teacher"
-    hub = StudentAutoencoder.of(teacher(), "owner/name", load_model_or_run, student_config("tiny", teacher(), CLIP))
+    hub = StudentAutoencoder.of(teacher(), "owner/name", load_autoencoder, student_config("tiny", teacher(), CLIP))
     hub.save_pretrained(folder)
     assert load_autoencoder(folder).teacher == "owner/name"
 
@@ -230,7 +229,7 @@ def test_the_compression_of_published_classes(name, time, apart):
     model = adapter(name)
     config = student_config("tiny", model, CLIPS[name])
     assert (config.time_compression, config.first_frame_apart) == (time, apart)
-    student = StudentAutoencoder.of(model, name, load_model_or_run, config)
+    student = StudentAutoencoder.of(model, name, load_autoencoder, config)
     frames, height, width = CLIPS[name]
     for num_frames in (frames, model.covering_clip(frames + 1, height, width)[0]):
         x = torch.rand(1, 3, num_frames, height, width) * 2 - 1
@@ -305,7 +304,7 @@ def imitating(size="teacher"):
     loaded.sampler = Sampler(3)
     config = student_config(size, loaded, CLIP)
     config = replace(config, decoder="flow", flow=replace(config.flow, one_step=True))
-    student = StudentAutoencoder.of(loaded, "name", load_model_or_run, config)
+    student = StudentAutoencoder.of(loaded, "name", load_autoencoder, config)
     return loaded, student, student.imitate(loaded)
 
 
@@ -354,7 +353,7 @@ def test_a_student_of_another_model_generates(tmp_path):
     (tmp_path / "student.yaml").write_text(SETTINGS + "decoder: flow\n")
     loaded = adapter("wan")
     config = student_config(str(tmp_path / "student.yaml"), loaded, CLIPS["wan"])
-    student = StudentAutoencoder.of(loaded, "name", load_model_or_run, config)
+    student = StudentAutoencoder.of(loaded, "name", load_autoencoder, config)
     x = torch.rand(1, 3, *CLIPS["wan"]) * 2 - 1
     student.start_from([x])
     output = student(x, generator=clip_generators(0, [0], torch.device("cpu")))

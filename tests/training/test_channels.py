@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.load import load_autoencoder
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.data_report.inspect import inspect_data
 from telecine.evaluation.evaluate import evaluate
@@ -67,7 +67,7 @@ def test_a_run_and_all_that_reads_it(
     result = train(config, console=quiet())
     names = {"psnr", "ssim", "lpips_alex", *(("psnr_alpha", "psnr_composite") if number == 4 else ())}
     assert set(result.last) == names
-    model = load_model_or_run(str(result.run))
+    model = load_autoencoder(str(result.run))
     assert model.in_channels == number
     folder = result.checkpoint / "ema"
     assert json.loads((folder / "config.json").read_text())["in_channels"] == number

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.settings import DistillConfig
@@ -54,7 +53,7 @@ def test_a_student_of_a_run_of_a_student(folder):
     command = ["distill", "--config", "distill.yaml", "--steps", "1"]
     assert main([*command, "--teacher", "wan", "--output_dir", "first"]) == 0
     assert main([*command, "--teacher", "first", "--output_dir", "second"]) == 0
-    assert load_model_or_run("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
+    assert load_autoencoder("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
 
 
 @pytest.mark.slow

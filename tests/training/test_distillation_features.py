@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.load import load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder, student_config
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(folder):
     """A student like the teacher, with projections that standardise its features; and with projections to 0."""
-    term, student = TeacherFeatures("vae", CONFIG.channels), load_model_or_run("vae")
+    term, student = TeacherFeatures("vae", CONFIG.channels), load_autoencoder("vae")
     assert (term.levels, term.layers) == ([0, 1], ["network.1", "network.3"])
     assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
     latent = torch.randn(2, 4, 3, 4, 4)
@@ -57,9 +57,9 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(folder):
 
 def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     """The student has the latent's resolution and twice that. Wan makes 5 frames of 2 latent frames."""
-    wan = load_model_or_run("wan")
+    wan = load_autoencoder("wan")
     config = student_config("tiny", wan, (5, 32, 32))
-    student = StudentAutoencoder.of(wan, "wan", load_model_or_run, config)
+    student = StudentAutoencoder.of(wan, "wan", load_autoencoder, config)
     term = TeacherFeatures("wan", config.channels)
     assert len(term.layers) == 2
     assert term.levels == [0, 1]
@@ -75,9 +75,9 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
 def test_of_frames(folder):
     """An autoencoder of images decodes frames; chunks of a student are put together."""
     tiny_model("kl_image").save_pretrained("kl")
-    teacher = load_model_or_run("kl")
+    teacher = load_autoencoder("kl")
     config = student_config("tiny", teacher, (3, 32, 32))
-    student = StudentAutoencoder.of(teacher, "kl", load_model_or_run, config)
+    student = StudentAutoencoder.of(teacher, "kl", load_autoencoder, config)
     term = TeacherFeatures("kl", config.channels)
     latent = torch.randn(2, config.latent_channels, 3, 4, 4)
     whole = term(latent=latent, decode=student.decode)
@@ -91,7 +91,7 @@ def test_of_frames(folder):
 def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, name, frames):
     """Inside Mochi and Allegro, the first latent frame has as many frames as each other one."""
     tiny_model(name).save_pretrained(name)
-    teacher = load_model_or_run(name)
+    teacher = load_autoencoder(name)
     config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
     term = TeacherFeatures(name, config.channels)
     features = [x.shape[2:] for x in term._features(torch.zeros(1, 4, 1, 4, 4), term.layers).values()]
@@ -111,8 +111,8 @@ def test_errors(folder):
         TeacherFeatures("vae", CONFIG.channels, ["network.9"])
     term = TeacherFeatures("vae", CONFIG.channels)
     with pytest.raises(ValueError, match="`decode` must be the method of a decoder of telecine"):
-        term(latent=torch.zeros(1, 4, 1, 2, 2), decode=load_model_or_run("wan").decode)
-    assert isinstance(load_model_or_run("vae"), CausalAutoencoder)
+        term(latent=torch.zeros(1, 4, 1, 2, 2), decode=load_autoencoder("wan").decode)
+    assert isinstance(load_autoencoder("vae"), CausalAutoencoder)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.load import load_autoencoder
 from telecine.report.page import write_report
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig, TrainableConfig
@@ -77,7 +77,7 @@ def test_linear_maps_that_are_copied_are_not_fitted_again(tiny, source):
     config = tiny(**LIGHT, init=source, linear_start=True, steps=1)
     _, text, weights = run(replace(config, optimizer=replace(config.optimizer, lr=1e-9)))
     assert "fitting" not in text
-    expected = load_model_or_run(source).state_dict()
+    expected = load_autoencoder(source).state_dict()
     assert all(torch.allclose(weights[name], expected[name], atol=1e-5) for name in expected)
 
 

@@ -23,15 +23,21 @@ _DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
 
 def load_autoencoder(
-    name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
+    name_or_folder: str | PathLike[str],
+    weights: SavedWeights = "ema",
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
 ) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
     Args:
-        name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
-            of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
-            diffusers configuration; its model has random weights. "tiny" is the model of this package, unless there is
-            a folder of that name. The class of a custom module must be in a package that `allow_code` allows.
+        name_or_folder: A run, for its last checkpoint, or a checkpoint; a folder that `save_pretrained` of telecine or
+            diffusers wrote, or a pipeline's; or the name of a model on the Hugging Face Hub, such as
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a diffusers configuration; its model has random
+            weights. "tiny" is the model of this package, unless there is a folder of that name. The class of a custom
+            module must be in a package that `allow_code` allows.
+        weights: Which weights of a checkpoint: the averaged ones, or "model", those that are trained.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
 
@@ -41,28 +47,31 @@ def load_autoencoder(
             part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
+    if subfolder is None and (checkpoint := find_checkpoint(Path(name_or_folder))) is not None:
+        name_or_folder = checkpoint / weights
     folder = _folder_of(name_or_folder, subfolder, revision)
     Checkpoints.check_model(folder)
     kind = class_in(folder)
     if kind == CausalVAE.__name__:
         return CausalVAE.from_pretrained(folder)
     if kind == StudentAutoencoder.__name__:
-        return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
+        return StudentAutoencoder.from_pretrained(folder, load_autoencoder)
     if kind == _DIFFUSION_DECODER:
         from telecine.autoencoders.diffusers import DiffusionDecoder
 
-        return DiffusionDecoder.from_pretrained(folder, _teacher_of(folder), load_model_or_run)
+        return DiffusionDecoder.from_pretrained(folder, _teacher_of(folder), load_autoencoder)
     if "." in kind:
         model = build_custom_in(folder)
         model.load_weights(folder)
         return model
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
-        contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
+        contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
         is_file = Path(name_or_folder).is_file()
         got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
-        remedy = "Name the model's folder." if is_file else "Check the spelling."
-        raise argument_error("name_or_folder", contract, got, remedy, FileNotFoundError)
+        order = "`telecine reconstruct` takes the model first, then the video."
+        remedy = f"Name the model's folder. {order}" if is_file else "Check the spelling."
+        raise argument_error("the model", contract, got, remedy, FileNotFoundError)
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
     if is_config:
@@ -94,12 +103,6 @@ def _folder_of(
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder
-
-
-def load_model_or_run(name: str | Path, weights: SavedWeights = "ema") -> VideoAutoencoder:
-    """Return the model of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
-    checkpoint = find_checkpoint(Path(name))
-    return load_autoencoder(name if checkpoint is None else checkpoint / weights)
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:

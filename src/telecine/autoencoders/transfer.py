@@ -9,7 +9,7 @@ from torch import nn
 
 from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.causal_blocks import CausalSequential, Downsample, ResidualBlock, Upsample
-from telecine.autoencoders.load import class_in, folder_without_weights, load_model_or_run
+from telecine.autoencoders.load import class_in, folder_without_weights, load_autoencoder
 from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
 
@@ -30,7 +30,7 @@ def copy_from(name: str, model: nn.Module) -> dict[str, tuple[int, int]]:
         got = f"{name!r} with a {type(model).__name__}"
         raise argument_error("init", "left out for a model that is no CausalVAE", got, "Load its weights yourself.")
     check_source(name)
-    return _copy_matching(cast(CausalVAE, load_model_or_run(name)), into=model)
+    return _copy_matching(cast(CausalVAE, load_autoencoder(name)), into=model)
 
 
 @torch.no_grad()

@@ -11,10 +11,9 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.interface import check_channels, sampling
-from telecine.autoencoders.load import load_model_or_run
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
 from telecine.data import Clip, DataError, DecodeError, Span, VideoInfo, iterate_validation_clips, read_clip
@@ -192,7 +191,7 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
     """Return an autoencoder, see `Model`, on the device, in eval mode, with the steps and seed of `config` if given."""
     if not isinstance(checkpoint, nn.Module):
-        checkpoint = load_model_or_run(checkpoint, config.weights)
+        checkpoint = load_autoencoder(checkpoint, config.weights)
     model = as_video_autoencoder(checkpoint)
     model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
     return model.to(device).eval()

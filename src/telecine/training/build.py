@@ -13,15 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.autoencoders.custom import CustomAutoencoder, build_custom
-from telecine.autoencoders.load import (
-    build_custom_in,
-    class_in,
-    folder_without_weights,
-    load_model_or_run,
-    without_weights,
-)
+from telecine.autoencoders.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.autoencoders.pretrained import check_tensors
 from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
@@ -88,7 +82,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
             remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
-        model = load_model_or_run(config.model)
+        model = load_autoencoder(config.model)
     if model.flow is not None:
         model.flow = config.causal_vae.flow
     if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
@@ -114,7 +108,7 @@ def custom_module(
         raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
     if name is None or "." not in class_in(folder := folder_without_weights(name)[1]):
         return None
-    return build_custom_in(folder) if random_weights else load_model_or_run(name)
+    return build_custom_in(folder) if random_weights else load_autoencoder(name)
 
 
 def build_objective(

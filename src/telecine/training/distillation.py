@@ -14,11 +14,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders import VideoAutoencoder, load_autoencoder
 from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.causal_blocks import ChannelNorm, Upsample
 from telecine.autoencoders.flow import Sampler
-from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.frozen import Frozen
@@ -64,7 +63,7 @@ class TeacherLatent(nn.Module):
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
-        self.teacher = Frozen(load_model_or_run(teacher))
+        self.teacher = Frozen(load_autoencoder(teacher))
 
     def forward(self, *, latent: Tensor, target: Video, weight: Tensor | None = None) -> Scalar:
         """Return the error, 0-d, of a latent `(B, C, t, h, w)` of the video `target`, with sample weights `(B,)`."""
@@ -93,7 +92,7 @@ class TeacherFeatures(nn.Module):
 
     def __init__(self, teacher: str, channels: Sequence[int], layers: Sequence[str] = ()) -> None:
         super().__init__()
-        self.teacher = Frozen(load_model_or_run(teacher))
+        self.teacher = Frozen(load_autoencoder(teacher))
         model = self.teacher.module
         latent = model.encode(torch.zeros(1, model.in_channels, *model.covering_clip(1, 1, 1))).mode()[:, :, :1]
         found = self._features(latent, [name for name, _ in _decoder_of(model).named_modules() if name])
@@ -216,7 +215,7 @@ def distill(
     if config.train_encoder:
         return run(replace(config, model=None))
     set_seed(config.seed)
-    student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
     config = replace(config, teacher=_absolute(student.teacher))  # that of a student is its own teacher
     if sampled is not None and student.imitate(sampled):
         config = replace(config, linear_start=False)
@@ -224,7 +223,7 @@ def distill(
 
 
 def _load_teacher(name: str, decode_steps: int) -> VideoAutoencoder:
-    teacher = load_model_or_run(name)
+    teacher = load_autoencoder(name)
     if _generates(teacher):
         teacher.sampler = Sampler(decode_steps)
     return teacher

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.load import load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig, PerceptualConfig, Term, TrainConfig
@@ -176,9 +176,9 @@ def student(tiny, tmp_path):
     """Return the folder of a student of the tiny autoencoder."""
     name = str(tmp_path / "teacher")
     build_autoencoder(tiny()).save_pretrained(name)
-    loaded = load_model_or_run(name)
+    loaded = load_autoencoder(name)
     architecture = replace(loaded.config, base_channels=16)
-    StudentAutoencoder.of(loaded, name, load_model_or_run, architecture).save_pretrained(tmp_path / "student")
+    StudentAutoencoder.of(loaded, name, load_autoencoder, architecture).save_pretrained(tmp_path / "student")
     return str(tmp_path / "student")
 
 

@@ -102,13 +102,14 @@ def _read_config_at(source: str, subfolder: str | None, revision: str | None) ->
         if isinstance(error.__context__, LocalEntryNotFoundError):
             got += ", which is not in the cache, and the Hub cannot be reached"
             remedy = "Check the network, or download the model and use its folder."
-            raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy, ConnectionError) from error
+            raise argument_error("the model", "a folder or a Hub name", got, remedy, ConnectionError) from error
         if isinstance(error.__context__, RepositoryNotFoundError):
             got += ", which the Hub does not have or does not show you"
             remedy = "Check the spelling, or log in with `hf auth login`."
-            raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
-        contract = f"a folder with {CONFIG_FILE}, a pipeline with {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
-        raise argument_error("name_or_folder", contract, got, "Name the folder of the model itself.") from error
+            raise argument_error("the model", "a folder or a Hub name", got, remedy) from error
+        folder = f"a folder with {CONFIG_FILE} or {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}"
+        contract = f"a run with a checkpoint, {folder}, or a Hub name"
+        raise argument_error("the model", contract, got, "Name the folder of the model itself.") from error
     return dict(config)
 
 
