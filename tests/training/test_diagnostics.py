@@ -275,6 +275,7 @@ def test_the_linear_baseline_counts_at_the_last_step(tiny):
         ({"val/psnr": 24.9}, "psnr 24.9 against 25"),
         ({"val/ssim": 0.79}, "ssim 0.79 against 0.8"),
         ({"val/lpips_alex": 0.21}, "lpips_alex 0.21 against 0.2"),
+        ({"val/psnr": 24.98, "val/lpips_alex": 0.20001}, None),
         ({"val/psnr": 24.9, "val/ssim": 0.7}, "psnr 24.9 against 25, ssim 0.7 against 0.8"),
     ):
         values = {**linear, **better, **changed}

@@ -127,7 +127,8 @@ def _below_linear(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[s
         {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=history.num_steps - 1)}
         for kind in ("val", "linear")
     )
-    worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
+    others = [name for name in linear if not math.isclose(ours[name], linear[name], rel_tol=limits["tolerance"])]
+    worse = [name for name in others if (ours[name] > linear[name]) == name.startswith("lpips")]
     values = ", ".join(f"{name} {ours[name]:.4g} against {linear[name]:.4g}" for name in worse)
     return {"values": values} if worse else None
 
