@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from telecine.__main__ import main
 from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
@@ -137,7 +138,7 @@ def test_data_on_a_server_has_the_same_report(s3, config, data, tmp_path):
         assert torch.equal(clip.frames, expected.frames)
 
 
-def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_path):
+def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_path, capsys):
     folder = tmp_path / "videos"
     folder.mkdir()
     scenes = [moving_frames(length) // 4 + 150 * (length % 2) for length in (20, 13, 4, 15)]
@@ -158,8 +159,13 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert found == expected, "without the scene that is shorter than a clip"
     spans, _ = load_spans(tmp_path / "out" / "scenes.csv")
     assert [(span.info.path.name, span.first_frame, span.last_frame) for span in spans] == expected
-    text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. `--data scenes.csv` trains on the scenes"
+    text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. The list `scenes.csv` has the scenes"
     assert any(line.startswith(text) for line in report.advice)
+    sizes = ["--clips.num_frames=5", "--clips.height=32", "--clips.width=40", "--clips.num_workers=1"]
+    assert main(["data", str(folder), "-o", str(tmp_path / "my data"), "--num_clips=1", *sizes]) == 0
+    printed = capsys.readouterr().out
+    assert f"--data '{tmp_path}/my data/scenes.csv'`" in printed
+    assert "; 1 worker (" in printed
     few = inspect_data(config, num_clips=2, max_frames=29)
     assert (few.scenes, few.num_searched) == ([], 0)
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)

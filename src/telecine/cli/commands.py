@@ -5,6 +5,7 @@ help of the others. What needs PyTorch is imported where it is used, so that hel
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,6 +108,8 @@ def _data(
     report = inspect_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
     print_data(_console, report)
+    if report.scenes:
+        _say(f"train on the scenes between cuts with `--data {shlex.quote(str(page.with_name('scenes.csv')))}`")
     _say(f"written to {page.parent}; open {page} in a browser")
 
 

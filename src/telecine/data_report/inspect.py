@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import check_count
+from telecine.base.checks import check_count, count
 from telecine.base.devices import gigabytes
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
@@ -259,8 +259,8 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Iterator[str]:
-    speed, workers = report.clips_per_second, clips.num_workers
-    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(workers, 1))
+    speed, workers = report.clips_per_second, count(clips.num_workers, "worker")
+    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(clips.num_workers, 1))
     distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
     if far := sum(distance > _LONG_DISTANCE for distance in distances):
         yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
