@@ -79,7 +79,7 @@ def test_a_folder_that_does_not_exist(tmp_path):
 
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "t.txt").write_text("a model")
-    with pytest.raises(FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* the model first"):
+    with pytest.raises(FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* come after it"):
         load_autoencoder(tmp_path / "t.txt")
 
 
@@ -92,7 +92,7 @@ def test_a_run_and_a_checkpoint(tmp_path):
         _write_manifest(Checkpoints(tmp_path).path(step), step)
     for loaded, expected in (
         (load_autoencoder(tmp_path), saved[2, "ema"]),
-        (load_autoencoder(tmp_path, "model"), saved[2, "model"]),
+        (load_autoencoder(Checkpoints(tmp_path).path(2) / "model"), saved[2, "model"]),
         (load_autoencoder(Checkpoints(tmp_path).path(1)), saved[1, "ema"]),
     ):
         assert torch.equal(next(loaded.parameters()), next(expected.parameters()))

@@ -14,7 +14,7 @@ from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.runs.checkpoints import Checkpoints, find_checkpoint
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import CausalVAEConfig, SavedWeights
+from telecine.settings import CausalVAEConfig
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
 _PACKAGED = Path(__file__).with_name("models")
@@ -23,21 +23,16 @@ _DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
 
 def load_autoencoder(
-    name_or_folder: str | PathLike[str],
-    weights: SavedWeights = "ema",
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
+    name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
 ) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
     Args:
-        name_or_folder: A run, for its last checkpoint, or a checkpoint; a folder that `save_pretrained` of telecine or
-            diffusers wrote, or a pipeline's; or the name of a model on the Hugging Face Hub, such as
-            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a diffusers configuration; its model has random
-            weights. "tiny" is the model of this package, unless there is a folder of that name. The class of a custom
-            module must be in a package that `allow_code` allows.
-        weights: Which weights of a checkpoint: the averaged ones, or "model", those that are trained.
+        name_or_folder: A run (its last checkpoint) or a checkpoint, for its averaged weights; a folder that
+            `save_pretrained` of telecine or diffusers wrote, or a pipeline's; or the name of a model on the Hugging
+            Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a diffusers configuration; its model
+            has random weights. "tiny" is the model of this package, unless there is a folder of that name. The class of
+            a custom module must be in a package that `allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
 
@@ -48,7 +43,7 @@ def load_autoencoder(
         ImportError: The model needs diffusers, which is not installed.
     """
     if subfolder is None and (checkpoint := find_checkpoint(Path(name_or_folder))) is not None:
-        name_or_folder = checkpoint / weights
+        name_or_folder = checkpoint / "ema"
     folder = _folder_of(name_or_folder, subfolder, revision)
     Checkpoints.check_model(folder)
     kind = class_in(folder)
@@ -69,8 +64,7 @@ def load_autoencoder(
         contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
         is_file = Path(name_or_folder).is_file()
         got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
-        order = "`telecine reconstruct` takes the model first, then the video."
-        remedy = f"Name the model's folder. {order}" if is_file else "Check the spelling."
+        remedy = "Name the model's folder; files to reconstruct come after it." if is_file else "Check the spelling."
         raise argument_error("the model", contract, got, remedy, FileNotFoundError)
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 

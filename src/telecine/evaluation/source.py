@@ -191,7 +191,7 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
     """Return an autoencoder, see `Model`, on the device, in eval mode, with the steps and seed of `config` if given."""
     if not isinstance(checkpoint, nn.Module):
-        checkpoint = load_autoencoder(checkpoint, config.weights)
+        checkpoint = load_autoencoder(found / config.weights if (found := _checkpoint_of(checkpoint)) else checkpoint)
     model = as_video_autoencoder(checkpoint)
     model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
     return model.to(device).eval()

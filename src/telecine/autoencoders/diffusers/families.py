@@ -46,11 +46,6 @@ def _unpatched_channels(module: DiffusersModel) -> int:
     return _declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
 
 
-def _colours_without_alpha(module: DiffusersModel) -> int:
-    """Return the channels of a video to which the encoder adds an alpha channel."""
-    return 3
-
-
 @dataclass(frozen=True)
 class Family:
     """How the models of a class are called."""
@@ -326,7 +321,7 @@ _FAMILIES = {
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=_IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, lambda _: 3, "no"),  # its encoder adds alpha
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),

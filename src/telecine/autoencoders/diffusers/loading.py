@@ -98,18 +98,17 @@ def _read_config_at(source: str, subfolder: str | None, revision: str | None) ->
     try:
         config: Any = _AutoencoderConfig.load_config(source, subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
-        got = repr(source)
+        folder = f"a folder with {CONFIG_FILE} or {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}"
+        contract, got = f"a run with a checkpoint, {folder}, or a Hub name", repr(source)
+        remedy = "Name the folder of the model itself."
         if isinstance(error.__context__, LocalEntryNotFoundError):
             got += ", which is not in the cache, and the Hub cannot be reached"
             remedy = "Check the network, or download the model and use its folder."
-            raise argument_error("the model", "a folder or a Hub name", got, remedy, ConnectionError) from error
+            raise argument_error("the model", contract, got, remedy, ConnectionError) from error
         if isinstance(error.__context__, RepositoryNotFoundError):
             got += ", which the Hub does not have or does not show you"
             remedy = "Check the spelling, or log in with `hf auth login`."
-            raise argument_error("the model", "a folder or a Hub name", got, remedy) from error
-        folder = f"a folder with {CONFIG_FILE} or {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}"
-        contract = f"a run with a checkpoint, {folder}, or a Hub name"
-        raise argument_error("the model", contract, got, "Name the folder of the model itself.") from error
+        raise argument_error("the model", contract, got, remedy) from error
     return dict(config)
 
 
