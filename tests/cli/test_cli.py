@@ -352,6 +352,14 @@ def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkey
     assert "settings of the environment: TELECINE__CLIPS__HEIGHT=64, TELECINE__SEED=5" in capsys.readouterr().out
 
 
+def test_settings_of_telecines_own_model_beside_another_one_are_named(monkeypatch, capsys):
+    settings_of(monkeypatch, "--model", "tiny", "--causal_vae.flow.level_std=2", "--causal_vae.size", "base")
+    assert "warning: --causal_vae.size changes nothing: the model that `--model` names" in capsys.readouterr().out
+    settings_of(monkeypatch, "--model", "tiny", "--causal_vae.flow.level_std=2", "--config", "demo")
+    settings_of(monkeypatch, "--causal_vae.size", "base")
+    assert "changes nothing" not in capsys.readouterr().out
+
+
 def test_a_mistake_in_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("TELECINE__CLIPS__HEIGTH", "64")
     error = error_of(capsys, "train")

@@ -24,6 +24,10 @@ CHANGED_NETWORKS = [
     (lambda c: {"causal_vae": replace(c.causal_vae, base_channels=16)}, "`causal_vae.base_channels` must be 8 as in"),
     (lambda c: {"discriminator": replace(c.discriminator, dim=4)}, "`discriminator.dim` must be 2 as in"),
     (lambda c: {"trainable": replace(c.trainable, weights="decoder")}, "`trainable.weights` must be 'all' as in"),
+    (
+        lambda c: {"model": "a/model", "causal_vae": replace(c.causal_vae, base_channels=16)},
+        "`model` must be 'left out' as in .* but got 'given'",
+    ),
     (lambda c: {"model": "a/model"}, "`model` must be 'left out' as in .* but got 'given'"),
     (lambda c: {"clips": replace(c.clips, num_frames=9)}, "`clips.num_frames` must be 5 as in"),
     (lambda c: {"clips": replace(c.clips, height=48)}, "`clips.height` must be 32 as in"),

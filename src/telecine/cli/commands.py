@@ -41,6 +41,9 @@ def run(typed: Sequence[str]) -> None:
     given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
     if given and chosen.trains:
         _say(f"settings of the environment: {', '.join(given)}")
+    own = [word for word in words if word.startswith("--causal_vae") and not word.startswith("--causal_vae.flow")]
+    if own and chosen.trains and arguments["settings"].model is not None:
+        _say(f"warning: {own[0].partition('=')[0]} changes nothing: the model that `--model` names stays as it is")
     if output := arguments.get("output"):
         from telecine.data.find import check_output
 

@@ -92,11 +92,11 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     groups = ("causal_vae.", "discriminator.", "trainable.")
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
     others = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
-    networks = {name: value for name, value in flat.items() if name.startswith(groups) or name in others}
+    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
+    networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
+    networks |= {name: value for name, value in flat.items() if name.startswith(groups) or name in others}
     for name in ("init", "init_optimizer"):  # where they started; they are now those of the checkpoint
         networks.pop(f"discriminator.{name}", None)
-    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
-    networks["model"] = "left out" if settings["model"] is None else "given"
     networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
