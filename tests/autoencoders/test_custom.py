@@ -104,6 +104,12 @@ def test_a_forward_is_enough():
     assert model.covering_clip(2, 5, 7) == (2, 5, 7)
 
 
+@pytest.mark.parametrize("module", ["tiny", nn.Conv3d])
+def test_a_name_and_a_class_are_refused(module):
+    with pytest.raises(ValueError, match=r"`autoencoder` must be of the class `Module`, but got .*Call a class; load"):
+        as_video_autoencoder(module)
+
+
 def test_all_optional_members_are_used():
     module = Complete()
     model = as_video_autoencoder(module)

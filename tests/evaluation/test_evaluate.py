@@ -144,6 +144,11 @@ def test_invalid_settings_raise(model_folder, videos, changes, message):
         evaluate(model_folder, EvaluateConfig(**{"data": str(videos), **TINY, **changes}))
 
 
+def test_data_is_no_configuration():
+    with pytest.raises(ValueError, match="`config` must be of the class `EvaluateConfig`, but got 'my_videos'"):
+        evaluate("tiny", "my_videos")
+
+
 def test_clips_too_short_for_the_features_raise(model_folder, videos, fake_i3d):
     config = EvaluateConfig(data=str(videos), features=str(fake_i3d), **TINY)
     with pytest.raises(ValueError, match="`num_frames` must be at least 10 for fvd, but got 5"):

@@ -171,6 +171,12 @@ def assert_equal_runs(straight, resumed, num_files=6):
     return compared
 
 
+@pytest.mark.parametrize("config", ["demo", {"steps": 1}])
+def test_a_name_and_a_dict_are_no_configuration(config):
+    with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
+        train(config)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
     steps = {"steps": 4, "val_every": 2, "save_every": 2}

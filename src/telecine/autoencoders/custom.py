@@ -15,7 +15,7 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent import Posterior
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, load_weights, save_model
-from telecine.base.checks import argument_error, describe, shorten
+from telecine.base.checks import argument_error, check_type, describe, shorten
 from telecine.base.files import read_json, write_json
 from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin_of
 from telecine.base.precision import at_least_float32
@@ -39,8 +39,9 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     A diffusers model becomes a `DiffusersAutoencoder`, every other module a `CustomAutoencoder`.
 
     Raises:
-        ValueError: `torch.compile` returned the module, and it is not a custom one.
+        ValueError: It is no module, or `torch.compile` returned it, and it is not a custom one.
     """
+    check_type("autoencoder", module, nn.Module, "Call a class; load the model of a name with `load_autoencoder`.")
     plain = getattr(module, "_orig_mod", module)  # that `torch.compile` was called with
     is_diffusers = type(plain).__module__.startswith("diffusers.")
     if not isinstance(plain, VideoAutoencoder) and not is_diffusers:

@@ -73,6 +73,12 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     return nearest(str(word), known) or f"Use one of: {', '.join(known)}."
 
 
+def check_type(name: str, value: object, kind: type, remedy: str) -> None:
+    """Raise a `ValueError` unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise argument_error(name, f"of the class `{kind.__name__}`", describe(value), remedy)
+
+
 def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = "") -> int:
     """Return an int that is at least `at_least`; raise a `ValueError` for anything else, bools included."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:

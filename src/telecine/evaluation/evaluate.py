@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_type
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
 from telecine.evaluation.flow import DISFlow, WarpingError
@@ -111,6 +111,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
     """
+    check_type("config", config, EvaluateConfig, 'Use `EvaluateConfig(data="my_videos")`.')
     with process_group() as (rank, num_ranks):
         device = device_of(config.device, num_ranks)
         if config.data is None:

@@ -19,7 +19,7 @@ from telecine.autoencoders.causal import CausalAutoencoder
 from telecine.autoencoders.causal_blocks import ChannelNorm, Upsample
 from telecine.autoencoders.flow import Sampler
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.checks import argument_error, check_type, describe, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
@@ -188,6 +188,7 @@ def distill(
         ValueError: A setting or the data is wrong, or the student cannot have the teacher's compression.
         TrainingError, Interrupted: See `train`.
     """
+    check_type("config", config, DistillConfig, 'Use `DistillConfig(teacher="runs/mine")`.')
     if config.teacher is None:
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
     name = _absolute(config.teacher)

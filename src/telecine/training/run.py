@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from telecine.base.checks import Interrupted
+from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
@@ -56,6 +56,7 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
+    check_type("config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe, a file or a dict.')
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
