@@ -118,6 +118,13 @@ class TestSizes:
         with pytest.raises(ValueError, match=rf"`x` must be of shape \(B, C, H, W\) with C = 3, but got .*{remedy}"):
             check_batch(torch.zeros(shape), "frames", channels=3)
 
+
+def test_videos_with_time_before_channels_are_recognised():
+    with pytest.raises(ValueError, match=r"\(B, C, T, H, W\) with C = 3.* looks like \(B, T, C, H, W\): use `.transp"):
+        check_batch(torch.zeros(1, 5, 3, 8, 8), "video", channels=3)
+    with pytest.raises(ValueError, match="Build the discriminator"):
+        check_batch(torch.zeros(1, 4, 2, 8, 8), "video", channels=3)
+
     @pytest.mark.parametrize(
         ("size", "max_dim", "widths"),
         [

@@ -334,7 +334,11 @@ GREY = torch.zeros(1, 1, 32, 32)
 @pytest.mark.parametrize(
     ("reconstruction", "target", "message"),
     [
-        (GREY, GREY, r"`reconstruction` must be .*\(N, 3, H, W\), but got .*\(1, 1, 32, 32\).*expand"),
+        (
+            GREY,
+            GREY,
+            r"`reconstruction` must be .*\(N, 3, H, W\), but got .*\(1, 1, 32, 32\).*expand.*\(B, T, C, H, W\)",
+        ),
         (torch.zeros(1, 3, 32, 32), GREY, r"`target` must be of `reconstruction`'s shape \(1, 3, 32, 32\)"),
         (torch.zeros(3, 32, 32), GREY, r"`reconstruction` must be .*\[None\]"),
     ],

@@ -96,6 +96,9 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
     """Raise a `ValueError` unless `x` is a batch of frames or of videos with this number of channels."""
     ndim, shape = (4, "(B, C, H, W)") if sees == "frames" else (5, "(B, C, T, H, W)")
     if x.ndim != ndim or x.shape[1] != channels:
-        same_ndim = "Build the discriminator with the `channels` of its input."
-        remedy = same_ndim if x.ndim == ndim else "Images have 4 axes, videos 5."
+        remedy = "Build the discriminator with the `channels` of its input."
+        if x.ndim != ndim:
+            remedy = "Images have 4 axes, videos 5."
+        elif sees == "video" and x.shape[2] == channels:
+            remedy = "It looks like (B, T, C, H, W): use `.transpose(1, 2)`."
         raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)

@@ -222,6 +222,7 @@ def _sum(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"
 def _check_fits(name: str, frames: Tensor, backbone: Backbone) -> None:
     if frames.shape[1] != 3:
         remedy = "Repeat one channel with `frames.expand(-1, 3, -1, -1)`, or select three of more."
+        remedy += " For a video (B, T, C, H, W) use `video.transpose(1, 2)`."
         raise argument_error(name, "a floating-point tensor of shape (N, 3, H, W)", frames, remedy)
     if min(frames.shape[2:]) < backbone.minimum_size:
         size = f"at least {backbone.minimum_size} pixels high and wide for {backbone.title}"
