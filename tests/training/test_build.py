@@ -230,6 +230,16 @@ def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):
     assert not all(same)
 
 
+def test_a_decoder_of_a_new_encoder_is_noticed(tiny, tmp_path, caplog):
+    config = tiny(trainable=TrainableConfig(weights="decoder"))
+    build_autoencoder(config).save_pretrained(tmp_path)
+    assert "only the decoder is trained, and the encoder is new: add `--model`" in caplog.text
+    caplog.clear()
+    build_autoencoder(replace(config, model=str(tmp_path)))
+    build_autoencoder(config, CausalVAE(config.causal_vae))
+    assert caplog.text == ""
+
+
 def test_low_rank_updates_need_a_trained_model(tiny, tmp_path):
     config = tiny(trainable=TrainableConfig(weights="lora"))
     with pytest.raises(ValueError, match=r"`trainable.weights` must be all or decoder without `model`.* `--model`"):

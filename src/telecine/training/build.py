@@ -76,6 +76,8 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
+        if config.model is None and config.init is None and config.trainable.weights == "decoder":
+            logger.warning("only the decoder is trained, and the encoder is new: add `--model` for a trained one")
         config.refuse("low rank", config.model is None and config.trainable.weights == "lora")
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
