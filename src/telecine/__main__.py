@@ -26,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(getattr(error, "mistakes", [str(error)]), typed)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if os.environ.get("RANK", "0") == "0":
-            print(printable(str(interruption)) or "interrupted")
+            try:
+                print(printable(str(interruption)) or "interrupted", flush=True)
+            except OSError:  # a program that read the output, such as `tee`, was interrupted as well
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 130
     return 0
 

@@ -528,6 +528,21 @@ def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
     assert main(["train"]) == 130
 
 
+def test_the_exit_code_of_an_interruption_does_not_depend_on_who_reads_the_output():
+    """As below `| tee log`, which Ctrl-C ends as well."""
+    script = (
+        "import sys, telecine.cli.commands as commands; from telecine import __main__; "
+        "from telecine.base.checks import Interrupted\n"
+        "def run(typed): raise Interrupted(None)\n"
+        "commands.run = run; sys.exit(__main__.main([]))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_settings_files_are_validated(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("clips: {height: 64}\n")

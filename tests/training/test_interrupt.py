@@ -1,6 +1,8 @@
 import os
+import pty
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -49,6 +51,40 @@ def test_a_second_ctrl_c_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def closed_terminal():
+    """Make standard output and standard error those of a terminal that was closed."""
+    saved, (master, terminal) = [os.dup(output) for output in (1, 2)], pty.openpty()
+    for output in (1, 2):
+        os.dup2(terminal, output)
+    os.close(terminal)
+    os.close(master)
+    try:
+        yield
+    finally:
+        for output, descriptor in zip((1, 2), saved, strict=True):
+            os.dup2(descriptor, output)
+            os.close(descriptor)
+
+
+@pytest.mark.usefixtures("raising_handlers")
+def test_a_closed_terminal_does_not_keep_the_run_from_saving():
+    with closed_terminal(), stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.is_set
+        os.write(1, b"progress")
+        os.write(2, b"a warning")
+
+
+@pytest.mark.usefixtures("raising_handlers")
+def test_output_in_a_file_is_kept_when_the_terminal_is_closed(tmp_path):
+    with (tmp_path / "log").open("w") as log, closed_terminal(), stop_on_signal():
+        os.dup2(log.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.write(1, b"saved")
+    assert (tmp_path / "log").read_text() == "saved"
 
 
 def test_other_threads_leave_signals_to_the_main_thread():

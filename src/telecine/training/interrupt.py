@@ -2,9 +2,10 @@
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from telecine.base.checks import Interrupted
@@ -39,9 +40,9 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterat
         signal.signal(number, previous[signal.Signals(number)])
         if at_once:
             raise Interrupted(None)
-        if acknowledge and not request.is_set:
-            os.write(2, _ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
-        request.is_set = True
+        is_first, request.is_set = not request.is_set, True
+        if acknowledge and is_first:
+            _acknowledge()
 
     for number in previous:
         signal.signal(number, handle)
@@ -50,3 +51,13 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterat
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _acknowledge() -> None:
+    try:
+        os.write(2, _ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
+    except OSError:  # the terminal is closed: what would be printed there, such as progress, must not end the run
+        for output in (1, 2):
+            with suppress(OSError):
+                if not stat.S_ISREG(os.fstat(output).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
