@@ -334,6 +334,11 @@ def test_gradient_checkpointing_without_support_is_refused():
         CustomAutoencoder(Compressor()).enable_gradient_checkpointing()
 
 
+def test_a_weight_without_a_gradient_is_not_waited_for():
+    """By DDP, with several processes: which weights a module uses is not known."""
+    assert CustomAutoencoder(Compressor()).leaves_weights_unused
+
+
 def test_temporal_chunks_need_support():
     with pytest.raises(ValueError, match=r"`temporal_chunk` must be left out .* got a number for Compressor"):
         CustomAutoencoder(Compressor()).enable_temporal_chunks(8)

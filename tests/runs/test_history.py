@@ -1,11 +1,13 @@
 """What a run records while it trains, and what is kept of it when the run resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from telecine.runs import Run
 from telecine.runs.history import History, _JSONLines, validations
+from telecine.runs.run import RunSummary, ValidationClips
 
 
 class TestRecords:
@@ -84,12 +86,22 @@ def test_the_earliest_of_equal_validations_is_the_best(tmp_path):
 def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
     lines = [{"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0} for step in (0, 5, 9)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Run(tmp_path).history.first_and_last() == ({"psnr": 0.0}, {"psnr": 9.0})
+    assert Run(tmp_path).first_and_last() == ({"psnr": 0.0}, {"psnr": 9.0})
 
 
 def test_a_finished_run_without_records_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
-        Run(tmp_path).history.first_and_last()
+        Run(tmp_path).first_and_last()
+
+
+def test_validations_on_other_clips_do_not_count(tmp_path):
+    run = validated(tmp_path, [{"step": step, "val/psnr": 40.0 - step} for step in (1, 2, 3, 4)])
+    clips = ValidationClips(2, 5, 16, 24, "a")
+    summary = RunSummary(9, 7, 3, 2, 1, 42, 4, clips, seconds=1.5, peak_memory=None)
+    for start, first in ((0, 1), (3, 3), (5, 1)):
+        run.write_summary(replace(summary, validated_from=start))
+        assert run.best_step("psnr", 4) == first, "without one on the present clips, the best on those before"
+        assert run.first_and_last() == ({"psnr": 40.0 - first}, {"psnr": 36.0})
 
 
 def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):

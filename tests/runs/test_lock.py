@@ -82,6 +82,25 @@ def test_only_an_empty_folder_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_folder_that_another_run_removes_is_made_again(tmp_path, monkeypatch):
+    """The other one was refused, and found the folder empty."""
+    run, opened = tmp_path / "run", lock._open
+
+    def open_late(path):
+        run.rmdir()
+        monkeypatch.setattr(lock, "_open", opened)
+        return opened(path)
+
+    monkeypatch.setattr(lock, "_open", open_late)
+    RunLock(run)
+    assert (run / ".lock").is_file()
+
+
+def test_an_empty_folder_of_the_user_stays(tmp_path):
+    RunLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def without_kernel(monkeypatch):
     """A file system without locks of the kernel."""
@@ -223,13 +242,14 @@ def test_this_process_takes_over_its_own_lock(tmp_path):
 
 @pytest.mark.usefixtures("without_kernel")
 def test_without_locks_of_the_kernel_the_file_alone_decides(tmp_path, caplog):
-    held = RunLock(tmp_path)
+    run = tmp_path / "run"
+    held = RunLock(run)
     assert "this file system has no locks of processes; the file alone names the owner" in caplog.text
-    assert json.loads((tmp_path / ".lock").read_text())["kernel"] is None
-    (refused,) = start_together(tmp_path, 1)
+    assert json.loads((run / ".lock").read_text())["kernel"] is None
+    (refused,) = start_together(run, 1)
     assert f"process {os.getpid()} on" in refused
     held.release()
-    assert not tmp_path.exists()
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

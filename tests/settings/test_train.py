@@ -83,6 +83,11 @@ WRONG = [
         {"objective": dict(disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11))},
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
+    ({"process_timeout": 1e15}, "`process_timeout` must be at most 31536000 seconds, a year, but got 1000"),
+    (
+        {"clips": dict(channels=2), "best_metric": "lpips_alex"},
+        "`best_metric` must be psnr or ssim for channels without colours, but got lpips_alex",
+    ),
     ({"clips": dict(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
     ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be an int of at least 0"),
     (
@@ -331,5 +336,5 @@ def test_what_compiled_code_cannot_do_is_refused(name, options):
 def test_every_contract_between_settings_is_checked_once():
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parent.glob("*.py"))
     checked = re.findall(r'self\.refuse\("([^"]+)"', sources)
-    assert len(checked) == 30
+    assert len(checked) == 32
     assert sorted(checked) == sorted(_CONTRACTS)

@@ -59,6 +59,13 @@ def test_every_setting_reaches_the_loss(tiny, everything):
     assert loss.config == objective != ObjectiveConfig()
 
 
+def test_the_launcher_does_not_scale_gradients(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = nn.Parameter(torch.zeros(1))
+    build_accelerator(tiny()).backward(weight.sum())
+    assert weight.grad == 1
+
+
 VIDEO = {
     "first_frame": Discriminator3DWithfirstframe,
     "plain": Discriminator3D,

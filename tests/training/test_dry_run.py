@@ -14,7 +14,8 @@ from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import _started_at
 from telecine.runs.settings import _as_yaml
-from telecine.training.run import _DryRun, dry_run
+from telecine.training import TrainingError
+from telecine.training.run import _DryRun, dry_run, train
 
 
 def files_below(folder):
@@ -56,6 +57,20 @@ def test_an_output_folder_that_cannot_be_used_is_found(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"`output_dir` must be a folder that can be made"):
         dry_run(tiny(output_dir=str(tmp_path / "file" / "run")), console=Console(quiet=True))
+
+
+def test_a_lost_process_is_named(tiny, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("telecine.training.run.Trainer.validate", fail)
+    with pytest.raises(TrainingError, match="process 0 lost another process in the dry run"):
+        dry_run(tiny(), console=Console(quiet=True))
+    monkeypatch.setattr("telecine.training.run.Trainer.run", lambda *_: None)
+    monkeypatch.setattr("telecine.training.run.Trainer.publish", fail)
+    with pytest.raises(TrainingError, match="process 0 lost another process at the end"):
+        train(tiny(), console=Console(quiet=True))
 
 
 def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):

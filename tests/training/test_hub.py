@@ -56,6 +56,11 @@ def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch):
         hub.create_repository("run")
 
 
+def test_a_name_that_the_hub_does_not_accept_is_one_error():
+    with pytest.raises(ValueError, match=r"`push_to_hub` must be possible, .*'my run'.* check `hub_model_id`"):
+        hub.create_repository("my run")
+
+
 @pytest.mark.slow
 def test_a_finished_run_repeats_an_upload_that_failed(tiny, fake_hub, monkeypatch):
     _, uploaded = fake_hub

@@ -102,6 +102,6 @@ def test_other_threads_leave_signals_to_the_main_thread():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_before_there_is_anything_to_save_raises_at_once(number):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped before the first update"), stop_on_signal(at_once=True):
+    with pytest.raises(Interrupted, match="stopped before the first update"), stop_on_signal(at_once=Interrupted(None)):
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before

@@ -415,3 +415,7 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     kept = Run(tmp_path / "tuned").checkpoints.all()[-1][1] / "ema" / "config.json"
     assert kept.read_bytes() == (checkpoint / "ema" / "config.json").read_bytes()
     assert json.loads((kept.parent.parent / "state.json").read_text())["latents"] is None
+    train(tiny(steps=3, latent_clips=0), console=Console(quiet=True))
+    checkpoint = Run(Path(config.output_dir)).checkpoints.all()[-1][1]
+    assert json.loads((checkpoint / "state.json").read_text())["latents"] is None, "they would be those of step 2"
+    assert json.loads((checkpoint / "ema" / "config.json").read_text())["latents_mean"] is None

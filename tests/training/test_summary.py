@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ def clips(num_val=2):
 
 def write(folder, seconds, before, peak=None):
     new = RunSummary(9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None)
-    Run(folder).write_summary(new.after(before).until_now(time.monotonic() - seconds, peak))
+    Run(folder).write_summary(new.after(before, 0).until_now(time.monotonic() - seconds, peak))
 
 
 def test_the_times_of_a_resumed_run_are_added(tmp_path):
@@ -45,6 +46,14 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path):
     assert Run(tmp_path).summary().peak_memory == 50
     write(tmp_path, 5, None)
     assert Run(tmp_path).summary().seconds < 15, "a new run starts at 0"
+
+
+def test_validations_count_from_where_the_held_out_clips_changed():
+    first = RunSummary(9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None)
+    other = replace(first, **Clips.recorded(clips(num_val=1)))
+    assert [first.after(before, 5).validated_from for before in (None, first, other)] == [0, 0, 6]
+    again = first.after(other, 5)
+    assert [each.after(again, 8).validated_from for each in (first, other)] == [6, 9]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"seconds": 5.0}'])

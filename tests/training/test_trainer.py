@@ -348,6 +348,25 @@ def test_with_a_later_best_metric_only_existing_checkpoints_count(tiny):
 
 
 @pytest.mark.slow
+def test_figures_of_other_held_out_clips_are_not_compared(tiny):
+    config = tiny(steps=1, val_every=1, save_every=1, best_metric="psnr", **LIGHT)
+    train(config, console=quiet())
+    first, last = (Run(config.output_dir).history.read()[index] for index in (0, -1))
+    last |= {"val/psnr": 99.0, "linear/psnr": 50.0}
+    Run(config.output_dir).history.write([first | {"linear/psnr": 50.0}, last])
+    clips = replace(config.clips, val_fraction=0.3)
+    config, console = replace(config, steps=2, clips=clips), Console(record=True, width=1000, file=io.StringIO())
+    result = train(config, console=console)
+    assert "warning: other held-out clips: earlier validations" in console.export_text()
+    assert result.first == result.last
+    assert (result.run / "best").resolve() == result.checkpoint.resolve()
+    result = train(replace(config, steps=3), console=quiet())
+    records = Run(config.output_dir).history.validations()
+    assert [result.first["psnr"], result.last["psnr"]] == [record["val/psnr"] for record in records[2:]]
+    assert ["linear/psnr" in record for record in records] == [True, True, False, False]
+
+
+@pytest.mark.slow
 def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
     run_to(tiny(), 2)
     objective = replace(
@@ -575,6 +594,20 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
     run.checkpointer.save(run.state)
     run.close()  # as after another error
     assert "warning: no space for step 0\n" in console.export_text()
+
+
+@pytest.mark.slow
+def test_an_error_of_writing_a_finished_run_again_ends_it(tiny, monkeypatch):
+    """It is saved again with statistics of the latent."""
+    config = tiny(steps=1, save_every=1, **LIGHT)
+    train(config, console=quiet())
+
+    def fail(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(Checkpointer, "_fill", fail)
+    with pytest.raises(OSError, match="no space"):
+        train(replace(config, latent_clips=2), console=quiet())
 
 
 def diverge(monkeypatch, has_diverged, name="train/grad_norm"):

@@ -66,6 +66,8 @@ class CustomAutoencoder(ProbedAutoencoder):
     the module, see docs/own-model.md, replace defaults.
     """
 
+    leaves_weights_unused = True  # which of its weights an update uses is not known
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module: nn.Module = getattr(module, "_orig_mod", module)

@@ -130,18 +130,6 @@ class History(_JSONLines):
             raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
         return record
 
-    def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
-        found = self.validations()
-        if not found:
-            remedy = "Use another --output_dir, or a larger --steps."
-            raise argument_error(str(self.path), "a file with a validation", "none", remedy)
-        first, last = (
-            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
-            for record in (found[0], found[-1])
-        )
-        return first, last
-
     @staticmethod
     def gradient_of_frame(frame: int) -> str:
         """Return the name of the logged gradient of a frame."""

@@ -48,9 +48,11 @@ class RunLock:
         self.holder: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "process": _PROCESS}
         self.holder["started"] = _started_at(os.getpid())
         try:
-            run.mkdir(parents=True, exist_ok=True)
-            while (file := self._take(steal=steal)) is None:
-                pass
+            self._was_empty = run.is_dir() and not any(run.iterdir())  # the user has made it
+            file = None
+            while file is None:
+                run.mkdir(parents=True, exist_ok=True)  # again, if another run has just removed it in `release`
+                file = self._take(steal=steal)
             self._file = file
             self._file.truncate(0)
             self._file.write(json.dumps(self.holder).encode())
@@ -104,14 +106,15 @@ class RunLock:
             moved.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Remove the lock, unless it was stolen, and the folder if nothing was written into it."""
+        """Remove the lock, unless it was stolen, and the folder if it is new and nothing was written into it."""
         run = self.path.parent
         try:
             if _read(self.path) == self.holder:
                 self.path.unlink()
             if run.is_dir() and {path.name for path in run.iterdir()} <= {OUTPUT_MARKER}:
                 (run / OUTPUT_MARKER).unlink(missing_ok=True)
-                run.rmdir()
+                if not self._was_empty:
+                    run.rmdir()
         except OSError as error:  # the next run takes it over; the error that has ended this one is not hidden
             logger.warning("cannot remove %s: %s", self.path, error.strerror)
         _held.discard(self._file)

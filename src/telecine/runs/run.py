@@ -54,6 +54,7 @@ class RunSummary:
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
     peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: Count = 0  # that are used
+    validated_from: Count = 0  # the first step that counts for `validation`: before, the run may have had other clips
     data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
@@ -64,11 +65,12 @@ class RunSummary:
         known = {name: f"{some:,}" if some else "none" for name, (some, _) in copied.items()}
         return ", ".join(f"{name} {known[name]} of {total:,}" for name, (_, total) in copied.items())
 
-    def after(self, before: "RunSummary | None") -> "RunSummary":
-        """Return the summary of a run that was resumed, with the time and the memory `before`."""
+    def after(self, before: "RunSummary | None", step: int) -> "RunSummary":
+        """Return the summary of a run that was resumed at a step, with the time and the memory `before`."""
         known = before or self
-        copied = self.copied or known.copied
-        return replace(self, seconds=known.seconds, peak_memory=known.peak_memory, copied=copied)
+        peak, copied = known.peak_memory, self.copied or known.copied
+        start = known.validated_from if known.validation == self.validation else step + 1
+        return replace(self, seconds=known.seconds, peak_memory=peak, copied=copied, validated_from=start)
 
     def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
         """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
@@ -167,6 +169,23 @@ class Run:
             notes.append(f"{path}: {text}")
         return num_kept, notes
 
+    def validations(self) -> list[dict[str, float]]:
+        """Return the records of validations on the present clips, see `RunSummary.validated_from`; else all."""
+        found, summary = self.history.validations(), self.summary()
+        return [each for each in found if summary and each["step"] >= summary.validated_from] or found
+
+    def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
+        found = self.validations()
+        if not found:
+            remedy = "Use another --output_dir, or a larger --steps."
+            raise argument_error(str(self.history.path), "a file with a validation", "none", remedy)
+        first, last = (
+            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
+            for record in (found[0], found[-1])
+        )
+        return first, last
+
     def best_step(self, metric: str | None, step: int) -> int | None:
         """Return the step of the best finite validation by `metric`, the earliest of equals.
 
@@ -176,7 +195,7 @@ class Run:
             return None
         name, sign = f"val/{metric}", -1 if "lpips" in metric else 1  # of LPIPS, less is better
         kept = {step, *(saved for saved, _ in self.checkpoints.all())} - {0}
-        candidates = [each for each in self.history.validations() if each["step"] in kept]
+        candidates = [each for each in self.validations() if each["step"] in kept]
         finite = [each for each in candidates if math.isfinite(each.get(name, math.nan))]
         best = max(finite, key=lambda record: sign * record[name], default=None)
         return None if best is None else int(best["step"])

@@ -18,6 +18,7 @@ REMOVED: Mapping[str, object] = TABLES["removed"]
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 _MAX_LR = 10.0
+_A_YEAR = 365 * 86_400  # seconds
 
 
 def _check_lr(name: str, value: object) -> float:
@@ -206,6 +207,7 @@ class TrainConfig(Settings):
         # While a process replaces workers that do not answer, the others must not give it up.
         shortest = MAX_FAILURES * self.clips.timeout
         self.refuse("process_timeout", self.process_timeout <= shortest, times=MAX_FAILURES, shortest=shortest)
+        self.refuse("longest process_timeout", self.process_timeout > _A_YEAR, longest=_A_YEAR)
         starts_other = self.init is not None and (self.model is not None or self.trainable.weights == "lora")
         self.refuse("init", starts_other, got=describe(self.init))
         if not self.clips.has_colours:
@@ -228,6 +230,7 @@ class TrainConfig(Settings):
         if self.discriminator.video == "features" and not others:
             others = ["the discriminator features"]
         self.refuse("colours", others, what=" and ".join(others))
+        self.refuse("best_metric", self.best_metric == "lpips_alex")
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_compilation(self) -> None:

@@ -197,7 +197,7 @@ class Checkpointer:
         state.log_means = IntervalMeans(saved["interval"])
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
-        self.latents = saved["latents"]
+        self.latents = saved["latents"] if self.config.latent_clips else None
         if (statistics := _statistics_of(self.latents)) is not None:
             state.autoencoder.set_latent_statistics(statistics)
         state.step = self.saved_step = saved["step"]

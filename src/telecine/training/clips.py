@@ -1,14 +1,16 @@
 """The clips of a run: the videos that it uses, and what is held out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.interface import check_buckets, check_channels
-from telecine.base.checks import count, count_files
+from telecine.base.checks import argument_error, count, count_files
 from telecine.data import Clip, ClipDataset, DataError, ReadingStopped, Span, whole_video
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.find import load_spans, sample_videos
@@ -110,6 +112,14 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
+
+
+def check_same_data(recorded: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` in every process if one has other data than the first; see `Clips.recorded`."""
+    found = gather_object([(recorded["data_sha256"], recorded["validation"])])
+    if others := [str(number) for number, each in enumerate(found) if each != found[0]]:
+        got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
+        raise argument_error("data", "the same in all processes", got, "Copy it to all machines, or to a shared disk.")
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:

@@ -21,11 +21,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterator[StopRequest]:
+def stop_on_signal(*, acknowledge: bool = True, at_once: Interrupted | None = None) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 
-    Standard error acknowledges it if asked to. With `at_once`, where there is no checkpoint to save yet, the first
-    raises `Interrupted`. Python handles signals in the main thread only; in other threads this does nothing.
+    Standard error acknowledges it if asked to. Where there is nothing to save yet, the first raises `at_once`.
+    Python handles signals in the main thread only; in other threads this does nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -39,7 +39,7 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: bool = False) -> Iterat
     def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous[signal.Signals(number)])
         if at_once:
-            raise Interrupted(None)
+            raise at_once
         is_first, request.is_set = not request.is_set, True
         if acknowledge and is_first:
             _acknowledge()

@@ -70,7 +70,8 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
     linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
-    result = train(settings, autoencoder=denoiser, console=console)
+    # The folder's name identifies the files, which may have moved.
+    result = train(settings, autoencoder=denoiser, console=console, change_data=True)
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None

@@ -67,8 +67,9 @@ def train(
         named = lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
         with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
             trainer.run(stop)
-        trainer.publish()
-        return trainer.result()
+        with lost_process_named(config.process_timeout, lambda: "at the end"):
+            trainer.publish()
+            return trainer.result()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
     finally:
@@ -106,7 +107,8 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
     check_functions(config.objective, sharding=config.sharding)
-    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
+    named = lost_process_named(config.process_timeout, lambda: "in the dry run")
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
         nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
         tried = replace(config, output_dir=folder, **nothing)
         check_output("output_dir", config.data, config.output_dir)

@@ -34,7 +34,7 @@ from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, read_next
+from telecine.training.clips import build_clips, check_same_data, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
 from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
@@ -127,8 +127,10 @@ class Trainer:
         model = build_autoencoder(config, autoencoder)
         self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-        with stop_on_signal(at_once=True):  # so that the index of what was read is saved
+        with stop_on_signal(at_once=Interrupted(found)):  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
+        self.data = self.clips.recorded()
+        check_same_data(self.data)
         if found is not None and not change_data:
             self._warn(on_first_process(lambda: self._changes_of_data(saved), self.accelerator))
         device = self.accelerator.device
@@ -154,7 +156,7 @@ class Trainer:
             self._print(*self.checkpointer.load(self.state, found))
         self.latents = open_cache(config.latent_cache, model, self.clips.train, self.accelerator)
         self._open_logs()
-        if self.is_resumed:
+        if self.is_main and self.is_resumed and self.summary.validated_from == 0:
             self.linear = recorded_linear(self.files)
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
@@ -168,7 +170,7 @@ class Trainer:
         return copied
 
     def _changes_of_data(self, saved: SavedSettings) -> list[str]:
-        changes = self.before and saved.check_clips(self.config, self.before, self.clips.recorded())
+        changes = self.before and saved.check_clips(self.config, self.before, self.data)
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
@@ -189,12 +191,16 @@ class Trainer:
     def _open_logs(self) -> None:
         step = self.state.step
         if self.is_main:
-            if step < self.config.steps:  # otherwise nothing is trained with these settings
-                write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
             num_clips = self.config.clips_per_step(self.accelerator.num_processes)
-            known = {**self.clips.recorded(), "seconds": 0.0, "peak_memory": None, "copied": self.copied}
-            self.summary = RunSummary(*self.state.sizes(), clips_per_update=num_clips, **known).after(self.before)
+            known = {**self.data, "seconds": 0.0, "peak_memory": None, "copied": self.copied}
+            self.summary = RunSummary(*self.state.sizes(), clips_per_update=num_clips, **known).after(self.before, step)
+            if step < self.config.steps:  # otherwise nothing is trained with these settings
+                write_settings(self.files.folder, self.config)
+                if self.summary.validated_from > step:
+                    self._warn(["other held-out clips: earlier validations and the linear baseline no longer count"])
+            if self.before is None:  # the run is new, or its summary damaged
+                self.files.write_summary(self.summary)
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
@@ -233,6 +239,7 @@ class Trainer:
                 self.checkpointer.wait()
             except DivergenceError as error:  # noqa: PERF203 - an update takes far longer
                 self._go_back(error)
+        self.checkpointer.wait()  # for that of a run that was finished before
 
     def _remove_old_checkpoints(self) -> None:
         best = self.files.best_step(self.config.best_metric, self.state.step)
@@ -251,9 +258,8 @@ class Trainer:
         except Interrupted as stopped:
             saved = self.checkpointer.save(self.state) if self.state.step > 0 else None
             self.checkpointer.wait()
-            if stopped.__cause__ is not None:
-                self._print(f"cannot read the clips of step {self.state.step}; saved {saved or 'nothing'}")
             if error := stopped.__cause__:
+                self._print(f"cannot read the clips of step {self.state.step}; saved {saved or 'nothing'}")
                 raise error from error.__cause__
             raise Interrupted(saved) from None
 
@@ -409,7 +415,7 @@ class Trainer:
                 upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
 
     def _read_result(self) -> TrainResult:
-        first, last = self.files.history.first_and_last()
+        first, last = self.files.first_and_last()
         return TrainResult(self.files.folder, self.files.checkpoints.all()[-1][1], first, last)
 
     def result(self) -> TrainResult:
