@@ -54,7 +54,8 @@ def write_checkpoint(run: Path, step: int, *, keep: int, best: int | None = None
         (folder / name / "config.json").write_text(f'{{"seed": {step}}}', encoding="utf-8")
     save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(step))})
     (folder / "state.json").write_text(f'{{"step": {step}}}', encoding="utf-8")
-    return checkpoints.finish(step, folder, keep=keep, best=best)
+    checkpoints.finish(step, folder, keep=keep, best=best)
+    return checkpoints.path(step)
 
 
 def crashes(folder: Path) -> Row:

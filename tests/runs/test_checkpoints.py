@@ -92,7 +92,8 @@ def write_checkpoint(run, step, write, **options):
     checkpoints = Run(run).checkpoints
     folder = checkpoints.begin(step)
     write(folder)
-    return checkpoints.finish(step, folder, **options)
+    checkpoints.finish(step, folder, **options)
+    return checkpoints.path(step)
 
 
 def write_state(folder):

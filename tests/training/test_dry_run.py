@@ -68,7 +68,7 @@ def test_a_lost_process_is_named(tiny, monkeypatch):
     with pytest.raises(TrainingError, match="process 0 lost another process in the dry run"):
         dry_run(tiny(), console=Console(quiet=True))
     monkeypatch.setattr("telecine.training.run.Trainer.run", lambda *_: None)
-    monkeypatch.setattr("telecine.training.run.Trainer.publish", fail)
+    monkeypatch.setattr("telecine.training.run.Trainer.result", fail)
     with pytest.raises(TrainingError, match="process 0 lost another process at the end"):
         train(tiny(), console=Console(quiet=True))
 

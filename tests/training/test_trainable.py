@@ -12,8 +12,8 @@ from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.lora import low_rank_layers
 from telecine.settings import CausalVAEConfig, TrainableConfig
+from telecine.training import trainable
 from telecine.training.state import MovingAverage
-from telecine.training.trainable import select_trainable
 
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))
@@ -53,6 +53,12 @@ def train(model, weights, num_steps=3):
 
 def tensors(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def select_trainable(model, config):
+    """Return the weights that are trained then."""
+    trainable.select_trainable(model, config)
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def changed(model, before):

@@ -119,8 +119,10 @@ def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
         "tensorboard",
         "validation",
     }
-    assert all(path.exists() for path in result.files().values())
-    assert list(result.files()) == ["report", "side by side", "figures", "settings", "checkpoint"]
+    result.print_to(console := Console(record=True, width=1000, file=io.StringIO()))
+    files = dict(line.rsplit(maxsplit=1) for line in console.export_text().splitlines()[-5:])
+    assert list(files) == ["report", "side by side", "figures", "settings", "checkpoint"]
+    assert all(Path(path).exists() for path in files.values())
     assert set(result.first) == set(result.last) == {"psnr", "ssim", "lpips_alex"}
     assert [step for step, _ in Run(result.run).checkpoints.all()] == [2, 4]
     suffixes = {path.suffix for path in (result.run / "checkpoints").rglob("*") if path.is_file()}

@@ -66,11 +66,10 @@ class CustomAutoencoder(ProbedAutoencoder):
     the module, see docs/own-model.md, replace defaults.
     """
 
-    leaves_weights_unused = True  # which of its weights an update uses is not known
-
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module: nn.Module = getattr(module, "_orig_mod", module)
+        self.leaves_weights_unused = True  # it may, which is not known
         # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
         self._compiled = () if self.module is module else (module,)
         self.options = _PROBED_WITH.keys() & set(inspect.signature(self.module.forward).parameters)

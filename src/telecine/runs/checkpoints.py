@@ -91,8 +91,8 @@ class Checkpoints:
 
     def finish(
         self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
-    ) -> Path:
-        """Complete the checkpoint in the folder of `begin`, call `remove_old`, and return the checkpoint's path."""
+    ) -> None:
+        """Complete the checkpoint in the folder of `begin`, and call `remove_old`."""
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
@@ -104,7 +104,6 @@ class Checkpoints:
         flush([self.folder, self.run])
         self.remove_unfinished()
         self.remove_old(keep=keep, best=best)
-        return final
 
     def remove_old(self, *, keep: int, best: int | None) -> None:
         """Delete all but the newest `keep` checkpoints, and the one at the step `best`, to which a link then points."""

@@ -49,10 +49,8 @@ class RunLock:
         self.holder["started"] = _started_at(os.getpid())
         try:
             self._was_empty = run.is_dir() and not any(run.iterdir())  # the user has made it
-            file = None
-            while file is None:
-                run.mkdir(parents=True, exist_ok=True)  # again, if another run has just removed it in `release`
-                file = self._take(steal=steal)
+            while (file := self._take(steal=steal)) is None:
+                pass
             self._file = file
             self._file.truncate(0)
             self._file.write(json.dumps(self.holder).encode())
@@ -65,6 +63,7 @@ class RunLock:
 
     def _take(self, *, steal: bool) -> BinaryIO | None:
         """Return the open file if this process has taken the lock, or None to try again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # again, if another run has just removed it in `release`
         file, is_new = _open(self.path)
         if file is None:
             return None

@@ -132,7 +132,6 @@ class Run:
         self.video_file = self.folder / "side_by_side.mp4"
         self._environment_file = self.folder / "environment.json"
         self._summary_file = self.folder / "summary.json"
-        self._tracker_file = self.folder / "tracker.json"
         self._validations = self.folder / "validation"
         self._videos = self.folder / f"{self.report_file.stem}_videos"
 
@@ -169,14 +168,14 @@ class Run:
             notes.append(f"{path}: {text}")
         return num_kept, notes
 
-    def validations(self) -> list[dict[str, float]]:
+    def _comparable(self) -> list[dict[str, float]]:
         """Return the records of validations on the present clips, see `RunSummary.validated_from`; else all."""
         found, summary = self.history.validations(), self.summary()
         return [each for each in found if summary and each["step"] >= summary.validated_from] or found
 
     def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
-        found = self.validations()
+        found = self._comparable()
         if not found:
             remedy = "Use another --output_dir, or a larger --steps."
             raise argument_error(str(self.history.path), "a file with a validation", "none", remedy)
@@ -195,7 +194,7 @@ class Run:
             return None
         name, sign = f"val/{metric}", -1 if "lpips" in metric else 1  # of LPIPS, less is better
         kept = {step, *(saved for saved, _ in self.checkpoints.all())} - {0}
-        candidates = [each for each in self.validations() if each["step"] in kept]
+        candidates = [each for each in self._comparable() if each["step"] in kept]
         finite = [each for each in candidates if math.isfinite(each.get(name, math.nan))]
         best = max(finite, key=lambda record: sign * record[name], default=None)
         return None if best is None else int(best["step"])
@@ -211,7 +210,7 @@ class Run:
 
     def tracker_id(self, *, is_new: bool) -> str:
         """Return the id of this run in trackers, which is recorded; that of a run before, or a new one."""
-        path = self._tracker_file
+        path = self.folder / "tracker.json"
         if is_new or not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})
         found = read_json(path).get("id")

@@ -44,11 +44,9 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that `read_yaml`, which reads YAML 1.2, takes for something else."""
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if parse_yaml(text) == text else "'")
-
-
-_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    str, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:str", x, None if parse_yaml(x) == x else "'")
+)
 
 
 def _as_yaml(settings: Settings) -> str:

@@ -18,7 +18,6 @@ REMOVED: Mapping[str, object] = TABLES["removed"]
 MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 _MAX_LR = 10.0
-_A_YEAR = 365 * 86_400  # seconds
 
 
 def _check_lr(name: str, value: object) -> float:
@@ -207,7 +206,7 @@ class TrainConfig(Settings):
         # While a process replaces workers that do not answer, the others must not give it up.
         shortest = MAX_FAILURES * self.clips.timeout
         self.refuse("process_timeout", self.process_timeout <= shortest, times=MAX_FAILURES, shortest=shortest)
-        self.refuse("longest process_timeout", self.process_timeout > _A_YEAR, longest=_A_YEAR)
+        self.refuse("longest process_timeout", self.process_timeout > 365 * 86_400)
         starts_other = self.init is not None and (self.model is not None or self.trainable.weights == "lora")
         self.refuse("init", starts_other, got=describe(self.init))
         if not self.clips.has_colours:

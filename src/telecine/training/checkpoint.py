@@ -162,7 +162,8 @@ class Checkpointer:
         return path, digest_of(path)
 
     def _fill(self, folder: Path, saved: dict[str, Any]) -> None:
-        statistics, written = _statistics_of(saved["latents"]), (MODEL, EMA) if self._group is None else _SHARDED
+        latents, written = saved["latents"], (MODEL, EMA) if self._group is None else _SHARDED
+        statistics = latents and LatentStatistics(latents["mean"], latents["std"])
         for name in (MODEL, EMA):
             if self._group is None:
                 self.weights.save(folder, name, statistics, self._copies[MODEL].tensors | self._copies[name].tensors)
@@ -198,8 +199,8 @@ class Checkpointer:
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
         self.latents = saved["latents"] if self.config.latent_clips else None
-        if (statistics := _statistics_of(self.latents)) is not None:
-            state.autoencoder.set_latent_statistics(statistics)
+        if self.latents is not None:
+            state.autoencoder.set_latent_statistics(LatentStatistics(self.latents["mean"], self.latents["std"]))
         state.step = self.saved_step = saved["step"]
         return self._notes(accelerator, saved, folder)
 
@@ -210,20 +211,12 @@ class Checkpointer:
         num_processes = accelerator.num_processes
         num_clips = self.config.clips_per_step(num_processes)
         if saved["clips_per_step"] != num_clips:
-            notes.append(
-                f"an update now has {num_clips} clips instead of {saved['clips_per_step']}: the order of the clips "
-                "changes from here on, and the learning rates may need to change"
-            )
+            now = f"an update now has {num_clips} clips instead of {saved['clips_per_step']}"
+            notes.append(f"{now}: their order changes from here on, and the learning rates may need to change")
         elif saved["num_processes"] != num_processes:
-            notes.append(
-                f"now {num_processes} processes instead of {saved['num_processes']}: the clips and the noise drawn for "
-                "them stay the same, but sums are rounded differently, and random numbers inside a model, such as for "
-                "dropout, differ"
-            )
+            now = f"now {num_processes} processes instead of {saved['num_processes']}"
+            differs = "sums are rounded differently, and random numbers inside a model, such as for dropout, differ"
+            notes.append(f"{now}: the clips and the noise drawn for them stay the same, but {differs}")
         if changed := settings.changes(self.config):
             notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
         return notes
-
-
-def _statistics_of(saved: dict[str, Any] | None) -> LatentStatistics | None:
-    return None if saved is None else LatentStatistics(saved["mean"], saved["std"])

@@ -17,6 +17,7 @@ from telecine.data.find import load_spans, sample_videos
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
 from telecine.data.validation import read_validation_clips, split_videos, without_held_out
+from telecine.ops.ranks import num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -105,17 +106,20 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)  # images alone need no ratio
     is_image = {span.info.path: span.info.is_image for span in spans.found}
     num_images = sum(is_image.values())
-    return Clips(
+    clips = Clips(
         train=train,
         val=val,
         num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
+    if num_ranks() > 1:
+        _check_same_data(clips.recorded())
+    return clips
 
 
-def check_same_data(recorded: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` in every process if one has other data than the first; see `Clips.recorded`."""
+def _check_same_data(recorded: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` in every process if one has other data than the first."""
     found = gather_object([(recorded["data_sha256"], recorded["validation"])])
     if others := [str(number) for number, each in enumerate(found) if each != found[0]]:
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"

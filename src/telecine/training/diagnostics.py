@@ -173,10 +173,8 @@ def _found_by(rule: str, history: RecentValues) -> str | None:
 class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback."""
 
-    def __init__(
-        self, run: Run, history: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()
-    ) -> None:
-        self.run, self.history, self.console = run, history, console
+    def __init__(self, run: Run, recent: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
+        self.run, self.history, self.console = run, recent, console
         for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)

@@ -45,13 +45,10 @@ class TeacherReconstruction(nn.Module):
         self, *, reconstruction: Video, latent: Tensor, generator: Generators = None, weight: Tensor | None = None
     ) -> Scalar:
         """Return the error, 0-d, of the reconstruction of a latent `(B, C, t, h, w)`, with sample weights `(B,)`."""
-        teacher = self.teacher.module
+        teacher, size = self.teacher.module, reconstruction.shape
         with torch.no_grad():
-            if _generates(teacher):
-                noise = randn(reconstruction.shape, generator=generator, device=latent.device)
-                target = teacher.decode(latent, noise)
-            else:
-                target = teacher.decode(latent)
+            noise = [randn(size, generator=generator, device=latent.device)] if _generates(teacher) else []
+            target = teacher.decode(latent, *noise)
         return l1(reconstruction=reconstruction, target=target, weight=weight)
 
 

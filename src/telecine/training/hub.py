@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import create_repo, upload_folder
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from telecine.autoencoders.load import is_hub_name
 from telecine.autoencoders.pretrained import CONFIG_FILE
@@ -13,12 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 
 # All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.
-_HUB_ERRORS: tuple[type[Exception], ...] = (
-    LocalTokenNotFoundError,
-    HFValidationError,
-    *HfHubHTTPError.__bases__,
-    OSError,
-)
+_HUB_ERRORS: tuple[type[Exception], ...] = (HFValidationError, *HfHubHTTPError.__bases__, OSError)
 
 
 def create_repository(name: str) -> str:

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 from telecine.base.checks import Interrupted
@@ -32,8 +31,7 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: Interrupted | None = No
         yield request
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    hangup = getattr(signal, "SIGHUP", None)  # does not exist on Windows
-    if previous.get(hangup) == signal.SIG_IGN:  # as below `nohup`
+    if (hangup := getattr(signal, "SIGHUP", None)) and previous[hangup] == signal.SIG_IGN:  # as below `nohup`
         del previous[hangup]
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -58,6 +56,5 @@ def _acknowledge() -> None:
         os.write(2, _ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
     except OSError:  # the terminal is closed: what would be printed there, such as progress, must not end the run
         for output in (1, 2):
-            with suppress(OSError):
-                if not stat.S_ISREG(os.fstat(output).st_mode):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+            if not os.path.isfile(output):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)

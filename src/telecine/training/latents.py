@@ -129,15 +129,13 @@ def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
 
 
 def _damaged(path: Path, got: str) -> Exception:
-    return argument_error(
-        str(path), "a safetensors file, as it was written", got, "Delete it: its clips are encoded again.", DataError
-    )
+    remedy = "Delete it: its clips are encoded again."
+    return argument_error(str(path), "a safetensors file, as it was written", got, remedy, DataError)
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
     """Return the axes of a tensor, those with the largest strides first."""
-    strides = tensor.stride()
-    return sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+    return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
 
 
 def _moments_of(posterior: Posterior) -> dict[str, Tensor]:

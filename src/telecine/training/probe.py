@@ -70,8 +70,7 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
     linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
-    # The folder's name identifies the files, which may have moved.
-    result = train(settings, autoencoder=denoiser, console=console, change_data=True)
+    result = train(settings, autoencoder=denoiser, console=console, change_data=True)  # the same files may have moved
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None
@@ -82,7 +81,7 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
 
 def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
     """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
-    clips, probe = source.clips, config.probe
+    clips, probe, warmup = source.clips, config.probe, min(100, config.probe.steps // 10)
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     return TrainConfig(
         data=config.data,
@@ -100,9 +99,7 @@ def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
         trackers=(),
         clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
         objective=ObjectiveConfig(perceptual_weight=0.0),
-        optimizer=OptimizerConfig(
-            lr=probe.lr, betas=(0.9, 0.99), warmup_steps=min(100, probe.steps // 10), schedule="cosine"
-        ),
+        optimizer=OptimizerConfig(lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup, schedule="cosine"),
     )
 
 

@@ -63,9 +63,8 @@ class SavedSettings:
         if "gan" not in self.values["objective"]:
             contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        given = plain_settings(TrainConfig()), self.values, plain_settings(config)
-        default, values, now = map(_network_settings, given)
-        saved = default | values  # an older version lacks new settings
+        default, old, now = map(_network_settings, (plain_settings(TrainConfig()), self.values, plain_settings(config)))
+        saved = default | old  # an older version lacks new settings
         for name, value in now.items():
             if saved.get(name) != value:
                 remedy = "Use the previous value, or another --output_dir."

@@ -68,7 +68,6 @@ def train(
         with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
             trainer.run(stop)
         with lost_process_named(config.process_timeout, lambda: "at the end"):
-            trainer.publish()
             return trainer.result()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error

@@ -13,8 +13,8 @@ from telecine.base.checks import argument_error, nearest
 from telecine.settings import TrainableConfig
 
 
-def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> list[nn.Parameter]:
-    """Set `requires_grad` of the chosen weights, freeze all others, and return the chosen ones.
+def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> None:
+    """Set `requires_grad` of the chosen weights, and freeze all others.
 
     Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
     `module.` in front. LoRA updates are part of the autoencoder's `state_dict`, so load weights after it.
@@ -25,12 +25,10 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     else:
         _select_weights(model, config)
     _keep_frozen_in_eval_mode(model)
-    chosen = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, weight in chosen.items():
-        if weight.dtype.itemsize < torch.float32.itemsize:
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.dtype.itemsize < torch.float32.itemsize:
             remedy = "Call `.float()` on the model; `mixed_precision` lets it compute in half precision."
             raise argument_error("the trained weights", "float32", f"{name} in {weight.dtype}", remedy)
-    return list(chosen.values())
 
 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:

@@ -34,7 +34,7 @@ from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.clips import build_clips, check_same_data, read_next
+from telecine.training.clips import build_clips, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
 from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
@@ -115,7 +115,7 @@ class Trainer:
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
         found = self._newest_intact()
         self.is_resumed = found is not None
-        self.before = _summary_before(self.files, self.console) if self.is_main and found is not None else None
+        before = self.before = _summary_before(self.files, self.console) if self.is_main and self.is_resumed else None
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
@@ -128,11 +128,11 @@ class Trainer:
         self.copied = self._copy_init(model)
         self.console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
         with stop_on_signal(at_once=Interrupted(found)):  # so that the index of what was read is saved
-            self.clips = build_clips(config, model)
-        self.data = self.clips.recorded()
-        check_same_data(self.data)
+            clips = self.clips = build_clips(config, model)
+        data = self.data = clips.recorded()
         if found is not None and not change_data:
-            self._warn(on_first_process(lambda: self._changes_of_data(saved), self.accelerator))
+            changes = on_first_process(lambda: before and saved.check_clips(config, before, data), self.accelerator)
+            self._warn([f"the data has changed: {', '.join(changes)}"] if changes else [])
         device = self.accelerator.device
         if found is None and autoencoder is None and device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
@@ -145,16 +145,14 @@ class Trainer:
             if self.is_main and found is None:  # the other processes get the weights that it starts from
                 has_linear = self.copied.get("encoder.linear", (0, 0))[0] > 0
                 is_new = autoencoder is None and config.model is None and not has_linear
-                self.linear = prepare_linear(
-                    model, self.clips, self.perceptual, self.console, device, config, is_new=is_new
-                )
+                self.linear = prepare_linear(model, clips, self.perceptual, self.console, device, config, is_new=is_new)
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
-        self._print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}")
+        self._print(f"{self.state.describe_size(config.steps)}; {clips.describe()}")
         if found is not None:
             self._print(*self.checkpointer.load(self.state, found))
-        self.latents = open_cache(config.latent_cache, model, self.clips.train, self.accelerator)
+        self.latents = open_cache(config.latent_cache, model, clips.train, self.accelerator)
         self._open_logs()
         if self.is_main and self.is_resumed and self.summary.validated_from == 0:
             self.linear = recorded_linear(self.files)
@@ -168,10 +166,6 @@ class Trainer:
         copied = copy_from(self.config.init, model)
         self._print(f"parameters from {self.config.init}: {RunSummary.describe_copied(copied)}")
         return copied
-
-    def _changes_of_data(self, saved: SavedSettings) -> list[str]:
-        changes = self.before and saved.check_clips(self.config, self.before, self.data)
-        return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None) -> TrainConfig:
         """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto"."""
@@ -354,15 +348,13 @@ class Trainer:
 
     def validate(self, stop: StopRequest) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
-        step, model = self.state.step, self.state.autoencoder
+        step, model, clips = self.state.step, self.state.autoencoder, self.clips.val
         with self._saved_if_stopped(stop) as check_stop, self._fork_rng(), self.state.ema.applied():
-            result = validate_model(
-                model, self.clips.val, self.perceptual, self.config.clips.bit_depth, before_each=check_stop
-            )
+            result = validate_model(model, clips, self.perceptual, self.config.clips.bit_depth, before_each=check_stop)
         lag: dict[str, float] = {}
         if step > 0:
             with self._fork_rng():
-                raw = validate_model(model, self.clips.val[:_NUM_COMPARED], {}).metrics["psnr"]
+                raw = validate_model(model, clips[:_NUM_COMPARED], {}).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]}
         if self.is_main:
             self._record(result, lag)
@@ -402,8 +394,8 @@ class Trainer:
         if result.latent:
             self._print(f"step {step}: latent {describe_metrics(result.latent)}")
 
-    def publish(self) -> None:
-        """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
+    def result(self) -> TrainResult:
+        """Write the report, upload the weights if `push_to_hub` is set, also again. Every process has to call this."""
         with barrier_without_time_limit():
             if self.is_main:
                 try:
@@ -413,14 +405,11 @@ class Trainer:
             if self.hub_repository is not None:
                 result = self._read_result()
                 upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
+        return on_first_process(self._read_result, self.accelerator)
 
     def _read_result(self) -> TrainResult:
         first, last = self.files.first_and_last()
         return TrainResult(self.files.folder, self.files.checkpoints.all()[-1][1], first, last)
-
-    def result(self) -> TrainResult:
-        """Return the folder of the run and its first and last validation; every process has to call this."""
-        return on_first_process(self._read_result, self.accelerator)
 
     def close(self) -> None:
         """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends."""

@@ -93,10 +93,8 @@ def validate_model(
     per_clip = _of_all_clips(indices, of_rank)
     few = [shown[position] for position in _evenly_spaced(len(shown), _NUM_SHOWN)]
     rates = [clip.fps for clip in few]
-    picture = side_by_side(
-        inputs=at_one_rate([clip.target for clip in few], rates),
-        reconstructions=at_one_rate([clip.reconstruction for clip in few], rates),
-    )
+    inputs, outputs = [clip.target for clip in few], [clip.reconstruction for clip in few]
+    picture = side_by_side(inputs=at_one_rate(inputs, rates), reconstructions=at_one_rate(outputs, rates))
     latent = {}
     if latents:
         every_latent = torch.stack(_of_all_clips(indices, [each.cpu() for each in latents]))
@@ -133,22 +131,14 @@ class TrainResult:
     last: dict[str, float]
     """Metrics of the last validation."""
 
-    def files(self) -> dict[str, Path]:
-        """Return the run's main files, by what they show."""
-        run = Run(self.run)
-        return {
-            "report": run.report_file,
-            "side by side": run.video_file,
-            "figures": run.history.path,
-            "settings": run.settings_file,
-            "checkpoint": self.checkpoint,
-        }
-
     def print_to(self, console: Console) -> None:
-        """Print the metrics before and after, and the files of the run."""
+        """Print the metrics before and after, and the run's main files, by what they show."""
+        run = Run(self.run)
+        files = {"report": run.report_file, "side by side": run.video_file, "figures": run.history.path}
+        files |= {"settings": run.settings_file, "checkpoint": self.checkpoint}
         table = Table("held-out clips", "before", "after", title="training finished")
         for name in (name for name in self.first if name in self.last):
             table.add_row(name, f"{self.first[name]:.4f}", f"{self.last[name]:.4f}")
         console.print(table)
-        for name, path in self.files().items():
+        for name, path in files.items():
             console.print(f"{name:<13} {path}", soft_wrap=True)
