@@ -15,10 +15,10 @@ from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.compare import (
     _MUST_MATCH,
     _bootstrap_interval,
-    _check_protocols,
     _Difference,
     _paired_differences,
     _plot_differences,
+    check_protocols,
     compare,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
@@ -112,7 +112,7 @@ def test_different_clips_or_settings_raise(worse):
     protocol = read_protocol(worse)
     for name in _MUST_MATCH:
         with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
-            _check_protocols(protocol, protocol | {name: "something else"})
+            check_protocols(protocol, protocol | {name: "something else"})
 
 
 def test_different_networks_raise(worse, better, tmp_path):
@@ -138,7 +138,7 @@ def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
     assert [each.name for each in comparison.differences] == ["psnr", "ssim"]
     assert comparison.warnings == ["only one has grid_4, lpips_alex"]
     with pytest.raises(ValueError, match="share a metric"):
-        _check_protocols(protocol, protocol | {"metrics": {}})
+        check_protocols(protocol, protocol | {"metrics": {}})
 
 
 def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):

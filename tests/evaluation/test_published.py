@@ -20,7 +20,7 @@ from telecine.__main__ import main
 from telecine.autoencoders import Reconstruction
 from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, source
-from telecine.evaluation.compare import _check_protocols
+from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.frechet import frechet_distance, load_feature_network
 from telecine.evaluation.protocol import DEFINITIONS
@@ -141,7 +141,7 @@ def test_a_change_of_any_item_is_noticed(name, run):
     protocol = small(PROTOCOLS[name])
     base = run(protocol)
     assert {*changes(protocol), *TEXTS, *NOT_MEASURED} == {item.name for item in fields(protocol)}
-    assert _check_protocols(as_json(base), as_json(run(protocol))) == []
+    assert check_protocols(as_json(base), as_json(run(protocol))) == []
     refused = []
     for item, value in changes(protocol).items():
         try:
@@ -150,21 +150,21 @@ def test_a_change_of_any_item_is_noticed(name, run):
             refused.append(item)
             continue
         with pytest.raises(ValueError, match=rf"with the same protocol, but got .*published\.{item}: "):
-            _check_protocols(as_json(base), as_json(other))
+            check_protocols(as_json(base), as_json(other))
         assert (other.metrics == base.metrics) == ((name, item) in WITHOUT_EFFECT), item
     assert refused == REFUSED[name]
     for item in TEXTS:
         published = as_json(base)["published"] | {item: ["something else"]}
         with pytest.raises(ValueError, match=rf"published\.{item}: .* and \['something else'\]"):
-            _check_protocols(as_json(base), as_json(base) | {"published": published})
+            check_protocols(as_json(base), as_json(base) | {"published": published})
 
 
 def test_evaluations_by_other_protocols_do_not_compare(run):
     first, second = (as_json(run(small(PROTOCOLS[name]))) for name in ("wf_vae_25", "wf_vae_33"))
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and wf_vae_33"):
-        _check_protocols(first, second)
+        check_protocols(first, second)
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and None"):
-        _check_protocols(first, {key: value for key, value in first.items() if key != "published"})
+        check_protocols(first, {key: value for key, value in first.items() if key != "published"})
 
 
 @pytest.mark.parametrize(

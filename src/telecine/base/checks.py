@@ -5,6 +5,7 @@ contract, the value and a remedy. `remedy` replaces the general remedy where a c
 """
 
 import difflib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +15,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {"fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."}
-# Names that settings and values have elsewhere.
-_ELSEWHERE = {
-    **{"bf16": "mixed_precision", "epochs": "steps", "fp16": "mixed_precision", "gpu": "cuda", "recipe": "config"},
-    **{"learning_rate": "optimizer.lr", "lpips_weight": "objective.perceptual_weight", "save_steps": "save_every"},
-    "wandb": "trackers",
-}
+# Names that settings and values have elsewhere, with their names here.
+_ELSEWHERE = json.loads(Path(__file__).with_name("elsewhere.json").read_text(encoding="utf-8"))
 
 
 def describe(value: object) -> str:

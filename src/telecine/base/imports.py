@@ -83,7 +83,7 @@ def choose(name: str, value: object, known: Mapping[str, T]) -> T:
     raise argument_error(name, contract, describe(found), suggestion(value, known))
 
 
-def _check_arguments(name: str, function: Callable[..., object], given: Mapping[Any, object], *, are_all: bool) -> None:
+def check_arguments(name: str, function: Callable[..., object], given: Mapping[Any, object], *, are_all: bool) -> None:
     """Raise a `ValueError` unless a function, class or module has these arguments; and needs no other, if `are_all`."""
     title, is_class = str(origin_of(function)).rpartition(".")[2], inspect.isclass(function)
     signature = inspect.signature(function if is_class else getattr(function, "forward", function))

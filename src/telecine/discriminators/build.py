@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import nn
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.imports import _check_arguments, import_allowed
+from telecine.base.imports import check_arguments, import_allowed
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
@@ -102,5 +102,5 @@ def _resolve_class(target: str, name: str) -> type[nn.Module]:
 
 
 def _construct(cls: type[nn.Module], params: Mapping[str, object], name: str) -> nn.Module:
-    _check_arguments(name, cls, params, are_all=True)
+    check_arguments(name, cls, params, are_all=True)
     return cls(**params)

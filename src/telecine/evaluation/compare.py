@@ -13,7 +13,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, _read_evaluation, plot_frames
+from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, Evaluation, plot_frames
 from telecine.evaluation.protocol import DEFINITIONS
 
 _Table: TypeAlias = Mapping[str, object]
@@ -78,8 +78,8 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
         ValueError: The two did not measure the same clips in the same way. The message names what differs.
     """
     folders = (Path(first), Path(second))
-    protocols, figures, clips = zip(*map(_read_evaluation, folders), strict=True)
-    warnings = _check_protocols(*protocols)
+    protocols, figures, clips = zip(*map(Evaluation.read, folders), strict=True)
+    warnings = check_protocols(*protocols)
     names = [name for name in protocols[0]["metrics"] if name in protocols[1]["metrics"]]
     paired = [name for name in names if name in clips[0][0]]
     differences = _paired_differences(*clips, names=paired)
@@ -93,7 +93,7 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     return comparison
 
 
-def _check_protocols(first: _Table, second: _Table) -> list[str]:
+def check_protocols(first: _Table, second: _Table) -> list[str]:
     """Return the harmless differences of two protocols; raise a `ValueError` if their figures do not compare."""
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]

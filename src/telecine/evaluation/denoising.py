@@ -62,7 +62,9 @@ class LatentProbe:
 
 
 @torch.no_grad()
-def velocity_losses(predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int) -> list[float]:
+def _velocity_losses(
+    predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int
+) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
 
     `predict` maps noisy latents `(B, C, t, h, w)` and their level to the velocity. `latents` are batches of normalised
@@ -157,8 +159,8 @@ def measure_denoiser(
     write_preview(samples, torch.cat(rows, dim=1), _FPS)
     pairs = combinations(zip(sets, all_features, strict=True) if network else (), 2)
     return LatentProbe(
-        losses=velocity_losses(denoiser.velocity, latents, seed=seed),
-        linear_losses=velocity_losses(linear.velocity, latents, seed=seed),
+        losses=_velocity_losses(denoiser.velocity, latents, seed=seed),
+        linear_losses=_velocity_losses(linear.velocity, latents, seed=seed),
         patch=linear.patch,
         seconds=seconds,
         samples=f"{samples.parent.name}/{samples.name}",

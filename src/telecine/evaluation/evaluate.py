@@ -1,6 +1,7 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ from rich.table import Table
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error, check_type
+from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.data import Span, VideoInfo, clips_sha256
 from telecine.evaluation.flow import DISFlow, WarpingError
 from telecine.evaluation.measure import (
     ClipResult,
     MetricSet,
-    device_of,
     frechet_of_clips,
     load_metrics,
     load_published_metrics,
@@ -66,6 +67,24 @@ class Evaluation:
         plot_frames({"": self.per_frame}, folder / "frames.png")
         write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
 
+    @staticmethod
+    def read(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
+        """Return the protocol of an evaluation, its means and its clips; raise a `ValueError` if one is damaged."""
+        protocol, means = (read_json(folder / name) for name in (PROTOCOL_FILE, METRICS_FILE))
+        contract, remedy = "an evaluation as it was written", "Evaluate again."
+        try:
+            clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
+        values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
+        evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
+        names = evaluation.protocol.metrics.keys()
+        of_clip = {name for name in names - SET_DEFINITIONS.keys() if not name.startswith("flat_")} | {"source"}
+        is_whole = names <= means.keys() and all(of_clip <= clip.keys() for clip in clips)
+        if not is_whole or not len(clips) == evaluation.protocol.num_clips > 0:
+            raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
+        return protocol, means, clips
+
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, and the reason for each missing one."""
         table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
@@ -74,24 +93,6 @@ class Evaluation:
         console.print(table)
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
-
-
-def _read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
-    """Return the protocol of an evaluation, its means and its clips; raise a `ValueError` if one is damaged."""
-    protocol, means = (read_json(folder / name) for name in (PROTOCOL_FILE, METRICS_FILE))
-    contract, remedy = "an evaluation as it was written", "Evaluate again."
-    try:
-        clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
-    values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
-    evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
-    names = evaluation.protocol.metrics.keys()
-    of_clip = {name for name in names - SET_DEFINITIONS.keys() if not name.startswith("flat_")} | {"source"}
-    is_whole = names <= means.keys() and all(of_clip <= clip.keys() for clip in clips)
-    if not is_whole or not len(clips) == evaluation.protocol.num_clips > 0:
-        raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
-    return protocol, means, clips
 
 
 def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
@@ -113,7 +114,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     """
     check_type("config", config, EvaluateConfig, 'Use `EvaluateConfig(data="my_videos")`.')
     with process_group() as (rank, num_ranks):
-        device = device_of(config.device, num_ranks)
+        device = _device_of(config.device, num_ranks)
         if config.data is None:
             raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
@@ -135,6 +136,14 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
+
+
+def _device_of(name: str, num_ranks: int) -> torch.device:
+    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
+    device = pick_device(name)
+    if device.type != "cuda" or num_ranks == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _plan(

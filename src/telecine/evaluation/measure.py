@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
-from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
@@ -138,14 +137,6 @@ def process_group() -> Iterator[tuple[int, int]]:
     finally:
         if starts:
             dist.destroy_process_group()
-
-
-def device_of(name: str, num_ranks: int) -> torch.device:
-    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
-    device = pick_device(name)
-    if device.type != "cuda" or num_ranks == 1:
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 @torch.no_grad()

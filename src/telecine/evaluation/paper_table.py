@@ -10,8 +10,8 @@ import torch
 
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write
-from telecine.evaluation.compare import _check_protocols
-from telecine.evaluation.evaluate import _read_evaluation
+from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.protocol import better_values, describe_clips
 
 # By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.
@@ -39,10 +39,10 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     if len(folders) < 2:
         got = " ".join(map(str, folders)) or "nothing"
         raise argument_error("compare", "two or more evaluations", got, "Pass their output folders.")
-    protocols, means, clips = zip(*(_read_evaluation(Path(folder)) for folder in folders), strict=True)
+    protocols, means, clips = zip(*(Evaluation.read(Path(folder)) for folder in folders), strict=True)
     first, *others = protocols
     for protocol in others:
-        _check_protocols(first, protocol)
+        check_protocols(first, protocol)
     spreads = [*map(_spread, clips)]
     columns = [["", *map(str, folders)]]
     for name in (name for name in first["metrics"] if all(name in protocol["metrics"] for protocol in protocols)):

@@ -16,7 +16,7 @@ from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
-from telecine.objective.terms import _check_result
+from telecine.objective.terms import check_result
 from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
@@ -114,7 +114,7 @@ class AdversarialLosses:
         if inputs and self.penalty is not NO_PENALTY:
             inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
             penalty = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
-            terms["grad_penalty_loss"] = _check_result(self.penalty.function, penalty)
+            terms["grad_penalty_loss"] = check_result(self.penalty.function, penalty)
         for name in (name for name in self.logit_terms if self.weights[name] > 0):
             terms[f"{name}_loss"] = self.logit_terms[name][d.key](real=real_logits, fake=fake_logits)
         return terms

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import functional_call
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.imports import _check_arguments, choose
+from telecine.base.imports import check_arguments, choose
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.losses import (
@@ -113,7 +113,7 @@ class _TermFunction:
             contract = "a function, a module or a class of modules"
             remedy = f"Pass an instance, `{_name(self._found)}(...)`."
             raise argument_error(f"{setting}.target", contract, describe(self._found), remedy)
-        _check_arguments(f"{setting}.params", self._found, self.params, are_all=isinstance(self._found, type))
+        check_arguments(f"{setting}.params", self._found, self.params, are_all=isinstance(self._found, type))
         self.arguments = self._checked_arguments()
         self.uses_features = bool(set(_FEATURES) & set(self.arguments))
         """Whether the function compares features of the perceptual network."""
@@ -175,7 +175,7 @@ class _TermFunction:
             if name in self.arguments and given[name] is None:
                 remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
                 raise argument_error(name, f"given for {_name(self.function)}", "None", remedy)
-        return _check_result(self.function, self.call(**given))
+        return check_result(self.function, self.call(**given))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights of a module that are not frozen, by name."""
@@ -191,7 +191,7 @@ class _TermFunction:
         return self.function(**arguments)
 
 
-def _check_result(function: Callable[..., object], value: object) -> Scalar:
+def check_result(function: Callable[..., object], value: object) -> Scalar:
     """Return the result of a loss function; raise a `ValueError` unless it is a 0-d tensor."""
     if not isinstance(value, Tensor) or value.ndim != 0:
         remedy = "Reduce it with `.mean()`, without `.item()`."

@@ -19,7 +19,7 @@ from telecine.objective.adaptive_weight import LayerActivations, adaptive_weight
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
-from telecine.objective.terms import PerceptualTerm, _check_result, functions_of
+from telecine.objective.terms import PerceptualTerm, check_result, functions_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
@@ -232,7 +232,7 @@ class VideoAutoencoderLoss(nn.Module):
     def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """The autoencoder's loss and its log. A term whose weight is 0 at this step is not computed."""
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
-        _check_result(self.recon_loss, recon)
+        check_result(self.recon_loss, recon)
         extra = self.perceptual(batch, weights, eager=adversarial.is_eager)  # with terms on features of its network
         lpips = extra.pop("perceptual", torch.zeros((), device=batch.real.device))
         distance = recon + weights.sum({"perceptual": lpips})
