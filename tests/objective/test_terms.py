@@ -257,19 +257,6 @@ class TestMistakes:
         penalty = make_loss(perceptual_weight=0, penalty={"kind": Own()}).penalty
         assert [penalty.takes(name) for name in ("real", "fake")] == [True, False]
 
-    def test_values_of_params_of_a_built_in_term(self, make_loss, monkeypatch):
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        before = torch.get_rng_state()
-        for name, params, message in (
-            ("scale_equivariance", {"factors": 2}, "`factors` must be a list"),
-            ("equivariance", {"min_scale": "0.5"}, "`min_scale` must be above 0"),
-            ("wavelet", {"levels": 0}, "`levels` must be a positive int"),
-        ):
-            with pytest.raises(ValueError, match=f"`terms.{name}.params`: {message}"):
-                make_loss(terms={name: Term(params=params)})
-        _TermFunction(Term("equivariance", params={"flip": True, "num_orientations": 7}))
-        assert torch.equal(torch.get_rng_state(), before)
-
 
 OPTIONS = {"mask": torch.arange(4).view(1, 1, 4, 1, 1) < 1, "sample_weight": torch.tensor([1.0, 3.0])}
 

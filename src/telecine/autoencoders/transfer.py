@@ -45,8 +45,7 @@ def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int
     """
     old, new = dict(_layers(source)), dict(_layers(into))
     fits = {each for each in old.keys() & new if not mismatches(new[each].state_dict(), old[each].state_dict())}
-    flows = [each.config.flow.prediction for each in (source, into) if each.sampler is not None]
-    is_other = len({*flows}) > 1  # what the output layers of decoders that generate predict
+    is_other = len({each.config.flow.prediction for each in (source, into) if each.sampler is not None}) > 1
     counts: dict[str, tuple[int, int]] = {}
     for place, layer in new.items():
         (module, name, _), is_copied = place, place in fits

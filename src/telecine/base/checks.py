@@ -84,12 +84,6 @@ def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = ""
     return value
 
 
-def check_counts(**counts: object) -> None:
-    """Raise a `ValueError` that names the first keyword argument which is not a positive int."""
-    for name, value in counts.items():
-        check_count(name, value)
-
-
 def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
     """Return a whole number >= 0 as an int; a float such as 1e4 is accepted."""
     return int(_number(name, value, "a whole number of steps >= 0", lambda n: 0 <= n < math.inf and n % 1 == 0, remedy))

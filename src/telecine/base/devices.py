@@ -31,9 +31,7 @@ def parse_memory(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = next((unit for unit in _UNITS if found and unit.lower() == found[2].lower()), None)
     if found is None or unit is None or float(found[1]) == 0:
-        number = re.search(r"\d+(?:\.\d+)?", text)
-        example = f"{number[0]}GiB" if number and float(number[0]) > 0 else "80GiB"
-        raise argument_error("memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), f"Use {example}.")
+        raise argument_error("memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), "Use 80GiB.")
     return int(float(found[1]) * _UNITS[unit])
 
 

@@ -103,8 +103,7 @@ def _read_document(path: Path) -> _Document:
         reason = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             reason = f"{error.problem} in line {error.problem_mark.line + 1}"
-        remedy = "Correct it, for instance the indentation."
-        raise argument_error(str(path), "YAML in UTF-8", f"other text ({shorten(reason)})", remedy) from error
+        raise argument_error(str(path), "YAML in UTF-8", f"other text ({shorten(reason)})", "Correct it.") from error
     if document.value is not None and not isinstance(document.value, dict):
         got = f"{'a list' if isinstance(document.value, list) else 'text'} in line {document.lines['']}"
         raise argument_error(str(path), "`key: value` lines", got, "Write one setting per line.")

@@ -132,8 +132,8 @@ class _Command:
         values = merged(map(read_layer, self._files(found["config"], found["settings"])))
         parser = self._parser() if topic in ("", "all") else _Parser(add_help=False)
         positional = [each for each, *_ in self.arguments if each.kind is not each.KEYWORD_ONLY]
-        words = [each.name if each.default is each.empty else f"[{each.name}]" for each in positional]
-        parser.usage = " ".join(["telecine", self.name, *words, "[--NAME VALUE ...]"])
+        names = [each.name if each.default is each.empty else f"[{each.name}]" for each in positional]
+        parser.usage = " ".join(["telecine", self.name, *names, "[--NAME VALUE ...]"])
         parser.description, parser.epilog = self.summary, epilog
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         _add_settings(parser, shown, values)

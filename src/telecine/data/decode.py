@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_counts
+from telecine.base.checks import argument_error, check_count
 from telecine.base.yaml_files import read_package_yaml
 from telecine.data.arrays import read_array
 from telecine.data.errors import Deadline, DecodeError, decode_errors
@@ -227,7 +227,8 @@ def read_clip(
         DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
         DataError: a value of an array is outside of its range.
     """
-    check_counts(num_frames=num_frames, stride=stride)
+    check_count("num_frames", num_frames)
+    check_count("stride", stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
     if start < 0 or indices[-1] >= info.num_frames:
         contract = f"inside the {info.num_frames} frames of {info.path}"

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from telecine.base.checks import argument_error, check_counts
+from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
 from telecine.data.errors import DataError, thread_errors
@@ -75,7 +75,8 @@ class ClipBatchSampler:
     num_ranks: int = 1  # number of processes that train together; each reads its part of every step
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size, num_micro_batches=self.num_micro_batches)
+        check_count("batch_size", self.batch_size)
+        check_count("num_micro_batches", self.num_micro_batches)
         if not 0 <= self.rank < self.num_ranks:
             contract = f"at least 0 and below `num_ranks` ({self.num_ranks})"
             raise argument_error("rank", contract, self.rank, "Ranks start at 0.")

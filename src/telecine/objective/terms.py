@@ -117,8 +117,6 @@ class _TermFunction:
         self.arguments = self._checked_arguments()
         self.uses_features = bool(set(_FEATURES) & set(self.arguments))
         """Whether the function compares features of the perceptual network."""
-        if self.params and self._found in TERMS.values() and not isinstance(self._found, type):
-            self._try_params()
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
@@ -146,15 +144,6 @@ class _TermFunction:
             remedy = "Add a parameter `reconstruction`."
             raise argument_error(f"{self.setting}.target", contract, "one of none of them", remedy)
         return found
-
-    def _try_params(self) -> None:
-        """Raise a `ValueError` if a built-in function refuses a value in `params`: call it with a small video."""
-        video = torch.zeros(1, 1, 1, 2, 2, device="cpu")
-        known = {"reconstruction": video, "target": video, "latent": video, "decode": torch.clone}
-        try:
-            self.call(**dict.fromkeys(_VIDEOS) | known | {"generator": [torch.Generator()]})
-        except ValueError as error:
-            raise ValueError(f"`{self.setting}.params`: {error}") from error
 
     def __call__(self, batch: Batch) -> Scalar:
         if "weight" not in self.arguments and batch.clip_weight is not None:

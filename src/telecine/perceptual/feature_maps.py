@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from telecine.base.checks import argument_error, check_count, check_counts, describe, suggestion
+from telecine.base.checks import argument_error, check_count, describe, suggestion
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, Video
@@ -49,7 +49,8 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
         if token_grid is not None:
             if len(token_grid) != 3:
                 raise argument_error("token_grid", "three numbers: (t, h, w)", token_grid, "For example [8, 14, 14].")
-            check_counts(**{f"token_grid[{axis}]": number for axis, number in enumerate(token_grid)})
+            for axis, number in enumerate(token_grid):
+                check_count(f"token_grid[{axis}]", number)
 
     def forward(self, frames: Frames | Video) -> list[FeatureMap | Video]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""

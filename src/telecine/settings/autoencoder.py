@@ -67,11 +67,7 @@ class FlowConfig(Settings):
 
 @dataclass(frozen=True)
 class CausalVAEConfig(Settings):
-    """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two.
-
-    Raises:
-        ValueError: A setting is invalid; the message contains a valid value.
-    """
+    """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two."""
 
     time_compression: Count = 4
     """Frames per latent frame. The first frame has its own latent frame, see `first_frame_apart`: 1 + 4k frames become

@@ -120,7 +120,6 @@ def choices_of(kind: Any) -> list[Any]:
 
 
 def _takes_function(kind: Any) -> bool:
-    """Return whether a value may be a function, or its dotted path."""
     return {*get_args(Function)} <= {*alternatives(kind)}
 
 

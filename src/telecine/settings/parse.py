@@ -132,7 +132,6 @@ def environment_variables() -> dict[str, str]:
 
 
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
-    """Return settings that were typed as text, by their dotted names."""
     items = list(typed)
     for name, _ in (each for each in items if not each[1].strip()):
         remedy = "Check the variable of the shell, or type null for none."

@@ -134,7 +134,6 @@ def _damaged(path: Path, got: str) -> Exception:
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
-    """Return the axes of a tensor, those with the largest strides first."""
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
 
 

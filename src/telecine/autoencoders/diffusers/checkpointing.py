@@ -78,9 +78,8 @@ def _unsupported(module: DiffusersModel, got: str) -> Exception:
 def _gradients(sizes: ClipSizes) -> list[Tensor]:
     """Return the gradients of all trained weights for a fixed tiny clip; buffers and random state do not change."""
     reconstruct = sizes.reconstruct
-    every = [*reconstruct.parameters()]
-    weights = [parameter for parameter in every if parameter.requires_grad] or every  # LoRA trains a frozen model
-    frozen = [parameter.requires_grad_() for parameter in weights if not parameter.requires_grad]
+    is_frozen = not any(parameter.requires_grad for parameter in reconstruct.parameters())  # for LoRA
+    weights = [each.requires_grad_() for each in reconstruct.parameters() if is_frozen or each.requires_grad]
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
     devices = [device.index or 0] if device.type == "cuda" else []
@@ -93,8 +92,8 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
         found = torch.autograd.grad(loss, weights, materialize_grads=True)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    if is_frozen:
+        reconstruct.requires_grad_(False)
     clear_caches(sizes.model)
     return list(found)
 
