@@ -158,8 +158,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
-        """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents."""
-        # Samples, as in an update: a channel that is almost only noise must get a small weight.
+        """Set the linear map to the best one for samples of the latents of clips, and scale the first layer to them."""
         moments, generator = ChannelMoments(), torch.Generator(self.last_layer.device).manual_seed(0)
 
         def pairs() -> Iterable[tuple[Tensor, Video]]:

@@ -84,7 +84,6 @@ def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
 
 
 def _as_frames(values: Any, layout: str) -> Any:
-    """Return a view `(T, H, W, C)` of an array."""
     return rearrange(values, f"{layout} -> {' '.join(axis if axis in layout else '1' for axis in 'THWC')}")
 
 

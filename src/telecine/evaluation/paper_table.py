@@ -74,7 +74,6 @@ def _in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return in LaTeX what is plain or bold in Markdown."""
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(_LATEX.get(each, each) for each in text))
 
 

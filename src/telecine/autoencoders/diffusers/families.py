@@ -46,6 +46,10 @@ def _unpatched_channels(module: DiffusersModel) -> int:
     return _declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
 
 
+def _colours_without_alpha(module: DiffusersModel) -> int:
+    return 3
+
+
 @dataclass(frozen=True)
 class Family:
     """How the models of a class are called."""
@@ -224,7 +228,6 @@ def _encode_qwen21(module: DiffusersModel, video: Video) -> _LatentPosterior:
 
 
 def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    """Decode each frame, not clamped, and drop the alpha channel."""
     frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), first_chunk=True)
     return _clips_from_frames(frames, len(latent))[:, :3], losses
 
@@ -321,7 +324,7 @@ _FAMILIES = {
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=_IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, lambda _: 3, "no"),  # its encoder adds alpha
+    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
     "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),
