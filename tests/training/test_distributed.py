@@ -119,10 +119,21 @@ def test_gradients_are_averaged_over_processes_in_buckets(other_rank, monkeypatc
     weights = [nn.Parameter(torch.zeros(size, 1, dtype=dtype)) for dtype, size in values]
     for index, weight in enumerate(weights):
         weight.grad = torch.full_like(weight, float(index))
-    average_gradients([weights[0], nn.Parameter(torch.zeros(1)), *weights[1:]])
+    average_gradients(weights)
     for index, weight in enumerate(weights):
         assert torch.equal(weight.grad, torch.full_like(weight, index + 0.5))
-    assert other_rank.num_messages == 4, "2, 1, 1 and 1 gradients"
+    assert other_rank.num_messages == 1 + 4, "which have a gradient; then 2, 1, 1 and 1 gradients"
+
+
+def test_a_gradient_that_only_other_processes_have_is_averaged(other_rank, monkeypatch):
+    """As of a module that chooses its layers by the clip."""
+    weight = nn.Parameter(torch.zeros(2))
+    average_gradients([weight])
+    assert weight.grad.tolist() == [0.5, 0.5]
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))  # the other process has the same
+    weight.grad = None
+    average_gradients([weight])
+    assert weight.grad is None
 
 
 def test_one_process_sends_nothing():

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from telecine import Ramp
 from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
@@ -272,6 +274,19 @@ def test_ddp_does_not_wait_for_weights_that_are_not_used(build, video, monkeypat
     for state.autoencoder.leaves_weights_unused in (False, True):
         update(state, video, step=0)
     assert seen == [False, True]
+
+
+def test_buffers_are_those_of_the_first_process_at_each_update(build, video, monkeypatch):
+    """`no_sync`, in which weights may be unused, also turns the next broadcast of buffers off."""
+    state = build()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        state.model, state.autoencoder.leaves_weights_unused = DistributedDataParallel(state.model), True
+        monkeypatch.setattr(type(state), "no_sync", lambda state, enabled: state.model.no_sync())
+        update(state, video, step=0)
+        assert state.model.require_forward_param_sync
+    finally:
+        dist.destroy_process_group()
 
 
 def test_lpips_is_not_logged_before_it_starts(build, video):

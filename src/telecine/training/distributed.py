@@ -218,9 +218,15 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over the processes. Every process must have them for the same parameters."""
+    """Replace gradients by their means over the processes; one that only some of these have is 0 in the others."""
     if num_ranks() == 1:
         return
+    parameters = [*parameters]
+    num_ranks_with = torch.tensor([float(each.grad is not None) for each in parameters], device=parameters[0].device)
+    dist.all_reduce(num_ranks_with)
+    for parameter, count in zip(parameters, num_ranks_with.tolist(), strict=True):
+        if count and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
