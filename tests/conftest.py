@@ -5,6 +5,7 @@ before the functions do.
 """
 
 import gc
+import os
 import random
 import runpy
 import sys
@@ -18,6 +19,8 @@ from jaxtyping import install_import_hook
 
 CHECKED = ("telecine.losses", "telecine.discriminators")
 
+# A kill does not lose what was written, and the power failure for which files are flushed is not tested.
+os.fsync = lambda descriptor: None
 gc.disable()  # until `pytest_collection_finish`: imports create millions of objects, and no garbage
 
 assert not any(name.startswith("telecine") for name in sys.modules), "telecine was imported before the hook"

@@ -123,14 +123,15 @@ def test_a_config_without_a_known_class(tmp_path, config, message):
 
 
 @pytest.mark.slow
-def test_diffusers_is_imported_only_for_its_models(tmp_path):
+def test_diffusers_and_slow_packages_are_imported_only_where_they_are_used(tmp_path):
+    slow = ("torchvision", "torch._dynamo", "torch.distributed.tensor", "torchmetrics", "matplotlib", "scipy")
     CausalVAE(SMALL).save_pretrained(tmp_path / "causal")
     (tmp_path / "wan").mkdir()
     (tmp_path / "wan" / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     code = f"""
 import sys
-import telecine.autoencoders
-assert "diffusers" not in sys.modules
+import telecine.cli.commands, telecine.training
+assert not {{"diffusers", *{slow!r}}} & {{*sys.modules}}
 sys.modules["diffusers"] = None  # as if it were not installed
 telecine.autoencoders.load_autoencoder({str(tmp_path / "causal")!r})
 try:

@@ -17,17 +17,6 @@ def test_extra_peak_is_what_a_step_allocates(benchmark_module):
         extra_peak(partial, os._exit, 3)
 
 
-@pytest.mark.slow
-def test_a_plan_is_near_the_measured_peak(run_here, tables_in):
-    """Here, because both tests need the process that measures, which takes seconds to start."""
-    name = "demo, 2 x 9 x 64 x 64"
-    ((header, rows),) = tables_in(run_here("published_models.py", "measured", "--only", name))
-    assert header[-1] == "planned / measured"
-    ((title, *numbers),) = rows
-    assert title == name
-    assert float(numbers[-1]) == pytest.approx(1, abs=0.15)
-
-
 def test_interleaved_runs_all_steps_in_each_round(benchmark_module):
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
