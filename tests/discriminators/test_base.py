@@ -179,6 +179,12 @@ class TestAsOutput:
         with pytest.raises(TypeError, match=contract + got + r".*`telecine.DiscriminatorOutput`, or only the logits"):
             as_output(output)
 
+    @pytest.mark.parametrize("output", [torch.zeros(()), (torch.zeros(()), ())])
+    def test_a_single_logit_for_a_batch(self, output):
+        message = r"`logits` must be one logit per sample, or a map of them, but got .*shape \(\).*`.flatten\(1\)"
+        with pytest.raises(ValueError, match=message):
+            as_output(output)
+
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_frozen_restores_each_parameter(fails):

@@ -15,6 +15,7 @@ from torchvision.models import shufflenet_v2_x0_5
 from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import gradient_penalty
 from telecine.perceptual import LPIPS
+from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.feature_maps import FeatureMaps, _as_map, _BackboneMaps, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
@@ -84,6 +85,18 @@ def test_known_channels_and_the_smallest_frame(vgg):
     assert [head.conv_in.in_channels for head in network.heads] == [128, 256, 512, 512], "none at the full size"
     with pytest.raises(ValueError, match="at least 16 pixels high and wide for VGG16"):
         network(torch.zeros(1, 3, 1, 15, 32))
+
+
+@pytest.mark.parametrize(("height", "width"), [(34, 33), (35, 38)])
+def test_alexnet_sees_the_last_row_and_column(height, width):
+    torch.manual_seed(0)
+    weights = {name: 0.1 * torch.randn(shape) for name, shape in BACKBONES["alex"].tensor_shapes().items()}
+    network = FeatureDiscriminator(dim=2, net=_BackboneMaps(LPIPS("alex", weights=weights)))
+    x = torch.randn(1, 3, 1, height, width, requires_grad=True)
+    (gradient,) = torch.autograd.grad(network(x).logits.sum(), x)
+    assert (gradient != 0).all()
+    with pytest.raises(ValueError, match="at least 31 pixels high and wide"):
+        network(x[..., :30])
 
 
 @settings(max_examples=6, deadline=None)

@@ -240,11 +240,12 @@ class TestInTheLoss:
             assert weight(loss, last_layer=layer) == 1
 
 
-def test_without_a_layer_the_weight_is_1_and_a_warning_tells():
+@pytest.mark.parametrize(("layer", "problem"), [(None, "is None"), (torch.ones(3), "requires no gradient")])
+def test_without_a_layer_the_weight_is_1_and_a_warning_tells(layer, problem):
     x = torch.ones(3, requires_grad=True)
     losses, references = {"d": (2 * x).sum()}, {"perceptual": x.sum()}
-    with pytest.warns(UserWarning, match="`last_layer` is None, so that the adaptive weight is 1"):
-        assert build()(losses, references, None)["d"] == 1
+    with pytest.warns(UserWarning, match=f"`last_layer` {problem}, so that the adaptive weight is 1"):
+        assert build()(losses, references, layer)["d"] == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(reference="none")(losses, references, None)

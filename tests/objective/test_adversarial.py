@@ -16,7 +16,6 @@ from telecine.losses import (
     GANLosses,
     Penalty,
     approximate_r1,
-    as_gan_loss,
     as_penalty,
 )
 from telecine.losses.penalty import gradient_penalty
@@ -120,7 +119,7 @@ class TestGANLosses:
         found = discriminator_gradients(loss, real, (-real).requires_grad_())
         assert [[gradient.item() for gradient in gradients] for gradients in found] == [[0.0]] * 2
 
-    @pytest.mark.parametrize("loss", [*GAN_LOSSES.values(), as_gan_loss(wasserstein), GANLoss(partial(wasserstein))])
+    @pytest.mark.parametrize("loss", [*GAN_LOSSES.values(), GANLoss(wasserstein), GANLoss(partial(wasserstein))])
     def test_copies(self, loss):
         """A decorated function is found by its name; any other is pickled with what it declares."""
         for copied in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
@@ -527,5 +526,4 @@ def test_lecam(make_loss, clip):
     saved = {name for name in loss.state_dict() if not name.startswith("discr_3d.")}
     assert saved == {f"lecam.discr_3d.{side}.{x}" for side in ("real", "fake") for x in ("mean", "num_values")}
     regulariser = loss.lecam["discr_3d"]
-    assert regulariser.real().item() == pytest.approx(log["train/logits_real"].item(), rel=1e-6)
-    assert (regulariser.real.decay, regulariser.fake.decay) == (0.999, 0.999)
+    assert regulariser.real.mean.item() == pytest.approx(log["train/logits_real"].item(), rel=1e-6)

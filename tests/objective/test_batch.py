@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -295,7 +296,10 @@ def posterior(shape=(2, 4, 2, 3, 3)):
 
 
 class TestAuxLosses:
-    @pytest.mark.parametrize("value", [2, 2.0, torch.tensor(2.0), torch.tensor([[2.0]]), torch.tensor(2.0).bfloat16()])
+    @pytest.mark.parametrize(
+        "value",
+        [2, 2.0, np.float32(2), torch.tensor(2.0), torch.tensor([[2.0]]), torch.tensor(2.0).bfloat16()],
+    )
     def test_one(self, value):
         (loss,) = aux(value).values()
         assert loss.shape == ()
@@ -329,6 +333,7 @@ class TestAuxLosses:
             ([torch.tensor(1.0)], r"`aux_losses` must be .*list"),
             ({"kl": torch.zeros(2)}, r"`aux_losses\['kl'\]` must be .*\(2,\).*mean\(\)"),
             ({"kl": None}, r"`aux_losses\['kl'\]` must be .*None"),
+            (np.ones(1), r"`aux_losses` must be a number, .*array\(\[1.\]\) \(ndarray\)"),
         ],
     )
     def test_bad_ones(self, value, message):

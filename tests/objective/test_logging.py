@@ -129,7 +129,11 @@ def test_the_callers_log_holds_detached_copies_in_float32():
 
 
 @pytest.mark.parametrize(
-    "name", ["recon_loss", "total_loss", "aux_losses", "gen_loss", "temporal_loss", "discr_loss", "grad_penalty_loss"]
+    "name",
+    [
+        *("recon_loss", "total_loss", "aux_losses", "gen_loss", "temporal_loss", "discr_loss", "grad_penalty_loss"),
+        *("lecam_loss", "mse", "lr", "disc_grad_norm", "logits_real_discr_3d", "hinge_active"),
+    ],
 )
 def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip, name):
     loss = make_loss(perceptual_weight=0, terms={"temporal": 1})
@@ -137,6 +141,12 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip, name):
         ValueError, match=rf"`aux_losses` must be named unlike .*'{name}'. Rename it.*'quantizer_{name}"
     ):
         loss(clip(), clip(), 0, 0, aux_losses={name: 1.0})
+
+
+def test_other_names_of_auxiliary_losses(make_loss, clip):
+    names = ["", "quantizer_aux_loss", "adversarial_loss", "disc_loss", "mse_loss", "kl_loss"]
+    log = make_loss(perceptual_weight=0)(clip(), clip(), 0, 0, aux_losses=dict.fromkeys(names, 1.0))[1]
+    assert {f"train/{name}" for name in names[1:]} < set(log)
 
 
 def test_logged_values_do_not_change_afterwards(make_loss, pair):

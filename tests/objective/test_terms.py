@@ -242,12 +242,44 @@ class TestMistakes:
             ("reconstruction.loss", nn.HuberLoss(), "function of 'reconstruction', 'target', 'weight', but got Huber"),
             ("penalty.kind", lambda x, real: 0, "function of 'discriminator', 'real', .*got .*missing .*'x'. Give"),
             ("gan.loss", lambda real, generated: 0, "function of 'real', 'fake', but got <lambda>: "),
+            *(
+                (setting, Half, r"function or a module, but got .*Half.* \(type\). Pass `Half\(...\)` instead")
+                for setting in ("reconstruction.loss", "gan.loss", "penalty.kind")
+            ),
         ],
     )
     def test_parameters_of_other_functions(self, make_loss, setting, function, message):
         group, name = setting.split(".")
         with pytest.raises(ValueError, match=f"`{setting}` must be a {message}"):
             make_loss(perceptual_weight=0, **{group: {name: function}})
+
+    def test_modules_whose_weights_nothing_would_train_or_move(self, make_loss):
+        class Penalty(Half):
+            def forward(self, real_logits):
+                return self.factor * real_logits.mean()
+
+        class GAN(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("scale", torch.ones(()))
+
+            def forward(self, real, fake):
+                return self.scale * fake
+
+        class Pixels(Half):
+            def forward(self, reconstruction, target, weight=None):
+                return super().forward(reconstruction, target)
+
+        for setting, module, contract in (
+            ("reconstruction.loss", Pixels(), "without weights to train, but got Pixels. Use a function, or a term"),
+            ("penalty.kind", Penalty().requires_grad_(False), "without parameters and buffers, but got Penalty"),
+            ("gan.loss", GAN(), "without parameters and buffers, but got GAN"),
+        ):
+            group, name = setting.split(".")
+            with pytest.raises(ValueError, match=f"`{setting}` must be {contract}"):
+                make_loss(perceptual_weight=0, **{group: {name: module}})
+        loss = make_loss(perceptual_weight=0, reconstruction={"loss": Pixels().requires_grad_(False)})
+        assert loss.double().recon_loss.factor.dtype == torch.float64
 
     def test_a_penalty_may_be_a_module(self, make_loss):
         class Own(nn.Module):

@@ -55,7 +55,7 @@ def test_one_frame_of_the_down_scaled_video():
 def test_inputs_are_cast_to_the_parameters_type():
     x = torch.zeros(1, 4)
     assert build(nn.Linear(4, 1).double())(x.bfloat16()).logits.dtype == torch.float64
-    assert build().logits(x.half()).dtype == torch.float16, "there are no parameters"
+    assert build()(x.half()).logits.dtype == torch.float16, "there are no parameters"
 
 
 def test_parameters_that_require_gradients():
@@ -114,6 +114,13 @@ def test_each_argument_of_a_discriminator_is_named(make_loss):
             make_loss(**{name: {"imagesize": 16}})
     with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` must be arguments of .*'imagesize'"):
         make_loss(multiscale_discr_kwargs=[{"imagesize": 16}])
+
+
+@pytest.mark.parametrize("one", [{"dim": 2}, nn.Sequential(nn.Flatten())])
+def test_a_single_discriminator_of_a_scale(make_loss, one):
+    message = r"`multiscale_discr_kwargs` must be a list, but got (dict|Sequential). Put it into a list"
+    with pytest.raises(ValueError, match=message):
+        make_loss(multiscale_discr_kwargs=one)
 
 
 def test_a_discriminator_without_gradient_checkpointing(make_loss, make_discriminator):

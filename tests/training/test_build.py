@@ -95,7 +95,7 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     assert len(discriminators) == 2 * num_scales + (image != "none")
     for discriminator in discriminators:
         discriminator = replace(discriminator, frame_indices=torch.zeros(2, 1, dtype=torch.long))
-        logits = discriminator.logits(discriminator.input_of(clip))
+        logits = discriminator(discriminator.input_of(clip)).logits
         assert len(logits) == 2
         assert logits.isfinite().all()
 

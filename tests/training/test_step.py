@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import Ramp
+from telecine.objective.weights import autoencoder_log
 from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import (
@@ -409,3 +410,15 @@ def test_the_gradient_at_the_reconstruction_is_logged(build, video):
     assert min(shares) > 0
     assert 0 < values["train/adversarial_gradient_share"] < 1
     assert "train/adversarial_gradient_share" not in update(build(), video, step=0)
+
+
+def test_no_auxiliary_loss_hides_what_training_logs(build, video):
+    state = build()
+    state.step = 3
+    values = train_step(state, [MicroBatch(video, range(len(video)))], measure_update_ratio=True)
+    own = state.objective(video, video, 0, 3)[1]
+    one = torch.ones(())
+    for name in (values.keys() - own.keys() - {"train/kl_loss"}) | {"train/lr", "train/clips_per_second"}:
+        batch = SimpleNamespace(aux={name.removeprefix("train/"): one}, split="train")
+        with pytest.raises(ValueError, match="`aux_losses` must be named unlike all else in the log"):
+            autoencoder_log({"total_loss": one}, {}, {}, state.objective.schedule.at(3), batch)

@@ -35,14 +35,16 @@ def as_output(output: object) -> DiscriminatorOutput:
 
     Raises:
         TypeError: If it is neither a tensor of logits nor a pair of logits and a tuple or list of feature tensors.
+        ValueError: If the logits are a single number.
     """
-    if isinstance(output, Tensor):
-        return DiscriminatorOutput(output, ())
-    if isinstance(output, (tuple, list)) and len(output) == 2:
-        logits, features = output
-        are_tensors = isinstance(features, (tuple, list)) and all(isinstance(feature, Tensor) for feature in features)
-        if isinstance(logits, Tensor) and are_tensors:
-            return DiscriminatorOutput(logits, tuple(features))
+    pair: Any = output if isinstance(output, (tuple, list)) and len(output) == 2 else (output, ())
+    logits, features = pair
+    are_tensors = isinstance(features, (tuple, list)) and all(isinstance(feature, Tensor) for feature in features)
+    if isinstance(logits, Tensor) and are_tensors:
+        if logits.ndim == 0:
+            remedy = "Keep the axis of the batch: average over the others, as in `.flatten(1).mean(1)`."
+            raise argument_error("logits", "one logit per sample, or a map of them", logits, remedy)
+        return DiscriminatorOutput(logits, tuple(features))
     contract = "a tensor of logits, or a pair of logits and a tuple of feature tensors"
     remedy = "Return a `telecine.DiscriminatorOutput`, or only the logits, from the discriminator's `forward`."
     raise argument_error("output", contract, _types(output), remedy, TypeError)

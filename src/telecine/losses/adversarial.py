@@ -77,11 +77,6 @@ def gan_loss(
     return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
 
 
-def as_gan_loss(function: Callable[..., GANLosses]) -> GANLoss:
-    """Return a function as a `GANLoss`; one that declares nothing gets the defaults."""
-    return function if isinstance(function, GANLoss) else GANLoss(function)
-
-
 @gan_loss(is_separable=True, uses_real=False, margin=1.0)
 def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the hinge losses.

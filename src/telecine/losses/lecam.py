@@ -27,7 +27,7 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
 
 
 class _RunningMean(nn.Module):
-    """An exponential moving average: `m <- decay * m + (1 - decay) * value`.
+    """An exponential moving average: `m <- decay * m + (1 - decay) * value`; 0 before the first value.
 
     The first values are averaged evenly until the decay takes over, so there is no bias towards 0. Values that are not
     finite are ignored. No host-device synchronisation.
@@ -36,9 +36,8 @@ class _RunningMean(nn.Module):
     mean: Tensor
     num_values: Tensor
 
-    def __init__(self, decay: float = _DECAY) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.decay = decay
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
 
@@ -51,12 +50,8 @@ class _RunningMean(nn.Module):
         value = value.detach().to(self.mean.dtype)
         is_finite = torch.isfinite(value)
         self.num_values += is_finite
-        fraction = (1 / self.num_values.clamp(min=1)).clamp(min=1 - self.decay)
+        fraction = (1 / self.num_values.clamp(min=1)).clamp(min=1 - _DECAY)
         self.mean.lerp_(torch.where(is_finite, value, self.mean), fraction)
-
-    def forward(self) -> Scalar:
-        """Return a copy of the mean; 0 before the first value."""
-        return self.mean.clone()
 
 
 class LeCam(nn.Module):
@@ -72,4 +67,5 @@ class LeCam(nn.Module):
             means = average_over_ranks(torch.stack([real.detach().float().mean(), fake.detach().float().mean()]))
             self.real.update(means[0])
             self.fake.update(means[1])
-        return lecam(real=real, fake=fake, real_average=self.real(), fake_average=self.fake())
+        # Copies: the next update changes the means in place.
+        return lecam(real=real, fake=fake, real_average=self.real.mean.clone(), fake_average=self.fake.mean.clone())

@@ -23,9 +23,10 @@ from telecine.ops.checkpointing import CheckpointedCall
 from telecine.ops.ranks import average_over_ranks, num_ranks
 from telecine.settings import AdaptiveWeightConfig
 
-NO_LAYER = (
-    "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of "
-    'the decoder\'s last layer, or choose `adaptive_weight={"at": "reconstruction"}` or `{"reference": "none"}`.'
+_NO_LAYER = (
+    "`last_layer` {}, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of the "
+    'decoder\'s last layer, which is trained, or choose `adaptive_weight={{"at": "reconstruction"}}` or '
+    '`{{"reference": "none"}}`.'
 )
 
 
@@ -44,9 +45,9 @@ def adaptive_weights(
     ones = {name: torch.ones_like(loss) for name, loss in losses.items()}
     if not losses or reference is None or not reference.requires_grad:
         return ones
-    if grad_at is None and not is_compiling():
-        warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
+        if config.at == "last_layer" and not is_compiling():
+            warnings.warn(_NO_LAYER.format("is None" if grad_at is None else "requires no gradient"), stacklevel=2)
         return ones
     reference_norm, *norms = _gradient_norms([reference, *losses.values()], grad_at, of_layer=config.at == "last_layer")
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]

@@ -113,7 +113,7 @@ class AdversarialLosses:
         terms = {"discr_loss": self.gan_loss(real=real_logits, fake=fake_logits).discriminator}
         if inputs and self.penalty is not NO_PENALTY:
             inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
-            penalty = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
+            penalty = self.penalty(discriminator=lambda x: d(x).logits, generator=self.batch.generator, **inputs)
             terms["grad_penalty_loss"] = check_result(self.penalty.function, penalty)
         for name in (name for name in self.logit_terms if self.weights[name] > 0):
             terms[f"{name}_loss"] = self.logit_terms[name][d.key](real=real_logits, fake=fake_logits)
@@ -155,10 +155,6 @@ class VideoDiscriminator:
         """Return logits and features of an input, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), x)
         return as_output(self.module(x.to(parameter.dtype)))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of an input."""
-        return self(x).logits
 
     def enable_gradient_checkpointing(self) -> None:
         """Make the module keep less for the backward; raise a `ValueError` if it has no such method."""

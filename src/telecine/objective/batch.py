@@ -1,6 +1,7 @@
 """The arguments of a call, checked: videos, masks, sample weights, auxiliary losses."""
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
@@ -179,17 +180,16 @@ def _named_aux_losses(
         log = regularization_log or {}
         aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
     if not isinstance(aux_losses, Mapping):
-        is_posterior = not isinstance(aux_losses, (Tensor, float)) and hasattr(aux_losses, "mean")
-        aux_losses = {"kl_loss" if is_posterior else "": aux_losses}
+        aux_losses = {"kl_loss" if hasattr(aux_losses, "logvar") else "": aux_losses}
     return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
 
 
 def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Reduction) -> Scalar:
     argument = f"aux_losses[{name!r}]" if name else "aux_losses"
     contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return torch.full((), float(value), device=device)  # `torch.tensor` would synchronise with the device
-    if not isinstance(value, Tensor) and hasattr(value, "mean"):
+    if hasattr(value, "logvar"):
         return posterior_kl(value, reduction=kl_reduction)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise argument_error(argument, contract, describe(value), "Pass a dict to name several losses.")

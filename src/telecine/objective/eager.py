@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 import torch._functorch.config
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
@@ -105,8 +105,10 @@ class _PrecomputedGrad(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # `create_graph=True`
+            remedy = "Build the loss with `eager_gradients=False`."
+            raise argument_error("eager_gradients", "False for second derivatives", "True", remedy, RuntimeError)
         known = [gradient for gradient in ctx.saved_tensors if gradient is not None]
         products = iter(torch._foreach_mul(known, grad_output) if known else ())
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)

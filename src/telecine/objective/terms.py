@@ -21,7 +21,6 @@ from telecine.losses import (
     RECONSTRUCTION_LOSSES,
     GANLoss,
     Penalty,
-    as_gan_loss,
     as_penalty,
     temporal_difference,
     wavelet_l1,
@@ -54,6 +53,7 @@ TERMS: dict[str, Callable[..., Any]] = {
 }
 _VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
 _FEATURES = ("reconstruction_features", "target_features")
+_OF_PIXELS = ("reconstruction", "target", "weight")
 _OF_PENALTIES = ("discriminator", "real", "fake", "real_logits", "fake_logits", "generator")
 
 
@@ -72,27 +72,39 @@ class _Functions(NamedTuple):
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
     """Import and check the functions that settings name; errors have `prefix` before the names of settings."""
+    gan_loss = choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)
     functions = _Functions(
         choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
         choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}),
-        as_gan_loss(choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)),
+        gan_loss if isinstance(gan_loss, GANLoss) else GANLoss(gan_loss),
         as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES)),
         {name: _TermFunction(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()},
     )
-    _check_call(f"{prefix}reconstruction.loss", functions.recon_loss, ("reconstruction", "target", "weight"))
-    _check_call(f"{prefix}gan.loss", functions.gan_loss.function, ("real", "fake"))
-    _check_call(f"{prefix}penalty.kind", functions.penalty.function, _OF_PENALTIES, takes_all=False)
+    _check_function(f"{prefix}reconstruction.loss", functions.recon_loss, _OF_PIXELS, is_saved=True)
+    _check_function(f"{prefix}gan.loss", functions.gan_loss.function, ("real", "fake"))
+    _check_function(f"{prefix}penalty.kind", functions.penalty.function, _OF_PENALTIES, takes_all=False)
     return functions
 
 
-def _check_call(setting: str, function: Callable[..., object], names: Sequence[str], *, takes_all: bool = True) -> None:
-    """Raise a `ValueError` unless a function can be called with these keyword arguments, or with those that it has."""
-    signature = inspect.signature(getattr(function, "forward", function))
+def _check_function(
+    setting: str, found: Callable[..., object], names: Sequence[str], *, takes_all: bool = True, is_saved: bool = False
+) -> None:
+    """Raise a `ValueError` unless a function can be called with these keyword arguments, or with those that it has.
+
+    A module has no weights to train, and no other tensors unless it `is_saved` with the objective.
+    """
+    if isinstance(found, type):
+        raise argument_error(setting, "a function or a module", describe(found), f"Pass `{_name(found)}(...)` instead.")
+    held = [*found.parameters(), *found.buffers()] if isinstance(found, nn.Module) else []
+    if any(x.requires_grad or not is_saved for x in held):
+        contract = "without weights to train" if is_saved else "without parameters and buffers"
+        raise argument_error(setting, contract, _name(found), "Use a function, or a term, which may have them.")
+    signature = inspect.signature(getattr(found, "forward", found))
     try:
         signature.bind(**{name: None for name in names if takes_all or name in signature.parameters})
     except TypeError as error:
         contract, remedy = f"a function of {', '.join(map(repr, names))}", "Give its parameters these names."
-        raise argument_error(setting, contract, f"{_name(function)}: {error}", remedy) from error
+        raise argument_error(setting, contract, f"{_name(found)}: {error}", remedy) from error
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:

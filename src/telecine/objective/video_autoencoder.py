@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from telecine.base.checks import check_choice
+from telecine.base.checks import argument_error, check_choice
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.discriminators.spectral_norm import shared_spectral_norms
@@ -133,6 +133,8 @@ class VideoAutoencoderLoss(nn.Module):
         build = build_discriminator
         self.discr = None if frames is None else build(frames, default=Discriminator, name="discr_kwargs")
         self.discr_3d = None if videos is None else build(videos, default=Discriminator3D, name="discr_3d_kwargs")
+        if not isinstance(scales, (Sequence, nn.ModuleList)):
+            raise argument_error("multiscale_discr_kwargs", "a list", type(scales).__name__, "Put it into a list.")
         self.multiscale_discrs = nn.ModuleList(
             build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
             for index, spec in enumerate(scales)

@@ -13,6 +13,10 @@ from telecine.settings import ObjectiveConfig, Ramp
 
 Log: TypeAlias = dict[str, Tensor]
 
+# How the names begin that the discriminators' step and training add to the log of the autoencoder's step.
+_OF_DISCRIMINATORS = ("total_disc_loss", "discr_loss", "lecam_loss", "logits_", "accuracy_", "hinge_active")
+_OF_TRAINING = ("grad_", "update_ratio", "frame_gradient_", "adversarial_gradient_", "ema_psnr_behind")
+
 
 class Weights(dict[str, float]):
     """The weight of each term at one step by the term's name; a term of weight 0 is not computed.
@@ -97,11 +101,6 @@ def _each(name: str, terms: Mapping[str, Tensor]) -> Log:
     return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
 
 
-def _of_each(logs: Mapping[str, Log], name: str) -> Log:
-    """Return one value of every discriminator that has it, by the discriminator's name."""
-    return {key: log[name] for key, log in logs.items() if name in log}
-
-
 def autoencoder_log(log: Log, g: Log, w: Log, weights: Weights, batch: Batch) -> Log:
     """Return the log of the autoencoder's step as callers get it.
 
@@ -119,10 +118,10 @@ def autoencoder_log(log: Log, g: Log, w: Log, weights: Weights, batch: Batch) ->
         **{name: torch.full((), value, device=like.device) for name, value in weights.scheduled.items()},
     }
     for name in batch.aux:
-        # And unlike the discriminators' losses, whose log training adds to this one.
-        if name in (*log, "total_disc_loss", "discr_loss", "grad_penalty_loss", "lecam_loss"):
+        begins_alike = name.removeprefix("disc_").startswith(_OF_DISCRIMINATORS + _OF_TRAINING)
+        if begins_alike or name in (*log, "mse", "lr", "clips_per_second"):
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
-            raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
+            raise argument_error("aux_losses", "named unlike all else in the log", repr(name), remedy)
     return _named(log | {name: value for name, value in batch.aux.items() if name}, batch.split)
 
 
@@ -132,14 +131,11 @@ def discriminator_log(loss: Scalar, logs: Mapping[str, Log], batch: Batch) -> Lo
     Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
     other statistics are left out.
     """
-    names = [name for log in logs.values() for name in log if name != "loss"]
-    terms = [name for name in names if name.endswith("_loss")]
-    statistics = [name for name in names if not name.endswith("_loss")]
-    log, like = {"total_disc_loss": loss}, batch.real
-    for name in ("discr_loss", "grad_penalty_loss", *terms):
-        log[name] = total(_of_each(logs, name).values(), like=like)
-    log |= _each("discr_loss", _of_each(logs, "discr_loss"))
-    for name in dict.fromkeys(("logits_real", "logits_fake", *statistics)):
-        values = _of_each(logs, name)
-        log |= {name: mean(values.values(), like=like), **_each(name, values)}
-    return _named(log, batch.split)
+    always = ("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake")
+    found = {"total_disc_loss": loss}
+    for name in dict.fromkeys((*always, *(name for log in logs.values() for name in log if name != "loss"))):
+        values = {key: log[name] for key, log in logs.items() if name in log}
+        is_sum = name.endswith("_loss")
+        found[name] = (total if is_sum else mean)(values.values(), like=batch.real)
+        found |= {} if is_sum and name != "discr_loss" else _each(name, values)
+    return _named(found, batch.split)

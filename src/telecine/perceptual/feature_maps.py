@@ -16,6 +16,7 @@ from telecine.base.checks import argument_error, check_count, describe, suggesti
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, Video
+from telecine.losses.latent import resized
 from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.lpips import LPIPS
@@ -58,19 +59,14 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
         if isinstance(net, nn.Module):
             x = x.to(next(net.parameters(), x).dtype)
         if self.size is not None:
-            x = _resized(x, self.size)
+            size = [self.size] * 2
+            x = resized(x, size) if x.ndim == 5 else F.interpolate(x, size=size, mode="bilinear", antialias=True)
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
             outputs = net(x)
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         return [_as_map(each, len(frames), frames.ndim, self.token_grid) for each in outputs]
-
-
-def _resized(x: Frames | Video, size: int) -> Frames | Video:
-    if x.ndim == 5:
-        return _resized(x.transpose(1, 2).flatten(0, 1), size).unflatten(0, (len(x), -1)).transpose(1, 2)
-    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _as_map(output: object, num_inputs: int, ndim: int = 4, grid: Sequence[int] | None = None) -> FeatureMap | Video:
@@ -94,10 +90,13 @@ class _BackboneMaps(nn.Module):
     def __init__(self, lpips: LPIPS) -> None:
         super().__init__()
         self.lpips = lpips
-        self.first = 1 if BACKBONES[lpips.net].stages[0].convolutions[0].stride == 1 else 0
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
-        return self.lpips.features(frames)[self.first :]
+        if self.lpips.net == "vgg":
+            return self.lpips.features(frames)[1:]
+        # The first convolution of AlexNet, of stride 4, would leave out the last row or column of such sizes.
+        height, width = (2 if n % 4 == 2 and n > BACKBONES["alex"].minimum_size else 0 for n in frames.shape[2:])
+        return self.lpips.features(F.pad(frames, (0, width, 0, height), mode="replicate"))
 
 
 class _LayerMaps(nn.Module):
