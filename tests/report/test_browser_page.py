@@ -229,6 +229,17 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:
+        def shows_the_same() -> None:
+            page.locator("#charts").wait_for()
+            assert page.input_value("#smoothing") == "0.9"
+            assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
+            assert page.locator("button[aria-pressed=false]").count() == 3
+            for button in (*legends, page.get_by_role("button", name="Loop")):
+                assert button.get_attribute("aria-pressed") == "false"
+            assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
+            assert evaluate(page, "#curves th[aria-sort=descending] button", "e => e === document.activeElement")
+            assert page.locator("details[open]").count() == page.locator("#curves details[open]").count() == 1
+
         wait_for_frame(page, 0)
         page.locator("#smoothing").fill("0.9")
         legends = page.get_by_role("button", name="other", exact=True), page.locator("#charts .legend button").nth(1)
@@ -237,24 +248,23 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         page.select_option("#speed", "2")
         page.get_by_role("button", name="Zoom in").click()
         page.get_by_label("Dark", exact=True).check()
+        page.locator("#curves summary").click()
+        last = page.locator("#curves th").get_by_role("button", name="Last", exact=True)
+        last.click()
+        last.click()
         page.evaluate("look()")
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"step": 21, "train/lr": 0.5}\n')
         write_report([run, other], page_file, is_live=True)
         with page.expect_navigation():
             page.evaluate("look()")
-        page.locator("#charts").wait_for()
+        shows_the_same()
         assert page.locator("#summary b").first.inner_text() == "21"
-        assert page.input_value("#smoothing") == "0.9"
-        assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
-        assert page.locator("button[aria-pressed=false]").count() == 3
-        for button in (*legends, page.get_by_role("button", name="Loop")):
-            assert button.get_attribute("aria-pressed") == "false"
-        assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
         write_report([run, other], page_file)
         with page.expect_navigation():
             page.evaluate("look()")
-        assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
+        shows_the_same()
+        assert page.evaluate("DATA.live") is None, "the last page does not look for others"
 
     assert check_page(context, page_file, check) == []
 

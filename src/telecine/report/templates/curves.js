@@ -66,7 +66,7 @@ class Chart {
     this.height = height + (plot.x === "step" ? 0 : 16) + (this.isSlanted ? 0.6 * CHARACTER * longest : 0);
     this.ends = ends;
     this.hidden = new Set();
-    this.svg = svg("svg", { tabindex: 0, role: "img", "aria-label": this.summary() });
+    this.svg = svg("svg", { id: `plot-${index}`, tabindex: 0, role: "img", "aria-label": this.summary() });
     this.svg.style.height = `${this.height}px`;
     this.legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
     const title = html("h3", { id: `chart-${index}` }, plot.title);
