@@ -85,6 +85,21 @@ def test_smoothing_and_scale_change_the_curves(page):
     assert curve(page, title) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "ends", "labelled"),
+    [
+        ("symlog", (0, 2e-4), (0, 5e-5, 1e-4, 1.5e-4, 2e-4)),
+        ("symlog", (-2.5, -0.5), (-2.5, -2, -1.5, -1, -0.5)),
+        ("symlog", (-0.02, 30), (-0.01, -1e-3, 0, 1e-3, 0.01, 0.1, 1, 10)),
+        ("log", (0.15, 2.6), (0.5, 1, 1.5, 2, 2.5)),
+        ("log", (2e-4, 5e3), (1e-3, 0.1, 10, 1e3)),
+    ],
+)
+def test_a_vertical_axis_has_labels_where_the_curve_is(page, kind, ends, labelled):
+    found = page.evaluate("([kind, ends]) => makeScale(kind, ends, [300, 0]).ticks", [kind, ends])
+    assert sorted(found) == pytest.approx(labelled)
+
+
 def test_curves_and_runs_can_be_hidden(page):
     chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name="discriminator: logits"))
     assert chart.locator("path.line").count() == 4
