@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
@@ -67,6 +68,12 @@ def test_colours(tmp_path: Path, name: str) -> None:
     pixels = _read_image(save(image, tmp_path / "image.png"))
     assert pixels.shape == (4, 6, 3)
     assert (pixels.int() - torch.tensor(expected)).abs().max() <= 1
+
+
+def test_grey_of_16_bits_is_rounded(tmp_path: Path) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = _read_image(save(Image.fromarray(values), tmp_path / "image.png"))
+    assert torch.equal(pixels[..., 0], torch.from_numpy(np.round(values / 257)).to(torch.uint8))
 
 
 def test_a_transparent_palette_entry(tmp_path: Path) -> None:
