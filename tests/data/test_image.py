@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
