@@ -231,6 +231,20 @@ def test_a_narrow_page_does_not_scroll_horizontally(page):
     assert width == 360
 
 
+def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
+    runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
+    for run in runs[:2]:
+        write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS)
+    (runs[2] / "metrics.jsonl").write_text("[]\n")
+
+    def check(page: Page) -> None:
+        page.set_viewport_size({"width": 360, "height": 700})
+        page.locator("#run-0").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
+
+
 def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
