@@ -148,6 +148,25 @@ def test_values_are_shown_by_pointer_and_keyboard(page):
     assert chart.locator("g text").count() == 0
 
 
+def test_beyond_its_end_a_run_has_no_value(context, tmp_path):
+    runs = [write_run(tmp_path / str(number), records(number)) for number in (20, 40)]
+
+    def check(page: Page) -> None:
+        plot = page.locator("#charts figure").nth(1)
+        plot.locator("> svg").focus()
+        for key, step, of_run in (("Home", 0, "20"), ("End", 40, "40")):
+            page.keyboard.press(key)
+            text = page.text_content("#curve-readout")
+            assert text.startswith(f"PSNR (dB), larger is better, step {step}: ")
+            assert f"PSNR, held out of {of_run} " in text
+        assert "PSNR, held out of 20 " not in text
+        assert plot.locator(".legend b").count() == 3, "a value of each curve of the other run"
+        page.keyboard.press("Escape")
+        assert plot.locator(".legend b").count() == 6
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
+
+
 def luminance(page: Page, selector: str, name: str) -> float:
     """Return the relative luminance (WCAG 2.2) of a computed colour."""
     text = evaluate(page, selector, f"e => getComputedStyle(e)['{name}']")
