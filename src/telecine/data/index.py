@@ -196,9 +196,8 @@ def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple
         in_display_order = not is_packed and not (has_b_frames and len(delays) == 1)
         is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
         assert stream.time_base is not None  # streams of an opened file have one
-        time_base = float(stream.time_base)
         fps = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS)
-        return stamps, fps, time_base, is_complete
+        return stamps, fps, float(stream.time_base), is_complete
 
 
 def _scan_frames(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, bool]:
