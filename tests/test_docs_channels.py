@@ -11,19 +11,26 @@ import torch
 
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
+from telecine.cli.commands import COMMANDS as FUNCTIONS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
 SMALL = runpy.run_path(str(Path(__file__).parent / "test_docs_data.py"))["SMALL"]
+COMMANDS = re.findall(r"^telecine .*", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
+
+
+def test_its_settings_fit_each_other():
+    words = [shlex.split(command)[1:] for command in COMMANDS]
+    settings = [FUNCTIONS[name].parse(typed)[0]["settings"] for name, *typed in words]
+    assert [each.clips.num_channels for each in settings if hasattr(each, "clips")] == [4, 2, 4]
 
 
 @pytest.mark.slow
 def test_the_page(tmp_path, monkeypatch, cached_weights):
-    commands = re.findall(r"^telecine .*", PAGE, flags=re.MULTILINE)
-    assert len(commands) == 7
+    assert len(COMMANDS) == 7
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
@@ -34,7 +41,7 @@ def test_the_page(tmp_path, monkeypatch, cached_weights):
     (tmp_path / "small.yaml").write_text(SMALL)
     config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")
-    for command in commands:
+    for command in COMMANDS:
         name, *words = shlex.split(command)[1:]
         assert main([name, *(["--config", "small.yaml"] if name == "train" else []), *words]) == 0, command
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -69,6 +69,12 @@ def test_colours(tmp_path: Path, name: str) -> None:
     assert (pixels.int() - torch.tensor(expected)).abs().max() <= 1
 
 
+def test_grey_of_16_bits_is_rounded(tmp_path: Path) -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = _read_image(save(Image.fromarray(values), tmp_path / "image.png"))
+    assert torch.equal(pixels[..., 0], torch.from_numpy(np.round(values / 257)).to(torch.uint8))
+
+
 def test_a_transparent_palette_entry(tmp_path: Path) -> None:
     image = filled("RGB", (200, 40, 90)).quantize(2)
     index = image.getpixel((0, 0))

@@ -177,19 +177,23 @@ def test_missing_and_repeated_timestamps_are_detected(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("average", "guessed", "pts", "fps"),
+    ("of_stream", "pts", "fps"),
     [
-        (30, 20, [0, 1], 30),
-        (None, 20, [0, 1], 20),
-        (None, None, [100, 140, 180], 25),
-        (None, None, [0, 50, 70, 100], 30),
-        (None, None, [100], 25),
-        (None, None, [7, 7], 25),
+        (30, [0, 33, 67, 100], 30),
+        (240, [0, 4], 240),
+        (24, [0, 50, 70, 600], 5),
+        (2000, [100, 140, 180], 25),
+        (20, [40, 0, 120, 80], 25),
+        (24, [100], 24),
     ],
 )
-def test_frame_rate(average: int | None, guessed: int | None, pts: list[int], fps: float) -> None:
-    stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
-    assert _frame_rate(stream, [(stamp, False) for stamp in pts], 0.001) == pytest.approx(fps)
+def test_frame_rate(of_stream: float, pts: list[int], fps: float) -> None:
+    assert _frame_rate([(stamp, False) for stamp in pts], 0.001, of_stream) == pytest.approx(fps)
+
+
+def test_the_frame_rate_is_an_average(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "screen.mkv", numbered_frames(4), pts=[0, 40, 80, 1520])
+    assert index_video(path).fps == pytest.approx(3 / 1.52)
 
 
 def test_large_frames_of_a_video_are_refused(tmp_path: Path) -> None:

@@ -5,15 +5,16 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from telecine.__main__ import main
-from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
+from telecine.data import ClipDataset, DataError, DecodeError, bytes_from_video, load_spans
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
-from telecine.data_report.page import _render_data, _summary, write_data
+from telecine.data_report.page import _figure, _render_data, _summary, write_data
 from telecine.training.clips import Spans
 
 from .conftest import moving_frames, write_video
@@ -169,6 +170,26 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     few = inspect_data(config, num_clips=2, max_frames=29)
     assert (few.scenes, few.num_searched) == ([], 0)
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)
+
+
+def test_a_damaged_video_is_not_one_that_more_frames_would_search(config, data, monkeypatch):
+    def read(*_):
+        yield torch.zeros(48, 64, 3, dtype=torch.uint8)
+        raise DecodeError("damaged")
+
+    monkeypatch.setattr(inspect, "iterate_frames", read)
+    report = inspect_data(replace(config, data=str(data / "scene.mp4")), num_clips=1)
+    assert (report.num_searched, report.num_left) == (0, 0)
+    assert not any("--max_frames" in line for line in report.advice)
+
+
+def test_clips_of_arrays_have_their_own_shape(config, tmp_path):
+    for index in range(2):
+        np.save(tmp_path / f"{index}.npy", moving_frames(20, seed=index).repeat(1, 1, 1, 2)[..., :5].numpy())
+    clips = replace(config.clips, channels=5)
+    report = inspect_data(replace(config, data=str(tmp_path), clips=clips), num_clips=1)
+    assert list(report.as_dict()["clips"][0]["shape"]) == [5, 32, 40, 5]
+    assert _figure(report.clips[0])["shape"] == "5 x 32 x 40"
 
 
 def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):

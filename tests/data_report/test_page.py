@@ -52,7 +52,7 @@ def test_names_that_are_not_utf8(report, tmp_path):
 def test_clips_of_several_sizes_share_a_picture(report):
     small, large = (
         report.clips[0],
-        replace(report.clips[1], frames=torch.full((1, 400, 300, 3), 200, dtype=torch.uint8)),
+        replace(report.clips[1], frames=torch.full((1, 400, 300, 3), 200, dtype=torch.uint8), shape=(1, 400, 300, 3)),
     )
     sheet = _moving_sheet([large, small])
     assert sheet.shape == (5, 192, 2 * 144, 3)

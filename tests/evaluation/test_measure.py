@@ -39,7 +39,7 @@ def test_the_frechet_distance_of_enough_clips():
 def test_too_few_clips_have_no_frechet_distance():
     distance, absent = frechet_of_clips(results(3), FakeNetwork())
     assert distance == {}
-    assert absent == {"fvd": "needs at least 4 clips, not 3: with fewer, the covariance of its 3 features is singular"}
+    assert absent == {"fvd": "needs at least 4 clips, not 3: with fewer, the covariance is singular"}
 
 
 def test_features_that_are_not_finite_have_no_frechet_distance():

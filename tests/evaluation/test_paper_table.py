@@ -21,7 +21,7 @@ MARKDOWN = """\
 | b | **31.00** ± 1.96 | 0.2000 ± 0.0000 | **1.4000** ± 0.0000 |
 | c | **31.00** ± 1.96 | 0.3000 ± 0.0000 | 1.6000 ± 0.0000 |
 
-4 clips, 5 frames of 32 x 48, of 2 videos in my_videos. Mean over clips, ± half of its 95 % interval between videos; \
+4 clips, 5 frames of 32 x 48, of 2 videos in my_videos. Mean over clips, ± 1.96 standard errors between videos; \
 the best figures are bold.
 """
 
@@ -57,7 +57,7 @@ def test_the_command_writes_the_table(folders, capsys):
     assert r"a\_1 & 21.00 $\pm$ 1.96 & \textbf{0.1000} $\pm$ 0.0000 & 0.5000 $\pm$ 0.0000 \\" in latex.splitlines()
     assert r" & psnr $\uparrow$ & lpips\_alex $\downarrow$ & sharpness $\to$ 1 \\" in latex.splitlines()
     assert r"\begin{tabular}{lrrr}" in latex
-    assert r"of 2 videos in my\_videos. Mean over clips, $\pm$ half of its 95 \% interval" in latex
+    assert r"of 2 videos in my\_videos. Mean over clips, $\pm$ 1.96 standard errors" in latex
 
 
 def test_evaluations_that_do_not_compare_are_refused(folders, tmp_path, capsys):

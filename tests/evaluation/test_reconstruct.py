@@ -111,6 +111,9 @@ def test_times_and_shape_of_pixels_are_kept(model_folder, tmp_path):
     reconstruct(model_folder, video, output, ReconstructConfig(num_frames=5, width=34, device="cpu"))
     info = index_video(output)
     assert (info.height, info.width, info.stored_size) == (24, 34, (24, 34))
+    reconstruct(model_folder, video, tmp_path / "out.mkv", ReconstructConfig(num_frames=5, device="cpu"))
+    info = index_video(tmp_path / "out.mkv")
+    assert (info.height, info.width, info.stored_size) == (48, 68, (48, 68))
 
 
 @pytest.mark.slow

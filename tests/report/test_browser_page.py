@@ -85,6 +85,21 @@ def test_smoothing_and_scale_change_the_curves(page):
     assert curve(page, title) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "ends", "labelled"),
+    [
+        ("symlog", (0, 2e-4), (0, 5e-5, 1e-4, 1.5e-4, 2e-4)),
+        ("symlog", (-2.5, -0.5), (-2.5, -2, -1.5, -1, -0.5)),
+        ("symlog", (-0.02, 30), (-0.01, -1e-3, 0, 1e-3, 0.01, 0.1, 1, 10)),
+        ("log", (0.15, 2.6), (0.5, 1, 1.5, 2, 2.5)),
+        ("log", (2e-4, 5e3), (1e-3, 0.1, 10, 1e3)),
+    ],
+)
+def test_a_vertical_axis_has_labels_where_the_curve_is(page, kind, ends, labelled):
+    found = page.evaluate("([kind, ends]) => makeScale(kind, ends, [300, 0]).ticks", [kind, ends])
+    assert sorted(found) == pytest.approx(labelled)
+
+
 def test_curves_and_runs_can_be_hidden(page):
     chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name="discriminator: logits"))
     assert chart.locator("path.line").count() == 4
@@ -131,6 +146,25 @@ def test_values_are_shown_by_pointer_and_keyboard(page):
     assert page.text_content("#curve-readout") != text
     page.keyboard.press("Escape")
     assert chart.locator("g text").count() == 0
+
+
+def test_beyond_its_end_a_run_has_no_value(context, tmp_path):
+    runs = [write_run(tmp_path / str(number), records(number)) for number in (20, 40)]
+
+    def check(page: Page) -> None:
+        plot = page.locator("#charts figure").nth(1)
+        plot.locator("> svg").focus()
+        for key, step, of_run in (("Home", 0, "20"), ("End", 40, "40")):
+            page.keyboard.press(key)
+            text = page.text_content("#curve-readout")
+            assert text.startswith(f"PSNR (dB), larger is better, step {step}: ")
+            assert f"PSNR, held out of {of_run} " in text
+        assert "PSNR, held out of 20 " not in text
+        assert plot.locator(".legend b").count() == 3, "a value of each curve of the other run"
+        page.keyboard.press("Escape")
+        assert plot.locator(".legend b").count() == 6
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
 
 
 def luminance(page: Page, selector: str, name: str) -> float:
@@ -216,6 +250,20 @@ def test_a_narrow_page_does_not_scroll_horizontally(page):
     assert width == 360
 
 
+def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
+    runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
+    for run in runs[:2]:
+        write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS)
+    (runs[2] / "metrics.jsonl").write_text("[]\n")
+
+    def check(page: Page) -> None:
+        page.set_viewport_size({"width": 360, "height": 700})
+        page.locator("#run-0").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
+
+
 def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -229,6 +277,17 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:
+        def shows_the_same() -> None:
+            page.locator("#charts").wait_for()
+            assert page.input_value("#smoothing") == "0.9"
+            assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
+            assert page.locator("button[aria-pressed=false]").count() == 3
+            for button in (*legends, page.get_by_role("button", name="Loop")):
+                assert button.get_attribute("aria-pressed") == "false"
+            assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
+            assert evaluate(page, "#curves th[aria-sort=descending] button", "e => e === document.activeElement")
+            assert page.locator("details[open]").count() == page.locator("#curves details[open]").count() == 1
+
         wait_for_frame(page, 0)
         page.locator("#smoothing").fill("0.9")
         legends = page.get_by_role("button", name="other", exact=True), page.locator("#charts .legend button").nth(1)
@@ -237,24 +296,23 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         page.select_option("#speed", "2")
         page.get_by_role("button", name="Zoom in").click()
         page.get_by_label("Dark", exact=True).check()
+        page.locator("#curves summary").click()
+        last = page.locator("#curves th").get_by_role("button", name="Last", exact=True)
+        last.click()
+        last.click()
         page.evaluate("look()")
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"step": 21, "train/lr": 0.5}\n')
         write_report([run, other], page_file, is_live=True)
         with page.expect_navigation():
             page.evaluate("look()")
-        page.locator("#charts").wait_for()
+        shows_the_same()
         assert page.locator("#summary b").first.inner_text() == "21"
-        assert page.input_value("#smoothing") == "0.9"
-        assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
-        assert page.locator("button[aria-pressed=false]").count() == 3
-        for button in (*legends, page.get_by_role("button", name="Loop")):
-            assert button.get_attribute("aria-pressed") == "false"
-        assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
         write_report([run, other], page_file)
         with page.expect_navigation():
             page.evaluate("look()")
-        assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
+        shows_the_same()
+        assert page.evaluate("DATA.live") is None, "the last page does not look for others"
 
     assert check_page(context, page_file, check) == []
 

@@ -87,4 +87,3 @@ def test_the_page_of_a_finished_run_does_not_load_itself_again(tmp_path):
     pages = []
     watch_runs([run], None, pages.append)
     assert [live(page) for page in pages] == [None]
-    assert "pageVersion" not in (run / "report.html").read_text()

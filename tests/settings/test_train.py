@@ -88,6 +88,10 @@ WRONG = [
         {"clips": dict(channels=2), "best_metric": "lpips_alex"},
         "`best_metric` must be psnr or ssim for channels without colours, but got lpips_alex",
     ),
+    (
+        {"clips": dict(channels=2), "discriminator": dict(video="features")},
+        "`discriminator.video` must be one that sees 2 channels, but got features, which knows RGB. Use patch.",
+    ),
     ({"clips": dict(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
     ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be an int of at least 0"),
     (
@@ -336,5 +340,5 @@ def test_what_compiled_code_cannot_do_is_refused(name, options):
 def test_every_contract_between_settings_is_checked_once():
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parents[1].rglob("*.py"))
     checked = re.findall(r'\.refuse\("([^"]+)"', sources)
-    assert len(checked) == 33
+    assert len(checked) == 34
     assert sorted(checked) == sorted(_CONTRACTS)

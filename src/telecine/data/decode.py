@@ -360,7 +360,7 @@ def _open_pillow(source: Path | TarMember) -> Image.Image:
 def _converted(image: Image.Image, pixels: PixelFormat) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey. `convert("L")` alone would clip it at 255.
         is_opaque = np.asarray(image) != image.info.pop("transparency", -1)
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
+        image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         if not is_opaque.all():
             image.putalpha(Image.fromarray(is_opaque))
     if pixels.channels == "rgba" and image.has_transparency_data:

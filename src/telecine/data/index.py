@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from PIL import ExifTags
 
 from telecine.base.checks import argument_error
@@ -33,7 +32,7 @@ _LONG_GOP = 300  # frames after a single keyframe, with which reading a clip tak
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
 # FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
-_DEFAULT_FPS = 25.0
+_DEFAULT_FPS, _MAX_DEVIATION = 25.0, 0.05  # the stream's frame rate is a guess where it varies
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
@@ -85,7 +84,7 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
     check_frame(source, width, height, config)
     pts = array("q", (pts for pts, _ in stamps))
     keyframes = array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key))
-    time_base = time_base if seekable else 1 / fps
+    fps, time_base = (_frame_rate(stamps, time_base, fps), time_base) if seekable else (fps, 1 / fps)
     info = VideoInfo(source, width, height, fps, pts, keyframes, seekable, time_base, sample_aspect_ratio=aspect)
     if info.num_frames > _LONG_GOP and not (seekable and len(info.keyframes) > 1):
         text = "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache "
@@ -163,7 +162,7 @@ def _first_frame(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[
 
 
 def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
-    """Read all packets; return the timestamps, frame rate, time base in seconds, and whether the timestamps are exact.
+    """Read all packets; return timestamps, the stream's frame rate, time base in seconds, and whether stamps are exact.
 
     They are if there is a distinct one for every displayed frame, and for no other, in display order.
     """
@@ -197,8 +196,8 @@ def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple
         in_display_order = not is_packed and not (has_b_frames and len(delays) == 1)
         is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
         assert stream.time_base is not None  # streams of an opened file have one
-        time_base = float(stream.time_base)
-        return stamps, _frame_rate(stream, stamps, time_base), time_base, is_complete
+        fps = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS)
+        return stamps, fps, float(stream.time_base), is_complete
 
 
 def _scan_frames(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, bool]:
@@ -216,9 +215,10 @@ def _scan_frames(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[
     return [(stamps[i] if seekable else i, is_key) for i, (_, is_key) in enumerate(frames)], seekable
 
 
-def _frame_rate(stream: VideoStream, stamps: Sequence[tuple[int, bool]], time_base: float) -> float:
-    if rate := stream.average_rate or stream.guessed_rate:
-        return float(rate)
-    if len(stamps) < 2 or stamps[0][0] == stamps[-1][0]:
-        return _DEFAULT_FPS
-    return (len(stamps) - 1) / (stamps[-1][0] - stamps[0][0]) / time_base
+def _frame_rate(stamps: _Stamps, time_base: float, of_stream: float) -> float:
+    """Return the average number of frames per second: the stream's own, exact one if timestamps agree with it."""
+    times = [pts for pts, _ in stamps]
+    duration, expected = max(times) - min(times), (len(times) - 1) / of_stream / time_base
+    if duration == 0 or abs(duration - expected) <= 1 + _MAX_DEVIATION * expected:
+        return of_stream
+    return (len(times) - 1) / duration / time_base

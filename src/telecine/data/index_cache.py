@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [8, sys.byteorder]
+_FORMAT = [9, sys.byteorder]
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
 _MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16

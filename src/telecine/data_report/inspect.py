@@ -55,7 +55,8 @@ _ADVICE: dict[str, str] = read_package_yaml("telecine.data_report", "advice.yaml
 class SampledClip:
     """A clip as training sees it: uint8 frames `(T, H, W, 3)`, their file, and the index of the first one in it."""
 
-    frames: Tensor
+    frames: Tensor  # as they are shown, with channels that are no colours side by side
+    shape: tuple[int, ...]  # of the clip itself, `(T, H, W, C)`
     source: str
     start: int
     fps: float
@@ -90,7 +91,8 @@ class DataReport:
     copies: list[list[str]]
     scenes: list[Span]  # the parts of the training data between the cuts that were found; nothing without cuts
     num_searched: int  # files that were searched for cuts
-    num_cut: int  # of these, files with a cut
+    num_left: int  # videos that `max_frames` left out of the search
+    num_cut: int  # files with a cut
     num_unlisted: int  # videos and images in tar files, whose scenes are left out
     num_train: int  # frames to train on
     num_held_out: int
@@ -105,10 +107,8 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, without the frames."""
         values = asdict(replace(self, clips=[], scenes=[])) | {"scenes": len(self.scenes)}
-        values["clips"] = [
-            {name: value for name, value in vars(clip).items() if name != "frames"} | {"shape": list(clip.frames.shape)}
-            for clip in self.clips
-        ]
+        clips = map(vars, self.clips)
+        values["clips"] = [{name: value for name, value in clip.items() if name != "frames"} for clip in clips]
         return values | {"clips_per_second": self.clips_per_second, "definitions": DEFINITIONS}
 
 
@@ -139,7 +139,8 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=_groups_of_copies(infos),
         scenes=scenes if any(found.values()) else [],
-        num_searched=len(found),
+        num_searched=sum(cuts is not None for cuts in found.values()),
+        num_left=sum(not info.is_image for info in infos) - len(found),
         num_cut=sum(bool(cuts) for cuts in found.values()),
         num_unlisted=len(spans.found) - len(in_list),
         num_train=sum(span.num_frames for span in spans.train),
@@ -159,7 +160,8 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         stored = bytes_from_video(clip["video"], dataset.config.bit_depth)
         frames = as_shown(stored, depth_range(stored))
         remarks = tuple(_remarks(_brightness(frames)))
-        yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
+        facts = clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation
+        yield SampledClip(frames, tuple(stored.shape), *facts)
 
 
 def _remarks(grid: Tensor) -> Iterator[str]:
@@ -269,7 +271,7 @@ def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Ite
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield _ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
     num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
-    if report.scenes or report.num_searched < num_videos:
+    if report.scenes or report.num_left:
         numbers = {"cut": report.num_cut, "searched": report.num_searched, "total": num_videos}
         yield _ADVICE["scenes" if report.scenes else "searched"].format(**numbers)
     if report.scenes and report.num_unlisted:
@@ -303,14 +305,15 @@ def _cuts(found: Sequence[float]) -> list[int]:
     return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
 
 
-def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int]]:
-    """Return the cuts in each of the first videos that have `max_frames` together, unless a frame does not decode."""
-    found: dict[Source, list[int]] = {}
+def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int] | None]:
+    """Return the cuts in each of the first videos that have `max_frames` together; None if a frame does not decode."""
+    found: dict[Source, list[int] | None] = {}
     videos = [info for info in infos if not info.is_image]
     ends = accumulate(info.num_frames for info in videos)
     few = [info for info, end in zip(videos, ends, strict=True) if end <= max_frames]
     for info in with_progress(few, "finding cuts"):
         grids = (_brightness(_shown(frame[None])) for frame in iterate_frames(info, _DECODED_SIZE))
+        found[info.path] = None
         try:
             all_changes = [float(_changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError as error:  # training replaces the clips of such a file, too
@@ -321,8 +324,8 @@ def _find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list
     return found
 
 
-def _scenes_of(spans: Sequence[Span], found: dict[Source, list[int]]) -> Iterator[Span]:
+def _scenes_of(spans: Sequence[Span], found: dict[Source, list[int] | None]) -> Iterator[Span]:
     for span in spans:
-        inside = (cut for cut in found.get(span.info.path, ()) if span.first_frame < cut <= span.last_frame)
+        inside = (cut for cut in found.get(span.info.path) or () if span.first_frame < cut <= span.last_frame)
         for first, end in pairwise([span.first_frame, *inside, span.last_frame + 1]):
             yield Span(span.info, first, end - 1)

@@ -92,7 +92,7 @@ def _figure(clip: SampledClip) -> dict[str, Any]:
     strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], _SHEET_SIDE)), dim=1)
     text = io.BytesIO()
     Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
-    jpeg, shape = base64.b64encode(text.getvalue()).decode("ascii"), " x ".join(map(str, clip.frames.shape[:3]))
+    jpeg, shape = base64.b64encode(text.getvalue()).decode("ascii"), " x ".join(map(str, clip.shape[:3]))
     size = {"width": strip.shape[1], "height": strip.shape[0]}
     return {"jpeg": jpeg, **size, "source": Path(clip.source).name, "shape": shape, "clip": clip}
 

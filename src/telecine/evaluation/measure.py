@@ -230,8 +230,7 @@ def frechet_undefined(*sets: Tensor) -> str | None:
     """Return why the Frechet distance of sets of features `(N, D)` is undefined; None if it is defined."""
     num_clips, num_features = min(len(each) for each in sets), sets[0].shape[1]
     if num_clips <= num_features:
-        reason = f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance of its "
-        return f"{reason}{num_features} features is singular"
+        return f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance is singular"
     if not all(each.isfinite().all() for each in sets):
         return "its features are not finite: the reconstructions contain NaN, or the network overflows"
     return None

@@ -29,7 +29,7 @@ _LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": 
 def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> str:
     """Return a table of evaluations, of their output folders, in Markdown. It has the metrics that all have.
 
-    The best are bold. The spread is half of the 95 % interval of a mean over clips, from the variance between videos.
+    The best are bold. The spread is 1.96 standard errors of a mean over clips, from the variance between videos.
     `output` is a folder for table.md and table.tex, which needs the package booktabs.
 
     Raises:
@@ -49,7 +49,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         arrow, badness = _BETTER[better_values(first["metrics"][name])]
         cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
         columns.append([f"{name} {arrow}", *cells])
-    spread = ", ± half of its 95 % interval between videos" if any(spreads) else ""
+    spread = ", ± 1.96 standard errors between videos" if any(spreads) else ""
     data = f"of {len({clip['source'] for clip in clips[0]})} videos in {first['data']}"
     caption = f"{describe_clips(first)}, {data}. Mean over clips{spread}; the best figures are bold."
     rows = [*zip(*columns, strict=True)]
@@ -88,7 +88,7 @@ def _cells(means: Sequence[float], spreads: Sequence[float | None], badness: Cal
 
 
 def _spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return half of the 95 % interval of the mean of each metric over clips; nothing for a single video.
+    """Return 1.96 standard errors of the mean of each metric over clips; nothing for a single video.
 
     Clips of one video are alike: the variance is that between the sums of the deviations of each video's clips (Liang &
     Zeger, doi 10.1093/biomet/73.1.13).

@@ -1,6 +1,7 @@
 """Reconstruction of whole videos, written as MP4 or as lossless MKV, and of images, written as PNG."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import mean
@@ -79,7 +80,9 @@ def _reconstruct_file(
     model: VideoAutoencoder, info: VideoInfo, output: Path, config: ReconstructConfig, device: torch.device
 ) -> float:
     frame_psnr: list[Tensor] = []
-    limits, suffix = _depth_range(model, info, config) if config.compare else None, output.suffix.lower()
+    if (suffix := output.suffix.lower()) == ".mkv" and config.height is config.width is None:  # its pixels are square
+        config = replace(config, height=info.height, width=info.width)
+    limits = _depth_range(model, info, config) if config.compare else None
 
     def chunks() -> Iterator[Tensor]:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
@@ -102,7 +105,7 @@ def _reconstruct_file(
         start = min(info.pts)
         pts = sorted(each - start for each in info.pts)
         # Stored pixels need not be square.
-        aspect = info.sample_aspect_ratio if config.height is None and config.width is None else 1.0
+        aspect = info.sample_aspect_ratio if config.height is config.width is None else 1.0
         frames = chain.from_iterable(chunks())
         write_video(output, frames, info.fps, pts=pts, time_base=info.time_base, sample_aspect_ratio=aspect)
     return float(torch.cat(frame_psnr).mean())

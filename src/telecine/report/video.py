@@ -57,7 +57,7 @@ def write_video(
             depends on a later one.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
-        sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
+        sample_aspect_ratio: Of an MP4, width of a pixel divided by its height when the file is displayed.
     """
     check_positive("fps", fps, remedy="Use 25 if it is unknown.")
     path = Path(path)

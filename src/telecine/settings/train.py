@@ -225,10 +225,9 @@ class TrainConfig(Settings):
 
     def _turn_lpips_off(self) -> None:
         targets = [term.target for term in self.objective.named_terms.values()]
-        others = [str(name) for name in ("alignment", "gram") if name in targets]
-        if self.discriminator.video == "features" and not others:
-            others = ["the discriminator features"]
+        others = [name for name in ("alignment", "gram") if name in targets]
         self.refuse("colours", others, what=" and ".join(others))
+        self.refuse("features", self.discriminator.video == "features", got="features, which knows RGB")
         self.refuse("best_metric", self.best_metric == "lpips_alex")
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 

@@ -66,7 +66,7 @@ class Chart {
     this.height = height + (plot.x === "step" ? 0 : 16) + (this.isSlanted ? 0.6 * CHARACTER * longest : 0);
     this.ends = ends;
     this.hidden = new Set();
-    this.svg = svg("svg", { tabindex: 0, role: "img", "aria-label": this.summary() });
+    this.svg = svg("svg", { id: `plot-${index}`, tabindex: 0, role: "img", "aria-label": this.summary() });
     this.svg.style.height = `${this.height}px`;
     this.legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
     const title = html("h3", { id: `chart-${index}` }, plot.title);
@@ -247,7 +247,7 @@ class Chart {
   }
 
   readout() {
-    return this.drawn.map((curve) => {
+    return this.withValues().map((curve) => {
       const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
       return `${curve.series.label}${run} ${short(this.valueAt(curve))}${curve.weight ? " smoothed" : ""}`;
     });
@@ -261,6 +261,11 @@ class Chart {
   /** Return where the cursor is. */
   position() {
     return this.plot.x_names[state.step] ?? `${this.plot.x} ${this.plot.x === "step" ? state.step : short(state.step)}`;
+  }
+
+  /** Return the curves that have a value at the cursor, or all without one. */
+  withValues() {
+    return this.drawn.filter(({ steps }) => !this.hasCursor || (steps[0] <= state.step && state.step <= steps.at(-1)));
   }
 
   valueAt(curve) {
@@ -278,7 +283,7 @@ class Chart {
       this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, this.position()));
     }
     for (const { series, values } of this.entries) {
-      const curves = this.drawn.filter((curve) => curve.series === series);
+      const curves = this.withValues().filter((curve) => curve.series === series);
       values.replaceChildren(...curves.flatMap((curve) => {
         const value = html("b", {}, short(this.valueAt(curve)));
         if (severalRuns) value.style.color = this.style(series, curve.run).stroke;

@@ -1,7 +1,8 @@
-// The page of runs that train: it loads itself again once it was written again, and shows what it showed before.
+// The page of runs that train loads itself again once it was written again, and shows what it showed before.
 const LOOK_MS = 5000;
 const STORED = `telecine ${location.pathname}`;
 const RADIOS = ["theme", "scale"];
+const CONTROLS = "a, button, input, select, summary, [tabindex]";
 
 /** Called by the script beside the videos, which each version of the page replaces: pages from a file cannot fetch. */
 function pageVersion(version) {
@@ -14,7 +15,7 @@ function shownNow() {
   return {
     radios: RADIOS.map((name) => document.querySelector(`input[name=${name}]:checked`)?.value),
     smoothing: byId("smoothing")?.value,
-    hidden: legendButtons().filter((button) => button.getAttribute("aria-pressed") === "false").map(nameOfButton),
+    hidden: legendButtons().filter((button) => button.getAttribute("aria-pressed") === "false").map(controlName),
     // A slider at the last validation stays at the last one.
     sources: player?.sources.map(({ select, slider }) => [select.value, slider.value === slider.max ? null : Number(slider.value)]),
     clip: player?.index,
@@ -22,7 +23,26 @@ function shownNow() {
     speed: player?.speed.value,
     loop: player?.loop,
     view: player && [player.view.x, player.view.y, player.view.zoom],
+    open: controlNames("details[open] > summary"),
+    ascending: controlNames("[aria-sort=ascending] button"),
+    descending: controlNames("[aria-sort=descending] button"),
+    focus: controlNames(":focus"),
   };
+}
+
+function controlNames(selector) {
+  return [...document.querySelectorAll(selector)].map(controlName);
+}
+
+/** Return what tells a control from the others, also in the next version of the page. */
+function controlName(control) {
+  const around = control.parentElement.closest("[id], [aria-label]");
+  const label = control.id || control.title || control.ariaLabel || control.value || control.textContent;
+  return `${around?.ariaLabel ?? around?.id}: ${label}`;
+}
+
+function controlNamed(name) {
+  return [...document.querySelectorAll(CONTROLS)].find((control) => controlName(control) === name);
 }
 
 /** Return the buttons that hide runs and curves. */
@@ -30,18 +50,19 @@ function legendButtons() {
   return [...document.querySelectorAll(".legend button")];
 }
 
-function nameOfButton(button) {
-  return `${button.parentElement.getAttribute("aria-label")}: ${button.title || button.textContent}`;
-}
-
-function showAgain({ radios, smoothing, hidden, sources, clip, frame, speed, loop, view }) {
+function showAgain({ radios, smoothing, hidden, open, ascending, descending, focus, ...shown }) {
   RADIOS.forEach((name, index) => document.querySelector(`input[name=${name}][value=${radios[index]}]`)?.click());
   if (smoothing && byId("smoothing")) {
     byId("smoothing").value = smoothing;
     byId("smoothing").dispatchEvent(new Event("input"));
   }
-  legendButtons().filter((button) => hidden.includes(nameOfButton(button))).forEach((button) => button.click());
-  if (!player || !sources) return;
+  legendButtons().filter((button) => hidden.includes(controlName(button))).forEach((button) => button.click());
+  if (player && shown.sources) playAgain(shown);
+  for (const name of [...open, ...ascending, ...descending, ...descending]) controlNamed(name)?.click();
+  controlNamed(focus[0])?.focus({ preventScroll: true });
+}
+
+function playAgain({ sources, clip, frame, speed, loop, view }) {
   sources.forEach(([run, position], index) => player.sources[index].choose(run, position ?? Infinity));
   player.selectValidation();
   player.open(Math.min(clip, player.validation.clips.length - 1), frame);
@@ -59,4 +80,4 @@ function look() {
 const stored = sessionStorage.getItem(STORED);
 sessionStorage.removeItem(STORED);
 if (stored) showAgain(JSON.parse(stored));
-setInterval(look, LOOK_MS);
+if (DATA.live) setInterval(look, LOOK_MS);

@@ -11,6 +11,11 @@ const FORWARD = {
   symlog: (value) => Math.sign(value) * Math.log10(1 + Math.abs(value) / LINEAR_BELOW),
 };
 
+const BACK = {
+  log: (value) => 10 ** value,
+  symlog: (value) => Math.sign(value) * LINEAR_BELOW * (10 ** Math.abs(value) - 1),
+};
+
 /** Return the kind of scale for the reader's choice ("auto", "linear", "log") and the plot's default. */
 function kindOfScale(choice, preferred, values) {
   if (choice === "linear") return "linear";
@@ -54,10 +59,11 @@ function labelsOf(values) {
 
 function ticksOf(kind, low, high) {
   if (kind === "linear") return linearTicks(low, high, 5);
-  if (kind === "log") return high - low > 1.2 ? decades(low, high) : linearTicks(10 ** low, 10 ** high, 5);
-  const tops = [low, high].map((end) => Math.ceil(Math.log10(LINEAR_BELOW * 10 ** Math.abs(end))));
-  const sizes = thinned(decades(Math.log10(LINEAR_BELOW), Math.max(...tops)), 4);
-  return [0, ...sizes, ...sizes.map((size) => -size)];
+  const [min, max] = [low, high].map(BACK[kind]);
+  const negative = decades(Math.max(-max, LINEAR_BELOW), -min).map((size) => -size);
+  const powers = kind === "log" ? decades(min, max) : [...decades(Math.max(min, LINEAR_BELOW), max), ...negative];
+  const isNarrow = kind === "log" && high - low <= 1.2;
+  return isNarrow || powers.length < 2 ? linearTicks(min, max, 5) : [0, ...powers];
 }
 
 function linearTicks(low, high, count) {
@@ -69,13 +75,10 @@ function linearTicks(low, high, count) {
   return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => (first + index) * step);
 }
 
+/** Return up to five powers of ten between two values. */
 function decades(low, high) {
-  const first = Math.ceil(low - 1e-9);
-  return thinned(Array.from({ length: Math.max(1, Math.floor(high + 1e-9) - first + 1) }, (_, i) => 10 ** (first + i)), 5);
-}
-
-/** Keep every n-th value so that at most `maxValues` remain. */
-function thinned(values, maxValues) {
-  const every = Math.ceil(values.length / maxValues);
-  return values.filter((_, index) => index % every === 0);
+  const first = Math.ceil(Math.log10(low) - 1e-9);
+  const length = Math.max(0, Math.floor(Math.log10(high) + 1e-9) - first + 1);
+  const every = Math.ceil(length / 5);
+  return Array.from({ length }, (_, index) => 10 ** (first + index)).filter((_, index) => index % every === 0);
 }
