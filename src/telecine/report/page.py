@@ -175,16 +175,12 @@ def _page_environment() -> Environment:
     environment.filters |= {
         "short": short,
         "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",  # digits, in a column
-        "breakable": _breakable,
+        "breakable": lambda name: Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name)),
         "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
     }
     # A style sheet or script of the package must not be escaped.
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
-
-
-def _breakable(name: str) -> Markup:
-    return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
 
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
