@@ -366,6 +366,14 @@ def test_a_mistake_in_the_environment(monkeypatch, capsys):
     assert "Did you mean `clips.height`? It is TELECINE__CLIPS__HEIGTH of the environment." in error
 
 
+def test_the_environment_is_named_before_what_it_breaks(monkeypatch, capsys):
+    monkeypatch.setenv("TELECINE__CLIPS__HEIGHT", "72")
+    assert main(["train", "--config", "demo"]) == 2
+    printed = capsys.readouterr()
+    assert "`clips.random_orientation` must be false" in printed.err
+    assert "settings of the environment: TELECINE__CLIPS__HEIGHT=72" in printed.out
+
+
 def test_the_demo_is_announced(monkeypatch, capsys):
     for typed, announced in (
         ([], True),
