@@ -500,6 +500,16 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
 
+def test_a_page_that_is_written_again_is_named_once(monkeypatch, capsys):
+    def watch(runs, output, written):
+        for _ in range(3):
+            written(Path("report.html"))
+
+    monkeypatch.setattr("telecine.report.page.watch_runs", watch)
+    assert main(["report", "run", "--watch"]) == 0
+    assert capsys.readouterr().out == "written to report.html; open it in a browser\n"
+
+
 def test_weights_are_verified(capsys):
     assert main(["weights", "verify", "alex"]) == 0
     assert "alexnet-features" in capsys.readouterr().out
