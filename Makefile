@@ -6,9 +6,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test oldest newest faults check lint types docs package weights clean
 
+# What the tests need.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing telecine, PyTorch and what the tests need in $(VENV): this may take minutes.'
 	$(PIP) --editable '.[train,demo,dev]'
+	touch $@
+
+# What the demo needs.
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing telecine and PyTorch in $(VENV): this may take minutes.'
+	$(PIP) --editable '.[train,demo,diffusers]'
 	touch $@
 
 # An independent implementation that the tests compare with; without it those tests are skipped and say so.
@@ -26,7 +35,8 @@ $(VENV)/.browser: $(VENV)/.installed
 weights: $(VENV)/.installed
 	$(BIN)/telecine weights fetch
 
-demo: weights
+demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo)
+	$(BIN)/telecine weights fetch
 	$(BIN)/telecine train
 
 # Compiled files are kept, so that the processes that tests start do not compile everything again. Some of these have

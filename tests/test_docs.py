@@ -14,6 +14,8 @@ from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Te
 from telecine.settings.validate import settings_of
 from telecine.training.diagnostics import _RULES
 
+from .test_readme import Model
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Of the pages about the loss; other tests run the code and the commands of the other pages.
@@ -58,16 +60,17 @@ def test_code_runs(name, cached_weights):
     assert len(blocks) == NUM_BLOCKS[name]
     torch.manual_seed(0)
     x, y = torch.rand(2, 3, 4, 32, 32) * 2 - 1, torch.rand(2, 3, 4, 32, 32, requires_grad=True)
-    names = {"x": x, "y": y}
+    names = {"x": x, "y": y, "model": Model()}
     for block in blocks:
-        exec(compile(block, name, "exec"), names)
+        exec(compile(block.replace("step=0, last_layer", "step=30_000, last_layer"), name, "exec"), names)
         loss = names["loss"]
         for index in (0, 1) if loss.discriminators else (0,):
             total, _ = loss(x, y, index, 30_000, generator=[torch.Generator() for _ in x])  # as training passes them
             assert total.isfinite()
             total.backward()
-        if "update" in names:
-            assert names.pop("update").disc_loss.isfinite()
+        if update := names.pop("update", None):
+            assert update.disc_loss.isfinite()
+            assert "train/adaptive_weight" in update.log
 
 
 def test_the_term_that_is_added_counts(cached_weights):

@@ -93,6 +93,7 @@ def changed(before, after):
 @pytest.mark.slow
 def test_start(folder, cached_weights, monkeypatch):
     first, data, train, reconstruct, evaluate = commands("start.md")
+    shutil.copytree("my_videos", "other_videos")
     shutil.copy(Path("my_videos", "face.mp4"), "clip.mp4")
     assert main([*first[1:], "--height=32"]) == 0
     assert Path("first.mp4").is_file()

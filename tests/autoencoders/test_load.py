@@ -75,6 +75,8 @@ def test_a_folder_that_does_not_exist(tmp_path):
     for name in (tmp_path / "none", "./none", "none"):
         with pytest.raises(FileNotFoundError, match=r"`the model` must be .* which does not exist"):
             load_autoencoder(name)
+    with pytest.raises(FileNotFoundError, match=r"or `tiny`, but got 'tinny', .*exist\. Did you mean `tiny`\?"):
+        load_autoencoder("tinny")
 
 
 def test_a_file_that_is_no_model(tmp_path):

@@ -366,6 +366,14 @@ def test_a_mistake_in_the_environment(monkeypatch, capsys):
     assert "Did you mean `clips.height`? It is TELECINE__CLIPS__HEIGTH of the environment." in error
 
 
+def test_the_environment_is_named_before_what_it_breaks(monkeypatch, capsys):
+    monkeypatch.setenv("TELECINE__CLIPS__HEIGHT", "72")
+    assert main(["train", "--config", "demo"]) == 2
+    printed = capsys.readouterr()
+    assert "`clips.random_orientation` must be false" in printed.err
+    assert "settings of the environment: TELECINE__CLIPS__HEIGHT=72" in printed.out
+
+
 def test_the_demo_is_announced(monkeypatch, capsys):
     for typed, announced in (
         ([], True),
@@ -490,6 +498,16 @@ def test_report_writes_a_page(tmp_path, capsys):
     assert f"written to {runs[1] / 'report.html'}" in capsys.readouterr().out
     assert main(["report", *map(str, runs), "-o", str(tmp_path / "both.html")]) == 0
     assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
+
+
+def test_a_page_that_is_written_again_is_named_once(monkeypatch, capsys):
+    def watch(runs, output, written):
+        for _ in range(3):
+            written(Path("report.html"))
+
+    monkeypatch.setattr("telecine.report.page.watch_runs", watch)
+    assert main(["report", "run", "--watch"]) == 0
+    assert capsys.readouterr().out == "written to report.html; open it in a browser\n"
 
 
 def test_weights_are_verified(capsys):

@@ -150,6 +150,8 @@ def test_the_help_of_a_group(topic, some, capsys):
 def test_the_help_of_nothing_known(capsys):
     assert main(["train", "--help=objectve"]) == 2
     assert "Did you mean `objective`?" in capsys.readouterr().err
+    assert main(["train", "--help=nonsense"]) == 2
+    assert "Use one of: all, clips, causal_vae, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

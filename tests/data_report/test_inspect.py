@@ -80,6 +80,9 @@ def test_the_advice_follows_from_the_values(report, config, monkeypatch):
     )
     by_file = list(_advice(report, replace(config.clips, weighting="files"), train))
     assert by_file == lines[:4] + lines[5:]
+    cached = list(_advice(report, replace(config.clips, cache=True), train))
+    assert cached[0].startswith("All training frames are decoded once and kept: 0.00 GiB")
+    assert cached[1:] == lines[3:]
     monkeypatch.setattr(inspect, "_CACHE_FRACTION", 0.0)
     quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
     lines = list(_advice(quiet, config.clips, []))

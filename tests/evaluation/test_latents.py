@@ -211,7 +211,9 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
     written = json.loads((output / "latents.json").read_text())
     assert written["models"][0]["title"] == str(model_folder)
     assert written["protocol"]["num_clips"] == 1
-    assert (output / "latents.html").read_text().startswith("<!doctype html>")
+    page = (output / "latents.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert not re.search(r"<td>(None|\[\{\}\])</td>", page), "what the protocol does not have"
     assert "effective rank" in capsys.readouterr().out
 
 

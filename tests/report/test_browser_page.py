@@ -33,6 +33,18 @@ def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
     assert page.locator("#charts figure").count() == 9
 
 
+def test_the_figures_of_two_unfinished_runs_are_seen_whole(context, tmp_path):
+    steps = "steps: 2400\n"
+    runs = [write_run(tmp_path / name, records(4, every=480, val_every=480), steps) for name in ("first", "second")]
+
+    def check(page: Page) -> None:
+        table = page.locator("[aria-labelledby='summary-title']")
+        assert "of 2400, measured at 1920" in table.inner_text()
+        assert table.evaluate("each => each.scrollWidth - each.clientWidth") == 0
+
+    assert check_page(context, write_report(runs, tmp_path / "report.html"), check) == []
+
+
 def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
     page.locator("#clip-table").get_by_role("button", name="PSNR").first.click()
     titles = page.locator("#clip-table tbody th").all_inner_texts()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from telecine.report.page import _page_environment
-from telecine.report.plots import _MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, _panels, as_curve
+from telecine.report.plots import _MAX_POINTS, Plot, _columns_of, _duplicates, _label_of, _panels, _plot, as_curve
 from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
@@ -178,6 +178,6 @@ def test_labels(name, label):
 
 
 def test_keys_are_those_of_the_records():
-    assert _key_of("train/psnr") == "train/mse"
-    assert _key_of("train/lpips_vgg") == "train/perceptual_loss"
-    assert _key_of("val/psnr") == "val/psnr"
+    columns = {name: [(0, 1.0)] for name in ("train/psnr", "train/lpips_vgg", "val/psnr")}
+    found = _plot(Plot("all", [*columns]), [columns], {*columns}, "").series
+    assert [each.key for each in found] == ["train/mse", "train/perceptual_loss", "val/psnr"]

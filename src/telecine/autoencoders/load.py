@@ -9,7 +9,7 @@ from telecine.autoencoders.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_cu
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.runs.checkpoints import Checkpoints, find_checkpoint
@@ -61,10 +61,11 @@ def load_autoencoder(
         return model
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
-        contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
+        contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a Hub name such as `owner/name`, or `tiny`"
         is_file = Path(name_or_folder).is_file()
         got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
-        remedy = "Name the model's folder; files to reconstruct come after it." if is_file else "Check the spelling."
+        remedy = "Name the model's folder; files to reconstruct come after it."
+        remedy = remedy if is_file else nearest(str(name_or_folder), ["tiny"]) or "Check the spelling."
         raise argument_error("the model", contract, got, remedy, FileNotFoundError)
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 

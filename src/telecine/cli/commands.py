@@ -9,7 +9,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,15 +32,15 @@ def run(typed: Sequence[str]) -> None:
     if topics:
         print(chosen.help(topics[0], words), end="")
         return
-    arguments, files = chosen.parse(words)
     _console.escape_logs()
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
-    if files == ["demo"] and not any(word.startswith("--config") for word in words):
-        _say("without --data and --config: the demo, on four sample videos")
     given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
     given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
-    if given and chosen.trains:
+    if given and chosen.trains:  # first: they may be what the check of the settings refuses
         _say(f"settings of the environment: {', '.join(given)}")
+    arguments, files = chosen.parse(words)
+    if files == ["demo"] and not any(word.startswith("--config") for word in words):
+        _say("without --data and --config: the demo, on four sample videos")
     own = [word for word in words if word.startswith("--causal_vae") and not word.startswith("--causal_vae.flow")]
     if own and chosen.trains and arguments["settings"].model is not None:
         _say(f"warning: {own[0].partition('=')[0]} changes nothing: the model that `--model` names stays as it is")
@@ -177,9 +177,7 @@ def _report(runs: list[str], *, output: str | None = None, watch: bool = False) 
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     from telecine.report.page import watch_runs, write_report
 
-    def written(page: Path) -> None:
-        _say(f"written to {page}; open it in a browser")
-
+    written = cache(lambda page: _say(f"written to {page}; open it in a browser"))  # once for each page
     if watch:
         watch_runs(runs, output, written)
     else:

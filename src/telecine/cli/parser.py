@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from telecine import __version__
-from telecine.base.checks import argument_error, nearest
+from telecine.base.checks import argument_error, nearest, suggestion
 from telecine.base.imports import allow_code, is_class_path
 from telecine.base.yaml_files import read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
@@ -118,14 +118,16 @@ class _Command:
         of_values = topic not in ("", "all") and not is_dataclass(kind_at(self.settings, topic))
         settings = self._settings(all_names=of_values)  # also those of a value that may be a group, such as a ramp
         by_name = {item.name: item for item in settings}
+        groups = [item for item in settings if item.is_group and "." not in item.name]
         shown, epilog = settings, None
         if topic == "" and self.most_used:
-            shown, epilog = [by_name[each] for each in self.most_used], self._other_groups(settings)
+            shown, epilog = [by_name[each] for each in self.most_used], self._other_groups(settings, groups)
         elif topic not in ("", "all"):
             shown = [item for item in settings if f"{item.name}.".startswith(f"{topic}.")]
             if not shown:
                 contract = 'the name of a setting or of a group, or "all"'
-                raise argument_error("help", contract, topic, nearest(topic, by_name))
+                remedy = nearest(topic, by_name) or suggestion(topic, ["all", *(item.name for item in groups)])
+                raise argument_error("help", contract, topic, remedy)
         of_files = _Parser(add_help=False, allow_abbrev=False)  # other arguments may be missing
         of_files.add_argument("--config", action="append")
         found, _ = self._read(of_files, typed)
@@ -156,8 +158,7 @@ class _Command:
                     action.complete = {**FILE, **of_bash}  # type: ignore[attr-defined]
         return parser
 
-    def _other_groups(self, settings: Sequence[Setting]) -> str:
-        groups = [item for item in settings if item.is_group and "." not in item.name]
+    def _other_groups(self, settings: Sequence[Setting], groups: Sequence[Setting]) -> str:
         width = max(len(item.name) for item in groups)
         count = sum(not item.is_group for item in settings)
         lines = [f"  {item.name:<{width}}  {item.text.partition('. ')[0].rstrip('.')}" for item in groups]

@@ -261,13 +261,11 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Iterator[str]:
-    speed, workers = report.clips_per_second, count(clips.num_workers, "worker")
-    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(clips.num_workers, 1))
-    distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
-    if far := sum(distance > _LONG_DISTANCE for distance in distances):
-        yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
+    if not clips.cache:
+        yield from _advice_on_reading(report, clips.num_workers)
     fits = report.cache_bytes < _CACHE_FRACTION * psutil.virtual_memory().available
-    yield _ADVICE["fits" if fits else "does_not_fit"].format(size=gigabytes(report.cache_bytes))
+    size = gigabytes(report.cache_bytes)
+    yield _ADVICE[("kept" if clips.cache else "fits") if fits else "does_not_fit"].format(size=size)
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield _ADVICE["unusual"].format(unusual=num_unusual, total=len(report.clips))
     num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
@@ -285,6 +283,14 @@ def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Ite
             yield _ADVICE["longest"].format(path=path, fraction=fraction)
     if report.copies:
         yield _ADVICE["copies"].format(copies=len(report.copies))
+
+
+def _advice_on_reading(report: DataReport, num_workers: int) -> Iterator[str]:
+    speed, workers = report.clips_per_second, count(num_workers, "worker")
+    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(num_workers, 1))
+    distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
+    if far := sum(distance > _LONG_DISTANCE for distance in distances):
+        yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
 
 
 def _brightness(frames: Tensor) -> Tensor:

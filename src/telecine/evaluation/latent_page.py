@@ -26,6 +26,7 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 
 def _render_latents(report: LatentReport) -> str:
     spaces, titles = report.models, [space.title for space in report.models]
+    left_out: list[object] = [None, [{} for _ in spaces], DEFINITIONS]  # no base model, no samplers; said elsewhere
     most = max(len(space.channels.std) for space in spaces)
     plots = [asdict(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
     return render_page(
@@ -35,7 +36,7 @@ def _render_latents(report: LatentReport) -> str:
         summary=report.summary(),
         probes=[(space.title, space.probe) for space in spaces if space.probe],
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
-        protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
+        protocol=[(name, value) for name, value in report.protocol.items() if value not in left_out],
         definitions=DEFINITIONS,
     )
 

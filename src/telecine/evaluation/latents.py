@@ -264,7 +264,10 @@ def measure_latent_spaces(
     if base is not None:
         blank = [torch.zeros(1, first.model.in_channels, *size.values())]
         for source in sources:
-            _check_base(_encode_all(source, blank), _encode_all(base, blank))
+            expected, got = (tuple(_encode_all(each, blank).shape[1:]) for each in (source, base))
+            if got != expected:
+                contract = f"a model with latents of shape {expected}"
+                raise argument_error("base", contract, f"one with {got}", "Leave it out.")
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
     probes = [None if probe is None else probe(source) for source in sources]
     videos, digest = _find_clips(infos, clips, config.clip_limit)
@@ -397,12 +400,6 @@ def _decode_changed(
     equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in means.items()}
     noise_psnr, nested_psnr = ({key: sum(all_) / len(all_) for key, all_ in each.items()} for each in (noisy, cut))
     return equivariance, noise_psnr, nested_psnr
-
-
-def _check_base(latents: Tensor, reference: Tensor) -> None:
-    if latents.shape != reference.shape:
-        expected, got = (tuple(each.shape[1:]) for each in (latents, reference))
-        raise argument_error("base", f"a model with latents of shape {expected}", f"one with {got}", "Leave it out.")
 
 
 def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:

@@ -112,7 +112,8 @@ def _plot(panel: Plot, columns: Sequence[_Columns], names: set[str], note: str) 
     for name in panel.names:
         curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
         if name in names and curves:
-            series.append(Series(_label_of(name), _key_of(name), curves, name.startswith("linear/")))
+            key = _PERCEPTUAL_LOSS if name.startswith(_TRAIN_LPIPS) else "train/mse" if name == _TRAIN_PSNR else name
+            series.append(Series(_label_of(name), key, curves, name.startswith("linear/")))
     compares = any(each.key.startswith(_HELD_OUT) and len(each.curves) > 1 for each in series)
     return replace(panel, series=series, note=note if compares else "")
 
@@ -196,9 +197,3 @@ def _label_of(name: str) -> str:
 def metric_label(metric: str) -> str:
     """Return what a metric is called; one without a label has the name that it was logged under."""
     return METRICS.get(metric) or (f"perceptual distance ({metric[6:]})" if metric.startswith("lpips_") else metric)
-
-
-def _key_of(name: str) -> str:
-    if name.startswith(_TRAIN_LPIPS):
-        return _PERCEPTUAL_LOSS
-    return "train/mse" if name == _TRAIN_PSNR else name

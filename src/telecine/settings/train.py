@@ -102,8 +102,8 @@ class TrainConfig(Settings):
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
     model: str | None = field(default=None, metadata=PATH)
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
-    telecine; a diffusers `config.json` to train from scratch; or the dotted path of a module's class, such as
-    `my_package.Tiny`, see `--allow_code`. Without it, telecine's own, see `causal_vae`."""
+    telecine; tiny, the model in the package; a diffusers `config.json` to train from scratch; or the dotted path of a
+    module's class, such as `my_package.Tiny`, see `--allow_code`. Without it, telecine's own, see `causal_vae`."""
     model_arguments: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
@@ -273,7 +273,7 @@ class DistillConfig(TrainConfig):
 
     teacher: str | None = None
     """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
-    VAE; or a run of telecine."""
+    VAE; a run of telecine; or tiny, the model in the package."""
     student: str = "small"
     """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
     with settings of `causal_vae`."""

@@ -95,7 +95,7 @@ class _DryRun:
         console.print(table)
         off = f"not on in this update: {', '.join(self.off)}" if self.off else "every term is on in this update"
         console.print(off, soft_wrap=True)
-        time_of_run = f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.2g} hours"
+        time_of_run = f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.4g} hours"
         console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 

@@ -38,12 +38,15 @@ def model_of(num_weights):
 
 
 @pytest.mark.usefixtures("planned")
-def test_need_and_time_are_said_and_days_are_warned_of():
+def test_need_and_time_are_said_and_days_are_warned_of(monkeypatch):
     config = TrainConfig(steps=900)
     text = "on this CPU an update needs 6.00 GiB and about 40 s, the run 10 hours"
     assert capacity.describe_on_cpu(config, model_of(10**7), num_processes=1) == text
     text = capacity.describe_on_cpu(replace(config, steps=100_000), model_of(10**7), num_processes=3)
     assert text.startswith("warning: on this CPU an update needs 6.00 GiB and about 40 s, the run 46 days. `--config")
+    monkeypatch.setattr(capacity, "_measured_flops", lambda device, dtype: 1.5e10)
+    text = capacity.describe_on_cpu(replace(config, steps=100), model_of(10**7), num_processes=1)
+    assert text.endswith("about 267 s, the run 7.4 hours")
     with pytest.raises(ValueError, match=r"`memory` must be enough .* but got 5.00 GiB, and an update needs 6.00"):
         capacity.describe_on_cpu(config, model_of(10**7), num_processes=4)
 

@@ -278,11 +278,15 @@ def _describe_speed(
     per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     measured = f"{name} in {dtype}".replace("torch.", "")
+    times = f"{_without_exponent(mean / per_second)} s an update, {_without_exponent(total / per_second / 3600)} h"
     return (
-        f"{operations} Estimate: {mean / per_second:.2g} s an update, {total / per_second / 3600:.2g} h for the run, "
-        f"if all of it were as fast as a 3D convolution on {measured}, {per_second / 1e12:.3g} TFLOP/s. "
-        "Real updates are slower."
+        f"{operations} Estimate: {times} for the run, if all of it were as fast as a 3D convolution on {measured}, "
+        f"{per_second / 1e12:.3g} TFLOP/s. Real updates are slower."
     )
+
+
+def _without_exponent(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -312,8 +316,9 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
         raise argument_error("memory", "enough for an update on the CPU", got, f"{_DEMO_IS_SMALLER}.")
     seconds = sum(plan.flops.values()) / _measured_flops(_CPU, torch.float32)
     hours = seconds * config.steps / 3600
-    time_of_run = f"{hours:.2g} hours" if hours <= _HOURS_TO_WARN else f"{hours / 24:,.0f} days"
-    text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {seconds:.2g} s, the run {time_of_run}"
+    time_of_run = f"{_without_exponent(hours)} hours" if hours <= _HOURS_TO_WARN else f"{hours / 24:,.0f} days"
+    time_of_update = _without_exponent(seconds)
+    text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {time_of_update} s, the run {time_of_run}"
     return f"warning: {text}. {_DEMO_IS_SMALLER}." if hours > _HOURS_TO_WARN else text
 
 
