@@ -146,11 +146,11 @@ def _config_in(folder: Path) -> dict[str, Any]:
 def _teacher_of(folder: Path) -> str:
     """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
 
-    It is a path beside the decoder, or beside the model that the decoder's run has started from; or a name on the Hub.
+    It is a path beside the model that the decoder's run has started from, or beside the decoder; or a name on the Hub.
     """
     name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
     beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
-    if not beside.exists() and origin != folder and origin.exists():
+    if origin != folder and origin.exists():
         return _teacher_of(origin)
     return str(beside) if beside.exists() else name
 
