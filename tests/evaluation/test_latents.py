@@ -235,6 +235,11 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
     assert "effective rank" in capsys.readouterr().out
 
 
+def test_a_dict_is_no_configuration(model_folder):
+    with pytest.raises(ValueError, match=r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}"):
+        measure_latent_spaces([model_folder], {"data": "videos"})
+
+
 def test_without_data(model_folder):
     with pytest.raises(ValueError, match="`data` must be a file, or a folder of files, but got nothing"):
         measure_latent_spaces([model_folder], LatentsConfig())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
@@ -253,6 +253,7 @@ def measure_latent_spaces(
     Raises:
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
+    check_type("config", config, LatentsConfig, 'Use `LatentsConfig(data="my_videos")`.')
     if config.data is None:
         raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
 from telecine.base.shapes import VALUE_RANGE
@@ -55,7 +55,8 @@ def reconstruct(
         ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input, or does
             not keep the model's channels and bits.
     """
-    config = config or ReconstructConfig()
+    config = ReconstructConfig() if config is None else config
+    check_type("config", config, ReconstructConfig, "Use `ReconstructConfig(num_frames=17)`.")
     device = pick_device(config.device)
     model = load_model(checkpoint, config, device)
     of_run = clips_of(checkpoint, model)

@@ -56,9 +56,7 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    check_type("config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe, a file or a dict.')
-    check_functions(config.objective, sharding=config.sharding)
-    check_encoding(config)
+    _check_config(config)
     console = console or PlainConsole()
     with lost_process_named(config.process_timeout, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
@@ -105,7 +103,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
-    check_functions(config.objective, sharding=config.sharding)
+    _check_config(config)
     named = lost_process_named(config.process_timeout, lambda: "in the dry run")
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
         nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
@@ -121,6 +119,12 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
             raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
         finally:
             trainer.close()
+
+
+def _check_config(config: TrainConfig) -> None:
+    check_type("config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe, a file or a dict.')
+    check_functions(config.objective, sharding=config.sharding)
+    check_encoding(config)
 
 
 def _update(trainer: Trainer, stop: StopRequest) -> _DryRun:
