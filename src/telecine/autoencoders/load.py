@@ -119,8 +119,7 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.autoencoders.diffusers.loading import find_config
 
     if kind == _DIFFUSION_DECODER:
-        teacher = _teacher_of(folder)
-        return DiffusionDecoder.without_weights(folder, teacher, lambda name: without_weights(name, config))
+        return DiffusionDecoder.without_weights(folder, _teacher_of(folder), lambda name: without_weights(name, config))
     is_config = source.endswith(".json")
     return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
 

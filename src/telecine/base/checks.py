@@ -60,8 +60,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     parts = {each: {*each.replace(".", "_").split("_")} for each in (name, *names)}
     matches = sorted((each for each in names if parts[name] <= parts[each]), key=len)
     matches = matches or difflib.get_close_matches(name, names, n=1)
-    here = _ELSEWHERE.get(name.rpartition(".")[2])
-    matches = [here] if here in names else matches
+    matches = [here] if (here := _ELSEWHERE.get(name.rpartition(".")[2])) in names else matches
     return f"Did you mean `{names[matches[0]]}`?" if matches else ""
 
 

@@ -226,8 +226,7 @@ def _check_path(given: str | PathLike[str], name: str) -> None:
         raise argument_error(name, "arrays as .npy or .npz", path, remedy, DataError)
     if _COMPRESSED.search(path):
         contract = "an uncompressed tar file, because members are read without unpacking the archive"
-        remedy = "Repack it without compression. Videos hardly shrink."
-        raise argument_error(name, contract, path, remedy, DataError)
+        raise argument_error(name, contract, path, "Repack it without compression. Videos hardly shrink.", DataError)
 
 
 def _at(path: str) -> list[File]:

@@ -119,10 +119,9 @@ def _scaled_video(video: Video, latent: Tensor, first_apart: bool) -> Video:
     """Return the video scaled down to its latent, with the last frame that each latent frame depends on."""
     num_latent, num_frames = latent.shape[2], video.shape[2]
     step = (num_frames - first_apart) / max(num_latent - first_apart, 1)
-    last = num_frames - 1 - torch.arange(num_latent, device=video.device).flip(0) * step
-    last = last.round().long().expand(len(video), -1)
-    frames = pick_frames(video, last).unflatten(0, (len(video), -1)).transpose(1, 2)
-    return resized(frames, list(latent.shape[-2:]))
+    last = num_frames - 1 - torch.arange(num_latent - 1, -1, -1, device=video.device) * step
+    frames = pick_frames(video, last.round().long().expand(len(video), -1))
+    return resized(frames.unflatten(0, (len(video), -1)).transpose(1, 2), list(latent.shape[-2:]))
 
 
 def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:

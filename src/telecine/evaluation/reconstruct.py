@@ -160,8 +160,7 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
         contract = f"{contract}, which ends in {' or '.join(suffixes)}"
         raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}.")
     if output.resolve() == video.resolve():
-        contract = "another file than the input"
-        raise argument_error("output", contract, f"{output} for both", "Choose another name.")
+        raise argument_error("output", "another file than the input", f"{output} for both", "Choose another name.")
 
 
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:

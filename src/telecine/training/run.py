@@ -29,6 +29,8 @@ from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
 
+_REMEDY = 'Use `read_config("demo")`, or another recipe, a file or a dict.'
+
 
 def train(
     config: TrainConfig,
@@ -56,7 +58,9 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    _check_config(config)
+    check_type("config", config, TrainConfig, _REMEDY)
+    check_functions(config.objective, sharding=config.sharding)
+    check_encoding(config)
     console = console or PlainConsole()
     with lost_process_named(config.process_timeout, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
@@ -103,7 +107,8 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
-    _check_config(config)
+    check_type("config", config, TrainConfig, _REMEDY)
+    check_functions(config.objective, sharding=config.sharding)
     named = lost_process_named(config.process_timeout, lambda: "in the dry run")
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
         nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
@@ -119,12 +124,6 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
             raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
         finally:
             trainer.close()
-
-
-def _check_config(config: TrainConfig) -> None:
-    check_type("config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe, a file or a dict.')
-    check_functions(config.objective, sharding=config.sharding)
-    check_encoding(config)
 
 
 def _update(trainer: Trainer, stop: StopRequest) -> _DryRun:
