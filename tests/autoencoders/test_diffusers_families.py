@@ -279,6 +279,12 @@ def test_without_gradients_wan_works_in_its_own_chunks_which_need_less_memory():
     assert len(calls) == 1 + (video.shape[2] - 1) // 4 > 1
 
 
+def test_rae_decodes_a_turned_latent():
+    latent = torch.randn(2, 4, 1, 2, 2).transpose(-1, -2)
+    model = DiffusersAutoencoder(tiny_model("rae"))
+    assert torch.equal(model.decode(latent), model.decode(latent.contiguous()))
+
+
 @pytest.mark.parametrize("in_channels", [3, 4])
 def test_qwen_image21_may_have_an_alpha_channel(in_channels):
     raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")

@@ -198,3 +198,22 @@ def test_missing_weights_are_not_initialised_at_random(tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights missing, e.g. decoder\.conv_out\.weight"):
         DiffusersAutoencoder.from_pretrained(tmp_path)
+
+
+def test_a_folder_with_weights_of_half_precision_alone(tmp_path):
+    tiny_model("kl_image").save_pretrained(tmp_path, variant="fp16")
+    loaded = DiffusersAutoencoder.from_pretrained(tmp_path)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="must be a model with all its weights, but got one without a file"):
+        DiffusersAutoencoder.from_pretrained(tmp_path)
+
+
+def test_weights_of_other_shapes_than_the_configuration(tmp_path):
+    tiny_model("kl_image").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "block_out_channels": [8, 4]}))
+    with pytest.raises(
+        ValueError, match=r"all its weights, but got one that does not fit .* Download or copy it again\.$"
+    ):
+        DiffusersAutoencoder.from_pretrained(tmp_path)

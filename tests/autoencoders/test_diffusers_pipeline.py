@@ -105,6 +105,21 @@ def test_what_pipelines_read_has_the_values_of_the_teacher(name):
     assert torch.equal(vae.decode(latent).sample, vae.decode(latent, None, return_dict=False)[0])
 
 
+def test_a_student_in_a_pipeline_of_images():
+    vae = PipelineVAE(student_of("kl_image"))
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=1, sample_size=4,
+        patch_size=2,
+    )  # fmt: skip
+    images = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())([1, 2], num_inference_steps=1).images
+    assert [image.size for image in images] == [(8, 8), (8, 8)]
+    latent = torch.randn(2, 4, 4, 4)
+    image = vae.decode(latent, return_dict=False, generator=None)[0]  # as StableDiffusionPipeline calls it
+    assert torch.equal(image, vae.decode(latent[:, :, None]).sample[:, :, 0])
+    assert 2 ** (len(vae.config.encoder_block_out_channels) - 1) == 2, "as SanaPipeline reads it"
+    assert vae.config.force_upcast is False
+
+
 def test_videos_are_encoded_by_the_teacher():
     vae = PipelineVAE(student_of("wan"))
     video = torch.zeros(1, 3, *CLIPS["wan"])

@@ -11,7 +11,7 @@ from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, DiffusionDecoder
 from telecine.autoencoders.diffusers.diffusion_decoder import _WindowAttention
 from telecine.autoencoders.flow import Sampler, random_levels
-from telecine.autoencoders.load import without_weights
+from telecine.autoencoders.load import _teacher_of, without_weights
 from telecine.base.randomness import clip_generators, randn
 from telecine.settings.autoencoder import FlowConfig
 
@@ -93,6 +93,17 @@ def test_another_teacher_is_refused(pipeline, tmp_path):
     tiny_model("wan").save_pretrained(pipeline / "vae")
     with pytest.raises(ValueError, match="`teacher` must be an autoencoder with `latents_mean` of 8 channels"):
         load_autoencoder(pipeline / "diffusion_decoder")
+
+
+def test_an_autoencoder_whose_folder_is_named_like_one_of_a_checkpoint(tmp_path):
+    pipeline, checkpoint = tmp_path / "pipeline", tmp_path / "step"
+    for folder in (pipeline / "model", pipeline / "decoder", checkpoint / "model", checkpoint / "ema"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"_teacher": "model"}')
+    (checkpoint / "config.yaml").write_text(f"model: {pipeline / 'decoder'}\n")
+    assert _teacher_of(checkpoint / "ema") == str(pipeline / "model")
+    pipeline.rename(tmp_path / "moved")
+    assert _teacher_of(checkpoint / "ema") == str(checkpoint / "model"), "moved, too"
 
 
 def test_sizes_below_a_window_of_attention_are_refused(pipeline):

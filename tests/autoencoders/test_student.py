@@ -201,6 +201,16 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     assert load_autoencoder(folder).teacher == "owner/name"
 
 
+def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_path):
+    named = saved.rename(tmp_path / "model")
+    checkpoint = tmp_path / "step"
+    for name in ("model", "ema"):
+        student_of(named).save_pretrained(checkpoint / name)
+    (checkpoint / "config.yaml").write_text(f"teacher: {named}\n")
+    for name in ("model", "ema"):
+        assert load_autoencoder(checkpoint / name).teacher == str(named)
+
+
 def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):
     folder = tmp_path / "student"
     student_of(saved).save_pretrained(folder)
@@ -274,6 +284,12 @@ def test_the_settings_of_a_student(tmp_path):
     path.write_text("first_frame_apart: true\n")
     with pytest.raises(ValueError, match=r"`first_frame_apart of .*` must be False, the teacher's, but got True"):
         student_config(str(path), model, CLIP)
+
+
+@pytest.mark.parametrize(("name", "time"), [("wan", 4), ("kl_image", 1)])
+def test_a_student_that_is_trained_on_images_has_the_compression_of_its_teacher(name, time):
+    config = student_config("tiny", adapter(name), (1, 32, 32))
+    assert (config.time_compression, config.first_frame_apart) == (time, True)
 
 
 def test_the_numbers_of_weights_in_the_docs():

@@ -50,13 +50,23 @@ def test_the_nearest_word_is_suggested():
     [
         ("--lr", "--optimizer.lr"),
         ("--learning_rate", "--optimizer.lr"),
+        ("--learning-rate", "--optimizer.lr"),
+        ("--optimizer.learning_rate", "--optimizer.lr"),
         ("--workers", "--clips.num_workers"),
         ("--epochs", "--steps"),
         ("--resume", None),
     ],
 )
 def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, similar):
-    known = ["--optimizer.disc_lr", "--optimizer.lr", "--clips.num_workers", "--seed", "--steps", "--change_data"]
+    known = [
+        "--optimizer.disc_lr",
+        "--optimizer.lr",
+        "--optimizer.name",
+        "--clips.num_workers",
+        "--seed",
+        "--steps",
+        "--change_data",
+    ]
     assert nearest(word, known) == (f"Did you mean `{similar}`?" if similar else "")
     assert suggestion(None, {"hinge": 1, "vanilla": 2}) == "Use one of: hinge, vanilla."
 

@@ -99,6 +99,7 @@ def test_runs_as_a_module(forks):
         (["train", "--config", "dmeo"], "Did you mean `demo`?"),
         (["train", "--config", "/"], "but got /, a folder. Name the file in it."),
         (["train", "/"], "`/` is not an argument of this command. Did you mean `--data /`?"),
+        (["data", "x", "/"], "`/` is not an argument of this command.\n"),
         (["train", "--config", "x"], "a recipe (24gb, "),
         (["train", "--data", "x", "--clips", "3"], "`--clips` must be a group of settings, but got 3"),
         (

@@ -92,7 +92,8 @@ def test_outputs_do_not_lie_beside_the_data(tmp_path: Path, monkeypatch: pytest.
     for data in ("v/*.mp4", "v/**/*.mp4", "{v/w,v}/", "{v/w/a.mp4,v/[ab].mp4}"):
         with pytest.raises(ValueError, match="`output_dir` must be another folder than the data, but got 'v'"):
             check_output("output_dir", data, "v")
-    for data in ("run", tmp_path / "gone", "v/a.mp4", "v/{a,b}.mp4", "s3://bucket/*.mp4", "v/*.mp4", None):
+    (tmp_path / "[x1].mp4").touch()
+    for data in ("run", tmp_path / "gone", "[x1].mp4", "v/a.mp4", "v/{a,b}.mp4", "s3://bucket/*.mp4", "v/*.mp4", None):
         check_output("output_dir", data, tmp_path)
 
 

@@ -79,10 +79,12 @@ def test_autocorrelation():
 
 def test_the_video_at_the_size_of_its_latent():
     video = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 3, 9, 8, 16)
-    small = _scaled_video(video, torch.zeros(1, 4, 3, 2, 4))
+    small = _scaled_video(video, torch.zeros(1, 4, 3, 2, 4), True)
     assert small.shape == (1, 3, 3, 2, 4)
     assert small[0, 0, :, 0, 0].tolist() == pytest.approx([0, 4, 8])
-    assert _scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4)).shape == (1, 3, 1, 2, 4)
+    assert _scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4), True).shape == (1, 3, 1, 2, 4)
+    without_first = _scaled_video(video[:, :, :8], torch.zeros(1, 4, 2, 2, 4), False)
+    assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
 
 
 def test_the_summary():

@@ -18,6 +18,7 @@ from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_page import _render_latents, write_latents
 from telecine.evaluation.latents import TRANSFORMS, measure_latent_spaces
+from telecine.perceptual import pick_frames
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .conftest import TINY
@@ -176,6 +177,25 @@ def test_every_measure_of_several_values_has_a_plot_with_a_curve_of_each_model(r
     assert plots["Drift"]["series"][0]["curves"][0]["values"] == pytest.approx([1.0] * 4)
 
 
+def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(report, tiny_model, videos, monkeypatch):
+    monkeypatch.setattr(CausalVAE, "covering_clip", lambda *_: (5, 16, 24))
+    small = measure_latent_spaces([tiny_model], LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})).models[0]
+    assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
+    plots = data_of(_render_latents(replace(report, models=[small, report.models[0]])))["plots"]
+    (plot,) = (each for each in plots if each["title"].startswith("Equivariance"))
+    assert plot["x_names"] == ["none", *TRANSFORMS]
+    assert plot["series"][0]["curves"][0]["steps"] == [0, 2, 3, 4, 5, 6]
+
+
+def test_frames_of_a_latent_without_a_frame_of_the_first_one(videos, monkeypatch):
+    """Of 8 frames the latent has 2, each of 4."""
+    shown = []
+    monkeypatch.setattr(latents, "pick_frames", lambda video, at: shown.append(at.tolist()) or pick_frames(video, at))
+    model = CausalVAE(replace(TINY, first_frame_apart=False))
+    measure_latent_spaces([model], LatentsConfig(data=str(videos), **{**SIZE, "num_frames": 8, "max_clips": 1}))
+    assert shown == [[[3, 7]]]
+
+
 def test_a_plot_without_values_is_left_out(report):
     space = replace(report.models[0], drift={}, eigenvalues=[math.nan] * 4)
     titles = [plot["title"] for plot in data_of(_render_latents(replace(report, models=[space])))["plots"]]
@@ -215,6 +235,11 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
     assert page.startswith("<!doctype html>")
     assert not re.search(r"<td>(None|\[\{\}\])</td>", page), "what the protocol does not have"
     assert "effective rank" in capsys.readouterr().out
+
+
+def test_a_dict_is_no_configuration(model_folder):
+    with pytest.raises(ValueError, match=r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}"):
+        measure_latent_spaces([model_folder], {"data": "videos"})
 
 
 def test_without_data(model_folder):

@@ -139,6 +139,13 @@ def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
     assert _output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
 
 
+def test_a_dict_is_no_configuration():
+    with pytest.raises(
+        ValueError, match=r"`config` must be of the class `ReconstructConfig`, but got {'device': 'cpu'}"
+    ):
+        reconstruct("tiny", "in.mp4", "out.mp4", {"device": "cpu"})
+
+
 def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path):
     video = videos / "one.mp4"
     with pytest.raises(ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"):

@@ -72,13 +72,14 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     assert all(p.weight.grad.abs().sum() > 0 for p in term.projections)
 
 
-def test_of_frames(folder):
-    """An autoencoder of images decodes frames; chunks of a student are put together."""
-    tiny_model("kl_image").save_pretrained("kl")
-    teacher = load_autoencoder("kl")
+@pytest.mark.parametrize("name", ["kl_image", "qwen_image21"])
+def test_of_frames(folder, name):
+    """An autoencoder of images decodes frames, or clips of one frame; chunks of a student are put together."""
+    tiny_model(name).save_pretrained(name)
+    teacher = load_autoencoder(name)
     config = student_config("tiny", teacher, (3, 32, 32))
-    student = StudentAutoencoder.of(teacher, "kl", load_autoencoder, config)
-    term = TeacherFeatures("kl", config.channels)
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, config)
+    term = TeacherFeatures(name, config.channels)
     latent = torch.randn(2, config.latent_channels, 3, 4, 4)
     whole = term(latent=latent, decode=student.decode)
     student.enable_temporal_chunks(1)

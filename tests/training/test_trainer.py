@@ -174,9 +174,10 @@ def assert_equal_runs(straight, resumed, num_files=6):
 
 
 @pytest.mark.parametrize("config", ["demo", {"steps": 1}])
-def test_a_name_and_a_dict_are_no_configuration(config):
+@pytest.mark.parametrize("function", [train, dry_run])
+def test_a_name_and_a_dict_are_no_configuration(config, function):
     with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
-        train(config)
+        function(config)
 
 
 @pytest.mark.slow

@@ -90,8 +90,7 @@ class _LookupFreeBottleneck(Bottleneck):
         if not self.training:
             return super().posterior(latent)
         if num_ranks() > 1:
-            # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and divides the codes' probabilities by
-            # the number of processes.
+            # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and then divides by the number of ranks.
             remedy = "Train on one device, or use `fsq`."
             raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
         (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)

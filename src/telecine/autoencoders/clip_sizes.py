@@ -65,8 +65,7 @@ class _Probe(nn.Module):
 class ClipSizes:
     """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached.
 
-    Clips have `in_channels`; `only_side` is the height and width of the only frames that it reproduces, if there are no
-    others.
+    Clips have `in_channels`; `only_side` is the height and width of its only frames, if it reproduces no others.
     """
 
     def __init__(

@@ -120,8 +120,7 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.autoencoders.diffusers.loading import find_config
 
     if kind == _DIFFUSION_DECODER:
-        teacher = _teacher_of(folder)
-        return DiffusionDecoder.without_weights(folder, teacher, lambda name: without_weights(name, config))
+        return DiffusionDecoder.without_weights(folder, _teacher_of(folder), lambda name: without_weights(name, config))
     is_config = source.endswith(".json")
     return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
 
@@ -147,11 +146,11 @@ def _config_in(folder: Path) -> dict[str, Any]:
 def _teacher_of(folder: Path) -> str:
     """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
 
-    It is a path beside the decoder, or beside the model that the decoder's run has started from; or a name on the Hub.
+    It is a path beside the model that the decoder's run has started from, or beside the decoder; or a name on the Hub.
     """
     name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
     beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
-    if not beside.exists() and origin != folder and origin.exists():
+    if origin != folder and origin.exists():
         return _teacher_of(origin)
     return str(beside) if beside.exists() else name
 

@@ -214,12 +214,12 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
             raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    # The teacher is in a folder beside the student, or in the run's settings.
+    # The teacher is where the run's settings say, or beside the student, where a checkpoint has a "model" and an "ema".
     path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
-    if beside.is_dir():
-        teacher = str(beside)
-    elif isinstance(path, str) and Student.public_name(path) == teacher:
+    if isinstance(path, str) and Student.public_name(path) == teacher and (Path(path).exists() or not beside.is_dir()):
         teacher = path
+    elif beside.is_dir():
+        teacher = str(beside)
     return config, teacher, {"digest": digest, "normalisation": values}
 
 
@@ -252,9 +252,10 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
 
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
+    # An image does not show the frames of a latent frame. Clips have to show what clips of twice the length show.
+    clip = clip if clip[0] > 1 else teacher.covering_clip(9, *clip[1:])
     linear = teacher.linear_autoencoder(*clip)
-    # An image does not show the frames of a latent frame. Other clips have to show what clips of twice the length show.
-    longer = linear if clip[0] == 1 else teacher.linear_autoencoder(*teacher.covering_clip(2 * clip[0] - 1, *clip[1:]))
+    longer = teacher.linear_autoencoder(*teacher.covering_clip(2 * clip[0] - 1, *clip[1:]))
     found = [f"{each.encoder.time} x {each.encoder.space} x {each.encoder.space}" for each in (linear, longer) if each]
     if linear is None or found[1:] != found[:1] or linear.encoder.space & (linear.encoder.space - 1):
         got = ", then ".join(dict.fromkeys(found)) or "another one"

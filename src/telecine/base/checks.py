@@ -56,11 +56,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean `...`?" with the known word that has all parts of `word` or is spelled alike, or ""."""
     if word in _INSTEAD:
         return _INSTEAD[word]
-    name, names = word.lstrip("-"), {each.lstrip("-"): each for each in known}
+    name, names = word.lstrip("-").replace("-", "_"), {each.lstrip("-"): each for each in known}
     parts = {each: {*each.replace(".", "_").split("_")} for each in (name, *names)}
     matches = sorted((each for each in names if parts[name] <= parts[each]), key=len)
     matches = matches or difflib.get_close_matches(name, names, n=1)
-    matches = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else matches
+    matches = [here] if (here := _ELSEWHERE.get(name.rpartition(".")[2])) in names else matches
     return f"Did you mean `{names[matches[0]]}`?" if matches else ""
 
 

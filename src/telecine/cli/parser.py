@@ -61,7 +61,7 @@ class _Command:
                 raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
             known = [*parser._option_string_actions, *(f"--{item.name}" for item in self._settings(all_names=True))]
             similar = nearest(option, known) if option.startswith("-") else ""
-            if os.path.exists(option) and kind_at(self.settings, "data") is not None:
+            if os.path.exists(option) and "path" not in found and kind_at(self.settings, "data") is not None:
                 similar = f"Did you mean `--data {option}`?"
             raise ValueError(f"`{option}` is not an argument of this command. {similar}".rstrip())
         allow_code(*found.pop("allow_code", None) or [])

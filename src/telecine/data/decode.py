@@ -279,8 +279,7 @@ def _packets_from_keyframe(
 ) -> Generator[Packet[VideoStream], None, None]:
     """Yield packets from a keyframe displayed at or before frame `start`.
 
-    Containers seek by decoding time or by byte position. If a seek ends too late, try an earlier keyframe, then the
-    start of the file.
+    Containers seek by decoding time or byte position. If a seek ends too late, try an earlier keyframe, then the start.
     """
     nearest = bisect_right(info.keyframes, start) - 1
     # The last two keyframes, without the first one of the file, which is its start.

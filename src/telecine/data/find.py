@@ -152,7 +152,7 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
     if "://" in str(output):
         raise argument_error(name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards.")
     for part in () if data is None else _parts(data):
-        is_searched = Path(part).is_dir() or (has_magic(part) and not is_address(part))
+        is_searched = Path(part).is_dir() or (has_magic(part) and not is_address(part) and not Path(part).is_file())
         if is_searched and deepest_folder(Path(part)).resolve() == Path(output).resolve():
             raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
 
@@ -226,8 +226,7 @@ def _check_path(given: str | PathLike[str], name: str) -> None:
         raise argument_error(name, "arrays as .npy or .npz", path, remedy, DataError)
     if _COMPRESSED.search(path):
         contract = "an uncompressed tar file, because members are read without unpacking the archive"
-        remedy = "Repack it without compression. Videos hardly shrink."
-        raise argument_error(name, contract, path, remedy, DataError)
+        raise argument_error(name, contract, path, "Repack it without compression. Videos hardly shrink.", DataError)
 
 
 def _at(path: str) -> list[File]:

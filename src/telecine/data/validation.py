@@ -20,9 +20,8 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
     """Split data into spans to train on and held-out spans. The two have no frame in common.
 
     Of ten videos or more, whole videos are held out, evenly spaced in their order, so that a folder sorted by subject
-    is sampled across subjects. Of fewer videos, the end of each is held out; a video that is too short for one clip in
-    each part is used for training only. All held-out spans of videos are at least one clip long. Images are always
-    whole.
+    is sampled across subjects. Of fewer videos, the end of each is held out; one that is too short for a clip in each
+    part is used for training only. All held-out spans of videos are at least one clip long. Images are always whole.
 
     Args:
         spans: The frames to split. Spans of one video may overlap.

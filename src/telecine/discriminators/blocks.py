@@ -253,8 +253,7 @@ class DiscriminatorBlock3D(_ResidualBlock):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
     Maps `(B, input_channels, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`.
-    `antialiased_downsample` blurs space before the stride, as the reference's checkpoints expect, `antialiased_time`
-    time as well.
+    `antialiased_downsample` blurs space before the stride, as the reference's weights expect, `antialiased_time` time.
     """
 
     def __init__(

@@ -8,12 +8,13 @@ from typing import cast
 from telecine.base.files import write_json, write_text
 from telecine.base.yaml_files import read_package_yaml
 from telecine.evaluation.denoising import LEVELS
-from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
+from telecine.evaluation.latents import DEFINITIONS, TRANSFORMS, Channels, LatentReport, LatentSpace
 from telecine.report.page import render_page, short
 from telecine.report.plots import Plot, Series, as_curve
 
 _PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
 _LABELS = ("latent", "scaled-down video")
+_TRANSFORMS = ["none", *TRANSFORMS]
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
@@ -50,7 +51,7 @@ def _channel(channels: Channels, index: int) -> str:
 
 def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]:
     points = [_points(space) for space in spaces]
-    names = {"transform": [*spaces[0].equivariance], "channel": channels}
+    names = {"transform": _TRANSFORMS, "channel": channels}
     plots = []
     for measure, (title, x, scale) in _PLOTS.items():
         columns = zip(*(each[measure] for each in points), strict=True)
@@ -73,7 +74,7 @@ def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]
         "eigenvalues": [enumerate((value / total for value in space.eigenvalues), 1)],
         "autocorrelation.space": [enumerate(correlation[name], 1) for name in ("space", "video_space")],
         "autocorrelation.time": [enumerate(correlation[name], 1) for name in ("time", "video_time")],
-        "equivariance": [enumerate(value["mse"] for value in space.equivariance.values())],
+        "equivariance": [((_TRANSFORMS.index(name), value["mse"]) for name, value in space.equivariance.items())],
         "noise": [((float(size), value) for size, value in space.noise_psnr.items())],
         "probe": [zip(LEVELS, space.probe.shares() if space.probe else (), strict=False)],
         "drift": [enumerate(cast(list[float], space.drift.get("correlation", [])))],

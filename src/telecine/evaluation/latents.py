@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
@@ -34,8 +34,9 @@ NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each
 MAX_LAG = 8
 DEFINITIONS: dict[str, str] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latents"]
 
+_HALF = "scale_1/2"
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "scale_1/2": lambda x: resized(x, [max(side // 2, 1) for side in x.shape[-2:]]),
+    _HALF: lambda x: resized(x, [max(side // 2, 1) for side in x.shape[-2:]]),
     "flip_horizontal": partial(torch.flip, dims=(-1,)),
     "flip_vertical": partial(torch.flip, dims=(-2,)),
     "turn_90": partial(torch.rot90, k=1, dims=(-2, -1)),
@@ -114,13 +115,13 @@ def _autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> li
     return [sum(correlation(axis, lag) for axis in axes) / len(axes) for lag in lags]
 
 
-def _scaled_video(video: Video, latent: Tensor) -> Video:
+def _scaled_video(video: Video, latent: Tensor, first_apart: bool) -> Video:
     """Return the video scaled down to its latent, with the last frame that each latent frame depends on."""
     num_latent, num_frames = latent.shape[2], video.shape[2]
-    step = (num_frames - 1) / max(num_latent - 1, 1)
-    last = (torch.arange(num_latent, device=video.device) * step).round().long().expand(len(video), -1)
-    frames = pick_frames(video, last).unflatten(0, (len(video), -1)).transpose(1, 2)
-    return resized(frames, list(latent.shape[-2:]))
+    step = (num_frames - first_apart) / max(num_latent - first_apart, 1)
+    last = num_frames - 1 - torch.arange(num_latent - 1, -1, -1, device=video.device) * step
+    frames = pick_frames(video, last.round().long().expand(len(video), -1))
+    return resized(frames.unflatten(0, (len(video), -1)).transpose(1, 2), list(latent.shape[-2:]))
 
 
 def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:
@@ -251,6 +252,7 @@ def measure_latent_spaces(
     Raises:
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
+    check_type("config", config, LatentsConfig, 'Use `LatentsConfig(data="my_videos")`.')
     if config.data is None:
         raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
     device = pick_device(config.device)
@@ -343,7 +345,9 @@ def _measure_space(
     latents = _encode_all(source, videos)
     std, mean = (values.tolist() for values in torch.std_mean(_channel_rows(latents), 1, correction=0))
     eigenvalues = _covariance_eigenvalues(latents)
-    small = torch.cat([_scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
+    linear = source.model.linear_autoencoder(*videos.config.val_bucket.shape)
+    first_apart = linear is None or linear.encoder.first is not None
+    small = torch.cat([_scaled_video(*pair, first_apart) for pair in zip(videos, latents.split(1), strict=True)])
     frequency, latent_power = _radial_spectrum(latents)
     equivariance, noise_psnr, nested_psnr = _decode_changed(source.model, videos, latents, std)
     shares = {"latent": _high_frequency_share(latents), "video": _high_frequency_share(small)}
@@ -380,7 +384,10 @@ def _decode_changed(
 
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor(std).view(1, -1, 1, 1, 1)
-    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ("none", *TRANSFORMS)}
+    (num_frames, height, width), (rows, columns) = videos.config.val_bucket.shape, latents.shape[-2:]
+    half = num_frames, height * max(rows // 2, 1) // rows, width * max(columns // 2, 1) // columns
+    names = [name for name in TRANSFORMS if name != _HALF or model.covering_clip(*half) == half]
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ("none", *names)}
     noisy: dict[str, list[float]] = {f"{size:g}": [] for size in NOISE}
     cut: dict[str, list[float]] = {str(number): [] for number in sorted(model.nested_channels)}
     for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):

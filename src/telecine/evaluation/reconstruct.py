@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
 from telecine.base.shapes import VALUE_RANGE
@@ -56,7 +56,8 @@ def reconstruct(
         ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input, or does
             not keep the model's channels and bits.
     """
-    config = config or ReconstructConfig()
+    config = ReconstructConfig() if config is None else config
+    check_type("config", config, ReconstructConfig, "Use `ReconstructConfig(num_frames=17)`.")
     device = pick_device(config.device)
     model = load_model(checkpoint, config, device)
     of_run = clips_of(checkpoint, model)
@@ -162,8 +163,7 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
         contract = f"{contract}, which ends in {' or '.join(suffixes)}"
         raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}.")
     if output.resolve() == video.resolve():
-        contract = "another file than the input"
-        raise argument_error("output", contract, f"{output} for both", "Choose another name.")
+        raise argument_error("output", "another file than the input", f"{output} for both", "Choose another name.")
 
 
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:

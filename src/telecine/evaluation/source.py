@@ -179,8 +179,7 @@ def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     found = _checkpoint_of(checkpoint)
     saved = read_saved_settings(found).get("clips") if found else {"channels": model.in_channels}
     if not isinstance(saved, dict):
-        contract = "a group of settings"
-        raise argument_error(f"clips in the settings of {found}", contract, describe(saved), "Restore it.")
+        raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
     return validate(ClipConfig, saved | {"buckets": ()}, prefix=f"{found}: clips.")  # buckets are for training
 
 

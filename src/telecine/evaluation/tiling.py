@@ -130,8 +130,7 @@ def _tile_starts(side: int, tiling: Tiling) -> list[int]:
     """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
     if tiling.size is None or side <= tiling.size:
         return [0]
-    step = tiling.size - tiling.overlap
-    return [*range(0, side - tiling.size, step), side - tiling.size]
+    return [*range(0, side - tiling.size, tiling.size - tiling.overlap), side - tiling.size]
 
 
 def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:

@@ -169,8 +169,7 @@ def latent_masking(
     The latent masked reconstruction of SSVAE (Liu et al., arXiv:2512.05394), which draws ratios of 0, 1/4, 1/2 and 3/4.
     Here each clip has a ratio from 0 to `max_ratio`, each position is masked with that probability, and a masked one
     gets the clip's mean of its channel, where the paper learns a token. Cubes with a side of `block` positions are
-    masked together. It costs a full pass of the decoder. The other arguments, errors and result are those of
-    `equivariance`.
+    masked together. It costs a full pass of the decoder. Other arguments, errors and the result are `equivariance`'s.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
@@ -201,8 +200,7 @@ def latent_noise(
     The noise-augmented decoding of "Diffusion Transformers with Representation Autoencoders" (Zheng et al.,
     arXiv:2510.11690): the noise of each clip has a standard deviation `|n|` with `n ~ N(0, scale^2)`, in units of the
     standard deviation of each channel of the clip. `scale` is above 0; it is 0.8 in the paper, whose latents are of
-    high dimension. It costs a full pass of the decoder. The other arguments, errors and result are those of
-    `equivariance`.
+    high dimension. It costs a full pass of the decoder. Other arguments, errors and the result are `equivariance`'s.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")

@@ -34,8 +34,7 @@ NO_PENALTY = Penalty(
 class AdversarialLosses:
     """The adversarial losses of one call: the generator's, then the discriminators'.
 
-    A loss of the autoencoder's step gives no gradient to discriminators, and one of the discriminators' step none to
-    the autoencoder.
+    A loss of the autoencoder's step gives no gradient to discriminators, and one of theirs none to the autoencoder.
     """
 
     discriminators: Sequence[VideoDiscriminator]

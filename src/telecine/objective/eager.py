@@ -34,9 +34,8 @@ def eager_backward(
 ) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
 
-    `terms` is called once, with a detached copy of `x` in at least float32; gradients for anything else are lost. Peak
-    memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is a plain
-    call.
+    `terms` is called once, with a detached copy of `x` in at least float32; gradients for all else are lost. Memory
+    is that of one call at the peak; each scalar keeps a gradient of `x`'s shape. Without gradients it is a plain call.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return dict(terms(x))
@@ -58,8 +57,7 @@ def gradients_of(
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
     Autocast is off meanwhile, as in a caller's `backward()`. `add_to` are gradients of another scalar, one per input,
-    to add. Each is added as soon as its counterpart is computed and is removed from the list, so that memory does not
-    hold two complete sets.
+    to add. Each is added, and leaves the list, when its counterpart is computed: memory never holds two complete sets.
     """
     known = add_to or [None] * len(inputs)
     if not (inputs and value.requires_grad):

@@ -226,8 +226,7 @@ class PerceptualTerm(nn.Module):
             raise argument_error("vgg_weights", contract, describe(self.config.net), remedy)
         self.feature_terms = {name: term for name, term in functions.terms.items() if term.uses_features}
         terms = config.all_terms()
-        is_needed = any(terms[name].ramp.is_ever_on for name in ("perceptual", *self.feature_terms))
-        if not is_needed:
+        if not any(terms[name].ramp.is_ever_on for name in ("perceptual", *self.feature_terms)):
             self.distance: LPIPS | CustomDistance | None = None
         elif isinstance(net, str):
             self.distance = LPIPS(net, weights=vgg_weights if net == "vgg" else None)

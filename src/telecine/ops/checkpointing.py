@@ -25,8 +25,7 @@ _copy = partial(tree_map, lambda leaf: leaf)
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
-    `forward` may change lists and dicts among its arguments, also nested ones. The layers keep tensors in the attribute
-    `cache_name`.
+    `forward` may change lists and dicts among its arguments, also nested ones. Layers keep tensors in `cache_name`.
     """
 
     _running: ClassVar[ContextVar[CheckpointedCall | None]] = ContextVar("running", default=None)

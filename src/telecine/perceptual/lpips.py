@@ -136,8 +136,7 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
     Args:
         net: Called as `net(reconstruction=..., target=...)`, or as `net(reconstruction, target)` if its parameters
             have other names or cannot be read, with frames `(N, C, H, W)`. It returns a floating-point tensor on their
-            device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, which is taken for the mean over
-            the frames.
+            device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, the mean over the frames.
 
     An `nn.Module` is frozen in place, as `Frozen` does, and moves with this module. The caller freezes and moves the
     networks that a plain function uses.

@@ -104,8 +104,7 @@ def side_by_side(
 
     All clips are frames `(T, H, W, C)` of one shape, which `as_shown` shows. The result, `(T, H', W', 3)` with even
     `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
-    rows or more; what is larger than a video can be is shrunk. Depth has the colours of `limits`, by default those of
-    all inputs.
+    rows or more; what no video can show is shrunk. Depth has the colours of `limits`, by default those of all inputs.
     """
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
     pairs = zip(inputs, reconstructions, strict=True)

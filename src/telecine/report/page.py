@@ -112,8 +112,7 @@ class _VideoFolder:
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
-        if not self._names:
-            mark_output(self.path)
+        mark_output(self.path)
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):

@@ -45,8 +45,7 @@ class FlowConfig(Settings):
     level_std: _Above0 = 1.0
     """Standard deviation of that logit."""
     shift: _Above0 = 1.0
-    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and in the steps of decoding: above 1, more of
-    them have much noise."""
+    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding: above 1, more have much noise."""
     shift_pixels: Count | None = None
     """Pixels of a frame to which `shift` belongs: with n times as many it is sqrt(n) times as large (equation 23 of
     SD3). Left out, it is the same for all sizes."""
@@ -70,8 +69,7 @@ class CausalVAEConfig(Settings):
     """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two."""
 
     time_compression: Count = 4
-    """Frames per latent frame. The first frame has its own latent frame, see `first_frame_apart`: 1 + 4k frames become
-    1 + k."""
+    """Frames per latent frame. The first frame has its own, see `first_frame_apart`: 1 + 4k frames become 1 + k."""
     spatial_compression: _PowerOf2 = 8
     """Pixels per latent position along height and along width, a power of two."""
     latent_channels: Count = 16

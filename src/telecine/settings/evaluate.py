@@ -78,13 +78,11 @@ class MeasuredClips(ModelUse):
     data: str | None = field(default=None, metadata=PATH)
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
     max_clips: int | None = None
-    """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
-    of the protocol."""
+    """Maximum number of clips to measure, spread evenly over the videos. Default: 100, or that of the protocol."""
     num_frames: int | None = None
     """Frames in a clip. Default: as in the training run, or 17 without a run."""
     height: int | None = None
-    """Height of a clip. Default: as in the training run; the videos' height if reconstructions are given as videos;
-    else 256."""
+    """Height of a clip. Default: as in the training run; that of the videos if reconstructions are videos; else 256."""
     width: int | None = None
     """Width of a clip. Its default does not depend on `height`: as in the training run, the videos' width, or 256."""
     stride: int | None = None
@@ -115,8 +113,7 @@ class EvaluateConfig(MeasuredClips):
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
     flow: Literal["dis"] | None = None
-    """Also measure the warping error, by this optical flow: "dis" is that of OpenCV, which needs the extra
-    `protocols`."""
+    """Also measure the warping error, by this optical flow: "dis" is OpenCV's, which needs the extra `protocols`."""
     chunk: Annotated[int, partial(check_count, remedy="Leave it out for whole clips.")] | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: int = 0
@@ -175,8 +172,7 @@ class LatentsConfig(MeasuredClips):
     """Which clips are encoded, the model whose latents they are compared with, and a generator of the latents."""
 
     base: str | None = field(default=None, metadata=PATH)
-    """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
-    fine-tuned."""
+    """Measure the drift from the latents of this run, checkpoint or saved autoencoder, e.g. what was fine-tuned."""
     probe: ProbeConfig = ProbeConfig()
     """With `--probe`: a small generator that is trained on the latents of `data`, and how well it does."""
 

@@ -128,12 +128,10 @@ class TrainConfig(Settings):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the networks' forward passes; losses are always computed in float32."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """With several processes: replicate the autoencoder ("none"), or shard its weights, gradients and optimizer states
-    ("fsdp2")."""
+    """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     process_timeout: Annotated[float, partial(check_positive, remedy="Use some minutes, in seconds.")] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
-    of one of them has to be shorter, e.g. saving a checkpoint. For reading the videos at the start they wait for any
-    time."""
+    of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
     model_gradient_checkpointing: bool = False
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""
@@ -179,8 +177,7 @@ class TrainConfig(Settings):
     """Also measure the best linear autoencoder with the same latent on the validation clips, and show it beside every
     validation. It is fitted to 300 training clips, which takes seconds."""
     linear_start: bool = True
-    """Start telecine's own autoencoder as that linear one, instead of at random. Other models start from their
-    weights."""
+    """Start telecine's own autoencoder as that linear one, not at random. Other models start from their weights."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of Accelerate that get the scalars, besides the run's folder: tensorboard, wandb, trackio and others.
     These three also get a grid of reconstructions with each validation."""

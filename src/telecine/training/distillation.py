@@ -128,15 +128,15 @@ class TeacherFeatures(nn.Module):
 
     @torch.no_grad()
     def _features(self, latent: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the outputs `(B, c, t, h, w)` of layers, in order; of a single frame, those that are called once."""
+        """Return the outputs `(B, c, T, h, w)` of layers, in order; of a single frame, those that are called once."""
         teacher = self.teacher.module
         with _recorded(_decoder_of(teacher), names) as found:
             teacher.decode(latent)
         if latent.shape[2] == 1:
             found = {name: parts for name, parts in found.items() if len(parts) == 1}
         clips = {name: torch.cat(parts, dim=2) if parts[0].ndim == 5 else parts[0] for name, parts in found.items()}
-        frames = {name: x.unflatten(0, (len(latent), -1)).transpose(1, 2) for name, x in clips.items() if x.ndim == 4}
-        return clips | frames
+        of_frames = {name: x.flatten(1, -3) for name, x in clips.items() if x.ndim == 4 or len(x) > len(latent)}
+        return clips | {name: x.unflatten(0, (len(latent), -1)).transpose(1, 2) for name, x in of_frames.items()}
 
 
 def _ends(model: CausalAutoencoder) -> list[str]:

@@ -29,6 +29,8 @@ from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
 
+_REMEDY = 'Use `read_config("demo")`, or another recipe, a file or a dict.'
+
 
 def train(
     config: TrainConfig,
@@ -56,7 +58,7 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    check_type("config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe, a file or a dict.')
+    check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
@@ -105,6 +107,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
+    check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
     named = lost_process_named(config.process_timeout, lambda: "in the dry run")
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:

@@ -151,8 +151,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy a folder's weights into this model, which keeps its device and dtype."""
-        loaded = load_module(str(folder))
-        copy_state(loaded.state_dict(), into=self.module, source=str(folder))
+        copy_state(load_module(str(folder)).state_dict(), into=self.module, source=str(folder))
 
     @classmethod
     def from_pretrained(

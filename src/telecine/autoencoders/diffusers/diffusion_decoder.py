@@ -113,8 +113,7 @@ class DiffusionDecoder(Student):
 
         def denoise(video: Video, level: Tensor) -> Video:
             predicted = decoder.forward_diffusion_step(context, video.to(context.dtype), level)
-            is_velocity = decoder.model_output_type == "v"
-            return video - level.view(-1, 1, 1, 1, 1) * predicted if is_velocity else predicted
+            return video - level.view(-1, 1, 1, 1, 1) * predicted if decoder.model_output_type == "v" else predicted
 
         return denoise
 

@@ -1,7 +1,7 @@
 """How each diffusers class is encoded and decoded with gradients. Most classes need only their own methods."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -203,6 +203,10 @@ def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = F
     return _clips_from_frames(frames, len(latent)), losses
 
 
+def _decode_rae(module: DiffusersModel, latent: Tensor) -> _Decoded:
+    return _decode_frames(module, latent.contiguous())  # the class views height and width as one axis
+
+
 def _encode_allegro(module: DiffusersModel, video: Video) -> _LatentPosterior:
     """Encode whole clips; Allegro's own `encode` only works with tiles."""
     moments = module.quant_conv(_frames_from_clips(module.encoder(video)))
@@ -327,7 +331,9 @@ _FAMILIES = {
     "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
     "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
-    "AutoencoderRAE": replace(_OF_FRAMES, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"),
+    "AutoencoderRAE": Family(
+        _encode_frames, _decode_rae, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"
+    ),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips, first_frame_apart="is_causal"),
 }
 

@@ -46,15 +46,23 @@ def load_module(source: str, subfolder: str | None = None, revision: str | None 
     """Return the diffusers model of a folder or a Hub name, with all its weights, in float32."""
     config, place = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
+    folder, contract, remedy = Path(source, place or ""), "a model with all its weights", "Download or copy it again."
+    files = [*folder.glob("diffusion_pytorch_model*")]
+    if folder.is_dir() and not files:
+        raise argument_error(source, contract, "one without a file of them", remedy, FileNotFoundError)
+    variant = "fp16" if files and all(".fp16" in file.name for file in files) else None
+    options = {"subfolder": place, "revision": revision, "variant": variant, "torch_dtype": torch.float32}
     with _quiet_diffusers():
-        check_num_weights(lambda: cls.from_config(config), source, Path(source) / (place or ""))
-        module, report = cls.from_pretrained(
-            source, subfolder=place, revision=revision, torch_dtype=torch.float32, output_loading_info=True
-        )
+        check_num_weights(lambda: cls.from_config(config), source, folder)
+        try:
+            module, report = cls.from_pretrained(source, **options, output_loading_info=True)
+        except ValueError as error:  # which goes on with advice about arguments of diffusers
+            got = f"one that does not fit ({str(error).rpartition('because ')[2].partition('. ')[0]})"
+            raise argument_error(source, contract, got, remedy) from error
     if missing := sorted(report["missing_keys"]):
         # diffusers initialises missing weights with random numbers.
         got = f"one with {len(missing)} weights missing, e.g. {', '.join(missing[:MAX_LISTED])}"
-        raise argument_error(source, "a model with all its weights", got, "Download or copy it again.")
+        raise argument_error(source, contract, got, remedy)
     unused = {name for name in config if not name.startswith("_")} - _arguments_of(cls)
     if names := [*sorted(unused), *sorted(report["unexpected_keys"])]:
         _logger.warning("%s does not use some of %s: %s", cls.__name__, source, ", ".join(names[:MAX_LISTED]))

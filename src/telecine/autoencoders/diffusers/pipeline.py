@@ -34,17 +34,21 @@ class PipelineVAE(ModelMixin, nn.Module):
         self.config = FrozenDict(
             z_dim=student.config.latent_channels,
             latent_channels=student.config.latent_channels,
-            block_out_channels=(1,) * (halvings + 1),  # pipelines read its length
+            block_out_channels=(1,) * (halvings + 1),  # pipelines read the length of these
+            encoder_block_out_channels=(1,) * (halvings + 1),
             scale_factor_temporal=time,
             scale_factor_spatial=space,
             timestep_conditioning=False,
+            force_upcast=False,
             **{"scaling_factor": 1.0, **ratios, **normalisation},
         )
 
     @apply_forward_hook
-    def decode(self, z: Tensor, temb: None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Return the video of a latent `(B, C, 1 + k, h, w)`, as diffusers returns it."""
-        video = self.student.decode(z)
+    def decode(
+        self, z: Tensor, temb: None = None, return_dict: bool = True, generator: object = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Return the video of a latent `(B, C, t, h, w)`, or the images of `(B, C, h, w)`, as diffusers does."""
+        video = self.student.decode(z) if z.ndim == 5 else self.student.decode(z[:, :, None])[:, :, 0]
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     @apply_forward_hook
