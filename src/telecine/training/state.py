@@ -134,7 +134,7 @@ class TrainState:
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
         return sum(weight.numel() for weight in weights), trained, discriminators
 
-    def describe_size(self, steps: float = float("inf")) -> str:
+    def describe_size(self, steps: int) -> str:
         """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"

@@ -41,7 +41,7 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
-from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
+from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
@@ -83,8 +83,10 @@ class Trainer:
                 autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
-        except BaseException:
+        except BaseException as error:
             self._release_lock()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise out_of_memory(self.config, "at the start", is_own=self.is_custom) from error
             raise
 
     def _print(self, *lines: str) -> None:

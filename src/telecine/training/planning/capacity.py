@@ -241,11 +241,11 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
     return on_first_process(search, accelerator)
 
 
-def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
+def out_of_memory(config: TrainConfig, when: str, *, is_own: bool) -> TrainingError:
     """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
     if is_own:  # a custom module cannot be planned
-        return TrainingError(f"out of memory at step {step}. What helps: {_SMALLER}.")
-    text = f"out of memory at step {step} with a batch size of {config.batch_size}."
+        return TrainingError(f"out of memory {when}. What helps: {_SMALLER}.")
+    text = f"out of memory {when} with a batch size of {config.batch_size}."
     try:
         plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
