@@ -138,6 +138,15 @@ def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path
         assert SavedSettings(tmp_path).check_clips(other, SUMMARY, data) == changes, "the user has chosen other clips"
 
 
+def test_the_same_files_may_be_in_another_place(tmp_path):
+    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data="a")))
+    moved = TrainConfig(data="b")
+    assert SavedSettings(tmp_path).check_clips(moved, SUMMARY, DATA | {"data_sha256": "cd"}) == []
+    for before, now in ((SUMMARY, "ef"), (replace(SUMMARY, data_sha256=""), "cd"), (None, "cd")):
+        with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got 'b'\. .*--change_data"):
+            SavedSettings(tmp_path).check_clips(moved, before, DATA | {"data_sha256": now})
+
+
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig()))
     old = replace(SUMMARY, data_sha256="")

@@ -121,8 +121,6 @@ class Trainer:
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
-            if not change_data:
-                saved.check_data(self.config.data)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -133,7 +131,7 @@ class Trainer:
             clips = self.clips = build_clips(config, model)
         data = self.data = clips.recorded()
         if found is not None and not change_data:
-            changes = on_first_process(lambda: before and saved.check_clips(config, before, data), self.accelerator)
+            changes = on_first_process(lambda: saved.check_clips(config, before, data), self.accelerator)
             self._warn([f"the data has changed: {', '.join(changes)}"] if changes else [])
         device = self.accelerator.device
         if found is None and autoencoder is None and device.type == "cpu":
