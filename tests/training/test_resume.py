@@ -34,7 +34,7 @@ CHANGED_NETWORKS = [
     (lambda c: {"clips": replace(c.clips, width=48)}, "`clips.width` must be 32 as in"),
     (
         lambda c: {"objective": replace(c.objective, adversarial_loss_weight=0.0)},
-        "`objective.adversarial_loss_weight > 0` must be True as in",
+        "`objective.adversarial_loss_weight` must be 'above 0' as in .* but got '0'",
     ),
     (
         lambda c: {"objective": replace(c.objective, reconstruction=ReconstructionConfig(learn_logvar=True))},
@@ -42,7 +42,7 @@ CHANGED_NETWORKS = [
     ),
     (
         lambda c: {"objective": replace(c.objective, gan=GANConfig(lecam_loss_weight=Ramp(0.1, start=100)))},
-        "`objective.gan.lecam_loss_weight > 0` must be False as in",
+        "`objective.gan.lecam_loss_weight` must be '0' as in .* but got 'above 0'",
     ),
 ]
 
@@ -155,7 +155,7 @@ def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
 
 REMOVED_SETTINGS = [
     ("discriminator", "pad_mode", "first", "zero", "`discriminator.pad_mode` must be 'zero' as in .* got 'first'"),
-    ("objective.adaptive_weight", "decay", 0.0, 0.9, "`objective.adaptive_weight.decay > 0` must be True as in"),
+    ("objective.adaptive_weight", "decay", 0.0, 0.9, "`objective.adaptive_weight.decay` must be 'above 0' as in"),
 ]
 
 

@@ -105,5 +105,6 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
     for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
-        networks[f"{name} > 0"] = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+        is_on = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+        networks[name] = "above 0" if is_on else "0"
     return networks
