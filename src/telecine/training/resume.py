@@ -41,14 +41,14 @@ class SavedSettings:
             remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
             raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-    def check_clips(self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
+    def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
         Raise a `ValueError` for data in another place, unless its files are the same, and for other held-out clips with
         the same settings: metrics would not compare.
         """
         if before is None or before.data_sha256 != data["data_sha256"]:
-            self.check_data(config.data)
+            self.check_data(plain_settings(config)["data"])
         if before is None:
             return []
         numbers = ("num_videos", "videos"), ("num_images", "images"), ("num_skipped", "skipped files")

@@ -121,6 +121,7 @@ class Trainer:
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
+            self._keep_start(saved.values)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -159,6 +160,15 @@ class Trainer:
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
+
+    def _keep_start(self, saved: Mapping[str, Any]) -> None:
+        """Keep what a run that resumes has started from, and warn if its settings now name something else."""
+        config, of_discriminators = self.config, saved["discriminator"].get("init")
+        pairs = {"init": (config.init, saved.get("init"))}
+        pairs |= {"discriminator.init": (config.discriminator.init, of_discriminators)}
+        self._warn(f"`{name}` stays {old!r}, as the run has started" for name, (now, old) in pairs.items() if now != old)
+        discriminator = replace(config.discriminator, init=of_discriminators)
+        self.config = replace(config, init=saved.get("init"), discriminator=discriminator)
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
         if self.is_resumed or self.config.init is None:
