@@ -44,6 +44,10 @@ def run(typed: Sequence[str]) -> None:
     own = [word for word in words if word.startswith("--causal_vae") and not word.startswith("--causal_vae.flow")]
     if own and chosen.trains and arguments["settings"].model is not None:
         _say(f"warning: {own[0].partition('=')[0]} changes nothing: the model that `--model` names stays as it is")
+    for name in ("model", "random_weights") if chosen.settings is DistillConfig else ():
+        value = getattr(arguments["settings"], name)  # in a file, such as a recipe of that model, it is left aside
+        if value and any(word.partition("=")[0] == f"--{name}" for word in words):
+            raise argument_error(name, "left out", repr(value), "A student is new, and learns from its `--teacher`.")
     if output := arguments.get("output"):
         from telecine.data.find import check_output
 
