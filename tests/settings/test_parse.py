@@ -112,6 +112,11 @@ def test_dotted_names_are_settings_of_groups():
         "clips": {"height": 3, "width": 5},
         "steps": 4,
     }
+    assert nested([("objective", {"gan.window": 9, "gan": {"augment": []}})]) == {
+        "objective": {"gan": {"window": 9, "augment": []}}
+    }
+    own = {"model_arguments": {"a.b": 1}, "objective": {"terms": {"x": {"params": {"layer.0": 1}}}}}
+    assert nested(own.items()) == own, "names inside these values are not those of settings"
 
 
 def test_later_layers_override_setting_by_setting():

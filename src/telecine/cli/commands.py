@@ -17,7 +17,15 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import describe_recipes, environment_variables, find_recipe, launcher_layer, read_config
+from telecine.settings.parse import (
+    describe_recipes,
+    environment_variables,
+    find_recipe,
+    launcher_layer,
+    merged,
+    read_layer,
+    settings_from,
+)
 from telecine.settings.validate import json_schema
 
 _console = PlainConsole()
@@ -222,7 +230,9 @@ def _config(
     else:
         from telecine.objective.terms import check_functions
 
-        settings = read_config(*files)
+        of_student = DistillConfig.__dataclass_fields__.keys() - TrainConfig.__dataclass_fields__.keys()
+        kind = DistillConfig if merged(map(read_layer, files)).keys() & of_student else TrainConfig
+        settings = settings_from(kind, files, [])
         check_functions(settings.objective, sharding=settings.sharding)
         _say(f"valid: {' '.join(files)}")
 

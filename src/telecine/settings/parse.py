@@ -23,6 +23,8 @@ RECIPES = Path(__file__).with_name("recipes")
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
+# Settings whose values have names of their own.
+_FREE = ("params", "model_arguments", "tracker_options")
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 _ENVIRONMENT = "TELECINE__"
 
@@ -167,6 +169,8 @@ def nested(items: Iterable[tuple[str, Any]]) -> Nested:
     """Return settings by dotted names as nested groups, with the values of presets; later ones override earlier."""
     found: Nested = {}
     for name, value in items:
+        if isinstance(value, dict) and str(name).rpartition(".")[2] not in _FREE:
+            value = nested(value.items())
         for part in reversed(str(name).split(".")):
             value = {part: value}
         found = merged([found, value])
