@@ -632,8 +632,10 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     settings = {"on_divergence": "rollback", **steps}
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
     straight = replace(straight, clips=replace(straight.clips, num_workers=1))  # the workers of before are replaced
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console, dropped = Console(record=True, width=1000, file=io.StringIO()), []
+    monkeypatch.setattr(trainer, "drop_after", lambda step, trackers: dropped.append((step, trackers)))
     train(straight, console=console)
+    assert dropped == [(2, [])]
     assert multiprocessing.active_children() == []
     text = "`train/grad_norm` was not finite after step 2; went back to step 2, learning rates times 0.5"
     assert f"warning: {text}\n" in console.export_text()

@@ -45,7 +45,7 @@ from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, lar
 from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
-from telecine.training.trackers import start_trackers
+from telecine.training.trackers import drop_after, start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
 
@@ -293,6 +293,7 @@ class Trainer:
         self.state.rollbacks = [*past, rollback]
         self._warn([rollback.describe(len(past) + 1)])
         self.is_resumed = True
+        drop_after(self.state.step, self.accelerator.trackers)
         self._continue_records()
 
     def _update_until_the_end(self, stop: StopRequest) -> None:
