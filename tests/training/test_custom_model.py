@@ -124,7 +124,9 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
 def test_a_module_that_returns_no_video_is_one_line(tiny, package, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(_as_yaml(tiny(model=f"{NAME}.Named")))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--allow_code", NAME]) == 2
-    assert re.search(r"^telecine: error: `the module's output` must be .* a dict of.*, but got ", capsys.readouterr().err)
+    assert re.search(
+        r"^telecine: error: `the module's output` must be .* a dict of.*, but got ", capsys.readouterr().err
+    )
 
 
 def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):

@@ -122,6 +122,8 @@ class Trainer:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
             self._keep_start(saved.values)
+        else:
+            on_first_process(self._check_records, self.accelerator)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -161,14 +163,23 @@ class Trainer:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
 
+    def _check_records(self) -> None:
+        """Refuse to remove the records of a run that surely had a checkpoint; say if those of another are removed."""
+        last, saved = self.files.history.last_step(), read_saved_settings(self.files.folder)
+        if last > 2 * saved.get("save_every", last):  # the second checkpoint waits for the first one
+            got = f"{self.files.folder}, with records up to step {last}, whose checkpoints are gone"
+            remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
+            raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
+        if last > 0:
+            self._warn([f"without a checkpoint, the records up to step {last} are removed: the run starts again"])
+
     def _keep_start(self, saved: Mapping[str, Any]) -> None:
         """Keep what a run that resumes has started from, and warn if its settings now name something else."""
-        config, of_discriminators = self.config, saved["discriminator"].get("init")
-        pairs = {"init": (config.init, saved.get("init"))}
-        pairs |= {"discriminator.init": (config.discriminator.init, of_discriminators)}
-        self._warn(f"`{name}` stays {old!r}, as the run has started" for name, (now, old) in pairs.items() if now != old)
-        discriminator = replace(config.discriminator, init=of_discriminators)
-        self.config = replace(config, init=saved.get("init"), discriminator=discriminator)
+        config, model, discriminators = self.config, saved.get("init"), saved["discriminator"].get("init")
+        pairs = {"init": (config.init, model), "discriminator.init": (config.discriminator.init, discriminators)}
+        stays = {name: before for name, (now, before) in pairs.items() if now != before}
+        self._warn(f"`{name}` stays {before!r}, as the run has started" for name, before in stays.items())
+        self.config = replace(config, init=model, discriminator=replace(config.discriminator, init=discriminators))
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
         if self.is_resumed or self.config.init is None:
