@@ -99,13 +99,13 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
-        SavedSettings(tmp_path).check_data(now)
+        SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
-    SavedSettings(tmp_path).check_data(now)
+    assert SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA) == []
 
 
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")

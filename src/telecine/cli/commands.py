@@ -17,15 +17,7 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import (
-    describe_recipes,
-    environment_variables,
-    find_recipe,
-    launcher_layer,
-    merged,
-    read_layer,
-    settings_from,
-)
+from telecine.settings.parse import describe_recipes, find_recipe, from_environment, merged, read_layer, settings_from
 from telecine.settings.validate import json_schema
 
 _console = PlainConsole()
@@ -45,17 +37,14 @@ def run(typed: Sequence[str]) -> None:
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
         _say("without --data and --config: the demo, on four sample videos")
-    given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
-    given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
-    if given and chosen.trains:
+    if chosen.trains and (given := from_environment()):
         _say(f"settings of the environment: {', '.join(given)}")
     own = [word for word in words if word.startswith("--causal_vae") and not word.startswith("--causal_vae.flow")]
     if own and chosen.trains and arguments["settings"].model is not None:
         _say(f"warning: {own[0].partition('=')[0]} changes nothing: the model that `--model` names stays as it is")
-    for name in ("model", "random_weights") if chosen.settings is DistillConfig else ():
-        value = getattr(arguments["settings"], name)  # in a file, such as a recipe of that model, it is left aside
-        if value and any(word.partition("=")[0] == f"--{name}" for word in words):
-            raise argument_error(name, "left out", repr(value), "A student is new, and learns from its `--teacher`.")
+    unused = {"--model", "--random_weights"}.intersection(word.partition("=")[0] for word in words)
+    if unused and chosen.settings is DistillConfig:  # files may have them, such as a recipe of that model
+        raise argument_error(min(unused), "left out", "a value", "A student is new, and learns from its `--teacher`.")
     if output := arguments.get("output"):
         from telecine.data.find import check_output
 

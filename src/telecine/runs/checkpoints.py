@@ -106,10 +106,7 @@ class Checkpoints:
         self.remove_old(keep=keep, best=best)
 
     def remove_old(self, *, keep: int, best: int | None) -> None:
-        """Delete all but the newest `keep` checkpoints and the one of a link, which then points to the step `best`.
-
-        Without that step, the link stays as it is.
-        """
+        """Delete all but the newest `keep` checkpoints and that of the link, which points to step `best` or stays."""
         link = self.run / _BEST
         if best is not None:
             _point_to(link, self.path(best))

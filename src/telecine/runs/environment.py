@@ -28,17 +28,12 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def _git_revision(folder: Path) -> str:
     """Return the commit of a folder, with "+ changes" if tracked files were changed; "" without a repository."""
-    revision = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if revision else ""
-    return f"{revision} + changes" if changes else revision
-
-
-def _git(folder: Path, *arguments: str) -> str:
     git = shutil.which("git")
     if git is None:
         return ""
-    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # otherwise `status` writes the index
-    command = [git, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # otherwise it writes the index
+    command = [git, "-c", "core.fsmonitor=false"]  # a program that the repository names
+    command += ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= + changes"]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -80,7 +80,7 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
     all mistakes, each with its place.
     """
     is_run = issubclass(kind, TrainConfig)
-    launched = launcher_layer() if is_run else {}
+    launched = _launcher_layer() if is_run else {}
     variables = environment_variables() if is_run else {}
     places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
     places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
@@ -133,6 +133,12 @@ def environment_variables() -> dict[str, str]:
     return {name.removeprefix(_ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
+def from_environment() -> list[str]:
+    """Return "name=value" for each setting of a training run that the launcher or the environment has."""
+    given = [f"{name}={value} (accelerate launch)" for name, value in _launcher_layer().items()]
+    return given + [f"{name}={os.environ[name]}" for name in sorted(environment_variables().values())]
+
+
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     items = list(typed)
     for name, _ in (each for each in items if not each[1].strip()):
@@ -141,7 +147,7 @@ def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in items)
 
 
-def launcher_layer() -> Nested:
+def _launcher_layer() -> Nested:
     """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
     passed = {name: text.lower() for name, text in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
     found = {name: passed.get(f"ACCELERATE_{name.upper()}", "no") for name in ("mixed_precision", "dynamo_backend")}

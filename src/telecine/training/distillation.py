@@ -1,7 +1,7 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -161,12 +161,10 @@ def _recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, lis
         if isinstance(output, Tensor) and output.ndim in (4, 5):
             found.setdefault(name, []).append(output)
 
-    hooks = [module.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(partial(record, name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _pooled(video: Tensor, size: Sequence[int], first_apart: bool) -> Tensor:

@@ -204,9 +204,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
 
 def _find_missing(cache: _LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
-    needed: set[str] = set()
-    batches: list[int] = []
-    num_missing = 0
+    needed, batches, num_missing = set[str](), list[int](), 0
     for position, number in enumerate(sampler.batches):
         new = set(clips.names_of(sampler.items(position))) - needed
         unknown = sum(name not in cache for name in new)
@@ -249,18 +247,14 @@ def fill_latent_cache(
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(clips.names_of(own.items(position)), posterior)
-                if position == 0:
-                    _check_disk(cache.folder, size * num_missing)
+                if position == 0 and (needed := size * num_missing) > (free := shutil.disk_usage(cache.folder).free):
+                    contract = f"on a disk with {gigabytes(needed)} free"
+                    remedy = "Use another disk, or a smaller `clips.num_clips`."
+                    raise argument_error("latent_cache", contract, gigabytes(free), remedy)
     finally:
         cache.write()
     before_each()  # every process has written its part
     cache.find_files()
-
-
-def _check_disk(folder: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(folder).free):
-        contract, remedy = f"on a disk with {gigabytes(size)} free", "Use another disk, or a smaller `clips.num_clips`."
-        raise argument_error("latent_cache", contract, gigabytes(free), remedy)
 
 
 @torch.no_grad()

@@ -46,9 +46,7 @@ _CPU = torch.device("cpu")
 # demo has 1e11, the recipe for GPUs 4e13.
 _SMALLEST_TO_PLAN = 1e12
 _HOURS_TO_WARN = 24.0
-_DEMO_IS_SMALLER = (
-    "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
-)
+_DEMO_IS_SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` says what fits"
 # Python and the driver, for each operator: 5 to 10 microseconds.
 _LAUNCH_SECONDS = 7e-6
 _CARDS: dict[str, dict[str, float]] = TABLES["cards"]
