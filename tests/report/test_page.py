@@ -14,7 +14,7 @@ import torch
 from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.page import _breakable, _page_environment, write_report
+from telecine.report.page import _page_environment, write_report
 from telecine.runs import Run
 
 from .runs import FPS, records, stamped, write_clips_of, write_run
@@ -139,7 +139,7 @@ def test_runs_on_other_held_out_clips_are_marked(tmp_path):
     ],
 )
 def test_names_break_after_their_parts(name, html):
-    assert _breakable(name) == html
+    assert _page_environment().filters["breakable"](name) == html
 
 
 def test_the_page_of_one_run_is_in_its_folder(runs):

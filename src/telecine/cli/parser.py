@@ -36,6 +36,7 @@ class _Command:
 
     def __post_init__(self) -> None:
         hints, parameters = get_type_hints(self.run), inspect.signature(self.run).parameters
+        hints.pop("return", None)
         self.summary = inspect.getdoc(self.run) or ""
         self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
         # Whether its settings are those of a training run, for which there are recipes.
@@ -43,9 +44,7 @@ class _Command:
         # The settings that `--help` shows; none for all.
         self.most_used = _TEXTS["most_used"].get(self.name, "").split()
         # Its other arguments, each with its type and its help.
-        self.arguments = [
-            (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
-        ]
+        self.arguments = [(parameters[name], kind, _TEXTS[self.name][name]) for name, kind in hints.items()]
 
     def _settings(self, *, all_names: bool = False) -> list[Setting]:
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []

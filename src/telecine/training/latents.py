@@ -247,14 +247,18 @@ def fill_latent_cache(
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(clips.names_of(own.items(position)), posterior)
-                if position == 0 and (needed := size * num_missing) > (free := shutil.disk_usage(cache.folder).free):
-                    contract = f"on a disk with {gigabytes(needed)} free"
-                    remedy = "Use another disk, or a smaller `clips.num_clips`."
-                    raise argument_error("latent_cache", contract, gigabytes(free), remedy)
+                if position == 0:
+                    _check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
     before_each()  # every process has written its part
     cache.find_files()
+
+
+def _check_disk(folder: Path, size: int) -> None:
+    if size > (free := shutil.disk_usage(folder).free):
+        contract, remedy = f"on a disk with {gigabytes(size)} free", "Use another disk, or a smaller `clips.num_clips`."
+        raise argument_error("latent_cache", contract, gigabytes(free), remedy)
 
 
 @torch.no_grad()

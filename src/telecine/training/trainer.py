@@ -300,8 +300,7 @@ class Trainer:
             saved = None if found is None else self.files.checkpoints.read_state(found, {"step", "rollbacks"})
             raise TrainingError(f"{error} {_remedy(self.config.optimizer, saved, len(past))}") from error
         self.checkpointer.load(self.state, found)
-        rollback = Rollback(step, self.state.step, error.value)
-        self.state.rollbacks = [*past, rollback]
+        self.state.rollbacks = [*past, rollback := Rollback(step, self.state.step, error.value)]
         self._warn([rollback.describe(len(past) + 1)])
         self.is_resumed = True
         drop_after(self.state.step, self.accelerator.trackers)
