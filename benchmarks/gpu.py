@@ -180,7 +180,7 @@ def update_row(run: Run, rate: float, folder: Path, *, rounds: int, warmup: int)
         size = " x ".join(map(str, shape[2:]))
         return [
             run.title,
-            f"{state.describe_size()}; {shape[0]} x {size}",
+            f"{state.describe_size(config.steps)}; {shape[0]} x {size}",
             f"{seconds:.3f}",
             peak_memory(step),
             f"{count_flops(step) / seconds / rate:.0%}",

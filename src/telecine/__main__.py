@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from telecine.base.checks import Interrupted, TrainingError, printable
+from telecine.base.checks import Interrupted, OutputError, TrainingError, printable
 from telecine.base.imports import how_to_install
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         is_missing = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
         return _fail([f"{error}. {how_to_install('train')}" if is_missing else str(error)], typed)
-    except (ValueError, OSError, TrainingError) as error:
+    except (ValueError, OSError, OutputError, TrainingError) as error:
         return _fail(getattr(error, "mistakes", [str(error)]), typed)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if os.environ.get("RANK", "0") == "0":

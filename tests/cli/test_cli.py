@@ -307,6 +307,10 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         (["train", "--data=x"], ["gpu"]),
         (["train", "--data", "x", "--model", "y"], ["whole"]),
         (["train", "--model=y", "--random_weights", "true"], ["gpu"]),
+        (["train", "--model=y", "--random_weights=True"], ["gpu"]),
+        (["train", "--model=y", "--random_weights", "false"], ["whole"]),
+        (["train", "--data=x", "--model", "null"], ["gpu"]),
+        (["train", "--model", "null"], ["demo"]),
         (["train", "--output_dir", "a --model b"], ["demo"]),
         (["train", "--data=x", "--model=y.json"], ["gpu"]),
         (["train", "--data", "x", "--config=demo"], ["demo"]),
@@ -325,6 +329,8 @@ def test_the_recipe_of_data_or_a_model_in_the_environment(monkeypatch):
     assert COMMANDS["train"].parse([])[1] == ["gpu"]
     monkeypatch.setenv("TELECINE__MODEL", "y")
     assert COMMANDS["train"].parse([])[1] == ["whole"]
+    monkeypatch.setenv("TELECINE__RANDOM_WEIGHTS", "True")
+    assert COMMANDS["train"].parse([])[1] == ["gpu"]
 
 
 def test_of_a_group_and_its_settings_the_last_counts(monkeypatch):
@@ -576,6 +582,12 @@ def test_settings_files_are_validated(tmp_path, capsys):
     path.write_text("steps: many\n")
     assert "`steps` must be a whole number, but got 'many' (str)." in error_of(capsys, "config", "validate", str(path))
     assert "`files` must be settings files or recipes, but got nothing" in error_of(capsys, "config", "validate")
+    path.write_text("teacher: tiny\nstudent: tiny\n")
+    assert main(["config", "validate", "demo", str(path)]) == 0
+    path.write_text("teacher: tiny\nfeature_weight: -1\n")
+    error = error_of(capsys, "config", "validate", "demo", str(path))
+    assert error.startswith("telecine: error: `feature_weight` must be a finite number >= 0, but got -1.0 (float).")
+    assert error.rstrip().endswith(f"See line 2 of {path}.")
 
 
 def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys):

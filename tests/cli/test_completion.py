@@ -26,6 +26,7 @@ LINES = {
     "telecine train --config de": {"demo", "demo_long", "decoder"},
     "telecine train --config my": {"my_settings.yaml"},
     "telecine train --data my": {"my_settings.yaml"},
+    "telecine config validate de": {"demo", "decoder"},
     "telecine recipes ": {"list", "show", "copy"},
     "telecine recipes show co": {"cogvideox", "cosmos"},
     "telecine recipes copy wan2.1": {"wan2.1"},

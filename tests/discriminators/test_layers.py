@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import nn
 
 from telecine import PatchDiscriminator3D
-from telecine.discriminators.blocks import Blur, Conv3d, DiscriminatorBlock3D, _SpaceToDepthConv, padded_conv3d
+from telecine.discriminators.blocks import Blur, DiscriminatorBlock3D, _Conv3d, _SpaceToDepthConv, padded_conv3d
 
 MODES = {"both": {}, "space": {"space_only": True}, "time": {"time_only": True}}
 AXES = {"both": (True, True, True), "space": (False, True, True), "time": (True, False, False)}
@@ -106,7 +106,7 @@ def test_errors_of_the_blur():
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), ((3, 4, 4), (1, 2, 2)), ((3, 4, 4), 2)])
 def test_conv3d_equals_pytorchs(time, kernel, stride):
     torch.manual_seed(0)
-    conv = Conv3d(2, 3, kernel, stride, padding=1).double()
+    conv = _Conv3d(2, 3, kernel, stride, padding=1).double()
     theirs = nn.Conv3d(2, 3, kernel, stride, padding=1).double()
     theirs.load_state_dict(conv.state_dict())
     x = torch.randn(2, 2, time, 6, 7, dtype=torch.float64, requires_grad=True)
@@ -149,7 +149,7 @@ def test_bfloat16_gradients_of_two_frames_equal_those_of_float32(make):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_single_frame_in_bfloat16_equals_float32(channels):
     torch.manual_seed(0)
-    conv, x = Conv3d(channels, 16, 3, padding=1), torch.randn(2, channels, 1, 32, 32)
+    conv, x = _Conv3d(channels, 16, 3, padding=1), torch.randn(2, channels, 1, 32, 32)
     for _ in range(3):
         fill_memory_with_nan()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

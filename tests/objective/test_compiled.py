@@ -10,7 +10,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from telecine import PatchDiscriminator3D, VideoAutoencoderLoss
 from telecine.base.randomness import clip_generators
-from telecine.discriminators.blocks import Conv3d
+from telecine.discriminators.blocks import _Conv3d
 from telecine.losses import Penalty
 from telecine.objective.compiled import compile_networks
 from telecine.ops.compilation import Compiler
@@ -94,7 +94,7 @@ class Cheap(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = Conv3d(3, 2, 1)
+        self.conv = _Conv3d(3, 2, 1)
 
     def forward(self, x):
         features = self.conv(Scaled.apply(x))

@@ -293,9 +293,17 @@ def test_the_best_checkpoint_is_kept_and_linked(tmp_path):
     assert (tmp_path / "best").resolve() == Run(tmp_path).checkpoints.all()[0][1].resolve()
 
 
-def test_without_a_best_checkpoint_the_link_is_removed(tmp_path):
-    """It would dangle once that checkpoint is deleted."""
+def test_without_a_best_step_the_checkpoint_of_the_link_is_kept(tmp_path):
+    """The run is trained on without the metric that has found it."""
     write_checkpoint(tmp_path, 1, write_state, keep=1, best=1)
+    for step in (2, 3):
+        write_checkpoint(tmp_path, step, write_state, keep=1)
+    assert [step for step, _ in Run(tmp_path).checkpoints.all()] == [1, 3]
+    assert (tmp_path / "best").resolve() == Run(tmp_path).checkpoints.path(1).resolve()
+
+
+def test_a_link_to_no_checkpoint_is_removed(tmp_path):
+    shutil.rmtree(write_checkpoint(tmp_path, 1, write_state, keep=1, best=1))
     write_checkpoint(tmp_path, 2, write_state, keep=1)
     assert not (tmp_path / "best").is_symlink()
 

@@ -8,8 +8,8 @@ from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, OptimizerConfig, TrainConfig
 from telecine.settings.parse import (
+    _launcher_layer,
     _typed_layer,
-    launcher_layer,
     merged,
     nested,
     read_config,
@@ -112,6 +112,11 @@ def test_dotted_names_are_settings_of_groups():
         "clips": {"height": 3, "width": 5},
         "steps": 4,
     }
+    assert nested([("objective", {"gan.window": 9, "gan": {"augment": []}})]) == {
+        "objective": {"gan": {"window": 9, "augment": []}}
+    }
+    own = {"model_arguments": {"a.b": 1}, "objective": {"terms": {"x": {"params": {"layer.0": 1}}}}}
+    assert nested(own.items()) == own, "names inside these values are not those of settings"
 
 
 def test_later_layers_override_setting_by_setting():
@@ -190,7 +195,7 @@ def test_the_environment(monkeypatch):
 def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
     for name, text in passed.items():
         monkeypatch.setenv(name, text)
-    assert launcher_layer() == settings
+    assert _launcher_layer() == settings
     if settings.get("sharding") in ("fsdp1", "deepspeed"):
         with pytest.raises(ValueError, match=r"`sharding` must be one of 'none', 'fsdp2', but got '(fsdp1|deepspeed)'"):
             read_config(settings)

@@ -1,6 +1,7 @@
 """A module of the user's, from `--model my_package.Tiny` to every command that loads its run."""
 
 import copy
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -19,6 +20,7 @@ from telecine.base.imports import allow_code
 from telecine.cli.commands import COMMANDS
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.runs import Run, find_checkpoint
+from telecine.runs.settings import _as_yaml
 from telecine.settings import LatentsConfig
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder, custom_module
@@ -44,6 +46,11 @@ class Tiny(nn.Module):
     def forward(self, video):
         latent = self.encoder(video)
         return self.decode(latent), {"energy_loss": latent.square().mean()}, latent
+
+
+class Named(Tiny):
+    def forward(self, video):
+        return {"sample": super().forward(video)[0]}
 
 
 class Tubes(nn.Module):
@@ -112,6 +119,14 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
         assert main(command) == 2
         assert f"add `--allow_code {NAME}`" in capsys.readouterr().err
         assert main([*command, "--allow_code", NAME]) == 0
+
+
+def test_a_module_that_returns_no_video_is_one_line(tiny, package, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(_as_yaml(tiny(model=f"{NAME}.Named")))
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--allow_code", NAME]) == 2
+    assert re.search(
+        r"^telecine: error: `the module's output` must be .* a dict of.*, but got ", capsys.readouterr().err
+    )
 
 
 def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.runs import Run
+from telecine.runs.settings import _as_yaml
 from telecine.settings import DistillConfig
+from telecine.training import distillation
 from telecine.training.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
 
 from ..autoencoders.tiny_models import tiny_model
@@ -143,6 +146,41 @@ def test_the_term_of_the_reconstruction(folder):
     assert loss.item() == pytest.approx(0.25, rel=1e-5)
     loss.backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Return a list of the settings that `train` would get from `distill`."""
+    found = []
+    result = SimpleNamespace(print_to=lambda console: None)
+    monkeypatch.setattr(distillation, "train", lambda config, **_: (found.append(config), result)[1])
+    return found
+
+
+def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
+    assert main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"]) == 0
+    Path("saved.yaml").write_text(_as_yaml(trained[0]))
+    for weight in ("0.5", "0"):
+        assert main(["distill", "--config", "saved.yaml", "--teacher_weight", weight]) == 0
+    assert trained[1] == trained[0]
+    assert [[*config.objective.terms] for config in trained[1:]] == [["wavelet", "teacher_reconstruction"], ["wavelet"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--model", "wan"], "`--model` must be left out, but got a value. A student is new, and learns from its `--t"),
+        (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
+        (["--init", "wan"], "`--init` must be left out for a student, but got wan. What it learns from is its `--teac"),
+        (["--trainable.weights", "lora"], "`--trainable.weights` must be all or decoder for a student, but got lora."),
+    ],
+)
+def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, typed, message):
+    Path("of_model.yaml").write_text("model: wan\nrandom_weights: true\n")
+    command = ["distill", "--config", "of_model.yaml", "--config", "distill.yaml", "--teacher", "wan"]
+    assert main([*command, *typed]) == 2
+    assert message in capsys.readouterr().err
+    assert trained == []
 
 
 def test_errors(folder):

@@ -15,6 +15,7 @@ from telecine.autoencoders.load import load_autoencoder
 from telecine.report.page import write_report
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig, TrainableConfig
+from telecine.settings.parse import read_config
 from telecine.training import baseline, train
 from telecine.training.planning.update import fake_autoencoder
 
@@ -64,11 +65,16 @@ def test_a_run_of_another_compression_starts_from_weights_and_resumes(tiny, sour
     assert f"encoder.network {first:,} of " in write_report([Path(config.output_dir)]).read_text()
     shutil.copytree(config.output_dir, tmp_path / "resumed")
     shutil.rmtree(Run(tmp_path / "resumed").checkpoints.all()[-1][1])
-    config = replace(config, output_dir=str(tmp_path / "resumed"))
+    other = replace(config.discriminator, init="elsewhere")
+    config = replace(config, output_dir=str(tmp_path / "resumed"), init="elsewhere", discriminator=other)
     for path in Path(source).iterdir():
         path.unlink()
     resumed_summary, text, resumed = run(config)
     assert "parameters from" not in text
+    assert f"warning: `init` stays {source!r}, as the run has started" in text
+    assert "warning: `discriminator.init` stays None, as the run has started" in text
+    recorded = read_config(Path(config.output_dir) / "config.yaml")
+    assert (recorded.init, recorded.discriminator.init) == (source, None)
     assert resumed_summary.copied == summary.copied
     assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
 

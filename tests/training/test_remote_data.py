@@ -72,6 +72,7 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
     assert len(ours) > 20
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
-    other = replace(there, data="s3://bucket/other")
+    (folder / "b.mp4").unlink()
+    other = replace(there, data=s3.put(folder, "other"))
     with pytest.raises(ValueError, match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'"):
         train(other, console=Console(quiet=True))

@@ -15,7 +15,7 @@ from telecine.runs import Run
 from telecine.runs.settings import plain_settings
 from telecine.training import trackers, train
 from telecine.training.build import build_accelerator
-from telecine.training.trackers import start_trackers
+from telecine.training.trackers import drop_after, start_trackers
 
 
 def quiet():
@@ -63,7 +63,7 @@ def test_names_project_and_id_of_a_run_and_of_its_resume(started, tmp_path):
     assert json.loads((tmp_path / "my_run" / "tracker.json").read_text()) == {"id": ids[2]}
     wandb = {"name": "my_run", "id": ids[0], "resume": "allow", "dir": str(tmp_path / "my_run")}
     trackio = {"name": f"my_run-{ids[0]}", "resume": "allow"}
-    assert [options for *_, options in first] == [{}, wandb, trackio, None]
+    assert [options for *_, options in first] == [{"purge_step": 0}, wandb, trackio, None]
     assert [options for *_, options in resumed] == [{"purge_step": 4}, wandb, trackio, None]
 
 
@@ -72,7 +72,7 @@ def test_options_of_the_user_override_ours(started):
     run = started(("wandb", "tensorboard"), tracker_options=options, tracker_project="mine").started
     assert run[0][1] == "mine"
     assert {"name": "other", "group": "study", "resume": "allow"}.items() <= run[0][2].items()
-    assert run[1][2] == {"flush_secs": 7}
+    assert run[1][2] == {"flush_secs": 7, "purge_step": 0}
 
 
 def test_settings_are_sent_as_each_tracker_takes_them(started):
@@ -114,6 +114,32 @@ def test_tensorboards_files_stay_where_they_were(tiny, tmp_path):
     accelerator.end_training()
     assert isinstance(tracker, TensorBoardTracker)
     assert [path.parent for path in tmp_path.rglob("events.out.*")] == [tmp_path / "tensorboard"]
+
+
+def test_tensorboard_has_each_step_once_after_a_rollback_and_a_new_start(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(trackers=("tensorboard",), output_dir=str(tmp_path))
+
+    def logged(*steps):
+        for step in steps:
+            accelerator.log({"train/lr": float(step)}, step=step)
+        for tracker in accelerator.trackers:
+            tracker.writer.flush()
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        return [event.step for event in events.Scalars("train/lr")]
+
+    accelerator = build_accelerator(config)
+    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
+    assert logged(0, 2, 4, 6) == [0, 2, 4, 6]
+    drop_after(3, accelerator.trackers)
+    assert logged(4, 6, 8) == [0, 2, 4, 6, 8]
+    accelerator.end_training()
+    accelerator = build_accelerator(config)
+    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
+    assert logged(0, 2) == [0, 2]
+    accelerator.end_training()
 
 
 @pytest.mark.slow

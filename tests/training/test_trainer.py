@@ -28,6 +28,7 @@ from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.checkpoints import Checkpoints, _write_manifest
 from telecine.runs.history import History, validations
+from telecine.runs.settings import write_settings
 from telecine.settings import (
     ClipConfig,
     DiscriminatorConfig,
@@ -633,8 +634,10 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     settings = {"on_divergence": "rollback", **steps}
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
     straight = replace(straight, clips=replace(straight.clips, num_workers=1))  # the workers of before are replaced
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console, dropped = Console(record=True, width=1000, file=io.StringIO()), []
+    monkeypatch.setattr(trainer, "drop_after", lambda step, trackers: dropped.append((step, trackers)))
     train(straight, console=console)
+    assert dropped == [(2, [])]
     assert multiprocessing.active_children() == []
     text = "`train/grad_norm` was not finite after step 2; went back to step 2, learning rates times 0.5"
     assert f"warning: {text}\n" in console.export_text()
@@ -811,6 +814,23 @@ def test_functions_are_checked_before_any_video_is_read(run):
     decoding = replace(config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2")
     with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
         run(decoding)
+
+
+@pytest.mark.parametrize("last", [3, 6, 7])
+def test_records_of_a_run_that_has_lost_its_checkpoints_are_not_removed(tiny, last):
+    """The second checkpoint, of step 6, would have waited for the first one."""
+    config, console = tiny(**LIGHT), Console(record=True, width=1000, file=io.StringIO())
+    run = Run(config.output_dir)
+    run.folder.mkdir()
+    write_settings(run.folder, config)
+    run.history.write([{"step": step} for step in range(last + 1)])
+    if last > 2 * config.save_every:
+        with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
+            Trainer(config, console)
+    else:
+        Trainer(config, console)
+        assert f"without a checkpoint, the records up to step {last} are removed" in console.export_text()
+    assert run.history.last_step() == (last if last > 2 * config.save_every else 0)
 
 
 def test_the_folder_of_a_run_must_not_be_that_of_the_data(tiny, tmp_path):

@@ -5,8 +5,8 @@ Many classes state no or a wrong compression, and most models truncate or pad ot
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from functools import cached_property
+from contextlib import ExitStack, nullcontext
+from functools import cached_property, partial
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
 
@@ -144,16 +144,12 @@ class ClipSizes:
     @cached_property
     def _last_layer(self) -> str:
         called: list[str] = []
-        hooks = [
-            module.register_forward_pre_hook(lambda *_, name=name: called.append(f"{name}.weight"))
-            for name, module in self.model.named_modules()
-            if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in self.model.named_modules():
+                if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2:
+                    note = partial(lambda name, *_: called.append(f"{name}.weight"), name)
+                    hooks.enter_context(module.register_forward_pre_hook(note))
             self.output_shape(self.smallest)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if not called:
             contract, got = f"a member of {type(self.model).__name__}", "no layer with a weight that is called"
             raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")

@@ -15,7 +15,7 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent import Posterior
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, load_weights, save_model
-from telecine.base.checks import argument_error, check_type, describe, shorten
+from telecine.base.checks import OutputError, argument_error, check_type, describe, shorten
 from telecine.base.files import read_json, write_json
 from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin_of
 from telecine.base.precision import at_least_float32
@@ -170,6 +170,6 @@ def _as_reconstruction(output: object) -> Reconstruction:
         remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
         contract = "a video, or a tuple of a video, a dict of tensors and a latent"
         # Not a `ValueError`, which means an unsupported size while sizes are probed.
-        raise argument_error("the module's output", contract, describe(output), remedy, TypeError)
+        raise argument_error("the module's output", contract, describe(output), remedy, OutputError)
     latent = None if latent is None else at_least_float32(latent)
     return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()}, latent=latent)

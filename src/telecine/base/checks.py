@@ -129,6 +129,10 @@ class SettingsError(ValueError):
         self.mistakes = mistakes
 
 
+class OutputError(TypeError):
+    """A module or a function of the user's returns something else than it must."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or the device is out of memory. The last checkpoint is complete."""
 

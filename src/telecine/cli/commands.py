@@ -17,7 +17,7 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import describe_recipes, environment_variables, find_recipe, launcher_layer, read_config
+from telecine.settings.parse import describe_recipes, find_recipe, from_environment, merged, read_layer, settings_from
 from telecine.settings.validate import json_schema
 
 _console = PlainConsole()
@@ -34,9 +34,7 @@ def run(typed: Sequence[str]) -> None:
         return
     _console.escape_logs()
     _console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
-    given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
-    given += [f"{variable}={os.environ[variable]}" for variable in sorted(environment_variables().values())]
-    if given and chosen.trains:  # first: they may be what the check of the settings refuses
+    if chosen.trains and (given := from_environment()):  # first: they may be what the check of the settings refuses
         _say(f"settings of the environment: {', '.join(given)}")
     arguments, files = chosen.parse(words)
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
@@ -44,6 +42,9 @@ def run(typed: Sequence[str]) -> None:
     own = [word for word in words if word.startswith("--causal_vae") and not word.startswith("--causal_vae.flow")]
     if own and chosen.trains and arguments["settings"].model is not None:
         _say(f"warning: {own[0].partition('=')[0]} changes nothing: the model that `--model` names stays as it is")
+    unused = {"--model", "--random_weights"}.intersection(word.partition("=")[0] for word in words)
+    if unused and chosen.settings is DistillConfig:  # files may have them, such as a recipe of that model
+        raise argument_error(min(unused), "left out", "a value", "A student is new, and learns from its `--teacher`.")
     if output := arguments.get("output"):
         from telecine.data.find import check_output
 
@@ -216,7 +217,9 @@ def _config(
     else:
         from telecine.objective.terms import check_functions
 
-        settings = read_config(*files)
+        of_student = DistillConfig.__dataclass_fields__.keys() - TrainConfig.__dataclass_fields__.keys()
+        kind = DistillConfig if merged(map(read_layer, files)).keys() & of_student else TrainConfig
+        settings = settings_from(kind, files, [])
         check_functions(settings.objective, sharding=settings.sharding)
         _say(f"valid: {' '.join(files)}")
 

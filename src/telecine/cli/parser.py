@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from telecine import __version__
 from telecine.base.checks import argument_error, nearest, suggestion
 from telecine.base.imports import allow_code, is_class_path
-from telecine.base.yaml_files import read_package_yaml
+from telecine.base.yaml_files import parse_yaml, read_package_yaml
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
 from telecine.settings.parse import environment_variables, merged, read_layer, recipes, settings_from
 from telecine.settings.train import TrainConfig
@@ -36,6 +36,7 @@ class _Command:
 
     def __post_init__(self) -> None:
         hints, parameters = get_type_hints(self.run), inspect.signature(self.run).parameters
+        hints.pop("return", None)
         self.summary = inspect.getdoc(self.run) or ""
         self.settings: type | None = hints.pop("settings", None)  # the dataclass of its settings
         # Whether its settings are those of a training run, for which there are recipes.
@@ -43,9 +44,7 @@ class _Command:
         # The settings that `--help` shows; none for all.
         self.most_used = _TEXTS["most_used"].get(self.name, "").split()
         # Its other arguments, each with its type and its help.
-        self.arguments = [
-            (each, hints[name], _TEXTS[self.name][name]) for name, each in parameters.items() if name in hints
-        ]
+        self.arguments = [(parameters[name], kind, _TEXTS[self.name][name]) for name, kind in hints.items()]
 
     def _settings(self, *, all_names: bool = False) -> list[Setting]:
         return [*settings_of(self.settings, all_names=all_names)] if self.settings is not None else []
@@ -88,10 +87,11 @@ class _Command:
         """
         if chosen or not self.trains:
             return chosen or []
-        given = dict(texts) | {name: os.environ[each] for name, each in environment_variables().items()}
+        texts = [*texts, *((name, os.environ[each]) for name, each in environment_variables().items())]
+        given = {name: text for name, text in dict(texts).items() if parse_yaml(text) is not None}
         model = given.get("model", ".json")
         has_weights = not (model.endswith(".json") or is_class_path(model))
-        if has_weights and given.get("random_weights") != "true":
+        if has_weights and parse_yaml(given.get("random_weights", "")) is not True:
             return ["whole"]
         has_data = given.keys() & {"data", "model"} or any(parameter.name == "path" for parameter, *_ in self.arguments)
         return ["gpu" if has_data else "demo"]
@@ -154,7 +154,7 @@ class _Command:
             elif action.choices is None and action.nargs != 0 and action.type is None:
                 action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
                 if action.choices is None and str in alternatives(kind):
-                    of_bash = {"bash": "_telecine_config"} if action.dest == "config" else {}
+                    of_bash = {"bash": "_telecine_config"} if action.dest in ("config", "files") else {}
                     action.complete = {**FILE, **of_bash}  # type: ignore[attr-defined]
         return parser
 

@@ -19,7 +19,7 @@ from telecine.ops.convolution import convolve
 PadMode: TypeAlias = Literal["first", "constant"]
 
 
-class Conv2d(nn.Conv2d):
+class _Conv2d(nn.Conv2d):
     """`nn.Conv2d` with zero padding and a fast double backward."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class Conv2d(nn.Conv2d):
         return convolve(x, self.weight, self.bias, stride=self.stride, padding=[int(size) for size in self.padding])
 
 
-class Conv3d(nn.Conv3d):
+class _Conv3d(nn.Conv3d):
     """`nn.Conv3d` with zero padding, a fast double backward, and correct results in bfloat16 on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,8 +244,8 @@ class DiscriminatorBlock(_ResidualBlock):
     def __init__(
         self, input_channels: int, filters: int, downsample: bool = True, antialiased_downsample: bool = True
     ) -> None:
-        skip = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
-        net = _activated(Conv2d(input_channels, filters, 3, padding=1), Conv2d(filters, filters, 3, padding=1))
+        skip = _Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
+        net = _activated(_Conv2d(input_channels, filters, 3, padding=1), _Conv2d(filters, filters, 3, padding=1))
         super().__init__(skip, net, _SpaceToDepthConv(filters, dims=2) if downsample else None, antialiased_downsample)
 
 
@@ -259,8 +259,8 @@ class DiscriminatorBlock3D(_ResidualBlock):
     def __init__(
         self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
-        skip = Conv3d(input_channels, filters, 1, stride=2)
-        net = _activated(Conv3d(input_channels, filters, 3, padding=1), Conv3d(filters, filters, 3, padding=1))
+        skip = _Conv3d(input_channels, filters, 1, stride=2)
+        net = _activated(_Conv3d(input_channels, filters, 3, padding=1), _Conv3d(filters, filters, 3, padding=1))
         super().__init__(skip, net, _SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time)
 
 
@@ -284,7 +284,7 @@ class CausalConv3d(nn.Module):
             raise argument_error("kernel_size", "odd in height and width", str(kernel_size), "Use for example 3.")
         self.pad_mode = check_choice("pad_mode", pad_mode, get_args(PadMode))
         self.time_pad = time - 1
-        self.conv = Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
+        self.conv = _Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
@@ -361,7 +361,7 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
-        conv, linear = Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
+        conv, linear = _Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
         super().__init__(*_activated(conv), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 

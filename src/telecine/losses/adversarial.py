@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, describe
+from telecine.base.checks import OutputError, argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar, check_same_shape
 
@@ -60,7 +60,7 @@ class GANLoss:
         if not isinstance(losses, GANLosses) or any(not isinstance(x, Tensor) or x.ndim != 0 for x in losses):
             name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
             remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
-            raise argument_error(f"the result of {name}", "`GANLosses` of two 0-d tensors", got, remedy, TypeError)
+            raise argument_error(f"the result of {name}", "`GANLosses` of two 0-d tensors", got, remedy, OutputError)
         return losses
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:

@@ -139,14 +139,9 @@ class LayerActivations:
     def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[_Inputs]:
         """Run a checkpointed call again, and return the layer's arguments in it."""
         found: list[_Inputs] = []
-        hook = self.layer.register_forward_pre_hook(
-            lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True
-        )
-        try:
-            with torch.no_grad():
-                checkpointed.run()
-        finally:
-            hook.remove()
+        keep = lambda _, args, kwargs: found.append((args, kwargs))  # noqa: E731
+        with torch.no_grad(), self.layer.register_forward_pre_hook(keep, with_kwargs=True):
+            checkpointed.run()
         if len(found) != expected:
             called = f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}"
             remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."

@@ -167,19 +167,17 @@ def render_page(template: str, **values: object) -> str:
 
 def _page_environment() -> Environment:
     loader = PackageLoader("telecine.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    jinja.filters |= {
         "short": short,
         "even": lambda value: f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}",  # digits, in a column
         "breakable": lambda name: Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name)),
         "below": lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/"),
     }
     # A style sheet or script of the package must not be escaped.
-    environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
-    return environment
+    jinja.globals["asset"] = lambda name: Markup(loader.get_source(jinja, name)[0])
+    return jinja
 
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:

@@ -106,14 +106,14 @@ class Checkpoints:
         self.remove_old(keep=keep, best=best)
 
     def remove_old(self, *, keep: int, best: int | None) -> None:
-        """Delete all but the newest `keep` checkpoints, and the one at the step `best`, to which a link then points."""
+        """Delete all but the newest `keep` checkpoints and that of the link, which points to step `best` or stays."""
         link = self.run / _BEST
         if best is not None:
             _point_to(link, self.path(best))
-        elif link.is_symlink():
-            link.unlink()
-        for step, folder in self.all()[:-keep]:
-            if step != best:
+        elif not link.exists():
+            link.unlink(missing_ok=True)
+        for _, folder in self.all()[:-keep]:
+            if folder.resolve() != link.resolve():
                 _delete(folder)
 
     @staticmethod

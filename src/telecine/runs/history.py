@@ -79,20 +79,25 @@ class _JSONLines:
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
-    def cut(self, step: int) -> tuple[int, int]:
-        """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
-        kept, num_dropped = [], 0
+    def _with_step(self) -> Iterator[dict[str, Any] | None]:
+        """Yield the object of each line, None for one that a power failure has damaged."""
         for number, line in enumerate(self._lines(), 1):
             try:
                 record = self._parse(number, line)
-            except ValueError:  # a power failure has damaged the line
+            except ValueError:
                 record = {}
-            if not _is_step(record.get("step")):
-                num_dropped += 1
-            elif record["step"] <= step:
-                kept.append(record)
+            yield record if _is_step(record.get("step")) else None
+
+    def last_step(self) -> int:
+        """Return the last step, 0 without one."""
+        return max((record["step"] for record in self._with_step() if record), default=0)
+
+    def cut(self, step: int) -> tuple[int, int]:
+        """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
+        records = [*self._with_step()]
+        kept = [record for record in records if record and record["step"] <= step]
         self.write(kept)
-        return len(kept), num_dropped
+        return len(kept), records.count(None)
 
 
 class Warnings(_JSONLines):

@@ -23,6 +23,8 @@ RECIPES = Path(__file__).with_name("recipes")
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
+# Settings whose values have names of their own.
+_FREE = ("params", "model_arguments", "tracker_options")
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 _ENVIRONMENT = "TELECINE__"
 
@@ -78,7 +80,7 @@ def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Se
     all mistakes, each with its place.
     """
     is_run = issubclass(kind, TrainConfig)
-    launched = launcher_layer() if is_run else {}
+    launched = _launcher_layer() if is_run else {}
     variables = environment_variables() if is_run else {}
     places = {name: "It is from `accelerate launch`." for name in launched} | {option: "" for option, _ in typed}
     places |= {name: f"It is {each} of the environment." for name, each in variables.items()}
@@ -131,6 +133,12 @@ def environment_variables() -> dict[str, str]:
     return {name.removeprefix(_ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
+def from_environment() -> list[str]:
+    """Return "name=value" for each setting of a training run that the launcher or the environment has."""
+    given = [f"{name}={value} (accelerate launch)" for name, value in _launcher_layer().items()]
+    return given + [f"{name}={os.environ[name]}" for name in sorted(environment_variables().values())]
+
+
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     items = list(typed)
     for name, _ in (each for each in items if not each[1].strip()):
@@ -139,7 +147,7 @@ def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in items)
 
 
-def launcher_layer() -> Nested:
+def _launcher_layer() -> Nested:
     """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
     passed = {name: text.lower() for name, text in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
     found = {name: passed.get(f"ACCELERATE_{name.upper()}", "no") for name in ("mixed_precision", "dynamo_backend")}
@@ -167,6 +175,8 @@ def nested(items: Iterable[tuple[str, Any]]) -> Nested:
     """Return settings by dotted names as nested groups, with the values of presets; later ones override earlier."""
     found: Nested = {}
     for name, value in items:
+        if isinstance(value, dict) and str(name).rpartition(".")[2] not in _FREE:
+            value = nested(value.items())
         for part in reversed(str(name).split(".")):
             value = {part: value}
         found = merged([found, value])

@@ -289,3 +289,8 @@ class DistillConfig(TrainConfig):
     teacher_decode_steps: int = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
+
+    def __post_init__(self) -> None:
+        self.refuse("init of a student", self.init is not None)
+        super().__post_init__()
+        self.refuse("low rank of a student", self.trainable.weights == "lora")

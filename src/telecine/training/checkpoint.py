@@ -17,29 +17,13 @@ from telecine.base.files import digest_of, flush
 from telecine.runs import Run
 from telecine.runs.settings import write_settings
 from telecine.settings import TrainConfig
+from telecine.training import tensor_files
 from telecine.training.distributed import on_every_process
 from telecine.training.logging import IntervalMeans
 from telecine.training.resume import SavedSettings
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
-from telecine.training.tensor_files import (
-    EMA,
-    MODEL,
-    OBJECTIVE_FILE,
-    HostCopy,
-    WeightFiles,
-    check_headers,
-    check_same_architecture,
-    load_optimizer,
-    load_tensors,
-    optimizer_tensors,
-    random_states,
-    save_shards,
-    save_tensors,
-    saved_tensors,
-    set_random_state,
-    shard_file,
-)
+from telecine.training.tensor_files import EMA, MODEL, OBJECTIVE_FILE, HostCopy, WeightFiles, load_tensors
 
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
 _SHARDED = (MODEL, EMA, "optimizer")
@@ -106,8 +90,8 @@ class Checkpointer:
             MODEL: state.autoencoder.state_dict(),
             EMA: state.ema.averages,
             "objective": state.objective.state_dict(),
-            "random": random_states(state.accelerator.device),
-            **{name: optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
+            "random": tensor_files.random_states(state.accelerator.device),
+            **{name: tensor_files.optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
         }
         for name, by_name in tensors.items():
             self._copies[name].update(by_name)
@@ -136,7 +120,7 @@ class Checkpointer:
             digests = dict(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._fill(folder, saved)
-            check_headers(folder)
+            tensor_files.check_headers(folder)
             best = self.run.best_step(self.config.best_metric, step)
             self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, known=digests)
 
@@ -156,8 +140,8 @@ class Checkpointer:
         return self.run.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
-        path = shard_file(folder, dist.get_rank(), dist.get_world_size())
-        save_shards(path, {name: self._copies[name] for name in _SHARDED})
+        path = tensor_files.shard_file(folder, dist.get_rank(), dist.get_world_size())
+        tensor_files.save_shards(path, {name: self._copies[name] for name in _SHARDED})
         flush([path])
         return path, digest_of(path)
 
@@ -171,30 +155,31 @@ class Checkpointer:
                 self.weights.save_from_shards(folder, name, statistics)
         for name, copy in self._copies.items():
             if name not in written:
-                save_tensors(folder / f"{name}.safetensors", copy.tensors)
+                tensor_files.save_tensors(folder / f"{name}.safetensors", copy.tensors)
         write_settings(folder, self.config)
         self.run.checkpoints.write_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
         saved = self.run.checkpoints.read_state(folder, {*self._saved_state(state)})
-        check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
+        tensor_files.check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
             self.weights.load(state.autoencoder, folder, EMA)
         state.ema.num_updates = saved["ema_updates"]
         self.weights.load(state.autoencoder, folder, MODEL)
-        saved_objective, terms = load_tensors(folder / OBJECTIVE_FILE), f"that of {folder}, whose terms have weights"
+        saved_objective, random = (load_tensors(folder / name) for name in (OBJECTIVE_FILE, "random.safetensors"))
+        terms = f"that of {folder}, whose terms have weights"
         remedy = "Use the previous `objective.terms`, or another --output_dir."
         check_tensors(state.objective.state_dict(), saved_objective, name="objective", contract=terms, remedy=remedy)
         state.objective.load_state_dict(saved_objective)
         for name, optimizer in state.optimizers.items():
-            load_optimizer(optimizer, saved_tensors(folder, name))
+            tensor_files.load_optimizer(optimizer, tensor_files.saved_tensors(folder, name))
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        set_random_state(load_tensors(folder / "random.safetensors"), accelerator.process_index, accelerator.device)
+        tensor_files.set_random_state(random, accelerator.process_index, accelerator.device)
         state.log_means = IntervalMeans(saved["interval"])
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]

@@ -142,11 +142,8 @@ def _ema_behind(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str
 def _always_clipped(history: RecentValues, limits: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
-    clipped, norms = (
-        history.last(f"train/{name}", _LONG, after=history.optimizer.warmup_steps)
-        for name in ("grad_clipped", "grad_norm")
-    )
-    limit = history.optimizer.grad_clip
+    after, limit = history.optimizer.warmup_steps, history.optimizer.grad_clip
+    clipped, norms = (history.last(f"train/{name}", _LONG, after=after) for name in ("grad_clipped", "grad_norm"))
     if not (clipped and norms) or fmean(clipped) < limits["clipped"] or fmean(norms) < limits["norm_factor"] * limit:
         return None
     return {"norm": fmean(norms), "limit": limit}

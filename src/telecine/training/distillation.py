@@ -1,7 +1,7 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,9 @@ from telecine.losses.reconstruction import weighted_mean
 from telecine.settings import DistillConfig, Term
 from telecine.training.run import train
 from telecine.training.validation import TrainResult
+
+# The terms that learn from a teacher.
+_TERMS = ("teacher_latent", "teacher_reconstruction", "teacher_features")
 
 
 class TeacherReconstruction(nn.Module):
@@ -158,12 +161,10 @@ def _recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, lis
         if isinstance(output, Tensor) and output.ndim in (4, 5):
             found.setdefault(name, []).append(output)
 
-    hooks = [module.get_submodule(name).register_forward_hook(partial(record, name)) for name in names]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(module.get_submodule(name).register_forward_hook(partial(record, name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _pooled(video: Tensor, size: Sequence[int], first_apart: bool) -> Tensor:
@@ -191,7 +192,7 @@ def distill(
     name = _absolute(config.teacher)
     teacher = _load_teacher(name, config.teacher_decode_steps)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    terms = dict(config.objective.terms)
+    terms: dict[str, Term] = {}  # settings that a run has saved have its own, which these replace
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
     if config.teacher_weight > 0:
@@ -204,11 +205,12 @@ def distill(
     sampled = teacher if architecture.decoder == "flow" and _generates(teacher) and not config.train_encoder else None
     if sampled is not None:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
-    is_shown_latents = len(terms) > len(config.objective.terms) or sampled is not None
-    if is_shown_latents and not {*architecture.nested_channels} <= {*teacher.nested_channels}:
+    if (terms or sampled is not None) and not {*architecture.nested_channels} <= {*teacher.nested_channels}:
         got, remedy = str([*architecture.nested_channels]), "Use a teacher with them, or leave out what learns from it."
         raise argument_error("nested_channels", f"those of the teacher, {[*teacher.nested_channels]}", got, remedy)
-    config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
+    others = {each: term for each, term in config.objective.terms.items() if each not in _TERMS}
+    objective = replace(config.objective, terms=others | terms)
+    config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
         return run(replace(config, model=None))

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch._utils import _take_tensors
 
 from telecine.base.checks import TrainingError, argument_error
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
@@ -227,26 +228,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter, count in zip(parameters, num_ranks_with.tolist(), strict=True):
         if count and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for bucket in _take_tensors(gradients, _BUCKET_BYTES):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         flat /= num_ranks()
         for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
-
-
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Group consecutive gradients of one dtype until a group reaches `_BUCKET_BYTES`."""
-    bucket: list[Tensor] = []
-    size = 0
-    for gradient in gradients:
-        if bucket and (size >= _BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(gradient)
-        size += gradient.nbytes
-    if bucket:
-        yield bucket
 
 
 def shard(model: nn.Module) -> None:

@@ -27,8 +27,7 @@ def create_repository(name: str) -> str:
 
 def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
     """Upload a checkpoint's averaged weights, and a model card with the last metrics and the model's origin, `base`."""
-    folder = checkpoint / "ema"
-    config = folder / CONFIG_FILE
+    config = (folder := checkpoint / "ema") / CONFIG_FILE
     library = "diffusers" if config.is_file() and "_diffusers_version" in read_json(config) else "telecine"
     is_public = base and is_hub_name(base) and not Path(base).exists()  # local paths are private
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())

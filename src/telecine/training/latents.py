@@ -204,9 +204,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
 
 def _find_missing(cache: _LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
-    needed: set[str] = set()
-    batches: list[int] = []
-    num_missing = 0
+    needed, batches, num_missing = set[str](), list[int](), 0
     for position, number in enumerate(sampler.batches):
         new = set(clips.names_of(sampler.items(position))) - needed
         unknown = sum(name not in cache for name in new)

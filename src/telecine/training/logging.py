@@ -33,9 +33,8 @@ class IntervalMeans:
 
     def pop(self) -> dict[str, float]:
         """Return the mean of each value, and start the next interval."""
-        means = {name: total / count for name, (total, count) in self.sums.items()}
-        self.sums = {}
-        return means
+        sums, self.sums = self.sums, {}
+        return {name: total / count for name, (total, count) in sums.items()}
 
 
 class Monitor:
@@ -47,8 +46,7 @@ class Monitor:
     def __init__(self, console: Console, *, num_steps: int, start: int, batch_size: int) -> None:
         self.console, self.num_steps, self.batch_size = console, num_steps, batch_size
         self.clips_per_second = self._seconds = 0.0
-        self._last_update = time.perf_counter()
-        self._last_line = time.monotonic()
+        self._last_update, self._last_line = time.perf_counter(), time.monotonic()
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),

@@ -34,18 +34,19 @@ class SavedSettings:
             if setting.name in saved or now[setting.name] != default.get(setting.name)
         ]
 
-    def check_data(self, data: str | None) -> None:
-        """Raise a `ValueError` for other `data`, which rarely continues a run on purpose."""
-        saved = self.values["data"]
-        if len({None if path is None else os.path.realpath(path) for path in (saved, data)}) > 1:
-            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
-
-    def check_clips(self, config: Settings, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
+    def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
-        Raise a `ValueError` for other held-out clips with the same settings: metrics would not compare.
+        Raise a `ValueError` for data in another place, unless its files are the same, and for other held-out clips with
+        the same settings: metrics would not compare.
         """
+        saved, now = self.values["data"], plain_settings(config)["data"]
+        is_same = before is not None and before.data_sha256 == data["data_sha256"]
+        if not is_same and len({path and os.path.realpath(path) for path in (saved, now)}) > 1:
+            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(now), remedy)
+        if before is None:
+            return []
         numbers = ("num_videos", "videos"), ("num_images", "images"), ("num_skipped", "skipped files")
         pairs = {words: (getattr(before, name), data[name]) for name, words in (*numbers, ("num_frames", "frames"))}
         changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
@@ -100,5 +101,6 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
     for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
-        networks[f"{name} > 0"] = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+        is_on = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+        networks[name] = "above 0" if is_on else "0"
     return networks

@@ -72,7 +72,7 @@ def train(
         with lost_process_named(config.process_timeout, lambda: "at the end"):
             return trainer.result()
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
+        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
     finally:
         trainer.close()
 
@@ -101,7 +101,7 @@ class _DryRun:
         console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
-def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> _DryRun:
+def dry_run(config: TrainConfig, *, console: Console | None = None) -> _DryRun:
     """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
@@ -115,13 +115,13 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
         tried = replace(config, output_dir=folder, **nothing)
         check_output("output_dir", config.data, config.output_dir)
         on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
-        trainer = Trainer(tried, console or PlainConsole(), autoencoder)
+        trainer = Trainer(tried, console or PlainConsole())
         try:
             with stop_on_signal(acknowledge=trainer.is_main) as stop:
                 trainer.validate(stop)
                 return _update(trainer, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(trainer.config, trainer.state.step, is_own=trainer.is_custom) from error
+            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
         finally:
             trainer.close()
 

@@ -31,8 +31,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.num_updates = 0
+        self.decay, self.num_updates = decay, 0
         self.current = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self.current.items()}
 
@@ -134,7 +133,7 @@ class TrainState:
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
         return sum(weight.numel() for weight in weights), trained, discriminators
 
-    def describe_size(self, steps: float = float("inf")) -> str:
+    def describe_size(self, steps: int) -> str:
         """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"

@@ -1,6 +1,6 @@
 """The experiment trackers of a run: their names, what they are told at the start, and how they go on after a resume."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
     """Start the trackers of a run and send them its plain settings; call this in the first process only.
 
     After a resume at a step, Weights & Biases and trackio continue the run that they had, by an id in the run's folder;
-    TensorBoard drops what was logged after that step.
+    TensorBoard drops what was logged after that step, or before a new start.
     """
     names = settings["trackers"]
     options = merged([_options(names, run, resumed_at), settings["tracker_options"]])
@@ -40,9 +40,16 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
             tracker.store_init_configuration(settings if tracker.name in _NESTED else flat_settings(settings))
 
 
+def drop_after(step: int, trackers: Iterable[Any]) -> None:
+    """Let TensorBoard, if it is one of the trackers that have started, drop what was logged after a step."""
+    for writer in (each.tracker for each in trackers if each.name == _TENSORBOARD):
+        writer.close()  # its next file begins with the step
+        writer.purge_step = step + 1
+
+
 def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[str, Any]:
     """Return what trackers are started with: the name of the run's folder, and an id that stays after a resume."""
-    options: dict[str, Any] = {_TENSORBOARD: {} if resumed_at is None else {"purge_step": resumed_at + 1}}
+    options: dict[str, Any] = {_TENSORBOARD: {"purge_step": 0 if resumed_at is None else resumed_at + 1}}
     if {*trackers} & {*_NESTED}:
         name, of_run = run.folder.resolve().name, run.tracker_id(is_new=resumed_at is None)
         options["wandb"] = {"name": name, "id": of_run, "resume": "allow", "dir": str(run.folder)}

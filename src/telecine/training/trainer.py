@@ -41,11 +41,11 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
-from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch
+from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.resume import SavedSettings
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
-from telecine.training.trackers import start_trackers
+from telecine.training.trackers import drop_after, start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
 
@@ -83,8 +83,10 @@ class Trainer:
                 autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
             self.is_custom = autoencoder is not None
             self._build(autoencoder, change_data=change_data)
-        except BaseException:
+        except BaseException as error:
             self._release_lock()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise out_of_memory(self.config, "at the start", is_own=self.is_custom) from error
             raise
 
     def _print(self, *lines: str) -> None:
@@ -119,8 +121,9 @@ class Trainer:
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
-            if not change_data:
-                saved.check_data(self.config.data)
+            self._keep_start(saved.values)
+        else:
+            on_first_process(self._check_records, self.accelerator)
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -131,7 +134,7 @@ class Trainer:
             clips = self.clips = build_clips(config, model)
         data = self.data = clips.recorded()
         if found is not None and not change_data:
-            changes = on_first_process(lambda: before and saved.check_clips(config, before, data), self.accelerator)
+            changes = on_first_process(lambda: saved.check_clips(config, before, data), self.accelerator)
             self._warn([f"the data has changed: {', '.join(changes)}"] if changes else [])
         device = self.accelerator.device
         if found is None and autoencoder is None and device.type == "cpu":
@@ -159,6 +162,24 @@ class Trainer:
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
+
+    def _check_records(self) -> None:
+        """Refuse to remove the records of a run that surely had a checkpoint; say if those of another are removed."""
+        last, saved = self.files.history.last_step(), read_saved_settings(self.files.folder)
+        if last > 2 * saved.get("save_every", last):  # the second checkpoint waits for the first one
+            got = f"{self.files.folder}, with records up to step {last}, whose checkpoints are gone"
+            remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
+            raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
+        if last > 0:
+            self._warn([f"without a checkpoint, the records up to step {last} are removed: the run starts again"])
+
+    def _keep_start(self, saved: Mapping[str, Any]) -> None:
+        """Keep what a run that resumes has started from, and warn if its settings now name something else."""
+        config, model, discriminators = self.config, saved.get("init"), saved["discriminator"].get("init")
+        pairs = {"init": (config.init, model), "discriminator.init": (config.discriminator.init, discriminators)}
+        stays = {name: before for name, (now, before) in pairs.items() if now != before}
+        self._warn(f"`{name}` stays {before!r}, as the run has started" for name, before in stays.items())
+        self.config = replace(config, init=model, discriminator=replace(config.discriminator, init=discriminators))
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
         if self.is_resumed or self.config.init is None:
@@ -279,10 +300,10 @@ class Trainer:
             saved = None if found is None else self.files.checkpoints.read_state(found, {"step", "rollbacks"})
             raise TrainingError(f"{error} {_remedy(self.config.optimizer, saved, len(past))}") from error
         self.checkpointer.load(self.state, found)
-        rollback = Rollback(step, self.state.step, error.value)
-        self.state.rollbacks = [*past, rollback]
+        self.state.rollbacks = [*past, rollback := Rollback(step, self.state.step, error.value)]
         self._warn([rollback.describe(len(past) + 1)])
         self.is_resumed = True
+        drop_after(self.state.step, self.accelerator.trackers)
         self._continue_records()
 
     def _update_until_the_end(self, stop: StopRequest) -> None:

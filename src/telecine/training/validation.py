@@ -68,8 +68,7 @@ def validate_model(
     metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
     kept = set(_evenly_spaced(len(indices), _NUM_KEPT))
-    shown: list[ValidationClip] = []
-    latents: list[Tensor] = []
+    shown, latents = list[ValidationClip](), list[Tensor]()
     try:
         for position, index in enumerate(indices):
             before_each()

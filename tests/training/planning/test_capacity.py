@@ -261,11 +261,21 @@ def test_out_of_memory_ends_with_what_helps(light, monkeypatch, is_own):
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
 
 
+def test_out_of_memory_before_the_first_update(tiny, tmp_path, monkeypatch):
+    def build(*_, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "build_state", build)
+    with pytest.raises(TrainingError, match=r"^out of memory at the start\. What helps: "):
+        train(tiny(), autoencoder=torch.nn.Conv3d(3, 3, 1), console=Console(quiet=True))
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_out_of_memory_is_named_if_no_update_can_be_planned(tiny, tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "Moved"}')
     expected = r"out of memory at step 3 with a batch size of 2. What helps: a smaller --batch_size.*planned.*'Moved'"
     for name in (tmp_path, tmp_path / "gone"):
-        error = out_of_memory(tiny(model=str(name)), 3, is_own=False)
+        error = out_of_memory(tiny(model=str(name)), "at step 3", is_own=False)
         assert isinstance(error, TrainingError)
         assert re.match(expected.replace("'Moved'", "Moved" if name == tmp_path else "gone"), str(error))
         assert "\n" not in str(error)

@@ -46,9 +46,7 @@ _CPU = torch.device("cpu")
 # demo has 1e11, the recipe for GPUs 4e13.
 _SMALLEST_TO_PLAN = 1e12
 _HOURS_TO_WARN = 24.0
-_DEMO_IS_SMALLER = (
-    "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
-)
+_DEMO_IS_SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` says what fits"
 # Python and the driver, for each operator: 5 to 10 microseconds.
 _LAUNCH_SECONDS = 7e-6
 _CARDS: dict[str, dict[str, float]] = TABLES["cards"]
@@ -241,11 +239,11 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
     return on_first_process(search, accelerator)
 
 
-def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
+def out_of_memory(config: TrainConfig, when: str, *, is_own: bool) -> TrainingError:
     """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
     if is_own:  # a custom module cannot be planned
-        return TrainingError(f"out of memory at step {step}. What helps: {_SMALLER}.")
-    text = f"out of memory at step {step} with a batch size of {config.batch_size}."
+        return TrainingError(f"out of memory {when}. What helps: {_SMALLER}.")
+    text = f"out of memory {when} with a batch size of {config.batch_size}."
     try:
         plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
