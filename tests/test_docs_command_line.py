@@ -22,7 +22,10 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     for program, name, *words in COMMANDS:
         assert program == "telecine"
         if commands.COMMANDS[name].settings is None:
+            words, target = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
             assert main([name, *words]) == 0
+            if target is not None:
+                Path(target).write_text(capsys.readouterr().out)
         else:
             parsed.append((name, commands.COMMANDS[name].parse(words)[0]["settings"]))
     assert [name for name, _ in parsed] == ["train", "train", "data", "plan", "train"]

@@ -27,10 +27,9 @@ LINES = {
     "telecine train --config my": {"my_settings.yaml"},
     "telecine train --data my": {"my_settings.yaml"},
     "telecine config validate de": {"demo", "decoder"},
-    "telecine recipes ": {"list", "show", "copy"},
+    "telecine recipes ": {"list", "show"},
     "telecine recipes show co": {"cogvideox", "cosmos"},
-    "telecine recipes copy wan2.1": {"wan2.1"},
-    "telecine recipes copy demo my": {"my_settings.yaml"},
+    "telecine recipes show wan2.1": {"wan2.1"},
     "telecine evaluate --me": set(),
 }
 

@@ -247,7 +247,7 @@ class TestMatching:
         many = tmp_path / "many"
         for number in range(2):
             shutil.copytree(videos, many / str(number))
-        with pytest.raises(ValueError, match="lacks 0/below/three, 0/one, 0/two and 3 more"):
+        with pytest.raises(ValueError, match="lacks 0/below/three, 0/one, 0/two \\.\\.\\."):
             self.match(many, videos)
 
     def test_a_name_with_two_suffixes_raises(self, videos, copied_videos):

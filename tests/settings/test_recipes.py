@@ -217,21 +217,11 @@ def test_recipes_are_listed_and_shown(capsys):
     assert capsys.readouterr().out == find_recipe("decoder").read_text(encoding="utf-8")
 
 
-def test_recipes_are_copied_once(tmp_path, capsys):
-    target = tmp_path / "new" / "mine.yaml"
-    assert main(["recipes", "copy", "24gb", str(target)]) == 0
-    assert target.read_bytes() == find_recipe("24gb").read_bytes()
-    assert str(target) in capsys.readouterr().out
-    assert main(["recipes", "copy", "cpu", str(target)]) == 2
-    assert "which exists. Choose another." in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
         (["show", "decodr"], "Did you mean `decoder`?"),
         (["show"], "`name` must be given, but got nothing. `telecine recipes list`"),
-        (["copy", "cpu"], "telecine recipes copy cpu my.yaml"),
         (["shwo", "cpu"], "invalid choice: 'shwo'"),
         ([], "required: action"),
     ],

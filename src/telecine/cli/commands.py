@@ -6,7 +6,6 @@ help of the others. What needs PyTorch is imported where it is used, so that hel
 
 import os
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -186,22 +185,14 @@ def _report(runs: list[str], *, output: str | None = None, watch: bool = False) 
 
 
 @command()
-def _recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
-    """List, show or copy recipes: settings that train well together, for `--config`."""
+def _recipes(action: Literal["list", "show"], name: str | None = None) -> None:
+    """List or show recipes: settings that train well together, for `--config`."""
     if action == "list":
         print("\n".join(describe_recipes()))
     elif name is None:
         raise argument_error("name", "given", "nothing", "`telecine recipes list` prints all names.")
-    elif action == "show":
-        print(find_recipe(name).read_text(encoding="utf-8"), end="")
-    elif file is None:
-        raise argument_error("file", "given", "nothing", f"For example: telecine recipes copy {name} my.yaml")
-    elif (target := Path(file)).exists():
-        raise argument_error("file", "the name of a new file", f"{target}, which exists", "Choose another.")
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(find_recipe(name), target)
-        print(f"written to {target}")
+        print(find_recipe(name).read_text(encoding="utf-8"), end="")
 
 
 @command(runs_code=True)

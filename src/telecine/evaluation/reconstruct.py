@@ -19,15 +19,9 @@ from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
 from telecine.data.find import check_output
+from telecine.evaluation import tiling
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import Model, by_name, clips_of, index_data, load_model
-from telecine.evaluation.tiling import (
-    blended_chunks,
-    count_chunks,
-    overlapping_chunks,
-    reconstruct_tiled,
-    rounded_tiling,
-)
 from telecine.report.clips import side_by_side
 from telecine.report.video import depth_range, write_video
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
@@ -116,16 +110,18 @@ def _reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1]."""
-    tiling = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
+    tiles = tiling.rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, overlap = model.covering_clip(config.num_frames, *_output_size(info, config))[0], config.overlap_frames
 
     def reconstruct_chunk(frames: Tensor) -> Tensor:
-        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        reconstruction = tiling.reconstruct_tiled(model, video_from_bytes(frames).to(device), tiles)
         return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    chunks = overlapping_chunks(_frames(model, info, config), num_frames, overlap)
-    total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
+    chunks = tiling.overlapping_chunks(_frames(model, info, config), num_frames, overlap)
+    total = tiling.count_chunks(info.num_frames, num_frames, overlap)
+    return tiling.blended_chunks(
+        model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk
+    )
 
 
 def _frames(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> Iterator[Tensor]:

@@ -248,7 +248,7 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructio
     others = by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
     lacks = ((reconstructions, missing), (data, extra))
-    if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
+    if got := "; ".join(f"{of} lacks {', '.join(each[:3])}{' ...' * (len(each) > 3)}" for of, each in lacks if each):
         contract = "files of the same names as `data` (suffixes do not count)"
         raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
     for name, info in inputs.items():
@@ -273,7 +273,3 @@ def by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo
             raise argument_error("data", "files of different names", got, "Rename one: suffixes do not count.")
         found[name] = info
     return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

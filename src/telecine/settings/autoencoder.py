@@ -23,9 +23,7 @@ def _check_power_of_two(name: str, value: object) -> int:
 
 
 _PowerOf2: TypeAlias = Annotated[int, _check_power_of_two]
-_Levels: TypeAlias = Annotated[
-    int, partial(check_count, at_least=3, remedy="Use 5 or 8, or `bottleneck: lfq` for two values.")
-]
+_Levels: TypeAlias = Annotated[int, partial(check_count, at_least=3, remedy="Use 5 or 8; `bottleneck: lfq` has two.")]
 _Above0: TypeAlias = Annotated[float, partial(check_positive, remedy="Use 1.")]
 _Weight: TypeAlias = Annotated[float, check_weight]
 

@@ -15,9 +15,7 @@ _ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
 CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
-_Timeout: TypeAlias = Annotated[
-    float, partial(check_positive, remedy="Use the seconds that the slowest batch may take.")
-]
+_Timeout: TypeAlias = Annotated[float, partial(check_positive, remedy="Use the seconds that a slow batch may take.")]
 # Marks the settings that do not change what a clip is: latents that are kept stay valid.
 _SAME_CLIPS = {"same_clips": True}
 

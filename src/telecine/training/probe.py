@@ -74,9 +74,8 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None
-    return measure_denoiser(
-        denoiser.eval(), linear, videos, folder / f"{name}.mp4", probe.seed, network, summary.seconds
-    )
+    samples = folder / f"{name}.mp4"
+    return measure_denoiser(denoiser.eval(), linear, videos, samples, probe.seed, network, summary.seconds)
 
 
 def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:

@@ -103,7 +103,7 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
         average_gradients(parameters_of(state.optimizer))
-        state.model.require_forward_param_sync = True  # as DDP does: the first process' buffers before the next pass
+        state.model.require_forward_param_sync = True  # type: ignore[assignment] # DDP sends buffers before a pass
     return {name: value.float() for name, value in (log | gradient.log).items()}
 
 
