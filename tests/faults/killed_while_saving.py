@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import distributed as dist
 
-from telecine.training import checkpoint
-from telecine.training.checkpoint import save_shards
+from telecine.training import tensor_files
+from telecine.training.tensor_files import save_shards
 
 
 def save_or_die(path, groups):
@@ -19,5 +19,5 @@ def save_or_die(path, groups):
     save_shards(path, groups)
 
 
-checkpoint.save_shards = save_or_die
+tensor_files.save_shards = save_or_die
 runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"), run_name="__main__")
