@@ -369,7 +369,7 @@ class TestConfig:
             ({"base_channels": 10**7}, "`base_channels` must be at most 65536, but got 10000000"),
             ({"bottleneck": "vq"}, "`bottleneck` must be one of 'gaussian', 'fsq', 'lfq'"),
             ({"fsq_levels": 8}, "`fsq_levels` must be a list of numbers of values"),
-            ({"fsq_levels": (8, 2)}, "`fsq_levels` must be an int of at least 3, .* Use 5 or 8, or `bottleneck: lfq`"),
+            ({"fsq_levels": (8, 2)}, "`fsq_levels` must be an int of at least 3, .* Use 5 or 8; `bottleneck: lfq`"),
             ({"lfq_bits": 0}, "`lfq_bits` must be a positive int"),
             ({"lfq_entropy_weight": -1}, "`lfq_entropy_weight` must be a finite number >= 0"),
             ({"lfq_commitment_weight": "1"}, "`lfq_commitment_weight` must be a finite number >= 0"),
