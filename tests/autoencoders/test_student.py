@@ -16,6 +16,7 @@ from telecine.autoencoders.linear import PatchDecoder, fit_decoder
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
+from telecine.runs.checkpoints import _write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import CLIPS, adapter
@@ -209,6 +210,9 @@ def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_pat
     (checkpoint / "config.yaml").write_text(f"teacher: {named}\n")
     for name in ("model", "ema"):
         assert load_autoencoder(checkpoint / name).teacher == str(named)
+    _write_manifest(checkpoint, 1)
+    named.rename(tmp_path / "elsewhere")
+    assert load_autoencoder(checkpoint / "ema").teacher == str(named), "not the student itself"
 
 
 def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):

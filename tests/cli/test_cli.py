@@ -568,7 +568,7 @@ def test_the_exit_code_of_an_interruption_does_not_depend_on_who_reads_the_outpu
     assert (done.returncode, done.stderr) == (130, "")
 
 
-def test_settings_files_are_validated(tmp_path, capsys):
+def test_settings_files_are_validated(tmp_path, capsys, monkeypatch):
     path = tmp_path / "mine.yaml"
     path.write_text("clips: {height: 64}\n")
     assert main(["config", "validate", "wan2.1", "decoder", str(path)]) == 0
@@ -582,6 +582,8 @@ def test_settings_files_are_validated(tmp_path, capsys):
     path.write_text("steps: many\n")
     assert "`steps` must be a whole number, but got 'many' (str)." in error_of(capsys, "config", "validate", str(path))
     assert "`files` must be settings files or recipes, but got nothing" in error_of(capsys, "config", "validate")
+    monkeypatch.setenv("TELECINE__STEPS", "3")
+    assert f"See line 1 of {path}." in error_of(capsys, "config", "validate", str(path)), "files alone are checked"
     path.write_text("teacher: tiny\nstudent: tiny\n")
     assert main(["config", "validate", "demo", str(path)]) == 0
     path.write_text("teacher: tiny\nfeature_weight: -1\n")

@@ -89,6 +89,9 @@ def test_a_constant_latent_is_dead_as_in_training(tiny_model, videos, monkeypatc
     monkeypatch.setattr(latents, "_encode_all", lambda *_: constant)
     config = LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})
     space = measure_latent_spaces([tiny_model], config).models[0]
+    whole = {name: values for name, values in space.equivariance.items() if name != "scale_1/2"}
+    assert "equivariance error, MSE" in space.figures()
+    assert "equivariance error without scale_1/2, MSE" in replace(space, equivariance=whole).figures()
     figures = {"dead channels": space.figures()["dead channels"], "mean std": space.figures()["mean std"]}
     of_training = latents.latent_summary(constant)
     assert figures == pytest.approx({"dead channels": dead, "mean std": of_training["std"]}, nan_ok=True)

@@ -144,7 +144,16 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip, name):
 
 
 def test_other_names_of_auxiliary_losses(make_loss, clip):
-    names = ["", "quantizer_aux_loss", "adversarial_loss", "disc_loss", "mse_loss", "kl_loss"]
+    names = [
+        "",
+        "quantizer_aux_loss",
+        "adversarial_loss",
+        "disc_loss",
+        "mse_loss",
+        "kl_loss",
+        "grad_loss",
+        "accuracy_loss",
+    ]
     log = make_loss(perceptual_weight=0)(clip(), clip(), 0, 0, aux_losses=dict.fromkeys(names, 1.0))[1]
     assert {f"train/{name}" for name in names[1:]} < set(log)
 

@@ -271,7 +271,7 @@ class TestMistakes:
                 return super().forward(reconstruction, target)
 
         for setting, module, contract in (
-            ("reconstruction.loss", Pixels(), "without weights to train, but got Pixels. Use a function, or a term"),
+            ("reconstruction.loss", Pixels(), "without weights to train, but got Pixels. Freeze them, or use a term"),
             ("penalty.kind", Penalty().requires_grad_(False), "without parameters and buffers, but got Penalty"),
             ("gan.loss", GAN(), "without parameters and buffers, but got GAN"),
         ):

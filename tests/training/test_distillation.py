@@ -181,6 +181,7 @@ def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, 
     assert main([*command, *typed]) == 2
     assert message in capsys.readouterr().err
     assert trained == []
+    assert DistillConfig(init="run", train_encoder=True).init == "run", "which starts both parts"
 
 
 def test_errors(folder):

@@ -71,8 +71,8 @@ def test_a_run_of_another_compression_starts_from_weights_and_resumes(tiny, sour
         path.unlink()
     resumed_summary, text, resumed = run(config)
     assert "parameters from" not in text
-    assert f"warning: `init` stays {source!r}, as the run has started" in text
-    assert "warning: `discriminator.init` stays None, as the run has started" in text
+    assert f"warning: `init` stays {source!r}, as the run started" in text
+    assert "warning: `discriminator.init` stays None, as the run started" in text
     recorded = read_config(Path(config.output_dir) / "config.yaml")
     assert (recorded.init, recorded.discriminator.init) == (source, None)
     assert resumed_summary.copied == summary.copied

@@ -111,6 +111,7 @@ def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
 SUMMARY = RunSummary(9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd")
 DATA = {"num_videos": 12, "num_images": 0, "num_skipped": 1, "num_frames": 400, "validation": CLIPS_BEFORE}
+DATA |= {"data_sha256": ""}
 
 
 @pytest.mark.parametrize(
@@ -142,9 +143,19 @@ def test_the_same_files_may_be_in_another_place(tmp_path):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data="a")))
     moved = TrainConfig(data="b")
     assert SavedSettings(tmp_path).check_clips(moved, SUMMARY, DATA | {"data_sha256": "cd"}) == []
-    for before, now in ((SUMMARY, "ef"), (replace(SUMMARY, data_sha256=""), "cd"), (None, "cd")):
+    others = replace(SUMMARY, validation=replace(CLIPS_BEFORE, sha256="ba"))  # arrays of the same names and sizes
+    for before, now in ((SUMMARY, "ef"), (replace(SUMMARY, data_sha256=""), "cd"), (None, "cd"), (others, "cd")):
         with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got 'b'\. .*--change_data"):
             SavedSettings(tmp_path).check_clips(moved, before, DATA | {"data_sha256": now})
+    with pytest.raises(ValueError, match="`data` must be 'a' as in"):  # whose pixels nothing tells apart
+        SavedSettings(tmp_path).check_clips(replace(moved, val_data="v"), SUMMARY, DATA | {"data_sha256": "cd"})
+
+
+def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
+    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data="a")))
+    SavedSettings(tmp_path).check_data("b", is_same=True)
+    with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got None"):
+        SavedSettings(tmp_path).check_data(None, is_same=True)
 
 
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):

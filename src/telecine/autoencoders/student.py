@@ -32,6 +32,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.shapes import Video
 from telecine.base.yaml_files import read_yaml
+from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
@@ -214,11 +215,12 @@ def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
             raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    # The teacher is where the run's settings say, or beside the student, where a checkpoint has a "model" and an "ema".
+    # The teacher is where the run's settings say, or beside the student; there, a checkpoint has the student itself.
     path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
-    if isinstance(path, str) and Student.public_name(path) == teacher and (Path(path).exists() or not beside.is_dir()):
+    is_beside = beside.is_dir() and not (teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent))
+    if isinstance(path, str) and Student.public_name(path) == teacher and (Path(path).exists() or not is_beside):
         teacher = path
-    elif beside.is_dir():
+    elif is_beside:
         teacher = str(beside)
     return config, teacher, {"digest": digest, "normalisation": values}
 

@@ -16,7 +16,7 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole
 from telecine.cli.parser import COMMANDS, command, completion_script, program
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ProbeConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import describe_recipes, find_recipe, from_environment, merged, read_layer, settings_from
+from telecine.settings.parse import describe_recipes, find_recipe, from_environment, read_config
 from telecine.settings.validate import json_schema
 
 _console = PlainConsole()
@@ -208,9 +208,7 @@ def _config(
     else:
         from telecine.objective.terms import check_functions
 
-        of_student = DistillConfig.__dataclass_fields__.keys() - TrainConfig.__dataclass_fields__.keys()
-        kind = DistillConfig if merged(map(read_layer, files)).keys() & of_student else TrainConfig
-        settings = settings_from(kind, files, [])
+        settings = read_config(*files)
         check_functions(settings.objective, sharding=settings.sharding)
         _say(f"valid: {' '.join(files)}")
 

@@ -262,7 +262,11 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Iterator[str]:
     if not clips.cache:
-        yield from _advice_on_reading(report, clips.num_workers)
+        speed, workers = report.clips_per_second, count(clips.num_workers, "worker")
+        yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(clips.num_workers, 1))
+        distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
+        if far := sum(distance > _LONG_DISTANCE for distance in distances):
+            yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
     fits = report.cache_bytes < _CACHE_FRACTION * psutil.virtual_memory().available
     size = gigabytes(report.cache_bytes)
     yield _ADVICE[("kept" if clips.cache else "fits") if fits else "does_not_fit"].format(size=size)
@@ -275,22 +279,13 @@ def _advice(report: DataReport, clips: ClipConfig, train: Sequence[Span]) -> Ite
     if report.scenes and report.num_unlisted:
         yield _ADVICE["unlisted"].format(unlisted=report.num_unlisted)
     frames = Counter[Source]()
-    for span in train if clips.weighting == "frames" else ():
-        if not span.info.is_image:
-            frames[span.info.path] += span.num_frames
+    for span in (each for each in train if clips.weighting == "frames" and not each.info.is_image):
+        frames[span.info.path] += span.num_frames
     for path, most in frames.most_common(1):
         if (fraction := most / frames.total()) > max(_LARGE_FRACTION, 1.5 / len(frames)):
             yield _ADVICE["longest"].format(path=path, fraction=fraction)
     if report.copies:
         yield _ADVICE["copies"].format(copies=len(report.copies))
-
-
-def _advice_on_reading(report: DataReport, num_workers: int) -> Iterator[str]:
-    speed, workers = report.clips_per_second, count(num_workers, "worker")
-    yield _ADVICE["speed"].format(speed=speed, workers=workers, most=speed * max(num_workers, 1))
-    distances = [row.keyframe_distance for row in report.files if row.is_used and row.keyframe_distance is not None]
-    if far := sum(distance > _LONG_DISTANCE for distance in distances):
-        yield _ADVICE["keyframes"].format(limit=_LONG_DISTANCE, far=far, total=len(distances))
 
 
 def _brightness(frames: Tensor) -> Tensor:

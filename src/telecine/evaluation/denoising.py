@@ -62,12 +62,10 @@ class LatentProbe:
 
 
 @torch.no_grad()
-def _velocity_losses(
-    predict: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int
-) -> list[float]:
+def _velocity_losses(field: Callable[[Tensor, float], Tensor], latents: Iterable[Tensor], *, seed: int) -> list[float]:
     """Return the mean squared error of the velocity at each of `LEVELS`.
 
-    `predict` maps noisy latents `(B, C, t, h, w)` and their level to the velocity. `latents` are batches of normalised
+    `field` maps noisy latents `(B, C, t, h, w)` and their level to the velocity. `latents` are batches of normalised
     ones. The noise depends on the seed and on their shapes alone: predictions compare on the same noisy latents.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +73,7 @@ def _velocity_losses(
     for latent in latents:
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         for index, level in enumerate(LEVELS):
-            predicted = predict((1 - level) * latent + level * noise, level)
+            predicted = field((1 - level) * latent + level * noise, level)
             sums[index] += float((predicted - (noise - latent)).square().sum())
         count += latent.numel()
     return [total / count for total in sums]

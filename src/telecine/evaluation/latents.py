@@ -199,6 +199,7 @@ class LatentSpace:
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
         changed = [values["mse"] for name, values in self.equivariance.items() if name != "none"]
+        without = "" if _HALF in self.equivariance else f" without {_HALF}"
         found = {
             "channels": float(len(self.channels.std)),
             "dead channels": _num_dead(self.channels.std),
@@ -208,7 +209,7 @@ class LatentSpace:
             "high frequencies of the video": self.spectrum.high_frequencies["video"],
             "PSNR, dB": self.equivariance["none"]["psnr"],
             "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
-            "equivariance error, MSE": sum(changed) / len(changed),
+            f"equivariance error{without}, MSE": sum(changed) / len(changed),
         }
         found |= {f"PSNR with {number} channels, dB": value for number, value in self.nested_psnr.items()}
         names = ("codes used", "entropy of the codes, bits", "perplexity of the codes")

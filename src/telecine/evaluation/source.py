@@ -207,12 +207,10 @@ def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sam
     return None if sampler is None else replace(sampler, **config.sampling)
 
 
-def _video_source(
-    reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
-) -> VideoSource:
+def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     _changed_sampler(None, config, "reconstructions as videos")
-    matches = _match_videos(infos, data=data, reconstructions=reconstructions)
+    matches = _match_videos(infos, data=data, reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
@@ -222,7 +220,7 @@ def _video_source(
             remedy = "Set `height` and `width`, to which all are resized and cropped."
             raise argument_error("data", "files of one size", got, remedy)
         clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
-    return VideoSource(matches, clips, f"{reconstructions}, as videos")
+    return VideoSource(matches, clips, f"{folder}, as videos")
 
 
 def _log_alpha(info: VideoInfo) -> None:

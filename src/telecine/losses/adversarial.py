@@ -102,9 +102,8 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
     # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
-    return GANLosses(
-        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(), generator=F.softplus(-fake).mean()
-    )
+    discriminator = F.softplus(-real).mean() + F.softplus(fake).mean()
+    return GANLosses(discriminator=discriminator, generator=F.softplus(-fake).mean())
 
 
 @gan_loss(is_separable=True, uses_real=False, boundary=0.5)

@@ -98,7 +98,8 @@ def _check_function(
     held = [*found.parameters(), *found.buffers()] if isinstance(found, nn.Module) else []
     if any(x.requires_grad or not is_saved for x in held):
         contract = "without weights to train" if is_saved else "without parameters and buffers"
-        raise argument_error(setting, contract, _name(found), "Use a function, or a term, which may have them.")
+        remedy = "Freeze them, or use a term, which is trained." if is_saved else "Use a function."
+        raise argument_error(setting, contract, _name(found), remedy)
     signature = inspect.signature(getattr(found, "forward", found))
     try:
         signature.bind(**{name: None for name in names if takes_all or name in signature.parameters})

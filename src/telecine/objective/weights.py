@@ -14,8 +14,11 @@ from telecine.settings import ObjectiveConfig, Ramp
 Log: TypeAlias = dict[str, Tensor]
 
 # How the names begin that the discriminators' step and training add to the log of the autoencoder's step.
-_OF_DISCRIMINATORS = ("total_disc_loss", "discr_loss", "lecam_loss", "logits_", "accuracy_", "hinge_active")
-_OF_TRAINING = ("grad_", "update_ratio", "frame_gradient_", "adversarial_gradient_", "ema_psnr_behind")
+_ADDED = (
+    *("total_disc_loss", "discr_loss", "lecam_loss", "logits_real", "logits_fake", "accuracy_real", "accuracy_fake"),
+    *("hinge_active", "grad_norm", "grad_clipped", "grad_overflow", "grad_penalty_loss", "update_ratio"),
+    *("frame_gradient_", "adversarial_gradient_", "ema_psnr_behind"),
+)
 
 
 class Weights(dict[str, float]):
@@ -118,8 +121,7 @@ def autoencoder_log(log: Log, g: Log, w: Log, weights: Weights, batch: Batch) ->
         **{name: torch.full((), value, device=like.device) for name, value in weights.scheduled.items()},
     }
     for name in batch.aux:
-        begins_alike = name.removeprefix("disc_").startswith(_OF_DISCRIMINATORS + _OF_TRAINING)
-        if begins_alike or name in (*log, "mse", "lr", "clips_per_second"):
+        if name.removeprefix("disc_").startswith(_ADDED) or name in (*log, "mse", "lr", "clips_per_second"):
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
             raise argument_error("aux_losses", "named unlike all else in the log", repr(name), remedy)
     return _named(log | {name: value for name, value in batch.aux.items() if name}, batch.split)

@@ -112,7 +112,8 @@ class _VideoFolder:
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
-        mark_output(self.path)
+        if not self._names:
+            mark_output(self.path)
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):

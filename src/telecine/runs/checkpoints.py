@@ -63,7 +63,7 @@ class Checkpoints:
                 return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
-            errors, remedy = " ".join(map(str, damaged.values())), f"To start again, move {self.folder} away."
+            errors, remedy = " ".join(map(str, damaged.values())), f"To start again, move {self.run} away."
             raise DamagedError(f"No checkpoint of {self.run} is intact. {errors} {remedy}")
         return None, notes
 

@@ -12,7 +12,7 @@ from telecine.base.checks import SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, parse_yaml, read_yaml
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import TABLES, alternatives, kind_at
-from telecine.settings.train import TrainConfig
+from telecine.settings.train import DistillConfig, TrainConfig
 from telecine.settings.validate import Nested, validate
 
 T = TypeVar("T")
@@ -62,7 +62,8 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     """Return the settings in a YAML file, or of a recipe, such as "demo" for a CPU or "gpu" for training from scratch.
 
     Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. A dict is what a
-    file may hold: `read_config("demo", {"clips.height": 64})`. Settings that are left out have their defaults.
+    file may hold: `read_config("demo", {"clips.height": 64})`. Settings that are left out have their defaults. Those of
+    `telecine distill` make it a `DistillConfig`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -70,7 +71,9 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     """
     layers = [path, *others]
     with _naming_lines([each for each in layers if not isinstance(each, Mapping)], {}):
-        return validate(TrainConfig, merged(map(read_layer, layers)))
+        values = merged(map(read_layer, layers))
+        of_student = DistillConfig.__dataclass_fields__.keys() - TrainConfig.__dataclass_fields__.keys()
+        return validate(DistillConfig if values.keys() & of_student else TrainConfig, values)
 
 
 def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:

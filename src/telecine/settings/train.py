@@ -291,6 +291,6 @@ class DistillConfig(TrainConfig):
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
 
     def __post_init__(self) -> None:
-        self.refuse("init of a student", self.init is not None)
+        self.refuse("init of a student", self.init is not None and not self.train_encoder)
         super().__post_init__()
         self.refuse("low rank of a student", self.trainable.weights == "lora")

@@ -34,17 +34,23 @@ class SavedSettings:
             if setting.name in saved or now[setting.name] != default.get(setting.name)
         ]
 
+    def check_data(self, data: str | None, *, is_same: bool) -> None:
+        """Raise a `ValueError` for other `data`; in another place, it may have the same files."""
+        saved = self.values["data"]
+        places = {path and os.path.realpath(path) for path in (saved, data)}
+        if len(places) > 1 and (None in places or not is_same):
+            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
+
     def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
-        Raise a `ValueError` for data in another place, unless its files are the same, and for other held-out clips with
-        the same settings: metrics would not compare.
+        Raise a `ValueError` for other data, and for other held-out clips with the same settings: metrics would not
+        compare. Data in another place is the same if its files and the pixels of its held-out clips are.
         """
-        saved, now = self.values["data"], plain_settings(config)["data"]
-        is_same = before is not None and before.data_sha256 == data["data_sha256"]
-        if not is_same and len({path and os.path.realpath(path) for path in (saved, now)}) > 1:
-            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(now), remedy)
+        now = plain_settings(config)
+        found = None if before is None or now["val_data"] else (before.data_sha256, before.validation)
+        self.check_data(now["data"], is_same=found == (data["data_sha256"], data["validation"]))
         if before is None:
             return []
         numbers = ("num_videos", "videos"), ("num_images", "images"), ("num_skipped", "skipped files")
@@ -52,7 +58,7 @@ class SavedSettings:
         changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
         if before.data_sha256 not in ("", data["data_sha256"]):
             changes = changes or ["files of other sizes, names or frames"]
-        is_same_choice = _choice_of_clips(self.values) == _choice_of_clips(plain_settings(config))
+        is_same_choice = _choice_of_clips(self.values) == _choice_of_clips(now)
         if is_same_choice and before.validation != data["validation"]:
             got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."

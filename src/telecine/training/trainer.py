@@ -78,6 +78,7 @@ class Trainer:
         self._print(*_describe_warmup(config.optimizer, config.steps))
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
+        self.is_custom = True
         try:
             if autoencoder is None:
                 autoencoder = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
@@ -121,6 +122,8 @@ class Trainer:
         if found is not None:
             saved = SavedSettings(found)
             saved.check_networks(self.config)
+            if not change_data:
+                saved.check_data(self.config.data, is_same=True)  # which is known once it is read
             self._keep_start(saved.values)
         else:
             on_first_process(self._check_records, self.accelerator)
@@ -177,8 +180,7 @@ class Trainer:
         """Keep what a run that resumes has started from, and warn if its settings now name something else."""
         config, model, discriminators = self.config, saved.get("init"), saved["discriminator"].get("init")
         pairs = {"init": (config.init, model), "discriminator.init": (config.discriminator.init, discriminators)}
-        stays = {name: before for name, (now, before) in pairs.items() if now != before}
-        self._warn(f"`{name}` stays {before!r}, as the run has started" for name, before in stays.items())
+        self._warn(f"`{name}` stays {old!r}, as the run started" for name, (new, old) in pairs.items() if new != old)
         self.config = replace(config, init=model, discriminator=replace(config.discriminator, init=discriminators))
 
     def _copy_init(self, model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -216,10 +218,10 @@ class Trainer:
                     self._warn(["other held-out clips: earlier validations and the linear baseline no longer count"])
             if self.before is None:  # the run is new, or its summary damaged
                 self.files.write_summary(self.summary)
+        self._continue_records()
         resumed_at = step if self.is_resumed else None
         start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
         on_first_process(start, self.accelerator)
-        self._continue_records()
 
     def _continue_records(self) -> None:
         """Drop the records after the present step, which an interrupted run or a rollback has left."""

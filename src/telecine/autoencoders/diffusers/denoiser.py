@@ -44,7 +44,7 @@ class LatentDenoiser(Student):
     the start the velocity is the best multiple of the noisy latent, which for white noise is the optimum.
 
     Args:
-        measured: The autoencoder, which is frozen in place. It must have `encode` and `decode`.
+        model: The autoencoder, which is frozen in place. It must have `encode` and `decode`.
         latents: Some of its latents `(N, C, t, h, w)`. Those in training have their size, and each channel is
             normalised by their mean and standard deviation.
         size: A key of `SIZES`.
@@ -55,11 +55,9 @@ class LatentDenoiser(Student):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, measured: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False
-    ) -> None:
-        super().__init__("", lambda _: measured, digest_of_encoder(measured))
-        self._frozen = Frozen(measured)
+    def __init__(self, model: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False) -> None:
+        super().__init__("", lambda _: model, digest_of_encoder(model))
+        self._frozen = Frozen(model)
         self._settings: dict[str, Any] = {"size": size, "causal": causal, "latent_shape": list(latents.shape[1:])}
         moments = ChannelMoments()
         moments.add(latents)

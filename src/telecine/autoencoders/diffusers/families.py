@@ -287,9 +287,7 @@ def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
     return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
 
 
-def _downsample_time(
-    resample: DiffusersModel, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Video
-) -> Video | None:
+def _downsample_time(resample: DiffusersModel, args: Any, kwargs: Any, output: Video) -> Video | None:
     """Halve the frames after the first, if none are kept from a call before."""
     if _keeps_frames(args, kwargs) or output.shape[2] == 1:
         return None

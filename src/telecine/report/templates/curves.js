@@ -265,7 +265,9 @@ class Chart {
 
   /** Return the curves that have a value at the cursor, or all without one. */
   withValues() {
-    return this.drawn.filter(({ steps }) => !this.hasCursor || (steps[0] <= state.step && state.step <= steps.at(-1)));
+    const covers = (steps) => steps[0] <= state.step && state.step <= steps.at(-1);
+    const isNamed = this.plot.x_names.length > 0; // each value stands for itself
+    return this.drawn.filter(({ steps }) => !this.hasCursor || (isNamed ? steps.includes(state.step) : covers(steps)));
   }
 
   valueAt(curve) {

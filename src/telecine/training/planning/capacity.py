@@ -241,15 +241,14 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
 def out_of_memory(config: TrainConfig, when: str, *, is_own: bool) -> TrainingError:
     """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
-    if is_own:  # a custom module cannot be planned
+    if is_own or config.batch_size == "auto":  # what cannot be planned
         return TrainingError(f"out of memory {when}. What helps: {_SMALLER}.")
     text = f"out of memory {when} with a batch size of {config.batch_size}."
     try:
         plan = plan_update(config, device_type=config.device)
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {_SMALLER}. An update cannot be planned: {error}")
-    again = "`telecine plan` with the same settings shows what fits."
-    return TrainingError(f"{text} {plan.describe_largest_part()} {again}")
+    return TrainingError(f"{text} {plan.describe_largest_part()} `telecine plan` with these settings shows what fits.")
 
 
 def _describe_speed(
@@ -284,7 +283,7 @@ def _describe_speed(
 
 
 def _without_exponent(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+    return "less than 0.001" if value < 0.001 else f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
