@@ -214,6 +214,6 @@ def test_weights_of_other_shapes_than_the_configuration(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "block_out_channels": [8, 4]}))
     with pytest.raises(
-        ValueError, match=r"all its weights, but got one that does not fit .* Download or copy it again\.$"
+        ValueError, match=r"all its weights, but got `.*` of \(.*\), not \(.*\)\. Download or copy it again\.$"
     ):
         DiffusersAutoencoder.from_pretrained(tmp_path)

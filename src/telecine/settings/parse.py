@@ -23,8 +23,7 @@ RECIPES = Path(__file__).with_name("recipes")
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
-# Settings whose values have names of their own.
-_FREE = ("params", "model_arguments", "tracker_options")
+_FREE = ("params", "model_arguments", "tracker_options")  # settings whose values have names of their own
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 _ENVIRONMENT = "TELECINE__"
 
@@ -72,8 +71,7 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
     layers = [path, *others]
     with _naming_lines([each for each in layers if not isinstance(each, Mapping)], {}):
         values = merged(map(read_layer, layers))
-        of_student = DistillConfig.__dataclass_fields__.keys() - TrainConfig.__dataclass_fields__.keys()
-        return validate(DistillConfig if values.keys() & of_student else TrainConfig, values)
+        return validate(DistillConfig if values.keys() & DistillConfig.__annotations__.keys() else TrainConfig, values)
 
 
 def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from telecine.base.checks import argument_error, describe
-from telecine.runs.run import RunSummary
+from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
+
+
+def check_records(run: Run) -> list[str]:
+    """Refuse to remove the records of a run that surely had a checkpoint; return what to say if others are removed."""
+    last, saved = run.history.last_step(), read_saved_settings(run.folder)
+    if last > 2 * saved.get("save_every", last):  # the second checkpoint waits for the first one
+        got = f"{run.folder}, with records up to step {last}, whose checkpoints are gone"
+        remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
+        raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
+    return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"] if last else []
 
 
 class SavedSettings:
@@ -35,7 +45,7 @@ class SavedSettings:
         ]
 
     def check_data(self, data: str | None, *, is_same: bool) -> None:
-        """Raise a `ValueError` for other `data`; in another place, it may have the same files."""
+        """Raise a `ValueError` for other `data`; in another place, its files and held-out clips may be the same."""
         saved = self.values["data"]
         places = {path and os.path.realpath(path) for path in (saved, data)}
         if len(places) > 1 and (None in places or not is_same):
@@ -45,8 +55,7 @@ class SavedSettings:
     def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
-        Raise a `ValueError` for other data, and for other held-out clips with the same settings: metrics would not
-        compare. Data in another place is the same if its files and the pixels of its held-out clips are.
+        Raise a `ValueError` for other data, or other held-out clips with the same settings: metrics would not compare.
         """
         now = plain_settings(config)
         found = None if before is None or now["val_data"] else (before.data_sha256, before.validation)

@@ -42,7 +42,7 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
-from telecine.training.resume import SavedSettings
+from telecine.training.resume import SavedSettings, check_records
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 from telecine.training.trackers import drop_after, start_trackers
@@ -126,7 +126,7 @@ class Trainer:
                 saved.check_data(self.config.data, is_same=True)  # which is known once it is read
             self._keep_start(saved.values)
         else:
-            on_first_process(self._check_records, self.accelerator)
+            self._warn(on_first_process(partial(check_records, self.files), self.accelerator))
         self.config = config = self._with_batch_size(found)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -165,16 +165,6 @@ class Trainer:
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
-
-    def _check_records(self) -> None:
-        """Refuse to remove the records of a run that surely had a checkpoint; say if those of another are removed."""
-        last, saved = self.files.history.last_step(), read_saved_settings(self.files.folder)
-        if last > 2 * saved.get("save_every", last):  # the second checkpoint waits for the first one
-            got = f"{self.files.folder}, with records up to step {last}, whose checkpoints are gone"
-            remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
-            raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
-        if last > 0:
-            self._warn([f"without a checkpoint, the records up to step {last} are removed: the run starts again"])
 
     def _keep_start(self, saved: Mapping[str, Any]) -> None:
         """Keep what a run that resumes has started from, and warn if its settings now name something else."""

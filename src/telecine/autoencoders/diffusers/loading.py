@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,16 @@ def load_module(source: str, subfolder: str | None = None, revision: str | None 
         raise argument_error(source, contract, "one without a file of them", remedy, FileNotFoundError)
     variant = "fp16" if files and all(".fp16" in file.name for file in files) else None
     options = {"subfolder": place, "revision": revision, "variant": variant, "torch_dtype": torch.float32}
+    load = partial(cls.from_pretrained, source, output_loading_info=True, **options)
     with _quiet_diffusers():
         check_num_weights(lambda: cls.from_config(config), source, folder)
         try:
-            module, report = cls.from_pretrained(source, **options, output_loading_info=True)
-        except ValueError as error:  # which goes on with advice about arguments of diffusers
-            got = f"one that does not fit ({str(error).rpartition('because ')[2].partition('. ')[0]})"
-            raise argument_error(source, contract, got, remedy) from error
+            module, report = load()
+        except ValueError as error:
+            _, report = load(low_cpu_mem_usage=False, ignore_mismatched_sizes=True)  # with all shapes
+            for name, its, our in report["mismatched_keys"]:
+                raise argument_error(source, contract, f"`{name}` of {tuple(its)}, not {tuple(our)}", remedy) from error
+            raise
     if missing := sorted(report["missing_keys"]):
         # diffusers initialises missing weights with random numbers.
         got = f"one with {len(missing)} weights missing, e.g. {', '.join(missing[:MAX_LISTED])}"
