@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
 
 MIN_NORM = 1e-3
 MAX_WEIGHT = 1e3

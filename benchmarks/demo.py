@@ -25,11 +25,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.data import Clip, index_videos, read_validation_clips, whole_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
+from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train

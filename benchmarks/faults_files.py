@@ -15,10 +15,10 @@ import torch
 from faults_row import Row
 from torch import Tensor
 
-from telecine.autoencoders import DiagonalGaussian
+from telecine.models import DiagonalGaussian
 from telecine.runs import Run
 from telecine.runs.checkpoints import DamagedError
-from telecine.training.latents import _LatentCache
+from telecine.training.latent_cache import _LatentCache
 from telecine.training.tensor_files import save_tensors
 
 # What Python reports of operations that change files.

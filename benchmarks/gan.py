@@ -35,14 +35,14 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 from torchvision.utils import make_grid
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.interface import sampling
 from telecine.base.checks import check_choice
 from telecine.data import bytes_from_video
 from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
+from telecine.models import VideoAutoencoder
+from telecine.models.interface import sampling
 from telecine.settings import TrainConfig
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips

@@ -21,13 +21,13 @@ from rich.console import Console
 from torch import Tensor
 
 from telecine import runs
-from telecine.autoencoders import CausalVAE, LinearAutoencoder
-from telecine.autoencoders.flow import Sampler
-from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.yaml_files import read_yaml
 from telecine.data import ClipBatchSampler, ClipLoader
+from telecine.models import CausalVAE, LinearAutoencoder
+from telecine.models.flow import Sampler
+from telecine.models.student import StudentAutoencoder
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import find_recipe, read_config
 from telecine.training.baseline import _fit_linear

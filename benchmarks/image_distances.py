@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import vgg16
 
-from telecine.perceptual import load_backbone
-from telecine.perceptual.feature_maps import IMAGENET
+from telecine.losses.perceptual import load_backbone
+from telecine.losses.perceptual.feature_maps import IMAGENET
 
 # VGG16's layers that DISTS compares, after the frames themselves, and their channels.
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")

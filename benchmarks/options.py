@@ -22,7 +22,7 @@ from measure import Step, interleaved, machine, median_ratio, ratio, table_row
 from torch import nn
 
 from telecine import LPIPS, VideoAutoencoderLoss
-from telecine.autoencoders import CausalVAE
+from telecine.models import CausalVAE
 from telecine.settings import CausalVAEConfig
 
 REFERENCE: dict[str, Any] = {

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from telecine.autoencoders import CausalVAE, DeterministicPosterior
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import Video
 from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
-from telecine.evaluation.latent_page import write_latents
-from telecine.evaluation.latents import LatentSpace, measure_latent_spaces
 from telecine.evaluation.source import model_source
+from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.settings import ClipConfig, LatentsConfig, ProbeConfig
+from telecine.tools.latents.measures import LatentSpace, measure_latent_spaces
+from telecine.tools.latents.page import write_latents
+from telecine.tools.latents.probe import train_probe
 from telecine.training.clips import Spans
-from telecine.training.probe import train_probe
 
 NUM_FITTED = 300
 Figures = dict[str, float]

@@ -1,7 +1,7 @@
 """Fixtures of all tests, and the run-time check of shape types, which exists in tests only.
 
-`telecine.perceptual` is not checked: its tests of errors pass arguments of wrong types, for which the check would raise
-before the functions do.
+`telecine.losses.perceptual` is not checked: its tests of errors pass arguments of wrong types, for which the check
+would raise before the functions do.
 """
 
 import gc
@@ -17,7 +17,15 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-CHECKED = ("telecine.losses", "telecine.discriminators")
+CHECKED = (
+    "telecine.losses.adversarial",
+    "telecine.losses.latent",
+    "telecine.losses.lecam",
+    "telecine.losses.penalty",
+    "telecine.losses.reconstruction",
+    "telecine.losses.wavelet",
+    "telecine.discriminators",
+)
 
 # A kill does not lose what was written, and the power failure for which files are flushed is not tested.
 os.fsync = lambda descriptor: None
@@ -98,15 +106,15 @@ def _seed():
 @pytest.fixture(scope="session")
 def cached_weights():
     """Fetch the real weights into the cache; without them, each test that needs them fails with the reason."""
-    from telecine.perceptual import fetch
+    from telecine.losses.perceptual import fetch
 
     return {net: fetch(net) for net in ("vgg", "alex")}
 
 
 @pytest.fixture
 def probe_each_configuration_once(monkeypatch, known_sizes):
-    """Let models with the same configuration share the sizes that they reproduce. `tests/autoencoders` tests these."""
-    from telecine.autoencoders.clip_sizes import ClipSizes
+    """Let models with the same configuration share the sizes that they reproduce. `tests/models` tests these."""
+    from telecine.models.clip_sizes import ClipSizes
 
     find = ClipSizes.reproduces
 
@@ -144,7 +152,7 @@ def s3_server():
 @pytest.fixture
 def s3(s3_server, tmp_path, monkeypatch):
     """Return a server with an empty bucket. Indices and copies of its files are kept in `tmp_path / "cache"`."""
-    from telecine.perceptual.weights import _cache_path
+    from telecine.losses.perceptual.weights import _cache_path
 
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(_cache_path("vgg").parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -90,7 +90,7 @@ def random_default_vgg(monkeypatch):
         )
         state[f"features.{position}.bias"] = torch.zeros(out)
         width = out
-    monkeypatch.setattr("telecine.perceptual.lpips.load_backbone", lambda net, source: state)
+    monkeypatch.setattr("telecine.losses.perceptual.lpips.load_backbone", lambda net, source: state)
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import COMMANDS as FUNCTIONS
 from telecine.data import index_video, read_clip, sample_videos
+from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 

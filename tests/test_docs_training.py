@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 import telecine
 from telecine import training
 from telecine.__main__ import main
-from telecine.autoencoders import load_autoencoder
 from telecine.base.files import read_json
 from telecine.cli.commands import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
+from telecine.models import load_autoencoder
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.history import History
@@ -29,7 +29,7 @@ from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
 from telecine.training.planning import capacity
 
-from .autoencoders.tiny_models import TINY_MODELS
+from .models.tiny_models import TINY_MODELS
 
 ROOT = Path(__file__).parent.parent
 NO_PICTURES = ROOT / "tests" / "training" / "no_pictures.py"

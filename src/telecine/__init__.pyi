@@ -10,8 +10,8 @@ from .evaluation.reconstruct import reconstruct as reconstruct
 from .losses import gradient_penalty as gradient_penalty
 from .losses import kl_to_standard_normal as kl_to_standard_normal
 from .losses import mse as mse
+from .losses.perceptual import LPIPS as LPIPS
 from .objective import VideoAutoencoderLoss as VideoAutoencoderLoss
-from .perceptual import LPIPS as LPIPS
 from .settings import EvaluateConfig as EvaluateConfig
 from .settings import Ramp as Ramp
 from .settings import ReconstructConfig as ReconstructConfig

@@ -11,7 +11,9 @@ from telecine.discriminators.blocks import Blur as Blur
 from telecine.discriminators.blocks import CausalConv3d as CausalConv3d
 from telecine.discriminators.blocks import DiscriminatorBlock as DiscriminatorBlock
 from telecine.discriminators.blocks import DiscriminatorBlock3D as DiscriminatorBlock3D
-from telecine.discriminators.blocks import DiscriminatorBlock3DWithfirstframe as DiscriminatorBlock3DWithfirstframe
+from telecine.discriminators.blocks import (
+    DiscriminatorBlock3DWithfirstframe as DiscriminatorBlock3DWithfirstframe,
+)
 from telecine.discriminators.blocks import DownSample3D as DownSample3D
 from telecine.discriminators.blocks import FeedForward as FeedForward
 from telecine.discriminators.blocks import LinearSpaceAttention as LinearSpaceAttention

@@ -50,7 +50,7 @@ def fast_distances(benchmark_module, monkeypatch):
     for name in ("OfflineDISTS", "FSIM"):
         monkeypatch.setattr(benchmark_module("image_distances"), name, PixelDistance)
     benchmark_module("demo")  # imports LPIPS itself
-    monkeypatch.setattr("telecine.perceptual.LPIPS", PixelDistance)
+    monkeypatch.setattr("telecine.losses.perceptual.LPIPS", PixelDistance)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
 from telecine.settings import ObjectiveConfig
 from telecine.settings.validate import settings_of
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE
+from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig, LatentsConfig, ProbeConfig
 

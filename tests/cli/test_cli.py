@@ -17,10 +17,10 @@ import yaml
 
 from telecine import Ramp, __version__
 from telecine.__main__ import main
-from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
+from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from telecine.autoencoders.interface import check_channels
 from telecine.data import Span, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
 from telecine.data.clip import ClipSpec, make_clip
+from telecine.models.interface import check_channels
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import moving_frames

@@ -15,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.interface import check_buckets
 from telecine.data import (
     ClipDataset,
     DataError,
@@ -29,6 +27,8 @@ from telecine.data import (
 )
 from telecine.data.dataset import _draw_bucket
 from telecine.data.decode import _read_image
+from telecine.models import CausalVAE
+from telecine.models.interface import check_buckets
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 from .videos import (

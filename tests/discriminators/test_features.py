@@ -14,9 +14,9 @@ from torchvision.models import shufflenet_v2_x0_5
 
 from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import gradient_penalty
-from telecine.perceptual import LPIPS
-from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.feature_maps import FeatureMaps, _as_map, _BackboneMaps, build_maps
+from telecine.losses.perceptual import LPIPS
+from telecine.losses.perceptual.backbones import BACKBONES
+from telecine.losses.perceptual.feature_maps import FeatureMaps, _as_map, _BackboneMaps, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 SmallNet = SMALL["SmallNet"]

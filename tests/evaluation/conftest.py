@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders import CausalVAE
+from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from einops import rearrange
 
-from telecine.autoencoders import CausalVAE, DeterministicPosterior
-from telecine.autoencoders.diffusers.denoiser import LatentDenoiser
 from telecine.data import index_video
-from telecine.evaluation.denoising import LEVELS, WienerFilter, _largest_patch, _velocity_losses, measure_denoiser
+from telecine.models import CausalVAE, DeterministicPosterior
+from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.settings import CausalVAEConfig
+from telecine.tools.latents.denoising import LEVELS, WienerFilter, _largest_patch, _velocity_losses, measure_denoiser
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
 PATCH, SHAPE = (1, 2, 2), (4, 1, 8, 8)

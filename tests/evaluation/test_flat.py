@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.autoencoders import as_video_autoencoder
 from telecine.evaluation.measure import _FLAT_COLOURS, _LEVELS, measure_flat_colours
+from telecine.models import as_video_autoencoder
 
 
 class _Adds(nn.Module):

@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 
-from telecine.autoencoders.bottleneck import build_bottleneck
-from telecine.evaluation.latents import (
-    _autocorrelation,
-    _covariance_eigenvalues,
-    _dead_channels,
-    _effective_rank,
-    _high_frequency_share,
-    _kurtosis,
-    _radial_spectrum,
-    _scaled_video,
+from telecine.evaluation.latent_measures import (
+    autocorrelation,
     code_usage,
+    covariance_eigenvalues,
+    dead_channels,
+    effective_rank,
+    high_frequency_share,
+    kurtosis,
     latent_summary,
+    radial_spectrum,
 )
+from telecine.models.bottleneck import build_bottleneck
 from telecine.settings import CausalVAEConfig
+from telecine.tools.latents.measures import _scaled_video
 
 from .devices import WithoutFloat64
 
@@ -34,47 +34,47 @@ def wave(frequency, size=16):
 
 def test_kurtosis_of_a_normal_a_uniform_and_a_constant_channel():
     latents = torch.cat([noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)], 1)
-    assert _kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
+    assert kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
 
 
 def test_dead_channels():
-    assert _dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
+    assert dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
 
 
 def test_eigenvalues_and_effective_rank():
     z = noise(2, 2, 3, 32, 32)
     three = torch.cat([2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1)  # the third channel repeats the first
-    first, second, third = _covariance_eigenvalues(three)
+    first, second, third = covariance_eigenvalues(three)
     assert (first, second, third) == pytest.approx((8, 1, 0), abs=0.4)
-    assert _effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
-    assert _effective_rank([5.0, 0.0]) == pytest.approx(1)
+    assert effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
+    assert effective_rank([5.0, 0.0]) == pytest.approx(1)
     p = (0.8, 0.2)
-    assert _effective_rank([8.0, 2.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert effective_rank([8.0, 2.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
 
 
 @pytest.mark.parametrize("frequency", [1 / 16, 3 / 16, 6 / 16])
 def test_the_spectrum_of_a_wave_is_one_line(frequency):
-    frequencies, shares = _radial_spectrum(wave(frequency))
+    frequencies, shares = radial_spectrum(wave(frequency))
     assert frequencies[:3] == [1 / 16, 2 / 16, 3 / 16]
     assert sum(shares) == pytest.approx(1)
     assert shares[frequencies.index(frequency)] == pytest.approx(1)
-    assert _high_frequency_share(wave(frequency)) == pytest.approx(float(frequency > 0.25), abs=1e-9)
+    assert high_frequency_share(wave(frequency)) == pytest.approx(float(frequency > 0.25), abs=1e-9)
 
 
 def test_white_noise_has_the_share_of_high_frequencies_of_the_area():
     # All frequencies but those in a circle of radius 1/4.
-    assert _high_frequency_share(noise(8, 2, 2, 32, 32)) == pytest.approx(1 - math.pi / 16, abs=0.03)
-    assert _high_frequency_share(torch.ones(1, 2, 1, 4, 4)) == 0
+    assert high_frequency_share(noise(8, 2, 2, 32, 32)) == pytest.approx(1 - math.pi / 16, abs=0.03)
+    assert high_frequency_share(torch.ones(1, 2, 1, 4, 4)) == 0
 
 
 def test_autocorrelation():
     z = noise(2, 2, 3, 32, 32)
-    assert _autocorrelation(z, (3, 4), 3) == pytest.approx([0, 0, 0], abs=0.03)
+    assert autocorrelation(z, (3, 4), 3) == pytest.approx([0, 0, 0], abs=0.03)
     still = noise(2, 1, 1, 32, 32).expand(-1, -1, 4, -1, -1)
-    assert _autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
+    assert autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
     # Of a wave along the width, constant along the height: the mean of both directions.
-    assert _autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
-    assert _autocorrelation(z[:, :, :1], (2,), 8) == []
+    assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
+    assert autocorrelation(z[:, :, :1], (2,), 8) == []
 
 
 def test_the_video_at_the_size_of_its_latent():
@@ -103,7 +103,7 @@ def test_a_value_that_is_not_finite_makes_the_numbers_nan(value):
     found = latent_summary(latents)
     assert list(found) == list(expected)
     assert all(math.isnan(number) for number in found.values())
-    assert all(math.isnan(number) for number in _covariance_eigenvalues(latents))
+    assert all(math.isnan(number) for number in covariance_eigenvalues(latents))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.autoencoders import CausalVAE
 from telecine.data import DataError
-from telecine.evaluation import latents, source
+from telecine.evaluation import source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import _render_latents, write_latents
-from telecine.evaluation.latents import TRANSFORMS, measure_latent_spaces
-from telecine.perceptual import pick_frames
+from telecine.evaluation.latent_measures import latent_summary
+from telecine.losses.perceptual import pick_frames
+from telecine.models import CausalVAE
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
+from telecine.tools.latents import measures as latents
+from telecine.tools.latents.measures import TRANSFORMS, measure_latent_spaces
+from telecine.tools.latents.page import _render_latents, write_latents
 
 from .conftest import TINY
 
@@ -93,7 +95,7 @@ def test_a_constant_latent_is_dead_as_in_training(tiny_model, videos, monkeypatc
     assert "equivariance error, MSE" in space.figures()
     assert "equivariance error without scale_1/2, MSE" in replace(space, equivariance=whole).figures()
     figures = {"dead channels": space.figures()["dead channels"], "mean std": space.figures()["mean std"]}
-    of_training = latents.latent_summary(constant)
+    of_training = latent_summary(constant)
     assert figures == pytest.approx({"dead channels": dead, "mean std": of_training["std"]}, nan_ok=True)
     assert of_training["dead_channels"] == pytest.approx(dead, nan_ok=True)
 

@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import torch
 
-from telecine.evaluation import EvaluationProtocol, latents, pixel_metrics
+from telecine.evaluation import EvaluationProtocol, latent_measures, pixel_metrics
 from telecine.evaluation.frechet import _I3D_SIDE, _TRANSNET_FRAME_SIZE
 from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS
 from telecine.losses.reconstruction import MAX_PSNR
+from telecine.tools.latents import measures as latents
 
 
 def test_a_protocol_describes_the_measurement():
@@ -42,5 +43,5 @@ def test_the_definitions_state_what_the_code_computes():
     assert (DEFINITIONS["ssim_uniform"].min_side, DEFINITIONS["grid_2"].min_side) == (small, patch)
     assert f"to {_I3D_SIDE} (" in SET_DEFINITIONS["fvd"].text
     assert "{} x {}".format(*_TRANSNET_FRAME_SIZE) in SET_DEFINITIONS["frechet_transnetv2"].text
-    assert f"at most {latents.DEAD_FRACTION:g} times" in latents.DEFINITIONS["channels"]
-    assert f"the share above {latents.HIGH_FREQUENCY:g}." in latents.DEFINITIONS["spectrum"]
+    assert f"at most {latent_measures.DEAD_FRACTION:g} times" in latents.DEFINITIONS["channels"]
+    assert f"the share above {latent_measures.HIGH_FREQUENCY:g}." in latents.DEFINITIONS["spectrum"]

@@ -17,7 +17,6 @@ from torch import nn
 from torchvision.transforms import v2
 
 from telecine.__main__ import main
-from telecine.autoencoders import Reconstruction
 from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, source
 from telecine.evaluation.compare import check_protocols
@@ -25,6 +24,7 @@ from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.frechet import frechet_distance, load_feature_network
 from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import _CLIP_CHOICES, _VALUES, PROTOCOLS
+from telecine.models import Reconstruction
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 

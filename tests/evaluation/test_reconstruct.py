@@ -11,11 +11,11 @@ from PIL import Image
 
 from telecine.data import bytes_from_video, find_videos, index_video, iterate_frames, read_clip
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
+from telecine.tools.latents.measures import measure_latent_spaces
 
 from .videos import waves
 

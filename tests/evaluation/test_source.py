@@ -12,7 +12,6 @@ from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
 from telecine.evaluation import source
-from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.source import (
     _contains_videos,
     _match_videos,
@@ -26,6 +25,7 @@ from telecine.evaluation.source import (
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
+from telecine.tools.latents.measures import measure_latent_spaces
 
 from .videos import waves
 

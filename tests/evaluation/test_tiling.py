@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine.autoencoders import Reconstruction
-from telecine.autoencoders.flow import Sampler
 from telecine.evaluation.tiling import (
     _pad_to,
     _ramp,
@@ -19,6 +17,8 @@ from telecine.evaluation.tiling import (
     reconstruct_tiled,
     rounded_tiling,
 )
+from telecine.models import Reconstruction
+from telecine.models.flow import Sampler
 from telecine.settings import Tiling
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.autoencoders import Reconstruction
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.tiling import TilingDifference, _seams
+from telecine.models import Reconstruction
 from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
 
 # Positions and channels of VGG16's convolutions in torchvision's `features`.
 VGG16 = (

@@ -6,7 +6,7 @@ from torch import nn
 
 from telecine import VideoAutoencoderLoss
 from telecine.discriminators import FeatureDiscriminator, augment
-from telecine.perceptual import as_rgb
+from telecine.losses.perceptual import as_rgb
 from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_objective
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.models import VGG16_Weights
 
 from telecine import VideoAutoencoderLoss
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
 
 
 def absolute_distance(*, reconstruction, target):

@@ -18,10 +18,10 @@ from telecine.losses import (
     temporal_difference,
     wavelet_l1,
 )
+from telecine.losses.perceptual import Alignment, gram
 from telecine.objective.batch import make_batch
 from telecine.objective.terms import TERMS, _TermFunction, check_functions, functions_of
 from telecine.objective.weights import Weights
-from telecine.perceptual import Alignment, gram
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
 from telecine.settings.validate import validate
 

@@ -16,8 +16,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
+from telecine.losses.perceptual import LPIPS
 from telecine.ops.ranks import average_over_ranks
-from telecine.perceptual import LPIPS
 
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 

@@ -12,11 +12,11 @@ pytest.importorskip("playwright.sync_api")
 from PIL import Image
 from playwright.sync_api import Page
 
-from telecine.evaluation.latent_page import write_latents
-from telecine.evaluation.latents import TRANSFORMS, Channels, LatentReport, LatentSpace, _Spectrum
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
 from telecine.runs import Run
+from telecine.tools.latents.measures import TRANSFORMS, Channels, LatentReport, LatentSpace, _Spectrum
+from telecine.tools.latents.page import write_latents
 
 from .browser import check_page, evaluate, wait_for_frame
 from .runs import FPS, records, stamped, write_run

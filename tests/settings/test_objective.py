@@ -163,10 +163,12 @@ def test_bad_steps():
 
 
 def test_terms_have_a_target():
-    config = ObjectiveConfig(terms={"gram": 2, "mine": Term("telecine.perceptual.gram"), "wavelet": Ramp(1.0, steps=3)})
+    config = ObjectiveConfig(
+        terms={"gram": 2, "mine": Term("telecine.losses.perceptual.gram"), "wavelet": Ramp(1.0, steps=3)}
+    )
     assert config.terms == {
         "gram": Term("gram", weight=2),
-        "mine": Term("telecine.perceptual.gram"),
+        "mine": Term("telecine.losses.perceptual.gram"),
         "wavelet": Term("wavelet", Ramp(1.0, steps=3)),
     }
 

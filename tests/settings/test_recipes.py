@@ -20,7 +20,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
-from ..autoencoders.tiny_models import CLIPS, shared, tiny_model
+from ..models.tiny_models import CLIPS, shared, tiny_model
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 # The tiny model of the class of each recipe of a model.

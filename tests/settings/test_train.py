@@ -13,8 +13,8 @@ from telecine.discriminators.build import IMAGE, VIDEO
 from telecine.discriminators.patch import Norm
 from telecine.discriminators.residual import TimeWeighting
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
+from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.objective import VideoAutoencoderLoss
-from telecine.perceptual.backbones import BACKBONES
 from telecine.runs.settings import _as_yaml
 from telecine.settings import (
     CausalVAEConfig,

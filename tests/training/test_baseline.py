@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder
 from telecine.evaluation import ReconstructionMetrics
+from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder
 from telecine.report.run import _read_run
 from telecine.runs import Run
 from telecine.settings import Bucket

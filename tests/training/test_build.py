@@ -10,7 +10,6 @@ from rich.console import Console
 from torch import nn
 
 from telecine import Ramp, VideoAutoencoderLoss
-from telecine.autoencoders import CausalVAE
 from telecine.discriminators import (
     Discriminator,
     Discriminator3D,
@@ -19,6 +18,7 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
+from telecine.models import CausalVAE
 from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,

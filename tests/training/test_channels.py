@@ -10,12 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from telecine.autoencoders.load import load_autoencoder
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.data_report.inspect import inspect_data
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import reconstruct
+from telecine.models.load import load_autoencoder
 from telecine.report.video import write_video
 from telecine.settings import (
     DiscriminatorConfig,
@@ -26,6 +24,8 @@ from telecine.settings import (
     PixelFormat,
     ReconstructConfig,
 )
+from telecine.tools.data_report.inspect import inspect_data
+from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips

@@ -14,14 +14,14 @@ from torch import nn
 
 from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
 from telecine.__main__ import main
-from telecine.autoencoders import load_autoencoder
 from telecine.base import imports
 from telecine.base.imports import allow_code
 from telecine.cli.commands import COMMANDS
-from telecine.evaluation.latents import measure_latent_spaces
+from telecine.models import load_autoencoder
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import _as_yaml
 from telecine.settings import LatentsConfig
+from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder, custom_module
 from telecine.training.trainer import Trainer

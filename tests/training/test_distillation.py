@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
-from telecine.autoencoders import load_autoencoder
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.student import StudentAutoencoder
+from telecine.models import load_autoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.runs.settings import _as_yaml
 from telecine.settings import DistillConfig
-from telecine.training import distillation
-from telecine.training.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
+from telecine.tools.distill import distillation
+from telecine.tools.distill.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
 
-from ..autoencoders.tiny_models import tiny_model
+from ..models.tiny_models import tiny_model
 from .test_trainer import tensors
 
 SETTINGS = """

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.load import load_autoencoder
-from telecine.autoencoders.student import StudentAutoencoder, student_config
+from telecine.models import CausalVAE
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.load import load_autoencoder
+from telecine.models.student import StudentAutoencoder, student_config
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
-from telecine.training.distillation import TeacherFeatures, _pooled
+from telecine.tools.distill.distillation import TeacherFeatures, _pooled
 
-from ..autoencoders.tiny_models import tiny_model
+from ..models.tiny_models import tiny_model
 from .test_distillation import SETTINGS
 from .test_trainer import tensors
 

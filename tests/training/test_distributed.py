@@ -15,9 +15,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.clip_sizes import ClipSizes
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.models import CausalVAE
+from telecine.models.clip_sizes import ClipSizes
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
@@ -46,7 +46,7 @@ from telecine.training.tensor_files import (
 )
 from telecine.training.trainable import select_trainable
 
-from ..autoencoders.tiny_models import ALIKE, TINY_MODELS, tiny_clip, tiny_model
+from ..models.tiny_models import ALIKE, TINY_MODELS, tiny_clip, tiny_model
 
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
 SHARDED = [name for name in TINY_MODELS if name not in (WITH_SCALAR, *ALIKE)]
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("sizes_are_not_probed")
 
 @pytest.fixture
 def sizes_are_not_probed(monkeypatch):
-    """Take the sizes of clips as they are: `tests/autoencoders` tests that models find those that they reproduce."""
+    """Take the sizes of clips as they are: `tests/models` tests that models find those that they reproduce."""
     monkeypatch.setattr(ClipSizes, "check", lambda *_: None)
 
 

@@ -8,25 +8,25 @@ import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.autoencoders import load_autoencoder
-from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.flow import _level_weights, random_levels
-from telecine.autoencoders.interface import sampling
 from telecine.base.randomness import clip_generators, randn
-from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.evaluation.source import index_data, model_source, read_span, select_clips
+from telecine.models import load_autoencoder
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.flow import _level_weights, random_levels
+from telecine.models.interface import sampling
 from telecine.runs import Run
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig
 from telecine.settings.autoencoder import FlowConfig
+from telecine.tools.distill.distillation import TeacherReconstruction, distill
+from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.distillation import TeacherReconstruction, distill
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
-from ..autoencoders.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
+from ..models.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
 from .test_trainer import LIGHT, assert_equal_runs, quiet, resumed_copy
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from rich.console import Console
 
-from telecine.autoencoders import CausalVAE
+from telecine.models import CausalVAE
 from telecine.training import hub, train
 
 

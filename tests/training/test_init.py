@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.load import load_autoencoder
+from telecine.models import CausalVAE
+from telecine.models.load import load_autoencoder
 from telecine.report.page import write_report
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig, TrainableConfig

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 
 from telecine.base.randomness import clip_generators
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import run
-from telecine.evaluation.denoising import LEVELS
+from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
+from telecine.tools.latents.denoising import LEVELS
 from telecine.training import TrainingError
 
 CLIPS = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
@@ -89,7 +89,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
 
     unseen = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
     monkeypatch.setattr("telecine.evaluation.measure.load_feature_network", lambda *_: network)
-    monkeypatch.setattr("telecine.training.probe.train", None)
+    monkeypatch.setattr("telecine.tools.latents.probe.train", None)
     network.name, network.min_frames = "a network", 10
     with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
         run(unseen)
@@ -113,7 +113,7 @@ def test_other_files_in_the_same_folder_have_another_run(arguments, monkeypatch,
         folders.append(config.output_dir)
         raise TrainingError("it would train")
 
-    monkeypatch.setattr("telecine.training.probe.train", train)
+    monkeypatch.setattr("telecine.tools.latents.probe.train", train)
     for seed in (None, None, 3):
         if seed is not None:
             write_video(tmp_path / "data" / "four.mp4", moving(seed), fps=25)

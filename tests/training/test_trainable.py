@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, load_autoencoder
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.lora import low_rank_layers
+from telecine.models import CausalVAE, load_autoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.lora import low_rank_layers
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import trainable
 from telecine.training.state import MovingAverage

@@ -19,9 +19,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine import Ramp
-from telecine.autoencoders import CausalVAE
 from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
+from telecine.models import CausalVAE
 from telecine.report.page import write_report
 from telecine.report.run import _read_run
 from telecine.report.video import write_video

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from diffusers import AutoModel
 from rich.console import Console
 
-from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.autoencoders.latent import LatentStatistics
+from telecine.models.diffusers import DiffusersAutoencoder, checkpointing
+from telecine.models.latent import LatentStatistics
 from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -32,7 +32,7 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
-from ..autoencoders.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
+from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
 from .test_trainer import assert_equal_runs, resumed_copy
 
 FULL = ObjectiveConfig(
@@ -77,7 +77,7 @@ def quiet():
     return Console(quiet=True)
 
 
-# Two of videos, and one of frames; `tests/autoencoders` tests every class.
+# Two of videos, and one of frames; `tests/models` tests every class.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cogvideox", "temporal_decoder", "wan"])
 def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, name):

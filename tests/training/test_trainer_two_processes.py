@@ -29,7 +29,7 @@ from telecine.training import Interrupted, train
 from telecine.training.tensor_files import saved_tensors
 from telecine.training.trainer import Trainer
 
-from ..autoencoders.tiny_models import tiny_model
+from ..models.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
 

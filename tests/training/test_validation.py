@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.autoencoders import Reconstruction
-from telecine.evaluation.latents import latent_summary
+from telecine.evaluation.latent_measures import latent_summary
+from telecine.models import Reconstruction
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     _NUM_KEPT,

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, CustomAutoencoder
-from telecine.autoencoders.latent import LatentStatistics
-from telecine.autoencoders.lora import add_low_rank
 from telecine.base.frozen import Frozen
+from telecine.models import CausalVAE, CustomAutoencoder
+from telecine.models.latent import LatentStatistics
+from telecine.models.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.tensor_files import (
     HostCopy,

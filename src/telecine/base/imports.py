@@ -18,6 +18,12 @@ CODE_ERRORS = (
     *(SyntaxError, TypeError, ValueError),
 )
 _MISSING = object()
+# Where the modules are now that files of older versions name.
+_MOVED = {
+    "telecine.autoencoders.": "telecine.models.",
+    "telecine.perceptual.": "telecine.losses.perceptual.",
+    "telecine.training.distillation.": "telecine.tools.distill.distillation.",
+}
 # Names of packages and modules; what is below one is allowed as well.
 _allowed = {"telecine"}
 
@@ -53,6 +59,9 @@ def import_allowed(path: str, name: str) -> object:
 
     Its package must be allowed, and that where it was defined, too: `my_package.os.system` is refused.
     """
+    for old, new in _MOVED.items():
+        if path.startswith(old):
+            path = new + path.removeprefix(old)
     module, _, attribute = path.rpartition(".")
     if not is_dotted(path):
         raise argument_error(name, "importable", repr(path), "Write its full path, such as `my_package.my_function`.")

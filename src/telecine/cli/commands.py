@@ -85,7 +85,7 @@ def _train(
 @command(runs_code=True)
 def _distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from telecine.training.distillation import distill
+    from telecine.tools.distill.distillation import distill
 
     distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 
@@ -105,8 +105,8 @@ def _data(
     settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24, max_frames: int = 100_000
 ) -> None:
     """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
-    from telecine.data_report.inspect import inspect_data
-    from telecine.data_report.page import print_data, write_data
+    from telecine.tools.data_report.inspect import inspect_data
+    from telecine.tools.data_report.page import print_data, write_data
 
     report = inspect_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
@@ -155,14 +155,14 @@ def _reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, ou
 @command(runs_code=True)
 def _latents(settings: LatentsConfig, models: list[str], *, output: str = "latents", probe: bool = False) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
-    from telecine.evaluation.latent_page import write_latents
-    from telecine.evaluation.latents import measure_latent_spaces
+    from telecine.tools.latents.measures import measure_latent_spaces
+    from telecine.tools.latents.page import write_latents
 
     folder, train_one = Path(output), None
     if settings.probe != ProbeConfig() and not probe:
         raise argument_error("probe", "left as it is without `--probe`", settings.probe, "Add `--probe`.")
     if probe:
-        from telecine.training.probe import train_probe
+        from telecine.tools.latents.probe import train_probe
 
         train_one = partial(train_probe, config=settings, folder=folder / "probe", console=_console)
     folder.mkdir(parents=True, exist_ok=True)  # before what takes long
@@ -242,7 +242,7 @@ def _weights(
     nets: list[str] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download or verify the frozen networks of LPIPS."""
-    from telecine.perceptual.weights import fetch, verify
+    from telecine.losses.perceptual.weights import fetch, verify
 
     for net in nets:
         _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net)}")

@@ -13,7 +13,7 @@ from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
-from telecine.perceptual.feature_maps import build_maps
+from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]

@@ -12,9 +12,9 @@ from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
-from telecine.perceptual import as_rgb
-from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
-from telecine.perceptual.weights import WeightsSource
+from telecine.losses.perceptual import as_rgb
+from telecine.losses.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
+from telecine.losses.perceptual.weights import WeightsSource
 
 
 class FeatureDiscriminator(GradientCheckpointing):

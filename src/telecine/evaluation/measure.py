@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import VALUE_RANGE
@@ -23,8 +22,9 @@ from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, Reconst
 from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
-from telecine.perceptual import LPIPS, as_rgb, load_backbone
-from telecine.perceptual.weights import tensor_sha256
+from telecine.losses.perceptual import LPIPS, as_rgb, load_backbone
+from telecine.losses.perceptual.weights import tensor_sha256
+from telecine.models import VideoAutoencoder
 from telecine.settings import ClipConfig, EvaluateConfig
 
 _LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}

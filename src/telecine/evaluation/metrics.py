@@ -12,7 +12,7 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
-from telecine.perceptual import as_rgb
+from telecine.losses.perceptual import as_rgb
 
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.

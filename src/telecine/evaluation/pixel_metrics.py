@@ -14,8 +14,8 @@ from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.protocol import GRID_PERIODS
 from telecine.losses import temporal_difference
+from telecine.losses.perceptual import as_rgb
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.perceptual import as_rgb
 
 _SSIM_SIGMA = 1.5
 _SSIM_WINDOW = 11

@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
@@ -19,6 +18,7 @@ from telecine.base.yaml_files import read_package_yaml
 from telecine.data import Clip, DecodeError, Span, VideoInfo, bytes_from_video, read_clip, video_from_bytes, whole_video
 from telecine.data.index import log_too_short
 from telecine.evaluation.tiling import reconstruct_in_chunks
+from telecine.models import VideoAutoencoder
 from telecine.settings import EvaluateConfig, ProtocolName, Tiling
 
 logger = logging.getLogger(__name__)

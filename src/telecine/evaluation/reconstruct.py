@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
@@ -22,6 +21,7 @@ from telecine.data.find import check_output
 from telecine.evaluation import tiling
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import Model, by_name, clips_of, index_data, load_model
+from telecine.models import VideoAutoencoder
 from telecine.report.clips import side_by_side
 from telecine.report.video import depth_range, write_video
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named

@@ -11,9 +11,6 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.autoencoders.flow import Sampler
-from telecine.autoencoders.interface import check_channels, sampling
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
 from telecine.data import Clip, DataError, DecodeError, Span, VideoInfo, iterate_validation_clips, read_clip
@@ -22,6 +19,9 @@ from telecine.data.index import index_videos, log_too_short
 from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
+from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models.flow import Sampler
+from telecine.models.interface import check_channels, sampling
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.interface import sampling
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.models import VideoAutoencoder
+from telecine.models.interface import sampling
 from telecine.settings import Tiling, check_overlap
 
 

@@ -15,11 +15,11 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
+from telecine.losses.perceptual import pick_frames, sample_frame_indices
 from telecine.objective.batch import Batch
 from telecine.objective.terms import check_result
 from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
-from telecine.perceptual import pick_frames, sample_frame_indices
 from telecine.settings import Need, ObjectiveTerm
 
 # The terms of the autoencoder's loss that discriminators cause.

@@ -13,8 +13,8 @@ from telecine.base.randomness import Generators, rand, randint
 from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
+from telecine.losses.perceptual import pick_frames
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.perceptual import pick_frames
 from telecine.settings import GANConfig, ObjectiveConfig
 
 

@@ -25,11 +25,7 @@ from telecine.losses import (
     temporal_difference,
     wavelet_l1,
 )
-from telecine.objective.batch import Batch
-from telecine.objective.eager import eager_backward
-from telecine.objective.weights import Weights
-from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import (
+from telecine.losses.perceptual import (
     LPIPS,
     Alignment,
     CustomDistance,
@@ -39,8 +35,12 @@ from telecine.perceptual import (
     pick_frames,
     sample_frame_indices,
 )
-from telecine.perceptual.frames import in_chunks
-from telecine.perceptual.weights import is_default_source
+from telecine.losses.perceptual.frames import in_chunks
+from telecine.losses.perceptual.weights import is_default_source
+from telecine.objective.batch import Batch
+from telecine.objective.eager import eager_backward
+from telecine.objective.weights import Weights
+from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.

@@ -15,6 +15,7 @@ from telecine.discriminators import Discriminator, Discriminator3D, Discriminato
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
+from telecine.losses.perceptual import WeightsSource
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
@@ -23,7 +24,6 @@ from telecine.objective.terms import PerceptualTerm, check_result, functions_of
 from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.compilation import Compiler
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import WeightsSource
 from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,

@@ -6,13 +6,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
-from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
+from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
+from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.settings import TrainConfig
 from telecine.training.clips import Clips

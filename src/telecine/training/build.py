@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.autoencoders.custom import CustomAutoencoder, build_custom
-from telecine.autoencoders.load import build_custom_in, class_in, folder_without_weights, without_weights
-from telecine.autoencoders.pretrained import check_tensors
-from telecine.autoencoders.student import Student
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.discriminators.build import build_discriminators
+from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models.custom import CustomAutoencoder, build_custom
+from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
+from telecine.models.pretrained import check_tensors
+from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.compiled import compile_networks

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.latent import LatentStatistics
-from telecine.autoencoders.pretrained import check_tensors
 from telecine.base.files import digest_of, flush
+from telecine.models import VideoAutoencoder
+from telecine.models.latent import LatentStatistics
+from telecine.models.pretrained import check_tensors
 from telecine.runs import Run
 from telecine.runs.settings import write_settings
 from telecine.settings import TrainConfig

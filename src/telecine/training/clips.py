@@ -8,8 +8,6 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.interface import check_buckets, check_channels
 from telecine.base.checks import argument_error, count, count_files
 from telecine.data import Clip, ClipDataset, DataError, ReadingStopped, Span, whole_video
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
@@ -17,6 +15,8 @@ from telecine.data.find import load_spans, sample_videos
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
 from telecine.data.validation import read_validation_clips, split_videos, without_held_out
+from telecine.models import VideoAutoencoder
+from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig

@@ -7,10 +7,10 @@ from pathlib import Path
 from huggingface_hub import create_repo, upload_folder
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from telecine.autoencoders.load import is_hub_name
-from telecine.autoencoders.pretrained import CONFIG_FILE
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
+from telecine.models.load import is_hub_name
+from telecine.models.pretrained import CONFIG_FILE
 
 # All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.
 _HUB_ERRORS: tuple[type[Exception], ...] = (HFValidationError, *HfHubHTTPError.__bases__, OSError)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from telecine.autoencoders import VideoAutoencoder
+from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.training.distributed import local_shard

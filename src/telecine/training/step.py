@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from telecine.autoencoders import Posterior
 from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import mse
+from telecine.models import Posterior
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
 from telecine.ops.ranks import average_over_ranks

@@ -20,10 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
-from telecine.autoencoders.lora import low_rank_layers, merge_in_place
-from telecine.autoencoders.pretrained import (
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
+from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.latent import NORMALISATION_KEYS, LatentStatistics
+from telecine.models.lora import low_rank_layers, merge_in_place
+from telecine.models.pretrained import (
     CLASS_KEY,
     CONFIG_FILE,
     check_tensors,
@@ -31,9 +34,6 @@ from telecine.autoencoders.pretrained import (
     safetensors_write,
     without_shared_memory,
 )
-from telecine.base.checks import argument_error, describe
-from telecine.base.files import read_json
-from telecine.base.frozen import Frozen
 from telecine.runs import DamagedError
 from telecine.training.distributed import all_gather, full_tensor, is_sharded, local_shard
 from telecine.training.state import parameters_of

@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.lora import LAYERS, add_low_rank
-from telecine.autoencoders.pretrained import DECODER
 from telecine.base.checks import argument_error, nearest
+from telecine.models import VideoAutoencoder
+from telecine.models.lora import LAYERS, add_low_rank
+from telecine.models.pretrained import DECODER
 from telecine.settings import TrainableConfig
 
 

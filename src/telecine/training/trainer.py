@@ -15,14 +15,14 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
 
-from telecine.autoencoders.transfer import copy_from
 from telecine.base.checks import Interrupted, TrainingError, argument_error
 from telecine.base.devices import peak_memory
 from telecine.base.files import mark_output
 from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.perceptual import LPIPS
+from telecine.losses.perceptual import LPIPS
+from telecine.models.transfer import copy_from
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.report.page import write_report
 from telecine.runs import Run
@@ -39,7 +39,7 @@ from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
 from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
-from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
+from telecine.training.latent_cache import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.resume import SavedSettings, check_records

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.causal import CausalAutoencoder
-from telecine.autoencoders.interface import sampling
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.latents import code_usage, latent_summary
+from telecine.evaluation.latent_measures import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
+from telecine.models import VideoAutoencoder
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.interface import sampling
 from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run

@@ -7,10 +7,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.load import load_autoencoder
-from telecine.autoencoders.student import StudentAutoencoder
-from telecine.perceptual.feature_maps import build_maps
+from telecine.losses.perceptual.feature_maps import build_maps
+from telecine.models import CausalVAE
+from telecine.models.load import load_autoencoder
+from telecine.models.student import StudentAutoencoder
 from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig, PerceptualConfig, Term, TrainConfig
 from telecine.settings.parse import RECIPES, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -246,7 +246,7 @@ def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
 def test_terms_that_load_weights(light, tmp_path):
     CausalVAE(light().causal_vae).save_pretrained(tmp_path / "teacher")
     aligned = Term("alignment", weight=0.5, params={"latent_channels": 4})
-    teacher = Term("telecine.training.distillation.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
+    teacher = Term("telecine.tools.distill.distillation.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
     found = plan(light(objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})))
     assert found.held[FROZEN] > 3 * bytes_of(_fake_lpips("alex").module.values()), "twice LPIPS, and both networks"
 

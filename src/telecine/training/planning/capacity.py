@@ -20,10 +20,10 @@ from rich.text import Text
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
+from telecine.models import VideoAutoencoder
 from telecine.settings import ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.update import HALF, HOST_COPY, TABLES, UpdatePlan, fake_autoencoder, plan_update

@@ -21,18 +21,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.autoencoders.interface import check_channels
-from telecine.autoencoders.load import without_weights
-from telecine.autoencoders.student import Student
-from telecine.autoencoders.transfer import check_source
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.base.yaml_files import read_package_yaml
-from telecine.perceptual import LPIPS
-from telecine.perceptual.backbones import BACKBONES, backbone_of
+from telecine.losses.perceptual import LPIPS
+from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
+from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.interface import check_channels
+from telecine.models.load import without_weights
+from telecine.models.student import Student
+from telecine.models.transfer import check_source
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
@@ -263,14 +263,14 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         if known is None or Path(config.model or "").exists():
             random = without_weights(config.model, config.causal_vae)
         else:  # needs no network
-            random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
+            random = cast(Any, import_module("telecine.models.diffusers")).DiffusersAutoencoder.from_config(known)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
         if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
-            from telecine.autoencoders.diffusers.checkpointing import enable
+            from telecine.models.diffusers.checkpointing import enable
 
             enable(cast(Any, model).module)  # without comparing gradients, which needs values
         return model

@@ -1,0 +1,17 @@
+"""Video autoencoders: telecine's own, diffusers' and a user's, behind one interface.
+
+`telecine.models.diffusers` is imported only when a diffusers model is used.
+"""
+
+from telecine.models.causal import CausalVAE as CausalVAE
+from telecine.models.custom import CustomAutoencoder as CustomAutoencoder
+from telecine.models.custom import as_video_autoencoder as as_video_autoencoder
+from telecine.models.interface import Reconstruction as Reconstruction
+from telecine.models.interface import VideoAutoencoder as VideoAutoencoder
+from telecine.models.latent import DeterministicPosterior as DeterministicPosterior
+from telecine.models.latent import DiagonalGaussian as DiagonalGaussian
+from telecine.models.latent import Posterior as Posterior
+from telecine.models.linear import LinearAutoencoder as LinearAutoencoder
+from telecine.models.load import load_autoencoder as load_autoencoder
+
+__all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -1,0 +1,369 @@
+"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns the residual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import astuple, fields, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32, call_with_cast_weights
+from telecine.base.randomness import Generators
+from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
+from telecine.models.bottleneck import Bottleneck, build_bottleneck
+from telecine.models.causal_blocks import (
+    CausalConv,
+    CausalSequential,
+    ChannelNorm,
+    Downsample,
+    EarlierFrames,
+    ResidualBlock,
+    Upsample,
+    call_layer,
+    fold,
+    init_zero,
+    unfold,
+)
+from telecine.models.channels import RGBAConv3d, change_channels
+from telecine.models.clip_sizes import check_multiple
+from telecine.models.flow import Sampler, denoised_clips, integrate
+from telecine.models.interface import LatentAutoencoder, Reconstruction, check_input
+from telecine.models.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
+from telecine.models.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
+from telecine.models.lora import merge_low_rank
+from telecine.models.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
+from telecine.ops.checkpointing import checkpoint_call
+from telecine.settings import CausalVAEConfig
+from telecine.settings.validate import validate
+
+# The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
+# learns to ignore the latent for the first few hundred steps.
+_INITIAL_LOGVAR = -6.0
+# Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
+_ARCHITECTURE_KEY = "_architecture"
+_ARCHITECTURE = 2
+# The settings of the linear maps, which a student has from its teacher.
+COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
+# Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
+_LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
+
+
+def _maps_of(config: CausalVAEConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in COMPRESSION}
+
+
+def _residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[ResidualBlock]:
+    """Return the blocks of a level; those of the lowest resolution see earlier frames."""
+    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
+    return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
+
+
+def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
+    if size == 0:
+        return network(*videos)
+    earlier: EarlierFrames = {}
+    chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
+    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
+
+
+class _Encoder(nn.Module):
+    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.linear = PatchEncoder(**_maps_of(config))
+        channels = config.channels
+        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
+        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
+        for level, (outer, inner) in enumerate(config.halvings()):
+            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+        self.latent_channels = config.latent_channels
+        num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
+        last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
+        nn.init.constant_(last.conv.bias[self.latent_channels :], _INITIAL_LOGVAR)  # type: ignore[index]
+        self.network = CausalSequential(*layers, last)
+        self.chunk_size = 0  # latent frames; 0 for whole clips
+
+    def forward(self, video: Video) -> tuple[Tensor, Tensor]:
+        """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck."""
+        outputs = _in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
+        residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
+        return self.linear(video) + residual, logvar
+
+
+class Decoder(nn.Module):
+    """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
+
+    def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.linear = PatchDecoder(**_maps_of(config))
+        channels = config.channels
+        layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
+        for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+            layers += [*_residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
+        layers += [*_residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
+        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
+        self.chunk_size = 0  # latent frames; 0 for whole clips
+
+    @classmethod
+    def of(cls, config: CausalVAEConfig) -> Decoder:
+        """Return the decoder that settings name, with random weights."""
+        return _FlowDecoder(config) if config.decoder == "flow" else cls(config)
+
+    def forward(self, latent: Tensor) -> Video:
+        """Return the video of a latent `(B, latent_channels, k, h, w)`."""
+        residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
+        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
+
+
+class _FlowDecoder(Decoder):
+    """From a latent and a noisy video to the clean video, see `autoencoders.flow`.
+
+    The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
+    layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
+    32 x 32 pixels, its first layer would have more weights than all others.
+
+    The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
+    `v = (x_t - linear(z)) / t + F`, so that `x0 = x_t - t v = linear(z) - t F`. At the start both are `linear(z)`.
+    """
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__(config, _LEVEL_FEATURES)
+        self.predicts_velocity = config.flow.prediction == "velocity"
+        halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
+        self.noisy = nn.ModuleList([CausalConv(config.folded_channels, config.channels[0], (1, 3)), *halvings])
+        size = _LEVEL_FEATURES
+        self.level = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+
+    def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
+        """Return the clean video of a latent `(B, latent_channels, k, h, w)`, a noisy one and its level `(B,)`."""
+        features = self.level(_waves(level).to(latent.dtype))
+        folded = fold(noisy.to(latent.dtype), *self.patch)
+        residual = _in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
+        video = unfold(residual, *self.patch)
+        if self.predicts_velocity:
+            video = -level.view(-1, 1, 1, 1, 1) * video
+        return cast(Video, self.linear(latent) + video)
+
+    def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
+        noisy, x = [folded], latent
+        for layer in self.noisy:
+            noisy.append(layer(noisy[-1]))
+        for index, layer in enumerate(self.network):
+            x = call_layer(layer, x, earlier, level)
+            if index == 0 or isinstance(layer, Upsample):
+                x = x + noisy.pop()
+        return x
+
+
+def _waves(level: Tensor) -> Tensor:
+    """Return cosines and sines of 1000 times levels `(B,)`, `(B, _LEVEL_FEATURES)`."""
+    half = torch.arange(_LEVEL_FEATURES // 2, device=level.device, dtype=level.dtype)
+    angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class CausalAutoencoder(LatentAutoencoder):
+    """An autoencoder whose `decoder` is a `Decoder` of its `config`."""
+
+    config: CausalVAEConfig
+    decoder: Decoder
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video, as the configuration says."""
+        return self.config.in_channels
+
+    def set_decoder(self, config: CausalVAEConfig) -> None:
+        """Build the decoder, with random weights; one that generates is sampled in one step."""
+        self.config, self.decoder, self.nested_channels = config, Decoder.of(config), config.nested_channels
+        self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
+        self.imitated: Frozen[CausalAutoencoder] | None = None
+
+    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+        """Return the video `(B, C, T, s*h, s*w)` of a latent `(B, latent_channels, k, h, w)`, not clamped.
+
+        A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
+        the result; by default from that of `sampler`.
+        """
+        check_video("latent", latent)
+        if latent.shape[1] in self.nested_channels:
+            latent = nn.functional.pad(latent, (0, 0) * 3 + (0, self.config.latent_channels - latent.shape[1]))
+        if latent.shape[1] != self.config.latent_channels:
+            contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
+            raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
+        latent = latent.to(self.last_layer.dtype)
+        if self.sampler is None:
+            return cast(Video, self._decoder_of(latent))
+        space, first = self.config.spatial_compression, self.config.first_frame_apart
+        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
+        height, width = space * latent.shape[3], space * latent.shape[4]
+        if noise is None:
+            noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
+        levels = self.sampler.levels(self.config.flow.shift_of(*(self.sampler.frame_size or (height, width))))
+        return integrate(partial(self.decoder, latent), noise, levels)
+
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
+        denoise = partial(self._decoder_of, latent.to(self.last_layer.dtype))
+        denoised, weight, noise = denoised_clips(self.config.flow, denoise, video, generator)
+        target = None
+        if self.imitated is not None:
+            with torch.no_grad():
+                target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
+        return Reconstruction(denoised, {}, weight=weight, target=target)
+
+    def _decoder_of(self, *inputs: Tensor) -> Any:
+        # The adaptive weight needs the gradient of the last layer alone.
+        return call_with_cast_weights(self.decoder, *inputs, separately=self.decoder.network[-1])
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution of the decoder's network."""
+        return self.decoder.network.get_parameter(f"{len(self.decoder.network) - 1}.conv.weight")
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
+        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
+        return LinearAutoencoder(**_maps_of(self.config), bottleneck=build_bottleneck(self.config))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.gradient_checkpointing = True
+
+    @property
+    def smallest_temporal_chunk(self) -> int:
+        """The frames of a latent frame."""
+        return self.config.time_compression
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
+        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
+        for module in self.children():
+            if isinstance(module, (_Encoder, Decoder)):
+                module.chunk_size = num_frames // self.config.time_compression
+
+
+class CausalVAE(CausalAutoencoder):
+    """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
+
+    Video `(B, C, 1 + t*k, s*h, s*w)` in [-1, 1] has a latent `(B, latent_channels, 1 + k, h, w)`, with `t` the time and
+    `s` the spatial compression. An image is a video of one frame. Latent frame `i` depends on input frames up to `t*i`,
+    output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
+    a batch are independent. Without `first_frame_apart`, each of `k` latent frames belongs to `t` of `t*k` frames.
+
+    Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
+    After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
+    training improves on that. The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the
+    discrete bottleneck. The networks work on patches of latent frames, and halve height and width as `Downsample`.
+
+    Args:
+        config: The architecture. The default is meant for a GPU and clips of 17 x 256 x 256.
+    """
+
+    def __init__(self, config: CausalVAEConfig | None = None) -> None:
+        super().__init__()
+        config = config or CausalVAEConfig()
+        self.encoder = _Encoder(config)
+        self.set_decoder(config)
+        self.bottleneck = build_bottleneck(self.config)
+        self.latent_statistics: LatentStatistics | None = None
+
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
+        check_input(self, video)
+        mean, logvar = call_with_cast_weights(self.encoder, video.to(self.last_layer.dtype))
+        if self.bottleneck is None:
+            return DiagonalGaussian(mean=mean, logvar=logvar)
+        return self.bottleneck.posterior(mean)
+
+    @property
+    def codebook(self) -> Bottleneck | None:
+        """The discrete bottleneck, if the model has one."""
+        return self.bottleneck
+
+    def start_from(self, linear: LinearAutoencoder) -> None:
+        """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
+        self.encoder.linear.load_state_dict(linear.encoder.state_dict())
+        self.decoder.linear.load_state_dict(linear.decoder.state_dict())
+
+    def with_channels(self, in_channels: int) -> CausalVAE:
+        """Return this model for other channels; see `change_channels`."""
+        model = CausalVAE(replace(self.config, in_channels=in_channels))
+        change_channels(self.state_dict(), model, self.in_channels, in_channels, has_patches=True, opaque="linear")
+        model.latent_statistics = self.latent_statistics
+        return model
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""
+        time, space = self.config.time_compression, self.config.spatial_compression
+        check_multiple("num_frames", num_frames, step=time, offset=int(self.config.first_frame_apart))
+        check_multiple("height", height, step=space)
+        check_multiple("width", width, step=space)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted (frames, height, width) that is at least this large."""
+        time, space = self.config.time_compression, self.config.spatial_compression
+        first = self.config.first_frame_apart
+        rows, columns = (space * -(-size // space) for size in (height, width))
+        return first + time * -(-(num_frames - first) // time), rows, columns
+
+    def latent_normalisation(self) -> Normalisation:
+        """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
+        values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
+        return dict(zip(CHANNEL_KEYS, values, strict=True))
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Replace these numbers."""
+        self.latent_statistics = statistics
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
+        config = {_ARCHITECTURE_KEY: _ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
+        save_model(merge_low_rank(self), config, folder)
+
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""
+        saved_config(folder)
+        load_weights(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str]) -> CausalVAE:
+        """Return the model that `save_pretrained` wrote, on the CPU, in float32 and training mode.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
+        """
+        config = saved_config(folder)
+        check_num_weights(lambda: cls(config), str(folder), folder)
+        model = cls(config)
+        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
+        model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
+        load_weights(model, folder)
+        return model
+
+
+def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
+    """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
+    known = [_ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
+    values = load_config(folder, CausalVAE.__name__, known)
+    values = {key: value for key, value in values.items() if key not in CHANNEL_KEYS}
+    if (found := values.pop(_ARCHITECTURE_KEY, 1)) != _ARCHITECTURE:
+        contract, got = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
+        raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
+    return validate(CausalVAEConfig, values)

@@ -1,0 +1,215 @@
+"""Which clip sizes a model reproduces, and which layer is its last: found by passing tiny clips through it.
+
+Many classes state no or a wrong compression, and most models truncate or pad other sizes without an error.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from functools import cached_property, partial
+from itertools import chain, islice, pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from telecine.base.checks import argument_error
+from telecine.base.precision import autocast_off
+from telecine.base.shapes import Video
+from telecine.models.interface import VideoAutoencoder
+
+_Size: TypeAlias = tuple[int, int, int]
+"""Frames, height, width."""
+
+# Longest step between accepted numbers of frames that is searched; MiniMax-H3's is 17.
+_MAX_STEP = 32
+# Models with at least this many weights are probed on the meta device; for smaller ones, real tiny clips are faster.
+_LARGE_MODEL = 5_000_000
+# One of these sides fits every known model. The smallest that fits is the cheapest.
+_LARGE_SIDES = (32, 64, 96, 128, 112, 120, 72)
+_SIDES = (*range(2, 21, 2), 24, 28, 32, 36, 40, 48, 56, 60, 64, 72, 96, 112, 120, 128)
+_STEPS = (*range(1, 11), 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 60, 64)
+# Exceptions that models raise for a size that they do not support.
+_UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
+
+
+def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
+    """Raise a `ValueError` with the nearest accepted value unless `value` is `step * k + offset` and >= `smallest`."""
+    smallest = smallest or offset or step
+    nearest = max((value - offset + step // 2) // step * step + offset, smallest)
+    if value != nearest:
+        raise size_error(name, value, accepted=_multiples(step, offset), nearest=nearest)
+
+
+def _multiples(step: int, offset: int) -> str:
+    return f"{step}k+{offset}" if offset else f"a multiple of {step}"
+
+
+def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Exception:
+    """Return the error for a size that a model does not reproduce."""
+    return argument_error(name, f"{accepted} for this model", str(value), f"Use {nearest}, the nearest accepted value.")
+
+
+class _Probe(nn.Module):
+    """A deterministic function of a model and a clip as a module, so that `functional_call` can replace tensors."""
+
+    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, video: Video) -> Tensor:
+        return self.function(self.module, video)
+
+
+class ClipSizes:
+    """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached.
+
+    Clips have `in_channels`; `only_side` is the height and width of its only frames, if it reproduces no others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reconstruct: Callable[[Any, Video], Tensor],
+        in_channels: int,
+        only_side: int | None = None,
+    ) -> None:
+        self.model, self.in_channels, self.only_side = model, in_channels, only_side
+        self.reconstruct = _Probe(model, reconstruct)
+        self.on_meta = sum(weight.numel() for weight in model.parameters()) >= _LARGE_MODEL
+        self._cache: dict[_Size, bool] = {}
+        self._last_error = ""
+
+    @torch.no_grad()
+    def output_shape(self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None) -> torch.Size:
+        """Return the shape of the reconstruction, or of another `function`'s output; buffers and random state stay."""
+        probe = self.reconstruct if function is None else _Probe(self.model, function)
+        device = torch.device("meta") if self.on_meta else next(probe.parameters()).device
+        tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+        if self.on_meta:
+            named = chain(probe.named_parameters(), probe.named_buffers())
+            tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
+        devices = [device.index or 0] if device.type == "cuda" else []
+        # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
+            video = torch.zeros(1, self.in_channels, *size, device=device)
+            return (functional_call(probe, tensors, (video,)) if tensors else probe(video)).shape
+
+    def reproduces(self, size: _Size) -> bool:
+        """Return whether the output for a clip of this size has the same size."""
+        if size not in self._cache:
+            try:
+                self._cache[size] = self.output_shape(size)[1:] == (self.in_channels, *size)
+            except _UNSUPPORTED_SIZE_ERRORS as error:
+                self._cache[size] = False
+                self._last_error = f" ({error})"
+        return self._cache[size]
+
+    def reproduces_length(self, num_frames: int) -> bool:
+        """Return whether small clips of `num_frames` frames are reproduced."""
+        _, height, width = self.smallest
+        return self.reproduces((num_frames, height, width))
+
+    @cached_property
+    def smallest(self) -> _Size:
+        """The shortest clip that is reproduced, with the smallest square frames of that length."""
+        if self.only_side is not None:
+            return 1, self.only_side, self.only_side
+        for on_meta in (self.on_meta, not self.on_meta):
+            # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
+            self.on_meta, self._cache = on_meta, {}
+            candidates = ((time, side, side) for side in _LARGE_SIDES for time in range(1, _MAX_STEP + 1))
+            found = next(filter(self.reproduces, candidates), None)
+            if found is not None:
+                return next(size for side in _SIDES if self.reproduces(size := (found[0], side, side)))
+        contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
+        got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
+        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
+        raise argument_error("module", contract, got + self._last_error, remedy)
+
+    @cached_property
+    def multiple(self) -> int:
+        """Step between accepted heights and widths, counted from the smallest clip's."""
+        time, side, _ = self.smallest
+        steps = _STEPS if self.only_side is None else ()
+        return next((step for step in steps if self.reproduces((time, side + step, side + step))), side)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the layer that is called last; biases and norms (1-d weights) do not count."""
+        return self.model.get_parameter(self._last_layer)
+
+    @cached_property
+    def _last_layer(self) -> str:
+        called: list[str] = []
+        with ExitStack() as hooks:
+            for name, module in self.model.named_modules():
+                if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2:
+                    note = partial(lambda name, *_: called.append(f"{name}.weight"), name)
+                    hooks.enter_context(module.register_forward_pre_hook(note))
+            self.output_shape(self.smallest)
+        if not called:
+            contract, got = f"a member of {type(self.model).__name__}", "no layer with a weight that is called"
+            raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")
+        return called[-1]
+
+    def check(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
+        _, side, _ = self.smallest
+        for name, value in (("height", height), ("width", width)):
+            if self.only_side is not None and value != self.only_side:
+                raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
+            check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
+        if num_frames < 1 or not self.reproduces_length(num_frames):
+            raise self._frames_error(num_frames)
+
+    def cover(self, num_frames: int, height: int, width: int) -> _Size:
+        """Return the smallest size that is reproduced and at least this large."""
+        covering = next(self._lengths_from(max(num_frames, 1)), None)
+        if covering is None:
+            raise self._frames_error(num_frames)
+        (_, side, _), step = self.smallest, self.multiple
+        if self.only_side is not None:
+            self.check(covering, max(height, side), max(width, side))
+        rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
+        return covering, rows, columns
+
+    def _lengths_from(self, num_frames: int) -> Iterator[int]:
+        return filter(self.reproduces_length, range(num_frames, num_frames + 2 * _MAX_STEP + 1))
+
+    def _frames_error(self, num_frames: int) -> Exception:
+        below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
+        around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
+        nearest = min(around, key=lambda length: abs(length - num_frames))
+        steps = {after - before for before, after in pairwise(around)}
+        *others, last = map(str, around)
+        accepted = f"{', '.join(others)} or {last}" if others else last
+        if len(around) == 3 and len(steps) == 1:
+            accepted = _multiples(min(steps), around[0] % min(steps))
+        return size_error("num_frames", num_frames, accepted=accepted, nearest=nearest)
+
+
+class ProbedAutoencoder(VideoAutoencoder):
+    """An autoencoder whose accepted sizes and last layer are found by passing tiny clips through it."""
+
+    sizes: ClipSizes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video, as the model declares them."""
+        return self.sizes.in_channels
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last convolution or linear layer."""
+        return self.sizes.last_layer
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless this size is reproduced; the model must not be sharded at the first check."""
+        self.sizes.check(num_frames, height, width)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
+        return self.sizes.cover(num_frames, height, width)

@@ -1,0 +1,173 @@
+"""Any diffusers autoencoder of images or video as a `VideoAutoencoder`."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.randomness import Generators, rand, randn
+from telecine.base.shapes import Video, check_video
+from telecine.models.channels import change_channels
+from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
+from telecine.models.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
+from telecine.models.diffusers.families import (
+    CLASSES,
+    DiffusersModel,
+    clear_caches,
+    family_of,
+    prepare_for_training,
+    takes_level,
+)
+from telecine.models.diffusers.loading import build_module, load_module, save_module
+from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
+from telecine.models.flow import Sampler, add_noise
+from telecine.models.interface import LatentAutoencoder, Reconstruction, check_input
+from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.linear import LinearAutoencoder
+from telecine.models.pretrained import copy_state
+
+# Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103).
+_LARGEST_LEVEL = 0.2
+
+
+class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
+    """A diffusers autoencoder that can be trained: `forward` encodes, samples and decodes, with all gradients.
+
+    Input and output are `(B, 3, T, H, W)` in [-1, 1] for every class, and the output is not clamped. Tiling and
+    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
+    latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
+    sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
+    a clip separately: an image is a clip of one frame. In some classes (Wan, Qwen, Mochi), clips of one frame leave the
+    weights that mix frames without a gradient. DDP then needs `find_unused_parameters=True`.
+
+    The decoder of LTX-Video from 0.9.1 on removes noise from the latent. In training, each clip's latent gets noise of
+    a random level, of which the decoder is told. Otherwise the level is that of `sampler`, by default 0, as in the
+    pipelines of diffusers (`decode_timestep`). Noise that such a decoder draws inside is then the same each time.
+
+    Args:
+        module: The diffusers model, or any module with `encode` and `decode` of the same signatures. It is switched to
+            training mode. Its weights and buffers have the prefix `module.` in the state dict.
+
+    Raises:
+        TypeError: The model has no `encode` or `decode`.
+        ValueError: The class is of audio or proteins, has no encoder, or a diffusion model as the decoder.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.family = family_of(module)
+        prepare_for_training(module)
+        self.leaves_weights_unused = type(module).__name__ in CLASSES["unused_weights"]
+        self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
+        only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
+        self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
+        self.sampler = Sampler(level=0.0) if takes_level(module) else None
+
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
+        check_input(self, video)
+        return self.family.encode(self.module, video)
+
+    def decode(self, latent: Tensor) -> Video:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped."""
+        check_video("latent", latent)
+        return self.decode_with_losses(latent)[0]
+
+    def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
+        """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""
+        if self.sampler is None:
+            return self.family.decode(self.module, latent)
+        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        if self.sampler.level:
+            ratios = self.module.temporal_compression_ratio, self.module.spatial_compression_ratio
+            noise = self.sampler.of_latent(*ratios).noise(latent.shape, latent.device)
+            latent = add_noise(latent, noise, level)
+        with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
+            torch.manual_seed(self.sampler.seed)
+            return self.family.decode(self.module, latent, level)
+
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Decode each latent with noise of a random level, of which the decoder is told."""
+        level = _LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+        noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+        return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+        """Return an unfitted linear autoencoder with the same number of latent values for these clips.
+
+        None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
+        """
+        _, side, _ = self.sizes.smallest
+        _, channels, latent_frames, rows, _ = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
+        apart = self.family.first_frame_apart
+        first = apart if isinstance(apart, bool) else bool(getattr(self.module, apart))
+        following, others = max(latent_frames - first, 1), num_frames - first
+        if side % rows or others % following or (others > 0) != (latent_frames > first):
+            return None
+        sizes = max(others // following, 1), side // rows, channels, self.in_channels
+        return LinearAutoencoder(*sizes, first_frame_apart=first)
+
+    def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
+        """Return this model for other channels; its configuration has their number. See `change_channels`."""
+        if self.family.widens == "no":
+            super().with_channels(in_channels)
+        config = {name: value for name, value in self.module.config.items() if not name.startswith("_")}
+        for name in {"in_channels", "out_channels", "input_channels"} & config.keys():
+            config[name] = config[name] * in_channels // self.in_channels
+        module = type(self.module).from_config(config)
+        has_patches = self.family.widens == "patches"
+        change_channels(self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches)
+        return DiffusersAutoencoder(module)
+
+    def latent_normalisation(self) -> Normalisation:
+        """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""
+        return read_normalisation(self.module)
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Replace these numbers."""
+        write_normalisation(self.module, statistics)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of the model's blocks; raise a `ValueError` if a tiny clip's gradients change."""
+        enable_checked(self.module, self.sizes)
+
+    @property
+    def smallest_temporal_chunk(self) -> int | None:
+        """The frames of the class's own chunks; None if it keeps no frames between chunks."""
+        return CHUNKS.get(type(self.module).__name__)
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips."""
+        if self.smallest_temporal_chunk is None:
+            super().enable_temporal_chunks(num_frames)
+        self.family = enable_chunks(self.module, self.family, num_frames)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
+        clear_caches(self.module)
+        save_module(self.module, folder)
+
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy a folder's weights into this model, which keeps its device and dtype."""
+        copy_state(load_module(str(folder)).state_dict(), into=self.module, source=str(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
+    ) -> "DiffusersAutoencoder":
+        """Return the model of a folder or a Hub name, in float32; arguments and errors as `load_autoencoder`'s."""
+        return cls(load_module(str(name_or_folder), subfolder, revision))
+
+    @classmethod
+    def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> "DiffusersAutoencoder":
+        """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
+
+        Raises a `FileNotFoundError` if there is no such file, a `ValueError` if the class or an argument is wrong.
+        """
+        return cls(build_module(config))
+
+    def __getstate__(self) -> dict[str, Any]:
+        clear_caches(self.module)
+        return self.__dict__

@@ -1,0 +1,160 @@
+"""A small generator of latents: a frozen autoencoder, and a transformer that removes noise from its latents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor, nn
+
+from telecine.base.frozen import Frozen
+from telecine.base.randomness import Generators, randn
+from telecine.base.shapes import Video
+from telecine.models.causal_blocks import init_zero
+from telecine.models.flow import Sampler, add_noise, integrate, random_levels
+from telecine.models.interface import Reconstruction, VideoAutoencoder
+from telecine.models.latent import ChannelMoments, Posterior
+from telecine.models.pretrained import CLASS_KEY, digest_of_encoder, save_model
+from telecine.models.student import Student
+from telecine.settings.autoencoder import FlowConfig
+
+# Layers, heads and features of a head. The last two are those of DiT-S and DiT-B (arXiv:2212.09748).
+SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
+# Positions of a latent frame from which on 2 x 2 of them are a token.
+_MANY_POSITIONS = 64
+# Validations show latents from which noise of this level was removed, in one step.
+_SHOWN_LEVEL = 0.5
+
+
+class LatentDenoiser(Student):
+    """A transformer that learns to generate the latents of a frozen autoencoder, by flow matching (arXiv:2210.02747).
+
+    In training, `forward` returns the denoised latent, as if it were video, with the weight and the target for which
+    the objective's squared error is that of the velocity. It reads no video if a posterior is passed. In eval mode it
+    returns the video of a latent from which noise of level 0.5 was removed in one step.
+
+    The network is diffusers' `WanTransformer3DModel` with rotary positions in time, height and width, and one constant
+    token in the place of a text. It is preconditioned (arXiv:2206.00364): inputs and targets have unit variance, and at
+    the start the velocity is the best multiple of the noisy latent, which for white noise is the optimum.
+
+    Args:
+        model: The autoencoder, which is frozen in place. It must have `encode` and `decode`.
+        latents: Some of its latents `(N, C, t, h, w)`. Those in training have their size, and each channel is
+            normalised by their mean and standard deviation.
+        size: A key of `SIZES`.
+        causal: Whether a latent frame attends to itself and earlier frames alone.
+    """
+
+    trains_on_latents = True
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False) -> None:
+        super().__init__("", lambda _: model, digest_of_encoder(model))
+        self._frozen = Frozen(model)
+        self._settings: dict[str, Any] = {"size": size, "causal": causal, "latent_shape": list(latents.shape[1:])}
+        moments = ChannelMoments()
+        moments.add(latents)
+        for name, values in asdict(moments.statistics()).items():
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1))
+        channels, num_frames, height, width = latents.shape[1:]
+        side = 2 if height * width >= _MANY_POSITIONS and height % 2 == width % 2 == 0 else 1
+        num_layers, num_heads, head_dim = SIZES[size]
+        sizes = {"num_layers": num_layers, "num_attention_heads": num_heads, "attention_head_dim": head_dim}
+        sizes |= {"in_channels": channels, "out_channels": channels, "text_dim": 1, "ffn_dim": 4 * num_heads * head_dim}
+        self.transformer = cast(Any, WanTransformer3DModel(patch_size=(1, side, side), **sizes))
+        init_zero(self.transformer.proj_out)
+        if causal:
+            frames = torch.arange(num_frames).repeat_interleave(height * width // side**2)
+            for block in self.transformer.blocks:
+                block.attn1.set_processor(_CausalAttention(frames[:, None] >= frames))
+
+    def velocity(self, noisy: Tensor, level: Tensor | float) -> Tensor:
+        """Return the velocity, noise less latent, of normalised noisy latents `(B, C, t, h, w)` at levels `(B,)`."""
+        level = torch.as_tensor(level).to(noisy).expand(len(noisy))
+        t = level.view(-1, 1, 1, 1, 1)
+        variance = (1 - t).square() + t.square()
+        text = noisy.new_zeros(len(noisy), 1, 1)
+        output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[0]
+        return (2 * t - 1) / variance * noisy + variance.rsqrt() * output
+
+    def without_noise(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """Return the clean normalised latents; see `velocity`."""
+        return noisy - level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, level)
+
+    @torch.no_grad()
+    def samples(self, num: int, steps: int, seed: int) -> Iterator[Tensor]:
+        """Yield normalised latents `(1, C, t, h, w)`, each of other noise, in `steps` steps of Euler's method."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(num):
+            noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
+            yield integrate(self.without_noise, noise, Sampler(steps).levels(1.0))
+
+    def normalised(self, latent: Tensor) -> Tensor:
+        """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
+        return (latent - self.mean) / self.std
+
+    def decode(self, latent: Tensor) -> Video:
+        """Return the video of normalised latents `(B, C, t, h, w)`, not clamped."""
+        return self.latent_model.decode(latent * self.std + self.mean)
+
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
+        """Return denoised latents in training, and a video in eval mode; see the class."""
+        latent = self.normalised((posterior or self.encode(video)).mode())
+        if self.training:
+            level = random_levels(FlowConfig(), latent, generator)
+            noise = randn(latent.shape, generator=generator, device=latent.device)
+        else:
+            level = latent.new_full((len(latent),), _SHOWN_LEVEL)
+            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
+        denoised = self.without_noise(add_noise(latent, noise, level), level)
+        if not self.training:
+            return Reconstruction(self.decode(denoised), {}, latent=denoised)
+        scale = latent.abs().amax()  # the objective takes values in [-1, 1]
+        return Reconstruction(denoised / scale, {}, weight=(scale / level).square(), target=latent / scale)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video."""
+        return self.latent_model.in_channels
+
+    @property
+    def codebook(self) -> None:
+        """None: denoised latents have no codes."""
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the transformer's last layer."""
+        return cast(nn.Parameter, self.transformer.proj_out.weight)
+
+    def to_json_string(self) -> str:
+        """Return the transformer's settings and the digest of the encoder, which a run keeps when it resumes."""
+        return json.dumps({CLASS_KEY: type(self).__name__, **self._settings, "encoder_sha256": self.digest})
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write the transformer's settings and weights, and the statistics, without the autoencoder."""
+        save_model(self, self._settings, folder)
+
+
+class _CausalAttention(WanAttnProcessor):
+    """Attention of tokens to those of the same frame and of earlier frames."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *others: Any) -> Tensor:
+        encoder_hidden_states, _, rotary = others
+        return super().__call__(attn, hidden_states, encoder_hidden_states, self.mask.to(hidden_states.device), rotary)

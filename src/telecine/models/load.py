@@ -1,0 +1,166 @@
+"""Load an autoencoder of any kind from a folder or a Hub name, by the class in its configuration."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from telecine.base.checks import argument_error, nearest
+from telecine.base.files import read_json
+from telecine.base.imports import how_to_install, is_class_path
+from telecine.models.causal import CausalVAE, saved_config
+from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
+from telecine.models.interface import VideoAutoencoder
+from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
+from telecine.models.student import StudentAutoencoder
+from telecine.runs.checkpoints import Checkpoints, find_checkpoint
+from telecine.runs.settings import read_saved_settings
+from telecine.settings import CausalVAEConfig
+
+# Trained models of the package, by name; the manifest beside them has the digests of their files.
+_PACKAGED = Path(__file__).with_name("packaged")
+# The class of diffusers that decodes the latents of another one.
+_DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
+
+
+def load_autoencoder(
+    name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
+) -> VideoAutoencoder:
+    """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
+
+    Args:
+        name_or_folder: A run (its last checkpoint) or a checkpoint, for its averaged weights; a folder that
+            `save_pretrained` of telecine or diffusers wrote, or a pipeline's; or the name of a model on the Hugging
+            Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a diffusers configuration; its model
+            has random weights. "tiny" is the model of this package, unless there is a folder of that name. The class of
+            a custom module must be in a package that `allow_code` allows.
+        subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or contains no weights.
+        ValueError: There is no configuration, its class is unknown, or the weights do not match it; or the folder is
+            part of a checkpoint and was changed since (a `DamagedError`).
+        ImportError: The model needs diffusers, which is not installed.
+    """
+    if subfolder is None and (checkpoint := find_checkpoint(Path(name_or_folder))) is not None:
+        name_or_folder = checkpoint / "ema"
+    folder = _folder_of(name_or_folder, subfolder, revision)
+    Checkpoints.check_model(folder)
+    kind = class_in(folder)
+    if kind == CausalVAE.__name__:
+        return CausalVAE.from_pretrained(folder)
+    if kind == StudentAutoencoder.__name__:
+        return StudentAutoencoder.from_pretrained(folder, load_autoencoder)
+    if kind == _DIFFUSION_DECODER:
+        from telecine.models.diffusers import DiffusionDecoder
+
+        return DiffusionDecoder.from_pretrained(folder, _teacher_of(folder), load_autoencoder)
+    if "." in kind:
+        model = build_custom_in(folder)
+        model.load_weights(folder)
+        return model
+    is_config = folder.suffix == ".json"
+    if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
+        contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a Hub name such as `owner/name`, or `tiny`"
+        is_file = Path(name_or_folder).is_file()
+        got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
+        remedy = "Name the model's folder; files to reconstruct come after it."
+        remedy = remedy if is_file else nearest(str(name_or_folder), ["tiny"]) or "Check the spelling."
+        raise argument_error("the model", contract, got, remedy, FileNotFoundError)
+    from telecine.models.diffusers import DiffusersAutoencoder
+
+    if is_config:
+        return DiffusersAutoencoder.from_config(folder)
+    return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
+
+
+def _folder_of(
+    source: str | PathLike[str], subfolder: str | None = None, revision: str | None = None, *, with_weights: bool = True
+) -> Path:
+    """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
+    name = str(source)
+    folder = Path(name) / (subfolder or "")
+    if not folder.exists() and folder.name == name and (_PACKAGED / name).is_dir():
+        return _PACKAGED / name
+    if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
+        return folder
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    except ImportError as missing:
+        raise ImportError(f"Models on the Hub need huggingface_hub. {how_to_install('train')}") from missing
+    try:
+        config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
+    kind = class_in(config.parent)
+    if kind in (CausalVAE.__name__, StudentAutoencoder.__name__) or "." in kind:
+        files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
+    return folder
+
+
+def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
+    if name is None:
+        check_num_weights(lambda: CausalVAE(config), "causal_vae")
+        return CausalVAE(config)
+    source, folder = folder_without_weights(name)
+    kind = class_in(folder)
+    if is_class_path(name) or "." in kind:
+        remedy = "Use `telecine train --dry_run`, which measures one update."
+        raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
+    if kind == CausalVAE.__name__:
+        config = saved_config(folder)
+        check_num_weights(lambda: CausalVAE(config), str(folder))
+        return CausalVAE(config)
+    if kind == StudentAutoencoder.__name__:
+        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
+    from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
+    from telecine.models.diffusers.loading import find_config
+
+    if kind == _DIFFUSION_DECODER:
+        return DiffusionDecoder.without_weights(folder, _teacher_of(folder), lambda name: without_weights(name, config))
+    is_config = source.endswith(".json")
+    return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
+
+
+def folder_without_weights(name: str) -> tuple[str, Path]:
+    """Return the model of a name, of a run its averaged weights, and its folder, without weights on the Hub."""
+    checkpoint = find_checkpoint(Path(name))
+    source = name if checkpoint is None else str(checkpoint / "ema")
+    return source, _folder_of(source, with_weights=False)
+
+
+def class_in(folder: Path) -> str:
+    """Return the class name in a folder's configuration, of a custom module its dotted path; "" if it has none."""
+    config = _config_in(folder)
+    return str(config.get(CLASS_PATH_KEY) or config.get(CLASS_KEY, ""))
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    file = folder if folder.suffix == ".json" else folder / CONFIG_FILE
+    return read_json(file) if file.is_file() else {}
+
+
+def _teacher_of(folder: Path) -> str:
+    """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
+
+    It is a path beside the model that the decoder's run has started from, or beside the decoder; or a name on the Hub.
+    """
+    name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
+    beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
+    if origin != folder and origin.exists():
+        return _teacher_of(origin)
+    return str(beside) if beside.exists() else name
+
+
+def build_custom_in(folder: Path) -> VideoAutoencoder:
+    """Return the custom module of a folder with new weights; see `build_custom`."""
+    return build_custom(class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
+
+
+def is_hub_name(text: str) -> bool:
+    """Return whether `text` has the form `owner/name` of a model on the Hub, and is not a path in a folder here."""
+    has_form = text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith("/")
+    return has_form and not Path(text).parent.is_dir()

@@ -1,0 +1,1 @@
+"""`telecine distill`: a small decoder, or autoencoder, that learns from another one."""

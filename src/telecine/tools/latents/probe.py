@@ -1,0 +1,117 @@
+"""The probe of a latent: a small generator is trained on it, in a run of its own, and measured on unseen videos."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+from telecine.base.frozen import Frozen
+from telecine.base.randomness import seed_of
+from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
+from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
+from telecine.data.index_cache import fingerprint_of
+from telecine.evaluation.measure import frechet_undefined, load_frechet_network
+from telecine.evaluation.source import ModelSource
+from telecine.models import VideoAutoencoder
+from telecine.models.diffusers.denoiser import LatentDenoiser
+from telecine.models.pretrained import digest_of_tensors
+from telecine.runs import Run
+from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.tools.latents.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser, row_and_features
+from telecine.training.build import build_accelerator
+from telecine.training.clips import Spans
+from telecine.training.latent_cache import identity_of, open_cache
+from telecine.training.run import train
+from telecine.training.tensor_files import EMA
+
+
+def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
+    """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
+
+    The same call again resumes the run; another model, other files, clips or settings have another run.
+
+    Raises:
+        ValueError: The model has no `encode` and `decode`, there are no unseen videos, or too few clips of them for the
+            Frechet distances.
+        TrainingError, Interrupted: See `train`.
+    """
+    probe, device = config.probe, next(source.model.parameters()).device
+    settings = _train_config(source, config)
+    spans = Spans.find(settings.data, settings.val_data, settings.clips)
+    if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
+        contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
+        raise argument_error("data", contract, "fewer", remedy)
+    read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
+
+    def videos() -> Iterator[Video]:
+        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
+        return (clip["video"][None].to(device) for clip in clips)
+
+    network = load_frechet_network(probe.features, settings.clips, device)
+    if network and (reason := frechet_undefined(row_and_features(videos(), network)[1])):
+        remedy = "A larger `max_clips`, and more unseen videos, give more clips."
+        raise argument_error("probe.features", "left out here", f"{probe.features}: {reason}", remedy)
+    clips, accelerator = ClipDataset(spans.train, settings.clips, seed=settings.seed), build_accelerator(settings)
+    of_latents = repr(identity_of(source.model.latent_model, clips, accelerator.mixed_precision))
+    unseen = [(fingerprint_of(span.info.path), span.first_frame, span.last_frame) for span in spans.held_out]
+    weights = digest_of_tensors(source.model.named_parameters())
+    name = f"{seed_of(of_latents, weights, repr(unseen), repr(replace(probe, features=None))):x}"
+    cache = str(folder / f"{seed_of(of_latents):x}-latents")
+    settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
+    latents = _latents_of(clips, source.model, cache, accelerator)
+    console.print(f"training a generator on the latents of {source.title}, in {settings.output_dir}", soft_wrap=True)
+    set_seed(settings.seed)
+    denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
+    linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
+    result = train(settings, autoencoder=denoiser, console=console, change_data=True)  # the same files may have moved
+    denoiser.load_weights(result.checkpoint / EMA)
+    summary = Run(result.run).summary()
+    assert summary is not None
+    samples = folder / f"{name}.mp4"
+    return measure_denoiser(denoiser.eval(), linear, videos, samples, probe.seed, network, summary.seconds)
+
+
+def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
+    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
+    clips, probe, warmup = source.clips, config.probe, min(100, config.probe.steps // 10)
+    assert isinstance(clips, ClipConfig)  # these settings have no protocol
+    return TrainConfig(
+        data=config.data,
+        val_data=probe.val_data,
+        steps=probe.steps,
+        batch_size=probe.batch_size,
+        seed=probe.seed,
+        device=config.device,
+        val_every=probe.steps,
+        val_clips=NUM_SHOWN,
+        save_every=max(1, probe.steps // 4),
+        latent_clips=0,
+        linear_baseline=False,
+        linear_start=False,
+        trackers=(),
+        clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
+        objective=ObjectiveConfig(perceptual_weight=0.0),
+        optimizer=OptimizerConfig(lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup, schedule="cosine"),
+    )
+
+
+@torch.no_grad()
+def _latents_of(clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator) -> Tensor:
+    """Return the latents of the training clips, on the CPU; the run's cache, in a folder, has them then."""
+    cache = open_cache(folder, Frozen(model).module, clips, accelerator)
+    assert cache is not None
+    assert clips.config.num_clips is not None
+    names = clips.names_of([(0, number) for number in range(clips.config.num_clips)])
+    for number, name in enumerate(with_progress(names, "encoding")):
+        if name not in cache:
+            video = clips[0, number]["video"][None].to(next(model.parameters()).device)
+            cache.add([name], model.latent_model.encode(video))
+    cache.write()
+    return cache.read(names, torch.device("cpu")).mode()

@@ -1,0 +1,275 @@
+"""Custom distances: how they are called, what they may return, and how modules are frozen."""
+
+import copy
+import functools
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.losses.perceptual import CustomDistance
+from telecine.losses.perceptual.frames import in_chunks
+
+NUM_FRAMES = 3
+
+
+def frame_pair(num_frames=NUM_FRAMES, dtype=torch.float32, size=(6, 7)):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(num_frames, 3, *size, generator=generator) * 2 - 1 for _ in range(2))
+    return x.to(dtype), y.to(dtype)
+
+
+def signed(*, reconstruction, target):
+    """A distance whose sign changes if the two are swapped."""
+    return (reconstruction - target).mean((1, 2, 3))
+
+
+class Network(nn.Module):
+    """A network with parameters, integer buffers, dropout and batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+
+    def forward(self, one, other, scale=1.0):
+        return scale * (self.layers(one) - self.layers(other)).square().mean((1, 2, 3))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+# The call
+
+
+class Swapped(nn.Module):
+    def forward(self, target, reconstruction):
+        return signed(reconstruction=reconstruction, target=target)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        signed,
+        lambda **pair: signed(**pair),
+        lambda target, reconstruction: signed(reconstruction=reconstruction, target=target),
+        lambda x, y, power=1: signed(reconstruction=x, target=y) ** power,
+        functools.partial(lambda power, x, y: signed(reconstruction=x, target=y) ** power, 1),
+        Swapped(),
+    ],
+)
+def test_called_by_keyword_or_else_reconstruction_first(net):
+    x, y = frame_pair()
+    assert torch.equal(CustomDistance(net)(reconstruction=x, target=y), signed(reconstruction=x, target=y))
+
+
+def test_without_a_readable_signature_reconstruction_is_first():
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(torch.sub)
+    x, y = (frames[:, :1, :1, :1] for frames in frame_pair())
+    assert torch.equal(CustomDistance(torch.sub)(reconstruction=x, target=y), (x - y).flatten())
+
+
+@pytest.mark.parametrize("net", [lambda x: x, lambda x, y, z: x, lambda *, x, y: x, lambda reconstruction: 0])
+def test_error_for_another_signature(net):
+    with pytest.raises(ValueError, match=r"`net` must be a function .*, but got one of the signature \(.*partial"):
+        CustomDistance(net)
+
+
+@pytest.mark.parametrize("net", [None, Network])
+def test_error_for_something_else_than_a_distance(net):
+    with pytest.raises(ValueError, match=r"`net` must be a function or module .* an instance of the module's class"):
+        CustomDistance(net)
+
+
+def test_pairs_are_keyword_only_and_checked():
+    x, y = frame_pair()
+    with pytest.raises(TypeError):
+        CustomDistance(signed)(x, y)
+    with pytest.raises(ValueError, match="`target` must be of `reconstruction`'s shape"):
+        CustomDistance(signed)(reconstruction=x, target=y[:1])
+    with pytest.raises(ValueError, match="`reconstruction` must be a floating-point tensor"):
+        CustomDistance(signed)(reconstruction=x[0], target=y)
+
+
+# The result
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_frames"), [((-1,), 3), ((-1, 1), 3), ((-1, 1, 1), 3), ((-1, 1, 1, 1), 3), ((-1, 1, 1, 1), 1)]
+)
+def test_one_value_per_frame(shape, num_frames):
+    x, y = frame_pair(num_frames)
+    expected = signed(reconstruction=x, target=y)
+    actual = CustomDistance(lambda x, y: signed(reconstruction=x, target=y).view(shape))(reconstruction=x, target=y)
+    assert torch.equal(actual, expected)
+
+
+def test_a_scalar_is_the_distance_of_every_frame_also_in_chunks():
+    x, y = frame_pair()
+    x.requires_grad_()
+    distance = CustomDistance(nn.MSELoss())
+    actual = distance(reconstruction=x, target=y)
+    expected = (x - y).square().mean()
+    assert actual.tolist() == [expected.item()] * NUM_FRAMES
+    chunked = in_chunks(distance, reconstruction=x, target=y, chunk_size=2)
+    for mean in (actual.mean(), chunked.mean()):
+        torch.testing.assert_close(mean, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, x, retain_graph=True) for loss in (mean, expected)))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        torch.zeros(NUM_FRAMES + 1),
+        torch.zeros(1),
+        torch.zeros(NUM_FRAMES, 2),
+        torch.zeros(1, NUM_FRAMES),
+        torch.zeros(NUM_FRAMES, 1, 6, 7),
+        torch.zeros(NUM_FRAMES, dtype=torch.int64),
+        torch.zeros(NUM_FRAMES, device="meta"),
+        0.5,
+        None,
+        (torch.zeros(NUM_FRAMES),),
+    ],
+)
+def test_error_for_another_result(result):
+    x, y = frame_pair()
+    with pytest.raises(
+        ValueError, match=r"`net` must be .* shape \(3,\), \(3, 1, 1, 1\) or \(\) on cpu, but got .*Average"
+    ):
+        CustomDistance(lambda x, y: result)(reconstruction=x, target=y)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_net_receives_at_least_float32_without_autocast(dtype):
+    seen = []
+
+    def net(reconstruction, target):
+        seen.extend((reconstruction.dtype, target.dtype, (torch.eye(2) @ torch.eye(2)).dtype))
+        return signed(reconstruction=reconstruction, target=target).to(dtype)
+
+    x, y = frame_pair(dtype=dtype)
+    widest = torch.promote_types(dtype, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = CustomDistance(net)(reconstruction=x, target=y)
+        CustomDistance(net)(reconstruction=x, target=y.float())
+    assert distance.dtype == widest
+    assert seen == [widest, widest, torch.float32] * 2
+
+
+def test_gradcheck_through_a_network(network):
+    distance = CustomDistance(network).double()
+    inputs = [frames.double().requires_grad_() for frames in frame_pair(1, size=(4, 5))]
+    assert torch.autograd.gradcheck(lambda x, y: distance(reconstruction=x, target=y), inputs)
+
+
+def test_a_network_in_half_precision_becomes_float32(network):
+    distance = CustomDistance(network.half())
+    x, y = frame_pair()
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32, torch.int64}
+    expected = distance(reconstruction=x, target=y)
+    for cast in (nn.Module.half, nn.Module.bfloat16):
+        cast(nn.ModuleList([distance]))
+        assert torch.equal(distance(reconstruction=x, target=y), expected)
+
+
+# Custom modules are frozen
+
+
+def test_a_frozen_module_still_passes_gradients(network):
+    distance = CustomDistance(network)
+    x, y = frame_pair()
+    distance(reconstruction=x.requires_grad_(), target=y).sum().backward()
+    assert x.grad.abs().max() > 0
+    assert len(list(network.parameters())) == 4
+    assert all(weight.grad is None and not weight.requires_grad for weight in network.parameters())
+    nn.ModuleList([distance]).requires_grad_(True)
+    assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_stays_in_evaluation_mode_if_the_caller_calls_train(network):
+    distance = CustomDistance(network)
+    x, y = frame_pair()
+    expected = distance(reconstruction=x, target=y)
+    statistics = network.layers[1].running_mean.clone()
+    for parent in (nn.ModuleList([distance]), network):
+        parent.train()
+        assert torch.equal(distance(reconstruction=x, target=y), expected)
+        assert not any(module.training for module in network.modules())
+    assert torch.equal(network.layers[1].running_mean, statistics)
+
+
+def test_hidden_from_optimizers_wrappers_and_checkpoints(network):
+    distance = CustomDistance(network)
+    parent = nn.ModuleDict({"loss": distance, "linear": nn.Linear(1, 1)})
+    assert not list(distance.parameters())
+    assert not list(distance.buffers())
+    assert list(distance.modules()) == [distance]
+    assert list(parent.state_dict()) == ["linear.weight", "linear.bias"]
+    assert not any(parent.load_state_dict(parent.state_dict(), strict=True))
+
+
+def test_moves_with_its_parent(network):
+    nn.ModuleList([CustomDistance(network)]).to("meta")
+    assert len(network.state_dict()) == 7
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
+    nn.ModuleList([CustomDistance(signed)]).to("meta")  # nothing to move
+
+
+def test_copies_are_independent(network):
+    distance = CustomDistance(network)
+    other = copy.deepcopy(distance)
+    x, y = frame_pair()
+    expected = distance(reconstruction=x, target=y)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.zero_()
+    assert torch.equal(other(reconstruction=x, target=y), expected)
+    assert not torch.equal(distance(reconstruction=x, target=y), expected)
+
+
+def test_a_module_with_length_0_is_a_module():
+    class Empty(nn.ModuleList):
+        def forward(self, x, y):
+            assert not self.training
+            return signed(reconstruction=x, target=y)
+
+    x, y = frame_pair()
+    assert CustomDistance(Empty())(reconstruction=x, target=y).shape == (NUM_FRAMES,)
+
+
+def test_a_function_changes_no_module_that_it_uses(network):
+    distance = CustomDistance(lambda x, y: network(x, y))
+    x, y = frame_pair()
+    distance(reconstruction=x, target=y).sum().backward()
+    assert network.training
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+# The published package
+
+
+@pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
+@pytest.mark.slow
+def test_the_published_package_as_a_custom_distance(models, references, real_frames):
+    theirs, ours = CustomDistance(copy.deepcopy(references("alex"))), models["alex"]
+    assert sum(weight.numel() for weight in references("alex").parameters()) > 2_000_000
+    assert not theirs.state_dict()
+    frames = real_frames["bikes.mp4"]
+    distances, gradients = [], []
+    for compare in (ours, theirs):
+        x = frames[:2].clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            distance = in_chunks(compare, reconstruction=x, target=frames[2:], chunk_size=1)
+        distance.sum().backward()
+        distances.append(distance.detach())
+        gradients.append(x.grad)
+    torch.testing.assert_close(*distances, rtol=1e-5, atol=1e-6)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()

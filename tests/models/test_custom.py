@@ -1,0 +1,464 @@
+"""Any module with a `forward` becomes a `VideoAutoencoder`."""
+
+import copy
+import json
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import load_file
+from torch import nn
+
+from telecine.base import imports
+from telecine.base.imports import allow_code
+from telecine.models import (
+    CustomAutoencoder,
+    DiagonalGaussian,
+    Reconstruction,
+    VideoAutoencoder,
+    as_video_autoencoder,
+    load_autoencoder,
+)
+from telecine.models.custom import build_custom
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.pretrained import save_model
+from telecine.settings import TrainableConfig
+from telecine.training.trainable import select_trainable
+
+from .tiny_models import tiny_clip, tiny_model
+
+
+class Compressor(nn.Module):
+    """The smallest autoencoder whose layers can have low-rank updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(3, 4, 1)
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.Conv3d(4, 3, 1))
+
+    def forward(self, video):
+        return self.decoder(self.encoder(video))
+
+
+class SavesItself(Compressor):
+    """A module with its own file format."""
+
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        torch.save(self.state_dict(), folder / "custom.pt")
+
+
+class Complete(nn.Module):
+    """A module with all optional members, which does not inherit from `VideoAutoencoder`."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv3d(3, 2, 1), nn.Conv3d(1, 3, 1)
+        self.calls = []
+
+    def forward(self, video, sample_posterior=True):
+        posterior = self.encode(video)
+        latent = posterior.sample() if sample_posterior else posterior.mode()
+        return Reconstruction(video=self.decode(latent), aux={"kl_loss": posterior.kl()})
+
+    def encode(self, video):
+        mean, logvar = self.down(video).chunk(2, dim=1)
+        return DiagonalGaussian(mean=mean, logvar=logvar)
+
+    def decode(self, latent):
+        return self.up(latent)
+
+    @property
+    def last_layer(self):
+        return self.up.weight
+
+    def check_clip(self, num_frames, height, width):
+        self.calls.append("check_clip")
+
+    def covering_clip(self, num_frames, height, width):
+        return num_frames + 1, height, width
+
+    def save_pretrained(self, folder):
+        self.calls.append("save_pretrained")
+
+    def load_weights(self, folder):
+        self.calls.append("load_weights")
+
+    def enable_gradient_checkpointing(self):
+        self.calls.append("enable_gradient_checkpointing")
+
+
+def clip():
+    return torch.rand(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_a_forward_is_enough():
+    model = as_video_autoencoder(Compressor())
+    assert isinstance(model, VideoAutoencoder)
+    output = model(clip())
+    assert torch.equal(output.video, model.module(clip()))
+    assert output.aux == {}
+    assert model.last_layer is model.module.decoder[1].weight
+    assert model.covering_clip(2, 5, 7) == (2, 5, 7)
+
+
+@pytest.mark.parametrize("module", ["tiny", nn.Conv3d])
+def test_a_name_and_a_class_are_refused(module):
+    with pytest.raises(ValueError, match=r"`autoencoder` must be of the class `Module`, but got .*Call a class; load"):
+        as_video_autoencoder(module)
+
+
+def test_all_optional_members_are_used():
+    module = Complete()
+    model = as_video_autoencoder(module)
+    # The trainer passes a generator, which this module's `forward` does not accept.
+    output = model(clip(), sample_posterior=False, generator=torch.Generator())
+    assert torch.equal(output.video, module(clip(), sample_posterior=False).video)
+    assert output.aux["kl_loss"] == module.encode(clip()).kl()
+    assert model.last_layer is module.up.weight
+    assert model.covering_clip(2, 4, 4) == (3, 4, 4)
+    model.check_clip(2, 4, 4)
+    model.enable_gradient_checkpointing()
+    model.save_pretrained("folder")
+    model.load_weights("folder")
+    assert module.calls == ["check_clip", "enable_gradient_checkpointing", "save_pretrained", "load_weights"]
+
+
+def test_a_generator_is_passed_to_a_forward_that_accepts_it():
+    class Noisy(Compressor):
+        def forward(self, video, generator=None):
+            return super().forward(video) + torch.rand(1, generator=generator), {"noise_loss": torch.ones(()).double()}
+
+    model = CustomAutoencoder(Noisy())
+    first, second = (model(clip(), generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first.video, second.video)
+    assert first.aux["noise_loss"].dtype == torch.float32
+
+
+def test_a_latent_and_a_decoder_are_handed_on():
+    class WithLatent(Compressor):
+        def forward(self, video):
+            latent = self.encoder(video)
+            return self.decoder(latent), {}, latent.half()
+
+        def decode(self, latent):
+            return self.decoder(latent)
+
+    module = WithLatent()
+    output = CustomAutoencoder(module)(clip())
+    torch.testing.assert_close(output.latent, module.encoder(clip()), rtol=1e-2, atol=1e-2)
+    assert output.latent.dtype == torch.float32
+    assert torch.equal(CustomAutoencoder(module).decode(module.encoder(clip())), output.video)
+    assert CustomAutoencoder(Compressor())(clip()).latent is None
+    with pytest.raises(ValueError, match=r"`decode` must be a method of the model, .*CustomAutoencoder without"):
+        CustomAutoencoder(Compressor()).decode(output.latent)
+
+
+def test_sizes_are_probed_without_sampling():
+    class Sampled(Compressor):
+        def forward(self, video, sample_posterior=True):
+            assert not sample_posterior, "probing must not sample"
+            return super().forward(video)
+
+    CustomAutoencoder(Sampled()).check_clip(2, 4, 4)
+
+
+def test_a_generator_need_not_have_a_default():
+    class Noisy(Compressor):
+        def forward(self, video, sample_posterior, generator):
+            return super().forward(video) + sample_posterior * torch.rand(1, generator=generator)
+
+    CustomAutoencoder(Noisy()).check_clip(2, 4, 4)
+
+
+@pytest.mark.parametrize(("side", "size"), [(5, (10, 10)), (9, (18, 18)), (20, (40, 20))])
+def test_patches_of_other_sides(side, size):
+    model = nn.Sequential(nn.Conv3d(3, 3, (1, side, side), (1, side, side)), nn.Upsample(scale_factor=(1, side, side)))
+    assert CustomAutoencoder(model).covering_clip(1, 2 * side - 1, side) == (1, *size)
+
+
+def test_a_loss_that_is_no_tensor_is_refused():
+    class Returns(Compressor):
+        def forward(self, video):
+            return super().forward(video), {"kl": 0.0}
+
+    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of tensors and a latent"):
+        CustomAutoencoder(Returns())(clip())
+
+
+def test_another_output_size_is_refused():
+    model = CustomAutoencoder(nn.AvgPool3d(2))
+    with pytest.raises(ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"):
+        model(clip())
+
+
+PACKAGE = """
+from diffusers import ModelMixin, ConfigMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=4, kernel=1):
+        super().__init__()
+        self.config = {"width": width, "kernel": kernel}
+        self.layers = nn.Sequential(nn.Conv3d(3, width, kernel), nn.Conv3d(width, 3, 1))
+
+    def forward(self, video):
+        return self.layers(video)
+
+
+class Undeclared(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        del self.config
+
+
+class Bare(Tiny):
+    def __init__(self):
+        super().__init__(5)
+        del self.config
+
+
+class Unplain(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config["width"] = object()
+
+
+class Wrong(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config = {"height": 3}
+
+
+class OfDiffusers(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.layer(video)
+
+
+class NoModule:
+    pass
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return a module that is not allowed, with autoencoders; what the test allows is forgotten."""
+    monkeypatch.setattr(imports, "_allowed", {*imports._allowed})
+    (tmp_path / "mine_of_tests.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("mine_of_tests")
+    sys.modules.pop("mine_of_tests")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("Tiny", {"width": 6}), ("Bare", {}), ("OfDiffusers", {"width": 6})],
+)
+def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, name, arguments):
+    module = getattr(package, name)(**arguments)
+    as_video_autoencoder(module).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["_class_name"], config["_class_path"]) == (name, f"mine_of_tests.{name}")
+    with pytest.raises(ValueError, match=r"`_class_path in .*add `--allow_code mine_of_tests`, or call"):
+        load_autoencoder(tmp_path / "model")
+    allow_code("mine_of_tests")
+    loaded = load_autoencoder(tmp_path / "model")
+    assert type(loaded.module) is type(module)
+    assert torch.equal(loaded(clip()).video, module(clip()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Undeclared", r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments"),
+        ("Unplain", "an attribute `config`, a dict of its arguments"),
+        (
+            "Wrong",
+            r"those of mine_of_tests\.Wrong, but got \{'height': 3\}, with which it raises TypeError: .*'height'",
+        ),
+    ],
+)
+def test_a_module_that_does_not_declare_its_arguments(package, tmp_path, name, message):
+    as_video_autoencoder(getattr(package, name)()).save_pretrained(tmp_path)
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path)
+
+
+def test_a_class_that_cannot_be_imported(tmp_path):
+    class Local(Compressor):
+        pass
+
+    as_video_autoencoder(Local()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a class that can be imported, .*Move the class to a file"):
+        load_autoencoder(tmp_path)
+
+
+def test_no_module(package):
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=r"`model` must be a class of `torch\.nn\.Module`, .*NoModule, which is none"):
+        build_custom("mine_of_tests.NoModule", {}, "model")
+
+
+def test_a_configuration_calls_no_function(tmp_path):
+    """Functions of telecine are allowed without a word of the user's."""
+    arguments = {"path": str(tmp_path / "written"), "value": 1}
+    config = {"_class_path": "telecine.base.files.write_json", "_arguments": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"must be a class of `torch\.nn\.Module`, .*write_json, which is none"):
+        load_autoencoder(tmp_path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_module_that_an_older_version_saved(tmp_path):
+    save_model(Compressor(), {}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"got 'Compressor'\. .*In Python, a module of yours takes the place of its folder"
+    ):
+        load_autoencoder(tmp_path)
+    model = as_video_autoencoder(Compressor())
+    model.load_weights(tmp_path)
+
+
+def test_gradient_checkpointing_without_support_is_refused():
+    with pytest.raises(ValueError, match=r"`model_gradient_checkpointing` must be false .* got true for Compressor"):
+        CustomAutoencoder(Compressor()).enable_gradient_checkpointing()
+
+
+def test_a_weight_without_a_gradient_is_not_waited_for():
+    """By DDP, with several processes: which weights a module uses is not known."""
+    assert CustomAutoencoder(Compressor()).leaves_weights_unused
+
+
+def test_temporal_chunks_need_support():
+    with pytest.raises(ValueError, match=r"`temporal_chunk` must be left out .* got a number for Compressor"):
+        CustomAutoencoder(Compressor()).enable_temporal_chunks(8)
+    module = Compressor()
+    module.enable_temporal_chunks = lambda num_frames: setattr(module, "chunk", num_frames)
+    CustomAutoencoder(module).enable_temporal_chunks(8)
+    assert module.chunk == 8
+
+
+@pytest.mark.parametrize(("cls", "load"), [(Compressor, load_file), (SavesItself, torch.load)])
+def test_saved_weights_contain_the_low_rank_updates(cls, load, tmp_path):
+    model = CustomAutoencoder(cls())
+    select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
+    with torch.no_grad():
+        model.module.decoder[0].parametrizations.weight[0].up.normal_()
+    model.save_pretrained(tmp_path / "model")
+    (file,) = {path for path in (tmp_path / "model").iterdir() if path.suffix != ".json"}
+    alone = cls()
+    alone.load_state_dict(load(file))
+    torch.testing.assert_close(alone(clip()), model(clip()).video)
+
+
+class Tied(Compressor):
+    """A module with two names for its last layer, and a weight shared by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = self.decoder[1]
+        self.shared = nn.Conv3d(3, 4, 1, bias=False)
+        self.shared.weight = self.encoder.weight
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path):
+    model = CustomAutoencoder(Tied())
+    model.save_pretrained(tmp_path)
+    other = CustomAutoencoder(Tied())
+    other.load_weights(tmp_path)
+    expected = model.module.state_dict()
+    assert set(load_file(tmp_path / "model.safetensors")) == set(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.module.state_dict().items())
+    assert other.module.last is other.module.decoder[1]
+    assert other.module.shared.weight is other.module.encoder.weight
+
+
+class ReturnsADict(Compressor):
+    def __init__(self):
+        super().__init__()
+        self.num_calls = 0
+
+    def forward(self, video):
+        self.num_calls += 1
+        return {"sample": super().forward(video)}
+
+
+def test_another_output_type_is_refused_at_the_first_probe():
+    module = ReturnsADict()
+    with pytest.raises(TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"):
+        CustomAutoencoder(module).check_clip(2, 32, 32)
+    assert module.num_calls == 1
+
+
+def test_a_diffusers_model_becomes_a_diffusers_autoencoder():
+    model = as_video_autoencoder(tiny_model("wan"))
+    assert isinstance(model, DiffusersAutoencoder)
+    assert as_video_autoencoder(model) is model
+    assert model(tiny_clip("wan")).video.shape == tiny_clip("wan").shape
+
+
+def test_a_subclass_of_a_diffusers_class_is_called_by_its_forward():
+    class Subclass(ModelMixin, Compressor):
+        pass
+
+    assert isinstance(as_video_autoencoder(Subclass()), CustomAutoencoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_module(tmp_path, in_place):
+    """Sizes and the last layer are found without compiled code; a copy and what is saved are those of the module."""
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+    torch._dynamo.reset()
+    module = Compressor()
+    expected = module(clip())
+    compiled = module if in_place else torch.compile(module, backend=backend)
+    if in_place:
+        module.compile(backend=backend)
+    model = as_video_autoencoder(compiled)
+    model.check_clip(2, 4, 4)
+    assert model.last_layer is module.decoder[1].weight
+    assert not calls
+    torch.testing.assert_close(model(clip()).video, expected)
+    assert calls
+    torch.testing.assert_close(copy.deepcopy(model)(clip()).video, expected)
+    model.save_pretrained(tmp_path)
+    loaded = as_video_autoencoder(Compressor())
+    loaded.load_weights(tmp_path)
+    torch.testing.assert_close(loaded(clip()).video, expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_of_telecine_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`autoencoder` must be compiled only if it is a module of your own, .*AutoencoderKLWan"
+    ):
+        as_video_autoencoder(torch.compile(tiny_model("wan")))
+
+
+def test_a_module_without_a_layer(tmp_path):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, 1, 1, 1))
+
+        def forward(self, video):
+            return self.scale * video
+
+    with pytest.raises(ValueError, match=r"`last_layer` must be a member of Functional, .*no layer with a weight"):
+        as_video_autoencoder(Functional()).last_layer  # noqa: B018

@@ -1,0 +1,118 @@
+"""What normalises the latent of each diffusers class is declared, and replaced in the class's own form."""
+
+import inspect
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoModel, ModelMixin
+from diffusers.models import autoencoders
+from packaging.version import Version
+
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.diffusers.families import REFUSED
+from telecine.models.diffusers.normalisation import (
+    _NORMALISATIONS,
+    _normalisation_of,
+    read_normalisation,
+    write_normalisation,
+)
+from telecine.models.latent import LatentStatistics
+
+from .tiny_models import KL_IMAGE, tiny_model
+
+STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.25])
+
+
+def test_every_class_is_declared_as_its_constructor_and_buffers_say():
+    missing = {name for name in _NORMALISATIONS if not hasattr(diffusers, name)}
+    assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
+    for name, kind in ((name, kind) for name, kind in _NORMALISATIONS.items() if name not in missing):
+        parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+        found = {
+            "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
+            "FACTOR": "scaling_factor" in parameters,
+            "BUFFERS": "latents_mean" not in parameters,
+            "BATCH_NORM": "batch_norm_eps" in parameters,
+            "INSIDE": {"latents_mean", "latents_std", "scaling_factor"} <= parameters,
+            "NONE": not {"latents_mean", "scaling_factor"} & parameters,
+        }
+        assert found[kind], name
+    models = {name.removeprefix("Autoencoder") for name in _NORMALISATIONS}
+    assert len(models) == 28
+
+
+def test_every_class_of_diffusers_that_is_not_refused_is_declared():
+    classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
+    assert len(classes) > 15
+    assert classes - set(REFUSED) <= set(_NORMALISATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wan", {"latents_mean": STATISTICS.mean, "latents_std": STATISTICS.std}),
+        ("cogvideox", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": None}),
+        pytest.param(
+            "ltx_video",
+            {"latents_mean": 2 * STATISTICS.mean, "latents_std": 2 * STATISTICS.std},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("vidtok", {}, marks=pytest.mark.slow),
+        ("kl_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean}),
+        ("tiny_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean}),
+        ("vq_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": None}),
+    ],
+)
+def test_the_statistics_are_saved_in_the_form_of_the_class(name, expected, tmp_path):
+    model = DiffusersAutoencoder(tiny_model(name))
+    statistics = STATISTICS
+    if name == "ltx_video":  # has 8 channels
+        statistics = LatentStatistics(2 * STATISTICS.mean, 2 * STATISTICS.std)
+    model.set_latent_statistics(statistics)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(str(tmp_path))
+    assert read_normalisation(loaded) == model.latent_normalisation() == expected
+
+
+def test_flux_2_keeps_the_statistics_in_a_batch_norm_of_patches(tmp_path):
+    model = DiffusersAutoencoder(tiny_model("flux2"))
+    assert model.latent_normalisation()["latents_mean"] == [0.0] * 16
+    model.set_latent_statistics(STATISTICS)
+    model.save_pretrained(tmp_path)
+    norm = AutoModel.from_pretrained(str(tmp_path)).bn.eval()
+    # What the pipeline of Flux 2 does: 2 x 2 positions of a channel follow each other.
+    mean, std = (torch.tensor(values).view(1, 4, 1, 1, 1, 1) for values in (STATISTICS.mean, STATISTICS.std))
+    latent = torch.randn(2, 4, 6, 2, 8, 2) * std + mean
+    patches = latent.permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
+    expected = ((latent - mean) / std).permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
+    torch.testing.assert_close(norm(patches), expected, rtol=1e-4, atol=1e-4)
+    found = model.latent_normalisation()
+    assert found["latents_mean"] == [value for value in STATISTICS.mean for _ in range(4)]
+    assert found["latents_std"] == pytest.approx([value for value in STATISTICS.std for _ in range(4)])
+
+
+def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_path):
+    own = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "scaling_factor": 0.5, "shift_factor": 0.1}
+    model = DiffusersAutoencoder(diffusers.AutoencoderKL(**KL_IMAGE, **own))
+    assert model.latent_normalisation() == own
+    model.set_latent_statistics(STATISTICS)
+    model.save_pretrained(tmp_path)
+    found = AutoModel.from_pretrained(str(tmp_path)).config
+    assert (found["latents_mean"], found["latents_std"]) == (STATISTICS.mean, STATISTICS.std)
+    assert (found["scaling_factor"], found["shift_factor"]) == (0.5, 0.1)
+
+
+def test_a_shift_factor_is_replaced_if_there_is_one():
+    written = {}
+    config = {"scaling_factor": 0.5, "shift_factor": 0.1}
+    module = type("AutoencoderKL", (SimpleNamespace,), {})(config=config, register_to_config=written.update)
+    write_normalisation(module, STATISTICS)
+    assert written == {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": 0.375}
+
+
+def test_a_subclass_is_normalised_as_its_class_and_others_not():
+    mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
+    assert _normalisation_of(mine.__new__(mine)) == "CHANNELS"
+    assert _normalisation_of(torch.nn.Identity()) == "NONE"

@@ -1,0 +1,128 @@
+"""A student in a pipeline: a step of denoising and decoding as WanPipeline's, which itself needs a text encoder."""
+
+import diffusers
+import pytest
+import torch
+
+from telecine.models.diffusers import DiffusersAutoencoder, PipelineVAE
+from telecine.models.student import StudentAutoencoder, student_config
+
+from .tiny_models import CLIPS, tiny_model
+
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
+
+
+def student_of(name):
+    """Return a student of a tiny model, with random weights, which cannot load its teacher."""
+
+    def load(name):
+        raise AssertionError("the teacher is not needed")
+
+    teacher = DiffusersAutoencoder(tiny_model(name))
+    torch.manual_seed(0)
+    return StudentAutoencoder.of(teacher, name, load, student_config("tiny", teacher, CLIPS[name])).eval()
+
+
+class Pipeline(diffusers.DiffusionPipeline):
+    """One step from noise to video, with what WanPipeline reads of its autoencoder."""
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def __init__(self, vae, transformer, scheduler):
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.time = self.vae.config.scale_factor_temporal
+        self.processor = diffusers.video_processor.VideoProcessor(vae_scale_factor=self.vae.config.scale_factor_spatial)
+
+    @torch.no_grad()
+    def __call__(self, num_frames, height, width):
+        space = self.processor.config.vae_scale_factor
+        size = (self.vae.config.z_dim, (num_frames - 1) // self.time + 1, height // space, width // space)
+        latents = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+        self.scheduler.set_timesteps(1)
+        (step,) = self.scheduler.timesteps
+        noise = self.transformer(latents, step[None], torch.zeros(1, 3, 8), return_dict=False)[0]
+        latents = self.scheduler.step(noise, step, latents, return_dict=False)[0].to(self.vae.dtype)
+        mean, std = (
+            torch.tensor(values).view(1, self.vae.config.z_dim, 1, 1, 1).to(self.vae.device, latents.dtype)
+            for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
+        )
+        video = self.vae.decode(latents * std + mean, return_dict=False)[0]
+        return self.processor.postprocess_video(video, output_type="pt")
+
+
+@pytest.fixture
+def pipe():
+    wan = tiny_model("wan")
+    wan.register_to_config(latents_mean=[0.5, 0, 0, 0], latents_std=[2.0, 1, 1, 1])
+    transformer = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=8, ffn_dim=8,
+        num_layers=1,
+    )  # fmt: skip
+    return Pipeline(wan, transformer, diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
+    before = pipe(5, 16, 16)
+    teacher = DiffusersAutoencoder(pipe.vae)
+    student = StudentAutoencoder.of(teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])).eval()
+    moved = Pipeline(PipelineVAE(student), pipe.transformer, pipe.scheduler)
+    pipe.vae = PipelineVAE(student)
+    for each in (pipe, moved):
+        after = each(5, 16, 16)
+        assert after.shape == before.shape == (1, 5, 3, 16, 16)
+        assert not torch.equal(after, before)
+    assert pipe.to(torch.float64).vae.dtype == torch.float64
+    assert (pipe.vae.config.z_dim, pipe.vae.config.latents_mean[0]) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["wan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cogvideox", "ltx_video", "cosmos"))]
+)
+def test_what_pipelines_read_has_the_values_of_the_teacher(name):
+    teacher, vae = tiny_model(name), PipelineVAE(student_of(name))
+    compared = 0
+    for key in ("z_dim", "latent_channels", "scaling_factor", "shift_factor", "scale_factor_temporal",
+                "scale_factor_spatial", "timestep_conditioning"):  # fmt: skip
+        if teacher.config.get(key) is not None:
+            assert vae.config[key] == getattr(vae.config, key) == teacher.config[key]
+            compared += 1
+    for key in ("temporal_compression_ratio", "spatial_compression_ratio"):
+        if isinstance(vars(teacher).get(key), int):
+            assert getattr(vae, key) == vae.config[key] == vars(teacher)[key]
+            compared += 1
+    for key in ("latents_mean", "latents_std"):
+        if (buffer := dict(teacher.named_buffers()).get(key)) is not None:
+            assert torch.equal(getattr(vae, key), buffer)
+            compared += 1
+    if name == "wan":
+        assert vae.temperal_downsample == teacher.temperal_downsample
+        assert 2 ** len(vae.temperal_downsample) == 8
+    if name == "cogvideox":
+        assert len(vae.config.block_out_channels) == len(teacher.config.block_out_channels)
+    assert compared >= 2
+    latent = torch.zeros(1, vae.config.z_dim, 2, 4, 4)
+    assert torch.equal(vae.decode(latent).sample, vae.decode(latent, None, return_dict=False)[0])
+
+
+def test_a_student_in_a_pipeline_of_images():
+    vae = PipelineVAE(student_of("kl_image"))
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=1, sample_size=4,
+        patch_size=2,
+    )  # fmt: skip
+    images = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())([1, 2], num_inference_steps=1).images
+    assert [image.size for image in images] == [(8, 8), (8, 8)]
+    latent = torch.randn(2, 4, 4, 4)
+    image = vae.decode(latent, return_dict=False, generator=None)[0]  # as StableDiffusionPipeline calls it
+    assert torch.equal(image, vae.decode(latent[:, :, None]).sample[:, :, 0])
+    assert 2 ** (len(vae.config.encoder_block_out_channels) - 1) == 2, "as SanaPipeline reads it"
+    assert vae.config.force_upcast is False
+
+
+def test_videos_are_encoded_by_the_teacher():
+    vae = PipelineVAE(student_of("wan"))
+    video = torch.zeros(1, 3, *CLIPS["wan"])
+    assert vae.encode(video).latent_dist.mode().shape == (1, 4, 2, 2, 2)
+    assert vae.encode(video, return_dict=False)[0].mode().shape == (1, 4, 2, 2, 2)
+    assert vae.to(torch.bfloat16).encode(video.bfloat16()).latent_dist.mode().isfinite().all()

@@ -1,0 +1,319 @@
+"""Decoders that generate: levels and noise, the sampler, the conditioned network, and training with them."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from telecine.base.randomness import clip_generators
+from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
+from telecine.models.causal import _FlowDecoder
+from telecine.models.causal_blocks import ResidualBlock
+from telecine.models.flow import Sampler, _level_weights, add_noise, integrate, random_levels
+from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import FlowConfig
+
+CPU = torch.device("cpu")
+
+
+def config(decoder="flow", **flow):
+    small = {"spatial_compression": 4, "patch_size": 2, "latent_channels": 3, "base_channels": 8, "blocks_per_level": 1}
+    return CausalVAEConfig(**small, channel_multipliers=(1, 2), decoder=decoder, flow=FlowConfig(**flow))
+
+
+def model(*, trained=True, dtype=torch.float64, **flow):
+    torch.manual_seed(0)
+    vae = CausalVAE(config(**flow)).to(dtype)
+    if trained:
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+    return vae
+
+
+def clip(batch=2, frames=9, dtype=torch.float64):
+    return torch.rand(batch, 3, frames, 16, 8, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 - 1
+
+
+def noise(batch=2, frames=9, seed=2):
+    shape = (batch, 3, frames, 16, 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def latent(batch=2, frames=3):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, 3, frames, 4, 2, generator=generator, dtype=torch.float64)
+
+
+class TestSampler:
+    def test_noise_of_a_latent_counts_positions(self):
+        sampler = Sampler(seed=1, first_frame=17, frame_size=(64, 96), corner=(32, 64), level=0.5).of_latent(8, 32)
+        assert (sampler.first_frame, sampler.frame_size, sampler.corner) == (3, (2, 3), (1, 2))
+        assert sampler.describe() == {"name": "noise of the latent", "level": 0.5, "seed": 1}
+        assert Sampler(2, 3).describe() == {"name": "euler", "steps": 2, "seed": 3}
+
+    def test_invalid_levels(self):
+        with pytest.raises(ValueError, match=r"`decode_level` must be a number from 0 to below 1, .*Use 0\.05"):
+            Sampler(level=1.0)
+
+    @pytest.mark.parametrize("std", [0.3, 2.0])
+    def test_it_recovers_a_gaussian(self, std):
+        """The mean of x given x_t is known for normal x; the exact flow maps noise eps to mean + std * eps."""
+        mean, eps = 0.25, noise(1)
+
+        def denoise(x, level):
+            t = level.view(-1, 1, 1, 1, 1)
+            gain = (1 - t) * std**2 / ((1 - t) ** 2 * std**2 + t**2)
+            return mean + gain * (x - (1 - t) * mean)
+
+        def error(steps):
+            found = integrate(denoise, eps, Sampler(steps).levels(1.0))
+            return (found - (mean + std * eps)).abs().max().item()
+
+        errors = [error(steps) for steps in (250, 500, 1000)]
+        assert errors[-1] < 0.02
+        for coarse, fine in itertools.pairwise(errors):
+            assert coarse / fine == pytest.approx(2, rel=0.1), "Euler's method is of first order"
+        assert error(1) == pytest.approx((std * eps).abs().max().item())  # the mean alone
+
+    @pytest.mark.parametrize("steps", [1, 2, 7])
+    @pytest.mark.parametrize("shift", [1.0, 3.0])
+    def test_a_video_without_variance_is_exact(self, steps, shift):
+        target = clip()
+        found = integrate(lambda x, level: target, noise(), Sampler(steps).levels(shift))
+        assert torch.equal(found, target)
+
+    @pytest.mark.parametrize("shift", [1.0, 3.0])
+    def test_levels_and_steps_are_those_of_diffusers(self, shift):
+        scheduling = pytest.importorskip("diffusers.schedulers")
+        scheduler = scheduling.FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+        levels = Sampler(4).levels(shift)
+        assert levels == pytest.approx(scheduler.sigmas[:-1].tolist())
+        target, eps = clip().float(), noise().float()
+        x = eps.clone()
+        for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+            predicted = 0.5 * target + 0.1 * x  # of any x0; the velocity is (x - x0) / sigma
+            x = scheduler.step((x - predicted) / sigma, timestep, x).prev_sample
+        found = integrate(lambda x, level: 0.5 * target + 0.1 * x, eps, levels)
+        torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+
+    def test_noise_is_a_function_of_seed_and_frame(self):
+        whole = Sampler(seed=5).noise((2, 3, 9, 16, 8), CPU)
+        assert torch.equal(whole[0], whole[1])
+        assert torch.equal(Sampler(seed=5).noise((1, 3, 5, 16, 8), CPU)[0], whole[0, :, :5])
+        assert torch.equal(Sampler(seed=5, first_frame=4).noise((1, 3, 5, 16, 8), CPU)[0], whole[0, :, 4:])
+        tile = Sampler(seed=5, frame_size=(16, 8), corner=(4, 2)).noise((1, 3, 9, 8, 6), CPU)
+        assert torch.equal(tile[0], whole[0, :, :, 4:12, 2:8])
+        assert not torch.equal(Sampler(seed=6).noise((1, 3, 9, 16, 8), CPU)[0], whole[0])
+        frames = whole[0].unbind(1)
+        assert not torch.equal(frames[0], frames[1])
+        many = Sampler().noise((1, 3, 4, 64, 64), CPU)
+        assert many.mean().abs() < 0.02
+        assert many.std() == pytest.approx(1, abs=0.02)
+
+    @pytest.mark.parametrize("steps", [0, 1.5])
+    def test_the_number_of_steps_is_checked(self, steps):
+        with pytest.raises(ValueError, match=r"`decode_steps` must be .*Use 1, 2 or 4"):
+            Sampler(steps)
+
+
+class TestLevels:
+    def test_logit_normal_and_shifted(self):
+        settings = FlowConfig(level_mean=0.5, level_std=0.8, shift=3.0)
+        generators = clip_generators(0, range(2000), CPU)
+        level = random_levels(settings, torch.zeros(2000, 3, 1, 1, 1), generators)
+        unshifted = level / (3 - 2 * level)
+        assert unshifted.logit().mean() == pytest.approx(0.5, abs=0.06)
+        assert unshifted.logit().std() == pytest.approx(0.8, abs=0.06)
+        alone = random_levels(settings, torch.zeros(1, 3, 1, 1, 1), clip_generators(0, [7], CPU))
+        assert alone[0] == level[7], "of the clip's own generator"
+
+    def test_the_shift_grows_with_the_root_of_the_number_of_pixels(self):
+        assert FlowConfig(shift=2.0).shift_of(512, 512) == 2
+        assert FlowConfig(shift=2.0, shift_pixels=256 * 256).shift_of(512, 512) == 4
+
+    def test_one_step_is_noise_alone(self):
+        level = random_levels(FlowConfig(one_step=True), torch.zeros(3, 3, 1, 1, 1), None)
+        assert level.tolist() == [1, 1, 1]
+        assert torch.equal(add_noise(clip(), noise(), torch.ones(2)), noise())
+
+    def test_weights(self):
+        level = torch.tensor([0.01, 0.5, 1.0])
+        assert _level_weights(FlowConfig(), level) is None
+        weights = _level_weights(FlowConfig(weighting="velocity"), level)
+        torch.testing.assert_close(weights, torch.tensor([100.0, 4.0, 1.0]))
+        x, eps, x0 = clip(1), noise(1), clip(1) + 0.1
+        x_t = add_noise(x, eps, level[1:2].double())
+        of_velocity = ((x_t - x0) / 0.5 - (eps - x)).square().mean()
+        torch.testing.assert_close(of_velocity, 4 * (x0 - x).square().mean())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"level_std": 0.0}, "`level_std` must be a finite number above 0"),
+            ({"shift": -1.0}, "`shift` must be a finite number above 0"),
+            ({"level_mean": math.inf}, "`level_mean` must be a finite number"),
+            ({"shift_pixels": 0}, "`shift_pixels` must be"),
+            ({"prediction": "eps"}, "`prediction` must be one of 'x0', 'velocity'"),
+            ({"weighting": "snr"}, "`weighting` must be one of"),
+        ],
+    )
+    def test_invalid_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            FlowConfig(**settings)
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("prediction", ["x0", "velocity"])
+    def test_it_starts_as_the_linear_map_at_every_level(self, prediction):
+        decoder, z = model(trained=False, prediction=prediction).decoder, latent()
+        for level in (0.05, 0.7, 1.0):
+            found = decoder(z, noise(), torch.full((2,), level))
+            torch.testing.assert_close(found, decoder.linear(z), rtol=0, atol=0)
+
+    def test_clean_video_and_velocity_agree(self):
+        """F of a velocity, v = (x_t - linear(z)) / t + F, and its x0 = x_t - t v; F of x0 is -t times it."""
+        x0, velocity = model().decoder, model(prediction="velocity").decoder
+        z, x_t, t = latent(), noise(), torch.tensor([0.3, 0.8], dtype=torch.float64)
+        of_x0, of_velocity = x0(z, x_t, t), velocity(z, x_t, t)
+        scale, linear = t.view(-1, 1, 1, 1, 1), x0.linear(z)
+        output = of_x0 - linear
+        assert output.abs().max() > 0.01
+        v = (x_t - linear) / scale + output
+        torch.testing.assert_close(of_velocity, x_t - scale * v)
+
+    def test_gradients_of_a_conditioned_block(self):
+        block = ResidualBlock(2, 2, level_features=3).double()
+        with torch.no_grad():
+            for weight in block.parameters():
+                weight += 0.3 * torch.randn_like(weight)
+        x = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+        level = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, level: block(x, None, level), (x, level))
+        whole = block(x, None, level)
+        assert (whole[1] - block(x[1:], None, level[1:])[0]).abs().max() < 1e-12, "clips are independent"
+        assert (block(x, None, level + 1) - whole).abs().max() > 1e-3
+        block.gradient_checkpointing = True
+        (gradient,) = torch.autograd.grad(block(x, None, level).square().sum(), level)
+        torch.testing.assert_close(gradient, torch.autograd.grad(whole.square().sum(), level)[0])
+
+    def test_level_and_noise_matter(self):
+        decoder, z = model().decoder, latent()
+        found = [
+            decoder(z, x_t, torch.full((2,), t)) for x_t, t in ((noise(), 0.5), (noise(), 0.9), (noise(seed=9), 0.5))
+        ]
+        assert all((each - found[0]).abs().max() > 1e-3 for each in found[1:])
+
+    def test_it_is_causal(self):
+        decoder, z, x_t = model().decoder, latent(1), noise(1)
+        z.requires_grad_()
+        x_t.requires_grad_()
+        for index, frame in enumerate(decoder(z, x_t, torch.full((1,), 0.5)).unbind(2)):
+            of_latent, of_noisy = torch.autograd.grad(frame.sum(), (z, x_t), retain_graph=True)
+            last = of_latent.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item()
+            assert last == math.ceil(index / 4)
+            assert of_noisy.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == 4 * last
+
+    @pytest.mark.parametrize("blocks_too", [False, True])
+    def test_temporal_chunks_have_the_gradients_of_whole_clips(self, blocks_too):
+        vae, video = model(), clip()
+
+        def gradients():
+            output = vae(video, generator=clip_generators(0, [0, 1], CPU))
+            loss = (output.video - video).square().mean()
+            return [output.video, *torch.autograd.grad(loss, list(vae.decoder.parameters()))]
+
+        whole = gradients()
+        vae.enable_temporal_chunks(4)
+        if blocks_too:
+            vae.enable_gradient_checkpointing()
+        for found, expected in zip(gradients(), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+class TestAutoencoder:
+    def test_training_denoises_the_video_at_a_random_level(self):
+        vae, video = model(), clip()
+        output = vae(video, generator=clip_generators(0, [4, 5], CPU))
+        assert output.video.shape == video.shape
+        assert output.weight is None
+        assert output.target is None
+        again = vae(video[1:], generator=clip_generators(0, [5], CPU))
+        torch.testing.assert_close(again.video[0], output.video[1])
+        other = vae(video, generator=clip_generators(1, [4, 5], CPU))
+        assert (other.video - output.video).abs().max() > 1e-3
+        posterior = vae.encode(video)
+        known = vae(video, generator=clip_generators(0, [4, 5], CPU), posterior=posterior)
+        torch.testing.assert_close(known.video, output.video, rtol=0, atol=0)
+        weighted = model(weighting="velocity")(video, generator=clip_generators(0, [4, 5], CPU))
+        assert weighted.weight.shape == (2,)
+        assert (weighted.weight > 1).all()
+
+    def test_evaluation_sees_the_latent_alone(self):
+        """A sample of the posterior is not denoised from the video either: that would be no reconstruction."""
+        vae = model().eval()
+        video = clip()
+        output = vae(video, generator=clip_generators(0, [4, 5], CPU))
+        torch.testing.assert_close(output.video, vae.decode(output.latent))
+        mode = vae(video, sample_posterior=False)
+        assert torch.equal(mode.video, vae.decode(mode.latent))
+        assert torch.equal(vae.train()(video, sample_posterior=False).video, mode.video)
+
+    @pytest.mark.parametrize("steps", [1, 4])
+    def test_the_same_seed_has_the_same_bits(self, steps):
+        vae, z = model(dtype=torch.float32).eval(), latent().float()
+        vae.sampler = Sampler(steps)
+        video = vae.decode(z)
+        assert torch.equal(vae.decode(z), video)
+        torch.testing.assert_close(vae.decode(z[1:])[0], video[1])
+        torch.testing.assert_close(vae.decode(z.flip(0)).flip(0), video)
+        torch.testing.assert_close(vae.decode(z[:, :, :2]), video[:, :, :5])
+        vae.enable_temporal_chunks(4)
+        torch.testing.assert_close(vae.decode(z), video)
+        vae.sampler = Sampler(steps, seed=1)
+        assert (vae.decode(z) - video).abs().max() > 1e-3
+
+    def test_a_tile_has_the_levels_of_the_whole_frame(self, monkeypatch):
+        shifts = []
+        levels = Sampler.levels
+        monkeypatch.setattr(Sampler, "levels", lambda self, shift: shifts.append(shift) or levels(self, shift))
+        vae, z = model(shift=3.0, shift_pixels=256).eval(), latent()
+        size = tuple(vae.decode(z).shape[3:])
+        vae.sampler = Sampler(2, frame_size=size)
+        vae.decode(z[..., :1])
+        assert shifts[0] == shifts[1]
+
+    def test_several_steps_differ_from_one_and_start_from_the_same_noise(self):
+        vae, z = model().eval(), latent()
+        one = vae.decode(z)
+        start = vae.sampler.noise(one.shape, CPU)
+        torch.testing.assert_close(one, vae.decoder(z, start, torch.ones(2)))
+        vae.sampler = Sampler(2)
+        half = torch.full((2,), 0.5)
+        middle = add_noise(one, start, half)
+        torch.testing.assert_close(vae.decode(z), vae.decoder(z, middle, half))
+        torch.testing.assert_close(vae.decode(z, start), vae.decode(z), rtol=0, atol=0)
+
+    def test_saved_and_loaded(self, tmp_path):
+        vae = model(dtype=torch.float32, prediction="velocity", shift=2.0)
+        vae.save_pretrained(tmp_path)
+        loaded = load_autoencoder(tmp_path)
+        assert isinstance(loaded.decoder, _FlowDecoder)
+        assert loaded.config == vae.config
+        assert torch.equal(loaded.decode(latent().float()), vae.decode(latent().float()))
+
+    def test_the_configuration_of_other_decoders_has_no_new_key(self, tmp_path):
+        CausalVAE(config("direct")).save_pretrained(tmp_path)
+        assert not {"decoder", "flow"} & set(json.loads((tmp_path / "config.json").read_text()))
+        loaded = load_autoencoder(tmp_path)
+        assert loaded.config == config("direct")
+        assert loaded.sampler is None
+
+    def test_the_linear_start(self):
+        vae = model(trained=False, dtype=torch.float32).eval()
+        linear = LinearAutoencoder(4, 4, 3).fit([clip(4).float()])
+        vae.start_from(linear)
+        torch.testing.assert_close(vae(clip().float(), sample_posterior=False).video, linear(clip().float()))

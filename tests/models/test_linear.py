@@ -1,0 +1,132 @@
+"""The linear baseline: its latent is that of a causal autoencoder, and no linear map of the patches is better."""
+
+import pytest
+import torch
+
+from telecine.models import LinearAutoencoder, linear
+
+
+def clips(num=6, frames=5, size=8, seed=0):
+    """Return clips whose pixels are correlated, `(num, 3, frames, size, size)`."""
+    noise = torch.randn(num, 3, frames, size, size, generator=torch.Generator().manual_seed(seed))
+    return noise.cumsum(2).cumsum(3).cumsum(4) / 8
+
+
+def error(model, video):
+    return (model(video) - video).square().mean().item()
+
+
+def test_the_latent_of_a_causal_autoencoder():
+    model = LinearAutoencoder(4, 8, 16)
+    latent = model.encode(torch.zeros(2, 3, 9, 32, 16))
+    assert latent.shape == (2, 16, 3, 4, 2)
+    assert model.decode(latent).shape == (2, 3, 9, 32, 16)
+
+
+def test_no_first_frame_apart():
+    video = clips(40, frames=4, size=4)
+    model = LinearAutoencoder(2, 2, 24, first_frame_apart=False).fit([video])
+    assert model.encode(video).shape == (40, 24, 2, 2, 2)
+    torch.testing.assert_close(model(video), video, rtol=0, atol=1e-4)
+    assert {name.split(".")[1] for name in model.state_dict()} == {"rest"}
+    with pytest.raises(ValueError, match=r"`video` must be of 2 k frames, and of multiples of 2 pixels"):
+        model(video[:, :, :3])
+
+
+def test_all_components_reconstruct_exactly():
+    video = clips(40, frames=2, size=4)
+    model = LinearAutoencoder(1, 2, 12).fit([video])
+    torch.testing.assert_close(model(video), video, rtol=0, atol=1e-4)
+
+
+def test_the_error_is_the_variance_that_is_left():
+    video = clips(20, frames=3, size=4)
+    model = LinearAutoencoder(2, 2, 3).fit([video])
+    patches = model.encoder.patches(video)[1].flatten(0, -2).double()
+    singular = torch.linalg.svdvals(patches - patches.mean(0))
+    left = singular[3:].square().sum() / patches.numel()
+    measured = (model(video)[:, :, 1:] - video[:, :, 1:]).square().mean()
+    torch.testing.assert_close(measured.double(), left, rtol=1e-4, atol=0)
+
+
+def test_more_channels_are_better_and_one_is_better_than_the_mean():
+    video = clips(20)
+    errors = [error(LinearAutoencoder(4, 4, channels).fit([video]), video) for channels in (1, 2, 8, 24)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < (video - video.mean()).square().mean()
+
+
+def test_fitting_is_streaming():
+    video = clips(6)
+    whole = LinearAutoencoder(4, 4, 5).fit([video])
+    parts = LinearAutoencoder(4, 4, 5).fit(video[i : i + 1] for i in range(6))
+    torch.testing.assert_close(whole(video), parts(video), rtol=1e-4, atol=1e-4)
+
+
+def test_a_latent_frame_depends_on_its_own_frames():
+    video = clips(2, frames=9)
+    model = LinearAutoencoder(4, 4, 5).fit([video])
+    changed = video.clone()
+    changed[:, :, 5:] += 1
+    before, after = model.encode(video), model.encode(changed)
+    assert torch.equal(before[:, :, :2], after[:, :, :2])
+    assert not torch.equal(before[:, :, 2], after[:, :, 2])
+
+
+def test_the_latent_has_unit_variance():
+    video = clips(40, frames=5)
+    latent = LinearAutoencoder(4, 4, 5).fit([video]).encode(video)
+    for part in (latent[:, :, :1], latent[:, :, 1:]):
+        rows = part.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(rows.mean(1), torch.zeros(5), rtol=0, atol=1e-3)
+        torch.testing.assert_close(rows.std(1), torch.ones(5), rtol=1e-2, atol=0)
+
+
+def test_more_channels_than_values_of_a_patch():
+    video = clips(40, frames=3, size=4)
+    model = LinearAutoencoder(2, 2, 14).fit([video])
+    assert (model.encode(video)[:, 12:, 0] == 0).all()
+    torch.testing.assert_close(model(video)[:, :, 0], video[:, :, 0], rtol=0, atol=1e-4)
+
+
+def test_of_a_large_clip_a_random_part_is_kept(monkeypatch):
+    monkeypatch.setattr(linear, "_VALUES_PER_CLIP", 48 * 10)
+    rows = torch.arange(30.0)[:, None].expand(30, 48)
+    kept = linear._random_rows(rows, torch.Generator().manual_seed(0))[:, 0]
+    assert len(kept.unique()) == 10
+    torch.testing.assert_close(linear._random_rows(rows[:10], torch.Generator()), rows[:10])
+
+
+def test_large_patches_of_few_clips():
+    video = clips(3, frames=9, size=32)
+    model = LinearAutoencoder(8, 32, 5).fit([video])
+    # Three patches of 24576 values span two directions around their mean.
+    torch.testing.assert_close(model(video)[:, :, 1:], video[:, :, 1:], rtol=0, atol=1e-2)
+
+
+def test_images_alone():
+    images = clips(40, frames=1)
+    assert error(LinearAutoencoder(4, 4, 48).fit([images]), images) < 1e-6
+
+
+def test_fitting_keeps_the_random_state():
+    model = LinearAutoencoder(4, 4, 5)
+    before = torch.get_rng_state()
+    model.fit([clips(2)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`time_compression` must be a positive int"):
+        LinearAutoencoder(0, 8, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 8, 8), (1, 3, 5, 6, 8), (1, 3, 5, 8, 6)])
+def test_bad_clips(shape):
+    with pytest.raises(ValueError, match=r"`video` must be of 1 \+ 4 k frames, and of multiples of 4 pixels"):
+        LinearAutoencoder(4, 4, 3)(torch.zeros(shape))
+
+
+def test_no_clips():
+    with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
+        LinearAutoencoder(4, 4, 3).fit([])

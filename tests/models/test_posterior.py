@@ -1,0 +1,68 @@
+"""Posteriors sample with the given moments and stay finite for any encoder output."""
+
+import pytest
+import torch
+
+from telecine.losses import kl_to_standard_normal
+from telecine.models import DeterministicPosterior, DiagonalGaussian
+
+
+def gaussian(mean=0.5, logvar=-1.0, shape=(1, 4, 3, 40, 40)):
+    return DiagonalGaussian(mean=torch.full(shape, mean), logvar=torch.full(shape, logvar))
+
+
+def test_samples_have_the_mean_and_variance():
+    sample = gaussian().sample(torch.Generator().manual_seed(0))
+    assert sample.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert sample.var().item() == pytest.approx(torch.tensor(-1.0).exp().item(), abs=0.02)
+
+
+def test_samples_are_reproducible_with_a_generator():
+    first, second = (gaussian().sample(torch.Generator().manual_seed(3)) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_mode_is_the_mean():
+    torch.testing.assert_close(gaussian().mode(), torch.full((1, 4, 3, 40, 40), 0.5))
+
+
+def test_samples_are_differentiable_in_mean_and_logvar():
+    mean, logvar = (torch.zeros(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def sample(mean, logvar):
+        return DiagonalGaussian(mean=mean, logvar=logvar).sample(torch.Generator().manual_seed(0))
+
+    assert torch.autograd.gradcheck(sample, (mean, logvar))
+
+
+def test_the_auxiliary_loss_is_the_kl_divergence():
+    posterior = gaussian(mean=-0.3, logvar=0.7)
+    expected = kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar)
+    torch.testing.assert_close(posterior.aux(), {"kl_loss": expected}, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("logvar", [-1e4, 1e4])
+def test_extreme_logvar_stays_finite(logvar):
+    posterior = gaussian(logvar=logvar)
+    assert posterior.kl().isfinite()
+    assert posterior.sample().isfinite().all()
+
+
+def test_half_precision_becomes_float32():
+    posterior = DiagonalGaussian(mean=torch.zeros(2).bfloat16(), logvar=torch.zeros(2).bfloat16())
+    assert posterior.sample().dtype == posterior.kl().dtype == torch.float32
+    assert DeterministicPosterior(torch.zeros(2).bfloat16()).sample().dtype == torch.float32
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="two equal halves"):
+        DiagonalGaussian(mean=torch.zeros(2, 3), logvar=torch.zeros(2, 2))
+
+
+def test_a_deterministic_posterior_has_no_noise_and_only_a_quantizers_losses():
+    latent, losses = torch.rand(2, 3), {"quantizer_loss": torch.ones(())}
+    posterior = DeterministicPosterior(latent, losses)
+    assert torch.equal(posterior.sample(), latent)
+    assert torch.equal(posterior.mode(), latent)
+    assert posterior.aux() == losses
+    assert DeterministicPosterior(latent).aux() == {}
