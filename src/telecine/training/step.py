@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +51,8 @@ def train_step(
     The autoencoder runs once for each clip: the discriminators train on the reconstruction of its step.
     `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
     """
-    compiler, scale = state.objective.compiler, 1 / len(batches)
-    with shared_spectral_norms(), nullcontext() if compiler is None else compiler.update():
+    scale = 1 / len(batches)
+    with shared_spectral_norms():
         logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
     means = torch.stack([torch.stack(list(log.values())) for log in logs]).mean(0)
     log = _finite_values(dict(zip(logs[0], means, strict=True)), state.step)
