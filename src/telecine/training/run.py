@@ -24,7 +24,7 @@ from telecine.training.build import build_accelerator
 from telecine.training.clips import read_next
 from telecine.training.distributed import lost_process_named, on_first_process
 from telecine.training.interrupt import StopRequest, stop_on_signal
-from telecine.training.planning.capacity import out_of_memory
+from telecine.training.memory_limits import out_of_memory
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
@@ -72,7 +72,7 @@ def train(
         with lost_process_named(config.process_timeout, lambda: "at the end"):
             return trainer.result()
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_custom=trainer.is_custom) from error
     finally:
         trainer.close()
 
@@ -121,7 +121,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> _DryRun:
                 trainer.validate(stop)
                 return _update(trainer, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_custom=trainer.is_custom) from error
         finally:
             trainer.close()
 
