@@ -315,7 +315,7 @@ def test_hardware(folder, capsys):
         "optimizer states",
         "copy for checkpoints",
         "TFLOP an update",
-        "The largest part of an update is",
+        "The largest part of an update, by its plan",
         "as configured",
     ):
         assert words in text

@@ -161,7 +161,7 @@ def test_out_of_memory_ends_with_what_helps(light):
 def test_nothing_that_is_on_is_advised(light, changes, advice):
     clips = ClipConfig(num_frames=17, height=128, width=128)
     error = out_of_memory(light(clips=clips, **changes), "at step 3", is_custom=False)
-    assert "The largest part of an update by its plan: autoencoder" in str(error)
+    assert "The largest part of an update, by its plan: autoencoder" in str(error)
     assert f"What helps: {advice}" in str(error)
     assert str(error).endswith("`telecine plan` with these settings shows what fits.")
 

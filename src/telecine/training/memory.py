@@ -156,7 +156,7 @@ class UpdateMemory:
         remedies = _REMEDIES.get(part, _SMALLER_DISCRIMINATOR) + _CLIPS
         texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
         sizes = f"{gigabytes(self.peak_by_part[part])} of {gigabytes(self.peak + self.saved_by_sharding)}"
-        return f"The largest part of an update by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
+        return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
 
 
 class MemoryCounter(TorchDispatchMode):
