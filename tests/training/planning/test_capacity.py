@@ -11,7 +11,7 @@ from rich.console import Console
 from telecine.base.terminal import PlainConsole
 from telecine.settings import ClipConfig, ObjectiveConfig, PenaltyConfig
 from telecine.settings.parse import read_config
-from telecine.training import TrainingError, train, trainer
+from telecine.training import TrainingError, train
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
 from telecine.training.planning.capacity import (
@@ -25,7 +25,7 @@ from telecine.training.planning.capacity import (
     out_of_memory,
 )
 from telecine.training.planning.update import UpdatePlan, _remedies_in, plan_update
-from telecine.training.trainer import Trainer
+from telecine.training.prepare import prepare
 
 MB = 10**6
 
@@ -109,8 +109,8 @@ def test_a_batch_on_a_cpu_is_bounded_and_the_rates_are_named(light, largest_with
     config = light(batch_size="auto", steps=1)
     assert largest_within(config, 100 * MB, max_on_cpu=3) == 3
     console = Console(record=True, width=200, file=io.StringIO())
-    monkeypatch.setattr(trainer, "MAX_ON_CPU", 3)
-    Trainer(config, console).close()
+    monkeypatch.setattr("telecine.training.prepare.MAX_ON_CPU", 3)
+    prepare(config, console).close()
     text = console.export_text()
     assert (
         "batch size 3 in each process, the most on a CPU, where more are no faster; learning rates stay 0.001" in text
@@ -254,7 +254,7 @@ def test_out_of_memory_ends_with_what_helps(light, monkeypatch, is_own):
     def step(state, batches, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "train_step", step)
+    monkeypatch.setattr("telecine.training.loop.train_step", step)
     own = torch.nn.Conv3d(3, 3, 1) if is_own else None
     with pytest.raises(TrainingError, match=r"out of memory at step 0.*What helps: .*smaller") as raised:
         train(light(), autoencoder=own, console=Console(quiet=True))
@@ -265,7 +265,7 @@ def test_out_of_memory_before_the_first_update(tiny, tmp_path, monkeypatch):
     def build(*_, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "build_state", build)
+    monkeypatch.setattr("telecine.training.prepare.build_state", build)
     with pytest.raises(TrainingError, match=r"^out of memory at the start\. What helps: "):
         train(tiny(), autoencoder=torch.nn.Conv3d(3, 3, 1), console=Console(quiet=True))
     assert not (tmp_path / "run" / ".lock").exists()

@@ -68,6 +68,6 @@ def test_the_size_of_an_update_is_its_weights_times_its_pixels(monkeypatch):
 def test_a_run_is_refused_before_it_computes(light, monkeypatch):
     monkeypatch.setattr(capacity, "free_memory", lambda device: 2**20)
     monkeypatch.setattr(capacity, "_SMALLEST_TO_PLAN", 1)
-    monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
+    monkeypatch.setattr("telecine.training.prepare.prepare_linear", None)
     with pytest.raises(ValueError, match=r"but got 0\.00 GiB, and an update needs .*`--config demo` is sized"):
         train(light(linear_baseline=True), console=Console(quiet=True))
