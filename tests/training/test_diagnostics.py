@@ -29,6 +29,7 @@ from telecine.settings.parse import read_config
 from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, RecentValues
 from telecine.training.interrupt import StopRequest
 from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 from telecine.training.state import Rollback
 
 DEMO = Path(__file__).parent / "demo_metrics.jsonl"

@@ -43,9 +43,8 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
 
 def test_it_prints_whether_every_term_is_on():
     console = Console(record=True, width=200)
-    DryRunResult(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(
-        console
-    )
+    values = {"train/recon_loss": 0.1}
+    DryRunResult(2, 1.0, None, values, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
     DryRunResult(5, 1.0, None, values, off=[], num_steps=9).print_to(console)
     assert "every term is on in this update" in console.export_text()
