@@ -35,7 +35,7 @@ from telecine.training.hub import create_repository
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
 from telecine.training.logging import print_lines, print_warnings
-from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
+from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.records import Records
 from telecine.training.resume import SavedSettings, check_records
 from telecine.training.state import TrainState
@@ -182,7 +182,7 @@ def prepare(
         try:
             return _build(start, folder, accelerator, console, start_time=start_time, change_data=change_data)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(start.config, "at the start", is_own=start.module is not None) from error
+            raise out_of_memory(start.config, "at the start", is_custom=start.module is not None) from error
     except BaseException:
         folder.release()
         raise

@@ -24,12 +24,12 @@ from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_batches, read_next
-from telecine.training.distributed import barrier_without_time_limit, lost_process_named, on_first_process
+from telecine.training.distributed import barrier_without_time_limit, on_first_process
 from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
 from telecine.training.loop import train_to_the_end, validate
-from telecine.training.planning.capacity import out_of_memory
+from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
 
@@ -90,24 +90,20 @@ def train(
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
-            or another process of the run was lost.
+        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, or the device is out of
+            memory.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     _check_config(config)
     check_encoding(config)
     console = console or PlainConsole()
-    with lost_process_named(config.process_timeout, lambda: "while it started"):
-        run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
-        # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        named = lost_process_named(config.process_timeout, lambda: f"at step {run.state.step}")
-        with stop_on_signal(acknowledge=run.is_main) as stop, named:
+        with stop_on_signal(acknowledge=run.is_main) as stop:
             train_to_the_end(run, stop)
-        with lost_process_named(config.process_timeout, lambda: "at the end"):
-            return finish(run)
+        return finish(run)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(run.config, f"at step {run.state.step}", is_own=run.is_custom) from error
+        raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
     finally:
         run.close()
 
@@ -184,8 +180,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
     _check_config(config)
-    named = lost_process_named(config.process_timeout, lambda: "in the dry run")
-    with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         changed = replace(
             config, output_dir=folder, push_to_hub=False, trackers=(), tracker_options={}, latent_cache=None
         )
@@ -197,7 +192,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
                 validate(run, stop)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(run.config, f"at step {run.state.step}", is_own=run.is_custom) from error
+            raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
         finally:
             run.close()
 
