@@ -244,7 +244,7 @@ class Trainer:
             try:
                 self._update_until_the_end(stop)
                 self.checkpointer.wait()
-            except DivergenceError as error:  # noqa: PERF203 - an update takes far longer
+            except DivergenceError as error:
                 self._go_back(error)
         self.checkpointer.wait()  # for that of a run that was finished before
 
