@@ -29,7 +29,7 @@ from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
-from telecine.training.planning.update import plan_update
+from telecine.training.memory import plan_update
 from telecine.training.run import dry_run
 
 CASES = [("grey", 16, 1), ("rgba", 8, 4)]

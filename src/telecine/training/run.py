@@ -22,9 +22,9 @@ from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_next
-from telecine.training.distributed import lost_process_named, on_first_process
+from telecine.training.distributed import on_first_process
 from telecine.training.interrupt import StopRequest, stop_on_signal
-from telecine.training.planning.capacity import out_of_memory
+from telecine.training.memory_limits import out_of_memory
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
@@ -54,25 +54,21 @@ def train(
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
-            or another process of the run was lost.
+        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, or the device is out of
+            memory.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
-    with lost_process_named(config.process_timeout, lambda: "while it started"):
-        trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
-        # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        named = lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
-        with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
+        with stop_on_signal(acknowledge=trainer.is_main) as stop:
             trainer.run(stop)
-        with lost_process_named(config.process_timeout, lambda: "at the end"):
-            return trainer.result()
+        return trainer.result()
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_custom=trainer.is_custom) from error
     finally:
         trainer.close()
 
@@ -109,8 +105,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> _DryRun:
     """
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
-    named = lost_process_named(config.process_timeout, lambda: "in the dry run")
-    with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
         tried = replace(config, output_dir=folder, **nothing)
         check_output("output_dir", config.data, config.output_dir)
@@ -121,7 +116,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> _DryRun:
                 trainer.validate(stop)
                 return _update(trainer, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_custom=trainer.is_custom) from error
         finally:
             trainer.close()
 

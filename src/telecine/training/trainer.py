@@ -41,7 +41,7 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.latent_cache import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
-from telecine.training.planning.capacity import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
+from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.resume import SavedSettings, check_records
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
@@ -87,7 +87,7 @@ class Trainer:
         except BaseException as error:
             self._release_lock()
             if isinstance(error, torch.OutOfMemoryError):
-                raise out_of_memory(self.config, "at the start", is_own=self.is_custom) from error
+                raise out_of_memory(self.config, "at the start", is_custom=self.is_custom) from error
             raise
 
     def _print(self, *lines: str) -> None:
