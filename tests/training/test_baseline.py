@@ -9,7 +9,7 @@ from rich.console import Console
 
 from telecine.evaluation import ReconstructionMetrics
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
@@ -91,7 +91,7 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
     assert (
         "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or" in text
     )
-    assert _read_run(result.run, "run").held_out()["psnr"]["linear"] == before["linear/psnr"]
+    assert read_run(result.run, "run").held_out()["psnr"]["linear"] == before["linear/psnr"]
 
 
 @pytest.mark.slow

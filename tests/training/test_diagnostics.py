@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.runs.history import History, _JSONLines
 from telecine.settings import (
@@ -102,7 +102,7 @@ def test_no_rule_fires_in_a_healthy_run(run):
     records = Run(Path(config.output_dir)).history.read()
     assert sum("train/accuracy_real" in record for record in records) == LONG + 8
     assert sum(EMA_BEHIND in record for record in records) == 2
-    assert len(_read_run(Path(config.output_dir), "run").warnings) == len(warned)
+    assert len(read_run(Path(config.output_dir), "run").warnings) == len(warned)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
 from telecine.models import CausalVAE
 from telecine.report.page import write_report
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.checkpoints import Checkpoints, _write_manifest
@@ -640,7 +640,7 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     assert f"warning: {text}\n" in console.export_text()
     rates = {r["step"]: r["train/lr"] for r in Run(tmp_path / "straight").history.read() if "train/lr" in r}
     assert rates == {1: 5e-4, 2: 1e-3, 3: 5e-4, 4: 5e-4}, "warm-up, then half"
-    (warning,) = _read_run(tmp_path / "straight", "straight").warnings
+    (warning,) = read_run(tmp_path / "straight", "straight").warnings
     assert (warning.step, warning.rule, warning.message) == (2, "rolled_back", text)
     shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
     shutil.rmtree(long_name(resumed, 4))

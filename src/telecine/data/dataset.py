@@ -182,7 +182,7 @@ class _DecodedCache:
                 limit, pixels = config.max_pixels, config.pixel_format
                 frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, limit, pixels)
                 self._frames[span, bucket.height, bucket.width] = frames
-            except DecodeError as error:  # noqa: PERF203 - decoding is slower
+            except DecodeError as error:
                 logger.warning("not cached: %s", error)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:

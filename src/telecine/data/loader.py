@@ -207,7 +207,7 @@ def _next_batch(batches: Iterator[_ClipBatch], watchdog: "_Watchdog") -> _ClipBa
     while watchdog.error is None:
         try:
             return next(batches)
-        except RuntimeError as error:  # noqa: PERF203 - once a second
+        except RuntimeError as error:
             if str(error).startswith(_DEATH_MESSAGES):
                 raise _WorkerError(str(error)) from error
             if not str(error).startswith(_WAIT_MESSAGE):

@@ -155,7 +155,7 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadlin
     for attempt, seconds in enumerate((*_RETRY_SECONDS, math.inf), 1):
         try:
             return call(fs)
-        except (*temporary, *permanent) as error:  # noqa: PERF203 - the server is slower
+        except (*temporary, *permanent) as error:
             # fsspec takes every error of a web server for a missing file.
             cause = (error.__cause__ if isinstance(error, FileNotFoundError) else None) or error
             if not isinstance(cause, temporary) or _is_permanent(cause):

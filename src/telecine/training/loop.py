@@ -60,7 +60,7 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
         try:
             _update_until_the_end(run, stop)
             run.checkpointer.wait()
-        except DivergenceError as error:  # noqa: PERF203 - an update takes far longer
+        except DivergenceError as error:
             _go_back(run, error)
     run.checkpointer.wait()  # for that of a run that was finished before
 
