@@ -225,7 +225,7 @@ def _next_batch(batches: Iterator[_ClipBatch], watchdog: "_Watchdog") -> _ClipBa
     while watchdog.error is None:
         try:
             return next(batches)
-        except RuntimeError as error:  # noqa: PERF203 - once a second
+        except RuntimeError as error:
             message = str(error)
             if message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
                 raise _WorkerError(message) from error

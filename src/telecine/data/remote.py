@@ -212,7 +212,7 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline
     for attempt, pause in enumerate((*RETRY_SECONDS, None), 1):
         try:
             return call(fs)
-        except (*temporary, *permanent) as error:  # noqa: PERF203 - the server is slower
+        except (*temporary, *permanent) as error:
             cause: BaseException = error
             if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
                 cause = error.__cause__  # fsspec takes every error of a web server for a missing file
