@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.backends.registry import lookup_backend
 
 from telecine import PatchDiscriminator3D, VideoAutoencoderLoss
 from telecine.models import CausalVAE, as_video_autoencoder
@@ -63,28 +62,20 @@ SPECTRAL = "discr_3d (its spectral norms are shared by all passes of an update)"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "autocast", "num_graphs", "eager"),
+    ("options", "autocast", "eager"),
     [
-        ({"grad_penalty_loss_weight": 1.0}, None, 3, [PENALTY]),
-        ({"grad_penalty_loss_weight": 1.0, "eager_gradients": False}, None, 3, [PENALTY]),
-        ({"norm": "spectral"}, torch.bfloat16, 3, [SPECTRAL]),
-        ({"grad_penalty_loss_weight": 1.0}, torch.float16, 3, [PENALTY]),
-        ({}, None, 5, []),
+        ({"grad_penalty_loss_weight": 1.0}, None, [PENALTY]),
+        ({"grad_penalty_loss_weight": 1.0, "eager_gradients": False}, None, [PENALTY]),
+        ({"norm": "spectral"}, torch.bfloat16, [SPECTRAL]),
+        ({"grad_penalty_loss_weight": 1.0}, torch.float16, [PENALTY]),
+        ({}, None, []),
     ],
 )
-def test_values_are_those_of_plain_networks(tiny, options, autocast, num_graphs, eager, monkeypatch):
+def test_values_are_those_of_plain_networks(tiny, options, autocast, eager):
     """The adaptive weight and the loss take gradients through the same compiled autoencoder."""
     torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
-
-    torch._dynamo.register_backend(backend, name="counted")
     model, loss = networks(tiny, **options)
     expected = values_of(*copy.deepcopy((model, loss)), autocast)
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     assert compile_networks("aot_eager", model, loss) == eager
     tolerance = {torch.bfloat16: 3e-2, torch.float16: 1e-2}.get(autocast, 1e-4)
     torch.testing.assert_close(values_of(model, loss, autocast), expected, rtol=tolerance, atol=tolerance)
