@@ -15,8 +15,9 @@ from playwright.sync_api import Page
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
 from telecine.runs import Run
-from telecine.tools.latents.measures import TRANSFORMS, Channels, LatentReport, LatentSpace, _Spectrum
+from telecine.tools.latents.decoding import TRANSFORMS
 from telecine.tools.latents.page import write_latents
+from telecine.tools.latents.space import Channels, LatentReport, LatentSpace, Spectrum
 
 from .browser import check_page, evaluate, wait_for_frame
 from .runs import FPS, records, stamped, write_run
@@ -419,7 +420,7 @@ def latent_space(title: str, num_channels: int = 3) -> LatentSpace:
         channels=Channels(values, values, values, []),
         eigenvalues=values,
         effective_rank=3.0,
-        spectrum=_Spectrum([0.25, 0.5], [0.6, 0.4], [0.9, 0.1], {"latent": 0.4, "video": 0.1}),
+        spectrum=Spectrum([0.25, 0.5], [0.6, 0.4], [0.9, 0.1], {"latent": 0.4, "video": 0.1}),
         autocorrelation={"space": [0.5, 0.2], "time": [0.1], "video_space": [0.9, 0.8], "video_time": [0.9]},
         equivariance={name: {"mse": 0.1 * index + 0.1, "psnr": 20.0} for index, name in enumerate(names)},
         noise_psnr={"0": 30.0, "0.2": 25.0},
