@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telecine.base.files import write_json, write_text
-from telecine.report.page import render_page, short
-from telecine.report.plots import Plot, Series, as_curve
+from telecine.report.charts import Chart, Series, charts_data, make_curve
+from telecine.report.html import render_page, short
 from telecine.tools.latents.plots import LATENT_PLOTS, TRANSFORM_NAMES, LatentPlot
 from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace
 
@@ -33,11 +33,10 @@ def render_latents(report: LatentReport) -> str:
     for name, value in report.protocol.items():
         if name != "definitions" and value is not None and value != no_samplers:
             protocol.append((name, value))
-    plots = [asdict(plot) for plot in _plots(report.models, channel_names)]
     return render_page(
         "latents.html",
         titles=titles,
-        data={"runs": titles, "file": "latents.json", "plots": plots},
+        data=charts_data(_charts(report.models, channel_names), runs=titles, file="latents.json"),
         summary=report.summary(),
         probes=[(space.title, space.probe) for space in report.models if space.probe is not None],
         channels=channel_rows,
@@ -54,31 +53,30 @@ def _channel(channels: Channels, index: int) -> str:
     return f"{text}, dead" if index in channels.dead else text
 
 
-def _plots(spaces: Sequence[LatentSpace], channel_names: Sequence[str]) -> list[Plot]:
-    """Return the plots of the measures that a model has."""
+def _charts(spaces: Sequence[LatentSpace], channel_names: list[str]) -> list[Chart]:
+    """Return a chart for each measure that a model has."""
     x_names = {"transform": TRANSFORM_NAMES, "channel": channel_names}
-    plots = []
-    for latent_plot in LATENT_PLOTS:
-        series = _series(latent_plot, spaces)
-        if any("values" in curve for one in series for curve in one.curves):
-            hint = f"{latent_plot.definition[0].upper()}{latent_plot.definition[1:]}."
-            plot = Plot(
-                title=latent_plot.title,
-                scale=latent_plot.scale,
+    charts = []
+    for plot in LATENT_PLOTS:
+        series = _series(plot, spaces)
+        if any(curve.values for one in series for curve in one.curves):
+            chart = Chart(
+                title=plot.title,
                 series=series,
-                x=latent_plot.x,
-                x_names=x_names.get(latent_plot.x, []),
-                hint=hint,
+                scale=plot.scale,
+                explanation=f"{plot.definition[0].upper()}{plot.definition[1:]}.",
+                x=plot.x,
+                x_names=x_names.get(plot.x, []),
             )
-            plots.append(plot)
-    return plots
+            charts.append(chart)
+    return charts
 
 
 def _series(plot: LatentPlot, spaces: Sequence[LatentSpace]) -> list[Series]:
     """Return the curves of the latents and, if the plot has them, of the scaled-down videos."""
-    curves = [as_curve(index, plot.points(space)) for index, space in enumerate(spaces)]
+    curves = [make_curve(index, plot.points(space)) for index, space in enumerate(spaces)]
     series = [Series("latent", plot.name, curves)]
     if plot.video_points is not None:
-        curves = [as_curve(index, plot.video_points(space)) for index, space in enumerate(spaces)]
+        curves = [make_curve(index, plot.video_points(space)) for index, space in enumerate(spaces)]
         series.append(Series("scaled-down video", plot.name, curves, is_reference=True))
     return series
