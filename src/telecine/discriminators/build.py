@@ -50,7 +50,7 @@ def build_discriminators(
         prefix = "discriminator.features."
         shared = build_maps(features.net, features.weights, features.layers, load=load, prefix=prefix)
         for _ in factors:
-            videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))  # noqa: PERF401
+            videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
         videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
     return image, videos
