@@ -12,8 +12,7 @@ from telecine.models.causal import CausalAutoencoder
 from telecine.models.student import StudentAutoencoder, student_config
 from telecine.settings import CausalVAEConfig, DistillConfig, ObjectiveConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
-from telecine.training.run import train
-from telecine.training.validation import TrainResult
+from telecine.training import TrainResult, train
 
 LATENT_TERM = "teacher_latent"
 RECONSTRUCTION_TERM = "teacher_reconstruction"
