@@ -27,6 +27,7 @@ from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.protocols import PROTOCOLS, TOKENBENCH, UCF101, VIDTOK
 from telecine.evaluation.published import CLIP_CHOICES, VALUES
 from telecine.models import Reconstruction
+from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
@@ -41,8 +42,14 @@ SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
 class Fake(nn.Module):
     """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
 
-    sampler = None
+    position = ClipPosition()
     in_channels = 3
+
+    def set_decoding(self, **options):
+        assert options == {}
+
+    def describe_decoding(self):
+        return {}
 
     def forward(self, video, sample_posterior=True, *, generator=None):
         noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0

@@ -162,7 +162,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
         description["data"] = config.data
         description["subject"] = source.title
         if isinstance(source, ModelSource):
-            description["sampler"] = source.sampler()
+            description["sampler"] = source.model.describe_decoding()
         evaluation = _summarize(results, metric_set, description, flat_figures)
         if output is not None and rank == 0:
             evaluation.write(Path(output))

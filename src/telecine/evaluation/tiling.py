@@ -14,7 +14,7 @@ from telecine.evaluation.metric import Metric, register
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import clip_position
 from telecine.settings import Tiling, check_overlap
 
 PIECES_PSNR = register(
@@ -75,7 +75,7 @@ def blended_chunks(
     """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
     Args:
-        model: The autoencoder. While `reconstruct` is called, its sampler knows the position of the chunk in the video.
+        model: The autoencoder. While `reconstruct` is called, its `position` is that of the chunk in the video.
         chunks: Chunks `(T, ...)`, as `overlapping_chunks` yields them.
         overlap: Frames that neighbours share.
         reconstruct: Maps a chunk to its reconstruction `(T, ...)`.
@@ -83,7 +83,7 @@ def blended_chunks(
     pending: tuple[Tensor, Tensor] | None = None
     first_frame = 0
     for chunk in chunks:
-        with sampling(model, first_frame=first_frame):
+        with clip_position(model, first_frame=first_frame):
             recon = reconstruct(chunk)
         first_frame += len(chunk) - overlap
         if pending is not None:
@@ -178,7 +178,7 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         row_weight = _ramp(top, tile_height, full_height, tiling.overlap)
         column_weight = _ramp(left, tile_width, full_width, tiling.overlap)
         weight = (row_weight[:, None] * column_weight).to(padded)
-        with sampling(model, frame_size=(full_height, full_width), corner=(top, left)):
+        with clip_position(model, frame_size=(full_height, full_width), corner=(top, left)):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight

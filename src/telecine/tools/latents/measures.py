@@ -83,7 +83,7 @@ def measure_latent_spaces(
         "places": CLIP_SELECTION,
         "clips_sha256": clips.sha256,
         "noise_seed": 0,
-        "samplers": [source.sampler() for source in sources],
+        "samplers": [source.model.describe_decoding() for source in sources],
         "definitions": DEFINITIONS,
     }
     if probe is not None:
