@@ -11,7 +11,7 @@ from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import RunLock
 from telecine.runs.settings import _as_yaml
-from telecine.training.run import _DryRun, dry_run
+from telecine.training.run import DryRunResult, dry_run
 
 
 def files_below(folder):
@@ -39,9 +39,10 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
 
 def test_it_prints_whether_every_term_is_on():
     console = Console(record=True, width=200)
-    _DryRun(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
+    values = {"train/recon_loss": 0.1}
+    DryRunResult(2, 1.0, None, values, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
-    _DryRun(5, 1.0, None, {"train/recon_loss": 0.1}, off=[], num_steps=9).print_to(console)
+    DryRunResult(5, 1.0, None, values, off=[], num_steps=9).print_to(console)
     assert "every term is on in this update" in console.export_text()
 
 
@@ -69,7 +70,7 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     with pytest.raises(ValueError, match="used by one run at a time"):
         dry_run(config, console=Console(quiet=True))
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
-    monkeypatch.setattr("telecine.training.run.Trainer", stop)
+    monkeypatch.setattr("telecine.training.run.prepare", stop)
     with pytest.raises(ReachedError):
         dry_run(config, console=Console(quiet=True))
     lock.release()

@@ -56,14 +56,14 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     sampler = ClipBatchSampler(range(num_clips), batch_size, config.gradient_accumulation_steps)
     clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
 
-    infos = list({span.info.path: span.info for span in spans.found}.values())
+    infos = list({span.info.path: span.info for span in spans.usable}.values())
     shortest = min(config.clips.span_of(bucket) for bucket in config.clips.train_buckets)
     rows = _list_files(infos, dataset.spans, spans.held_out, config.clips, shortest)
     for skipped in spans.skipped:
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
 
     cuts = _find_cuts_of_videos(infos, max_frames)
-    listed = [span for span in spans.found if not isinstance(span.info.path, TarMember)]  # lists do not name members
+    listed = [span for span in spans.usable if not isinstance(span.info.path, TarMember)]  # lists do not name members
     scenes = []
     if any(cuts.values()):
         for scene in _split_at_cuts(listed, cuts):
@@ -84,7 +84,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         num_searched=sum(positions is not None for positions in cuts.values()),
         num_left=sum(not info.is_image for info in infos) - len(cuts),
         num_cut=sum(bool(positions) for positions in cuts.values()),
-        num_unlisted=len(spans.found) - len(listed),
+        num_unlisted=len(spans.usable) - len(listed),
         num_train=sum(span.num_frames for span in dataset.spans),
         num_held_out=sum(span.num_frames for span in held_out),
         cache_bytes=num_cached_bytes(dataset.spans, config.clips),
