@@ -16,15 +16,18 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
-Draws: TypeAlias = Generators | Tensor  # or the numbers themselves, drawn before
 
 
-def rand(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def rand(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
     return _draw(partial(torch.rand, device=device, dtype=dtype), shape, generator, device)
 
 
-def randn(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def randn(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return standard normal numbers of `shape`, `(B, ...)`."""
     return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
@@ -47,9 +50,7 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, device: torch.device) -> Tensor:
-    if isinstance(generator, Tensor):
-        return generator
+def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     is_one = generator is None or isinstance(generator, torch.Generator)
     given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
     for each in given:
