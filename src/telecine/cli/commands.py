@@ -85,7 +85,7 @@ def _train(
 @command(runs_code=True)
 def _distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from telecine.tools.distill.distillation import distill
+    from telecine.tools.distill import distill
 
     distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 

@@ -14,16 +14,13 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latent_measures import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
-from telecine.models.causal import CausalAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import decoding_options
 from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.training.distributed import rank
 
 T = TypeVar("T")
 
-# Steps in which decoders that generate are measured beside one step.
-_FEW_STEPS = 4
 # Clips in the side-by-side video.
 NUM_SHOWN = 4
 # Clips that are kept for the report.
@@ -53,8 +50,7 @@ def validate_model(
 ) -> Validation:
     """Reconstruct every clip from the mode of its posterior, and measure it. Every process has to call this.
 
-    A decoder that generates is measured in one step and, unless it was trained for one, under names such as
-    `psnr_4_steps`, in four.
+    A model may have further ways to decode, whose metrics have names such as `psnr_4_steps`.
 
     Args:
         model: The autoencoder, on any device.
@@ -67,11 +63,11 @@ def validate_model(
         The metrics of all clips, and pictures of those of this process.
     """
     was_training = model.training
-    has_few_steps = _generates_in_steps(model)
     model.eval()
     device = next(model.parameters()).device
     metrics = ReconstructionMetrics(perceptual)
-    metrics_few_steps = ReconstructionMetrics(perceptual)
+    decodings = model.validation_decodings()
+    more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
     positions_kept = _evenly_spaced(len(indices), NUM_KEPT)
     kept: list[ValidationClip] = []
@@ -85,10 +81,10 @@ def validate_model(
             if output.latent is not None:
                 latents.append(output.latent[0].cpu())
             metrics.update(reconstruction=output.video, target=target)
-            if has_few_steps:
-                with sampling(model, steps=_FEW_STEPS):
+            for suffix, options in decodings.items():
+                with decoding_options(model, **options):
                     reconstruction = model(target, sample_posterior=False).video
-                metrics_few_steps.update(reconstruction=reconstruction, target=target)
+                more_metrics[suffix].update(reconstruction=reconstruction, target=target)
             if position in positions_kept:
                 kept.append(
                     ValidationClip(
@@ -104,9 +100,9 @@ def validate_model(
         model.train(was_training)
 
     clips_of_rank = metrics.per_clip()
-    if has_few_steps:
-        for values, few_steps in zip(clips_of_rank, metrics_few_steps.per_clip(), strict=True):
-            values |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in few_steps.items()}
+    for suffix, metrics_of_decoding in more_metrics.items():
+        for values, more_values in zip(clips_of_rank, metrics_of_decoding.per_clip(), strict=True):
+            values |= {f"{name}_{suffix}": value for name, value in more_values.items()}
     per_clip = _gather_clips(indices, clips_of_rank)
     latent: dict[str, float] = {}
     if latents:
@@ -119,14 +115,6 @@ def validate_model(
         reconstructions=at_one_rate([clip.reconstruction for clip in shown], rates),
     )
     return Validation(mean_over_clips(per_clip), per_clip, latent, picture, max(rates), kept)
-
-
-def _generates_in_steps(model: VideoAutoencoder) -> bool:
-    """Return whether the decoder generates, and was not trained to do it in one step."""
-    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
-    if model.sampler is None or model.sampler.level is not None:
-        return False
-    return flow is None or not flow.one_step
 
 
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
