@@ -190,9 +190,9 @@ def test_errors(folder):
     ):
         distill(DistillConfig())
     clips = {"clips": DistillConfig().clips.__class__(num_frames=5, height=32, width=32)}
-    with pytest.raises(ValueError, match="`teacher_weight` must be a finite number >= 0"):
+    with pytest.raises(ValueError, match="`teacher_weight` must be at least 0"):
         distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
-    with pytest.raises(ValueError, match="`latent_weight` must be a finite number above 0"):
+    with pytest.raises(ValueError, match="`latent_weight` must be above 0"):
         distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
     Path("student.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
     with pytest.raises(

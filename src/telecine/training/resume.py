@@ -9,7 +9,6 @@ from telecine.base.checks import argument_error, describe
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
-from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
 
@@ -30,7 +29,7 @@ class SavedSettings:
     def __init__(self, folder: Path) -> None:
         self.folder, self.values = folder, read_saved_settings(folder)
 
-    def changes(self, config: Settings) -> list[str]:
+    def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, but for the model and the folder.
 
         A setting that an older version lacked had its default.
@@ -52,7 +51,7 @@ class SavedSettings:
             remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
             raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-    def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
+    def check_clips(self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
 
         Raise a `ValueError` for other data, or other held-out clips with the same settings: metrics would not compare.
@@ -74,7 +73,7 @@ class SavedSettings:
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
 
-    def check_networks(self, config: Settings) -> None:
+    def check_networks(self, config: TrainConfig) -> None:
         """Raise a `ValueError` for the first setting that differs and changes the networks."""
         if "gan" not in self.values["objective"]:
             contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
