@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.models import DiagonalGaussian
 from telecine.runs import Run
 from telecine.runs.checkpoints import DamagedError
-from telecine.training.latent_cache import _LatentCache
+from telecine.training.latent_cache import LatentCache
 from telecine.training.tensor_files import save_tensors
 
 # What Python reports of operations that change files.
@@ -222,7 +222,7 @@ def latent_cache(folder: Path, number: int) -> Row:
     values = torch.randn(2, len(names), 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     original = folder / "latents"
     original.mkdir()
-    cache = _LatentCache(original)
+    cache = LatentCache(original)
     cache.add(names, DiagonalGaussian(mean=values[0], logvar=values[1]))
     cache.write()
     for index in range(number):
@@ -241,7 +241,7 @@ def latent_cache(folder: Path, number: int) -> Row:
 def is_named_or_lost(path: Path, names: Sequence[str], values: Tensor) -> bool:
     """Return whether an error names the file of a latent cache, or a clip is missing, or the values are the same."""
     try:
-        cache = _LatentCache(path.parent)
+        cache = LatentCache(path.parent)
         if not all(name in cache for name in names):
             return True
         found = cache.read(names, torch.device("cpu"))

@@ -1,11 +1,11 @@
-"""Memory, operators and operations of an update of published autoencoders, and plans against measured peaks.
+"""Memory and operations of an update of published autoencoders, and plans against measured peaks.
 
     python benchmarks/published_models.py planned
     python benchmarks/published_models.py recipes
     python benchmarks/published_models.py measured
 
 Weights are random. `planned` takes the default arguments of diffusers' classes, the recipe `gpu` and one clip, and
-plans for a GPU; operators, each at least one kernel launch, and the bytes that they move are those of bf16. `recipes`
+plans for a GPU. `recipes`
 plans the recipes of these models, to fine-tune all weights on each kind of hardware. `measured` runs real updates of
 small clips on this machine, each in a new process, and compares the peak above the memory before with the plan for it.
 """
@@ -28,7 +28,7 @@ from telecine.settings import DiscriminatorConfig, TrainConfig
 from telecine.settings.parse import PUBLISHED as CONFIGURATIONS
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.planning.update import DATA, UpdatePlan, fake_autoencoder, plan_update
+from telecine.training.memory import DATA, UpdateMemory, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
@@ -85,7 +85,7 @@ def with_size(config: TrainConfig, size: tuple[int, int, int]) -> TrainConfig:
     return replace(config, clips=replace(config.clips, num_frames=frames, height=height, width=width))
 
 
-def plan_of(config: TrainConfig, device_type: str) -> UpdatePlan:
+def plan_of(config: TrainConfig, device_type: str) -> UpdateMemory:
     """Return the plan of one update."""
     return plan_update(config, fake_autoencoder(config), device_type=device_type)
 
@@ -99,13 +99,12 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         config = with_size(config, model.covering_clip(*PLANNED_SIZE))
         num_weights = sum(weight.numel() for weight in model.parameters())
         plans = {title: plan_of(replace(config, **changes), "cuda") for title, changes in SWITCHES.items()}
-        plan, bf16 = plans["as it is"], plans["bf16"]
+        plan = plans["as it is"]
         peaks = [gibibytes(each.peak) for each in plans.values()]
         clips = config.clips
         size = f"{clips.num_frames} x {clips.height} x {clips.width}"
-        flops = f"{sum(plan.flops.values()) / 1e12:.1f}"
-        operators = [f"{sum(bf16.operators.values())}", f"{sum(bf16.moved.values()) / 1e9:.1f}"]
-        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.resident), *peaks, flops, *operators]
+        flops = f"{plan.flops / 1e12:.1f}"
+        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.resident), *peaks, flops]
 
 
 def recipe_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
@@ -171,7 +170,7 @@ def measured_rows(cases: Mapping[str, TrainConfig]) -> Iterator[list[str]]:
     """Yield a row for each configuration: planned and measured peaks above the memory before the update, in MB."""
     for name, config in cases.items():
         plan = plan_of(config, "cpu")
-        planned = plan.peak - plan.resident - plan.at_peak[DATA]
+        planned = plan.peak - plan.resident - plan.peak_by_part[DATA]
         measured = extra_peak(make_update, config)
         held = f"{plan.resident / 1e6:.0f}"
         yield [name, held, f"{planned / 1e6:.1f}", f"{measured / 1e6:.1f}", f"{planned / measured:.2f}"]
@@ -187,7 +186,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.table == "planned":
             peaks = [f"peak, {title}" for title in SWITCHES]
-            header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP", "operators", "GB moved"]
+            header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP"]
             rows = planned_rows(Path(folder), arguments.only or list(PUBLISHED))
         elif arguments.table == "recipes":
             header = ["GiB", *(cell for name in HARDWARE for cell in ("clip", name))]

@@ -12,7 +12,7 @@ from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import TERMS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.validate import settings_of
-from telecine.training.diagnostics import _RULES
+from telecine.training.diagnostics import RULES
 
 from .test_readme import Model
 
@@ -153,8 +153,8 @@ def test_a_setting_without_a_source_is_an_error():
 
 def test_health_speaks_of_every_rule_and_value():
     text = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
-    assert len(_RULES) == 12
-    assert [rule for rule in _RULES if f"`{rule}`" not in text] == []
+    assert len(RULES) == 12
+    assert [rule for rule in RULES if f"`{rule}`" not in text] == []
     logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
     logged |= {"update_ratio", "grad_clipped", "grad_overflow", "grad_norm", "adaptive_weight", "frame_gradient_000"}
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []

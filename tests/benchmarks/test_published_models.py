@@ -21,9 +21,7 @@ def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
     assert (name, clip) == ("telecine (gpu)", "17 x 1024 x 1024")
     plain, recomputed, half, both = (float(number) for number in numbers[2:6])
     assert both <= recomputed <= half < plain
-    flops, operators, moved = (float(number) for number in numbers[6:])
-    assert operators > 100
-    assert min(flops, moved) > 0
+    assert float(numbers[6]) > 0
 
 
 @pytest.mark.slow

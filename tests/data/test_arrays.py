@@ -86,7 +86,7 @@ def test_an_array_without_time_is_an_image_and_one_of_three_axes_is_grey(tmp_pat
 REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "channels": (BYTES, {"channels": 3}, "2 channels, but `clips.channels` has 3"),
     "axes": (BYTES[0, 0], {}, r"shape \(24, 2\), but not the axes T H W C; set `clips.layout`"),
-    "floats without a range": (BYTES.astype(np.float32), {}, "float32, for which `clips.range` says"),
+    "floats without a range": (BYTES.astype(np.float32), {}, "float32, for which `clips.range` must say"),
     "signed": (BYTES.astype(np.int16), {"range": (0, 255)}, "int16, which are not uint8, uint16, float16"),
     "objects": (np.array([None]), {}, "Array can.t be memory-mapped: Python objects"),
     "empty": (BYTES[:0], {}, "an empty array|empty file"),
@@ -149,7 +149,7 @@ def test_arrays_are_found_split_and_drawn_as_videos(
         spans, skipped = load_spans(tmp_path / "in", config)
         assert [Path(str(span.info.path)).name for span in spans] == ["0.npy", "1.npy", "2.npy", "c.npy", "d.npz"]
         assert [(each.path.name, each.reason) for each in skipped] == [
-            ("v.mp4", "not an array, which alone has 2 channels")
+            ("v.mp4", "not an array; only arrays can have 2 channels")
         ]
     train, held_out = split_videos(spans, 0.4, 3)
     assert len(train) == len(held_out) == 5

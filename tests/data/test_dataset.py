@@ -25,8 +25,8 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
-from telecine.data.dataset import _draw_bucket
-from telecine.data.decode import _read_image
+from telecine.data.dataset import draw_bucket
+from telecine.data.image import read_image
 from telecine.models import CausalVAE
 from telecine.models.interface import check_buckets
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
@@ -109,7 +109,7 @@ def test_clips_stay_inside_their_span(tmp_path: Path) -> None:
 
 def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
     dataset = ClipDataset(spans, CONFIG)
-    specs = [dataset._draw_spec(dataset._videos[5], i, 0) for i in range(1800)]
+    specs = [dataset.spec_at(i, i) for i in range(1800)]
     counts = Counter((spec.span.info.path.name, spec.start) for spec in specs)
     assert set(counts) == {("short.mp4", i) for i in range(8)} | {("long.mp4", i) for i in range(4, 32)}
     assert 25 < min(counts.values()) <= max(counts.values()) < 75
@@ -127,7 +127,7 @@ def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
 def test_orientations_are_equally_likely_and_leave_the_other_draws(spans: list[Span]) -> None:
     square = replace(CONFIG, height=32, width=32)
     plain, turned = ClipDataset(spans, square), ClipDataset(spans, replace(square, random_orientation=True))
-    before, after = ([each._draw_spec(each._videos[5], i, 0) for i in range(800)] for each in (plain, turned))
+    before, after = ([each.spec_at(i, i) for i in range(800)] for each in (plain, turned))
     assert [replace(spec, upside_down=False, transpose=False) for spec in after] == before
     counts = Counter((spec.flip, spec.upside_down, spec.transpose) for spec in after)
     assert len(counts) == 8
@@ -208,7 +208,7 @@ def test_images_are_clips_of_one_frame(images: list[Span], cache: bool) -> None:
     assert dataset[0]["video"].shape == (3, 1, 48, 64)
     assert file_names(dataset, 24) == {"0.png", "1.png", "2.png", "3.png"}
     clip = dataset[0]
-    assert torch.equal(clip["video"], video_from_bytes(_read_image(Path(clip["source"]))[None]))
+    assert torch.equal(clip["video"], video_from_bytes(read_image(Path(clip["source"]))[None]))
 
 
 @pytest.mark.parametrize("ratio", [0.25, 1.0])
@@ -265,7 +265,7 @@ WEIGHTED_BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16
 
 def test_draws_follow_the_weights() -> None:
     generator = torch.Generator().manual_seed(0)
-    counts = Counter(_draw_bucket(WEIGHTED_BUCKETS, generator) for _ in range(2000))
+    counts = Counter(draw_bucket(WEIGHTED_BUCKETS, generator) for _ in range(2000))
     assert set(counts) == set(WEIGHTED_BUCKETS)
     assert 1100 < counts[WEIGHTED_BUCKETS[0]] < 1300
     assert 330 < counts[WEIGHTED_BUCKETS[1]] < 470
@@ -275,13 +275,13 @@ def test_draws_follow_the_weights() -> None:
 @given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), seed=st.integers(0, 2**40))
 def test_a_draw_is_one_of_the_buckets(weights: list[float], seed: int) -> None:
     buckets = [Bucket(1, 8, 8, weight) for weight in weights]
-    assert _draw_bucket(buckets, torch.Generator().manual_seed(seed)) in buckets
+    assert draw_bucket(buckets, torch.Generator().manual_seed(seed)) in buckets
 
 
 def test_a_draw_at_the_end_of_the_range_is_the_last_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product of a draw below 1 and the total weight can round up to the total weight."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.tensor(1.0, dtype=torch.float64))
-    assert _draw_bucket(WEIGHTED_BUCKETS, torch.Generator()) == WEIGHTED_BUCKETS[-1]
+    assert draw_bucket(WEIGHTED_BUCKETS, torch.Generator()) == WEIGHTED_BUCKETS[-1]
 
 
 def test_a_model_is_checked_for_every_bucket() -> None:
@@ -324,10 +324,7 @@ def test_a_model_is_checked_for_images() -> None:
 def test_files_may_be_drawn_equally_often(spans: list[Span]) -> None:
     long, parts = spans[1], [Span(spans[0].info, 0, 4), Span(spans[0].info, 5, 11)]
     by = {name: ClipDataset([long, *parts], replace(CONFIG, weighting=name), seed=0) for name in ("frames", "files")}
-    drawn = {
-        name: [dataset._draw_spec(dataset._videos[CONFIG.num_frames], index, 0).span for index in range(400)]
-        for name, dataset in by.items()
-    }
+    drawn = {name: [dataset.spec_at(index, index).span for index in range(400)] for name, dataset in by.items()}
     counts = {name: [found.count(span) for span in (long, *parts)] for name, found in drawn.items()}
     assert counts["frames"][0] > 300, "28 of 32 positions"
     assert 160 < counts["files"][0] < 240

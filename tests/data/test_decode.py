@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
+from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, pixels, read_clip
 from telecine.data.decode import _check_intact, _packets_from_keyframe, decoded_frames, open_video
 from telecine.settings import ClipConfig
 
@@ -166,7 +166,7 @@ def test_greys_are_exact_for_all_chroma_formats(tmp_path: Path, size: tuple[int,
 def test_pixels_are_those_of_the_scaler_in_packed_rgb(tmp_path: Path, size: tuple[int, int]) -> None:
     path = write_video(tmp_path / "a.mkv", torch.randint(0, 256, (4, 48, 64, 3), dtype=torch.uint8), "libx264")
     with open_video(path) as (container, stream):
-        options = {"interpolation": decode._INTERPOLATION, "format": "rgb24"}
+        options = {"interpolation": pixels.INTERPOLATION, "format": "rgb24"}
         frames = [frame.reformat(*reversed(size), **options) for frame in container.decode(stream)]
     expected = torch.stack([torch.from_numpy(frame.to_ndarray()) for frame in frames])
     assert torch.equal(read_clip(index_video(path), 0, 4, size=size), expected)
@@ -227,7 +227,7 @@ def test_other_errors_of_pyav_name_the_file(tmp_path: Path, monkeypatch: pytest.
         raise ValueError("pixel format 999 is not known")
 
     info = index_video(write_video(tmp_path / "odd.mp4", numbered_frames(3)))
-    monkeypatch.setattr(decode, "VideoReformatter", lambda: SimpleNamespace(reformat=reformat))
+    monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=reformat))
     for read in (lambda: read_clip(info, 0, 1), lambda: list(iterate_frames(info.path))):
         with pytest.raises(DecodeError, match=r"odd\.mp4: pixel format 999 is not known"):
             read()
@@ -284,7 +284,7 @@ def test_a_missing_frame_is_a_decode_error(tmp_path: Path) -> None:
 
 def test_a_frame_with_concealed_errors_is_a_decode_error() -> None:
     good, bad = (SimpleNamespace(is_corrupt=is_corrupt, pts=7) for is_corrupt in (False, True))
-    assert _check_intact(good, "a.mp4") is good
+    _check_intact(good, "a.mp4")
     with pytest.raises(DecodeError, match=r"a\.mp4: the frame with timestamp 7 is corrupt"):
         _check_intact(bad, "a.mp4")
 
@@ -324,10 +324,10 @@ def test_seeks_try_two_keyframes_before_the_start_of_the_file(monkeypatch: Any) 
     monkeypatch.setattr(decode, "open_video", lambda path, *limits: nullcontext((container, None)))
     info = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(60)), array("q", range(0, 60, 10)))
     for start, keyframes in ((0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (59, [50, 40])):
-        assert list(_packets_from_keyframe(info, start)) == []
+        assert list(_packets_from_keyframe(info, start, 10)) == []
         assert tried == keyframes
         tried.clear()
-    assert list(_packets_from_keyframe(replace(info, seekable=False), 35)) == tried == []
+    assert list(_packets_from_keyframe(replace(info, seekable=False), 35, 10)) == tried == []
 
 
 def test_frames_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:

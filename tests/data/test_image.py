@@ -13,7 +13,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip, tar_members
-from telecine.data.decode import _read_image
+from telecine.data.image import read_image
 from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import moving_frames, truncate, write_images, write_shard
@@ -43,11 +43,11 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 
 def test_resizing(tmp_path: Path) -> None:
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.png")
-    resized = _read_image(path, (24, 20)).float()
+    resized = read_image(path, (24, 20)).float()
     channels_first = PIXELS.permute(2, 0, 1)[None].float()
     reference = torch.nn.functional.interpolate(channels_first, (24, 20), mode="bicubic", antialias=True)
     assert (resized - reference[0].permute(1, 2, 0)).abs().max() < 4
-    assert torch.equal(_read_image(path, (48, 64)), PIXELS)
+    assert torch.equal(read_image(path, (48, 64)), PIXELS)
 
 
 COLOURS = {
@@ -64,26 +64,26 @@ COLOURS = {
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours(tmp_path: Path, name: str) -> None:
     image, expected = COLOURS[name]
-    pixels = _read_image(save(image, tmp_path / "image.png"))
+    pixels = read_image(save(image, tmp_path / "image.png"))
     assert pixels.shape == (4, 6, 3)
     assert (pixels.int() - torch.tensor(expected)).abs().max() <= 1
 
 
 def test_grey_of_16_bits_is_rounded(tmp_path: Path) -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    pixels = _read_image(save(Image.fromarray(values), tmp_path / "image.png"))
+    pixels = read_image(save(Image.fromarray(values), tmp_path / "image.png"))
     assert torch.equal(pixels[..., 0], torch.from_numpy(np.round(values / 257)).to(torch.uint8))
 
 
 def test_a_transparent_palette_entry(tmp_path: Path) -> None:
     image = filled("RGB", (200, 40, 90)).quantize(2)
     index = image.getpixel((0, 0))
-    assert (_read_image(save(image, tmp_path / "image.png", transparency=index)) == 255).all()
+    assert (read_image(save(image, tmp_path / "image.png", transparency=index)) == 255).all()
 
 
 def test_cmyk(tmp_path: Path) -> None:
     path = save(filled("CMYK", (0, 255, 255, 0)), tmp_path / "image.jpg", quality=95)
-    assert (_read_image(path).int() - torch.tensor([255, 0, 0])).abs().max() < 12
+    assert (read_image(path).int() - torch.tensor([255, 0, 0])).abs().max() < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -99,7 +99,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     flipped = {2: rotated.flip(1), 4: rotated.flip(0), 7: rotated.flip(0, 1)}.get(orientation, rotated)
     info = index_video(path)
     assert (info.height, info.width) == tuple(flipped.shape[:2])
-    assert torch.equal(_read_image(path), flipped)
+    assert torch.equal(read_image(path), flipped)
 
 
 INVALID_ORIENTATIONS = {
@@ -114,7 +114,7 @@ def test_an_invalid_orientation_is_ignored(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + INVALID_ORIENTATIONS[name] + bytes(4)
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
     info = index_video(path)
-    assert (info.height, info.width) == _read_image(path).shape[:2] == (48, 64)
+    assert (info.height, info.width) == read_image(path).shape[:2] == (48, 64)
 
 
 ODD_TAGS = {"text": struct.pack("<HHI4s", 0x011A, 2, 2, b"6"), "bytes": struct.pack("<HHI4s", 0x0128, 7, 4, b"abcd")}
@@ -126,7 +126,7 @@ def test_tags_of_a_wrong_type_are_ignored(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + ODD_TAGS[name] + bytes(4)
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
     info = index_video(path)
-    assert (info.height, info.width) == _read_image(path).shape[:2] == (64, 48)
+    assert (info.height, info.width) == read_image(path).shape[:2] == (64, 48)
 
 
 def test_errors_give_the_reason(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_errors_give_the_reason(tmp_path: Path) -> None:
         noise = torch.randint(256, (48, 64, 3), dtype=torch.uint8)
         path = truncate(save(Image.fromarray(noise.numpy()), tmp_path / f"cut{suffix}"), 0.6)
         with pytest.raises(DecodeError, match=f"cut{suffix}: ."):
-            _read_image(path)
+            read_image(path)
 
 
 def test_a_size_above_the_safety_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_images(tmp_path, 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DecodeError, match="decompression bomb"):
-        _read_image(path)
+        read_image(path)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -224,7 +224,7 @@ def test_an_animated_png_is_a_video_with_exact_alpha(tmp_path: Path, name: str, 
 def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> None:
     first, second = (Image.fromarray(frame.numpy()) for frame in moving_frames(2))
     first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
-    assert (_read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5
+    assert (read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
@@ -241,4 +241,4 @@ def test_no_other_format_is_read_under_the_suffix_of_an_image(
     with pytest.raises(DecodeError, match="not an image that Pillow can read"):
         index_video(source)
     with pytest.raises(DecodeError, match="not an image that Pillow can read"):
-        _read_image(source)
+        read_image(source)

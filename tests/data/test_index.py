@@ -6,7 +6,6 @@ import logging
 import struct
 from array import array
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from telecine.data import DataError, DecodeError, Span, VideoInfo, index, index_video, index_videos, read_clip
 from telecine.data.errors import Deadline
-from telecine.data.index import _frame_rate, log_too_short
+from telecine.data.index import average_frame_rate, log_too_short, scan_packets
 from telecine.settings import ClipConfig
 
 from .videos import add_cover, damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
@@ -159,8 +158,7 @@ def _scan(
     container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"), size=size)
     decoder = SimpleNamespace(name=codec, has_b_frames=False)
     stream = SimpleNamespace(codec_context=decoder, time_base=0.001, average_rate=25)
-    monkeypatch.setattr(index, "open_video", lambda path, *limits: nullcontext((container, stream)))
-    return index._scan_packets(Path("a.mkv"), ClipConfig(), Deadline("a.mkv"))
+    return scan_packets(Path("a.mkv"), container, stream, Deadline("a.mkv"))
 
 
 def test_packets_are_scanned_in_display_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +186,7 @@ def test_missing_and_repeated_timestamps_are_detected(monkeypatch: pytest.Monkey
     ],
 )
 def test_frame_rate(of_stream: float, pts: list[int], fps: float) -> None:
-    assert _frame_rate([(stamp, False) for stamp in pts], 0.001, of_stream) == pytest.approx(fps)
+    assert average_frame_rate(pts, 0.001, of_stream) == pytest.approx(fps)
 
 
 def test_the_frame_rate_is_an_average(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from telecine.data import (
     load_spans,
     tar_members,
 )
-from telecine.data.index_cache import IndexCache, _index_cache_path
+from telecine.data.index_cache import IndexCache, index_path
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -60,14 +61,14 @@ def load(folder: Path | str) -> list[VideoInfo]:
 def test_nothing_is_indexed_again(folder: Path, indexed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     infos = load(folder)
     assert sorted(indexed) == ALL_FILES
-    written = _index_cache_path(folder).stat().st_mtime_ns
+    written = index_path(folder).stat().st_mtime_ns
     indexed.clear()
     monkeypatch.setattr(index_cache, "tar_members", None)  # tar files are not read again either
     assert load(folder) == infos
     assert [info.path.name for info in infos] == ALL_FILES
     assert infos[1:] == [index_video(info.path) for info in infos[1:]]
     assert indexed == []
-    assert _index_cache_path(folder).stat().st_mtime_ns == written
+    assert index_path(folder).stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [".telecine-index", "0.png", "a.mp4", "b.tar"]
 
 
@@ -80,11 +81,11 @@ def test_the_index_is_saved_now_and_then(
     (member,) = cache.members(folder / "b.tar")
     for source in (folder / "a.mp4", member):
         cache.info(source)
-    archives, infos = index_cache._load(_index_cache_path(folder))
+    archives, infos = index_cache._read(index_path(folder))
     assert list(infos) == saved, "a process that is killed now loses what it has indexed since"
     assert len(archives) == len(saved[:1])
     cache.save()
-    assert len(index_cache._load(_index_cache_path(folder))[1]) == 2
+    assert len(index_cache._read(index_path(folder))[1]) == 2
 
 
 def test_an_interrupt_between_tar_files_keeps_what_was_found(
@@ -101,7 +102,7 @@ def test_an_interrupt_between_tar_files_keeps_what_was_found(
     monkeypatch.setattr(index_cache, "tar_members", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load(folder)
-    archives, _ = index_cache._load(_index_cache_path(folder))
+    archives, _ = index_cache._read(index_path(folder))
     assert list(archives) == ["b.tar"]
 
 
@@ -159,7 +160,7 @@ def _another_version(path: Path) -> None:
 
 
 def _rows(*rows: str) -> Callable[[Path], object]:
-    header = json.dumps([*index_cache._FORMAT, 0, len(rows)])
+    header = json.dumps([index_cache._FORMAT_VERSION, sys.byteorder, 0, len(rows)])
     return lambda path: path.write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
 
 
@@ -192,7 +193,7 @@ def test_a_damaged_or_outdated_file_is_replaced(
     folder: Path, indexed: list[str], caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     infos = load(folder)
-    DAMAGES[damage](_index_cache_path(folder))
+    DAMAGES[damage](index_path(folder))
     indexed.clear()
     with caplog.at_level(logging.INFO, "telecine"):
         assert load(folder) == infos
@@ -206,7 +207,7 @@ def test_a_damaged_or_outdated_file_is_replaced(
 def test_path_of_the_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\ndata/a.mp4\n")
     data = [folder, tmp_path, tmp_path / "list.csv", folder / "b.tar", folder / "{0..1}.tar", tmp_path / "*/a.mp4"]
-    paths = [_index_cache_path(path) for path in data]
+    paths = [index_path(path) for path in data]
     assert [path.parent for path in paths] == [folder, tmp_path, tmp_path, folder, folder, tmp_path]
     assert [path.name for path in paths[:2]] == [".telecine-index"] * 2
     assert len(set(paths)) == len(paths)
@@ -233,13 +234,13 @@ def test_a_read_only_folder(folder: Path, indexed: list[str], tmp_path: Path, mo
     assert not (folder / ".telecine-index").exists()
     (saved,) = (tmp_path / "cache").rglob("*telecine-index")
     assert saved.parent == tmp_path / "cache" / "telecine" / "indices"
-    assert _index_cache_path(folder) == saved != _index_cache_path(folder.parent / "other")
+    assert index_path(folder) == saved != index_path(folder.parent / "other")
     indexed.clear()
     assert load(folder) == infos
     assert indexed == []
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _index_cache_path(folder).parent == tmp_path / ".cache" / "telecine" / "indices"
+    assert index_path(folder).parent == tmp_path / ".cache" / "telecine" / "indices"
 
 
 def test_failure_to_write_is_logged(

@@ -94,7 +94,7 @@ def test_a_finished_run_has_no_batches(spans: list[Span]) -> None:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at workers and signals ten times a second."""
-    monkeypatch.setattr(loader, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(loader, "POLL_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("short_waits")

@@ -10,7 +10,7 @@ import pytest
 
 from telecine.data import DecodeError, TarMember, decode, index_video, tar_members
 from telecine.data.errors import Deadline
-from telecine.data.mp4_tables import _tables, check_tables
+from telecine.data.mp4_tables import check_tables, iterate_boxes
 
 from .videos import numbered_frames, write_shard, write_video
 
@@ -59,7 +59,7 @@ def test_true_tables_are_accepted(tmp_path: Path, options: dict[str, str] | None
     path = write_video(tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options)
     check_tables(path, Deadline(path))
     with path.open("rb") as file:
-        kinds = [kind for kind, _ in _tables(file, 0, path.stat().st_size)]
+        kinds = [kind for kind, _ in iterate_boxes(file, 0, path.stat().st_size)]
     assert {b"moov", b"mdat", b"stsz"} <= set(kinds)
     assert kinds.count(b"trun") == (options == FRAGMENTED)
 
@@ -67,7 +67,7 @@ def test_true_tables_are_accepted(tmp_path: Path, options: dict[str, str] | None
 def test_a_box_ends_with_the_box_around_it(tmp_path: Path) -> None:
     inner = struct.pack(">I4s", 10**6, b"free") + bytes(8)
     content = struct.pack(">I4s", 8 + len(inner), b"trak") + inner + struct.pack(">I4s", 20, b"stsz") + bytes(12)
-    kinds = [kind for kind, _ in _tables(io.BytesIO(content), 0, len(content))]
+    kinds = [kind for kind, _ in iterate_boxes(io.BytesIO(content), 0, len(content))]
     assert kinds[:2] == [b"trak", b"free"]
     assert kinds[-1] == b"stsz"
 
@@ -81,4 +81,4 @@ def test_compressed_tables_are_refused(tmp_path: Path) -> None:
 def test_any_bytes_end(tmp_path: Path) -> None:
     contents = [bytes(1000), b"\xff" * 1000, struct.pack(">I4s", 8, b"moov") * 100, b"\0\0\0\x01moov" + b"\xff" * 8]
     for content in contents:
-        assert len(list(_tables(io.BytesIO(content), 0, len(content)))) <= len(content) // 8
+        assert len(list(iterate_boxes(io.BytesIO(content), 0, len(content)))) <= len(content) // 8

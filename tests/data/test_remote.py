@@ -30,9 +30,9 @@ from telecine.data import (
     remote,
 )
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.index_cache import _index_cache_path
+from telecine.data.index_cache import index_path
 from telecine.data.lists import read_list
-from telecine.data.remote import _cache_folder
+from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
 
@@ -77,13 +77,13 @@ def folder_with(files: Path, tmp_path: Path) -> Callable[..., Path]:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the files that are fetched."""
     names: list[str] = []
-    fetch = remote._download
+    fetch = remote.download
 
     def record(file: RemotePath, *rest: Any) -> None:
         names.append(file.name)
         fetch(file, *rest)
 
-    monkeypatch.setattr(remote, "_download", record)
+    monkeypatch.setattr(remote, "download", record)
     return names
 
 
@@ -122,10 +122,10 @@ def test_a_folder_has_the_files_of_a_local_one(
 def test_only_what_changed_is_indexed_again(s3: Any, folder: Path, fetched: list[str]) -> None:
     address = s3.put(folder, "set")
     first = load_spans(address)[0]
-    saved = _index_cache_path(address)
-    assert saved.parent == _cache_folder().parent / "indices"
+    saved = index_path(address)
+    assert saved.parent == cache_folder().parent / "indices"
     assert saved.exists()
-    for path in _cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         path.unlink()
     fetched.clear()
     assert load_spans(address)[0] == first
@@ -199,7 +199,7 @@ def test_the_same_clips_are_read_by_workers_with_a_cache_of_two_files(
         config = ClipConfig(num_frames=3, height=32, width=32, num_workers=num_workers)
         dataset = ClipDataset(load_spans(data)[0], config, seed=0)
         batches.append(list(ClipLoader(dataset, ClipBatchSampler(range(6), 2))))
-        assert sum(path.stat().st_size for path in _cache_folder().glob("*")) <= limit
+        assert sum(path.stat().st_size for path in cache_folder().glob("*")) <= limit
     for here, there in zip(*batches, strict=True):
         assert torch.equal(here["video"], there["video"])
     assert len({source for batch in batches[1] for source in batch["source"]}) == 3
@@ -210,7 +210,7 @@ def test_a_server_that_returns(
 ) -> None:
     folder = folder_with("a.mp4")
     (span, *_), _ = load_spans(s3.put(folder, "set"))
-    for path in _cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         path.unlink()
     s3.stop()
     sleeps += [lambda: None, s3.start]
@@ -226,15 +226,15 @@ def test_a_server_that_does_not_return(
 ) -> None:
     folder = folder_with("a.mp4")
     (span, *_), _ = load_spans(s3.put(folder, "set"))
-    for path in _cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         path.unlink()
     s3.stop()
     waits: list[int] = []
     sleeps += [partial(waits.append, number) for number in range(10)]
     with pytest.raises(DataError, match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network"):
         ClipDataset([span], CONFIG, seed=0)[0]
-    assert len(waits) == len(remote._RETRY_SECONDS) == 6
-    assert not [path for path in _cache_folder().iterdir() if len(path.name) >= 64]
+    assert len(waits) == len(remote.RETRY_SECONDS) == 6
+    assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_attempts_end_in_time_if_the_server_hangs(
 
     monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=wait, monotonic=lambda: now[0]))
     with pytest.raises(DataError, match=rf"cannot be read after {attempts} attempts in {in_all} seconds \(no answer\)"):
-        remote._with_retries("s3://b/a", hang)
+        remote.with_retries("s3://b/a", hang)
 
 
 @pytest.mark.parametrize("change", ["written again", "removed"])
@@ -264,7 +264,7 @@ def test_a_file_that_changes_after_the_listing_ends_the_run(
     folder = folder_with("a.mp4")
     address = s3.put(folder, "set")
     (span, *_), _ = load_spans(address)
-    for path in _cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         path.unlink()
     if change == "removed":
         s3.files.rm(f"{address}/a.mp4")
@@ -292,20 +292,20 @@ def answer(sent: int, tells: int | None = None, version: str = "1") -> Any:
 
 def test_a_server_cannot_send_more_than_it_listed(tmp_path: Path) -> None:
     file = RemotePath("s3://b/a", 10, "1")
-    remote._download(file, tmp_path / "whole", answer(10))
+    remote.download(file, tmp_path / "whole", answer(10))
     servers = {"more": answer(10**9), "tells": answer(0, tells=10**15), "other": answer(10, version="2")}
     for name, server in servers.items():
         with pytest.raises(DataError, match="was changed"):
-            remote._download(file, tmp_path / name, server)
+            remote.download(file, tmp_path / name, server)
     assert (tmp_path / "more").stat().st_size == 11
     assert not (tmp_path / "tells").exists()
     with pytest.raises(OSError, match="the connection ended after 4 of 10 bytes"):
-        remote._download(file, tmp_path / "less", answer(4))
+        remote.download(file, tmp_path / "less", answer(4))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
-    assert tuple(packages) == tuple(remote._LIBRARIES) == PROTOCOLS
+    assert tuple(packages) == tuple(remote.PACKAGES) == PROTOCOLS
     known = vars(sys.modules["fsspec.registry"])["_registry"]
     for protocol, package in packages.items():
         monkeypatch.setitem(sys.modules, package, None)
@@ -325,7 +325,7 @@ def test_wrong_requests_are_not_tried_again(s3: Any, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DataError, match=r"s3://b/a: cannot be read \(.*No space left"):
-        remote._with_retries("s3://b/a", full)
+        remote.with_retries("s3://b/a", full)
 
 
 def test_addresses() -> None:
@@ -379,4 +379,4 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(
 
 def test_a_fetch_ends_at_the_deadline(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://b/a: not read within 1e-09 seconds"):
-        remote._download(RemotePath("s3://b/a", 10, "1"), tmp_path / "a", answer(10), Deadline("s3://b/a", 1e-9))
+        remote.download(RemotePath("s3://b/a", 10, "1"), tmp_path / "a", answer(10), Deadline("s3://b/a", 1e-9))

@@ -28,7 +28,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
-from telecine.data.decode import _read_image
+from telecine.data.image import read_image
 from telecine.data.source import as_source, is_hidden, kind_of
 from telecine.settings import ClipConfig
 
@@ -83,7 +83,7 @@ def test_a_member_is_read_like_a_file(shard: Path, files: list[Path]) -> None:
         for start in (0, 3, info.num_frames - 4):
             assert torch.equal(read_clip(info, start, 4), read_clip(expected, start, 4))
     assert numbers_of(read_clip(index_video(members[0]), 7, 3, 2)) == [7, 9, 11]
-    assert torch.equal(_read_image(members[-1]), _read_image(files[-1]))
+    assert torch.equal(read_image(members[-1]), read_image(files[-1]))
     assert index_video(members[-1]).is_image
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
+from telecine.runs.lock import OWNER_FILE
 from telecine.runs.settings import _as_yaml
 from telecine.settings import ClipConfig
 
@@ -70,7 +71,7 @@ def assert_equal_bits(config, straight):
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
     run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
-    first = json.loads((Path(config.output_dir) / ".lock").read_text())["pid"]
+    first = json.loads((Path(config.output_dir) / OWNER_FILE).read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
 
@@ -116,7 +117,7 @@ def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_check
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_process_is_named(make_config, forks, rank):
+def test_a_stopped_process_ends_the_other_after_the_time_limit(make_config, forks, rank):
     config = make_config(f"stopped-{rank}", steps=100_000, val_every=100_000, process_timeout=30.0)
     with forks.start(*command(config)) as run:
         processes = ranks_after(run, config, 2)
@@ -125,10 +126,8 @@ def test_a_stopped_process_is_named(make_config, forks, rank):
         processes[1 - rank].wait(timeout=120)
         processes[rank].kill()
         done = run.wait()
-    expected = f"telecine: error: process {1 - rank} lost process {rank} at step "
-    (line,) = (line for line in done.stderr.splitlines() if "telecine: error: " in line)
-    assert line.startswith(expected)
-    assert "run the same command again: it resumes from the newest checkpoint." in line
+    assert done.returncode == 1
+    assert f"local_rank: {1 - rank}" in done.stderr, "torchrun names the first process that failed"
 
 
 @pytest.mark.parametrize("setting", ["SECONDS_TO_INDEX", "SECONDS_TO_DECODE"])
@@ -150,9 +149,9 @@ def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, 
     shutil.copy(base.data, tmp_path)
     config = replace(base, data=str(tmp_path))
     with forks.start(*command(config, script=SLOW_TO_READ)) as run:
-        lock = Path(config.output_dir, ".lock")
-        run.wait_until(lambda: "indexes" in run.printed() and lock.is_file())
-        psutil.Process(json.loads(lock.read_text())["pid"]).kill()
+        owner = Path(config.output_dir, OWNER_FILE)
+        run.wait_until(lambda: "indexes" in run.printed() and owner.is_file())
+        psutil.Process(json.loads(owner.read_text())["pid"]).kill()
         done = run.wait(timeout=60)
     assert done.returncode == 1
 
@@ -169,7 +168,6 @@ def test_a_signal_to_torchrun_keeps_what_has_been_indexed(make_config, forks, mo
         os.kill(run.pid, signal.SIGTERM)
         done = run.wait(timeout=60)
     assert "stopped before the first update" in done.stdout
-    assert "lost" not in done.stderr
     monkeypatch.setenv("SECONDS_TO_INDEX", "0")
     again = forks.run(*command(config, script=SLOW_TO_READ))
     assert again.returncode == 0, again.stderr[-4000:]

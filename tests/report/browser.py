@@ -6,9 +6,10 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Locator, Page
 
 from .runs import number_of
 
@@ -82,3 +83,33 @@ def stable_box(page: Page, selector: str) -> dict[str, float]:
 def evaluate(page: Page, selector: str, expression: str) -> object:
     """Return the value of a JavaScript function of the first matching element."""
     return page.locator(selector).first.evaluate(expression)
+
+
+def chart(page: Page, title: str) -> Locator:
+    """Return the figure of a chart, which is drawn once it is scrolled into view."""
+    figure = page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title, exact=True))
+    figure.scroll_into_view_if_needed()
+    figure.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
+    return figure
+
+
+def drawn(page: Page, title: str) -> dict[str, Any]:
+    """Return what plotly draws: `names` of curves with their `values`, `dashes`, and `colours`; `x` and `y` axes."""
+    return (
+        chart(page, title)
+        .locator(".plot")
+        .evaluate(
+            """plot => {
+            const curves = plot.data.filter(({ name, hoverinfo }) => name !== undefined && hoverinfo !== "skip");
+            return {
+                names: curves.map(({ name }) => name),
+                values: curves.map(({ y }) => y),
+                dashes: curves.map(({ line }) => line?.dash),
+                colours: curves.map(({ line }) => line?.color),
+                modes: curves.map(({ mode }) => mode),
+                x: plot.layout.xaxis.range,
+                y: plot.layout.yaxis,
+            };
+        }"""
+        )
+    )

@@ -10,7 +10,8 @@ import torch
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
 from telecine.report.clips import _KEYFRAME_EVERY, ValidationClip, at_one_rate, write_clips
-from telecine.report.page import _clip, _VideoFolder
+from telecine.report.page_videos import VideoFolder, player_data
+from telecine.report.run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedValidation
 
@@ -99,9 +100,11 @@ def test_every_clip_has_its_own_frame_rate(tmp_path):
     assert [index_video(folder / f"clip-0{index}.mp4").fps for index in (0, 1)] == [60.0, 24.0]
     (saved,) = validations(tmp_path)
     assert [clip.fps for clip in saved.clips] == [60.0, 24.0]
-    videos = _VideoFolder(tmp_path / "report_videos")
     old = replace(saved.clips[1], fps=None)  # of an older version, which wrote all at one rate
-    assert [_clip(0, saved, 0, clip, videos)["fps"] for clip in (*saved.clips, old)] == [60.0, 24.0, 60.0]
+    saved = replace(saved, clips=[*saved.clips, old])
+    run = ReportedRun("run", [], {}, {}, None, [saved])
+    (shown,) = player_data([run], VideoFolder(tmp_path / "report.html"))
+    assert [clip["fps"] for clip in shown["clips"]] == [60.0, 24.0, 60.0]
 
 
 def test_clips_of_several_rates_play_at_their_own_speed_in_one_picture():

@@ -9,7 +9,7 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.report.page import write_report
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 
 from .runs import records, write_clips_of, write_run
 
@@ -236,7 +236,7 @@ def test_a_single_damaged_run_ends_with_one_line(run, capsys):
 def test_a_damaged_validation_is_left_out(run):
     write_clips_of(run, steps=(0,))
     text(CLIPS, bytes(99))(run)
-    read = _read_run(run, "x")
+    read = read_run(run, "x")
     assert [each.step for each in read.validations] == [0]
     (problem,) = read.problems
     assert "step-00000020/clips.json` must be JSON" in problem

@@ -1,158 +1,134 @@
-"""Logged values as data for the page."""
+"""Which logged values are drawn together, and what they are called."""
 
 import math
-import random
-import re
-from dataclasses import replace
 
 import pytest
 
-from telecine.report.page import _page_environment
-from telecine.report.plots import _MAX_POINTS, Plot, _columns_of, _duplicates, _label_of, _panels, _plot, as_curve
-from telecine.report.plots import plots_of as plots_of_runs
+from telecine.report.plots import charts_of_runs, label_of, plots_of_names
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
 
 from .runs import records
-from .test_summary import CLIPS, SUMMARY
+from .test_summary import SUMMARY
 
 
-def plots(runs, nets=None):
-    """Return the plots of runs with these records, and these networks of the perceptual loss."""
-    settings = [{} if net is None else {"objective.perceptual.net": net} for net in nets or [None] * len(runs)]
-    pairs = zip(runs, settings, strict=True)
-    return plots_of_runs([ReportedRun("", lines, values, {}, None, []) for lines, values in pairs])
+def charts_of(*runs, nets=None, summaries=None):
+    """Return the charts of runs with these records, networks of the perceptual loss, and summaries, by title."""
+    reported = []
+    for index, lines in enumerate(runs):
+        settings = {} if nets is None else {"objective.perceptual.net": nets[index]}
+        summary = None if summaries is None else summaries[index]
+        reported.append(ReportedRun("ab"[index % 2], lines, settings, {}, None, [], summary))
+    return {chart.title: chart for chart in charts_of_runs(reported)}
 
 
-class TestCurves:
-    def test_few_points_stay_unchanged(self):
-        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
-        assert curve == {"run": 1, "steps": [0, 5, 7], "values": [1.0, 2.12346, -3.0], "num_left_out": 0}
-
-    def test_many_points_become_buckets_that_keep_extremes(self):
-        rng = random.Random(0)
-        points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
-        points[5_000] = (5_000, 99.0)
-        points[7_001] = (7_001, -99.0)
-        curve = as_curve(0, points)
-        assert len(curve["steps"]) == len(curve["values"]) == len(curve["low"]) == len(curve["high"]) == _MAX_POINTS
-        assert curve["steps"] == sorted(curve["steps"])
-        assert (max(curve["high"]), min(curve["low"])) == (99.0, -99.0)
-        peak = curve["steps"][curve["high"].index(99.0)]
-        assert abs(peak - 5_000) < 20
-        assert all(
-            low <= value <= high for low, value, high in zip(curve["low"], curve["values"], curve["high"], strict=True)
-        )
-        mean = sum(value for _, value in points) / len(points)
-        assert sum(curve["values"]) / _MAX_POINTS == pytest.approx(mean, abs=0.01)
-
-    def test_values_that_are_not_finite_are_counted(self):
-        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
-        assert (curve["steps"], curve["values"], curve["num_left_out"]) == ([0], [1.0], 2)
+def labels(chart):
+    return [series.label for series in chart.series]
 
 
-class TestPlots:
-    def test_every_logged_value_is_plotted(self):
-        lines = [*records(40), {"step": 41, "train/kl_loss": 2.0, "health/accuracy_real": 0.5}]
-        all_plots = {plot.title: plot for plot in plots([lines])}
-        logged = {name for line in lines for name in line} - {"step"}
-        assert logged - {series.key for plot in all_plots.values() for series in plot.series} == {"train/recon_loss"}
-        assert "scheduled weights" not in all_plots, "plots without data are left out"
-        losses = all_plots["all losses"]
-        assert next(iter(all_plots)) == losses.title
-        assert [series.label for series in losses.series] == ["KL loss", "mean squared error", "perceptual loss"]
-        assert all_plots["health accuracy real"].series[0].curves[0]["values"] == [0.5]
-
-    def test_a_value_has_one_label_in_all_plots(self):
-        found = {}
-        for plot in plots([records(40)], ["alex"]):
-            for series in plot.series:
-                found.setdefault((series.key, series.curves[0]["values"][-1]), set()).add(series.label)
-        assert len(found) > 8
-        assert [labels for labels in found.values() if len(labels) > 1] == []
-
-    def test_lpips_of_different_networks_is_never_on_one_axis(self):
-        lines = [{"step": 1, "train/perceptual_loss": 0.3, "train/mse": 0.1, "val/lpips_alex": 0.2}]
-        for plot in (same := plots([lines], ["alex"])) + plots([lines, lines], ["vgg", "alex"]):
-            assert len({s.label.partition(",")[0] for s in plot.series if "LPIPS" in s.label}) < 2, plot.title
-        assert [s.label for s in same[0].series] == ["mean squared error", "LPIPS (Alex), training"]
-
-    def test_a_sum_is_plotted_if_it_differs_in_a_run(self):
-        lines = [{"step": 1, "train/mse": 0.1, "train/recon_loss": value} for value in (0.1, 0.3)]
-        labels = [[s.label for s in plots(runs)[0].series] for runs in ([lines[:1]], [lines[:1], lines[1:]])]
-        assert labels == [["mean squared error"], ["mean squared error", "reconstruction loss"]]
-
-    def test_held_out_values_of_other_clips_are_marked(self):
-        lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
-        summaries = [SUMMARY, replace(SUMMARY, validation=replace(CLIPS, num_clips=3))]
-        runs = [ReportedRun(n, lines, {}, {}, None, [], summary=s) for n, s in zip("ab", summaries, strict=True)]
-        notes = {plot.title: plot.note for plot in plots_of_runs(runs)}
-        assert notes == {
-            "PSNR (dB), larger is better": "Held-out values do not compare. a and b: num_clips 12 and 3.",
-            "learning rate": "",
-        }
-        assert {plot.note for plot in plots_of_runs([runs[0], replace(runs[1], summary=SUMMARY)])} == {""}
-
-    def test_a_value_that_is_never_finite_has_no_plot(self):
-        assert plots([[{"step": 1, "train/lr": math.nan}]]) == []
-
-    def test_gradients_of_frames_share_a_plot(self):
-        (plot,) = plots([[{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}]])
-        assert plot.title == "gradient of each frame / mean"
-        assert [series.label for series in plot.series] == ["frame 0", "frame 1"]
-
-    def test_several_runs_share_plots(self):
-        all_plots = plots([records(5), records(8), [{"step": 1, "other": 1.0}]])
-        (lr,) = next(plot for plot in all_plots if plot.title == "learning rate").series
-        assert [(curve["run"], len(curve["steps"])) for curve in lr.curves] == [(0, 5), (1, 8)]
-        (other,) = next(plot for plot in all_plots if plot.title == "other").series
-        assert [curve["run"] for curve in other.curves] == [2]
-
-    def test_without_values_there_is_no_plot(self):
-        assert plots([[], []]) == []
-
-    def test_schedules_are_not_smoothed(self):
-        lines = [{"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5} for step in (1, 2)]
-        assert {plot.title for plot in plots([lines]) if not plot.is_smoothed} == {"learning rate", "scheduled weights"}
+def keys(chart):
+    return [series.key for series in chart.series]
 
 
-def rows(all_plots):
-    """Return the cells of the rows that the page has for the curves."""
-    text = _page_environment().get_template("curves.html").render(plots=all_plots, runs=["the only run"])
-    cells = [re.findall(r"<t[dh][^>]*>(?:<code>)?([^<]*)", row) for row in text.split("<tr>")]
-    return cells[2:]
+def test_each_logged_value_is_in_a_chart():
+    lines = [*records(40), {"step": 41, "train/kl_loss": 2.0, "health/accuracy_real": 0.5}]
+    charts = charts_of(lines)
+    logged = {name for line in lines for name in line} - {"step"}
+    drawn = {key for chart in charts.values() for key in keys(chart)}
+    assert logged - drawn == {"train/recon_loss"}
+    assert "scheduled weights" not in charts, "charts without data are left out"
+    assert next(iter(charts)) == "all losses"
+    assert labels(charts["all losses"]) == ["KL loss", "mean squared error", "perceptual loss"]
+    assert charts["health accuracy real"].series[0].curves[0].values == [0.5]
 
 
-class TestTable:
-    def test_rows_describe_the_curves(self):
-        found = rows(plots([[{"step": step, "train/lr": float(step)} for step in (3, 9, 5)]]))
-        assert found == [["learning rate", "learning rate", "train/lr", "3", "5", "3", "9", "0"]]
-
-    def test_curves_in_buckets_have_exact_ends(self):
-        num = 3 * _MAX_POINTS
-        (row,) = rows(plots([[{"step": step, "train/lr": step / 4} for step in range(num)]]))
-        assert row[3:7] == ["0", f"{(num - 1) / 4:.4g}", "0", f"{(num - 1) / 4:.4g}"]
+def test_a_value_has_one_label_in_all_charts():
+    found = {}
+    for chart in charts_of(records(40), nets=["alex"]).values():
+        for series in chart.series:
+            found.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
+    assert len(found) > 8
+    assert [names for names in found.values() if len(names) > 1] == []
 
 
-def test_other_losses_and_weights_have_their_panels():
+def test_lpips_of_different_networks_is_never_on_one_axis():
+    lines = [{"step": 1, "train/perceptual_loss": 0.3, "train/mse": 0.1, "val/lpips_alex": 0.2}]
+    same = charts_of(lines, nets=["alex"])
+    for chart in [*same.values(), *charts_of(lines, lines, nets=["vgg", "alex"]).values()]:
+        assert len({label.partition(",")[0] for label in labels(chart) if "LPIPS" in label}) < 2, chart.title
+    assert labels(same["all losses"]) == ["mean squared error", "LPIPS (Alex), training"]
+    assert keys(same["LPIPS (Alex)"]) == ["train/perceptual_loss", "val/lpips_alex"]
+
+
+@pytest.mark.parametrize(
+    ("values", "left_out"),
+    [
+        ({"mse": 0.5, "recon_loss": 0.5000001}, {"train/recon_loss"}),
+        ({"mse": 0.5, "recon_loss": 0.6}, set()),
+        ({"kl_loss": 2.0, "aux_losses": 2.0}, {"train/aux_losses"}),
+        ({"kl_loss": 2.0, "commitment_loss": 1.0, "aux_losses": 3.0}, set()),
+        ({"discr_loss": 1.0, "total_disc_loss": 1.0, "gen_loss": 1.0}, {"train/total_disc_loss"}),
+    ],
+)
+def test_a_sum_of_one_term_is_left_out(values, left_out):
+    logged = {f"train/{name}": value for name, value in values.items()}
+    drawn = {key for chart in charts_of([{"step": 2, **logged}]).values() for key in keys(chart)}
+    assert logged.keys() - drawn == left_out
+
+
+def test_a_sum_is_drawn_if_it_differs_in_a_run():
+    equal, other = ([{"step": 1, "train/mse": 0.1, "train/recon_loss": value}] for value in (0.1, 0.3))
+    assert labels(charts_of(equal, other)["all losses"]) == ["mean squared error", "reconstruction loss"]
+    longer = [*equal, {"step": 2, "train/mse": 0.1}]
+    assert labels(charts_of(longer)["all losses"]) == ["mean squared error", "reconstruction loss"]
+
+
+def test_held_out_values_of_other_clips_are_marked():
+    lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
+    charts = charts_of(lines, lines, summaries=[SUMMARY, None])
+    assert charts["PSNR (dB)"].note == (
+        "Held-out values do not compare. a and b: the held-out clips of b were not recorded."
+    )
+    assert charts["learning rate"].note == ""
+    assert charts_of(lines, lines, summaries=[SUMMARY, SUMMARY])["PSNR (dB)"].note == ""
+    other = charts_of(lines, [{"step": 1, "train/lr": 0.1}], summaries=[SUMMARY, None])
+    assert other["PSNR (dB)"].note == "", "only one run has the value"
+
+
+def test_a_value_that_is_never_finite_has_no_chart():
+    assert charts_of([{"step": 1, "train/lr": math.nan}]) == {}
+    assert charts_of([], []) == {}
+    assert charts_of() == {}
+
+
+def test_gradients_of_frames_share_a_chart():
+    charts = charts_of([{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}])
+    assert list(charts) == ["gradient of each frame / mean"]
+    assert labels(charts["gradient of each frame / mean"]) == ["frame 0", "frame 1"]
+
+
+def test_several_runs_share_charts():
+    charts = charts_of(records(5), records(8), [{"step": 1, "other": 1.0}])
+    (rate,) = charts["learning rate"].series
+    assert [(curve.run, len(curve.steps)) for curve in rate.curves] == [(0, 5), (1, 8)]
+    (other,) = charts["other"].series
+    assert [curve.run for curve in other.curves] == [2]
+
+
+def test_schedules_are_not_smoothed():
+    lines = [{"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5} for step in (1, 2)]
+    not_smoothed = [title for title, chart in charts_of(lines).items() if not chart.is_smoothed]
+    assert not_smoothed == ["learning rate", "scheduled weights"]
+
+
+def test_other_losses_and_weights_have_their_plots():
     weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().all_terms().values()}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}
-    found = {panel.title: set(panel.names) for panel in _panels(weights | losses | shown)}
-    assert found["other losses, unweighted"] == losses
-    assert found["scheduled weights"] == weights
-
-
-def test_a_sum_of_one_term_is_a_duplicate():
-    def found(**values):
-        return _duplicates(_columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
-
-    assert found(mse=0.5, recon_loss=0.5000001) == {"train/recon_loss"}
-    assert found(mse=0.5, recon_loss=0.6) == set()
-    assert found(kl_loss=2.0, aux_losses=2.0) == {"train/aux_losses"}
-    assert found(kl_loss=2.0, commitment_loss=1.0, aux_losses=3.0) == set()
-    assert found(discr_loss=1.0, total_disc_loss=1.0, gen_loss=1.0) == {"train/total_disc_loss"}
+    plots = {plot.title: set(plot.names) for plot in plots_of_names(sorted(weights | losses | shown))}
+    assert plots["other losses, unweighted"] == losses
+    assert plots["scheduled weights"] == weights
 
 
 @pytest.mark.parametrize(
@@ -174,10 +150,4 @@ def test_a_sum_of_one_term_is_a_duplicate():
     ],
 )
 def test_labels(name, label):
-    assert _label_of(name) == label
-
-
-def test_keys_are_those_of_the_records():
-    columns = {name: [(0, 1.0)] for name in ("train/psnr", "train/lpips_vgg", "val/psnr")}
-    found = _plot(Plot("all", [*columns]), [columns], {*columns}, "").series
-    assert [each.key for each in found] == ["train/mse", "train/perceptual_loss", "val/psnr"]
+    assert label_of(name) == label

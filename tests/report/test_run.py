@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from telecine.report.page import _best_and_worst
-from telecine.report.run import _read_run, _run_names, read_runs
+from telecine.report.page_videos import best_and_worst
+from telecine.report.run import HeldOutMetric, read_run, read_runs, unique_names
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
 
@@ -18,13 +18,13 @@ class TestReadRun:
         folder = write_run(tmp_path / "run", records(60))
         write_clips_of(folder)
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
-        run = _read_run(folder, "name")
+        run = read_run(folder, "name")
         assert run.steps == 60
         assert run.settings == {"steps": "60", "clips.height": "64"}
         assert run.held_out() == {
-            "psnr": {"first": 11.0, "last": 21.0, "linear": 25.4},
-            "ssim": {"first": 0.04, "last": 0.5, "linear": None},
-            "lpips_alex": {"first": 0.97, "last": 0.0, "linear": None},
+            "psnr": HeldOutMetric(first=11.0, last=21.0, linear=25.4),
+            "ssim": HeldOutMetric(first=0.04, last=0.5, linear=None),
+            "lpips_alex": HeldOutMetric(first=0.97, last=0.0, linear=None),
         }
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
@@ -32,7 +32,7 @@ class TestReadRun:
 
     def test_a_run_that_trains_says_where_it_is(self, tmp_path):
         folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])
-        run = _read_run(folder, "x")
+        run = read_run(folder, "x")
         assert run.unfinished == "of 60, measured at 20"
         assert replace(run, records=[]).unfinished == "of 60"
         assert replace(run, records=records(60)).unfinished == ""
@@ -40,9 +40,9 @@ class TestReadRun:
 
     def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
         folder = write_run(tmp_path / "run", [])
-        assert _read_run(folder, "x").warnings is None
+        assert read_run(folder, "x").warnings is None
         (folder / "health.jsonl").touch()
-        run = _read_run(folder, "x")
+        run = read_run(folder, "x")
         assert run.warnings == []
         assert (run.steps, run.held_out()) == (0, {})
 
@@ -50,7 +50,7 @@ class TestReadRun:
         folder = write_run(tmp_path / "run", [])
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b"}\n')
         with pytest.raises(ValueError, match=r"health\.jsonl` must be lines with step, rule, message and remedy, but"):
-            _read_run(folder, "x")
+            read_run(folder, "x")
 
     def test_another_folder_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none"):
@@ -71,11 +71,11 @@ class TestRunNames:
     )
     def test_are_unique(self, monkeypatch, folders, names):
         monkeypatch.setattr(Path, "resolve", lambda path: Path("/report") / path)
-        assert _run_names([Path(folder) for folder in folders]) == names
+        assert unique_names([Path(folder) for folder in folders]) == names
 
     def test_the_same_run_twice_raises(self, tmp_path):
         with pytest.raises(ValueError, match="`runs` must be different folders"):
-            _run_names([tmp_path, tmp_path / "." / ""])
+            unique_names([tmp_path, tmp_path / "." / ""])
 
 
 class TestBestAndWorst:
@@ -89,9 +89,9 @@ class TestBestAndWorst:
             self.clip(psnr=25.0, ssim=0.2, lpips_alex=0.2),
         ]
         expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
-        assert _best_and_worst(clips) == expected
-        assert _best_and_worst(clips[:1]) == []
-        assert _best_and_worst([]) == []
+        assert best_and_worst(clips) == expected
+        assert best_and_worst(clips[:1]) == []
+        assert best_and_worst([]) == []
 
     def test_ignores_values_that_are_missing_or_not_finite(self):
         nan = float("nan")
@@ -101,4 +101,4 @@ class TestBestAndWorst:
             self.clip(psnr=30.0),
             self.clip(psnr=float("-inf"), lpips_alex=nan),
         ]
-        assert _best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"
+        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.report.page import _describe_summary, _duration
-from telecine.report.run import not_comparable
+from telecine.report.run import describe_duration, describe_training, not_comparable
 from telecine.runs.run import RunSummary, ValidationClips
 
 CLIPS = ValidationClips(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
@@ -25,7 +24,7 @@ SUMMARY = RunSummary(
 
 def test_it_is_described():
     records = [{"step": step, "train/clips_per_second": speed} for step, speed in enumerate((1.0, 6.0, 8.0), 1)]
-    assert _describe_summary(SUMMARY, records) == {
+    assert describe_training(SUMMARY, records) == {
         "wall time": "1 min 15 s",
         "updates a second": "1.5",
         "clips a second": "6",
@@ -35,10 +34,10 @@ def test_it_is_described():
         "training data": "4 videos, 1 skipped, 700 frames",
         "held-out clips": "12 of 9 x 64 x 80",
     }
-    assert _describe_summary(None, records) == {"clips a second": "6"}
-    less = _describe_summary(replace(SUMMARY, num_trained=1_500_000, num_skipped=0, peak_memory=None), [])
+    assert describe_training(None, records) == {"clips a second": "6"}
+    less = describe_training(replace(SUMMARY, num_trained=1_500_000, num_skipped=0, peak_memory=None), [])
     assert (less["parameters"], less["training data"]) == ("1.50 M", "4 videos, 700 frames")
-    images = _describe_summary(replace(SUMMARY, num_videos=1, num_images=2), [])
+    images = describe_training(replace(SUMMARY, num_videos=1, num_images=2), [])
     assert images["training data"] == "1 video and 2 images, 1 skipped, 700 frames"
     assert less.keys().isdisjoint({"peak memory", "updates a second", "clips a second"})
 
@@ -57,4 +56,4 @@ def test_runs_with_other_held_out_clips_do_not_compare():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")])
 def test_durations(seconds, text):
-    assert _duration(seconds) == text
+    assert describe_duration(seconds) == text

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from telecine.report import page as module
-from telecine.report.page import _is_finished, watch_runs
+from telecine.report.page import trains, watch_runs
 from telecine.runs import Run
 
 from .runs import records, write_run
@@ -70,11 +70,11 @@ def test_files_that_disappear_meanwhile_are_read_again(run, monkeypatch):
 
 def test_a_run_is_finished_after_its_last_validation(run):
     append(run, step=2, **{"train/lr": 0.1})
-    assert not _is_finished(Run(run))
+    assert trains(Run(run))
     append(run, step=2, **{"val/psnr": 12.0})
-    assert _is_finished(Run(run))
+    assert not trains(Run(run))
     (run / "config.yaml").unlink()
-    assert not _is_finished(Run(run))
+    assert trains(Run(run))
 
 
 def test_another_folder_raises(tmp_path):

@@ -61,7 +61,7 @@ def test_residue_is_removed_and_nothing_else(tmp_path):
     time.sleep(0.02)  # the resolution of the file system's clock
     lock = RunLock(tmp_path)
     time.sleep(0.02)
-    own += [leave(tmp_path / "report.html").relative_to(tmp_path), Path(".lock")]
+    own += [leave(tmp_path / "report.html").relative_to(tmp_path), Path(".lock"), Path(".lock.json")]
     Run(tmp_path).remove_residue(lock.taken_at)
     left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if not path.is_dir()}
     assert left == set(own)

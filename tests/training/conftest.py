@@ -61,10 +61,10 @@ EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", nu
 def recorded_once():
     """Let all runs share what takes as long as an update: the packages and revision, and which settings need quotes."""
     from telecine.runs import settings
-    from telecine.training import trainer
+    from telecine.training import records
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "environment", cache(trainer.environment))
+        patch.setattr(records, "environment", cache(records.environment))
         patch.setattr(settings, "parse_yaml", cache(settings.parse_yaml))
         yield
 

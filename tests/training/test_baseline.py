@@ -9,14 +9,15 @@ from rich.console import Console
 
 from telecine.evaluation import ReconstructionMetrics
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
 from telecine.training.baseline import _fit_linear, _measure_linear, _training_clips, recorded_linear
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
-from telecine.training.trainer import Trainer
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
     assert (
         "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or" in text
     )
-    assert _read_run(result.run, "run").held_out()["psnr"]["linear"] == before["linear/psnr"]
+    assert read_run(result.run, "run").held_out()["psnr"]["linear"] == before["linear/psnr"]
 
 
 @pytest.mark.slow
@@ -98,7 +99,7 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
     for baseline in (False, True):
         for start in (False, True):
             changed = replace(config, linear_baseline=baseline, linear_start=start, steps=299 if start else 300)
-            trainer = Trainer(changed, console := Console(record=True, width=200, file=io.StringIO()))
+            trainer = prepare(changed, console := Console(record=True, width=200, file=io.StringIO()))
             assert ("299 steps may end below" in console.export_text()) == start
             assert bool(trainer.linear) == baseline
             components = trainer.state.autoencoder.encoder.linear.rest.weight
@@ -112,12 +113,12 @@ def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clip
     class AfterAnUpdate:
         is_set = property(lambda self: trainer.state.step > 0)
 
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     with pytest.raises(Interrupted):
-        trainer.run(AfterAnUpdate())
+        train_to_the_end(trainer, AfterAnUpdate())
     before = trainer.linear
     trainer.close()
-    monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
+    monkeypatch.setattr("telecine.training.prepare.prepare_linear", None)
     assert recorded_linear(Run(config.output_dir)) == before
     result = train(config, console=Console(quiet=True))
     assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]
@@ -136,7 +137,7 @@ def test_a_custom_model_has_none_and_the_console_says_so(config):
 def test_a_given_model_of_ours_keeps_its_weights(config, few_clips):
     model = CausalVAE(config.causal_vae)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trainer = Trainer(config, Console(quiet=True), model)
+    trainer = prepare(config, Console(quiet=True), model)
     torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
     assert trainer.linear
     trainer.close()

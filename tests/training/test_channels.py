@@ -29,7 +29,7 @@ from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
-from telecine.training.planning.update import plan_update
+from telecine.training.memory import plan_update
 from telecine.training.run import dry_run
 
 CASES = [("grey", 16, 1), ("rgba", 8, 4)]
@@ -98,7 +98,7 @@ def test_a_run_on_arrays_and_all_that_reads_it(tiny, tmp_path, with_pictures, nu
     result = train(config, console=console)
     is_off = number == 2
     assert set(result.last) == {"psnr", "ssim", *([] if is_off else ["lpips_alex"])}
-    assert ("LPIPS is off, which knows colours" in console.file.getvalue().replace("\n", " ")) == is_off
+    assert ("LPIPS is off: it needs RGB frames" in console.file.getvalue().replace("\n", " ")) == is_off
     saved = json.loads(next((result.run / "validation").rglob("*.json")).read_text())["clips"][0]
     assert bool(saved["colours"]) == (number == 1)
     size = {"num_frames": 5, "height": 32, "width": 32, "layout": "C H W T", "range": (low, high)}

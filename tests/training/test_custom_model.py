@@ -24,7 +24,8 @@ from telecine.settings import LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder, custom_module
-from telecine.training.trainer import Trainer
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 
 from .test_trainer import LIGHT, StopAfter, quiet, tensors
 
@@ -208,9 +209,9 @@ def test_random_numbers_of_an_evaluation_do_not_change_the_updates(tiny, tmp_pat
     model = Noisy()
     train(straight, autoencoder=copy.deepcopy(model), console=quiet())
     for stop in (StopAfter, StopAfterValidation):  # in the second validation, then after it
-        trainer = Trainer(resumed, quiet(), copy.deepcopy(model))
+        trainer = prepare(resumed, quiet(), copy.deepcopy(model))
         with pytest.raises(Interrupted):
-            trainer.run(stop(trainer, 2))
+            train_to_the_end(trainer, stop(trainer, 2))
         trainer.close()
     train(resumed, autoencoder=copy.deepcopy(model), console=quiet())
     ours, theirs = (tensors(find_checkpoint(Path(each.output_dir))) for each in (straight, resumed))

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.runs.history import History, _JSONLines
 from telecine.settings import (
@@ -26,10 +26,11 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostics import _LONG, _RECENT, _RULES, EMA_BEHIND, Diagnostics, RecentValues, _found_by
+from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, RecentValues
 from telecine.training.interrupt import StopRequest
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 from telecine.training.state import Rollback
-from telecine.training.trainer import Trainer
 
 DEMO = Path(__file__).parent / "demo_metrics.jsonl"
 # Settings of each tiny run below, except for what makes it fail: a cheap perceptual network, a record each update.
@@ -62,7 +63,7 @@ class CopiesTheFirstFrame(nn.Module):
 def run(tiny):
     """Return a function that trains a tiny run and returns its settings, warnings and console."""
 
-    def start(steps, *, objective=None, optimizer=None, prepare=None, autoencoder=None, **changes):
+    def start(steps, *, objective=None, optimizer=None, change_run=None, autoencoder=None, **changes):
         config = tiny(
             steps=steps,
             clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0, cache=True),
@@ -78,10 +79,10 @@ def run(tiny):
             **{"val_every": steps, "discriminator": DISCRIMINATOR, **changes},
         )
         console = Console(record=True, width=40, highlight=False, file=io.StringIO())
-        trainer = Trainer(config, console, autoencoder)
-        if prepare is not None:
-            prepare(trainer)
-        trainer.run(StopRequest())
+        trainer = prepare(config, console, autoencoder)
+        if change_run is not None:
+            change_run(trainer)
+        train_to_the_end(trainer, StopRequest())
         trainer.close()
         return config, warnings(config), console.export_text()
 
@@ -94,14 +95,14 @@ def warnings(config):
 
 @pytest.mark.slow
 def test_no_rule_fires_in_a_healthy_run(run):
-    config, warned, text = run(_LONG + 8, val_every=14)
+    config, warned, text = run(LONG + 8, val_every=14)
     # After so few updates discriminators may still guess. The test of the demo run below includes that rule.
     assert set(warned) <= {"discriminator_collapsed"}
     assert text.count("warning: ") == len(warned)
     records = Run(Path(config.output_dir)).history.read()
-    assert sum("train/accuracy_real" in record for record in records) == _LONG + 8
+    assert sum("train/accuracy_real" in record for record in records) == LONG + 8
     assert sum(EMA_BEHIND in record for record in records) == 2
-    assert len(_read_run(Path(config.output_dir), "run").warnings) == len(warned)
+    assert len(read_run(Path(config.output_dir), "run").warnings) == len(warned)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, c
 @pytest.mark.slow
 def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
     objective = {"adaptive_weight": AdaptiveWeightConfig(min_norm=1e9)}
-    _, warned, _ = run(_LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
+    _, warned, _ = run(LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
     expected = {"discriminator_collapsed", "learns_nothing", "adaptive_weight_at_bound", "always_clipped"}
     assert set(warned) == expected
     assert "below" in warned["adaptive_weight_at_bound"]["message"]
@@ -131,7 +132,7 @@ def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
 @pytest.mark.slow
 def test_an_adversarial_term_that_is_too_strong(run):
     objective = {"adversarial_loss_weight": 1e6, "adaptive_weight": AdaptiveWeightConfig(max=1e-3)}
-    _, warned, _ = run(_RECENT + 4, objective=objective)
+    _, warned, _ = run(RECENT + 4, objective=objective)
     assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(warned)
     assert "maximum" in warned["adaptive_weight_at_bound"]["message"]
 
@@ -139,7 +140,7 @@ def test_an_adversarial_term_that_is_too_strong(run):
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_large(run):
     _, warned, _ = run(
-        _RECENT + 4, objective=NO_DISCRIMINATOR, optimizer={"lr": 0.3}, discriminator=DiscriminatorConfig("none")
+        RECENT + 4, objective=NO_DISCRIMINATOR, optimizer={"lr": 0.3}, discriminator=DiscriminatorConfig("none")
     )
     assert "learns_too_fast" in warned
 
@@ -158,7 +159,7 @@ def test_a_frame_without_gradient_and_an_average_that_lags(run):
         optimizer={"ema_decay": 0.9999, "lr": 1e-2},
         discriminator=DiscriminatorConfig("none"),
         val_every=12,
-        prepare=start_late,
+        change_run=start_late,
         autoencoder=CopiesTheFirstFrame(),
     )
     assert set(warned) == {"frames_without_gradient", "ema_behind"}
@@ -171,10 +172,10 @@ def test_gradients_that_overflow(run):
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.99)
 
     config, warned, _ = run(
-        _RECENT + 2,
+        RECENT + 2,
         objective={**NO_DISCRIMINATOR, "reconstruction": ReconstructionConfig(nll_reduction="sum")},
         discriminator=DiscriminatorConfig("none"),
-        prepare=scale,
+        change_run=scale,
     )
     assert "gradients_overflow" in warned
     records = Run(Path(config.output_dir)).history.read()
@@ -194,8 +195,8 @@ def test_a_model_that_starts_at_random_and_ends_below_the_linear_baseline(run, m
 
 def test_every_rule_fires_in_a_run_above():
     source = Path(__file__).read_text().partition("def test_every_rule")[0]
-    assert len(_RULES) == 12
-    assert [rule for rule in _RULES if f'"{rule}"' not in source] == []
+    assert len(RULES) == 12
+    assert [rule for rule in RULES if f'"{rule}"' not in source] == []
 
 
 def test_no_rule_fires_on_the_records_of_a_demo_run():
@@ -219,11 +220,11 @@ def fired(records, config):
     history = values_of(config)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
-    found = {rule: _found_by(rule, history) for rule in _RULES}
-    return {name: message for name, message in found.items() if message is not None}
+    findings = {name: rule(history) for name, rule in RULES.items()}
+    return {name: finding.message for name, finding in findings.items() if finding is not None}
 
 
-def steady(count=_LONG, **values):
+def steady(count=LONG, **values):
     return [{"step": 100 + step, **{f"train/{k}": v for k, v in values.items()}} for step in range(count)]
 
 
@@ -263,7 +264,7 @@ def test_each_rule_at_its_threshold(tiny, name, wrong, right):
 
 
 def test_each_threshold_has_a_case():
-    assert {name for name, _, _ in CASES} | {"below_linear"} == {*_RULES}
+    assert {name for name, _, _ in CASES} | {"below_linear"} == {*RULES}
 
 
 def test_the_linear_baseline_counts_at_the_last_step(tiny):

@@ -1,11 +1,9 @@
-"""Processes: their start, communication and loss; sharded outputs and gradients equal those of whole weights.
+"""Processes: their start, communication; sharded outputs and gradients equal those of whole weights.
 
 `tests/faults` kills real processes.
 """
 
 import copy
-import threading
-import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -21,7 +19,6 @@ from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
-    _describe_lost,
     _open_store,
     all_gather,
     any_rank,
@@ -31,7 +28,6 @@ from telecine.training.distributed import (
     fsdp_blocks,
     full_tensor,
     local_shard,
-    lost_process_named,
     on_every_process,
     process_group_settings,
     shard,
@@ -339,26 +335,6 @@ def test_containers_without_forward_or_weights_are_no_blocks():
     assert list(fsdp_blocks(model)) == [container.parts[0], model.levels[1]]
 
 
-@pytest.mark.parametrize(
-    ("error", "lost"),
-    [
-        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
-        (RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 900000ms for recv"), True),
-        (RuntimeError("Gloo connectFullMesh failed with [...] Connection refused"), True),
-        (dist.DistBackendError("NCCL error"), True),
-        (dist.DistStoreError("wait timeout after 900000ms"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (torch.OutOfMemoryError("out of memory"), False),
-    ],
-)
-def test_errors_that_say_that_another_process_is_lost(monkeypatch, error, lost):
-    monkeypatch.setattr(distributed, "_describe_lost", lambda where, timeout: f"lost {where}")
-    with pytest.raises(RuntimeError) as raised, lost_process_named(1.0, lambda: "here"):
-        raise error
-    assert (str(raised.value) == "lost here") == lost
-    assert (raised.value is error) != lost
-
-
 @pytest.fixture
 def shared_store(monkeypatch):
     """Give all processes one store, as `torchrun` does, also after a restart."""
@@ -388,56 +364,3 @@ def test_the_process_group_has_the_time_limit_and_the_store():
     settings = process_group_settings(90)
     assert settings.timeout == timedelta(seconds=90)
     assert settings.init_method == "telecine://"
-
-
-@pytest.fixture
-def three_ranks(shared_store, monkeypatch):
-    """Return the store of three processes, of which this is the first."""
-    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
-    monkeypatch.setattr(distributed, "_SECONDS_TO_ANSWER", 0.3)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    return shared_store
-
-
-def answer_as(rank, monkeypatch):
-    """Let the thread of a process answer, and wait until it has."""
-    monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    distributed.answer_questions.cache_clear()
-    distributed.answer_questions()
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ([0, 1], "process 0 lost process 2 at step 7: it has ended, or does not answer. See what ended it, then run"),
-        ([0], "process 0 lost process 1, 2 at step 7: it has ended, or does not answer. See what ended it, then run"),
-        ([0, 1, 2], "process 0 waited 900 seconds at step 7 for another process, which runs, but did not take part."),
-    ],
-)
-def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, answer, message):
-    for rank in answer:
-        answer_as(rank, monkeypatch)
-    described = _describe_lost("at step 7", 900.0)
-    assert described.startswith(message)
-    assert described.endswith("run the same command again: it resumes from the newest checkpoint.")
-    for thread in threading.enumerate():
-        if thread.name == distributed._QUESTION:
-            thread.join()
-
-
-@pytest.mark.parametrize("is_stopped", [False, True])
-@pytest.mark.parametrize(("by_torchrun", "lost"), [("True", "another process"), ("False", "process 0")])
-def test_the_store_is_gone_with_torchrun_or_with_the_first_process(
-    three_ranks, monkeypatch, by_torchrun, lost, is_stopped
-):
-    def fail(timeout):
-        if is_stopped:  # connecting to a stopped process takes for ever
-            time.sleep(2)
-            return three_ranks
-        raise dist.DistNetworkError("cannot connect")
-
-    monkeypatch.setattr(distributed, "_open_store", fail)
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", by_torchrun)
-    assert _describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")

@@ -1,9 +1,6 @@
 """A dry run computes an update with every term on, and keeps nothing."""
 
 import io
-import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,10 +9,9 @@ from rich.console import Console
 
 from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
-from telecine.runs.lock import _started_at
+from telecine.runs.lock import RunLock
 from telecine.runs.settings import _as_yaml
-from telecine.training import TrainingError
-from telecine.training.run import _DryRun, dry_run, train
+from telecine.training.run import DryRunResult, dry_run
 
 
 def files_below(folder):
@@ -43,9 +39,10 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
 
 def test_it_prints_whether_every_term_is_on():
     console = Console(record=True, width=200)
-    _DryRun(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
+    values = {"train/recon_loss": 0.1}
+    DryRunResult(2, 1.0, None, values, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
-    _DryRun(5, 1.0, None, {"train/recon_loss": 0.1}, off=[], num_steps=9).print_to(console)
+    DryRunResult(5, 1.0, None, values, off=[], num_steps=9).print_to(console)
     assert "every term is on in this update" in console.export_text()
 
 
@@ -59,20 +56,6 @@ def test_an_output_folder_that_cannot_be_used_is_found(tiny, tmp_path):
         dry_run(tiny(output_dir=str(tmp_path / "file" / "run")), console=Console(quiet=True))
 
 
-def test_a_lost_process_is_named(tiny, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
-
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("telecine.training.run.Trainer.validate", fail)
-    with pytest.raises(TrainingError, match="process 0 lost another process in the dry run"):
-        dry_run(tiny(), console=Console(quiet=True))
-    monkeypatch.setattr("telecine.training.run.Trainer.run", lambda *_: None)
-    monkeypatch.setattr("telecine.training.run.Trainer.result", fail)
-    with pytest.raises(TrainingError, match="process 0 lost another process at the end"):
-        train(tiny(), console=Console(quiet=True))
-
-
 def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     """Under `torchrun`, another process would refuse the lock that the first one holds for a moment."""
     config = tiny()
@@ -83,15 +66,14 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     def stop(*_):
         raise ReachedError
 
-    holder = {"host": socket.gethostname(), "pid": os.getppid(), "started": _started_at(os.getppid())}
-    Path(config.output_dir).mkdir()
-    (Path(config.output_dir) / ".lock").write_text(json.dumps(holder))
+    lock = RunLock(Path(config.output_dir))
     with pytest.raises(ValueError, match="used by one run at a time"):
         dry_run(config, console=Console(quiet=True))
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
-    monkeypatch.setattr("telecine.training.run.Trainer", stop)
+    monkeypatch.setattr("telecine.training.run.prepare", stop)
     with pytest.raises(ReachedError):
         dry_run(config, console=Console(quiet=True))
+    lock.release()
 
 
 @pytest.mark.slow

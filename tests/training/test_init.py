@@ -17,7 +17,7 @@ from telecine.runs import Run, find_checkpoint
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig, TrainableConfig
 from telecine.settings.parse import read_config
 from telecine.training import baseline, train
-from telecine.training.planning.update import fake_autoencoder
+from telecine.training.memory import fake_autoencoder
 
 LIGHT = {
     "objective": ObjectiveConfig(perceptual_weight=0.0),

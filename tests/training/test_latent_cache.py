@@ -25,17 +25,18 @@ from telecine.training.clips import build_clips
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import (
     _IDENTITY_FILE,
+    LatentCache,
     _check_disk,
     _find_missing,
-    _LatentCache,
     describe_change,
     fill_latent_cache,
     identity_of,
     measure_latents,
 )
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import select_trainable, trains_encoder
-from telecine.training.trainer import Trainer
 
 from ..models.tiny_models import tiny_model
 
@@ -53,7 +54,7 @@ def gaussian(num_clips):
 
 
 def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
-    cache, posterior = _LatentCache(tmp_path), gaussian(3)
+    cache, posterior = LatentCache(tmp_path), gaussian(3)
     assert cache.add(["a", "b", "c"], posterior) == 2 * 18 * 4
     assert list(tmp_path.iterdir()) == []
     cache.write()
@@ -62,7 +63,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(latent_cache, "_FILE_BYTES", 1)
     cache.add(["d"], gaussian(1))
     assert len(list(tmp_path.iterdir())) == 2
-    for each in (cache, _LatentCache(tmp_path)):
+    for each in (cache, LatentCache(tmp_path)):
         found = each.read(["c", "b"], CPU)
         assert torch.equal(found.mean, posterior.mean[[2, 1]])
         assert torch.equal(found.logvar, posterior.logvar[[2, 1]])
@@ -74,7 +75,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
     "damage", ["half of it is zero", "one bit is another", "a value is not a number", "the name of an order is another"]
 )
 def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
-    cache = _LatentCache(tmp_path)
+    cache = LatentCache(tmp_path)
     cache.add(["a", "b"], gaussian(2))
     cache.write()
     (path,) = tmp_path.iterdir()
@@ -92,21 +93,21 @@ def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
         DataError,
         match=rf"{path.name}` must be a safetensors file, as it was written, but got other values .*Delete it",
     ):
-        _LatentCache(tmp_path).read(["a"], CPU)
+        LatentCache(tmp_path).read(["a"], CPU)
 
 
 def test_a_file_without_a_digest_is_read(tmp_path, monkeypatch):
-    cache, posterior = _LatentCache(tmp_path), gaussian(2)
+    cache, posterior = LatentCache(tmp_path), gaussian(2)
     cache.add(["a", "b"], posterior)
     monkeypatch.setattr(
         latent_cache, "save_file", lambda tensors, path, metadata: save_file(tensors, path, cache._new_orders)
     )
     cache.write()
-    assert torch.equal(_LatentCache(tmp_path).read(["b"], CPU).mean, posterior.mean[1:])
+    assert torch.equal(LatentCache(tmp_path).read(["b"], CPU).mean, posterior.mean[1:])
 
 
 def test_a_latent_without_noise(tmp_path):
-    cache, posterior = _LatentCache(tmp_path), DeterministicPosterior(torch.randn(2, 4, 1, 3, 3))
+    cache, posterior = LatentCache(tmp_path), DeterministicPosterior(torch.randn(2, 4, 1, 3, 3))
     cache.add(["a", "b"], posterior)
     cache.write()
     found = cache.read(["b"], CPU)
@@ -115,7 +116,7 @@ def test_a_latent_without_noise(tmp_path):
 
 
 def test_errors_of_files(tmp_path):
-    cache = _LatentCache(tmp_path)
+    cache = LatentCache(tmp_path)
     with pytest.raises(
         ValueError, match="`latent_cache` must be a folder with all latents, but got one without a/mean"
     ):
@@ -124,7 +125,7 @@ def test_errors_of_files(tmp_path):
         cache.add(["a"], SimpleNamespace())
     (tmp_path / "latents-0.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"):
-        _LatentCache(tmp_path)
+        LatentCache(tmp_path)
     _check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
         _check_disk(tmp_path, 2**60)
@@ -165,7 +166,7 @@ class Counted:
 
 def fill(trainer, console, *, before_each, cache=None):
     """Fill the cache of a trainer, or another one, as its run does."""
-    cache, clips = cache or trainer.latents, trainer.clips.train
+    cache, clips = cache or trainer.latent_cache, trainer.clips.train
     rank, num_ranks = 0, trainer.state.accelerator.num_processes
     numbers = range(trainer.state.step * num_ranks, trainer.config.steps * num_ranks)
     sampler = ClipBatchSampler(numbers, trainer.config.clips_per_pass, num_ranks, rank, num_ranks=1)
@@ -175,9 +176,9 @@ def fill(trainer, console, *, before_each, cache=None):
 def run(config):
     """Return a finished trainer, what it printed, and how many clips it has encoded but for validation."""
     console = Console(file=io.StringIO(), width=200, record=True)
-    trainer = Trainer(config, console)
+    trainer = prepare(config, console)
     counted = Counted(trainer)
-    trainer.run(StopRequest())
+    train_to_the_end(trainer, StopRequest())
     return trainer, console.export_text(), counted.num_clips
 
 
@@ -207,7 +208,7 @@ def test_equal_updates_of_a_published_class(cached, tmp_path, name):
         state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
         posterior = None
         if has_cache:
-            cache = _LatentCache(tmp_path)
+            cache = LatentCache(tmp_path)
             with torch.no_grad():
                 cache.add(["a", "b"], state.autoencoder.encode(video))
             cache.write()
@@ -219,7 +220,7 @@ def test_equal_updates_of_a_published_class(cached, tmp_path, name):
 
 def test_what_was_encoded_before_an_interruption_is_kept(cached):
     _, config = cached(clips=replace(CLIPS, num_clips=6, random_flip=False), steps=4)
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     console = Console(file=io.StringIO(), width=200, record=True)
     counted, calls = Counted(trainer), []
 
@@ -231,7 +232,7 @@ def test_what_was_encoded_before_an_interruption_is_kept(cached):
     with pytest.raises(Interrupted):
         fill(trainer, console, before_each=stop_before_the_third)
     assert counted.num_clips == 4
-    cache = _LatentCache(trainer.latents.folder)
+    cache = LatentCache(trainer.latent_cache.folder)
     fill(trainer, console, before_each=lambda: None, cache=cache)
     assert counted.num_clips == 6
     assert "6 clips, the latents of 4 of them" in console.export_text()
@@ -244,7 +245,7 @@ def test_what_was_encoded_before_an_interruption_is_kept(cached):
 
 def test_processes_share_the_batches(cached):
     _, config = cached(clips=replace(CLIPS, num_clips=5), steps=2)
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     trainer.state.accelerator = SimpleNamespace(
         process_index=1, num_processes=2, is_main_process=True, device=CPU, autocast=Accelerator(cpu=True).autocast
     )
@@ -252,25 +253,31 @@ def test_processes_share_the_batches(cached):
     fill(trainer, Console(quiet=True), before_each=lambda: calls.append(0))
     assert counted.num_clips == 2, "the second of the batches (0, 1), (2, 3) and (4, 0)"
     assert len(calls) == 3, "as often as the first process, and once at the end"
-    assert [f"video-5x32x32-{number}" in trainer.latents for number in range(5)] == [False, False, True, True, False]
+    assert [f"video-5x32x32-{number}" in trainer.latent_cache for number in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     trainer.close()
 
 
 def test_missing_batches_are_those_with_a_new_clip(cached):
     _, config = cached()
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     clips = trainer.clips.train
     sampler = ClipBatchSampler(range(8), batch_size=2, num_micro_batches=1, rank=0, num_ranks=1)
-    assert _find_missing(trainer.latents, clips, sampler) == ([0, 1], 3, 3)
-    trainer.latents.add(clips.names_of([(0, 0), (0, 1)]), gaussian(2))
-    trainer.latents.write()
-    assert _find_missing(trainer.latents, clips, sampler) == ([1], 1, 3)
+    assert _find_missing(trainer.latent_cache, clips, sampler) == ([0, 1], 3, 3)
+    trainer.latent_cache.add(clips.names_of([(0, 0), (0, 1)]), gaussian(2))
+    trainer.latent_cache.write()
+    assert _find_missing(trainer.latent_cache, clips, sampler) == ([1], 1, 3)
     trainer.close()
 
 
 def test_a_stale_cache_is_refused(cached, tmp_path):
     _, config = cached()
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     same = identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
     assert json.loads((tmp_path / "cache" / _IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
@@ -283,9 +290,9 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
     }
     for names, change in changes.items():
         with pytest.raises(ValueError, match=rf"^`latent_cache` must be a folder of latents .* value of {names}\. Use"):
-            Trainer(replace(config, **change), Console(quiet=True))
+            prepare(replace(config, **change), Console(quiet=True))
     with pytest.raises(ValueError, match="`latent_cache` must be left out if the encoder is trained"):
-        Trainer(replace(config, trainable=TrainableConfig()), Console(quiet=True))
+        prepare(replace(config, trainable=TrainableConfig()), Console(quiet=True))
 
 
 TINY = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)

@@ -5,8 +5,8 @@ import pickle
 import pytest
 
 from telecine.settings import OptimizerConfig
+from telecine.training.loop import remedy_for_divergence
 from telecine.training.step import DivergenceError
-from telecine.training.trainer import _remedy
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_the_remedy_names_rates_below_the_last_and_the_checkpoint(known, past, s
     """A checkpoint has lower rates only if it `known`s that the run went back."""
     checkpoint = None if known is None else {"step": 10, "rollbacks": known * [(1, 0, "x")]}
     settings = f"--optimizer.lr {rates[0]} --optimizer.disc_lr {rates[1]}"
-    found = _remedy(OptimizerConfig(lr=1e-4, disc_lr=3e-4), checkpoint, past)
+    found = remedy_for_divergence(OptimizerConfig(lr=1e-4, disc_lr=3e-4), checkpoint, past)
     assert found == f"{start} the same command with {settings}{end}"
 
 

@@ -17,7 +17,7 @@ from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
-from telecine.training.trainer import _summary_before
+from telecine.training.prepare import read_earlier_summary
 
 
 def clips(num_val=2):
@@ -40,7 +40,7 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path):
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
-    before = _summary_before(Run(tmp_path), Console(quiet=True))
+    before = read_earlier_summary(Run(tmp_path), Console(quiet=True))
     write(tmp_path, 5, before, peak=20)
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
@@ -61,7 +61,7 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
     console = Console(record=True, width=40, file=io.StringIO())
-    before = _summary_before(Run(tmp_path), console)
+    before = read_earlier_summary(Run(tmp_path), console)
     write(tmp_path, 5, before)
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
     assert 5 <= Run(tmp_path).summary().seconds < 15

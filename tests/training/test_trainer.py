@@ -23,7 +23,7 @@ from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
 from telecine.models import CausalVAE
 from telecine.report.page import write_report
-from telecine.report.run import _read_run
+from telecine.report.run import read_run
 from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.checkpoints import Checkpoints, _write_manifest
@@ -41,13 +41,15 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
-from telecine.training import Interrupted, TrainingError, train, trainer
+from telecine.training import Interrupted, TrainingError, loop, train
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint import Checkpointer
+from telecine.training.clips import read_batches
 from telecine.training.interrupt import StopRequest
+from telecine.training.loop import train_to_the_end, validate
+from telecine.training.prepare import prepare
 from telecine.training.run import dry_run
-from telecine.training.step import DivergenceError, _divergence_error, train_step
-from telecine.training.trainer import Trainer
+from telecine.training.step import DivergenceError, divergence_error, train_step
 
 # A reconstruction loss alone, for tests of what a run reads, saves and prints.
 LIGHT = {
@@ -76,9 +78,9 @@ def quiet():
 
 
 def run_to(config, num_steps, console=None):
-    trainer = Trainer(config, console or quiet())
+    trainer = prepare(config, console or quiet())
     with pytest.raises(Interrupted):
-        trainer.run(StopAfter(trainer, num_steps))
+        train_to_the_end(trainer, StopAfter(trainer, num_steps))
 
 
 def resumed_copy(config, folder):
@@ -253,7 +255,7 @@ def test_a_resumed_run_restores_its_loss_scale(tiny, tmp_path, monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
         return accelerator
 
-    monkeypatch.setattr("telecine.training.trainer.build_accelerator", with_scaler)
+    monkeypatch.setattr("telecine.training.prepare.build_accelerator", with_scaler)
     straight = tiny(steps=3, save_every=2)
     train(straight, console=quiet())
     resumed = resumed_copy(straight, tmp_path / "resumed")
@@ -294,12 +296,7 @@ def test_every_term_is_recorded_and_can_be_drawn(with_every_term):
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny, monkeypatch):
-    closed = []
-    monkeypatch.setattr(
-        Trainer, "close", lambda self, close=Trainer.close: closed.append(self.state.step) or close(self)
-    )
     first = train(tiny(steps=2, **LIGHT), console=quiet())
-    assert closed == [2]
     before = tensors(first.checkpoint)
     again = train(tiny(steps=2, **LIGHT), console=quiet())
     assert again == first
@@ -314,7 +311,7 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny, monkeypat
 @pytest.mark.slow
 def test_damaged_clips_do_not_end_a_finished_run(tiny, monkeypatch):
     first = train(tiny(steps=1, **LIGHT), console=quiet())
-    monkeypatch.setattr(trainer, "write_report", write_report)
+    monkeypatch.setattr("telecine.training.run.write_report", write_report)
     folder = first.run / "validation" / "step-00000001"
     folder.mkdir(parents=True)
     (folder / "clips.json").write_bytes(bytes(99))
@@ -381,8 +378,8 @@ def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
         terms={"gram": Ramp(1.0, start=2)},
         adversarial_loss_weight=Ramp(0.5, steps=9),
     )
-    trainer = Trainer(tiny(objective=objective, steps=3), quiet())
-    trainer.run(StopRequest())
+    trainer = prepare(tiny(objective=objective, steps=3), quiet())
+    train_to_the_end(trainer, StopRequest())
     assert trainer.state.step == 3
     assert "train/gram_loss" in trainer.files.history.path.read_text()
 
@@ -392,8 +389,8 @@ def test_settings_that_do_not_change_the_networks_may_change(tiny):
     run_to(tiny(steps=3), 2)
     settings = OptimizerConfig(lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0)
     config = tiny(optimizer=settings, steps=3)
-    trainer = Trainer(config, quiet())
-    trainer.run(StopRequest())
+    trainer = prepare(config, quiet())
+    train_to_the_end(trainer, StopRequest())
     assert "lr: 0.0001" in (trainer.files.folder / "config.yaml").read_text()
     (ours,), (theirs,) = trainer.state.optimizer.param_groups, trainer.state.disc_optimizer.param_groups
     assert (ours["betas"], ours["weight_decay"], ours["lr"]) == ((0.1, 0.2), 0.5, 1e-4)
@@ -409,7 +406,7 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     records = Path(tiny().output_dir) / "metrics.jsonl"
     records.write_bytes(b"\0" * len(records.read_bytes()[:-1]) + b"\n")  # as after a power failure
     console = Console(record=True, width=40, file=io.StringIO())  # long lines are not wrapped
-    (tracker,) = Trainer(tiny(seed=7, trackers=("tensorboard",)), console).accelerator.trackers
+    (tracker,) = prepare(tiny(seed=7, trackers=("tensorboard",)), console).accelerator.trackers
     folder_of_events = str(Path(tiny().output_dir) / "tensorboard")
     assert (tracker.init_kwargs, tracker.logging_dir) == ({"purge_step": 2}, folder_of_events), "it drops later records"
     assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in (
@@ -458,7 +455,7 @@ def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_
 @pytest.mark.slow
 def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
     console = Console(record=True, width=40, file=io.StringIO())
-    run = Trainer(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console)
+    run = prepare(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console)
     run.close()
     assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in console.export_text()
 
@@ -469,7 +466,7 @@ def test_the_videos_of_a_run_inside_its_data_are_no_data(tiny, tmp_path, small_v
     validation.mkdir(parents=True)
     for folder in (tmp_path / "data", tmp_path / "data" / "run", validation):
         shutil.copy(small_video, folder / "video.mp4")
-    trainer = Trainer(tiny(data=str(tmp_path / "data"), output_dir=str(tmp_path / "data" / "run"), **LIGHT), quiet())
+    trainer = prepare(tiny(data=str(tmp_path / "data"), output_dir=str(tmp_path / "data" / "run"), **LIGHT), quiet())
     assert [span.info.path for span in trainer.clips.train.spans] == [tmp_path / "data" / "video.mp4"]
     trainer.close()
 
@@ -479,9 +476,9 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
     straight = tiny(output_dir=str(tmp_path / "straight"), **settings)
     train(straight, console=quiet())
     config = tiny(**settings)
-    trainer = Trainer(config, quiet())
+    trainer = prepare(config, quiet())
     with pytest.raises(Interrupted, match="stopped before the first update"):
-        trainer.run(StopAfter(trainer, 0))
+        train_to_the_end(trainer, StopAfter(trainer, 0))
     trainer.close()
     assert not Run(trainer.files.folder).checkpoints.all()
     run_to(config, 2)
@@ -497,20 +494,20 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
 
 
 def test_a_stop_between_the_first_validation_and_the_first_update_saves_nothing(tiny, monkeypatch):
-    monkeypatch.setattr(Trainer, "_is_validated", lambda _: True)
-    trainer, stop = Trainer(tiny(**LIGHT), quiet()), StopRequest()
+    monkeypatch.setattr(loop, "_is_validated", lambda _: True)
+    trainer, stop = prepare(tiny(**LIGHT), quiet()), StopRequest()
     stop.is_set = True
     with pytest.raises(Interrupted, match="stopped before the first update"):
-        trainer.run(stop)
+        train_to_the_end(trainer, stop)
     assert Run(trainer.files.folder).checkpoints.all() == []
     trainer.close()
 
 
 @pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(tiny):
-    trainer = Trainer(tiny(steps=4, save_every=1), quiet())
+    trainer = prepare(tiny(steps=4, save_every=1), quiet())
     with pytest.raises(Interrupted):
-        trainer.run(StopAfter(trainer, 2))
+        train_to_the_end(trainer, StopAfter(trainer, 2))
     trainer.state.step += 1
     state = trainer.state
     weight = next(iter(state.autoencoder.parameters()))
@@ -544,9 +541,9 @@ class Gate:
 
 @pytest.mark.slow
 def test_training_continues_while_a_checkpoint_is_written(tiny, tmp_path, monkeypatch):
-    trainer = Trainer(tiny(steps=4, save_every=1), quiet())
+    trainer = prepare(tiny(steps=4, save_every=1), quiet())
     with pytest.raises(Interrupted):
-        trainer.run(StopAfter(trainer, 2))
+        train_to_the_end(trainer, StopAfter(trainer, 2))
     state, checkpointer = trainer.state, trainer.checkpointer
     gate = Gate(monkeypatch)
     state.step = 3
@@ -587,14 +584,14 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
             time.sleep(0.01)
 
     monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", fail)
-    monkeypatch.setattr(trainer, "train_step", lambda state, *a, **b: updates.append(0) or train_step(state, *a, **b))
+    monkeypatch.setattr(loop, "train_step", lambda state, *a, **b: updates.append(0) or train_step(state, *a, **b))
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "save", save_and_wait)
         with pytest.raises(OSError, match="no space for step 2"):
             train(tiny(steps=5, save_every=2, val_every=5, **LIGHT), console=quiet())
     assert (steps, len(updates)) == ([2], 2), "no update after the failure"
     console = Console(record=True, width=1000, file=io.StringIO())
-    run = Trainer(tiny(), console)
+    run = prepare(tiny(), console)
     run.checkpointer.save(run.state)
     run.close()  # as after another error
     assert "warning: no space for step 0\n" in console.export_text()
@@ -621,10 +618,10 @@ def diverge(monkeypatch, has_diverged, name="train/grad_norm"):
         values = update(state, *arguments, **options)
         if has_diverged(state):
             state.step -= 1
-            raise _divergence_error(name, float("nan"), state.step)
+            raise divergence_error(name, float("nan"), state.step)
         return values
 
-    monkeypatch.setattr(trainer, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
 
 
 @pytest.mark.slow
@@ -635,7 +632,7 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
     straight = replace(straight, clips=replace(straight.clips, num_workers=1))  # the workers of before are replaced
     console, dropped = Console(record=True, width=1000, file=io.StringIO()), []
-    monkeypatch.setattr(trainer, "drop_after", lambda step, trackers: dropped.append((step, trackers)))
+    monkeypatch.setattr("telecine.training.records.drop_after", lambda step, trackers: dropped.append((step, trackers)))
     train(straight, console=console)
     assert dropped == [(2, [])]
     assert multiprocessing.active_children() == []
@@ -643,7 +640,7 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     assert f"warning: {text}\n" in console.export_text()
     rates = {r["step"]: r["train/lr"] for r in Run(tmp_path / "straight").history.read() if "train/lr" in r}
     assert rates == {1: 5e-4, 2: 1e-3, 3: 5e-4, 4: 5e-4}, "warm-up, then half"
-    (warning,) = _read_run(tmp_path / "straight", "straight").warnings
+    (warning,) = read_run(tmp_path / "straight", "straight").warnings
     assert (warning.step, warning.rule, warning.message) == (2, "rolled_back", text)
     shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
     shutil.rmtree(long_name(resumed, 4))
@@ -654,20 +651,20 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
 
 @pytest.mark.slow
 def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
-    run = Trainer(tiny(save_every=1, **LIGHT), quiet())
+    run = prepare(tiny(save_every=1, **LIGHT), quiet())
     with pytest.raises(Interrupted):
-        run.run(StopAfter(run, 1))
+        train_to_the_end(run, StopAfter(run, 1))
     diverge(monkeypatch, lambda state: True)
     helps = "off. Run the same command with --optimizer.lr 0.0005 --optimizer.disc_lr 5e-05: it resumes from step 1."
     with pytest.raises(TrainingError, match=rf"grad_norm.*at step 1\..*{re.escape(helps)}"):
-        run.run(StopRequest())
+        train_to_the_end(run, StopRequest())
     run.config = replace(run.config, on_divergence="rollback")
     with pytest.raises(TrainingError, match=r"off\. It went back 3 times already\. Run .*lr 6\.25e-05 .* step 1\."):
-        run.run(StopRequest())
+        train_to_the_end(run, StopRequest())
     run.state.rollbacks = []
     diverge(monkeypatch, lambda state: True, name="data")
     with pytest.raises(TrainingError, match=r"`data` must be finite.*Check the data"):
-        run.run(StopRequest())
+        train_to_the_end(run, StopRequest())
     assert run.state.rollbacks == []
 
 
@@ -710,10 +707,10 @@ def test_an_error_or_a_stop_while_the_latent_is_measured_loses_nothing(tiny, mon
         return decode(dataset, item)
 
     stop = StopRequest()
-    trainer = Trainer(tiny(steps=4, save_every=2, val_every=4, **LIGHT | {"latent_clips": 2}), quiet())
+    trainer = prepare(tiny(steps=4, save_every=2, val_every=4, **LIGHT | {"latent_clips": 2}), quiet())
     monkeypatch.setattr(ClipDataset, "__getitem__", read)
     with pytest.raises(DataError if error else Interrupted, match="deleted" if error else "step-00000002"):
-        trainer.run(stop)
+        train_to_the_end(trainer, stop)
     assert [step for step, _ in Run(trainer.files.folder).checkpoints.all()] == [2]
     trainer.close()
 
@@ -721,7 +718,7 @@ def test_an_error_or_a_stop_while_the_latent_is_measured_loses_nothing(tiny, mon
 def test_a_checkpoint_that_a_process_does_not_see_is_refused(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(Checkpoints, "newest_intact", lambda _: (tmp_path / "elsewhere", []))
     with pytest.raises(ValueError, match=r"`output_dir` must be a folder that all processes see, but got .* or copy"):
-        Trainer(tiny(**LIGHT), quiet())
+        prepare(tiny(**LIGHT), quiet())
 
 
 @pytest.mark.slow
@@ -746,17 +743,17 @@ def test_each_process_trains_on_its_part_of_the_clips(tiny, monkeypatch):
     def fail(_, sampler, **options):
         raise CalledError(sampler)
 
-    run = Trainer(tiny(), quiet())
-    run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
-    monkeypatch.setattr("telecine.training.trainer.ClipLoader", fail)
+    run = prepare(tiny(), quiet())
+    run.state.accelerator = SimpleNamespace(process_index=1, num_processes=3, device=torch.device("cpu"))
+    monkeypatch.setattr("telecine.training.clips.ClipLoader", fail)
     with pytest.raises(CalledError) as error:
-        next(run.batches(StopRequest()))
+        next(read_batches(run.config, run.state, run.clips.train, None, should_stop=lambda: False))
     assert (error.value.args[0].rank, error.value.args[0].num_ranks) == (1, 3)
 
 
 @pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(tiny):
-    Trainer(tiny(**LIGHT), quiet()).validate(StopRequest())
+    validate(prepare(tiny(**LIGHT), quiet()), StopRequest())
     train(tiny(steps=1, **LIGHT), console=quiet())
     records = validations(Run(Path(tiny().output_dir)).history.read())
     assert [record["step"] for record in records] == [0, 1]
@@ -793,12 +790,12 @@ def another_precision():
 
 @pytest.mark.slow
 def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_precision):
-    trainer = Trainer(tiny(mixed_precision="bf16", steps=3), quiet())
+    trainer = prepare(tiny(mixed_precision="bf16", steps=3), quiet())
     types = set()
     trainer.state.autoencoder.decoder.register_forward_hook(
         lambda module, _, out: types.add((module.training, out.dtype))
     )
-    trainer.run(StopRequest())
+    train_to_the_end(trainer, StopRequest())
     assert types == {(True, torch.bfloat16), (False, torch.float32)}
     saved = tensors(Run(trainer.files.folder).checkpoints.all()[-1][1])
     assert {tensor.dtype for name in ("ema", "model") for tensor in saved[f"{name}/model.safetensors"].values()} == {
@@ -826,16 +823,16 @@ def test_records_of_a_run_that_has_lost_its_checkpoints_are_not_removed(tiny, la
     run.history.write([{"step": step} for step in range(last + 1)])
     if last > 2 * config.save_every:
         with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
-            Trainer(config, console)
+            prepare(config, console)
     else:
-        Trainer(config, console)
+        prepare(config, console)
         assert f"without a checkpoint, the records up to step {last} are removed" in console.export_text()
     assert run.history.last_step() == (last if last > 2 * config.save_every else 0)
 
 
 def test_the_folder_of_a_run_must_not_be_that_of_the_data(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
-        Trainer(tiny(data=str(tmp_path), output_dir=str(tmp_path)), Console(quiet=True))
+        prepare(tiny(data=str(tmp_path), output_dir=str(tmp_path)), Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -849,6 +846,6 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     write_video(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
     with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):
         train(config, console=quiet())
-    Trainer(config, quiet(), change_data=True)
+    prepare(config, quiet(), change_data=True)
     shutil.copy(small_video, data / "a.mp4")
-    Trainer(config, quiet())
+    prepare(config, quiet())

@@ -29,8 +29,9 @@ from telecine.training import train
 from telecine.training.build import build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.interrupt import StopRequest
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
-from telecine.training.trainer import Trainer
 
 from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
 from .test_trainer import assert_equal_runs, resumed_copy
@@ -82,9 +83,9 @@ def quiet():
 @pytest.mark.parametrize("name", ["cogvideox", "temporal_decoder", "wan"])
 def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, name):
     config = diffusers_config(name)
-    trainer = Trainer(config, quiet())
+    trainer = prepare(config, quiet())
     before = {key: weight.clone() for key, weight in trainer.state.autoencoder.state_dict().items()}
-    trainer.run(StopRequest())
+    train_to_the_end(trainer, StopRequest())
     trained = trainer.state.autoencoder.eval()
     moved = [key for key, weight in trained.state_dict().items() if not torch.equal(weight, before[key])]
     assert any("encoder" in key for key in moved)
@@ -119,7 +120,7 @@ def check_statistics(trainer, config):
         torch.testing.assert_close(normalised * std + mean, latents)
     else:
         assert (latents * saved["scaling_factor"]).std(correction=0).item() == pytest.approx(1.0, rel=0.01)
-        assert saved["scaling_factor"] != trainer.normalisation["scaling_factor"]
+        assert saved["scaling_factor"] != trainer.first_normalisation["scaling_factor"]
 
 
 def copy_into_memory(model):
@@ -133,11 +134,11 @@ def copy_into_memory(model):
 def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_config, name):
     config = diffusers_config(name, trainable=TrainableConfig(weights="decoder"))
     clip = torch.rand(1, 3, config.clips.num_frames, config.clips.height, config.clips.width) * 2 - 1
-    trainer = Trainer(config, quiet())
+    trainer = prepare(config, quiet())
     copy_into_memory(trainer.state.autoencoder)
     with torch.no_grad():
         before = trainer.state.autoencoder.encode(clip).mode()
-    trainer.run(StopRequest())
+    train_to_the_end(trainer, StopRequest())
     trained = DiffusersAutoencoder.from_pretrained(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "ema")
     copy_into_memory(trained)
     with torch.no_grad():
@@ -216,10 +217,10 @@ def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
     for name, value in (("base_dim", 8), ("scale_factor_spatial", 16)):
         (tmp_path / "other.json").write_text(json.dumps(values | {name: value}))
         with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
-            Trainer(replace(config, model=str(tmp_path / "other.json")), quiet())
+            prepare(replace(config, model=str(tmp_path / "other.json")), quiet())
     (tmp_path / "wan").rename(tmp_path / "moved")
     console = Console(record=True, width=1000, file=StringIO())
-    trainer = Trainer(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
+    trainer = prepare(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
     assert trainer.state.step == 1
     assert f"instead of {config.model}" in console.export_text()
 
@@ -233,14 +234,14 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config, tmp_path):
         other.encoder.conv_in.bias += 1
     other.save_pretrained(config.model)
     with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
-        Trainer(replace(config, steps=2), quiet())
+        prepare(replace(config, steps=2), quiet())
 
 
 @pytest.mark.slow
 def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
     clips = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
-    trainer = Trainer(diffusers_config("wan", clips=clips), quiet())
-    trainer.run(StopRequest())
+    trainer = prepare(diffusers_config("wan", clips=clips), quiet())
+    train_to_the_end(trainer, StopRequest())
     assert trainer.state.step == 1
 
 
@@ -249,7 +250,7 @@ def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config
     build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
     monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     with pytest.raises(ValueError, match="gradients stay the same"):
-        Trainer(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
+        prepare(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
 
 
 @pytest.mark.slow
@@ -288,13 +289,13 @@ def test_temporal_chunks_train_the_same_weights(diffusers_config):
 def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(diffusers_config):
     trainable = TrainableConfig(weights="all", patterns=("decoder.conv_in.*",))
     with pytest.raises(ValueError, match=r"`objective.adaptive_weight.at` must be `reconstruction`"):
-        Trainer(diffusers_config("wan", trainable=trainable), quiet())
+        prepare(diffusers_config("wan", trainable=trainable), quiet())
     objective = replace(FULL, adaptive_weight=AdaptiveWeightConfig(at="reconstruction"))
-    Trainer(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
+    prepare(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
 
 
 @pytest.mark.slow
 def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
     clips = ClipConfig(num_frames=16, height=32, width=32, num_workers=0)
     with pytest.raises(ValueError, match="Use 17, the nearest"):
-        Trainer(diffusers_config("wan", clips=clips), quiet())
+        prepare(diffusers_config("wan", clips=clips), quiet())

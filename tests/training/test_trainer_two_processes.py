@@ -26,8 +26,9 @@ from telecine.settings import (
     TrainableConfig,
 )
 from telecine.training import Interrupted, train
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
 from telecine.training.tensor_files import saved_tensors
-from telecine.training.trainer import Trainer
 
 from ..models.tiny_models import tiny_model
 
@@ -57,9 +58,9 @@ class AfterOne:
 
 
 def train_one_step(config):
-    trainer = Trainer(config, Console(quiet=True))
+    trainer = prepare(config, Console(quiet=True))
     with pytest.raises(Interrupted):
-        trainer.run(AfterOne(trainer))
+        train_to_the_end(trainer, AfterOne(trainer))
     trainer.close()
 
 

@@ -18,8 +18,11 @@ from rich.console import Console
 from torch import distributed as dist
 
 from telecine.runs import Run
-from telecine.training import Interrupted, trainer
+from telecine.training import Interrupted
 from telecine.training.interrupt import StopRequest
+from telecine.training.loop import train_to_the_end
+from telecine.training.prepare import prepare
+from telecine.training.run import finish
 from telecine.training.step import DivergenceError
 
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
@@ -53,14 +56,14 @@ def train(path):
     config, (name, *stop, _) = pickle.loads(path.read_bytes()), path.name.split(".")
     if name == "fsdp2_resumed":
         copy_without_last_checkpoint(path.with_name("fsdp2"), Path(config.output_dir))
-    run = trainer.Trainer(config, Console(markup=False, highlight=False))
+    run = prepare(config, Console(markup=False, highlight=False))
     if name == "rolled_back" and dist.get_rank() == dist.get_world_size() - 1:
         run.checkpointer._begin = partial(fail_once, run)
     if not stop:
-        run.run(StopRequest())
-        return run.result()
+        train_to_the_end(run, StopRequest())
+        return finish(run)
     try:
-        run.run(StopAfter(run, int(stop[0])))
+        train_to_the_end(run, StopAfter(run, int(stop[0])))
     except Interrupted:
         return None
     raise AssertionError("it was not stopped")

@@ -157,7 +157,7 @@ def plan(
 ) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.base.devices import parse_memory
-    from telecine.training.planning.capacity import make_plan
+    from telecine.tools.plan.plan import make_plan
 
     available = None if memory is None else parse_memory(memory)
     make_plan(settings, available, check_count("num_processes", num_processes)).print_to(_console)

@@ -1,13 +1,18 @@
-"""Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs.
+"""Reads video files as training clips.
+
+Needs PyAV 17 or newer, which the extra `train` installs: earlier ones confuse BT.709, the colour matrix of HD video,
+with BT.601.
 
 | word | what it is |
 |---|---|
 | source | a file, an address, or a member of a tar file: one video, image or array |
-| segment | a source and the part of it to use, as a line of a list writes it |
-| span | consecutive frames of an indexed video, from `first_frame` to `last_frame` |
+| index, info | the timestamps and keyframes of a source: `VideoInfo` |
+| segment | a source and the part of it to use, as a line of a list writes it: `Segment` |
+| span | consecutive frames of an indexed source, from `first_frame` to `last_frame`: `Span` |
 | bucket | a clip size: frames, height, width, and how often it is trained on |
 | item | `(step, index)`: the number of a clip in a `ClipDataset` |
-| spec | the frames, crop and flips of a clip |
+| spec | the frames, crop and flips of a clip: `ClipSpec` |
+| frames | decoded frames, `(T, H, W, C)` |
 | clip | frames as the model sees them: `video`, with its `source` and `start` |
 | clip span | number of frames of the video from the first to the last frame of a clip |
 | batch | clips of one size |
@@ -25,12 +30,12 @@ from telecine.data.errors import DataError as DataError
 from telecine.data.errors import DecodeError as DecodeError
 from telecine.data.find import find_videos as find_videos
 from telecine.data.find import load_spans as load_spans
-from telecine.data.find import sample_videos as sample_videos
 from telecine.data.index import index_video as index_video
 from telecine.data.index import index_videos as index_videos
 from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
 from telecine.data.loader import ClipLoader as ClipLoader
 from telecine.data.loader import ReadingStopped as ReadingStopped
+from telecine.data.samples import sample_videos as sample_videos
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember
 from telecine.data.source import VideoInfo as VideoInfo

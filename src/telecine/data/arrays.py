@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +17,113 @@ from torch.nn import functional as F
 
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, check_frame, content_of
+from telecine.data.source import Source, TarMember, VideoInfo, check_frame, path_or_content
 from telecine.settings import ClipConfig
 
 _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _FPS = 25.0  # arrays have no times
 _MAX_UNPACKED = 2**31  # bytes of the array of an `.npz`, which is unpacked whole
-# What NumPy raises for other files, and for damaged, encrypted and invented ones.
+# Errors of NumPy for files that are no arrays, damaged or encrypted.
 _ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo:
-    """Index an array by its header. Raises a `DecodeError` for one of other channels, axes or values than `config`."""
-    values = _opened(source, deadline)
-    layout, dtype = config.layout or ("T H W" if values.ndim == 3 else "T H W C"), values.dtype
+    """Index an array by its header.
+
+    Args:
+        source: An `.npy` or `.npz` file.
+        config: Its `layout` and `range` describe the array, which must have its `channels`.
+        deadline: The time by which a file at an address must arrive.
+
+    Raises:
+        DecodeError: the file cannot be read, or has other axes, values or channels, or larger frames than `config`.
+    """
+    values = _open(source, deadline)
+    dtype = values.dtype
+    layout = config.layout
+    if layout is None:
+        layout = "T H W" if values.ndim == 3 else "T H W C"
     if values.ndim != len(layout.split()):
         raise DecodeError(f"{source}: shape {values.shape}, but not the axes {layout}; set `clips.layout`")
     if dtype.name not in _TYPES:
         raise DecodeError(f"{source}: values of {dtype}, which are not {', '.join(_TYPES)}")
     if dtype.kind == "f" and not config.range:
-        raise DecodeError(f"{source}: values of {dtype}, for which `clips.range` says what is black and white")
-    num_frames, height, width, found = _as_frames(values, layout).shape
-    if found != config.num_channels:
-        raise DecodeError(f"{source}: {found} channels, but `clips.channels` has {config.num_channels}")
+        raise DecodeError(f"{source}: values of {dtype}, for which `clips.range` must say what is black and white")
+    num_frames, height, width, num_channels = _as_frames(values, layout).shape
+    if num_channels != config.num_channels:
+        raise DecodeError(f"{source}: {num_channels} channels, but `clips.channels` has {config.num_channels}")
     check_frame(source, width, height, config)
-    stamps, fps = array("q", range(num_frames)), _FPS if "T" in layout else 1.0
-    info = VideoInfo(source, width, height, fps, stamps, stamps, time_base=1 / fps, is_image="T" not in layout)
-    return replace(info, layout=layout, range=config.range or (0.0, float(np.iinfo(dtype).max)))
+    is_image = "T" not in layout
+    fps = 1.0 if is_image else _FPS
+    numbers = array("q", range(num_frames))
+    return VideoInfo(
+        source,
+        width,
+        height,
+        fps,
+        pts=numbers,
+        keyframes=numbers,
+        time_base=1 / fps,
+        is_image=is_image,
+        layout=layout,
+        range=config.range or (0.0, float(np.iinfo(dtype).max)),
+    )
 
 
 def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
-    """Return frames of an array, float32 `(T, H, W, C)` in [-1, 1], resized with an antialiased bicubic filter.
+    """Read frames of an array, resized with an antialiased bicubic filter.
 
-    Raises a `DecodeError` if the file cannot be read any more, a `DataError` if a value is outside of the range.
+    Args:
+        info: The index of the array.
+        frames: Indices of the frames.
+        size: Height and width of the result.
+
+    Returns:
+        float32 `(T, H, W, C)` in [-1, 1].
+
+    Raises:
+        DecodeError: the file cannot be read any more.
+        DataError: a value is outside of the range of `info`.
     """
     low, high = info.range
-    values = _as_frames(_opened(info.path), info.layout)[frames.start : frames.stop : frames.step]
-    found = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
-    found = found if found.dtype == torch.float64 else found.float()
-    limits = np.array(info.range, values.dtype if values.dtype.kind == "f" else float)  # as the file can have them
-    if not (limits[0] <= float(found.min()) and float(found.max()) <= limits[1]):
-        text = f"values from {float(found.min()):g} to {float(found.max()):g} in frames {frames.start} to {frames[-1]}"
+    stored = _as_frames(_open(info.path), info.layout)[frames.start : frames.stop : frames.step]
+    values = torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))
+    if values.dtype != torch.float64:
+        values = values.float()
+    smallest = float(values.min())
+    largest = float(values.max())
+    # The limits as the type of the file rounds them: a float32 cannot be 0.1.
+    low_stored, high_stored = np.array(info.range, stored.dtype if stored.dtype.kind == "f" else float)
+    if not (low_stored <= smallest and largest <= high_stored):
+        text = f"values from {smallest:g} to {largest:g} in frames {frames.start} to {frames[-1]}"
         raise DataError(f"{info.path}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one.")
-    video = found.sub_(low).div_((high - low) / 2).sub_(1).float().clamp_(-1, 1)
+    video = values.sub_(low).div_((high - low) / 2).sub_(1).float().clamp_(-1, 1)
     if size == (info.height, info.width):
         return video
-    resized = F.interpolate(video.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp_(-1, 1)
+    channels_first = video.movedim(-1, 1)
+    resized = F.interpolate(channels_first, size, mode="bicubic", antialias=True).clamp_(-1, 1)
     return resized.movedim(1, -1)
 
 
 def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
-    """Write video `(T, C, H, W)` in [-1, 1], in parts, as an `.npy` in the layout, the range and the type of `info`."""
+    """Write video as an `.npy` with the layout, the range and the type of another array.
+
+    Args:
+        path: The file to write.
+        info: The index of the other array, with as many frames as `chunks` have together.
+        chunks: Video `(T, C, H, W)` in [-1, 1].
+    """
     low, high = info.range
-    dtype, start, output = _opened(info.path).dtype.newbyteorder("="), 0, None
+    dtype = _open(info.path).dtype.newbyteorder("=")
+    output: Any = None
+    start = 0
     for chunk in chunks:
         values = (chunk.movedim(1, -1).double().cpu() + 1) * ((high - low) / 2) + low
-        values = values if dtype.kind == "f" else values.round()
+        if dtype.kind != "f":
+            values = values.round()
         if output is None:
-            sizes = dict(zip("THWC", (info.num_frames, *values.shape[1:]), strict=True))
+            height, width, num_channels = values.shape[1:]
+            sizes = {"T": info.num_frames, "H": height, "W": width, "C": num_channels}
             shape = tuple(sizes[axis] for axis in info.layout.split())
             output = _as_frames(np.lib.format.open_memmap(path, "w+", dtype, shape), info.layout)
         output[start : start + len(values)] = values.numpy().astype(dtype)
@@ -84,19 +132,22 @@ def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
 
 
 def _as_frames(values: Any, layout: str) -> Any:
-    return rearrange(values, f"{layout} -> {' '.join(axis if axis in layout else '1' for axis in 'THWC')}")
+    """Return a view of an array with the axes `T H W C`; missing ones have the length 1."""
+    axes = [axis if axis in layout else "1" for axis in "THWC"]
+    return rearrange(values, f"{layout} -> {' '.join(axes)}")
 
 
-def _opened(source: Source, deadline: Deadline | None = None) -> Any:
+def _open(source: Source, deadline: Deadline | None = None) -> Any:
     with decode_errors(source, _ERRORS):
-        values = open_local(source, _open, deadline)
+        values = open_local(source, _load, deadline)
         if 0 in values.shape:
             raise ValueError(f"an empty array, of shape {values.shape}")
         return values
 
 
-def _open(source: Path | TarMember) -> Any:
-    loaded = np.load(content_of(source), None if isinstance(source, TarMember) else "r", allow_pickle=False)
+def _load(source: Path | TarMember) -> Any:
+    content = path_or_content(source)
+    loaded = np.load(content, mmap_mode="r" if isinstance(content, Path) else None, allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return loaded
     with loaded as archive:

@@ -41,58 +41,128 @@ class ClipSpec:
     @property
     def orientation(self) -> str:
         """How the clip is mirrored and then turned, in words; empty if it is neither."""
-        mirrored = "mirrored" if self.flip ^ self.upside_down ^ self.transpose else ""
-        turns = ("", "turned by 180°"), ("turned by 90° to the left", "turned by 90° to the right")
-        return ", ".join(filter(None, (mirrored, turns[self.transpose][self.upside_down])))
+        words = []
+        if self.flip ^ self.upside_down ^ self.transpose:
+            words.append("mirrored")
+        if self.transpose and self.upside_down:
+            words.append("turned by 90° to the right")
+        elif self.transpose:
+            words.append("turned by 90° to the left")
+        elif self.upside_down:
+            words.append("turned by 180°")
+        return ", ".join(words)
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
-    """Decode the frames of a clip, `(T, H, W, C)` of `config.bit_depth`, at the size before its crop."""
+    """Decode the frames of a clip at the size before its crop.
+
+    Args:
+        spec: The frames to decode.
+        bucket: The size of the clip.
+        config: Its `scale_jitter` enlarges the frames; `channels` and `bit_depth` determine their values.
+
+    Returns:
+        Frames `(T, H, W, C)`, see `read_clip`.
+    """
     info = spec.span.info
-    size = bucket.decode_size(info.height, info.width, config.scale_jitter)
-    return read_clip(info, spec.start, bucket.num_frames, config.stride, size, config.max_pixels, config.pixel_format)
+    return read_clip(
+        info,
+        spec.start,
+        num_frames=bucket.num_frames,
+        stride=config.stride,
+        size=bucket.decode_size(info.height, info.width, config.scale_jitter),
+        max_pixels=config.max_pixels,
+        pixels=config.pixel_format,
+    )
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
-    """Crop, flip and convert decoded frames `(T, H, W, C)`. Resize the crop if it is larger than the clip."""
-    size = (bucket.height, bucket.width)
-    sides = zip(size, frames.shape[1:3], strict=True)
-    height, width = (min(round(side * spec.crop_scale), limit) for side, limit in sides)
-    top = round(spec.top * (frames.shape[1] - height))
-    left = round(spec.left * (frames.shape[2] - width))
+    """Crop, flip and convert decoded frames. Resize the crop if it is larger than the clip.
+
+    Args:
+        frames: Decoded frames `(T, H, W, C)`, see `decode_clip`.
+        spec: The crop and the flips.
+        bucket: The size of the clip.
+    """
+    num_rows, num_columns = frames.shape[1:3]
+    height = min(round(bucket.height * spec.crop_scale), num_rows)
+    width = min(round(bucket.width * spec.crop_scale), num_columns)
+    top = round(spec.top * (num_rows - height))
+    left = round(spec.left * (num_columns - width))
     frames = frames[:, top : top + height, left : left + width]
-    axes = [axis for axis, is_flipped in ((1, spec.upside_down), (2, spec.flip)) if is_flipped]
-    stored = frames.view(torch.int16) if frames.dtype == torch.uint16 else frames  # PyTorch does not flip uint16
-    frames = stored.flip(axes).view(frames.dtype) if axes else frames
-    video = video_from_bytes(frames.transpose(1, 2) if spec.transpose else frames)
+    flipped_axes = []
+    if spec.upside_down:
+        flipped_axes.append(1)
+    if spec.flip:
+        flipped_axes.append(2)
+    if flipped_axes:
+        frames = _flip(frames, flipped_axes)
+    if spec.transpose:
+        frames = frames.transpose(1, 2)
+    video = video_from_bytes(frames)
+    size = (bucket.height, bucket.width)
     if video.shape[2:] != size:
-        resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+        frames_first = video.transpose(0, 1)
+        resized = F.interpolate(frames_first, size, mode="bilinear", antialias=True, align_corners=False)
         video = resized.transpose(0, 1).contiguous()
     info = spec.span.info
-    return {"video": video, "source": str(info.path), "start": spec.start, "fps": info.fps / spec.stride}
+    return {
+        "video": video,
+        "source": str(info.path),
+        "start": spec.start,
+        "fps": info.fps / spec.stride,
+    }
+
+
+def _flip(frames: Tensor, axes: list[int]) -> Tensor:
+    if frames.dtype == torch.uint16:  # PyTorch does not flip uint16
+        return frames.view(torch.int16).flip(axes).view(torch.uint16)
+    return frames.flip(axes)
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:
-    """Convert uint8 or uint16 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1].
+    """Convert decoded frames to video for the model.
 
-    Those of arrays, float32 in [-1, 1], keep their values.
+    Args:
+        frames: `(..., T, H, W, C)`: uint8, uint16, or float32 in [-1, 1], which keeps its values.
+
+    Returns:
+        float32 `(..., C, T, H, W)` in [-1, 1].
+
+    Raises:
+        ValueError: `frames` has another type or fewer than four axes.
     """
-    if frames.dtype == torch.float32 and frames.ndim >= 4:
+    has_axes = frames.ndim >= 4
+    if frames.dtype == torch.float32 and has_axes:
         return frames.movedim(-1, -4).contiguous()
-    if frames.dtype not in (torch.uint8, torch.uint16) or frames.ndim < 4:
+    if frames.dtype not in (torch.uint8, torch.uint16) or not has_axes:
         raise argument_error("frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
-    moved = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
-    return moved.div_(127.5 if frames.dtype == torch.uint8 else 32767.5).sub_(1.0)
+    half = 127.5 if frames.dtype == torch.uint8 else 32767.5
+    video = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
+    return video.div_(half).sub_(1.0)
 
 
 def bytes_from_video(video: Tensor, bit_depth: Literal[8, 16] = 8) -> Tensor:
-    """Convert floating-point video `(..., C, T, H, W)` in [-1, 1] to uint8 or uint16 frames `(..., T, H, W, C)`.
+    """Convert video to frames, rounded and clamped. This is the exact inverse of `video_from_bytes`.
 
-    Values are rounded and clamped. This is the exact inverse of `video_from_bytes`.
+    Args:
+        video: Floating point `(..., C, T, H, W)` in [-1, 1].
+        bit_depth: 8 for uint8, 16 for uint16.
+
+    Returns:
+        Frames `(..., T, H, W, C)`.
+
+    Raises:
+        ValueError: `video` is not floating point, or has fewer than four axes.
     """
     if not video.is_floating_point() or video.ndim < 4:
         raise argument_error("video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1].")
-    half, dtype = (127.5, torch.uint8) if bit_depth == 8 else (32767.5, torch.uint16)
+    if bit_depth == 8:
+        half = 127.5
+        dtype = torch.uint8
+    else:
+        half = 32767.5
+        dtype = torch.uint16
     scaled = video.detach().float().add(1.0).mul_(half).clamp_(0.0, 2 * half).round_()
     return scaled.to(dtype).movedim(-4, -1).contiguous()
 
@@ -103,5 +173,5 @@ def pixels_sha256(frames: Tensor) -> str:
 
 
 def clips_sha256(hashes: Iterable[str]) -> str:
-    """Return one hash of clips from `pixels_sha256` of each, in order. Equal hashes mean equal clips."""
+    """Return one hash for clips from the `pixels_sha256` of each clip, in order. Equal hashes mean equal clips."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

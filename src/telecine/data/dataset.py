@@ -4,9 +4,8 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
-from itertools import accumulate, product
-from typing import TypeAlias
+from itertools import accumulate
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,31 +30,42 @@ Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the se
 
 
 class _SpanPool:
-    """The spans that are long enough for a clip. Raises a `DataError` if there are none.
+    """The spans that are long enough for a clip. All positions of a clip in them are equally likely.
 
-    All positions of a clip are equally likely, or with `by_file` all files, and all positions in each.
+    Raises:
+        DataError: no span is long enough.
     """
 
-    def __init__(self, spans: Sequence[Span], clip_span: int, *, by_file: bool = False) -> None:
+    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
         self.spans = [span for span in spans if span.num_starts(clip_span) > 0]
         if not self.spans:
             contract = f"at least one span of {clip_span} frames, (num_frames - 1) * stride + 1"
             remedy = "Use fewer frames or a smaller stride."
             raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
         self._ends = list(accumulate(span.num_starts(clip_span) for span in self.spans))
-        files: dict[Source, list[Span]] = {}
-        for span in self.spans if by_file else ():
-            files.setdefault(span.info.path, []).append(span)
-        self._files = [_SpanPool(each, clip_span) for each in files.values()]
 
     def draw(self, generator: torch.Generator) -> tuple[Span, int]:
         """Draw a span and the index of a clip's first frame in its video."""
-        if self._files:
-            return self._files[int(torch.randint(len(self._files), (), generator=generator))].draw(generator)
         position = int(torch.randint(self._ends[-1], (), generator=generator))
-        which = bisect_right(self._ends, position)
-        span = self.spans[which]
-        return span, span.first_frame + position - (self._ends[which - 1] if which else 0)
+        index = bisect_right(self._ends, position)
+        begin = self._ends[index - 1] if index > 0 else 0
+        span = self.spans[index]
+        return span, span.first_frame + position - begin
+
+
+class _FilePool(_SpanPool):
+    """A pool with all files equally likely, and then all positions of a clip in the file."""
+
+    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
+        super().__init__(spans, clip_span)
+        files: dict[Source, list[Span]] = {}
+        for span in self.spans:
+            files.setdefault(span.info.path, []).append(span)
+        self._files = [_SpanPool(file_spans, clip_span) for file_spans in files.values()]
+
+    def draw(self, generator: torch.Generator) -> tuple[Span, int]:
+        index = int(torch.randint(len(self._files), (), generator=generator))
+        return self._files[index].draw(generator)
 
 
 class ClipDataset(Dataset[Clip]):
@@ -72,6 +82,7 @@ class ClipDataset(Dataset[Clip]):
     Args:
         spans: Frames of videos, images, or both. If there are only images, all clips are images.
         config: If its `cache` is on, the constructor decodes all frames.
+        seed: Determines all draws.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
@@ -84,66 +95,106 @@ class ClipDataset(Dataset[Clip]):
         self.config = config
         self.seed = seed
         self.image_ratio = _image_ratio(videos, images, config)
-        lengths = {bucket.num_frames: config.span_of(bucket) for bucket in config.train_buckets if self.image_ratio < 1}
-        pool = partial(_SpanPool, by_file=config.weighting == "files")
-        self._videos = {num_frames: pool(videos, clip_span) for num_frames, clip_span in lengths.items()}
-        self._images = pool(images, clip_span=1) if self.image_ratio > 0 else None
-        pools = [*self._videos.values(), *([self._images] if self._images else [])]
-        used = {id(span) for pool in pools for span in pool.spans}
-        self.spans = [span for span in spans if id(span) in used]
-        self.cache = _DecodedCache(self.spans, config) if config.cache else None
+        pool_class = _FilePool if config.weighting == "files" else _SpanPool
+        self._videos: dict[int, _SpanPool] = {}  # by the number of frames of a clip
+        self._images: _SpanPool | None = None
+        if self.image_ratio < 1:
+            for bucket in config.train_buckets:
+                if bucket.num_frames not in self._videos:
+                    self._videos[bucket.num_frames] = pool_class(videos, config.span_of(bucket))
+        if self.image_ratio > 0:
+            self._images = pool_class(images, clip_span=1)
+        self.spans = self._used_spans(spans)
+        self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._logged: set[Source] = set()
 
+    def _used_spans(self, spans: Sequence[Span]) -> list[Span]:
+        """Return the spans that clips are drawn from, in their order."""
+        pools = list(self._videos.values())
+        if self._images is not None:
+            pools.append(self._images)
+        used = {id(span) for pool in pools for span in pool.spans}  # by identity: spans may be equal
+        return [span for span in spans if id(span) in used]
+
     def __getitem__(self, item: int | Item) -> Clip:
-        return make_clip(*self.decode(item))
+        frames, spec, bucket = self.decode(item)
+        return make_clip(frames, spec, bucket)
 
     def decode(self, item: int | Item) -> tuple[Tensor, ClipSpec, Bucket]:
-        """Return the arguments of `make_clip` for an item: frames `(T, H, W, C)`, the spec and the size."""
+        """Return the arguments of `make_clip` for an item: frames `(T, H, W, C)`, the spec and the size.
+
+        Raises:
+            DataError: 16 clips in a row cannot be decoded.
+        """
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
         for attempt in range(_MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
             try:
-                frames = self.cache.read(spec.span, spec.start, bucket) if self.cache else None
-                return decode_clip(spec, bucket, self.config) if frames is None else frames, spec, bucket
+                frames = None
+                if self.cache is not None:
+                    frames = self.cache.read(spec.span, spec.start, bucket)
+                if frames is None:
+                    frames = decode_clip(spec, bucket, self.config)
+                return frames, spec, bucket
             except DecodeError as error:
-                if (path := spec.span.info.path) not in self._logged:
+                path = spec.span.info.path
+                if path not in self._logged:
                     self._logged.add(path)
                     logger.warning("replacing clips that cannot be decoded: %s", error)
         got = f"{_MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
-    def names_of(self, items: Sequence[tuple[int, int]]) -> list[str]:
+    def names_of(self, items: Sequence[Item]) -> list[str]:
         """Return the names of items `(step, index)` of one step. Clips of one name are equal."""
-        pool, bucket = self._draw_pool(items[0][0])
+        first_step, _ = items[0]
+        pool, bucket = self._draw_pool(first_step)
         kind = "image" if pool is self._images else "video"
         return [f"{kind}-{bucket}-{self._number(index)}" for _, index in items]
 
+    def spec_at(self, step: int, index: int) -> ClipSpec:
+        """Return the frames, the crop and the flips of item `(step, index)`, before any replacement."""
+        pool, _ = self._draw_pool(step)
+        return self._draw_spec(pool, index, attempt=0)
+
     def source_at(self, step: int, index: int) -> str:
         """Return the file of item `(step, index)`, before any replacement."""
-        return str(self._draw_spec(self._draw_pool(step)[0], index, attempt=0).span.info.path)
+        return str(self.spec_at(step, index).span.info.path)
 
     def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))
-        bucket = _draw_bucket(self.config.train_buckets, generator)
+        bucket = draw_bucket(self.config.train_buckets, generator)
         is_image = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
         if is_image and self._images is not None:
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
+        # The order of the draws determines all clips.
         generator = torch.Generator().manual_seed(seed_of(self.seed, self._number(index), attempt))
         span, start = pool.draw(generator)
-        scale, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-        turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
-        crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
-        is_flipped = self.config.random_flip and flip < 0.5
-        upside_down, transpose = map(bool, turns)
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, self.config.stride)
+        zoom, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        upside_down = False
+        transpose = False
+        if self.config.random_orientation:
+            upside_down, transpose = (torch.rand(2, generator=generator) < 0.5).tolist()
+        return ClipSpec(
+            span,
+            start,
+            crop_scale=1.0 + zoom * (self.config.scale_jitter - 1.0),
+            top=top,
+            left=left,
+            flip=self.config.random_flip and flip < 0.5,
+            upside_down=upside_down,
+            transpose=transpose,
+            stride=self.config.stride,
+        )
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
-        return index if self.config.num_clips is None else index % self.config.num_clips
+        if self.config.num_clips is None:
+            return index
+        return index % self.config.num_clips
 
 
 def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipConfig) -> float:
@@ -158,51 +209,95 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
     return config.image_ratio
 
 
-def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
+def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
+    """Draw a clip size, with probabilities proportional to the weights."""
     ends = list(accumulate(bucket.weight for bucket in buckets))
     point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
-    return buckets[min(bisect_right(ends, point), len(buckets) - 1)]
+    index = bisect_right(ends, point)
+    return buckets[min(index, len(buckets) - 1)]  # the product may be rounded up to the end
 
 
-class _DecodedCache:
-    """All frames of spans without damage at each training resolution, in memory that worker processes share."""
+class DecodedCache:
+    """All frames of spans without damage at each training resolution, in memory that worker processes share.
+
+    Raises:
+        ValueError: the frames do not fit in memory.
+    """
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
-        memory, needed = machine_memory(), num_cached_bytes(spans, config)
-        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
-        if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
-            each = f" in each of {num_processes} processes" if num_processes > 1 else ""
-            contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
-            got = f"on for {needed / 2**30:.1f} GiB of decoded frames{each}"
-            raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")
+        _check_memory(spans, config)
         self.config = config
         self._frames: dict[tuple[Span, int, int], Tensor] = {}
-        for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
+        for decoding in with_progress(_decodings(spans, config), "decoding videos"):
+            span = decoding.span
             try:
-                limit, pixels = config.max_pixels, config.pixel_format
-                frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, limit, pixels)
-                self._frames[span, bucket.height, bucket.width] = frames
-            except DecodeError as error:  # noqa: PERF203 - decoding is slower
+                frames = read_clip(
+                    span.info,
+                    span.first_frame,
+                    num_frames=span.num_frames,
+                    size=(decoding.height, decoding.width),
+                    max_pixels=config.max_pixels,
+                    pixels=config.pixel_format,
+                )
+            except DecodeError as error:
                 logger.warning("not cached: %s", error)
+            else:
+                self._frames[span, decoding.bucket.height, decoding.bucket.width] = frames
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
-        """Return the frames `(T, H, W, C)` of a clip from frame `start`, as a view; None if a frame is damaged."""
-        frames, offset = self._frames.get((span, bucket.height, bucket.width)), start - span.first_frame
-        return None if frames is None else frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
+        """Return the frames of a clip as a view.
+
+        Args:
+            span: The span of the clip.
+            start: Index of the clip's first frame in the video.
+            bucket: The size of the clip.
+
+        Returns:
+            Frames `(T, H, W, C)`, or None if a frame of the span is damaged.
+        """
+        frames = self._frames.get((span, bucket.height, bucket.width))
+        if frames is None:
+            return None
+        first = start - span.first_frame
+        return frames[first : first + self.config.span_of(bucket) : self.config.stride]
+
+
+def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
+    memory = machine_memory()
+    needed = num_cached_bytes(spans, config)
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
+    if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
+        contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
+        got = f"on for {needed / 2**30:.1f} GiB of decoded frames"
+        if num_processes > 1:
+            got += f" in each of {num_processes} processes"
+        raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")
 
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    return config.num_channels * sum(
-        span.num_frames * height * width * (4 if span.info.layout else config.bit_depth // 8)
-        for span, _, (height, width) in _resolutions(spans, config)
-    )
+    total = 0
+    for span, _, height, width in _decodings(spans, config):
+        bytes_per_value = 4 if span.info.layout else config.bit_depth // 8
+        total += span.num_frames * height * width * config.num_channels * bytes_per_value
+    return total
 
 
-def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:
-    """Return each span with one bucket of each height and width, and the size to decode it at."""
-    buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values()
-    return [
-        (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
-        for bucket, span in product(buckets, spans)
-    ]
+class _Decoding(NamedTuple):
+    """A span, a clip size, and the height and width to decode the span at for it."""
+
+    span: Span
+    bucket: Bucket
+    height: int
+    width: int
+
+
+def _decodings(spans: Sequence[Span], config: ClipConfig) -> list[_Decoding]:
+    """Return each span with one bucket of each height and width."""
+    buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}
+    decodings = []
+    for bucket in buckets.values():
+        for span in spans:
+            height, width = bucket.decode_size(span.info.height, span.info.width, config.scale_jitter)
+            decodings.append(_Decoding(span, bucket, height, width))
+    return decodings

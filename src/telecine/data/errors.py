@@ -1,4 +1,4 @@
-"""The errors of data that cannot be used, and the deadline by which a file must be read."""
+"""Errors of data that cannot be used, and the deadline for reading a file."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,11 @@ class DataError(ValueError):
     """The data cannot be used: nothing was found, nothing can be decoded, or everything is too short."""
 
     def __str__(self) -> str:
-        # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
         text = super().__str__()
-        text = text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
-        return text.replace("\n", "\\n")  # of a file's name: it must not look like a line of ours
+        if "Original Traceback" in text:
+            # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
+            text = text.strip().rpartition(f"{type(self).__name__}: ")[2]
+        return text.replace("\n", "\\n")  # a line break in a file name must not look like a line of ours
 
 
 class DecodeError(DataError):
@@ -26,18 +27,31 @@ class DecodeError(DataError):
 
 @contextmanager
 def decode_errors(source: object, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Raise a `DecodeError` that names the file, for `errors` of a library and of the system."""
+    """Convert errors of a library or of the system to a `DecodeError` that names the file.
+
+    Args:
+        source: The file.
+        errors: The classes of errors to convert. A `DataError` among them is raised unchanged.
+
+    Raises:
+        DecodeError: the `with` block raised one of `errors`.
+    """
     try:
         yield
     except errors as error:
         if isinstance(error, DataError):
             raise
-        raise DecodeError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DecodeError(f"{source}: {reason}") from error
 
 
 @contextmanager
 def thread_errors() -> Iterator[None]:
-    """Raise a `DataError` where Python cannot start a thread, which would be a bare `RuntimeError`."""
+    """Convert the `RuntimeError` of Python when the system starts no more threads.
+
+    Raises:
+        DataError: a thread could not be started in the `with` block.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -48,21 +62,32 @@ def thread_errors() -> Iterator[None]:
 
 
 class Deadline:
-    """The time by which a source must be read, `seconds` from now: a small file can make endless work."""
+    """The time by which a source must be read. A small file can cause endless work.
+
+    Args:
+        source: The file, for the error.
+        seconds: Time until the deadline.
+    """
 
     def __init__(self, source: object, seconds: float = TIMEOUT) -> None:
-        self._source, self._seconds = source, seconds
+        self._source = source
+        self._seconds = seconds
         self._end = time.monotonic() + seconds
 
     def seconds_left(self) -> float:
-        """Return the seconds until the deadline; raise a `DataError` after it, since a skip would depend on speed."""
-        if (left := self._end - time.monotonic()) > 0:
+        """Return the seconds until the deadline.
+
+        Raises:
+            DataError: the deadline has passed. The file is not skipped: the data would depend on the machine's speed.
+        """
+        left = self._end - time.monotonic()
+        if left > 0:
             return left
         remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
         raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
 
     def limit(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items until the deadline."""
+        """Yield `items`, and check the deadline at each of them, see `seconds_left`."""
         for item in items:
             self.seconds_left()
             yield item

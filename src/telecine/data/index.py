@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
-from typing import TypeAlias
+from typing import NamedTuple
 
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from PIL import ExifTags
+from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
-from telecine.data.decode import FORMATS, VIDEO_ERRORS, decoded_frames, displayed, open_image, open_video
+from telecine.data.decode import VIDEO_ERRORS, decoded_frames, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
+from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
+from telecine.data.pixels import displayed_shape
 from telecine.data.remote import open_local
 from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, kind_of
 from telecine.settings import ClipConfig
@@ -32,13 +35,15 @@ _LONG_GOP = 300  # frames after a single keyframe, with which reading a clip tak
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
 # FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
-_DEFAULT_FPS, _MAX_DEVIATION = 25.0, 0.05  # the stream's frame rate is a guess where it varies
-_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
+_DEFAULT_FPS = 25.0
+_MAX_FPS_DEVIATION = 0.05  # the stream's frame rate is a guess where it varies
 _NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
 _MAX_EXPANSION = 4
-
-_Stamps: TypeAlias = list[tuple[int, bool]]  # the timestamp of each frame, and whether it is a keyframe
+# Codecs with hidden frames in packets of their own.
+_CODECS_WITH_HIDDEN_FRAMES = ("vp8",)
+# Decoders that give each frame the timestamp of its packet, also after seeking.
+_CODECS_WITH_PACKET_TIMESTAMPS = ("h264", "hevc")
 
 
 @dataclass(frozen=True)
@@ -68,29 +73,17 @@ def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = 
             frame, or has more frames than a file of its size can have, or other channels, axes or values than `config`.
         DataError: it is not read within `config.timeout` seconds.
     """
-    source, config = as_source(path), config or ClipConfig()
+    source = as_source(path)
+    if config is None:
+        config = ClipConfig()
     deadline = Deadline(source, config.timeout)
-    if kind_of(source) == "images" and (info := _index_image(source, config, deadline)):
-        return info
     if kind_of(source) == "arrays":
         return index_array(source, config, deadline)
-    with decode_errors(source, VIDEO_ERRORS):
-        open_local(source, lambda local: check_tables(local, deadline), deadline)
-    first, stored_aspect = _first_frame(source, config, deadline)
-    stamps, fps, time_base, seekable = _scan_packets(source, config, deadline)
-    if not seekable or stamps[0][0] != first.pts:
-        stamps, seekable = _scan_frames(source, config, deadline)
-    height, width, aspect = displayed(first, stored_aspect)
-    check_frame(source, width, height, config)
-    pts = array("q", (pts for pts, _ in stamps))
-    keyframes = array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key))
-    fps, time_base = (_frame_rate(stamps, time_base, fps), time_base) if seekable else (fps, 1 / fps)
-    info = VideoInfo(source, width, height, fps, pts, keyframes, seekable, time_base, sample_aspect_ratio=aspect)
-    if info.num_frames > _LONG_GOP and not (seekable and len(info.keyframes) > 1):
-        text = "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache "
-        text += "decoded frames, or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
-        logger.warning(text, source, info.num_frames)
-    return info
+    if kind_of(source) == "images":
+        info = _index_image(source, config, deadline)
+        if info is not None:
+            return info
+    return _index_video(source, config, deadline)
 
 
 def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
@@ -99,20 +92,65 @@ def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
     Damage after the header shows when the image is read, except in PNG files.
     """
     with open_image(source, deadline) as image:
-        if image.format == "PNG" and getattr(image, "is_animated", False):
+        if image.format == "PNG" and is_animated(image):
             return None
         check_frame(source, *image.size, config)
-        transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
-        width, height = image.size[::-1] if transposed else image.size
-    return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
+        width, height = upright_size(image)
+    first = array("q", [0])
+    return VideoInfo(source, width, height, fps=1.0, pts=first, keyframes=first, is_image=True)
+
+
+def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo:
+    with decode_errors(source, VIDEO_ERRORS):
+        open_local(source, lambda local: check_tables(local, deadline), deadline)
+    first_frame, stored_aspect = _read_first_frame(source, config, deadline)
+    with open_video(source, config.max_pixels, deadline) as (container, stream):
+        scan = scan_packets(source, container, stream, deadline)
+    frames = scan.frames
+    fps = scan.fps
+    time_base = scan.time_base
+    seekable = scan.has_exact_times and frames[0].pts == first_frame.pts
+    if not seekable:
+        frames, seekable = _scan_frames(source, config, deadline)
+    if seekable:
+        fps = average_frame_rate([frame.pts for frame in frames], time_base, fps)
+    else:
+        time_base = 1 / fps
+    height, width, aspect = displayed_shape(first_frame, stored_aspect)
+    check_frame(source, width, height, config)
+    info = VideoInfo(
+        source,
+        width,
+        height,
+        fps,
+        pts=array("q", [frame.pts for frame in frames]),
+        keyframes=array("q", [index for index, frame in enumerate(frames) if frame.is_keyframe]),
+        seekable=seekable,
+        time_base=time_base,
+        sample_aspect_ratio=aspect,
+    )
+    has_long_gop = not seekable or len(info.keyframes) <= 1
+    if has_long_gop and info.num_frames > _LONG_GOP:
+        text = "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache "
+        text += "decoded frames, or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
+        logger.warning(text, source, info.num_frames)
+    return info
 
 
 def index_videos(
     paths: Iterable[str | PathLike[str] | Source], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Index videos and images in parallel threads with the function `index`.
+    """Index videos, images and arrays in parallel threads.
 
-    Return the infos in order, and the skipped files, also logged. Raise a `DataError` with reasons if all are skipped.
+    Args:
+        paths: The files.
+        index: The function that indexes one file. If it raises a `DecodeError`, the file is skipped.
+
+    Returns:
+        The indices in order, and the skipped files, which are also logged.
+
+    Raises:
+        DataError: all files are skipped, with the reasons.
     """
 
     def index_or_skip(source: Source) -> VideoInfo | Skipped:
@@ -122,16 +160,21 @@ def index_videos(
             return Skipped(source, str(error).removeprefix(f"{source}: "))
 
     sources = [as_source(path) for path in paths]
+    infos: list[VideoInfo] = []
+    skipped: list[Skipped] = []
     with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = [*with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))]
-    infos = [result for result in results if isinstance(result, VideoInfo)]
-    skipped = [result for result in results if isinstance(result, Skipped)]
+        results = pool.map(index_or_skip, sources)
+        for result in with_progress(results, "indexing files", total=len(sources)):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            else:
+                infos.append(result)
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {Skipped.listed(skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error("data", "at least one decodable file", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d files: %s", len(skipped), len(results), Skipped.listed(skipped))
+        logger.warning("skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped))
     return infos, skipped
 
 
@@ -140,85 +183,168 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
     longest: dict[Source, int] = {}
     for span in spans:
         if not span.info.is_image:
-            longest[span.info.path] = max(span.num_frames, longest.get(span.info.path, 0))
-    short = [Skipped(path, f"{frames} frames") for path, frames in longest.items() if frames < clip_span]
+            path = span.info.path
+            longest[path] = max(span.num_frames, longest.get(path, 0))
+    short = [Skipped(path, f"{num_frames} frames") for path, num_frames in longest.items() if num_frames < clip_span]
     if short:
         text = "%d of %d files are shorter than %d frames, and not used: %s"
         logger.warning(text, len(short), len(longest), clip_span, Skipped.listed(short))
     return len(short)
 
 
-def _first_frame(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
+def _read_first_frame(source: Source, config: ClipConfig, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
     """Return the first displayed frame, if the stream can be decoded, and the aspect ratio of its pixels."""
-    with open_video(path, config.max_pixels, deadline) as (container, stream):
-        check_frame(path, stream.codec_context.width or 1, stream.codec_context.height or 1, config)
+    with open_video(source, config.max_pixels, deadline) as (container, stream):
+        codec = stream.codec_context
+        check_frame(source, codec.width or 1, codec.height or 1, config)
         frame = next(decoded_frames(deadline.limit(container.demux(stream))), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
     if frame is None:
-        raise DecodeError(f"{path}: no frame can be decoded")
+        raise DecodeError(f"{source}: no frame can be decoded")
     if frame.is_corrupt:
-        raise DecodeError(f"{path}: its first frame is corrupt")
+        raise DecodeError(f"{source}: its first frame is corrupt")
     return frame, aspect
 
 
-def _scan_packets(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
-    """Read all packets; return timestamps, the stream's frame rate, time base in seconds, and whether stamps are exact.
+class FrameTime(NamedTuple):
+    """A displayed frame: its timestamp, or its index where the file has no exact ones."""
 
-    They are if there is a distinct one for every displayed frame, and for no other, in display order.
+    pts: int
+    is_keyframe: bool
+
+
+class PacketScan(NamedTuple):
+    """What the packets of a file tell about its frames."""
+
+    frames: list[FrameTime]  # in the order of their timestamps
+    fps: float  # the stream's own frame rate
+    time_base: float  # unit of timestamps in seconds
+    has_exact_times: bool  # whether all displayed frames, and only they, have their own timestamps, in display order
+
+
+class _PacketHeader(NamedTuple):
+    """A packet without its data."""
+
+    pts: int | None
+    dts: int | None
+    size: int  # in bytes
+    is_keyframe: bool
+    is_discard: bool
+    is_corrupt: bool
+
+
+def scan_packets(source: Source, container: InputContainer, stream: VideoStream, deadline: Deadline) -> PacketScan:
+    """Read all packets of a stream.
+
+    Args:
+        source: The file, for errors.
+        container: The opened file.
+        stream: Its stream of video.
+        deadline: The time by which all packets must be read.
+
+    Raises:
+        DecodeError: the file is truncated, or has more frames than a file of its size can have.
+        DataError: the deadline has passed.
     """
-    with open_video(path, config.max_pixels, deadline) as (container, stream):
-        packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
-        codec, has_b_frames = stream.codec_context.name, stream.codec_context.has_b_frames
-        left, is_tried, tried = _MAX_EXPANSION * container.size, False, list[VideoFrame]()
-        for packet in deadline.limit(container.demux(stream)):
-            left -= packet.size
-            if left < 0 or len(packets) == MAX_FRAMES:
-                raise DecodeError(f"{path}: more frames than a file of {container.size} bytes can have")
-            if packet.size:
-                flags = packet.is_keyframe, packet.is_discard, packet.is_corrupt
-                is_tried = is_tried or (bool(packets) and codec == "h264" and flags[:2] == (True, False))
-                packets.append((packet.pts, *flags, packet.size, packet.dts))
-            if is_tried and not tried:
-                with suppress(FFmpegError):  # damaged
-                    tried = packet.decode()
-        # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
-        num_frames = min(stream.frames, len(stream.index_entries)) if "mp4" in container.format.name else 0
-        if not packets or packets[-1][3] or len(packets) < num_frames:
-            raise DecodeError(f"{path}: truncated after {len(packets)} frames")
-        # With intra refresh, H.264 has "keyframes" from which frames become whole only later: the first is no keyframe.
-        has_keys = not is_tried or any(frame.key_frame for frame in tried[:1])
-        displayed = [(pts, is_key and has_keys) for pts, is_key, is_discard, *_ in packets if not is_discard]
-        stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
-        distinct = len({pts for pts, _ in stamps}) == len(displayed)
-        is_packed = codec == "mpeg4" and min(size for *_, size, _ in packets) <= _MAX_EMPTY_FRAME
-        # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
-        delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
-        in_display_order = not is_packed and not (has_b_frames and len(delays) == 1)
-        is_complete = distinct and in_display_order and codec not in FORMATS["hidden_frames"]
-        assert stream.time_base is not None  # streams of an opened file have one
-        fps = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS)
-        return stamps, fps, float(stream.time_base), is_complete
+    packets, has_keyframes = _read_packets(source, container, stream, deadline)
+    # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
+    num_frames = 0
+    if "mp4" in container.format.name:
+        num_frames = min(stream.frames, len(stream.index_entries))
+    if not packets or packets[-1].is_corrupt or len(packets) < num_frames:
+        raise DecodeError(f"{source}: truncated after {len(packets)} frames")
+    num_displayed = 0
+    frames = []
+    delays = set()
+    for packet in packets:
+        if not packet.is_discard:
+            num_displayed += 1
+            if packet.pts is not None:
+                frames.append(FrameTime(packet.pts, packet.is_keyframe and has_keyframes))
+        if packet.pts is not None and packet.dts is not None:
+            delays.add(packet.pts - packet.dts)
+    codec = stream.codec_context
+    are_distinct = len({frame.pts for frame in frames}) == num_displayed
+    is_packed = codec.name == "mpeg4" and min(packet.size for packet in packets) <= _MAX_EMPTY_FRAME
+    # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
+    is_in_decoding_order = bool(codec.has_b_frames) and len(delays) == 1
+    has_hidden_frames = codec.name in _CODECS_WITH_HIDDEN_FRAMES
+    assert stream.time_base is not None  # streams of an opened file have one
+    return PacketScan(
+        frames=sorted(frames),
+        fps=float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS),
+        time_base=float(stream.time_base),
+        has_exact_times=are_distinct and not (is_packed or is_in_decoding_order or has_hidden_frames),
+    )
 
 
-def _scan_frames(path: Source, config: ClipConfig, deadline: Deadline) -> tuple[_Stamps, bool]:
-    """Decode all frames. Return their timestamps, or their indices unless the stream is seekable, and whether it is.
+def _read_packets(
+    source: Source, container: InputContainer, stream: VideoStream, deadline: Deadline
+) -> tuple[list[_PacketHeader], bool]:
+    """Return the headers of all packets with data, and whether keyframes are what they say."""
+    is_h264 = stream.codec_context.name == "h264"
+    packets: list[_PacketHeader] = []
+    bytes_left = _MAX_EXPANSION * container.size
+    is_after_second_keyframe = False
+    pictures: list[VideoFrame] = []
+    for packet in deadline.limit(container.demux(stream)):
+        bytes_left -= packet.size
+        if bytes_left < 0 or len(packets) == MAX_FRAMES:
+            raise DecodeError(f"{source}: more frames than a file of {container.size} bytes can have")
+        if packet.size > 0:
+            if is_h264 and packets and packet.is_keyframe and not packet.is_discard:
+                is_after_second_keyframe = True
+            header = _PacketHeader(
+                packet.pts,
+                packet.dts,
+                packet.size,
+                packet.is_keyframe,
+                packet.is_discard,
+                packet.is_corrupt,
+            )
+            packets.append(header)
+        if is_after_second_keyframe and not pictures:
+            with suppress(FFmpegError):  # damaged
+                pictures = packet.decode()
+    # With intra refresh, H.264 has "keyframes" from which frames become whole only later: the first is no keyframe.
+    has_keyframes = True
+    if is_after_second_keyframe:
+        has_keyframes = len(pictures) > 0 and bool(pictures[0].key_frame)
+    return packets, has_keyframes
+
+
+def _scan_frames(source: Source, config: ClipConfig, deadline: Deadline) -> tuple[list[FrameTime], bool]:
+    """Decode all frames, and return them with whether the stream is seekable.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
+    Otherwise frames have their indices instead.
     """
-    with open_video(path, config.max_pixels, deadline) as (container, stream):
-        stays_with_frame = stream.codec_context.name in FORMATS["packet_for_each_frame"]
-        decoded = deadline.limit(decoded_frames(container.demux(stream)))
-        frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded]
-    stamps = [pts for pts, _ in frames if pts is not None]
-    increase = all(a < b for a, b in pairwise(stamps))
-    seekable = len(set(stamps)) == len(frames) and (increase or stays_with_frame)
-    return [(stamps[i] if seekable else i, is_key) for i, (_, is_key) in enumerate(frames)], seekable
+    with open_video(source, config.max_pixels, deadline) as (container, stream):
+        keeps_timestamps = stream.codec_context.name in _CODECS_WITH_PACKET_TIMESTAMPS
+        times: list[int | None] = []
+        are_keyframes: list[bool] = []
+        for frame in deadline.limit(decoded_frames(container.demux(stream))):
+            times.append(frame.pts)
+            are_keyframes.append(bool(frame.key_frame))
+    pts = [time for time in times if time is not None]
+    is_increasing = all(earlier < later for earlier, later in pairwise(pts))
+    seekable = len(set(pts)) == len(times) and (is_increasing or keeps_timestamps)
+    if not seekable:
+        pts = list(range(len(times)))
+    return [FrameTime(*frame) for frame in zip(pts, are_keyframes, strict=True)], seekable
 
 
-def _frame_rate(stamps: _Stamps, time_base: float, of_stream: float) -> float:
-    """Return the average number of frames per second: the stream's own, exact one if timestamps agree with it."""
-    times = [pts for pts, _ in stamps]
-    duration, expected = max(times) - min(times), (len(times) - 1) / of_stream / time_base
-    if duration == 0 or abs(duration - expected) <= 1 + _MAX_DEVIATION * expected:
-        return of_stream
-    return (len(times) - 1) / duration / time_base
+def average_frame_rate(pts: Sequence[int], time_base: float, stream_fps: float) -> float:
+    """Return the average number of frames per second: the stream's own, exact one if timestamps agree with it.
+
+    Args:
+        pts: Timestamps of all frames, in any order.
+        time_base: Unit of timestamps in seconds.
+        stream_fps: Frames per second as the stream says.
+    """
+    num_intervals = len(pts) - 1
+    duration = max(pts) - min(pts)
+    expected = num_intervals / stream_fps / time_base
+    if duration == 0 or abs(duration - expected) <= 1 + _MAX_FPS_DEVIATION * expected:
+        return stream_fps
+    return num_intervals / duration / time_base

@@ -14,11 +14,8 @@ import threading
 import time
 import zlib
 from array import array
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from glob import has_magic
-from itertools import count, islice
-from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,15 +29,20 @@ from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-_INDEX_NAME = ".telecine-index"
+INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [9, sys.byteorder]
+_FORMAT_VERSION = 9
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
-_MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16
-_GZIP = 16 + zlib.MAX_WBITS  # of zlib, for the format of gzip
-_FIELDS = [each.name for each in fields(VideoInfo) if each.name not in ("path", "pts", "keyframes", "layout", "range")]
+_MAX_BYTES = 2**31
+_MAX_RATIO = 64
+_MAX_LINE = 2**16
+_DAMAGE_ERRORS = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+# Fields of `VideoInfo` that a line of the file has. Timestamps follow after all lines; arrays are not kept.
+_LINE_FIELDS = [
+    field.name for field in fields(VideoInfo) if field.name not in ("path", "pts", "keyframes", "layout", "range")
+]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
@@ -51,28 +53,35 @@ _Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
 class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
-    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote, replaced
-    if damaged, and saved every `_SECONDS_BETWEEN_SAVES`. Several threads may index, within the limits of `config`.
+    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
+    one is replaced. It is saved once a minute. Several threads may index.
+
+    Args:
+        data: A path, a pattern or an address, as `telecine.data.load_spans`.
+        config: The limits of `index_video`.
     """
 
     def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
         self.config = config or ClipConfig()
-        self.path = _index_cache_path(data)
+        self.path = index_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
-        self._archives, self._infos = _load(self.path)
-        self._used_archives: _Archives = {}
-        self._used_infos: _Infos = {}
+        self._archives, self._infos = _read(self.path)
+        self._used: set[str] = set()  # keys of entries that were looked up
+        self._is_changed = False
         self._last_save = time.monotonic()
-        self._is_saving = threading.Lock()
+        self._lock = threading.Lock()  # held while entries change or are written
 
     def members(self, archive: Path | RemotePath) -> list[TarMember]:
-        """Return the videos and images of a tar file, up to any damage."""
-        key, fingerprint = self._key(archive), fingerprint_of(archive)
+        """Return the videos, images and arrays of a tar file, up to any damage."""
+        key = self._key(archive)
+        fingerprint = fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
             locations = _scan_archive(archive, Deadline(archive, self.config.timeout))
-        self._used_archives[key] = fingerprint, locations
-        self._save_now_and_then()
+            with self._lock:
+                self._archives[key] = (fingerprint, locations)
+                self._is_changed = True
+        self._note_use(key)
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source) -> VideoInfo:
@@ -89,45 +98,67 @@ class IndexCache:
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
             info = replace(index_video(source, self.config), path=Path(key))
+            with self._lock:
+                self._infos[key] = (fingerprint, info)
+                self._is_changed = True
         check_frame(source, info.width, info.height, self.config)
-        self._used_infos[key] = fingerprint, info
-        self._save_now_and_then()
+        self._note_use(key)
         return replace(info, path=source)
 
-    def _save_now_and_then(self) -> None:
-        if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES and self._is_saving.acquire(blocking=False):
-            try:
-                self.save(is_complete=False)
-            finally:
-                self._last_save = time.monotonic()
-                self._is_saving.release()
+    def _note_use(self, key: str) -> None:
+        """Keep an entry in the file, and save the file if that was long ago."""
+        with self._lock:
+            self._used.add(key)
+            if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
+                self._save()
 
     def save(self, *, is_complete: bool = True) -> None:
-        """Write the file if its content changed; log a failure. If all data was looked up, remove other entries."""
-        archives = ({} if is_complete else self._archives) | self._used_archives
-        infos = ({} if is_complete else self._infos) | self._used_infos
-        if infos == self._infos and archives == self._archives:
+        """Write the file if its content changed. A failure is logged.
+
+        Args:
+            is_complete: Whether all of the data was looked up. Entries of other files are then removed.
+        """
+        with self._lock:
+            if is_complete:
+                self._remove_unused()
+            self._save()
+
+    def _remove_unused(self) -> None:
+        unused = (self._archives.keys() | self._infos.keys()) - self._used
+        for key in unused:
+            self._archives.pop(key, None)
+            self._infos.pop(key, None)
+            self._is_changed = True
+
+    def _save(self) -> None:
+        self._last_save = time.monotonic()
+        if not self._is_changed:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.path, lambda partial: _write(partial, archives, infos))
-            self._archives, self._infos = archives, infos
+            atomic_write(self.path, lambda partial: _write(partial, self._archives, self._infos))
+            self._is_changed = False
         except OSError as error:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
     def _key(self, source: Source) -> str:
-        return str(source) if is_address(str(source)) else os.path.relpath(str(source), self._root)
+        """Return the name of a source in the file: relative to the data, so that a moved folder keeps its index."""
+        name = str(source)
+        return name if is_address(name) else os.path.relpath(name, self._root)
 
 
-def _index_cache_path(data: str | PathLike[str]) -> Path:
-    """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
+def index_path(data: str | PathLike[str]) -> Path:
+    """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
     identity = str(data)
     if not is_address(identity):
-        data = Path(data)
-        root, identity = deepest_folder(data), str(data.absolute())
+        path = Path(data)
+        root = deepest_folder(path)
         if os.access(root, os.W_OK):
-            return root / (_INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}")
-    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{_INDEX_NAME}"
+            if root == path:
+                return root / INDEX_NAME
+            return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
+        identity = str(path.absolute())
+    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{INDEX_NAME}"
 
 
 def deepest_folder(data: Path) -> Path:
@@ -149,8 +180,9 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size
     if isinstance(source, RemotePath):
-        known = look_up(source)
-        return known.size or 0, int(hashlib.sha256(os.fsencode(known.version)).hexdigest()[:15], 16)
+        file = look_up(source)
+        version = hashlib.sha256(os.fsencode(file.version)).hexdigest()
+        return file.size or 0, int(version[:15], 16)
     status = source.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -162,9 +194,14 @@ def num_bytes(source: Source) -> int:
 
 def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
-    location = attrgetter("name", "offset", "size")
-    try:  # `extend` keeps the members before a damaged one
-        open_local(archive, lambda path: locations.extend(map(location, deadline.limit(tar_members(path)))), deadline)
+
+    def scan(path: Path) -> None:
+        locations.clear()
+        members = deadline.limit(tar_members(path))
+        locations.extend((member.name, member.offset, member.size) for member in members)  # until an error
+
+    try:
+        open_local(archive, scan, deadline)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
@@ -172,58 +209,78 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
     """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
-    rows: list[object] = [[*_FORMAT, len(archives), len(infos)]]
+    lines: list[object] = [(_FORMAT_VERSION, sys.byteorder, len(archives), len(infos))]
     for key, (fingerprint, locations) in archives.items():
-        rows += [[key, fingerprint, len(locations)], *locations]
+        lines.append((key, fingerprint, len(locations)))
+        lines.extend(locations)
     for key, (fingerprint, info) in infos.items():
-        facts = {name: getattr(info, name) for name in _FIELDS}
-        rows.append([key, fingerprint, facts, len(info.pts), len(info.keyframes)])
+        values = {name: getattr(info, name) for name in _LINE_FIELDS}
+        lines.append((key, fingerprint, values, len(info.pts), len(info.keyframes)))
     with gzip.open(path, "wb", compresslevel=1) as file:
-        for row in rows:
-            file.write(json.dumps(row).encode() + b"\n")
+        for line in lines:
+            file.write(json.dumps(line).encode() + b"\n")
         for _, info in infos.values():
-            file.write(info.pts.tobytes() + info.keyframes.tobytes())
+            file.write(info.pts.tobytes())
+            file.write(info.keyframes.tobytes())
 
 
-def _load(path: Path) -> tuple[_Archives, _Infos]:
+def _read(path: Path) -> tuple[_Archives, _Infos]:
     """Read the file. Return nothing if it is missing, damaged, or of another format version."""
     if not path.exists():
         return {}, {}
     try:
-        packed, unpacker = read_bounded(path, _MAX_BYTES), zlib.decompressobj(_GZIP)
-        content = unpacker.decompress(packed, 2**20 + _MAX_RATIO * len(packed))
-        if not unpacker.eof:
-            raise ValueError("it is cut short, or unpacks to more than an index has")
-        lines = io.BytesIO(content)
-        rows = (json.loads(lines.readline(_MAX_LINE)) for _ in count())
-        byte_format, byte_order, num_archives, num_infos = next(rows)
-        if [byte_format, byte_order] != _FORMAT:
+        content = io.BytesIO(_unpack(read_bounded(path, _MAX_BYTES)))
+        version, byte_order, num_archives, num_infos = _read_line(content)
+        if (version, byte_order) != (_FORMAT_VERSION, sys.byteorder):
             logger.info("%s has another format version; indexing the data again", path)
             return {}, {}
-        archives: _Archives = {}
-        for key, fingerprint, num_members in islice(rows, num_archives):
-            members = islice(rows, num_members)
-            locations = [(str(name), int(offset), int(size)) for name, offset, size in members]
-            archives[str(key)] = tuple(fingerprint), locations
-        infos = [*islice(rows, num_infos)]
-        numbers = array("q")
-        numbers.frombytes(memoryview(content)[lines.tell() :])
-        return archives, dict(_parse_infos(infos, numbers))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        return _read_archives(content, num_archives), _read_infos(content, num_infos)
+    except _DAMAGE_ERRORS as error:
         logger.warning("%s is damaged (%s); indexing the data again", path, error)
         return {}, {}
 
 
-def _parse_infos(rows: list[Any], numbers: array[int]) -> Iterator[tuple[str, tuple[_Fingerprint, VideoInfo]]]:
-    """Yield the saved infos. `numbers` has the timestamps and keyframes of each, one after the other."""
+def _unpack(packed: bytes) -> bytes:
+    max_bytes = 2**20 + _MAX_RATIO * len(packed)
+    with gzip.open(io.BytesIO(packed)) as file:
+        content = file.read(max_bytes)
+        if file.read(1):
+            raise ValueError("it unpacks to more than an index has")
+    return content
+
+
+def _read_line(content: io.BytesIO) -> Any:
+    return json.loads(content.readline(_MAX_LINE))
+
+
+def _read_archives(content: io.BytesIO, num_archives: int) -> _Archives:
+    archives: _Archives = {}
+    for _ in range(num_archives):
+        key, fingerprint, num_members = _read_line(content)
+        locations = []
+        for _ in range(num_members):
+            name, offset, size = _read_line(content)
+            locations.append((str(name), int(offset), int(size)))
+        archives[str(key)] = (tuple(fingerprint), locations)
+    return archives
+
+
+def _read_infos(content: io.BytesIO, num_infos: int) -> _Infos:
+    """Read the videos. The timestamps and keyframes of each follow after all lines."""
+    lines = [_read_line(content) for _ in range(num_infos)]
+    numbers = array("q")
+    numbers.frombytes(content.read())
+    infos: _Infos = {}
     begin = 0
-    for key, fingerprint, facts, num_pts, num_keyframes in rows:
-        middle, end = begin + num_pts, begin + num_pts + num_keyframes
-        info = VideoInfo(Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **facts)
-        sizes = num_pts, num_keyframes + 1, info.width, info.height, info.fps, info.time_base, info.sample_aspect_ratio
-        if not min(sizes) > 0:
+    for key, fingerprint, values, num_pts, num_keyframes in lines:
+        middle = begin + num_pts
+        end = middle + num_keyframes
+        info = VideoInfo(Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **values)
+        sizes = (num_pts, info.width, info.height, info.fps, info.time_base, info.sample_aspect_ratio)
+        if not min(sizes) > 0 or num_keyframes < 0:  # also for NaN
             raise ValueError(f"{key!r} has no frames")
-        yield key, (tuple(fingerprint), info)
+        infos[key] = (tuple(fingerprint), info)
         begin = end
     if begin != len(numbers):
-        raise ValueError(f"expected {begin} timestamps and keyframes, but found {len(numbers)}")
+        raise ValueError(f"expected {begin} timestamps and keyframes, but got {len(numbers)}")
+    return infos

@@ -6,12 +6,11 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
@@ -23,8 +22,7 @@ from telecine.settings import TIMEOUT
 logger = logging.getLogger(__name__)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
-_NUMBERS: dict[str, type[int] | type[float]] = {"start": float, "end": float, "start_frame": int, "end_frame": int}
-_COLUMNS = ("path", *_NUMBERS)
+_COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
 _MAX_NUMBER = 10**9  # thirty years in seconds, or a year at 30 frames per second
 _MAX_NAMES = 10  # unknown columns that are named
 _MAX_LINE = 2**20  # characters
@@ -44,48 +42,76 @@ class Segment:
 
     def span_in(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""
-        first = (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
-        last = self.end_frame if self.end is None else info.frame_at(self.end)
-        last = info.num_frames if last is None else min(last, info.num_frames)
-        if first < last:
-            return Span(info, first, last - 1)
-        start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
-        end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
-        after = f"starts at {start}, after its last frame"
-        return Skipped(self.source, after if first >= info.num_frames else f"no frame from {start} to {end}")
+        if self.start is not None:
+            first = info.frame_at(self.start)
+            start = f"{self.start} s"
+        else:
+            first = self.start_frame or 0
+            start = f"frame {first}"
+        if self.end is not None:
+            stop = info.frame_at(self.end)
+            end = f"{self.end} s"
+        else:
+            stop = info.num_frames if self.end_frame is None else self.end_frame
+            end = f"frame {self.end_frame}"
+        stop = min(stop, info.num_frames)
+        if first < stop:
+            return Span(info, first, stop - 1)
+        if first >= info.num_frames:
+            return Skipped(self.source, f"starts at {start}, after its last frame")
+        return Skipped(self.source, f"no frame from {start} to {end}")
 
 
 def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
-    """Read a list with one video segment or image per line, within `timeout` seconds.
+    """Read a list with one segment of a video, or one image, per line.
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
     and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged.
-    Raises a `DataError` with the line number if the list cannot be read.
+
+    Args:
+        path: The list.
+        timeout: Seconds that reading may take.
+
+    Raises:
+        DataError: the list cannot be read or has a mistake, with the line number; or it takes too long.
     """
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    deadline = Deadline(path, timeout)
+    try:
+        file = open_local(path, open_file, deadline)
+    except (OSError, DecodeError) as error:
+        raise _unreadable(path, error) from error
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        lines = _Lines(text, deadline)
+        try:
+            return _read_segments(path, lines)
+        except _RowError as error:
+            raise DataError(f"{path}, line {max(lines.number, 1)}: {error}") from error
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
+            raise _unreadable(where, error) from error
+
+
+def _unreadable(where: object, reason: Exception) -> DataError:
+    return DataError(f"{where}: cannot be read ({reason}). A list must be CSV or JSONL in UTF-8.")
+
+
+def _read_segments(path: File, lines: "_Lines") -> list[Segment]:
     segments: list[Segment] = []
     sources: dict[str, File] = {}  # a list of scenes names each video many times
-    other: dict[str, None] = {}  # columns, in their order
-    deadline, lines = Deadline(path, timeout), _Lines()
-    try:
-        with io.TextIOWrapper(open_local(path, open_file, deadline), encoding="utf-8-sig", newline="") as file:
-            for row in read(deadline.limit(lines.of(file))):
-                other |= dict.fromkeys(name for name in row if name not in _COLUMNS)
-                name = row.get("path", "")
-                if not isinstance(name, str) or not name.strip() or not is_file_name(name):
-                    raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
-                source = sources.get(name) or sources.setdefault(name, _named_file(path, name))
-                segments.append(_parse_segment(row, source))
-    except _RowError as error:
-        raise DataError(f"{path}, line {lines.number or 1}: {error}") from error
-    except (OSError, UnicodeDecodeError, csv.Error, DecodeError) as error:
-        where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
-        raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
+    other_columns: dict[str, None] = {}  # in their order
+    rows = _csv_rows(lines) if path.suffix.lower() == ".csv" else _json_rows(lines)
+    for row in rows:
+        other_columns.update(dict.fromkeys(name for name in row if name not in _COLUMNS))
+        name = _parse_path(row)
+        if name not in sources:
+            sources[name] = _named_file(path, name)
+        segments.append(_parse_segment(row, sources[name]))
     if not segments:
         raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
-    if other:
-        names = ", ".join(f"`{shorten(name)}`" for name in [*other][:_MAX_NAMES])
-        logger.warning("%s: left out %s that no clip needs: %s", path, count(len(other), "column"), names)
+    if other_columns:
+        names = ", ".join(f"`{shorten(name)}`" for name in list(other_columns)[:_MAX_NAMES])
+        num_columns = count(len(other_columns), "column")
+        logger.warning("%s: left out %s that no clip needs: %s", path, num_columns, names)
     return segments
 
 
@@ -94,14 +120,76 @@ class _RowError(ValueError):
 
 
 class _Lines:
-    number = 0  # of the line that was read last
+    """The lines of a file, of bounded length. `number` is that of the line that was read last, from 1."""
 
-    def of(self, file: io.TextIOWrapper) -> Iterator[str]:
-        """Yield the lines of a file, which may have no line ends at all."""
-        for self.number, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), ""), 1):
-            if len(line) > _MAX_LINE:
-                raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.")
-            yield line
+    def __init__(self, file: io.TextIOWrapper, deadline: Deadline) -> None:
+        self.number = 0
+        self._file = file
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(_MAX_LINE + 1)  # a file may have no line ends at all
+        if line == "":
+            raise StopIteration
+        self.number += 1
+        if len(line) > _MAX_LINE:
+            raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.")
+        self._deadline.seconds_left()
+        return line
+
+
+def _csv_rows(lines: _Lines) -> Iterator[_Row]:
+    reader = csv.DictReader(lines)
+    columns = reader.fieldnames or ()
+    _check_columns(columns)
+    if len(set(columns)) < len(columns):
+        raise _RowError("has a column twice. Remove one.")
+    for row in reader:
+        if None in row or None in row.values():
+            raise _RowError(f"must have {len(columns)} values, as line 1 does. Quote values that contain a comma.")
+        yield {name: value for name, value in row.items() if value}
+
+
+def _json_rows(lines: _Lines) -> Iterator[_Row]:
+    for line in lines:
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
+            raise _RowError(f"not valid JSON ({error}). Write one object per line.") from error
+        if not isinstance(row, dict):
+            example = '{"path": "a.mp4"}'
+            raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
+        _check_columns(row)
+        yield {name: value for name, value in row.items() if value is not None}
+
+
+def _check_columns(names: Collection[str]) -> None:
+    for name in names:
+        if name in _COLUMNS:
+            continue
+        similar = _similar_column(name[:100])
+        if similar is not None and similar not in names:
+            raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{similar}`?")
+    if "path" not in names:
+        raise _RowError("the column `path` is missing. It names the file, relative to the list.")
+
+
+@lru_cache  # for the lines of JSONL, which repeat their keys
+def _similar_column(name: str) -> str | None:
+    matches = difflib.get_close_matches(name, _COLUMNS, n=1, cutoff=0.75)
+    return matches[0] if matches else None
+
+
+def _parse_path(row: _Row) -> str:
+    name = row.get("path", "")
+    if not isinstance(name, str) or not name.strip() or not is_file_name(name):
+        raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
+    return name
 
 
 def _named_file(path: File, name: str) -> File:
@@ -113,62 +201,54 @@ def _named_file(path: File, name: str) -> File:
     if PurePosixPath(name).is_absolute():
         got = f"but got {describe(name)}. A list at an address cannot name local files."
         raise _RowError(f"`path` must be relative to the list, or an address, {got}")
-    return RemotePath(f"{path.url.partition('://')[0]}://{posixpath.normpath(path.path.parent / name)}")
-
-
-def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
-    reader = csv.DictReader(lines)
-    _check_columns(names := reader.fieldnames or ())
-    if len({*names}) < len(names):
-        raise _RowError("has a column twice. Remove one.")
-    for row in reader:
-        if None in row or None in row.values():
-            raise _RowError(f"must have {len(names)} values, as line 1 does. Quote values that contain a comma.")
-        yield {name: value for name, value in row.items() if value}
-
-
-def _json_rows(lines: Iterable[str]) -> Iterator[_Row]:
-    for line in lines:
-        if not line.isspace():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
-                raise _RowError(f"not valid JSON ({error}). Write one object per line.") from error
-            if not isinstance(row, dict):
-                example = '{"path": "a.mp4"}'
-                raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
-            _check_columns(row)
-            yield {name: value for name, value in row.items() if value is not None}
-
-
-def _check_columns(names: Collection[str]) -> None:
-    for name in names:
-        if name not in _COLUMNS and (meant := _meant_column(name[:100])) not in {None, *names}:
-            raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?")
-    if "path" not in names:
-        raise _RowError("the column `path` is missing. It names the file, relative to the list.")
-
-
-@lru_cache
-def _meant_column(name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, _COLUMNS, n=1, cutoff=0.75)), None)
+    protocol = path.url.partition("://")[0]
+    return RemotePath(f"{protocol}://{posixpath.normpath(path.path.parent / name)}")
 
 
 def _parse_segment(row: _Row, source: File) -> Segment:
-    found = {name: _parse_number(name, row[name]) for name in _NUMBERS if name in row}
-    for unit in ("", "_frame"):
-        first, last = found.get(f"start{unit}") or 0, found.get(f"end{unit}")
-        if last is not None and last <= first:
-            raise _RowError(f"`end{unit}` must be greater than the start ({first}), but got {last}.")
-    for key in ("start", "end"):
-        if key in row and f"{key}_frame" in row:
-            raise _RowError(f"has both `{key}` and `{key}_frame`. Remove one of them.")
-    return Segment(source, **found)
+    segment = Segment(
+        source,
+        start=_parse_seconds(row, "start"),
+        end=_parse_seconds(row, "end"),
+        start_frame=_parse_frame(row, "start_frame"),
+        end_frame=_parse_frame(row, "end_frame"),
+    )
+    _check_order("end", segment.start or 0, segment.end)
+    _check_order("end_frame", segment.start_frame or 0, segment.end_frame)
+    for name in ("start", "end"):
+        if name in row and f"{name}_frame" in row:
+            raise _RowError(f"has both `{name}` and `{name}_frame`. Remove one of them.")
+    return segment
 
 
-def _parse_number(name: str, value: object) -> Any:
-    with suppress(ValueError):
-        if 0 <= (number := _NUMBERS[name](str(value))) <= _MAX_NUMBER:
-            return number
-    kind = "a frame index" if _NUMBERS[name] is int else "a number of seconds"
-    raise _RowError(f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}.")
+def _check_order(name: str, start: float, end: float | None) -> None:
+    if end is not None and end <= start:
+        raise _RowError(f"`{name}` must be greater than the start ({start}), but got {end}.")
+
+
+def _parse_seconds(row: _Row, name: str) -> float | None:
+    if name not in row:
+        return None
+    try:
+        seconds = float(str(row[name]))
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= _MAX_NUMBER:
+        raise _number_error(name, "a number of seconds", row[name])
+    return seconds
+
+
+def _parse_frame(row: _Row, name: str) -> int | None:
+    if name not in row:
+        return None
+    try:
+        frame = int(str(row[name]))
+    except ValueError:
+        frame = -1
+    if not 0 <= frame <= _MAX_NUMBER:
+        raise _number_error(name, "a frame index", row[name])
+    return frame
+
+
+def _number_error(name: str, kind: str, value: object) -> _RowError:
+    return _RowError(f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}.")

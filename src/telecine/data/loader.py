@@ -28,15 +28,16 @@ from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
+POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
 _KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
-_DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
-_WAIT_MESSAGE = "DataLoader timed out after"
+_WORKER_DEATH = "DataLoader worker (pid"
+_PIN_MEMORY_DEATH = "Pin memory thread exited unexpectedly"
+_TIME_OUT = "DataLoader timed out after"
 _PR_SET_PDEATHSIG = 1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
@@ -85,7 +86,8 @@ class ClipBatchSampler:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        return map(self.items, range(len(self)))
+        for position in range(len(self)):
+            yield self.items(position)
 
     def step(self, position: int) -> int:
         """Return the step of the batch at a position of this sampler."""
@@ -93,15 +95,18 @@ class ClipBatchSampler:
 
     def items(self, position: int) -> list[Item]:
         """Return the items of the batch at a position of this sampler."""
+        step = self.step(position)
         first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
-        return [(self.step(position), first + i) for i in range(self.batch_size)]
+        return [(step, index) for index in range(first, first + self.batch_size)]
 
 
 class ClipLoader:
     """The batches of a sampler, in order. Workers that die or do not answer are replaced, and read the same clips.
 
-    The `config` of the dataset has the number of worker processes and the time limit for a batch. `should_stop` is
-    asked once a second while waiting for one.
+    Args:
+        dataset: Its `config` has the number of worker processes and the time limit for a batch.
+        sampler: The items of each batch.
+        should_stop: Asked once a second while waiting for a batch.
 
     Raises:
         DataError: workers failed several times without a batch in between, or the data cannot be used.
@@ -109,26 +114,35 @@ class ClipLoader:
     """
 
     def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False) -> None:
-        self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
+        self.dataset = dataset
+        self.sampler = sampler
+        self.should_stop = should_stop
 
     def __iter__(self) -> Iterator[_ClipBatch]:
-        num_done = num_failures = 0
+        num_done = 0
+        num_failures = 0  # since the last batch
         while num_done < len(self.sampler):
-            stop = num_done + 1 if num_failures else None  # then alone, so that a failure loses no other batch
-            sampler = replace(self.sampler, batches=self.sampler.batches[num_done:stop])
-            requests = _ReadRequests(self.dataset)
+            batches = self.sampler.batches[num_done:]
+            if num_failures > 0:
+                batches = batches[:1]  # alone, so that a failure loses no other batch
+            sampler = replace(self.sampler, batches=batches)
+            requests = _RecordedRequests(self.dataset)
             try:
                 for batch in _read_batches(requests, sampler, self.should_stop):
                     yield batch
-                    num_done, num_failures = num_done + 1, 0
+                    num_done += 1
+                    num_failures = 0
             except _WorkerError as error:
                 num_failures += 1
                 self._report_failure(error, num_done, num_failures, requests)
 
-    def _report_failure(self, error: _WorkerError, position: int, num_failures: int, requests: "_ReadRequests") -> None:
+    def _report_failure(
+        self, error: _WorkerError, position: int, num_failures: int, requests: "_RecordedRequests"
+    ) -> None:
         """Log that workers failed; after too many failures in a row, raise a `DataError`."""
-        step, items = self.sampler.step(position), self.sampler.items(position)
-        files = ", ".join(sorted({self.dataset.source_at(*item) for item in requests.open_of(items)}))
+        step = self.sampler.step(position)
+        unfinished = requests.unfinished(self.sampler.items(position))
+        files = ", ".join(sorted({self.dataset.source_at(*item) for item in unfinished}))
         if num_failures < MAX_FAILURES:
             logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
             return
@@ -138,32 +152,34 @@ class ClipLoader:
         raise argument_error("data", "readable by the worker processes", got, remedy, DataError) from error
 
 
-class _ReadRequests(Dataset[Clip]):
+class _RecordedRequests(Dataset[Clip]):
     """A dataset that records in shared memory the last item that each worker was asked for."""
 
     def __init__(self, dataset: ClipDataset) -> None:
         self.dataset = dataset
-        self._items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
+        self._last_items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
     def __getitem__(self, item: Item) -> Clip:
-        if (worker := get_worker_info()) is not None:
-            self._items[worker.id] = torch.tensor(item)
+        worker = get_worker_info()
+        if worker is not None:
+            self._last_items[worker.id] = torch.tensor(item)
         return self.dataset[item]
 
-    def open_of(self, items: list[Item]) -> list[Item]:
+    def unfinished(self, items: list[Item]) -> list[Item]:
         """Return the items of a batch that workers read now; all items if no worker has begun."""
-        being_read = self._items.tolist()
-        return [item for item in items if list(item) in being_read] or items
+        last_items = self._last_items.tolist()
+        being_read = [item for item in items if list(item) in last_items]
+        return being_read or items
 
 
-def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[_ClipBatch]:
+def _read_batches(requests: _RecordedRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[_ClipBatch]:
     config = requests.dataset.config
-    poll = min(_POLL_SECONDS, config.timeout)
+    poll_seconds = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
         requests,
         batch_sampler=sampler,
         num_workers=config.num_workers,
-        timeout=poll if config.num_workers > 0 else 0,
+        timeout=poll_seconds if config.num_workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=partial(_initialise_worker, os.getpid()),
         # A loader draws the seeds of its workers when it starts. With its own generator it leaves the global one
@@ -176,7 +192,7 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
             batches = iter(loader)
             _remove_sigchld_handler()
             workers = set(multiprocessing.active_children()) - other_processes
-            watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
+            watchdog = _Watchdog(workers, poll_seconds, config.timeout, should_stop)
     except BaseException:
         _kill(set(multiprocessing.active_children()) - other_processes)
         raise
@@ -185,19 +201,21 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
     atexit.register(kill_workers)
     try:
         for _ in range(len(sampler)):
-            watchdog.num_changes += 1
+            watchdog.begin_wait()
             batch = _next_batch(batches, watchdog)
-            watchdog.num_changes += 1
+            watchdog.end_wait()
             yield batch
     except (OSError, EOFError, _WorkerError) as error:
         if watchdog.error is not None:
             raise watchdog.error from error
-        # The connection to a dying worker breaks shortly before PyTorch notices its death.
-        if not isinstance(error, _WorkerError) and (pids := _dead_pids(workers)):
-            raise _WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
+        if not isinstance(error, _WorkerError):
+            # The connection to a dying worker breaks shortly before PyTorch notices its death.
+            pids = _dead_pids(workers)
+            if pids:
+                raise _WorkerError(f"{_WORKER_DEATH} {pids}) exited unexpectedly") from error
         raise
     finally:
-        watchdog.is_closed.set()
+        watchdog.close()
         kill_workers()
         atexit.unregister(kill_workers)
 
@@ -207,10 +225,11 @@ def _next_batch(batches: Iterator[_ClipBatch], watchdog: "_Watchdog") -> _ClipBa
     while watchdog.error is None:
         try:
             return next(batches)
-        except RuntimeError as error:  # noqa: PERF203 - once a second
-            if str(error).startswith(_DEATH_MESSAGES):
-                raise _WorkerError(str(error)) from error
-            if not str(error).startswith(_WAIT_MESSAGE):
+        except RuntimeError as error:
+            message = str(error)
+            if message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
+                raise _WorkerError(message) from error
+            if not message.startswith(_TIME_OUT):
                 raise
     raise watchdog.error
 
@@ -221,33 +240,55 @@ class _Watchdog:
     PyTorch waits without a limit for a worker that is stopped before it has handed over the memory of a batch.
     """
 
-    def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Stop) -> None:
+    def __init__(self, workers: Iterable[BaseProcess], poll_seconds: float, timeout: float, should_stop: _Stop) -> None:
         self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
-        self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
-        self.num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
-        self.is_closed = threading.Event()  # set it to end the thread
+        self._poll_seconds = poll_seconds
+        self._timeout = timeout
+        self._should_stop = should_stop
+        self._num_waits = 0
+        self._is_waiting = False
+        self._is_closed = threading.Event()
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
 
+    def begin_wait(self) -> None:
+        """Note that the training process waits for a batch now."""
+        self._num_waits += 1
+        self._is_waiting = True
+
+    def end_wait(self) -> None:
+        """Note that the batch has come."""
+        self._is_waiting = False
+
+    def close(self) -> None:
+        """End the thread."""
+        self._is_closed.set()
+
     def _run(self) -> None:
-        # Looks are counted, not seconds: this process may itself have been stopped.
-        num_looks = known = 0
-        while self.error is None and not self.is_closed.wait(self._poll):
-            is_waiting = self.num_changes % 2 == 1
-            num_looks = num_looks + 1 if is_waiting and self.num_changes == known else 0
-            known = self.num_changes
-            if is_waiting and self._should_stop():
+        num_looks = 0  # during the present wait. They are counted, not seconds: this process may have been stopped.
+        last_wait = 0
+        while self.error is None and not self._is_closed.wait(self._poll_seconds):
+            if not self._is_waiting:
+                num_looks = 0
+                continue
+            num_looks = num_looks + 1 if self._num_waits == last_wait else 0
+            last_wait = self._num_waits
+            if self._should_stop():
                 self.error = ReadingStopped()
-            elif num_looks * self._poll >= self._timeout:
+            elif num_looks * self._poll_seconds >= self._timeout:
                 self.error = _WorkerError(f"no batch in {self._timeout:g} seconds")
-        for worker in self._workers if self.error is not None else ():
-            worker.kill()
+        if self.error is not None:
+            for worker in self._workers:
+                worker.kill()
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
+    """Return the process ids of workers that have ended, or end within a second."""
     pids = {worker.sentinel: worker.pid for worker in workers}
-    ended = wait(pids, timeout=1) if pids else []
+    if not pids:
+        return ""
+    ended = wait(pids, timeout=1)
     return ", ".join(str(pids[sentinel]) for sentinel in ended if isinstance(sentinel, int))
 
 
@@ -265,7 +306,8 @@ def _remove_sigchld_handler() -> None:
     number = getattr(signal, "SIGCHLD", None)  # does not exist on Windows
     if number is None or threading.current_thread() is not threading.main_thread():
         return
-    if getattr(signal.getsignal(number), "__module__", None) == signal_handling.__name__:
+    handler = signal.getsignal(number)
+    if getattr(handler, "__module__", None) == signal_handling.__name__:
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Sources of videos and images, their index, and spans of their frames."""
+"""Sources of videos, images and arrays, their index, and spans of their frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tarfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -16,17 +15,43 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
 from telecine.base.files import open_regular
-from telecine.base.yaml_files import read_package_yaml
 from telecine.data.errors import DecodeError
 from telecine.settings import ClipConfig
 
-_SUFFIXES = read_package_yaml(__package__, "suffixes.yaml")
-SUFFIXES = frozenset(suffix for of_kind in _SUFFIXES.values() for suffix in of_kind)
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp",
+        ".apng",
+        ".avi",
+        ".flv",
+        ".h264",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    }
+)
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | ARRAY_SUFFIXES
+# Protocols of addresses, see `telecine.data.remote`.
+PROTOCOLS = ("s3", "gs", "hf", "https", "http")
+
 _MAX_PATH_BYTES = 4096
-_MAX_ASPECT_RATIO = 100  # a clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000
-# Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
-_TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
-PROTOCOLS = ("s3", "gs", "hf", "https", "http")  # of addresses, see `telecine.data.remote`
+# A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
+_MAX_ASPECT_RATIO = 100
+# Headers of a tar file with a long name or with attributes of the next member. Python reads them whole.
+_TAR_EXTENSIONS = frozenset({b"L", b"K", b"x", b"g", b"X"})
+_MAX_TAR_EXTENSION = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -45,7 +70,9 @@ class RemotePath:
     def path(self) -> PurePosixPath:
         """The address without its protocol and its query."""
         _, _, rest = self.url.partition("://")
-        return PurePosixPath(rest.partition("?")[0] if self.url.startswith("http") else rest)
+        if self.url.startswith("http"):
+            rest = rest.partition("?")[0]
+        return PurePosixPath(rest)
 
     @property
     def name(self) -> str:
@@ -83,39 +110,52 @@ Source: TypeAlias = File | TarMember
 
 def is_address(text: str) -> bool:
     """Return whether a text is an address of one of `PROTOCOLS`, and not a local path."""
-    return text.startswith(tuple(f"{protocol}://" for protocol in PROTOCOLS))
+    protocol, separator, _ = text.partition("://")
+    return separator != "" and protocol in PROTOCOLS
 
 
 def as_source(path: str | PathLike[str] | Source) -> Source:
     """Convert a path to a `Path`, an address to a `RemotePath`, and return other sources unchanged."""
     if isinstance(path, (RemotePath, TarMember)):
         return path
-    return RemotePath(path) if isinstance(path, str) and is_address(path) else Path(path)
+    if isinstance(path, str) and is_address(path):
+        return RemotePath(path)
+    return Path(path)
 
 
 def file_of(source: Source) -> File:
-    """Return the file that holds a source: the tar file of a member."""
+    """Return the file that holds a source: the tar file of a member, otherwise the source."""
     return source.archive if isinstance(source, TarMember) else source
 
 
 def resolve_source(source: Source) -> Source:
     """Resolve links and `..`, so that all names of one file compare equal."""
+    if isinstance(source, Path):
+        return source.resolve()
     if isinstance(source, TarMember) and isinstance(source.archive, Path):
         return replace(source, archive=source.archive.resolve())
-    return source.resolve() if isinstance(source, Path) else source
+    return source
 
 
 def is_file_name(text: str) -> bool:
     """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
-    with suppress(UnicodeEncodeError):
-        return "\0" not in text and 0 < len(os.fsencode(text)) < _MAX_PATH_BYTES
-    return False
+    try:
+        num_bytes = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text and 0 < num_bytes < _MAX_PATH_BYTES
 
 
 def kind_of(source: Source) -> str:
-    """Return what a source is by its suffix, "images", "videos" or "arrays"; "" for another file."""
+    """Return what a source is by its suffix: "images", "videos" or "arrays"; "" for another file."""
     suffix = PurePosixPath(source.name).suffix.lower()
-    return next((kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes), "")
+    if suffix in IMAGE_SUFFIXES:
+        return "images"
+    if suffix in VIDEO_SUFFIXES:
+        return "videos"
+    if suffix in ARRAY_SUFFIXES:
+        return "arrays"
+    return ""
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
@@ -124,14 +164,19 @@ def is_hidden(path: PurePosixPath | Path) -> bool:
 
 
 def open_file(source: Source) -> BinaryIO:
-    """Open the local, regular file that holds a source; raise a `DecodeError` for a FIFO, a device and the like."""
+    """Open the local file that holds a source.
+
+    Raises:
+        DecodeError: it is no regular file but a FIFO, a device or the like.
+        OSError: it cannot be opened.
+    """
     try:
         return open_regular(Path(str(file_of(source))))
     except ValueError as error:
         raise DecodeError(str(error)) from error
 
 
-def content_of(source: Path | TarMember) -> Path | io.BytesIO:
+def path_or_content(source: Path | TarMember) -> Path | io.BytesIO:
     """Return the path of a regular file, of which a library reads only what it needs, or the content of a member."""
     with open_file(source) as file:
         if not isinstance(source, TarMember):
@@ -141,7 +186,7 @@ def content_of(source: Path | TarMember) -> Path | io.BytesIO:
 
 
 class _TarEntry(tarfile.TarInfo):
-    """The header of a member. One with a long name is small."""
+    """A header of a tar file. Long headers are refused before Python reads them whole."""
 
     @classmethod
     def frombuf(cls, *arguments: Any, **options: Any) -> _TarEntry:
@@ -152,28 +197,29 @@ class _TarEntry(tarfile.TarInfo):
 
 
 def tar_members(archive: Path) -> Iterator[TarMember]:
-    """Yield the videos and images of a tar file in the order of the archive, reading only the headers.
+    """Yield the videos, images and arrays of a tar file in the order of the archive. Only headers are read.
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar file, is compressed, or is truncated, or sparse, after the members so far.
+        tarfile.TarError: it is not a tar file, or is compressed; or, after some members, it is truncated or sparse.
     """
     with open_file(archive) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
-            if entry.isreg() and kind_of(member) and not is_hidden(PurePosixPath(entry.name)):
-                if entry.issparse():
-                    raise tarfile.ReadError(f"{entry.name} has holes, by `tar -S`; pack it without")
-                yield member
+            if not entry.isreg() or not kind_of(member) or is_hidden(PurePosixPath(entry.name)):
+                continue
+            if entry.issparse():
+                raise tarfile.ReadError(f"{entry.name} has holes, by `tar -S`; pack it without")
+            yield member
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame.
+    """The index of a source: the timestamps and keyframes of its frames, see `telecine.data.index_video`.
 
-    So has an array without a time axis. The frames of other arrays are all keyframes.
+    An image has one frame, and so has an array without a time axis. The frames of other arrays are all keyframes.
     """
 
     path: Source
@@ -204,11 +250,12 @@ class VideoInfo:
 
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
-        return bisect_left(self._sorted_pts, self._sorted_pts[0] + round(seconds / self.time_base))
+        timestamp = self._sorted_pts[0] + round(seconds / self.time_base)
+        return bisect_left(self._sorted_pts, timestamp)
 
     @cached_property
     def _sorted_pts(self) -> array[int]:
-        return array("q", sorted(self.pts))  # once, since many segments of a video use them
+        return array("q", sorted(self.pts))  # once, because many segments of a video use them
 
 
 @dataclass(frozen=True)
@@ -235,15 +282,21 @@ def whole_video(info: VideoInfo) -> Span:
 
 
 def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> None:
-    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory.
+    """Check that frames have channels that `config` can have, and a size that fits in memory.
 
-    Also if clips have channels that only arrays have, and the source is none.
+    Args:
+        source: The file, for the error.
+        width: Width of a frame in pixels.
+        height: Height of a frame in pixels.
+        config: Its `max_pixels` is the limit of width times height. Its `channels` may be those of arrays only.
+
+    Raises:
+        DecodeError: a frame is too large, a side is more than 100 times the other, or only arrays have such channels.
     """
-    if not (config.has_colours or kind_of(source) == "arrays"):
-        raise DecodeError(f"{source}: not an array, which alone has {config.num_channels} channels")
+    if not config.has_colours and kind_of(source) != "arrays":
+        raise DecodeError(f"{source}: not an array; only arrays can have {config.num_channels} channels")
+    size = f"{width} x {height} pixels"
     if width * height > config.max_pixels:
-        limit = f"more than the {config.max_pixels} of `clips.max_pixels`"
-        raise DecodeError(f"{source}: {width} x {height} pixels, {limit}")
+        raise DecodeError(f"{source}: {size}, more than the {config.max_pixels} of `clips.max_pixels`")
     if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
-        limit = f"one side may be at most {_MAX_ASPECT_RATIO} times the other"
-        raise DecodeError(f"{source}: {width} x {height} pixels, but {limit}")
+        raise DecodeError(f"{source}: {size}, but one side may be at most {_MAX_ASPECT_RATIO} times the other")

@@ -28,99 +28,136 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
         val_fraction: Fraction to hold out, above 0 and at most 0.5.
         clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
 
+    Returns:
+        The spans to train on, and the held-out spans.
+
     Raises:
         DataError: no video is long enough for a clip, or for one in each part; or there is only one image.
     """
     videos = [span for span in spans if not span.info.is_image]
     images = [span for span in spans if span.info.is_image]
-    groups = _group_by_video(images)
-    if not videos and len(groups) < 2:
-        got = "one image" if groups else "nothing"
+    image_files = _group_by_file(images)
+    if not videos and len(image_files) < 2:
+        got = "one image" if image_files else "nothing"
         raise argument_error("data", "a video or two images", got, "Add some, or set `val_data`.", DataError)
-    train, held_out = _split_videos(videos, val_fraction, clip_span) if videos else ([], [])
-    if len(groups) > 1:
-        images, held_out_images = _hold_out_videos(groups, val_fraction)
-        held_out = held_out + held_out_images
+    train: list[Span] = []
+    held_out: list[Span] = []
+    if videos:
+        train, held_out = _split_videos(videos, val_fraction, clip_span)
+    if len(image_files) > 1:
+        images, held_out_images = _hold_out_files(image_files, val_fraction)
+        held_out += held_out_images
     return train + images, held_out
 
 
 def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
-    """Return the parts of spans that are not held out; if none is left, warn and return all."""
-    taken = {resolve_source(each[0].info.path): each for each in _group_by_video(held_out)}
-    free = []
+    """Return the parts of spans that are not held out; if none is left, warn and return all.
+
+    Args:
+        spans: The frames to train on.
+        held_out: The frames to leave out, in any order, also overlapping.
+    """
+    held_out_of: dict[Source, list[Span]] = {}
+    for file_spans in _group_by_file(held_out):
+        held_out_of[resolve_source(file_spans[0].info.path)] = file_spans
+    kept: list[Span] = []
     for span in spans:
         parts = [span]
-        for hole in taken.get(resolve_source(span.info.path), ()):
-            parts = [part for each in parts for part in _without(each, hole)]
-        free += parts
-    num_frames, num_free = (sum(span.num_frames for span in each) for each in (spans, free))
-    if not free:
+        for held_out_span in held_out_of.get(resolve_source(span.info.path), []):
+            parts = _remove(parts, held_out_span)
+        kept += parts
+    if not kept:
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
-    elif num_free < num_frames:
-        logger.warning("%d of %d frames are in `val_data`, and not trained on", num_frames - num_free, num_frames)
-    return free or list(spans)
+        return list(spans)
+    num_frames = sum(span.num_frames for span in spans)
+    num_removed = num_frames - sum(span.num_frames for span in kept)
+    if num_removed > 0:
+        logger.warning("%d of %d frames are in `val_data`, and not trained on", num_removed, num_frames)
+    return kept
 
 
-def _without(span: Span, hole: Span) -> list[Span]:
-    """Return the parts of a span before and after another one of the same video."""
-    before = Span(span.info, span.first_frame, min(span.last_frame, hole.first_frame - 1))
-    after = Span(span.info, max(span.first_frame, hole.last_frame + 1), span.last_frame)
-    return [each for each in (before, after) if each.first_frame <= each.last_frame]
+def _remove(spans: Sequence[Span], held_out: Span) -> list[Span]:
+    """Return the parts of spans of one video before and after another span of it."""
+    parts = []
+    for span in spans:
+        before = Span(span.info, span.first_frame, min(span.last_frame, held_out.first_frame - 1))
+        after = Span(span.info, max(span.first_frame, held_out.last_frame + 1), span.last_frame)
+        parts += [part for part in (before, after) if part.num_frames > 0]
+    return parts
 
 
 def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
-    usable = [span for span in spans if span.num_frames >= clip_span]
-    if not usable:
-        raise _too_short(f"long enough for a clip of {clip_span} frames, (num_frames - 1) * stride + 1", spans)
+    long_enough = [span for span in spans if span.num_frames >= clip_span]
     # Too short for a validation clip, but perhaps long enough for a training clip of another size.
     short = [span for span in spans if span.num_frames < clip_span]
-    videos = _group_by_video(usable)
-    if is_whole := len(videos) >= _MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
-        train, held_out = _hold_out_videos(videos, val_fraction)
+    if not long_enough:
+        contract = f"long enough for a clip of {clip_span} frames, (num_frames - 1) * stride + 1"
+        raise _too_short(contract, spans, "Use fewer frames or a smaller stride.")
+    videos = _group_by_file(long_enough)
+    holds_out_whole = len(videos) >= _MIN_VIDEOS_TO_HOLD_OUT_WHOLE
+    if holds_out_whole:
+        train, held_out = _hold_out_files(videos, val_fraction)
     else:
         train, held_out = _hold_out_ends(videos, val_fraction, clip_span)
     if not held_out:
         contract = f"long enough for a training and a held-out clip of {clip_span} frames, {2 * clip_span} together"
-        raise _too_short(contract, usable, f", or {_MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
-    # Of a short span, what is before the held-out end of its video; nothing if all of the video is held out.
-    backwards = sorted(held_out, key=lambda span: -span.first_frame)
-    ends = {resolve_source(span.info.path): 0 if is_whole else span.first_frame for span in backwards}
+        remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more."
+        raise _too_short(contract, long_enough, remedy)
+    first_held_out: dict[Source, int] = {}  # 0 if all of the video is held out
+    for span in held_out:
+        path = resolve_source(span.info.path)
+        first_frame = 0 if holds_out_whole else span.first_frame
+        first_held_out[path] = min(first_frame, first_held_out.get(path, first_frame))
     for span in short:
-        end = ends.get(resolve_source(span.info.path), span.last_frame + 1)
-        train += [Span(span.info, span.first_frame, min(span.last_frame, end - 1))] if span.first_frame < end else []
+        end = first_held_out.get(resolve_source(span.info.path), span.last_frame + 1)
+        if span.first_frame < end:
+            train.append(Span(span.info, span.first_frame, min(span.last_frame, end - 1)))
     return train, held_out
 
 
-def _too_short(contract: str, spans: Sequence[Span], alternative: str = "") -> Exception:
+def _too_short(contract: str, spans: Sequence[Span], remedy: str) -> Exception:
     longest = max(spans, key=lambda span: span.num_frames)
     got = f"at most {longest.num_frames} frames, in {longest.info.path}"
-    remedy = f"Use fewer frames or a smaller stride{alternative}."
     return argument_error("data", contract, got, remedy, DataError)
 
 
-def _group_by_video(spans: Sequence[Span]) -> list[list[Span]]:
-    videos: dict[Source, list[Span]] = {}
+def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
+    files: dict[Source, list[Span]] = {}
     for span in spans:
-        videos.setdefault(resolve_source(span.info.path), []).append(span)
-    return list(videos.values())
+        files.setdefault(resolve_source(span.info.path), []).append(span)
+    return list(files.values())
 
 
-def _hold_out_videos(videos: Sequence[Sequence[Span]], fraction: float) -> tuple[list[Span], list[Span]]:
-    chosen = set(_middles(len(videos), max(1, round(len(videos) * fraction))))
-    train = [span for i, spans in enumerate(videos) if i not in chosen for span in spans]
-    return train, [span for i in sorted(chosen) for span in videos[i]]
+def _hold_out_files(files: Sequence[Sequence[Span]], val_fraction: float) -> tuple[list[Span], list[Span]]:
+    """Hold out all spans of some files, at least one, evenly spaced in their order."""
+    num_held_out = max(1, round(len(files) * val_fraction))
+    chosen = set(_middles(len(files), num_held_out))
+    train: list[Span] = []
+    held_out: list[Span] = []
+    for index, spans in enumerate(files):
+        if index in chosen:
+            held_out += spans
+        else:
+            train += spans
+    return train, held_out
 
 
-def _hold_out_ends(videos: Sequence[Sequence[Span]], fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
+def _hold_out_ends(
+    videos: Sequence[Sequence[Span]], val_fraction: float, clip_span: int
+) -> tuple[list[Span], list[Span]]:
+    """Hold out the end of each video that is long enough for a clip in each part."""
     train: list[Span] = []
     held_out: list[Span] = []
     for spans in videos:
-        frames = set().union(*(range(span.first_frame, span.last_frame + 1) for span in spans))
-        num_held_out = max(clip_span, round(len(frames) * fraction))
+        frames: set[int] = set()
+        for span in spans:
+            frames.update(range(span.first_frame, span.last_frame + 1))
+        num_held_out = max(clip_span, round(len(frames) * val_fraction))
         cut = max(span.last_frame for span in spans) + 1 - num_held_out
         before = [Span(span.info, span.first_frame, min(span.last_frame, cut - 1)) for span in spans]
         after = [Span(span.info, max(span.first_frame, cut), span.last_frame) for span in spans]
-        if long_enough := [span for span in before if span.num_frames >= clip_span]:
+        long_enough = [span for span in before if span.num_frames >= clip_span]
+        if long_enough:
             train += long_enough
             held_out += [span for span in after if span.num_frames >= clip_span]
         else:
@@ -135,26 +172,53 @@ def read_validation_clips(
 
     The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
     do not overlap, so there may be fewer. All have the validation size of `config`. Images are used if there are no
-    videos, or if `config.image_ratio` is 1. Undecodable clips are logged and skipped. A `DataError`, if there is
-    no clip, names the setting `name`.
+    videos, or if `config.image_ratio` is 1. Undecodable clips are logged and skipped.
+
+    Args:
+        spans: The held-out frames.
+        config: The size of clips, and how they are read.
+        max_clips: Largest number of clips, 1 or more.
+        name: Name of the setting with the held-out data, for the error.
+
+    Raises:
+        DataError: there is no clip.
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
         contract = f"held-out files with a decodable clip of {config.clip_span} frames"
-        longest = max(spans, key=lambda span: span.num_frames, default=None)
-        got = f"none; the longest has {longest.num_frames} frames, {longest.info.path}" if longest else "none"
+        got = "none"
+        if spans:
+            longest = max(spans, key=lambda span: span.num_frames)
+            got = f"none; the longest has {longest.num_frames} frames, {longest.info.path}"
         raise argument_error(name, contract, got, "Use fewer frames, or add videos.", DataError)
     return clips
 
 
 def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
-    """Yield the clips of `read_validation_clips` one by one, in constant memory; there may be none."""
+    """Yield the clips of `read_validation_clips` one by one, in constant memory; there may be none.
+
+    Args:
+        spans: The held-out frames.
+        config: The size of clips, and how they are read.
+        max_clips: Largest number of clips, 1 or more.
+    """
     check_count("max_clips", max_clips)
-    uses_videos = config.image_ratio < 1 and any(not span.info.is_image for span in spans)
-    bucket = config.val_bucket if uses_videos else config.val_bucket.as_image()
+    has_videos = any(not span.info.is_image for span in spans)
+    uses_videos = has_videos and config.image_ratio < 1
+    bucket = config.val_bucket
+    if not uses_videos:
+        bucket = bucket.as_image()
     used = [span for span in spans if span.info.is_image != uses_videos]
     for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
-        spec = ClipSpec(span, start, config.scale_jitter, top=0.5, left=0.5, flip=False, stride=config.stride)
+        spec = ClipSpec(
+            span,
+            start,
+            crop_scale=config.scale_jitter,
+            top=0.5,
+            left=0.5,
+            flip=False,
+            stride=config.stride,
+        )
         try:
             clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
         except DecodeError as error:
@@ -167,15 +231,18 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     """Return the span of each validation clip, and the index of its first frame in the video."""
     spans = [span for span in spans if span.num_starts(clip_span) > 0]
     if len(spans) > max_clips:
-        spans = [spans[i] for i in _middles(len(spans), max_clips)]
-    capacities = [min(span.num_frames // clip_span, max_clips) for span in spans]
-    turns = sorted((turn, i) for i, capacity in enumerate(capacities) for turn in range(capacity))
-    counts = Counter(i for _, i in turns[:max_clips])
-    return [
-        (span, span.first_frame + start)
-        for i, span in enumerate(spans)
-        for start in _evenly_spaced(span.num_starts(clip_span), counts[i])
-    ]
+        spans = [spans[index] for index in _middles(len(spans), max_clips)]
+    # Give a clip to each span in turn, until there are enough clips or no span has room for another.
+    turns: list[tuple[int, int]] = []
+    for index, span in enumerate(spans):
+        capacity = min(span.num_frames // clip_span, max_clips)
+        turns.extend((turn, index) for turn in range(capacity))
+    num_clips = Counter(index for _, index in sorted(turns)[:max_clips])
+    starts: list[tuple[Span, int]] = []
+    for index, span in enumerate(spans):
+        offsets = _evenly_spaced(span.num_starts(clip_span), num_clips[index])
+        starts.extend((span, span.first_frame + offset) for offset in offsets)
+    return starts
 
 
 def _middles(total: int, count: int) -> list[int]:

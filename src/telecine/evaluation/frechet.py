@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import digest_of
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
-from telecine.data.find import installed_file
+from telecine.data.samples import installed_file
 from telecine.evaluation.protocol import SET_DEFINITIONS
 from telecine.losses.perceptual.weights import tensor_sha256
 

@@ -262,7 +262,7 @@ def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images:
     for kind, size in [*(("a clip", bucket) for bucket in buckets), *single_frames]:
         try:
             model.check_clip(*size.shape)
-        except ValueError as error:  # noqa: PERF203 - a few sizes
+        except ValueError as error:
             covering = "x".join(map(str, model.covering_clip(*size.shape)))
             remedy = f"{error} The next larger accepted size is {covering}."
             raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error

@@ -17,7 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
 from telecine.runs.history import Count, History, Warnings, as_dataclass
-from telecine.runs.lock import LOCK_FILE
+from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
@@ -143,7 +143,8 @@ class Run:
         """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
         files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
-        files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OUTPUT_MARKER]
+        files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OWNER_FILE]
+        files += [self.folder / OUTPUT_MARKER]
         below = (folder.glob(pattern) for pattern in ("*", "*/*") for folder in folders[:2])
         for path in chain(folders, files, *below):  # a folder before what is in it
             if path.is_symlink():

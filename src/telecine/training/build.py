@@ -36,7 +36,7 @@ from telecine.settings import (
     OptimizerConfig,
     TrainConfig,
 )
-from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
+from telecine.training.distributed import broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trainable import select_trainable
@@ -57,7 +57,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
     accelerator.gradient_accumulation_steps = 1  # losses are scaled here, whatever the launcher exports
-    answer_questions()
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
         raise argument_error("device", "the same for all runs of a process", got, "Start another process.")

@@ -1,15 +1,14 @@
-"""The clips of a run: the videos that it uses, and what is held out."""
+"""The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from accelerate.utils import gather_object
 
 from telecine.base.checks import argument_error, count, count_files
-from telecine.data import Clip, ClipDataset, DataError, ReadingStopped, Span, whole_video
+from telecine.data import Clip, ClipBatchSampler, ClipDataset, ClipLoader, DataError, ReadingStopped, Span, whole_video
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
@@ -21,6 +20,8 @@ from telecine.ops.ranks import num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
+from telecine.training.latent_cache import LatentCache
+from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch
 
 
@@ -36,19 +37,26 @@ class Clips:
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
-        skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
-        clips = self.train.config
-        lpips = "" if clips.has_colours else f"; LPIPS is off, which knows colours, not {clips.num_channels} channels"
-        held_out = count(len(self.val), "held-out clip")
-        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {held_out}{lpips}"
+        text = count_files(self.num_videos, self.num_images)
+        if self.num_skipped:
+            text += f", {self.num_skipped} skipped"
+        text += f", {count(len(self.val), 'held-out clip')}"
+        if not self.train.config.has_colours:
+            text += f"; LPIPS is off: it needs RGB frames, not {self.train.config.num_channels} channels"
+        return text
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a summary has about the data of a run."""
+        """Return what the summary of a run has about its data, by the names of `RunSummary`.
+
+        Hashes identify the files to train on, and the clips that the run validates on.
+        """
         spans = self.train.spans
         sizes = {path: num_bytes(path) for path in {span.info.path for span in spans}}
-        files = ((span.info.path, span.first_frame, span.last_frame) for span in spans)
-        facts = "".join(repr((path.name, sizes[path], *frames)) for path, *frames in files)
-        # What identifies the clips that a run validates on, with the hash that `telecine evaluate` records.
+        files = sha256()
+        for span in spans:
+            path = span.info.path
+            files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+        # The hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
         return {
@@ -57,7 +65,7 @@ class Clips:
             "num_skipped": self.num_skipped,
             "num_frames": sum(span.num_frames for span in spans),
             "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
-            "data_sha256": sha256(facts.encode()).hexdigest(),
+            "data_sha256": files.hexdigest(),
         }
 
 
@@ -65,7 +73,7 @@ class Clips:
 class Spans:
     """The frames of a data set."""
 
-    found: list[Span]  # of all videos and images that can be decoded, in order
+    usable: list[Span]  # of all videos and images that can be decoded, in order
     train: list[Span]
     held_out: list[Span]
     skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
@@ -73,24 +81,36 @@ class Spans:
 
     @classmethod
     def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
-        """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
+        """Find, index and split the videos and images of a data set.
+
+        Args:
+            data: The data to train on, see `TrainConfig.data`; by default the sample videos.
+            val_data: The data to validate on, see `TrainConfig.val_data`; by default a part of `data`.
+            config: The settings of the clips.
+        """
         if data is None:
-            infos, skipped = index_videos(sample_videos(), index=partial(index_video, config=config))
-            found = [whole_video(info) for info in infos]
+            infos, skipped = index_videos(sample_videos(), index=lambda path: index_video(path, config=config))
+            usable = [whole_video(info) for info in infos]
         else:
-            found, skipped = load_spans(data, config)
-        num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
+            usable, skipped = load_spans(data, config)
+        shortest = min(config.span_of(bucket) for bucket in config.train_buckets)
+        num_short = log_too_short(usable, shortest)
         if val_data is None:
-            used = [span for span in found if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(used or found, config.val_fraction, config.clip_span)
+            to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
+            train, held_out = split_videos(to_split or usable, config.val_fraction, config.clip_span)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
-            train = without_held_out(found, held_out)
-        return cls(found, train, held_out, skipped, num_short)
+            train = without_held_out(usable, held_out)
+        return cls(usable, train, held_out, skipped, num_short)
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
-    """Find, index and split the videos, and read the validation clips. Every process has to call this."""
+    """Find, index and split the videos, and read the validation clips. Every process has to call this.
+
+    Raises:
+        ValueError: If clips do not fit the model, or a process has other data than the first one.
+        DataError: If there is no video to train on, or to validate on.
+    """
     check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with barrier_without_time_limit() as wait_for_everyone:
@@ -99,12 +119,12 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         spans = Spans.find(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        # Without zoom, as `telecine evaluate` reads clips.
-        val_config, name = replace(config.clips, scale_jitter=1.0), "data" if config.val_data is None else "val_data"
-        val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=name)
+        val_config = replace(config.clips, scale_jitter=1.0)  # without zoom, as `telecine evaluate` reads clips
+        val_name = "data" if config.val_data is None else "val_data"
+        val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=val_name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)  # images alone need no ratio
-    is_image = {span.info.path: span.info.is_image for span in spans.found}
+    is_image = {span.info.path: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
     clips = Clips(
         train=train,
@@ -120,10 +140,59 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 def _check_same_data(recorded: Mapping[str, Any]) -> None:
     """Raise a `ValueError` in every process if one has other data than the first."""
-    found = gather_object([(recorded["data_sha256"], recorded["validation"])])
-    if others := [str(number) for number, each in enumerate(found) if each != found[0]]:
+    data_of_ranks = gather_object([(recorded["data_sha256"], recorded["validation"])])
+    others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
+    if others:
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
         raise argument_error("data", "the same in all processes", got, "Copy it to all machines, or to a shared disk.")
+
+
+def read_batches(
+    config: TrainConfig,
+    state: TrainState,
+    clips: ClipDataset,
+    latent_cache: LatentCache | None,
+    *,
+    should_stop: Callable[[], bool],
+) -> Generator[list[MicroBatch], None, None]:
+    """Yield the micro-batches of each remaining update, on the device of this process.
+
+    Args:
+        config: The settings of the run.
+        state: Its step is the first one to read. Its accelerator has the device, and the part of this process.
+        clips: The clips to train on.
+        latent_cache: The posteriors of the clips. If the autoencoder trains on latents alone, no video is decoded.
+        should_stop: Whether to stop while the data is read, see `ClipLoader`.
+    """
+    accelerator = state.accelerator
+    device = accelerator.device
+    num_micro_batches = config.gradient_accumulation_steps
+    sampler = ClipBatchSampler(
+        range(state.step * num_micro_batches, config.steps * num_micro_batches),
+        config.clips_per_pass,
+        num_micro_batches,
+        rank=accelerator.process_index,
+        num_ranks=accelerator.num_processes,
+    )
+    has_latents_alone = latent_cache is not None and state.autoencoder.trains_on_latents
+    videos = None if has_latents_alone else iter(ClipLoader(clips, sampler, should_stop=should_stop))
+    # On MPS such a copy may read memory that was freed: https://github.com/pytorch/pytorch/issues/139550
+    non_blocking = device.type != "mps"
+    micro_batches: list[MicroBatch] = []
+    for items in sampler:
+        posterior = None
+        if latent_cache is not None:
+            posterior = latent_cache.read(clips.names_of(items), device)
+        if videos is not None:
+            video = next(videos)["video"].to(device, non_blocking=non_blocking)
+        else:
+            assert posterior is not None
+            video = posterior.mode()
+        numbers = [number for _, number in items]
+        micro_batches.append(MicroBatch(video, numbers, posterior))
+        if len(micro_batches) == num_micro_batches:
+            yield micro_batches
+            micro_batches = []
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:

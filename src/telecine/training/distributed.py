@@ -1,14 +1,12 @@
-"""The processes that train together: their start, their communication, a lost one; sharding over them (FSDP2)."""
+"""The processes that train together: their start, their communication; sharding over them (FSDP2)."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._utils import _take_tensors
 
-from telecine.base.checks import TrainingError, argument_error
+from telecine.base.checks import argument_error
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
 from telecine.ops.ranks import num_ranks
 
@@ -28,13 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # The scheme of the URL by which the processes find each other, see `_rendezvous`.
 _SCHEME = "telecine"
-# The keys of the question of a process whether all others still run, and of their answers.
-_QUESTION, _ANSWER = "telecine/who_runs", "telecine/runs"
-_SECONDS_TO_ANSWER = 5.0
 _POLL_SECONDS = 0.1
 _FOREVER = timedelta(days=365)
-# Gloo's errors about other processes are plain `RuntimeError`s. They begin with the source file, one of these folders.
-_LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
 # Gradients are averaged in buckets of this size, as a message for each small weight costs more latency than bytes.
 _BUCKET_BYTES = 25 * 2**20
 
@@ -80,72 +73,6 @@ def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     if is_on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1:
         lines.append("`accelerate launch --cpu` starts one process for any --num_processes; use `torchrun` instead")
     return lines
-
-
-@contextmanager
-def lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[None]:
-    """Turn an error about another process, which has ended or does not answer, into one line that names it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(words in str(error) for words in _LOST_MESSAGES):
-            raise
-        raise TrainingError(_describe_lost(where(), timeout)) from error
-
-
-@cache
-def answer_questions() -> None:
-    """Answer the question of another process, in a thread. A process that is stopped cannot answer."""
-    if num_ranks() == 1:
-        return
-    store, answer = _open_store(_FOREVER), f"{_ANSWER}/{dist.get_rank()}"
-
-    def wait_and_answer() -> None:
-        try:
-            store.wait([_QUESTION], _FOREVER)
-            store.set(answer, "")
-        except dist.DistError:
-            return  # the store has ended, and with it the run
-
-    threading.Thread(target=wait_and_answer, name=_QUESTION, daemon=True).start()
-
-
-def _describe_lost(where: str, timeout: float) -> str:
-    again = "then run the same command again: it resumes from the newest checkpoint."
-    silent, this = _silent_ranks() if dist.is_initialized() else None, f"process {os.environ['RANK']}"
-    if silent == []:
-        reason = f"waited {timeout:g} seconds {where} for another process, which runs, but did not take part"
-        return f"{this} {reason}. See what it does, use a larger --process_timeout if it needs that long, {again}"
-    lost = "another process" if silent is None else f"process {', '.join(map(str, silent))}"
-    return f"{this} lost {lost} {where}: it has ended, or does not answer. See what ended it, {again}"
-
-
-def _silent_ranks() -> list[int] | None:
-    """Ask all processes whether they still run, and return the ranks that do not answer.
-
-    Return None if `torchrun`, which holds their store, has ended. Without `torchrun` the first process holds it.
-    """
-    answers: list[list[int]] = []
-
-    def ask() -> None:
-        try:
-            store = _open_store(timedelta(seconds=_SECONDS_TO_ANSWER))
-            store.set(_QUESTION, "")
-            silent, end = list(range(num_ranks())), time.monotonic() + _SECONDS_TO_ANSWER
-            while silent and time.monotonic() < end:
-                time.sleep(_POLL_SECONDS)
-                silent = [rank for rank in silent if not store.check([f"{_ANSWER}/{rank}"])]
-        except dist.DistError:
-            return
-        answers.append(silent)
-
-    # In a thread: PyTorch has no time limit for the connection to a process that is stopped.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(2 * _SECONDS_TO_ANSWER)
-    if answers:
-        return answers[0]
-    return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
 
 
 @contextmanager

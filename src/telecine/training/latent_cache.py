@@ -44,7 +44,7 @@ _DIGEST = "sha256"
 _NUM_SHOWN = 4
 
 
-class _LatentCache:
+class LatentCache:
     """Posteriors of clips by name, in safetensors files of an existing folder, which appear whole and with a digest.
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
@@ -60,6 +60,7 @@ class _LatentCache:
         self.find_files()
 
     def find_files(self) -> None:
+        """Find the files that this and other processes have written."""
         for path in self.folder.glob(_PATTERN):
             with _opened(path) as file:
                 self._files.update(dict.fromkeys(file.keys(), path))
@@ -82,6 +83,7 @@ class _LatentCache:
         return sum(tensor[0].nbytes for tensor in moments.values())
 
     def write(self) -> None:
+        """Write the posteriors that were added since the last call."""
         if not self._new:
             return
         path = self.folder / _PATTERN.replace("*", uuid.uuid4().hex)
@@ -157,7 +159,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def open_cache(
     folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
-) -> _LatentCache | None:
+) -> LatentCache | None:
     """Return the cache in a folder, which is created if needed; None without one. Every process has to call this."""
     if folder is None:
         return None
@@ -167,7 +169,7 @@ def open_cache(
     check_output("latent_cache", None, folder)
     path, precision = Path(folder), accelerator.mixed_precision
     on_first_process(lambda: _check_identity(path, identity_of(model.latent_model, clips, precision)), accelerator)
-    return _LatentCache(path)
+    return LatentCache(path)
 
 
 def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
@@ -202,7 +204,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
 
 
-def _find_missing(cache: _LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
+def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
     needed, batches, num_missing = set[str](), list[int](), 0
     for position, number in enumerate(sampler.batches):
@@ -215,7 +217,7 @@ def _find_missing(cache: _LatentCache, clips: ClipDataset, sampler: ClipBatchSam
 
 
 def fill_latent_cache(
-    cache: _LatentCache,
+    cache: LatentCache,
     state: TrainState,
     clips: ClipDataset,
     sampler: ClipBatchSampler,

@@ -1,7 +1,7 @@
 """What a run logs while it trains: means over updates, shares of the gradient, and progress on the console."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from rich.console import Console
@@ -17,6 +17,18 @@ ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 _WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
 _NEWEST_WEIGHT = 0.05
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines, which the console does not wrap."""
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def print_warnings(console: Console, warnings: Iterable[str]) -> None:
+    """Print a line for each warning."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 class IntervalMeans:

@@ -1,10 +1,10 @@
-"""A training run from its settings to its result, the errors that end it, and a dry run, of which nothing is kept."""
+"""A training run from its settings to its result, and a dry run, of which nothing is kept."""
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,19 +17,55 @@ from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
+from telecine.report.page import write_report
+from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
-from telecine.training.clips import read_next
-from telecine.training.distributed import lost_process_named, on_first_process
+from telecine.training.clips import read_batches, read_next
+from telecine.training.distributed import barrier_without_time_limit, on_first_process
+from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
-from telecine.training.planning.capacity import out_of_memory
+from telecine.training.logging import print_warnings
+from telecine.training.loop import train_to_the_end, validate
+from telecine.training.memory_limits import out_of_memory
+from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
-from telecine.training.trainer import Trainer
-from telecine.training.validation import TrainResult
 
 _REMEDY = 'Use `read_config("demo")`, or another recipe, a file or a dict.'
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The folder of a run, and its first and last validation."""
+
+    run: Path
+    """The run's folder."""
+    checkpoint: Path
+    """The last checkpoint."""
+    first: dict[str, float]
+    """Metrics of the first validation, before training."""
+    last: dict[str, float]
+    """Metrics of the last validation."""
+
+    def print_to(self, console: Console) -> None:
+        """Print the metrics before and after, and the run's main files, by what they show."""
+        table = Table("held-out clips", "before", "after", title="training finished")
+        for name, value in self.first.items():
+            if name in self.last:
+                table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
+        console.print(table)
+        run = Run(self.run)
+        files = {
+            "report": run.report_file,
+            "side by side": run.video_file,
+            "figures": run.history.path,
+            "settings": run.settings_file,
+            "checkpoint": self.checkpoint,
+        }
+        for name, path in files.items():
+            console.print(f"{name:<13} {path}", soft_wrap=True)
 
 
 def train(
@@ -54,39 +90,75 @@ def train(
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
-            or another process of the run was lost.
+        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, or the device is out of
+            memory.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    check_type("config", config, TrainConfig, _REMEDY)
-    check_functions(config.objective, sharding=config.sharding)
+    _check_config(config)
     check_encoding(config)
     console = console or PlainConsole()
-    with lost_process_named(config.process_timeout, lambda: "while it started"):
-        trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
-        # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        named = lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
-        with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
-            trainer.run(stop)
-        with lost_process_named(config.process_timeout, lambda: "at the end"):
-            return trainer.result()
+        with stop_on_signal(acknowledge=run.is_main) as stop:
+            train_to_the_end(run, stop)
+        return finish(run)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+        raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
     finally:
-        trainer.close()
+        run.close()
+
+
+def _check_config(config: TrainConfig) -> None:
+    """Check what can be checked before anything is read or written."""
+    check_type("config", config, TrainConfig, _REMEDY)
+    check_functions(config.objective, sharding=config.sharding)
+
+
+def finish(run: TrainingRun) -> TrainResult:
+    """Write the report, upload the weights if `push_to_hub` is set, and return the result.
+
+    A finished run writes and uploads them again. Every process has to call this.
+
+    Raises:
+        ValueError: If the upload is not possible.
+    """
+    with barrier_without_time_limit():
+        if run.is_main:
+            try:
+                write_report([run.files.folder])
+            except (OSError, ValueError) as error:
+                print_warnings(run.console, [f"no report: {error}"])
+        if run.hub_repository is not None:
+            result = _read_result(run.files)
+            upload(run.hub_repository, result.checkpoint, run.config.model, result.last, steps=run.state.step)
+    return on_first_process(partial(_read_result, run.files), run.accelerator)
+
+
+def _read_result(run: Run) -> TrainResult:
+    first, last = run.first_and_last()
+    _, checkpoint = run.checkpoints.all()[-1]
+    return TrainResult(run.folder, checkpoint, first, last)
 
 
 @dataclass(frozen=True)
-class _DryRun:
-    step: int  # at which as many terms as possible are on
+class DryRunResult:
+    """What one update has shown."""
+
+    step: int
+    """The step of the update, at which as many terms as possible are on."""
     seconds: float
-    peak_memory: int | None  # bytes, see `base.devices.peak_memory`
-    values: dict[str, float]  # the log of the update
-    off: list[str]  # the weights of terms that are not on at that step
-    num_steps: int  # of the whole run
+    """The time of the update."""
+    peak_memory: int | None
+    """Bytes, see `base.devices.peak_memory`."""
+    values: dict[str, float]
+    """The log of the update."""
+    off: list[str]
+    """The weights of terms that are not on at that step."""
+    num_steps: int
+    """The number of updates of the whole run."""
 
     def print_to(self, console: Console) -> None:
+        """Print the time, the memory and the losses of the update, and the time of the whole run."""
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
         table.add_row("seconds", f"{self.seconds:.3g}")
         if self.peak_memory is not None:
@@ -101,40 +173,50 @@ class _DryRun:
         console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
-def dry_run(config: TrainConfig, *, console: Console | None = None) -> _DryRun:
+def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunResult:
     """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
     starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
-    check_type("config", config, TrainConfig, _REMEDY)
-    check_functions(config.objective, sharding=config.sharding)
-    named = lost_process_named(config.process_timeout, lambda: "in the dry run")
-    with TemporaryDirectory(prefix="telecine-dry-run-") as folder, named:
-        nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
-        tried = replace(config, output_dir=folder, **nothing)
+    _check_config(config)
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
+        changed = replace(
+            config, output_dir=folder, push_to_hub=False, trackers=(), tracker_options={}, latent_cache=None
+        )
         check_output("output_dir", config.data, config.output_dir)
-        on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
-        trainer = Trainer(tried, console or PlainConsole())
+        on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed))
+        run = prepare(changed, console or PlainConsole())
         try:
-            with stop_on_signal(acknowledge=trainer.is_main) as stop:
-                trainer.validate(stop)
-                return _update(trainer, stop)
+            with stop_on_signal(acknowledge=run.is_main) as stop:
+                validate(run, stop)
+                return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(trainer.config, f"at step {trainer.state.step}", is_own=trainer.is_custom) from error
+            raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
         finally:
-            trainer.close()
+            run.close()
 
 
-def _update(trainer: Trainer, stop: StopRequest) -> _DryRun:
-    config, schedule = trainer.config, WeightSchedule(trainer.config.objective)
+def _update_once(run: TrainingRun, stop: StopRequest) -> DryRunResult:
+    config = run.config
+    state = run.state
+    schedule = WeightSchedule(config.objective)
     step = schedule.step_with_most_terms(config.steps)
-    trainer.state.step = step
-    batches, error = read_next(trainer.batches(stop))
-    if error is not None or not batches:
-        raise error or Interrupted(None)
-    set_learning_rates(trainer.state, config.optimizer, config.steps)
+    state.step = step
+    batches = read_batches(config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set)
+    micro_batches, error = read_next(batches)
+    if error is not None:
+        raise error
+    if not micro_batches:
+        raise Interrupted(None)
+    set_learning_rates(state, config.optimizer, config.steps)
     start = time.perf_counter()
-    values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
-    seconds, peak = time.perf_counter() - start, peak_memory(trainer.accelerator.device)
-    return _DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)
+    values = train_step(state, micro_batches, measure_update_ratio=True)  # waits for the device
+    return DryRunResult(
+        step=step,
+        seconds=time.perf_counter() - start,
+        peak_memory=peak_memory(run.accelerator.device),
+        values=values,
+        off=schedule.off_at(step),
+        num_steps=config.steps,
+    )

@@ -28,9 +28,14 @@ _FINAL_LR_SCALE = 0.05
 
 
 class DivergenceError(TrainingError):
-    """A computed value, of a name, is not finite."""
+    """A computed value is not finite.
 
-    def __init__(self, message: str, value: str = "") -> None:  # unpickling passes the message, and sets the name
+    Args:
+        message: The text of the error.
+        value: The name of the value. Unpickling leaves it out, and sets it afterwards.
+    """
+
+    def __init__(self, message: str, value: str = "") -> None:
         super().__init__(message)
         self.value = value
 
@@ -47,16 +52,30 @@ class MicroBatch:
 def train_step(
     state: TrainState, batches: Sequence[MicroBatch], *, measure_update_ratio: bool = False
 ) -> dict[str, float]:
-    """Update both networks once, with the mean loss of micro-batches of one shape; return the log of all processes.
+    """Update both networks once, with the mean loss of micro-batches of one shape.
 
     The autoencoder runs once for each clip: the discriminators train on the reconstruction of its step.
-    `measure_update_ratio` copies the weights after the activations are freed, and needs one more host sync.
+
+    Args:
+        state: The networks and optimizers, which are updated in place.
+        batches: The micro-batches of this process.
+        measure_update_ratio: Whether to log the norm of the update divided by that of the weights. It copies the
+            weights after the activations are freed, and needs one more host sync.
+
+    Returns:
+        The log, averaged over micro-batches and processes.
+
+    Raises:
+        TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
-    compiler, scale = state.objective.compiler, 1 / len(batches)
+    compiler = state.objective.compiler
+    logs: list[dict[str, Tensor]] = []
     with shared_spectral_norms(), nullcontext() if compiler is None else compiler.update():
-        logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
-    means = torch.stack([torch.stack(list(log.values())) for log in logs]).mean(0)
-    log = _finite_values(dict(zip(logs[0], means, strict=True)), state.step)
+        for batch in batches:
+            is_last = batch is batches[-1]
+            logs.append(accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))
+    log = _finite_values(_mean_over_batches(logs), state.step)
+
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:
@@ -70,8 +89,21 @@ def train_step(
 
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
-    """Add a micro-batch's gradients, times `scale`; after the last, average the autoencoder's. Return the log."""
-    objective, autoencoder, last_layer = state.objective, state.autoencoder, state.last_layer
+    """Add the gradients of a micro-batch to those of the networks.
+
+    Args:
+        state: The networks.
+        batch: Clips that pass through the networks together.
+        scale: The factor of the gradients: 1 over the number of micro-batches.
+        is_last: Whether it is the last micro-batch of the update, after which the autoencoder's gradients are averaged
+            over the processes.
+
+    Returns:
+        The log of the micro-batch, in float32.
+    """
+    objective = state.objective
+    autoencoder = state.autoencoder
+    last_layer = state.last_layer
     generators = clip_generators(state.seed, batch.clips, batch.video.device)
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
@@ -80,31 +112,53 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
     no_sync = not is_last or (has_unused and not state.is_sharded)
     with state.no_sync(no_sync):
         with state.accelerator.autocast():
-            known = {} if batch.posterior is None else {"posterior": batch.posterior}
-            output = state.model(batch.video, generator=generators, **known)
-            gradient = ReconstructionGradient(output.video)
-            options = BatchOptions(generator=generators, grad_hook=gradient.adversarial_hook, latent=output.latent)
-            options |= {"decode": autoencoder.decode, "sample_weight": output.weight}
-            target = batch.video if output.target is None else output.target
-            if state.trains_discriminators:
-                both = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
-                losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
+            # The autoencoder's forward pass.
+            if batch.posterior is None:
+                output = state.model(batch.video, generator=generators)
             else:
-                loss, log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
+                output = state.model(batch.video, generator=generators, posterior=batch.posterior)
+            target = batch.video if output.target is None else output.target
+
+            # The losses of both networks.
+            gradient = ReconstructionGradient(output.video)
+            options = BatchOptions(
+                generator=generators,
+                grad_hook=gradient.adversarial_hook,
+                latent=output.latent,
+                decode=autoencoder.decode,
+                sample_weight=output.weight,
+            )
+            log = {"data": batch.video.mean()}
+            if state.trains_discriminators:
+                update = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
+                losses = [update.loss, update.disc_loss]
+                log |= update.log | update.disc_log
+            else:
+                loss, autoencoder_log = objective(
+                    target, output.video, 0, state.step, output.aux, last_layer, **options
+                )
                 losses = [loss]
+                log |= autoencoder_log
         for name in ("perceptual", "grad_penalty"):
             if objective.schedule.at(state.step)[name] == 0:
                 log.pop(f"train/{name}_loss", None)  # its 0 was not computed and would distort the mean
         # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
         reference = target if autoencoder.trains_on_latents else batch.video
-        error = mse(reconstruction=output.video.detach(), target=reference)
-        log = {"data": batch.video.mean(), **log, "train/mse": error}
+        log["train/mse"] = mse(reconstruction=output.video.detach(), target=reference)
+
+        # The gradients.
         for loss in losses:
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
         average_gradients(parameters_of(state.optimizer))
         state.model.require_forward_param_sync = True  # type: ignore[assignment] # DDP sends buffers before a pass
-    return {name: value.float() for name, value in (log | gradient.log).items()}
+    log |= gradient.log
+    return {name: value.float() for name, value in log.items()}
+
+
+def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    values = torch.stack([torch.stack(list(log.values())) for log in logs])
+    return dict(zip(logs[0], values.mean(0), strict=True))
 
 
 def _optimizer_step(
@@ -119,20 +173,25 @@ def _optimizer_step(
     # A gradient scaler skips the step if half-precision gradients overflow, and lowers its scale: that is no error.
     is_finite = math.isfinite(norm)
     if not is_finite and scaler is None:
-        raise _divergence_error(f"train/{prefix}grad_norm", norm, state.step)
-    before = [weight.detach().clone() for weight in weights] if measure_update_ratio else []
-    log = {"grad_norm": norm, "grad_clipped": float(norm > state.grad_clip)} if is_finite else {}
+        raise divergence_error(f"train/{prefix}grad_norm", norm, state.step)
+    log: dict[str, float] = {}
+    if is_finite:
+        log[f"train/{prefix}grad_norm"] = norm
+        log[f"train/{prefix}grad_clipped"] = float(norm > state.grad_clip)
+    before: list[Tensor] = []
+    if measure_update_ratio:
+        before = [weight.detach().clone() for weight in weights]
     if scaler is None:
         optimizer.step()
     else:
         scaler.step(optimizer)
-        log["grad_overflow"] = float(not is_finite)
+        log[f"train/{prefix}grad_overflow"] = float(not is_finite)
     optimizer.zero_grad(set_to_none=True)
     if measure_update_ratio:
         after = [weight.detach() for weight in weights]
-        change = _total_norm([new - old for old, new in zip(before, after, strict=True)])
-        log["update_ratio"] = float(change / _total_norm(after))
-    return {f"train/{prefix}{name}": value for name, value in log.items()}
+        update = [new - old for old, new in zip(before, after, strict=True)]
+        log[f"train/{prefix}update_ratio"] = float(_total_norm(update) / _total_norm(after))
+    return log
 
 
 @torch.no_grad()
@@ -144,32 +203,49 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = _total_norm(gradients)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch computes it
-    torch._foreach_mul_([local_shard(g) for g in gradients], scale)
+    torch._foreach_mul_([local_shard(gradient) for gradient in gradients], scale)
     return norm
 
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the total 2-norm of whole and sharded tensors; with sharded ones, every process has to call this."""
-    groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
-    each = (torch.stack(torch._foreach_norm(group)) for group in groups if group)  # type: ignore[arg-type]
-    norms = [full_tensor(torch.linalg.vector_norm(norms)) for norms in each]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
+    whole = [tensor for tensor in tensors if not is_sharded(tensor)]
+    totals: list[Tensor] = []
+    for group in (sharded, whole):
+        if group:
+            norms = torch.stack(torch._foreach_norm(group))  # type: ignore[arg-type]
+            totals.append(full_tensor(torch.linalg.vector_norm(norms)))
+    if len(totals) == 1:
+        return totals[0]
+    return torch.linalg.vector_norm(torch.stack(totals))
 
 
 def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: int) -> float:
-    """Set both optimizers' learning rates for the next update, and return that of the autoencoder.
+    """Set the learning rates of both optimizers for the next update.
 
     They are a function of the step, which needs no scheduler state.
+
+    Args:
+        state: Its step, its optimizers, and how often it went back after a divergence.
+        config: The learning rates, and their warm-up and schedule.
+        num_steps: The number of updates of the run, at which a cosine schedule ends.
+
+    Returns:
+        The learning rate of the autoencoder.
     """
     scale = LR_FACTOR ** len(state.rollbacks)
     if state.step < config.warmup_steps:
         scale *= (state.step + 1) / config.warmup_steps
     elif config.schedule == "cosine":
         progress = (state.step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
-        scale *= _FINAL_LR_SCALE + (1 - _FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    for optimizer, lr in ((state.optimizer, config.lr), (state.disc_optimizer, config.disc_lr)):
-        for group in [] if optimizer is None else optimizer.param_groups:
-            group["lr"] = lr * scale
+        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        scale *= _FINAL_LR_SCALE + (1 - _FINAL_LR_SCALE) * cosine
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.lr * scale
+    if state.disc_optimizer is not None:
+        for group in state.disc_optimizer.param_groups:
+            group["lr"] = config.disc_lr * scale
     return config.lr * scale
 
 
@@ -180,14 +256,22 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
-            if name != ADVERSARIAL_SHARE and History.frame_of(name) is None:
-                raise _divergence_error(name, values[name], step)
+            is_share = name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
+            if not is_share:
+                raise divergence_error(name, values[name], step)
             del values[name]  # a gradient of 0 has no shares
     values.pop("data", None)
     return values
 
 
-def _divergence_error(name: str, value: float, step: int) -> TrainingError:
+def divergence_error(name: str, value: float, step: int) -> TrainingError:
+    """Return the error of a value that is not finite.
+
+    Args:
+        name: The logged value; "data" for the mean of the clips, for which a run does not go back.
+        value: Infinite or NaN.
+        step: The number of updates before it.
+    """
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
         remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."

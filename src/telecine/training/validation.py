@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from telecine.data import Clip, bytes_from_video
@@ -20,7 +17,6 @@ from telecine.models.causal import CausalAutoencoder
 from telecine.models.interface import sampling
 from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
-from telecine.runs import Run
 from telecine.training.distributed import rank
 
 T = TypeVar("T")
@@ -115,29 +111,3 @@ def _of_all_clips(indices: Sequence[int], values: Sequence[T]) -> list[T]:
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
     return [index * total // min(total, count) for index in range(min(total, count))]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The folder of a run, and its first and last validation."""
-
-    run: Path
-    """The run's folder."""
-    checkpoint: Path
-    """The last checkpoint."""
-    first: dict[str, float]
-    """Metrics of the first validation, before training."""
-    last: dict[str, float]
-    """Metrics of the last validation."""
-
-    def print_to(self, console: Console) -> None:
-        """Print the metrics before and after, and the run's main files, by what they show."""
-        run = Run(self.run)
-        files = {"report": run.report_file, "side by side": run.video_file, "figures": run.history.path}
-        files |= {"settings": run.settings_file, "checkpoint": self.checkpoint}
-        table = Table("held-out clips", "before", "after", title="training finished")
-        for name in (name for name in self.first if name in self.last):
-            table.add_row(name, f"{self.first[name]:.4f}", f"{self.last[name]:.4f}")
-        console.print(table)
-        for name, path in files.items():
-            console.print(f"{name:<13} {path}", soft_wrap=True)

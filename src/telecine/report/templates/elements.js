@@ -20,13 +20,6 @@ function svg(name, attributes = {}, text = null) {
   return element;
 }
 
-/** Format a number with four significant digits, in scientific notation if it is very small or large. */
-function short(value, digits = 4) {
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(digits - 2).replace(/\.?0+e/, "e").replaceAll("-", "−");
-  return String(Number(value.toPrecision(digits))).replace("-", "−");
-}
-
 /** Format a number for a column, with the same number of digits for values of similar size; a dash for a missing one. */
 function even(value) {
   if (value == null) return "–";

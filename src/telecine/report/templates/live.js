@@ -1,7 +1,6 @@
 // The page of runs that train loads itself again once it was written again, and shows what it showed before.
 const LOOK_MS = 5000;
 const STORED = `telecine ${location.pathname}`;
-const RADIOS = ["theme", "scale"];
 const CONTROLS = "a, button, input, select, summary, [tabindex]";
 
 /** Called by the script beside the videos, which each version of the page replaces: pages from a file cannot fetch. */
@@ -13,9 +12,9 @@ function pageVersion(version) {
 
 function shownNow() {
   return {
-    radios: RADIOS.map((name) => document.querySelector(`input[name=${name}]:checked`)?.value),
-    smoothing: byId("smoothing")?.value,
-    hidden: legendButtons().filter((button) => button.getAttribute("aria-pressed") === "false").map(controlName),
+    theme: document.querySelector("input[name=theme]:checked").value,
+    charts: chosen,
+    scroll: scrollY,
     // A slider at the last validation stays at the last one.
     sources: player?.sources.map(({ select, slider }) => [select.value, slider.value === slider.max ? null : Number(slider.value)]),
     clip: player?.index,
@@ -45,21 +44,13 @@ function controlNamed(name) {
   return [...document.querySelectorAll(CONTROLS)].find((control) => controlName(control) === name);
 }
 
-/** Return the buttons that hide runs and curves. */
-function legendButtons() {
-  return [...document.querySelectorAll(".legend button")];
-}
-
-function showAgain({ radios, smoothing, hidden, open, ascending, descending, focus, ...shown }) {
-  RADIOS.forEach((name, index) => document.querySelector(`input[name=${name}][value=${radios[index]}]`)?.click());
-  if (smoothing && byId("smoothing")) {
-    byId("smoothing").value = smoothing;
-    byId("smoothing").dispatchEvent(new Event("input"));
-  }
-  legendButtons().filter((button) => hidden.includes(controlName(button))).forEach((button) => button.click());
+function showAgain({ theme, charts: choices, scroll, open, ascending, descending, focus, ...shown }) {
+  document.querySelector(`input[name=theme][value=${theme}]`).click();
+  chooseAgain(choices);
   if (player && shown.sources) playAgain(shown);
   for (const name of [...open, ...ascending, ...descending, ...descending]) controlNamed(name)?.click();
   controlNamed(focus[0])?.focus({ preventScroll: true });
+  scrollTo({ top: scroll, behavior: "instant" });
 }
 
 function playAgain({ sources, clip, frame, speed, loop, view }) {

@@ -4,6 +4,8 @@ const MIN_SECONDS = 1.5;
 // Minimum range of the PSNR axis: smaller differences are not visible.
 const MIN_DECIBELS = 2;
 const TIMELINE_HEIGHT = 84;
+// Shorter clips have a dot for each frame.
+const MAX_DOTS = 40;
 const TIMELINE_MARGIN = { left: 40, right: 12, top: 10, bottom: 8 };
 
 function nameOf(metric) {
@@ -311,25 +313,27 @@ class Player {
     if (!width) return;
     const { num_frames: numFrames } = this.clip;
     const all = this.shown.flatMap(({ clip }) => clip.frame_psnr);
+    const { left, right, top } = TIMELINE_MARGIN;
     const bottom = TIMELINE_HEIGHT - TIMELINE_MARGIN.bottom;
+    const low = Math.min(...all);
+    const high = Math.max(...all);
+    const margin = Math.max(0, MIN_DECIBELS - (high - low)) / 2;
+    const x = (number) => left + (number / Math.max(numFrames - 1, 1)) * (width - left - right);
+    const y = (value) => bottom + ((value - low + margin) / (high - low + 2 * margin)) * (top - bottom);
     this.timeline.setAttribute("viewBox", `0 0 ${width} ${TIMELINE_HEIGHT}`);
-    const x = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
-    const [min, max] = all.length ? extent(all) : [0, 1];
-    const margin = Math.max(0, MIN_DECIBELS - (max - min)) / 2;
-    const y = makeScale("linear", [min - margin, max + margin], [bottom, TIMELINE_MARGIN.top]);
     this.timeline.replaceChildren();
-    const labels = labelsOf(y.ticks);
-    for (const [index, value] of all.length ? y.ticks.entries() : []) {
-      this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.toPixels(value), y2: y.toPixels(value) }));
-      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.toPixels(value) + 4, "text-anchor": "end" }, labels[index]));
+    for (const value of all.length ? gridLines(low - margin, high + margin) : []) {
+      this.timeline.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
+      this.timeline.append(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
     }
-    this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), clip.frame_psnr.length ? y.toPixels(clip.frame_psnr[number]) : bottom]));
+    this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), all.length ? y(clip.frame_psnr[number]) : bottom]));
     this.points.forEach((points, index) => {
-      this.timeline.append(svg("path", { class: "line", stroke: COLOURS[index], "stroke-dasharray": dashOf(index), d: path(points) }));
-      if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: COLOURS[index] })));
+      const line = points.map((point) => point.map((value) => value.toFixed(1)).join(" ")).join("L");
+      this.timeline.append(svg("path", { class: "line", stroke: `var(--c${index})`, "stroke-dasharray": index ? "2 3" : "", d: `M${line}` }));
+      if (numFrames < MAX_DOTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: `var(--c${index})` })));
     });
     this.cursor = svg("g");
-    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), ...this.points.map((_, index) => svg("circle", { r: 5, fill: COLOURS[index] })));
+    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), ...this.points.map((_, index) => svg("circle", { r: 5, fill: `var(--c${index})` })));
     this.timeline.append(this.cursor);
     this.moveTimelineCursor();
   }
@@ -351,6 +355,13 @@ const KEYS = {
   " ": "play", arrowleft: "back", arrowright: "forward", home: "first", end: "last", l: "loop",
   "[": "slower", "]": "faster", p: "previous", n: "next", "+": "in", "=": "in", "-": "out", "0": "whole",
 };
+
+/** Return up to four round values, in whole decibels, for the lines behind the timeline. */
+function gridLines(low, high) {
+  const step = [1, 2, 5, 10, 20, 50].find((size) => (high - low) / size <= 4) ?? 100;
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, index) => (first + index) * step);
+}
 
 /** Set a canvas' resolution to the number of pixels that it covers on the screen. */
 function fit(canvas) {

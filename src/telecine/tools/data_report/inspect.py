@@ -123,14 +123,14 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     size = _BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps)
     clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
-    infos = list({span.info.path: span.info for span in spans.found}.values())
+    infos = list({span.info.path: span.info for span in spans.usable}.values())
     used = {True: dataset.image_ratio > 0, False: dataset.image_ratio < 1}  # images, videos
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
     skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
     found = _find_cuts(infos, max_frames)
     shortest = min(map(config.clips.span_of, config.clips.train_buckets))
-    in_list = [span for span in spans.found if not isinstance(span.info.path, TarMember)]  # lists do not name members
+    in_list = [span for span in spans.usable if not isinstance(span.info.path, TarMember)]  # lists do not name members
     scenes = [scene for scene in _scenes_of(in_list, found) if scene.info.is_image or scene.num_frames >= shortest]
     report = DataReport(
         data=config.data or "the sample videos",
@@ -142,7 +142,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         num_searched=sum(cuts is not None for cuts in found.values()),
         num_left=sum(not info.is_image for info in infos) - len(found),
         num_cut=sum(bool(cuts) for cuts in found.values()),
-        num_unlisted=len(spans.found) - len(in_list),
+        num_unlisted=len(spans.usable) - len(in_list),
         num_train=sum(span.num_frames for span in spans.train),
         num_held_out=sum(span.num_frames for span in spans.held_out),
         cache_bytes=num_cached_bytes(dataset.spans, config.clips),

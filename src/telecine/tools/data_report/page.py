@@ -19,7 +19,7 @@ from telecine.base.files import mark_output, write_json, write_text
 from telecine.data import Span
 from telecine.data.source import RemotePath
 from telecine.report.clips import at_one_rate, write_preview
-from telecine.report.page import render_page
+from telecine.report.html import render_page
 from telecine.report.video import shrink
 from telecine.tools.data_report.inspect import DEFINITIONS, DataReport, SampledClip
 

@@ -27,8 +27,7 @@ from telecine.models.causal_blocks import ChannelNorm, Upsample
 from telecine.models.flow import Sampler
 from telecine.models.student import StudentAutoencoder, student_config
 from telecine.settings import DistillConfig, Term
-from telecine.training.run import train
-from telecine.training.validation import TrainResult
+from telecine.training import TrainResult, train
 
 # The terms that learn from a teacher.
 _TERMS = ("teacher_latent", "teacher_reconstruction", "teacher_features")

@@ -7,8 +7,8 @@ from typing import cast
 
 from telecine.base.files import write_json, write_text
 from telecine.base.yaml_files import read_package_yaml
-from telecine.report.page import render_page, short
-from telecine.report.plots import Plot, Series, as_curve
+from telecine.report.charts import Chart, Series, charts_data, make_curve
+from telecine.report.html import render_page, short
 from telecine.tools.latents.denoising import LEVELS
 from telecine.tools.latents.measures import DEFINITIONS, TRANSFORMS, Channels, LatentReport, LatentSpace
 
@@ -29,11 +29,11 @@ def _render_latents(report: LatentReport) -> str:
     spaces, titles = report.models, [space.title for space in report.models]
     left_out: list[object] = [None, [{} for _ in spaces], DEFINITIONS]  # no base model, no samplers; said elsewhere
     most = max(len(space.channels.std) for space in spaces)
-    plots = [asdict(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
+    charts = _charts(spaces, [str(index) for index in range(most)])
     return render_page(
         "latents.html",
         titles=titles,
-        data={"runs": titles, "file": "latents.json", "plots": plots},
+        data=charts_data(charts, runs=titles, file="latents.json"),
         summary=report.summary(),
         probes=[(space.title, space.probe) for space in spaces if space.probe],
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
@@ -49,21 +49,32 @@ def _channel(channels: Channels, index: int) -> str:
     return ", ".join(map(short, values)) + (", dead" if index in channels.dead else "")
 
 
-def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]:
+def _charts(spaces: Sequence[LatentSpace], channels: list[str]) -> list[Chart]:
+    """Return a chart for each measure that a model has, with the latent and, if measured, the scaled-down video."""
     points = [_points(space) for space in spaces]
     names = {"transform": _TRANSFORMS, "channel": channels}
-    plots = []
+    charts = []
     for measure, (title, x, scale) in _PLOTS.items():
-        columns = zip(*(each[measure] for each in points), strict=True)
-        series = [
-            Series(label, measure, [as_curve(index, each) for index, each in enumerate(column)], label != _LABELS[0])
-            for label, column in zip(_LABELS, columns, strict=False)
-        ]
-        hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
-        hint = f"{hint[0].upper()}{hint[1:]}."
-        if any("values" in curve for each in series for curve in each.curves):
-            plots.append(Plot(title, scale=scale, series=series, x=x, x_names=names.get(x, []), hint=hint))
-    return plots
+        series = []
+        for position, label in enumerate(_LABELS):
+            curves = []
+            for index, measures in enumerate(points):
+                if position < len(measures[measure]):
+                    curves.append(make_curve(index, measures[measure][position]))
+            if curves:
+                series.append(Series(label, measure, curves, is_reference=position > 0))
+        explanation = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
+        if any(curve.values for one in series for curve in one.curves):
+            chart = Chart(
+                title=title,
+                series=series,
+                scale=scale,
+                explanation=f"{explanation[0].upper()}{explanation[1:]}.",
+                x=x,
+                x_names=names.get(x, []),
+            )
+            charts.append(chart)
+    return charts
 
 
 def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]]:

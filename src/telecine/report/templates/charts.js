@@ -1,0 +1,356 @@
+// The charts of a page, drawn by plotly. All that a reader chooses is in `chosen`, and `redraw` draws it.
+const NUM_COLOURS = 8;
+const DASHES = ["solid", "dot", "dashdot", "dash", "longdash", "4px 2px", "12px 4px"];
+// What the others are compared with, such as the linear baseline.
+const REFERENCE_DASH = "7px 3px";
+const HEIGHT = 230;
+// The first chart of a run has the most curves and fills a row.
+const FIRST_HEIGHT = 330;
+// Curves with fewer points have a mark at each.
+const FEW_POINTS = 40;
+// With smoothing, this fraction of the logged values may lie outside of the chart at either end.
+const OUTLIERS = 0.02;
+// Maximum ratio of values that is readable on a linear axis.
+const MAX_LINEAR_RATIO = 100;
+
+const severalRuns = DATA.runs.length > 1;
+const chosen = { smoothing: 0.6, scale: "auto", hiddenRuns: [], hiddenSeries: [], ranges: {} };
+const charts = [];
+
+/** Show text as it is: plotly reads tags in names, and names may be anyone's. */
+function plain(text) {
+  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+/** Return a colour of the style sheet in the theme that is shown. */
+function themeColour(name) {
+  const probe = html("span", { style: `color: var(--${name})` });
+  document.body.append(probe);
+  const { color } = getComputedStyle(probe);
+  probe.remove();
+  return color;
+}
+
+function toggle(list, item) {
+  const index = list.indexOf(item);
+  if (index < 0) list.push(item);
+  else list.splice(index, 1);
+}
+
+/** Exponential moving average with bias correction (arXiv 1412.6980, section 3). */
+function smoothed(values, weight) {
+  let sum = 0;
+  let total = 0;
+  return values.map((value) => {
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+// ---- one chart: its traces and its layout, as plotly reads them
+
+function seriesName(plot, series) {
+  return `${plot.title}: ${series.label}`;
+}
+
+/** Colours tell runs apart, and dashes tell series apart; with one run, colours tell series apart. */
+function lineStyle(plot, series, run) {
+  const index = plot.series.indexOf(series);
+  if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
+  const colour = severalRuns ? run : index;
+  const dash = severalRuns && plot.series.length === 1 ? run : index;
+  return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(dash + 3 * Math.floor(dash / NUM_COLOURS)) % DASHES.length] };
+}
+
+/** Return the curves that are shown. Validations have few values and schedules no noise: neither is smoothed. */
+function shownCurves(plot) {
+  const curves = [];
+  for (const series of plot.series) {
+    if (chosen.hiddenSeries.includes(seriesName(plot, series))) continue;
+    for (const curve of series.curves) {
+      if (!curve.values.length || chosen.hiddenRuns.includes(curve.run)) continue;
+      const weight = plot.is_smoothed && series.key.startsWith("train/") ? chosen.smoothing : 0;
+      curves.push({ series, curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
+    }
+  }
+  return curves;
+}
+
+/** Return whether the vertical axis is logarithmic. Such an axis leaves out values that are not positive. */
+function isLogarithmic(plot, values) {
+  const positive = values.filter((value) => value > 0);
+  if (chosen.scale === "linear" || !positive.length) return false;
+  if (chosen.scale === "log" || plot.scale === "log") return true;
+  const isWide = values.length === positive.length && Math.max(...values) > MAX_LINEAR_RATIO * Math.min(...values);
+  return plot.scale === "wide" && isWide;
+}
+
+/** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
+function valuesInside(plot, curves) {
+  const [first, last] = chosen.ranges[plot.x] ?? [-Infinity, Infinity];
+  return curves.flatMap(({ curve, weight, line }) => {
+    const inside = (values) => values.filter((_, index) => first <= curve.steps[index] && curve.steps[index] <= last);
+    const logged = [curve.values, curve.low, curve.high].flatMap(inside).sort((a, b) => a - b);
+    const margin = weight ? Math.floor(OUTLIERS * logged.length) : 0;
+    return [...inside(line), ...logged.slice(margin, logged.length - margin)];
+  });
+}
+
+function verticalAxis(plot, curves) {
+  const values = valuesInside(plot, curves);
+  const isLog = isLogarithmic(plot, values);
+  const ends = isLog ? values.filter((value) => value > 0).map(Math.log10) : values;
+  if (!ends.length) return { type: "linear", range: [0, 1] };
+  const low = Math.min(...ends);
+  const high = Math.max(...ends);
+  const margin = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
+  return { type: isLog ? "log" : "linear", range: [low - margin, high + margin] };
+}
+
+function tracesOf(plot, shown, axis) {
+  const traces = [];
+  for (const { series, curve, weight, line } of shown) {
+    const { colour, dash } = lineStyle(plot, series, curve.run);
+    const color = themeColour(colour);
+    const name = plain(severalRuns ? `${series.label}, ${DATA.runs[curve.run]}` : series.label);
+    const quiet = { hoverinfo: "skip", showlegend: false, mode: "lines" };
+    if (curve.low.length) {
+      traces.push({ ...quiet, x: curve.steps, y: curve.low, line: { width: 0 } });
+      traces.push({ ...quiet, x: curve.steps, y: curve.high, line: { width: 0 }, fill: "tonexty", fillcolor: color.replace("rgb(", "rgba(").replace(")", ", 0.16)") });
+    } else if (weight) {
+      traces.push({ ...quiet, x: curve.steps, y: curve.values, opacity: 0.3, line: { color, width: 1 } });
+    }
+    const isFew = curve.steps.length < FEW_POINTS && !weight;
+    const isMarked = plot.x_names.length > 0 || isFew || curve.steps.length === 1;
+    traces.push({
+      x: curve.steps,
+      y: line,
+      name: weight ? `${name}, smoothed` : name,
+      mode: plot.x_names.length ? "markers" : isMarked ? "lines+markers" : "lines",
+      line: { color, dash, width: 1.75 },
+      marker: { color, size: 5 },
+      hovertemplate: "%{y:.4g}",
+    });
+  }
+  const events = plot.x === "step" ? DATA.events.filter(({ run }) => !chosen.hiddenRuns.includes(run)) : [];
+  if (events.length) {
+    const [low, high] = axis.range;
+    const height = low + 0.02 * (high - low);
+    const bottom = axis.type === "log" ? 10 ** height : height;
+    traces.push({
+      x: events.map(({ step }) => step),
+      y: events.map(() => bottom),
+      text: events.map(({ run, text }) => plain(severalRuns ? `${DATA.runs[run]}: ${text}` : text)),
+      name: "warning",
+      mode: "markers",
+      cliponaxis: false,
+      marker: { color: themeColour("bad"), size: 8, symbol: "triangle-up" },
+      hovertemplate: "%{text}",
+    });
+  }
+  return traces;
+}
+
+function layoutOf(plot, axis, height) {
+  const grid = themeColour("line");
+  const shared = { gridcolor: grid, linecolor: grid, zeroline: false, tickcolor: grid };
+  const names = plot.x_names;
+  const whole = names.length ? [-0.5, names.length - 0.5] : wholeRange(plot.x);
+  const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
+  const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: themeColour("muted"), spikethickness: 1, spikedash: "solid" };
+  return {
+    height,
+    autosize: true,
+    margin: { l: 8, r: 14, t: 8, b: 8 },
+    font: { color: themeColour("muted"), family: getComputedStyle(document.body).fontFamily, size: 11 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    hovermode: names.length ? "x" : "x unified",
+    hoverlabel: { bgcolor: themeColour("surface"), bordercolor: themeColour("line"), font: { color: themeColour("text") }, namelength: -1 },
+    // On a touch screen, a finger on a chart scrolls the page.
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    showlegend: false,
+    xaxis: { ...shared, ...labels, ...hover, automargin: true, range: chosen.ranges[plot.x] ?? whole, title: { text: plain(plot.x), standoff: 4 } },
+    yaxis: { ...shared, ...axis, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
+  };
+}
+
+/** Return the ends of a horizontal axis, which all charts with the same one have in common. */
+function wholeRange(x) {
+  const steps = DATA.charts.filter((plot) => plot.x === x).flatMap(({ series }) => series.flatMap(({ curves }) => curves.flatMap((curve) => curve.steps)));
+  const first = steps.reduce((a, b) => Math.min(a, b), Infinity);
+  const last = steps.reduce((a, b) => Math.max(a, b), -Infinity);
+  const margin = 0.02 * (last - first) || 1;
+  return [first - margin, last + margin];
+}
+
+// ---- the elements around a chart
+
+function sampleLine({ colour, dash }) {
+  const pattern = { solid: "", dot: "2 2", dashdot: "7 2 2 2", dash: "6 3", longdash: "10 3" }[dash] ?? dash.replaceAll("px", "");
+  const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
+  sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, stroke: `var(--${colour})`, "stroke-dasharray": pattern }));
+  return sample;
+}
+
+/** Return a button of a legend that hides an item of a list and shows it again. */
+function legendButton(list, item, label, title, style) {
+  const button = html("button", { type: "button", title }, sampleLine(style), html("span", { class: "name" }, label));
+  const show = () => button.setAttribute("aria-pressed", String(!list().includes(item)));
+  button.addEventListener("click", () => {
+    toggle(list(), item);
+    redraw();
+  });
+  redraws.push(show);
+  return button;
+}
+
+function makeChart(plot, index) {
+  const isFirst = index === 0 && byId("charts").classList.contains("first-wide");
+  const title = html("h3", { id: `chart-${index}` }, plot.title);
+  const canvas = html("div", { class: "plot", role: "img", "aria-label": summaryOf(plot) });
+  const legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
+  for (const series of plot.series) {
+    const style = lineStyle(plot, series, 0);
+    if (severalRuns) style.colour = "muted";
+    legend.append(legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style));
+  }
+  const chart = { plot, canvas, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, isStale: true };
+  const tools = html("span", { class: "tools" }, toolButton(chart, "CSV", "Copy the values", copyCsv), toolButton(chart, "PNG", "Save the figure", savePng));
+  const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
+  if (plot.explanation) figure.append(html("p", { class: "hint" }, plot.explanation));
+  if (plot.note) figure.append(html("p", { class: "hint note bad" }, plot.note));
+  canvas.style.height = `${chart.height}px`;
+  byId("charts").append(figure);
+  return chart;
+}
+
+function summaryOf(plot) {
+  const ends = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
+    const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
+    return `${label}${run} from ${Number(curve.first.toPrecision(4))} to ${Number(curve.last.toPrecision(4))}`;
+  }));
+  return `${plot.title}: ${ends.join("; ")}`;
+}
+
+function toolButton(chart, kind, verb, run) {
+  const text = `${verb} of ${chart.plot.title} as ${kind}`;
+  const button = html("button", { type: "button", title: text, "aria-label": text }, kind);
+  button.addEventListener("click", async () => {
+    button.textContent = await run(chart);
+    setTimeout(() => { button.textContent = kind; }, 1500);
+  });
+  return button;
+}
+
+function fileName(plot, suffix) {
+  return `${plot.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/-$/, "")}.${suffix}`;
+}
+
+/** Return the values of a chart as CSV: a row for each position, a column for each curve. */
+function csvOf(plot) {
+  const columns = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => ({
+    name: severalRuns ? `${label}, ${DATA.runs[curve.run]}` : label,
+    values: new Map(curve.steps.map((step, index) => [step, curve.values[index]])),
+  })));
+  const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);
+  const rows = steps.map((step) => [plot.x_names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
+  const quoted = (cell) => (/[",\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
+  return [[plot.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(quoted).join(",")}\n`).join("");
+}
+
+/** Copy the values. Browsers have no clipboard for pages of a server without encryption: save them there. */
+async function copyCsv({ plot }) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(csvOf(plot));
+    return "copied";
+  }
+  const link = html("a", { href: URL.createObjectURL(new Blob([csvOf(plot)], { type: "text/csv" })), download: fileName(plot, "csv") });
+  link.click();
+  return "saved";
+}
+
+/** Save the figure with a title and a legend, in the colours of the page. */
+async function savePng({ plot, canvas, height }) {
+  const shown = shownCurves(plot);
+  const axis = verticalAxis(plot, shown);
+  const layout = layoutOf(plot, axis, height + 120);
+  const font = { color: themeColour("text") };
+  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(plot.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: themeColour("surface") };
+  const size = { width: Math.max(600, canvas.clientWidth), height: height + 120, scale: 2 };
+  const picture = await Plotly.toImage({ data: tracesOf(plot, shown, axis), layout: labelled }, { format: "png", ...size });
+  html("a", { href: picture, download: fileName(plot, "png") }).click();
+  return "saved";
+}
+
+// ---- drawing
+
+const redraws = [];
+
+async function draw(chart) {
+  chart.isStale = false;
+  const { plot, canvas, height } = chart;
+  const shown = shownCurves(plot);
+  const axis = verticalAxis(plot, shown);
+  const isFirst = !canvas.classList.contains("js-plotly-plot");
+  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true });
+  if (isFirst) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
+}
+
+/** Zoom all charts with the same horizontal axis; a double click shows all of it again. */
+function onZoom(x, change) {
+  if ("xaxis.range[0]" in change) chosen.ranges[x] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+  else if ("xaxis.autorange" in change) delete chosen.ranges[x];
+  else return;
+  redraw();
+}
+
+/** Draw what is near the visible part of the page now, and the other charts once they are. */
+function redraw() {
+  redraws.forEach((show) => show());
+  for (const chart of charts) {
+    chart.isStale = true;
+    if (chart.isNear) draw(chart);
+  }
+}
+
+function showControls() {
+  if (byId("smoothing")) {
+    byId("smoothing").value = chosen.smoothing;
+    byId("smoothing-value").textContent = Number(chosen.smoothing).toFixed(2);
+    document.querySelector(`input[name=scale][value=${chosen.scale}]`).checked = true;
+  }
+  byId("whole-range").hidden = Object.keys(chosen.ranges).length === 0;
+}
+
+function makeCharts() {
+  DATA.charts.forEach((plot, index) => charts.push(makeChart(plot, index)));
+  for (const [run, name] of severalRuns ? DATA.runs.entries() : []) {
+    byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, { colour: `c${run % NUM_COLOURS}`, dash: "solid" }));
+  }
+  byId("smoothing")?.addEventListener("input", ({ target }) => { chosen.smoothing = Number(target.value); redraw(); });
+  byId("scale")?.addEventListener("change", ({ target }) => { chosen.scale = target.value; redraw(); });
+  byId("whole-range").addEventListener("click", () => { chosen.ranges = {}; redraw(); });
+  byId("theme").addEventListener("change", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => charts.filter(({ isStale }) => isStale).forEach(draw));
+  redraws.push(showControls);
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const chart = charts.find(({ canvas }) => canvas === target);
+      chart.isNear = isIntersecting;
+      if (isIntersecting && chart.isStale) draw(chart);
+    }
+  }, { rootMargin: "400px" });
+  charts.forEach(({ canvas }) => observer.observe(canvas));
+  redraws.forEach((show) => show());
+}
+
+/** Show what another version of this page showed. */
+function chooseAgain(choices) {
+  Object.assign(chosen, choices);
+  redraw();
+}
+
+if (byId("charts")) makeCharts();

@@ -1,0 +1,1 @@
+"""`telecine plan`: what a training run needs, and what fits a device."""

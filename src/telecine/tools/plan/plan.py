@@ -1,0 +1,150 @@
+"""The memory of a training run by part, its operations, and the largest batch that fits with each switch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from telecine.base.checks import argument_error
+from telecine.base.devices import free_memory, gigabytes, pick_device
+from telecine.base.terminal import with_progress
+from telecine.models import VideoAutoencoder
+from telecine.settings import TrainConfig
+from telecine.training.memory import HOST_COPY, UpdateMemory, fake_autoencoder, plan_update, saved_by_sharding
+from telecine.training.memory_limits import USED_FRACTION
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits with some settings."""
+
+    title: str
+    batch_size: int  # the most clips, or 0
+    one_clip: int  # bytes that an update with one clip needs at most
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of an update as configured, and what fits `memory` bytes with switches that save memory."""
+
+    title: str
+    update: UpdateMemory
+    advice: str  # what makes the largest part smaller
+    mean_flops: float  # of an update, since a penalty may be computed at some steps only
+    memory: int
+    fits: list[Fit]
+
+    def print_to(self, console: Console) -> None:
+        """Print the plan as two tables."""
+        update = self.update
+        console.print(_table_of_parts(update, f"memory of a process, {self.title}"))
+        if HOST_COPY not in update.resident_by_part:
+            host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
+            console.print(host, soft_wrap=True)
+        console.print(f"{self.mean_flops / 1e12:.3g} TFLOP an update", soft_wrap=True)
+        if update.peak > self.memory * USED_FRACTION:
+            console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
+        usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
+        table = Table(Column("settings", overflow="fold"), "largest batch", "one clip needs", title=f"fits {usable}")
+        for fit in self.fits:
+            table.add_row(fit.title, str(fit.batch_size or "none"), gigabytes(fit.one_clip))
+        console.print(table)
+        console.print(self.advice, soft_wrap=True)
+
+
+def _table_of_parts(update: UpdateMemory, title: str) -> Table:
+    table = Table("part", "resident", "at the peak", "at most", "TFLOP", title=title)
+    for part, largest in sorted(update.largest_by_part.items(), key=lambda item: -item[1]):
+        resident = update.resident_by_part.get(part, 0)
+        at_peak = update.peak_by_part.get(part, 0)
+        flops = update.flops_by_part.get(part, 0)
+        table.add_row(
+            part,
+            gigabytes(resident) if resident else "",
+            gigabytes(at_peak) if at_peak else "",
+            gigabytes(largest),
+            f"{flops / 1e12:.3g}" if flops else "",
+        )
+    if update.saved_by_sharding:
+        saved = gigabytes(-update.saved_by_sharding)
+        table.add_row("saved by sharding", saved, saved, "", "")
+    table.add_row("all", gigabytes(update.resident), gigabytes(update.peak), "", "", style="bold")
+    return table
+
+
+def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
+    """Plan a run; nothing is trained.
+
+    Args:
+        config: The settings. A batch size of "auto" is planned as 1.
+        memory: Bytes of the device; by default those that are free on the device at hand. With a number and the
+            device "auto", the plan is for a GPU.
+        num_processes: How many processes share the weights, with sharding.
+
+    Raises:
+        ValueError: The model does not fit the clips, or not even one clip fits the memory.
+    """
+    device_type: str = config.device
+    if memory is None:
+        device = pick_device(config.device)
+        device_type = device.type
+        memory = free_memory(device)
+    if config.batch_size == "auto":
+        config = replace(config, batch_size=1)
+    model = fake_autoencoder(config)
+    saved = saved_by_sharding(model, num_processes)
+    is_sharded = config.sharding != "none"
+    configs = dict(_with_switches(config, model))
+    updates: dict[str, UpdateMemory] = {}
+    for title, switched in with_progress(configs.items(), "planning updates", total=len(configs)):
+        update = plan_update(switched, device_type=device_type)
+        if is_sharded:
+            update = replace(update, saved_by_sharding=saved)
+        updates[title] = update
+    planned, *_ = updates.values()
+    if not is_sharded:
+        *_, last = updates.values()
+        updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(last, saved_by_sharding=saved)
+
+    usable = int(memory * USED_FRACTION)
+    fits = [Fit(title, update.largest_batch(usable), update.memory_for(1)) for title, update in updates.items()]
+    advice = planned.describe_largest_part(config)
+    if not any(fit.batch_size for fit in fits):
+        smallest = min(fit.one_clip for fit in fits)
+        needed = gigabytes(smallest / USED_FRACTION)
+        got = f"{gigabytes(memory)}, and one clip needs {needed} with every switch that saves memory"
+        raise argument_error("memory", "enough for one clip", got, advice)
+    precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+    title = f"{config.clips_per_pass} x {config.clips.num_frames} x {config.clips.height} x {config.clips.width}"
+    title = f"{title}, {precision}"
+    if is_sharded:
+        title = f"{title}, sharded over {num_processes} processes"
+    return Plan(title, planned, advice, _mean_flops(config, planned, device_type), memory, fits)
+
+
+def _with_switches(config: TrainConfig, model: VideoAutoencoder) -> Iterator[tuple[str, TrainConfig]]:
+    """Yield the settings to plan with a title each: as configured, then with one more switch that saves memory."""
+    yield "as configured", config
+    if not config.model_gradient_checkpointing:
+        config = replace(config, model_gradient_checkpointing=True)
+        yield "and --model_gradient_checkpointing true", config
+    if not config.objective.gradient_checkpointing:
+        config = replace(config, objective=replace(config.objective, gradient_checkpointing=True))
+        yield "and --objective.gradient_checkpointing true", config
+    if config.mixed_precision == "no":
+        config = replace(config, mixed_precision="bf16")
+        yield "and --mixed_precision bf16", config
+    chunk = model.smallest_temporal_chunk
+    if chunk is not None and config.temporal_chunk is None:
+        yield f"and --temporal_chunk {chunk}", replace(config, temporal_chunk=chunk)
+
+
+def _mean_flops(config: TrainConfig, update: UpdateMemory, device_type: str) -> float:
+    """Return the operations of a mean update: `update` has the gradient penalty, which may not be in every one."""
+    every = config.objective.penalty.every
+    if every == 1 or config.objective.grad_penalty_loss_weight == 0:
+        return update.flops
+    objective = replace(config.objective, grad_penalty_loss_weight=0.0)
+    without_penalty = plan_update(replace(config, objective=objective), device_type=device_type)
+    return without_penalty.flops + (update.flops - without_penalty.flops) / every

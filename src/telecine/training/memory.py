@@ -1,0 +1,497 @@
+"""The memory and the operations of one update, counted on tensors that have shapes but no values."""
+
+import logging
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from telecine.base.devices import gigabytes
+from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
+from telecine.losses.perceptual import LPIPS
+from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
+from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.interface import check_channels
+from telecine.models.load import without_weights
+from telecine.models.student import Student
+from telecine.models.transfer import check_source
+from telecine.settings import TrainConfig
+from telecine.settings.parse import PUBLISHED
+from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
+from telecine.training.distributed import fsdp_blocks
+from telecine.training.state import TrainState, parameters_of
+from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
+
+# Sizes that a model does not reproduce raise errors, which PyTorch would print one by one.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
+HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The parts of a run that hold memory, beside each discriminator.
+PARAMETERS = "parameters"
+GRADIENTS = "gradients"
+OPTIMIZER = "optimizer states"
+AVERAGE = "moving average"
+FROZEN = "frozen networks"
+DATA = "data"
+AUTOENCODER = "autoencoder"
+PERCEPTUAL = "perceptual network"
+LOSSES = "losses"
+HOST_COPY = "copy for checkpoints"
+_DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What makes the memory of an update smaller, for an error."""
+
+    text: str
+    is_used: Callable[[TrainConfig], bool]  # whether the settings have it already
+
+
+_CLIPS = (
+    Remedy("a smaller --batch_size", lambda config: config.batch_size == 1),
+    Remedy("smaller clips", lambda config: False),
+)
+_CHECKPOINTING = Remedy("--model_gradient_checkpointing true", lambda config: config.model_gradient_checkpointing)
+_HALF_PRECISION = Remedy("--mixed_precision bf16", lambda config: config.mixed_precision in HALF_PRECISION)
+_WEIGHTS = (
+    Remedy("--sharding fsdp2 with more processes", lambda config: config.sharding == "fsdp2"),
+    Remedy("--trainable.weights lora", lambda config: config.trainable.weights == "lora"),
+)
+_SMALLER_DISCRIMINATOR = (
+    Remedy("--discriminator.video patch", lambda config: config.discriminator.video == "patch"),
+    Remedy("--objective.gradient_checkpointing true", lambda config: config.objective.gradient_checkpointing),
+    Remedy("a smaller --discriminator.dim", lambda config: False),
+)
+# What helps if a part is the largest, before `_CLIPS`; any other part is a discriminator.
+_REMEDIES: dict[str, tuple[Remedy, ...]] = {
+    AUTOENCODER: (_CHECKPOINTING, _HALF_PRECISION),
+    PERCEPTUAL: (Remedy("fewer --objective.perceptual.num_frames", lambda config: False),),
+    FROZEN: (Remedy("--objective.perceptual.net alex", lambda config: config.objective.perceptual.net == "alex"),),
+    DATA: (),
+    LOSSES: (),
+    PARAMETERS: _WEIGHTS,
+    GRADIENTS: _WEIGHTS,
+    OPTIMIZER: _WEIGHTS,
+    AVERAGE: _WEIGHTS,
+    HOST_COPY: _WEIGHTS,
+}
+
+
+@dataclass(frozen=True)
+class UpdateMemory:
+    """Bytes of one process by part, and the operations of one update."""
+
+    resident_by_part: dict[str, int]
+    """Between two updates, when gradients are freed."""
+    peak_by_part: dict[str, int]
+    """When an update holds the most; what a part computes in the backward counts as that part's."""
+    largest_by_part: dict[str, int]
+    """The most that each part holds at any time, not all at once."""
+    flops_by_part: dict[str, int]
+    """Of matrix products and convolutions: twice the number of multiplications."""
+    checkpoint: int
+    """The copy of the state for checkpoints, in the memory of the first process' host. On the CPU it is a part, too."""
+    num_clips: int = 1  # that pass through the networks together
+    saved_by_sharding: int = 0  # for any number of clips; below 0 if processes hold more than one process would
+
+    @property
+    def peak(self) -> int:
+        """The largest memory of an update."""
+        return sum(self.peak_by_part.values()) - self.saved_by_sharding
+
+    @property
+    def resident(self) -> int:
+        """The memory of networks and optimizers between two updates."""
+        return sum(self.resident_by_part.values()) - self.saved_by_sharding
+
+    @property
+    def flops(self) -> int:
+        """The operations of an update."""
+        return sum(self.flops_by_part.values())
+
+    def memory_for(self, num_clips: int) -> int:
+        """Return the bytes that an update with this many clips needs at most.
+
+        The peak is the largest of several moments, each linear in the number of clips. So a line through the counted
+        peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+        """
+        at_zero = self._bound_at_zero_clips(more=num_clips >= self.num_clips)
+        return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
+
+    def largest_batch(self, memory: int) -> int:
+        """Return how many clips fit into this many bytes."""
+        at_zero = self._bound_at_zero_clips(more=memory >= self.peak)
+        bytes_of_clips = max(self.peak - at_zero, 1)
+        return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
+
+    def _bound_at_zero_clips(self, *, more: bool) -> int:
+        """Return a bound of all moments at 0 clips: from below for more clips than counted, from above for fewer."""
+        if more:
+            return self.resident
+        # A moment of empty clips: with all gradients, and the copies in the optimizer.
+        copies = self.largest_by_part[OPTIMIZER] - self.resident_by_part[OPTIMIZER]
+        optimizer_step = self.resident + self.largest_by_part[GRADIENTS] + copies
+        return min(optimizer_step, self.peak)
+
+    def describe_largest_part(self, config: TrainConfig) -> str:
+        """Return the largest part of an update, and what helps that the settings do not have, for an error."""
+        part = max(self.peak_by_part, key=self.peak_by_part.__getitem__)
+        remedies = _REMEDIES.get(part, _SMALLER_DISCRIMINATOR) + _CLIPS
+        texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
+        sizes = f"{gigabytes(self.peak_by_part[part])} of {gigabytes(self.peak + self.saved_by_sharding)}"
+        return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
+
+
+class MemoryCounter(TorchDispatchMode):
+    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
+
+    Args:
+        part: The part that allocates at first; set the attribute of that name to change it.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        self.by_part: Counter[str] = Counter()
+        self._parts: dict[int, tuple[str, int]] = {}  # part and bytes of each live storage
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the peak and the operations so far, but not the live tensors."""
+        self.flops_by_part: Counter[str] = Counter()
+        self.peak_by_part: dict[str, int] = {}
+        self.largest_by_part = Counter(self.by_part)
+        self._peak = 0
+
+    def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that exist already, or that another part made, as those of `part`."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if id(storage) not in self._parts:
+                self._track(storage, part)
+                continue
+            previous_part, size = self._parts[id(storage)]
+            self.by_part[previous_part] -= size
+            self._parts[id(storage)] = (part, size)
+            self._add(part, size)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._parts:
+                self._track(tensor.untyped_storage(), self.part)
+        count_flops = flop_registry.get(func.overloadpacket)
+        if count_flops is not None:
+            self.flops_by_part[self.part] += count_flops(*args, **kwargs, out_val=out)
+        return out
+
+    def _track(self, storage: torch.UntypedStorage, part: str) -> None:
+        # PyTorch keeps the Python object of a storage as long as the storage itself, so its end is that of the memory.
+        self._parts[id(storage)] = (part, storage.nbytes())
+        weakref.finalize(storage, self._free, id(storage)).atexit = False
+        self._add(part, storage.nbytes())
+
+    def _add(self, part: str, size: int) -> None:
+        self.by_part[part] += size
+        self.largest_by_part[part] = max(self.largest_by_part[part], self.by_part[part])
+        total = self.by_part.total()
+        if total > self._peak:
+            self._peak = total
+            self.peak_by_part = dict(self.by_part)
+
+    def _free(self, key: int) -> None:
+        part, size = self._parts.pop(key)
+        self.by_part[part] -= size
+
+
+def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str) -> UpdateMemory:
+    """Return the memory and the operations of one update with as many terms on as possible.
+
+    The update runs on tensors that have shapes but no values, so what it allocates is exact: on the CPU, or as on CUDA.
+
+    Args:
+        config: The settings; `batch_size` must be a number.
+        model: The autoencoder, by default that of `fake_autoencoder`, whose tensors must be fake.
+        device_type: "cpu", or any other name for a plan as on CUDA.
+
+    Raises:
+        ValueError: The model does not take the channels or the size of the clips.
+    """
+    if model is None:
+        model = fake_autoencoder(config)
+    bucket = max(config.clips.train_buckets, key=lambda bucket: math.prod(bucket.shape))
+    check_channels(config.clips, model)
+    model.check_clip(*bucket.shape)
+    counter = MemoryCounter(LOSSES)
+    fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
+    objective_settings = config.objective
+    perceptual = objective_settings.perceptual
+    if perceptual.net in BACKBONES:  # made before the counter starts, which counts it if a term uses it
+        with fake_mode:
+            fake_net = fake_lpips(str(perceptual.net))
+        objective_settings = replace(objective_settings, perceptual=replace(perceptual, net=fake_net))
+    optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
+    with fake_mode, counter, nullcontext() if device_type == "cpu" else autocast_as_on_cuda():
+        objective = build_objective(objective_settings, config.discriminator, config.clips, load=False)
+        accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision)))
+        last_layer = last_layer_of(model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False)
+        state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+        state.step = objective.schedule.step_with_most_terms()
+        shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
+        memory = _count_update(state, counter, [shape] * config.gradient_accumulation_steps, device_type)
+    return replace(memory, num_clips=config.clips_per_pass)
+
+
+def _count_update(
+    state: TrainState, counter: MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: str
+) -> UpdateMemory:
+    _assign_networks(state, counter)
+    _create_optimizer_states(state, counter)
+    checkpoint = sum(counter.by_part[part] for part in (PARAMETERS, OPTIMIZER, AVERAGE))
+    counter.part = HOST_COPY
+    host_copy = None
+    if device_type == "cpu":
+        host_copy = torch.empty(checkpoint, dtype=torch.uint8)
+    resident_by_part = dict(counter.by_part)
+    hooks = list(_switch_parts(state, counter))
+    counter.restart()
+    counter.part = DATA
+    batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
+    counter.part = LOSSES
+    for batch in batches:
+        accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
+    counter.part = OPTIMIZER
+    for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
+        for group in optimizer.param_groups:  # as `new_state` chooses
+            group["fused"] = device_type != "cpu"
+            group["foreach"] = False
+        clip_gradients(parameters_of(optimizer), state.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state.ema.update()
+    for hook in hooks:
+        hook.remove()
+    del host_copy
+    return UpdateMemory(
+        resident_by_part=resident_by_part,
+        peak_by_part=counter.peak_by_part,
+        largest_by_part=dict(counter.largest_by_part),
+        flops_by_part=dict(counter.flops_by_part),
+        checkpoint=checkpoint,
+    )
+
+
+def saved_by_sharding(model: nn.Module, num_processes: int) -> int:
+    """Return about how many bytes a process saves if `num_processes` share the weights of a model."""
+    # A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
+    # weights of two blocks at a time, beside the gradients of one.
+    shared = 0
+    for weight in model.parameters():
+        copies = 4 if weight.requires_grad else 1
+        shared += copies * weight.nbytes
+    blocks = [sum(weight.nbytes for weight in block.parameters()) for block in fsdp_blocks(model)]
+    return round(shared * (1 - 1 / num_processes)) - 3 * max(blocks, default=0)
+
+
+def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
+    """Return the autoencoder that `config` names, of tensors that have shapes but no values.
+
+    Models of recipes need no network.
+    """
+    if config.init is not None:  # which changes no shape
+        check_source(config.init)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        published = read_json(PUBLISHED).get(config.model or "")
+        if published is None or Path(config.model or "").exists():
+            random = without_weights(config.model, config.causal_vae)
+        else:
+            diffusers = cast(Any, import_module("telecine.models.diffusers"))
+            random = diffusers.DiffusersAutoencoder.from_config(published)
+        if config.model is not None and random.in_channels != config.clips.num_channels:
+            random = random.with_channels(config.clips.num_channels)
+        model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
+        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
+            model.enable_gradient_checkpointing()
+        elif config.model_gradient_checkpointing:
+            from telecine.models.diffusers.checkpointing import enable
+
+            enable(cast(Any, model).module)  # without comparing gradients, which needs values
+    return model
+
+
+@dataclass
+class _FakeAccelerator:
+    """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
+
+    counter: MemoryCounter
+    dtype: torch.dtype | None
+    scaler = None
+
+    def backward(self, loss: Tensor) -> None:
+        self.counter.part = AUTOENCODER
+        loss.backward()
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+# Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
+# https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32. The first convert their inputs.
+_CONVERT_ON_CUDA = (
+    "exp",
+    "log",
+    "rsqrt",
+    "reciprocal",
+    "softplus",
+    "group_norm",
+    "layer_norm",
+    "native_layer_norm",
+    "rms_norm",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+)
+_RETURN_FLOAT32_ON_CUDA = (
+    "sum",
+    "sum.dim_IntList",
+    "cumsum",
+    "softmax.int",
+    "log_softmax.int",
+    "linalg_vector_norm",
+)
+
+
+@contextmanager
+def autocast_as_on_cuda() -> Iterator[None]:
+    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU: autocast, and no copies by OneDNN."""
+    has_onednn = torch._C._get_mkldnn_enabled()
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        torch._C._set_mkldnn_enabled(False)
+        for name in _CONVERT_ON_CUDA:
+            library.impl(name, _with_float32_inputs(_operator(name)), "AutocastCPU")
+        for name in _RETURN_FLOAT32_ON_CUDA:
+            library.impl(name, _with_float32_result(_operator(name)), "AutocastCPU")
+        yield
+    finally:
+        library._destroy()
+        torch._C._set_mkldnn_enabled(has_onednn)
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    packet, _, overload = name.partition(".")
+    operator: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    return operator
+
+
+def _without_autocast() -> AbstractContextManager[Any]:
+    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    )
+    return guard
+
+
+def _with_float32_inputs(operator: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        wide_args, wide_kwargs = tree_map_only(Tensor, at_least_float32, (args, kwargs))
+        with _without_autocast():
+            return operator(*wide_args, **wide_kwargs)
+
+    return call
+
+
+def _with_float32_result(operator: Callable[..., Any]) -> Callable[..., Any]:
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.dtype in HALF_PRECISION.values():
+            kwargs = {"dtype": torch.float32, **kwargs}
+        with _without_autocast():
+            return operator(x, *args, **kwargs)
+
+    return call
+
+
+def fake_lpips(net: str) -> LPIPS:
+    """Return LPIPS with empty weights: fake ones inside a `FakeTensorMode`."""
+    weights = {name: torch.empty(shape) for name, shape in backbone_of(net).tensor_shapes().items()}
+    return LPIPS(net, weights=weights)
+
+
+def _assign_networks(state: TrainState, counter: MemoryCounter) -> None:
+    for network in (state.autoencoder, state.objective):
+        counter.assign(PARAMETERS, network.parameters())
+        counter.assign(PARAMETERS, network.buffers())
+    counter.assign(AVERAGE, state.ema.averages.values())
+    if isinstance(state.autoencoder, Student):
+        teacher = state.autoencoder.latent_model
+        counter.assign(FROZEN, teacher.parameters())
+        counter.assign(FROZEN, teacher.buffers())
+    state.objective.add_module("validation", fake_lpips("alex"))
+    for module in state.objective.modules():
+        if isinstance(module, Frozen):
+            counter.assign(FROZEN, module.tensors())
+
+
+def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
+    for optimizer in state.optimizers.values():
+        for weight in parameters_of(optimizer):
+            weight.grad = torch.empty_like(weight)
+        for group in optimizer.param_groups:
+            group["foreach"] = True
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for states in optimizer.state.values():
+            counter.assign(OPTIMIZER, [value for value in states.values() if isinstance(value, Tensor)])
+
+
+def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
+    """Count each network's tensors and gradients as those of a part, and yield the hooks to remove."""
+
+    def switch_to(part: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            counter.part = part
+
+        return hook
+
+    def count_gradient(weight: Tensor) -> None:
+        if weight.grad is not None:
+            counter.assign(GRADIENTS, [weight.grad])
+
+    objective = state.objective
+    yield state.model.register_forward_pre_hook(switch_to(AUTOENCODER))
+    yield state.model.register_forward_hook(switch_to(LOSSES))
+    if objective.perceptual.distance is not None:
+        yield objective.perceptual.distance.register_forward_pre_hook(switch_to(PERCEPTUAL))
+    for discriminator in objective.discriminators:
+        title = _DISCRIMINATORS.get(discriminator.name, f"discriminator at 1/{discriminator.factor}")
+        yield discriminator.module.register_forward_pre_hook(switch_to(title))
+    for optimizer in state.optimizers.values():
+        for weight in parameters_of(optimizer):
+            yield weight.register_post_accumulate_grad_hook(count_gradient)

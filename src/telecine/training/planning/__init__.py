@@ -1,1 +1,0 @@
-"""What an update needs, planned from shapes: its memory, the largest batch that fits, the time of a run."""

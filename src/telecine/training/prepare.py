@@ -1,0 +1,399 @@
+"""Builds the parts of a run in the order in which they need each other."""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import nn
+
+from telecine.base.checks import Interrupted, argument_error
+from telecine.base.files import mark_output
+from telecine.data.find import check_output
+from telecine.losses.perceptual import LPIPS
+from telecine.models import VideoAutoencoder
+from telecine.models.latent import Normalisation
+from telecine.models.transfer import copy_from
+from telecine.runs import Run
+from telecine.runs.lock import RunLock
+from telecine.runs.run import RunSummary
+from telecine.runs.settings import read_saved_settings
+from telecine.settings import OptimizerConfig, TrainConfig
+from telecine.training.baseline import prepare_linear, recorded_linear
+from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
+from telecine.training.checkpoint import Checkpointer
+from telecine.training.clips import Clips, build_clips
+from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
+from telecine.training.hub import create_repository
+from telecine.training.interrupt import stop_on_signal
+from telecine.training.latent_cache import LatentCache, open_cache
+from telecine.training.logging import print_lines, print_warnings
+from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
+from telecine.training.records import Records
+from telecine.training.resume import SavedSettings, check_records
+from telecine.training.state import TrainState
+
+
+class LockedFolder:
+    """The folder of a run, in which one run at a time may train: the first process has locked it until `release`.
+
+    Args:
+        config: The settings of the run.
+        accelerator: The processes of the run, each of which has to make one.
+        steal: Whether to take over the lock of another process.
+
+    Raises:
+        ValueError: If the folder is that of the data, another process trains in it, or it has links to other places.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, *, steal: bool = False) -> None:
+        self.run = Run(config.output_dir)
+        self.lock: RunLock | None = None
+        on_first_process(partial(self._take, config.data, steal=steal), accelerator)
+
+    def _take(self, data: str | None, *, steal: bool) -> None:
+        check_output("output_dir", data, str(self.run.folder))
+        self.run.check_files()
+        self.lock = RunLock(self.run.folder, steal=steal)
+        mark_output(self.run.folder)
+
+    def remove_residue(self) -> None:
+        """Remove what an interrupted run has left half written."""
+        if self.lock is not None:
+            self.run.remove_residue(self.lock.taken_at)
+
+    def release(self) -> None:
+        """Let other processes train in the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: from new weights, or from a checkpoint."""
+
+    config: TrainConfig
+    """The settings, with the batch size as a number and the start of the networks that the run had at first."""
+    module: nn.Module | None
+    """The custom module to train; `None` for a model that `config.model` names."""
+    checkpoint: Path | None
+    """The newest intact checkpoint; `None` for a new run."""
+    saved: SavedSettings | None
+    """The settings of the checkpoint."""
+    summary: RunSummary | None
+    """The summary of the run until now, in the first process; `None` for a new run, or if it is damaged."""
+
+
+@dataclass
+class TrainingRun:
+    """The parts of a run that is ready to train."""
+
+    config: TrainConfig
+    """The settings, with the batch size as a number."""
+    accelerator: Accelerator
+    console: Console
+    """It prints in the first process only."""
+    folder: LockedFolder
+    is_custom: bool
+    """Whether a custom module trains, whose memory cannot be planned."""
+    clips: Clips
+    state: TrainState
+    checkpointer: Checkpointer
+    records: Records
+    latent_cache: LatentCache | None
+    perceptual: dict[str, nn.Module]
+    """The perceptual metrics of a validation by name."""
+    linear: dict[str, float]
+    """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
+    first_normalisation: Normalisation
+    """The normalisation of the latent before training."""
+    hub_repository: str | None
+    """The repository for the upload, in the first process; `None` without an upload."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first process."""
+        return self.accelerator.is_main_process
+
+    @property
+    def files(self) -> Run:
+        """The run's folder."""
+        return self.folder.run
+
+    def remove_old_checkpoints(self) -> None:
+        """Remove all checkpoints but the newest ones and the best one."""
+        if self.is_main:
+            best = self.files.best_step(self.config.best_metric, self.state.step)
+            self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, flush the trackers, free the networks, and release the folder."""
+        error = self.checkpointer.close()
+        if error is not None:  # another error ended the run before this one was raised
+            print_warnings(self.console, [str(error)])
+        del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
+        self.folder.release()
+
+
+def prepare(
+    config: TrainConfig,
+    console: Console,
+    autoencoder: nn.Module | None = None,
+    *,
+    steal_lock: bool = False,
+    change_data: bool = False,
+) -> TrainingRun:
+    """Build the parts of a run, which resumes from the newest intact checkpoint in its folder if there is one.
+
+    The folder stays locked until the run is closed. Every process has to call this.
+
+    Args:
+        config: The settings.
+        console: Where to print; only the first process does.
+        autoencoder: A custom module to train instead of the model that `config.model` names.
+        steal_lock: Take over the lock of another process.
+        change_data: Resume although `config.data` is other data than that of the checkpoint.
+
+    Raises:
+        ValueError: If a setting, the data or the folder is wrong.
+        TrainingError: If the device is out of memory.
+    """
+    start_time = time.monotonic()
+    set_seed(config.seed)
+    accelerator = build_accelerator(config)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    print_lines(console, describe_processes(accelerator, sharding=config.sharding))
+    if config.steps < config.optimizer.warmup_steps:
+        print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
+    folder = LockedFolder(config, accelerator, steal=steal_lock)
+    try:
+        start = _find_start(config, autoencoder, folder.run, accelerator, console, change_data=change_data)
+        try:
+            return _build(start, folder, accelerator, console, start_time=start_time, change_data=change_data)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(start.config, "at the start", is_custom=start.module is not None) from error
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _find_start(
+    config: TrainConfig,
+    module: nn.Module | None,
+    run: Run,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    change_data: bool,
+) -> Start:
+    """Return where the run starts, after a check that the settings fit the checkpoint."""
+    if module is None:
+        module = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
+    checkpoint = newest_checkpoint(run, accelerator, console)
+    saved = None
+    summary = None
+    if checkpoint is None:
+        print_warnings(console, on_first_process(partial(check_records, run), accelerator))
+    else:
+        if accelerator.is_main_process:
+            summary = read_earlier_summary(run, console)
+        saved = SavedSettings(checkpoint)
+        saved.check_networks(config)
+        if not change_data:
+            # Whether data in another place is the same is checked once it is read.
+            saved.check_data(config.data, is_same=True)
+        config = _with_first_start(config, saved.values, console)
+    if config.batch_size == "auto":
+        config = _with_batch_size(config, checkpoint, accelerator, console, is_custom=module is not None)
+    return Start(config, module, checkpoint, saved, summary)
+
+
+def _build(
+    start: Start,
+    folder: LockedFolder,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    start_time: float,
+    change_data: bool,
+) -> TrainingRun:
+    """Build the parts of a run, each from those before it."""
+    config = start.config
+    device = accelerator.device
+    is_main = accelerator.is_main_process
+    is_resumed = start.checkpoint is not None
+
+    hub_repository = None
+    if config.push_to_hub and is_main:
+        hub_repository = create_repository(config.hub_model_id or folder.run.folder.resolve().name)
+
+    # The model, on the CPU.
+    model = build_autoencoder(config, start.module)
+    copied: dict[str, tuple[int, int]] = {}
+    if config.init is not None and not is_resumed:
+        copied = copy_from(config.init, model)
+        print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
+
+    # The data.
+    clips, data = _read_data(start, model, accelerator, console, change_data=change_data)
+    if not is_resumed and start.module is None and device.type == "cpu":
+        describe = partial(describe_on_cpu, config, model, num_processes=accelerator.num_processes)
+        line = on_first_process(describe, accelerator)
+        if line is not None:
+            print_lines(console, [line])
+
+    # The metrics of a validation, and the linear baseline, from which a new model starts.
+    perceptual: dict[str, nn.Module] = {}
+    if config.clips.has_colours:
+        perceptual["lpips_alex"] = LPIPS("alex").to(device)
+    linear: dict[str, float] = {}
+    with barrier_without_time_limit():  # the other processes wait while the first one reads clips
+        if is_main and not is_resumed:  # the others get its weights
+            has_linear = copied.get("encoder.linear", (0, 0))[0] > 0
+            is_new = start.module is None and config.model is None and not has_linear
+            linear = prepare_linear(model, clips, perceptual, console, device, config, is_new=is_new)
+    first_normalisation = model.latent_normalisation()
+
+    # The state on the device, new or from the checkpoint.
+    checkpointer = Checkpointer(config, model, is_main=is_main)
+    state = build_state(config, accelerator, model, is_resumed=is_resumed)
+    print_lines(console, [f"{state.describe_size(config.steps)}; {clips.describe()}"])
+    if start.checkpoint is not None:
+        print_lines(console, checkpointer.load(state, start.checkpoint))
+    latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
+
+    # The records up to the state's step.
+    num_parameters, num_trained, num_disc_parameters = state.sizes()
+    summary = RunSummary(
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        num_disc_parameters=num_disc_parameters,
+        clips_per_update=config.clips_per_step(accelerator.num_processes),
+        seconds=0.0,
+        peak_memory=None,
+        copied=copied,
+        **data,
+    )
+    records = Records(
+        config,
+        accelerator,
+        console,
+        state,
+        summary=summary,
+        before=start.summary,
+        is_resumed=is_resumed,
+        start=start_time,
+    )
+    if is_main and is_resumed and records.summary.validated_from == 0:
+        linear = recorded_linear(folder.run)
+    run = TrainingRun(
+        config=config,
+        accelerator=accelerator,
+        console=console,
+        folder=folder,
+        is_custom=start.module is not None,
+        clips=clips,
+        state=state,
+        checkpointer=checkpointer,
+        records=records,
+        latent_cache=latent_cache,
+        perceptual=perceptual,
+        linear=linear,
+        first_normalisation=first_normalisation,
+        hub_repository=hub_repository,
+    )
+    folder.remove_residue()
+    run.remove_old_checkpoints()
+    return run
+
+
+def _read_data(
+    start: Start, model: VideoAutoencoder, accelerator: Accelerator, console: Console, *, change_data: bool
+) -> tuple[Clips, dict[str, Any]]:
+    """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
+    config = start.config
+    console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
+    with stop_on_signal(at_once=Interrupted(start.checkpoint)):  # the index of the files that were read is saved
+        clips = build_clips(config, model)
+    data = clips.recorded()
+    if start.saved is not None and not change_data:
+        changes = on_first_process(partial(start.saved.check_clips, config, start.summary, data), accelerator)
+        if changes:
+            print_warnings(console, [f"the data has changed: {', '.join(changes)}"])
+    return clips, data
+
+
+def newest_checkpoint(run: Run, accelerator: Accelerator, console: Console) -> Path | None:
+    """Return the newest intact checkpoint of a run, or None. Every process has to call this.
+
+    Args:
+        run: The run's folder.
+        accelerator: The processes of the run.
+        console: Where a warning about each damaged checkpoint is printed.
+
+    Raises:
+        ValueError: If no checkpoint is intact, or a process does not see the folder of the first one.
+    """
+    checkpoint, notes = on_first_process(run.checkpoints.newest_intact, accelerator)
+    print_warnings(console, notes)
+    if any_rank(checkpoint is not None and not checkpoint.is_dir(), accelerator.device):
+        remedy = "Use such a folder, or copy this one to the other machines."
+        raise argument_error("output_dir", "a folder that all processes see", str(run.folder), remedy)
+    return checkpoint
+
+
+def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:
+    """Return a warning about a run that ends inside its warm-up, whose small rates change the weights little."""
+    fraction = num_steps / config.warmup_steps
+    return (
+        f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {fraction:.2g} of "
+        "`optimizer.lr` is reached; use a smaller `--optimizer.warmup_steps`"
+    )
+
+
+def read_earlier_summary(run: Run, console: Console) -> RunSummary | None:
+    """Return the summary of a run until now, or None with a warning if the file is damaged."""
+    try:
+        return run.summary()
+    except ValueError as error:
+        print_warnings(console, [f"{error} The time before is not counted."])
+        return None
+
+
+def _with_first_start(config: TrainConfig, saved: Mapping[str, Any], console: Console) -> TrainConfig:
+    """Return the settings with the `init`s that the run had at first, and warn if they now name something else."""
+    init = saved.get("init")
+    disc_init = saved["discriminator"].get("init")
+    if config.init != init:
+        print_warnings(console, [f"`init` stays {init!r}, as the run started"])
+    if config.discriminator.init != disc_init:
+        print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
+    return replace(config, init=init, discriminator=replace(config.discriminator, init=disc_init))
+
+
+def _with_batch_size(
+    config: TrainConfig, checkpoint: Path | None, accelerator: Accelerator, console: Console, *, is_custom: bool
+) -> TrainConfig:
+    """Return the settings with the checkpoint's batch size, or the largest one that fits, in place of "auto"."""
+    if checkpoint is not None:
+        return replace(config, batch_size=read_saved_settings(checkpoint)["batch_size"])
+    if is_custom:
+        raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
+    size = largest_batch(config, accelerator)
+    reason = "the largest that fits by the plan"
+    if accelerator.device.type == "cpu" and size == MAX_ON_CPU:
+        reason = "the most on a CPU, where more are no faster"
+    rates = f"learning rates stay {config.optimizer.lr:g} and {config.optimizer.disc_lr:g}, whatever the batch size"
+    print_lines(console, [f"batch size {size} in each process, {reason}; {rates}"])
+    return replace(config, batch_size=size)

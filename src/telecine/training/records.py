@@ -1,0 +1,92 @@
+"""What a run records while it trains: its values, its warnings, its summary, and what trackers get."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from telecine.base.devices import peak_memory
+from telecine.runs import Run
+from telecine.runs.environment import environment
+from telecine.runs.run import RunSummary
+from telecine.runs.settings import plain_settings, write_settings
+from telecine.settings import TrainConfig
+from telecine.training.diagnostics import Diagnostics, RecentValues
+from telecine.training.distributed import on_first_process
+from telecine.training.logging import print_warnings
+from telecine.training.state import TrainState
+from telecine.training.trackers import drop_after, start_trackers
+
+
+class Records:
+    """The records of a run, in its folder and in its trackers, which this starts. Only the first process writes them.
+
+    Every process has to make one, and to call its methods.
+
+    Args:
+        config: The settings of the run.
+        accelerator: The handle of the trackers.
+        console: Where warnings are printed.
+        state: The state from which the run trains on.
+        summary: The size and the data of the run.
+        before: The summary of the run before it was resumed. `None` for a new run, or if the file was damaged.
+        is_resumed: Whether the state is that of a checkpoint. Otherwise all earlier records are removed.
+        start: When this process started the run, in seconds of `time.monotonic()`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        console: Console,
+        state: TrainState,
+        *,
+        summary: RunSummary,
+        before: RunSummary | None,
+        is_resumed: bool,
+        start: float,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.console = console
+        self.run = Run(config.output_dir)
+        self.summary = summary.after(before, state.step)
+        self.start = start
+        self.diagnostics: Diagnostics | None = None
+        if accelerator.is_main_process:
+            self.run.write_environment(environment(accelerator.device))
+            if state.step < config.steps:  # a finished run keeps the settings that it was trained with
+                write_settings(self.run.folder, config)
+                if self.summary.validated_from > state.step:
+                    text = "other held-out clips: earlier validations and the linear baseline no longer count"
+                    print_warnings(console, [text])
+            if before is None:
+                self.run.write_summary(self.summary)
+        self._remove_after(state.step if is_resumed else -1, state)
+        resumed_at = state.step if is_resumed else None
+        start_all = partial(start_trackers, accelerator, plain_settings(config), self.run, resumed_at)
+        on_first_process(start_all, accelerator)
+
+    def _remove_after(self, step: int, state: TrainState) -> None:
+        """Remove the records after a step, and restart the diagnostics with the records that are left."""
+        if self.accelerator.is_main_process:
+            state.num_records, notes = self.run.cut(step, expected=state.num_records)
+            print_warnings(self.console, notes)
+            values = RecentValues(self.config.objective, self.config.optimizer, self.config.steps)
+            self.diagnostics = Diagnostics(self.run, values, console=self.console, rollbacks=state.rollbacks)
+
+    def go_back(self, state: TrainState) -> None:
+        """Remove the records after the state's step, to which the run has gone back."""
+        drop_after(state.step, self.accelerator.trackers)
+        self._remove_after(state.step, state)
+
+    def add(self, state: TrainState, values: Mapping[str, float]) -> None:
+        """Record values at the state's step, and check them for signs of a failure."""
+        if self.accelerator.is_main_process:
+            assert self.diagnostics is not None
+            self.run.history.append({"step": state.step, **values})
+            self.accelerator.log(dict(values), step=state.step)
+            self.diagnostics.check(state.step, values)
+            self.run.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
+        state.num_records += 1

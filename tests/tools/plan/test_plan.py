@@ -1,0 +1,116 @@
+"""`telecine plan`: what it prints about the memory of a run and what fits."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from telecine.__main__ import main
+from telecine.base.terminal import PlainConsole
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    PenaltyConfig,
+    TrainConfig,
+)
+from telecine.tools.plan.plan import Fit, Plan, make_plan
+from telecine.training.memory import UpdateMemory
+
+MB = 10**6
+TINY = CausalVAEConfig(base_channels=8, blocks_per_level=1, latent_channels=4, channel_multipliers=(1, 2))
+CONFIG = TrainConfig(
+    causal_vae=TINY,
+    clips=ClipConfig(num_frames=5, height=32, width=32),
+    batch_size=2,
+    objective=ObjectiveConfig(perceptual_weight=0.0),
+    discriminator=DiscriminatorConfig(video="none"),
+    device="cpu",
+)
+SWITCHES = (
+    "as configured",
+    "and --model_gradient_checkpointing true",
+    "and --objective.gradient_checkpointing true",
+    "and --mixed_precision bf16",
+    "and --temporal_chunk 4",
+)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(replace(CONFIG, batch_size="auto"), 200 * MB, 4)
+
+
+def printed(plan, width=80):
+    console = PlainConsole()  # that of the commands
+    console.record = True
+    console.width = width
+    plan.print_to(console)
+    return console.export_text()
+
+
+@pytest.mark.slow
+def test_a_row_for_each_switch_and_for_sharding(plan):
+    assert [fit.title for fit in plan.fits] == [*SWITCHES, "and --sharding fsdp2, 4 processes"]
+    plain, recomputed = plan.fits[:2]
+    assert 0 < plain.batch_size < recomputed.batch_size
+    assert plain.one_clip > recomputed.one_clip
+
+
+@pytest.mark.slow
+def test_the_plan_is_readable_in_80_columns(plan):
+    text = printed(plan)
+    assert "\\n" not in text
+    assert "1 x 5 x 32 x 32, float32" in text
+    for part in ("autoencoder", "parameters", "optimizer states", "copy for checkpoints", "all"):
+        assert re.search(rf"│ {part} .*GiB", text)
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    for fit in plan.fits:
+        assert any(row[1:3] == [fit.title, str(fit.batch_size)] for row in rows)
+    assert "The largest part of an update" in text
+
+
+@pytest.mark.slow
+def test_with_sharding_all_rows_are_of_sharded_weights(plan):
+    sharded = make_plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
+    assert [fit.title for fit in sharded.fits] == list(SWITCHES)
+    assert sharded.fits[-1].one_clip == plan.fits[-1].one_clip
+    text = printed(sharded)
+    assert re.search(r"float32, sharded +\n? *over 4 processes", text)
+    assert "saved by sharding" in text
+
+
+@pytest.mark.slow
+def test_a_penalty_at_some_steps_counts_for_its_share():
+    discriminator = DiscriminatorConfig(video="patch", dim=4)
+    flops = {}
+    for every in (1, 4):
+        penalty = PenaltyConfig(every=every)
+        weights = {"adversarial_loss_weight": 1.0, "grad_penalty_loss_weight": 10.0, "perceptual_weight": 0.0}
+        objective = ObjectiveConfig(penalty=penalty, **weights)
+        flops[every] = make_plan(replace(CONFIG, discriminator=discriminator, objective=objective), 900 * MB, 1)
+    assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
+    assert 0.3 * flops[1].mean_flops < flops[4].mean_flops < flops[1].mean_flops
+
+
+@pytest.mark.slow
+def test_a_memory_that_nothing_fits():
+    with pytest.raises(ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"):
+        make_plan(CONFIG, MB, 1)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
+def test_a_plan_says_whether_the_settings_fit(memory, fits):
+    """Nine tenths of the memory are used."""
+    update = UpdateMemory({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    plan = Plan("4 x 17 x 256 x 256, float32", update, "", 1e12, memory, [Fit("as configured", 1, 90)])
+    console = Console(record=True, width=200)
+    plan.print_to(console)
+    assert ("With these settings an update does not fit." in console.export_text()) != fits
+
+
+def test_a_memory_needs_a_unit(capsys):
+    assert main(["plan", "--memory", "80"]) == 2
+    assert "`--memory` must be a number with a unit (MB, MiB, GB, GiB), but got '80'" in capsys.readouterr().err
