@@ -158,7 +158,7 @@ class TestLevels:
             ({"level_mean": math.inf}, "`level_mean` must be a finite number"),
             ({"shift_pixels": 0}, "`shift_pixels` must be"),
             ({"prediction": "eps"}, "`prediction` must be 'x0' or 'velocity'"),
-            ({"weighting": "snr"}, "`weighting` must be one of"),
+            ({"weighting": "snr"}, "`weighting` must be 'uniform' or 'velocity'"),
         ],
     )
     def test_invalid_settings(self, settings, message):

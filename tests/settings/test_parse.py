@@ -70,7 +70,7 @@ MISTAKES = {
     "a function of a wrong name": (
         "objective: {gan: {loss: hindge}}",
         "`objective.gan.loss` must be 'hinge', 'vanilla', 'least_squares' or 'relativistic' or the dotted path of a "
-        "function or a function, but got 'hindge' (str). Did you mean `hinge`?",
+        "function, but got 'hindge' (str). Did you mean `hinge`?",
     ),
     "out of range": (
         "clips: {num_frames: 0}",

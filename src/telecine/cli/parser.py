@@ -261,7 +261,8 @@ class Command:
             return nearest(option, [f"--{name}" for name in names])
         if self.settings is None:
             return ""
-        if os.path.exists(option) and hasattr(self.settings, "data"):
+        has_path = "path" in inspect.signature(self.run).parameters
+        if os.path.exists(option) and hasattr(self.settings, "data") and not has_path:
             return f"Did you mean `--data {option}`?"
         return "Write a list with commas between its values, and quote a value with spaces."
 

@@ -61,7 +61,7 @@ def plain_settings(settings: object) -> dict[str, Any]:
 def _plain(value: object) -> dict[str, Any] | str:
     """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
     if is_pydantic_dataclass(type(value)):
-        return {item.name: getattr(value, item.name) for item in fields(value)}
+        return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
     name = getattr(value, "__qualname__", "<none>")
     if "<" in name or getattr(value, "__module__", "__main__") == "__main__":
         remedy = "Move it to the top level of a module that can be imported, and pass its dotted path."

@@ -14,6 +14,7 @@ from telecine.base.checks import SettingsError, argument_error, describe, neares
 T = TypeVar("T")
 # Stands for the name in the list of settings where a user chooses it, as in `objective.terms.NAME.weight`.
 ANY_NAME = "NAME"
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 # What a value must be, where pydantic's message also has a reason, or is long.
 _CONTRACTS = {
     "greater_than": "above {gt}",
@@ -81,7 +82,7 @@ def settings_of(kind: Any, prefix: str = "", *, inside_values: bool = False) -> 
     Args:
         kind: The dataclass.
         prefix: Stands before the names.
-        inside_values: Also yield the settings inside values that may be groups: ramps, and the items of dicts.
+        inside_values: Also yield the settings inside values that may be groups: ramps, items of dicts and of lists.
     """
     for name, field in kind.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True)
@@ -100,10 +101,11 @@ def _groups_inside(kind: Any) -> Iterator[tuple[str, Any]]:
     for member in union_members(kind):
         if is_dataclass(member):
             yield "", member
-        elif get_origin(member) is dict:
-            for item in union_members(get_args(member)[1]):
-                if is_dataclass(item):
-                    yield f"{ANY_NAME}.", item
+        elif get_origin(member) in (dict, tuple):
+            for argument in get_args(member):
+                for item in union_members(argument):
+                    if is_dataclass(item):
+                        yield f"{ANY_NAME}.", item
 
 
 def union_members(kind: Any) -> list[Any]:
@@ -130,15 +132,23 @@ def settings_error(error: ValidationError, kind: Any, values: Mapping[str, Any],
         values: The nested settings that were read.
         prefix: Stands before the names of the settings.
     """
-    # A value that fits no type of a union has an error for each of them.
     by_path: dict[tuple[str, ...], list[ErrorDetails]] = {}
-    # A misspelt name comes before the one that is then missing.
-    for details in sorted(error.errors(include_url=False), key=lambda details: details["type"] == "missing"):
+    misspelt = set()
+    for details in error.errors(include_url=False):
         location = details["loc"]
         if location and isinstance(location[0], int):  # an argument without its name
             location = (list(kind.__pydantic_fields__)[location[0]], *location[1:])
-        by_path.setdefault(_path(location, values), []).append(details)
-    return SettingsError([_sentence(kind, prefix, path, wrong) for path, wrong in by_path.items()])
+        path = _path(location, values)
+        # A value that fits no type of a union has an error for each of them.
+        by_path.setdefault(path, []).append(details)
+        if details["type"] in _UNKNOWN:
+            misspelt.add(path[:-1])
+    mistakes = []
+    for path, wrong in by_path.items():
+        # Of a group with a misspelt name, another one is often missing only for that reason.
+        if wrong[0]["type"] != "missing" or path not in misspelt:
+            mistakes.append(_sentence(kind, prefix, path, wrong))
+    return SettingsError(mistakes)
 
 
 def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
@@ -162,7 +172,7 @@ def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDe
         text = str(details["ctx"]["error"])
         group = f"{name}." if path else prefix
         return f"`{group}{text[1:]}" if text.startswith("`") else text
-    if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if details["type"] in _UNKNOWN:
         names = [setting.name for setting in settings_of(kind, prefix, inside_values=True)]
         if len(path) > 1:
             names = [known.replace(ANY_NAME, path[-2]) for known in names]
