@@ -26,7 +26,6 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.yaml_files import read_yaml
 from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.models import CausalVAE, LinearAutoencoder
-from telecine.models.flow import Sampler
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import find_recipe, read_config
@@ -165,7 +164,7 @@ class Run:
 def _student_of(teacher: Path, config: TrainConfig) -> StudentAutoencoder:
     """Return the student of a saved model, as `telecine distill --student teacher` builds it."""
     loaded = CausalVAE.from_pretrained(teacher)
-    loaded.sampler = Sampler(TEACHER_STEPS)
+    loaded.set_decoding(steps=TEACHER_STEPS)
     student = StudentAutoencoder.of(loaded, str(teacher), CausalVAE.from_pretrained, config.causal_vae)
     student.imitate(loaded)
     return student

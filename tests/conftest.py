@@ -152,9 +152,9 @@ def s3_server():
 @pytest.fixture
 def s3(s3_server, tmp_path, monkeypatch):
     """Return a server with an empty bucket. Indices and copies of its files are kept in `tmp_path / "cache"`."""
-    from telecine.losses.perceptual.weights import _cache_path
+    from telecine.losses.perceptual.weights import cache_path
 
-    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(_cache_path("vgg").parent))
+    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(cache_path("vgg").parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield s3_server
     s3_server.clear()

@@ -25,6 +25,7 @@ from telecine.evaluation.frechet import frechet_distance, load_feature_network
 from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import _CLIP_CHOICES, _VALUES, PROTOCOLS
 from telecine.models import Reconstruction
+from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
@@ -41,8 +42,14 @@ VIDTOK, TOKENBENCH, UCF101 = (PROTOCOLS[name] for name in ("vidtok", "tokenbench
 class Fake(nn.Module):
     """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
 
-    sampler = None
+    position = ClipPosition()
     in_channels = 3
+
+    def set_decoding(self, **options):
+        assert options == {}
+
+    def describe_decoding(self):
+        return {}
 
     def forward(self, video, sample_posterior=True, *, generator=None):
         noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0

@@ -13,6 +13,7 @@ from telecine.data import bytes_from_video, find_videos, index_video, iterate_fr
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
+from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 class Recorder(torch.nn.Module):
     """Forwards to a model and records the shapes of its inputs."""
 
-    sampler = None
+    position = ClipPosition()
 
     def __init__(self, model):
         super().__init__()

@@ -7,6 +7,7 @@ from torch import nn
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.tiling import TilingDifference, _seams
 from telecine.models import Reconstruction
+from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()
@@ -15,7 +16,7 @@ WHOLE_FRAMES = Tiling()
 class Fake(nn.Module):
     """An autoencoder that is the identity, plus an error on the first frames and columns of what it gets."""
 
-    sampler = None
+    position = ClipPosition()
 
     def __init__(self, frame_error=0.0, column_error=0.0):
         super().__init__()

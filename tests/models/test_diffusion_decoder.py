@@ -10,8 +10,9 @@ import torch
 from telecine.base.randomness import clip_generators, randn
 from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
-from telecine.models.diffusers.diffusion_decoder import _WindowAttention
+from telecine.models.diffusers.diffusion_decoder import WindowAttention
 from telecine.models.flow import Sampler, random_levels
+from telecine.models.interface import ClipPosition
 from telecine.models.load import _teacher_of, without_weights
 from telecine.settings.autoencoder import FlowConfig
 
@@ -43,7 +44,7 @@ def test_attention_to_the_window_around_each_position():
     torch.manual_seed(0)
     size, window = (5, 17, 9), (3, 5, 4)
     attention = LTX2VideoVaeNeighborhoodAttention(16, window, head_dim=8).double()
-    attention.set_processor(_WindowAttention())
+    attention.set_processor(WindowAttention())
     x = torch.randn(2, *size, 16, dtype=torch.float64)
     query, key, value = (y.flatten(1, 3) for y in attention.project_qkv(x))
     places = torch.cartesian_prod(*map(torch.arange, size))
@@ -125,8 +126,8 @@ def test_it_is_sampled_in_steps_as_diffusers_does(kind):
     latent = torch.randn(2, 8, 2, 1, 1, dtype=torch.float64)
     context = model.module.decoder.forward_stage_4(model.module.decoder.forward_stages_1_to_3(latent))
     for steps in (1, 3):
-        model.sampler = Sampler(steps)
-        noise = model.sampler.noise((2, 3, 9, 32, 32), CPU).double()
+        model.set_decoding(steps=steps)
+        noise = Sampler().noise((2, 3, 9, 32, 32), ClipPosition(), CPU).double()
         expected = model.module.decoder.denoise(context, noise, steps)
         torch.testing.assert_close(model.decode(latent, noise), expected, rtol=1e-4, atol=1e-5)
 

@@ -18,13 +18,14 @@ from telecine.training.validation import (
 class Halves(nn.Module):
     """Reconstructs half of the input, or something else if it samples or trains."""
 
-    sampler = None
-    flow = None
     codebook = None
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def validation_decodings(self):
+        return {}
 
     def forward(self, video, sample_posterior=True):
         assert not sample_posterior

@@ -141,7 +141,7 @@ def distill(
     change_data: Annotated[bool, _CHANGE_DATA] = False,
 ) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from telecine.tools.distill.distillation import distill
+    from telecine.tools.distill import distill
 
     distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data).print_to(_console)
 

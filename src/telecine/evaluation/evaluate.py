@@ -131,7 +131,7 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
         description |= {"data": config.data, "subject": source.title}
         if isinstance(source, ModelSource):
-            description["sampler"] = source.sampler()
+            description["sampler"] = source.model.describe_decoding()
         evaluation = _summarize(results, metric_set, description, flat)
         if output is not None and rank == 0:
             evaluation.write(Path(output))

@@ -20,8 +20,7 @@ from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.models.flow import Sampler
-from telecine.models.interface import check_channels, sampling
+from telecine.models.interface import check_channels, clip_position
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat
@@ -78,13 +77,9 @@ class ModelSource:
     clips: ClipConfig | PublishedProtocol
     title: str  # the folder of the model, and which of its weights; for the protocol
 
-    def sampler(self) -> dict[str, object]:
-        """Return how the model's decoder is sampled, for protocols; empty if it does not generate."""
-        return {} if self.model.sampler is None else self.model.sampler.describe()
-
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
-        with sampling(self.model, first_frame=span.first_frame):
+        with clip_position(self.model, first_frame=span.first_frame):
             if isinstance(self.clips, PublishedProtocol):
                 return self.clips.reconstruct(self.model, span, target)
             return self.model(target, sample_posterior=False).video
@@ -192,24 +187,15 @@ def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> Vid
     if not isinstance(checkpoint, nn.Module):
         checkpoint = load_autoencoder(found / config.weights if (found := _checkpoint_of(checkpoint)) else checkpoint)
     model = as_video_autoencoder(checkpoint)
-    model.sampler = _changed_sampler(model.sampler, config, f"a {type(model).__name__}")
+    model.set_decoding(**config.sampling)
     return model.to(device).eval()
-
-
-def _changed_sampler(sampler: Sampler | None, config: ModelUse, got: str) -> Sampler | None:
-    """Return a sampler with the steps and the seed that are given; raise a `ValueError` if there is none to change."""
-    known = {} if sampler is None else sampler.describe()
-    for name in config.sampling:
-        if name not in known:
-            kind = "removes noise from its latent" if name == "level" else "generates"
-            contract = f"left out unless a model's decoder {kind}"
-            raise argument_error(f"decode_{name}", contract, f"a number for {got}", "Leave it out.")
-    return None if sampler is None else replace(sampler, **config.sampling)
 
 
 def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
-    _changed_sampler(None, config, "reconstructions as videos")
+    for name in config.sampling:
+        contract = "left out for reconstructions as videos"
+        raise argument_error(f"decode_{name}", contract, "a number", "Leave it out.")
     matches = _match_videos(infos, data=data, reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)

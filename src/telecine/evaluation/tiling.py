@@ -13,7 +13,7 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import clip_position
 from telecine.settings import Tiling, check_overlap
 
 
@@ -41,12 +41,12 @@ def blended_chunks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
-    While `reconstruct` is called, the sampler of the model knows the position of the chunk in the video.
+    While `reconstruct` is called, the model's `position` is that of the chunk in the video.
     """
     pending: tuple[Tensor, Tensor] | None = None
     first_frame = 0
     for chunk in chunks:
-        with sampling(model, first_frame=first_frame):
+        with clip_position(model, first_frame=first_frame):
             recon = reconstruct(chunk)
         first_frame += len(chunk) - overlap
         if pending is not None:
@@ -111,7 +111,7 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
         row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
         weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
-        with sampling(model, frame_size=(padded.shape[2], padded.shape[3]), corner=(top, left)):
+        with clip_position(model, frame_size=(padded.shape[2], padded.shape[3]), corner=(top, left)):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight

@@ -58,12 +58,14 @@ class Penalty:
 
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
-        return self.function(**{name: x for name, x in arguments.items() if self.takes(name)})
+        taken = {name: value for name, value in arguments.items() if self.takes(name)}
+        return self.function(**taken)
 
     def takes(self, name: str) -> bool:
         """Return whether the function has an argument."""
         parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
-        return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return takes_any or name in parameters
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
@@ -86,7 +88,12 @@ def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
 
 
 def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
-    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma."""
+    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma.
+
+    Args:
+        real, fake: The inputs `(B, ...)` of the discriminator, which require gradients.
+        real_logits, fake_logits: Their logits, one per sample or a map of them.
+    """
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
@@ -96,14 +103,21 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
     0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters (a double backward).
 
+    Args:
+        discriminator: Maps an input `(B, ...)` to logits.
+        real, fake: Its inputs, of one shape.
+        generator: Source of the random points, on the inputs' device.
+
     Raises:
         ValueError: If the shapes of `real` and `fake` differ.
     """
-    x, x_tilde = real.detach(), fake.detach()
+    x = real.detach()
+    x_tilde = fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
     epsilon = _uniform_of_clips(x, generator)
     # Algorithm 1, line 6
-    x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
+    x_hat = epsilon * x + (1 - epsilon) * x_tilde
+    x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():
         logits = discriminator(x_hat)
     return gradient_penalty(real=x_hat, logits=logits)  # equation 3, second term
@@ -123,8 +137,15 @@ def approximate_r1(
     in one forward of twice the batch size, and `real_logits` are unused. Parameters that are stored in half precision
     need a larger sigma, such as the paper's 0.1 for videos.
 
-    `sigma` is the standard deviation of the noise, > 0, in units of the input's values. `real` need not require
-    gradients. The result is a 0-d tensor >= 0, at least float32.
+    Args:
+        discriminator: Maps an input `(B, ...)` to logits.
+        real: Its input, which need not require gradients.
+        real_logits: The logits of `real`, one per sample or a map of them.
+        generator: Source of the noise, on the input's device.
+        sigma: Standard deviation of the noise, > 0, in units of the input's values.
+
+    Returns:
+        A 0-d tensor >= 0, at least float32.
 
     Raises:
         ValueError: If `sigma` is not finite and above 0.
@@ -136,7 +157,8 @@ def approximate_r1(
         with autocast_off(x.device):
             logits, moved_logits = discriminator(torch.cat((x.to(moved.dtype), moved))).chunk(2)
     else:
-        logits, moved_logits = real_logits, discriminator(moved.to(x.dtype))
+        logits = real_logits
+        moved_logits = discriminator(moved.to(x.dtype))
     # Subtract before summing: the sum of a large map of logits has no digits left for a small difference.
     difference = at_least_float32(moved_logits) - at_least_float32(logits)
     return 0.5 * (difference.reshape(len(difference), -1).sum(1) / sigma).square().mean()
@@ -163,9 +185,11 @@ def as_penalty(function: Callable[..., Scalar]) -> Penalty:
     """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declarations."""
     if isinstance(function, Penalty):
         return function
-    func = function.func if isinstance(function, functools.partial) else None
-    known = next((penalty for penalty in GRAD_PENALTIES.values() if penalty.function is func), Penalty(function))
-    return replace(known, function=function)
+    if isinstance(function, functools.partial):
+        for penalty in GRAD_PENALTIES.values():
+            if penalty.function is function.func:
+                return replace(penalty, function=function)
+    return Penalty(function)
 
 
 def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Scalar:

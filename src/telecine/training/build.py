@@ -87,8 +87,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_autoencoder(config.model)
-    if model.flow is not None:
-        model.flow = config.causal_vae.flow
+    model.use_training_settings(config.causal_vae)
     if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
         text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
         logger.warning(text, config.model, model.in_channels, config.clips.num_channels)

@@ -28,8 +28,8 @@ from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.pretrained import digest_of_encoder, safetensors_write
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
-from telecine.training.tensor_files import architecture_of
 from telecine.training.trainable import trains_encoder
+from telecine.training.weight_files import architecture_of
 
 _IDENTITY_FILE = "identity.json"
 _PATTERN = "latents-*.safetensors"

@@ -13,16 +13,13 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latent_measures import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
-from telecine.models.causal import CausalAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import decoding_options
 from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.training.distributed import rank
 
 T = TypeVar("T")
 
-# Steps in which decoders that generate are measured beside one step.
-_FEW_STEPS = 4
 # Clips in the side-by-side video.
 _NUM_SHOWN = 4
 # Clips that are kept for the report.
@@ -57,11 +54,11 @@ def validate_model(
     one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
     """
     was_training = model.training
-    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
-    takes_steps = model.sampler is not None and model.sampler.level is None and not (flow and flow.one_step)
     model.eval()
     device = next(model.parameters()).device
-    metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual)
+    decodings = model.validation_decodings()
+    more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
     kept = set(_evenly_spaced(len(indices), _NUM_KEPT))
     shown, latents = list[ValidationClip](), list[Tensor]()
@@ -73,9 +70,10 @@ def validate_model(
             output = model(target, sample_posterior=False)
             latents += [] if output.latent is None else [output.latent[0]]
             metrics.update(reconstruction=output.video, target=target)
-            if takes_steps:
-                with sampling(model, steps=_FEW_STEPS):
-                    of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
+            for suffix, options in decodings.items():
+                with decoding_options(model, **options):
+                    reconstruction = model(target, sample_posterior=False).video
+                more_metrics[suffix].update(reconstruction=reconstruction, target=target)
             if position in kept:
                 of_input, of_output = (bytes_from_video(each[0], bit_depth).cpu() for each in (target, output.video))
                 found = metrics.per_clip()[-1]
@@ -83,8 +81,9 @@ def validate_model(
     finally:
         model.train(was_training)
     of_rank = metrics.per_clip()
-    for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
-        of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
+    for suffix, metrics_of_suffix in more_metrics.items():
+        for of_clip, values in zip(of_rank, metrics_of_suffix.per_clip(), strict=True):
+            of_clip |= {f"{name}_{suffix}": value for name, value in values.items()}
     per_clip = _of_all_clips(indices, of_rank)
     few = [shown[position] for position in _evenly_spaced(len(shown), _NUM_SHOWN)]
     rates = [clip.fps for clip in few]

@@ -192,7 +192,7 @@ def measure_latent_spaces(
         "places": CLIP_SELECTION,
         "clips_sha256": digest,
         "noise_seed": 0,
-        "samplers": [source.sampler() for source in sources],
+        "samplers": [source.model.describe_decoding() for source in sources],
         "definitions": DEFINITIONS,
     }
     if probe is not None:

@@ -16,39 +16,10 @@ from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.runs.settings import _as_yaml
 from telecine.settings import DistillConfig
-from telecine.tools.distill import distillation
-from telecine.tools.distill.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
+from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
 
-from ..models.tiny_models import tiny_model
-from .test_trainer import tensors
-
-SETTINGS = """
-steps: 2
-batch_size: 1
-save_every: 1
-val_clips: 1
-device: cpu
-trackers: []
-clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, num_clips: 2}
-latent_clips: 1
-linear_baseline: false
-objective: {disc_start: 0, adversarial_loss_weight: 0.1, perceptual_weight: 0, grad_penalty_loss_weight: 0,
-  gan: {disc_train_start: 0}, terms: {wavelet: 0.1}}
-discriminator: {video: patch, dim: 1, num_layers: 2}
-student: student.yaml
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, cached_weights, small_video):
-    """Have a tiny Wan, a video and the settings in the working directory."""
-    tiny_model("wan").save_pretrained(tmp_path / "wan")
-    (tmp_path / "clip.mp4").symlink_to(small_video)
-    (tmp_path / "distill.yaml").write_text(SETTINGS + "data: clip.mp4\n")
-    (tmp_path / "student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
-    return tmp_path
+from ...models.tiny_models import tiny_model
+from ...training.test_trainer import tensors
 
 
 @pytest.mark.slow
@@ -113,9 +84,10 @@ def test_teachers_with_other_rules_of_frames(folder, name, frames):
     assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
     student, teacher = load_autoencoder(whole / "ema"), DiffusersAutoencoder.from_pretrained(name).eval()
     video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
-    latent = teacher.encode(video).mode()
-    assert torch.equal(student.encode(video).mode(), latent)
-    assert torch.equal(student(video, sample_posterior=False).video, student.decode(latent))
+    with torch.no_grad():  # as the student encodes: with a graph, convolutions may round differently
+        latent = teacher.encode(video).mode()
+        assert torch.equal(student.encode(video).mode(), latent)
+        assert torch.equal(student(video, sample_posterior=False).video, student.decode(latent))
 
 
 def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder):
@@ -153,7 +125,7 @@ def trained(monkeypatch):
     """Return a list of the settings that `train` would get from `distill`."""
     found = []
     result = SimpleNamespace(print_to=lambda console: None)
-    monkeypatch.setattr(distillation, "train", lambda config, **_: (found.append(config), result)[1])
+    monkeypatch.setattr(run, "train", lambda config, **_: (found.append(config), result)[1])
     return found
 
 
@@ -199,4 +171,3 @@ def test_errors(folder):
         ValueError, match=r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a"
     ):
         distill(DistillConfig(teacher="wan", student="student.yaml", teacher_weight=1.0, **clips))
-    assert _absolute("owner/name") == "owner/name"

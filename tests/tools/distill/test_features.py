@@ -14,35 +14,33 @@ from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder, student_config
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
-from telecine.tools.distill.distillation import TeacherFeatures, _pooled
+from telecine.tools.distill.features import TeacherFeatures, average_frames
 
-from ..models.tiny_models import tiny_model
-from .test_distillation import SETTINGS
-from .test_trainer import tensors
+from ...models.tiny_models import tiny_model
+from ...training.test_trainer import tensors
 
 CONFIG = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def vae(folder):
+    """Have a telecine model with random weights in the working directory, beside the tiny Wan."""
     torch.manual_seed(0)
     model = CausalVAE(CONFIG)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(tmp_path / "vae")
-    tiny_model("wan").save_pretrained(tmp_path / "wan")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    model.save_pretrained("vae")
 
 
-def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(folder):
+def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
     """A student like the teacher, with projections that standardise its features; and with projections to 0."""
     term, student = TeacherFeatures("vae", CONFIG.channels), load_autoencoder("vae")
-    assert (term.levels, term.layers) == ([0, 1], ["network.1", "network.3"])
+    assert [(pair.level, pair.layer) for pair in term.pairs] == [(0, "network.1"), (1, "network.3")]
     assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
     latent = torch.randn(2, 4, 3, 4, 4)
     with torch.no_grad():
-        for x, projection in zip(term._features(latent, term.layers).values(), term.projections, strict=True):
+        features = term.teacher_features(latent, [pair.layer for pair in term.pairs])
+        for x, projection in zip(features.values(), term.projections, strict=True):
             std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
             projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
             projection.bias.copy_(-mean / std)
@@ -61,10 +59,11 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     config = student_config("tiny", wan, (5, 32, 32))
     student = StudentAutoencoder.of(wan, "wan", load_autoencoder, config)
     term = TeacherFeatures("wan", config.channels)
-    assert len(term.layers) == 2
-    assert term.levels == [0, 1]
+    assert len([pair.layer for pair in term.pairs]) == 2
+    assert [pair.level for pair in term.pairs] == [0, 1]
     assert term.state_dict().keys() == {f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
-    sizes = [x.shape[2:] for x in term._features(torch.zeros(2, 4, 2, 4, 4), term.layers).values()]
+    features = term.teacher_features(torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs])
+    sizes = [x.shape[2:] for x in features.values()]
     assert [size[1:] for size in sizes] == [(4, 4), (8, 8)]
     term(latent=torch.randn(2, 4, 2, 4, 4), decode=student.decode).backward()
     first = student.decoder.network[0].conv.weight
@@ -95,19 +94,19 @@ def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, n
     teacher = load_autoencoder(name)
     config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
     term = TeacherFeatures(name, config.channels)
-    features = [x.shape[2:] for x in term._features(torch.zeros(1, 4, 1, 4, 4), term.layers).values()]
-    assert features == [(1, 4, 4), (frames, 8, 8)], "not those with channels last"
-    assert term.levels == [0, 1]
-    assert term.apart == [True, frames == 1]
+    features = term.teacher_features(torch.zeros(1, 4, 1, 4, 4), [pair.layer for pair in term.pairs])
+    assert [x.shape[2:] for x in features.values()] == [(1, 4, 4), (frames, 8, 8)], "not those with channels last"
+    assert [pair.level for pair in term.pairs] == [0, 1]
+    assert [pair.first_frame_apart for pair in term.pairs] == [True, frames == 1]
 
 
 def test_a_mean_over_frames():
     video = torch.arange(12.0).view(1, 1, 12, 1, 1)
-    assert _pooled(video, (3, 1, 1), False).flatten().tolist() == [1.5, 5.5, 9.5]
-    assert _pooled(video[:, :, :9], (3, 1, 1), True).flatten().tolist() == [0, 2.5, 6.5]
+    assert average_frames(video, (3, 1, 1), first_frame_apart=False).flatten().tolist() == [1.5, 5.5, 9.5]
+    assert average_frames(video[:, :, :9], (3, 1, 1), first_frame_apart=True).flatten().tolist() == [0, 2.5, 6.5]
 
 
-def test_errors(folder):
+def test_errors(vae):
     with pytest.raises(ValueError, match=r"`feature_layers` must be layers that .* got 'network\.9'\. Did you"):
         TeacherFeatures("vae", CONFIG.channels, ["network.9"])
     term = TeacherFeatures("vae", CONFIG.channels)
@@ -117,10 +116,7 @@ def test_errors(folder):
 
 
 @pytest.mark.slow
-def test_projections_are_trained_saved_and_resumed(folder, monkeypatch, cached_weights, small_video):
-    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
-    Path("distill.yaml").write_text(SETTINGS + f"data: {small_video}\n")
-    Path("student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
+def test_projections_are_trained_saved_and_resumed(folder):
     command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--feature_weight", "0.5"]
     assert main([*command, "--output_dir", "whole"]) == 0
     shutil.copytree("whole", "parts")
