@@ -113,9 +113,9 @@ def test_all_weights_at_a_step():
     before, after = weights.at(2), weights.at(4)
     constant = {"perceptual": 0.7, "quantizer_aux": 0.9, "lecam": 0.5, "grad_penalty": 3.0, "wavelet": 0.1}
     late = {"adversarial": 0.3, "multiscale_adversarial": 0.2, "feature_matching": 0.4, "gram": 2.0}
-    assert before == {**constant, **dict.fromkeys(late, 0)}
-    assert after == {**constant, **late}
-    assert (weights.at(1).scheduled, after.scheduled) == (
+    assert before.terms == {**constant, **dict.fromkeys(late, 0)}
+    assert after.terms == {**constant, **late}
+    assert (weights.at(1).ramps, after.ramps) == (
         {"lecam_loss_weight": 0.25, "gram_loss_weight": 0.0},
         {"lecam_loss_weight": 0.5, "gram_loss_weight": 2.0},
     )
