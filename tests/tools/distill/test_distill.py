@@ -143,7 +143,7 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
     [
         (["--model", "wan"], "`--model` must be left out, but got a value. A student is new, and learns from its `--t"),
         (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
-        (["--init", "wan"], "`--init` must be left out for a student, but got 'wan'. What it learns from is its `--teac"),
+        (["--init", "wan"], "`--init` must be left out for a student, but got 'wan'. What it learns from is its "),
         (["--trainable.weights", "lora"], "`--trainable.weights` must be all or decoder for a student, but got lora."),
     ],
 )
