@@ -89,7 +89,9 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
     elif config.model is None or config.random_weights:
         if config.model is None and config.init is None and config.trainable.weights == "decoder":
             logger.warning("only the decoder is trained, and the encoder is new: add `--model` for a trained one")
-        config.refuse("low rank", config.model is None and config.trainable.weights == "lora")
+        if config.model is None and config.trainable.weights == "lora":
+            remedy = "Low-rank updates change a trained model: name it with `--model`."
+            raise argument_error("trainable.weights", "all or decoder without `model`", "lora", remedy)
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
             remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
