@@ -467,7 +467,7 @@ class TestWindow:
         torch.testing.assert_close(gradients[-1], fake.grad - of_error)
 
     def test_a_window_that_is_no_number_of_frames(self, make_loss):
-        with pytest.raises(ValueError, match=r"`gan.window` must be a positive int.*Use None for all frames"):
+        with pytest.raises(ValueError, match=r"`gan.window` must be at least 1"):
             make_loss(gan={"window": 0})
 
 
