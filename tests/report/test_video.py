@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip
 from telecine.report import video
-from telecine.report.clips import _panes, side_by_side, write_preview
+from telecine.report.clips import lay_out_panes, side_by_side, write_preview
 from telecine.report.video import as_shown, depth_range, pad_to_even, shrink, write_video
 
 
@@ -147,14 +147,14 @@ def test_panes_are_thirds_of_the_width() -> None:
     target = _frames(2, 193, 33)
     reconstruction = target.clone()
     reconstruction[:, :4] = 0
-    picture = _panes(target=target, reconstruction=reconstruction)
+    picture = lay_out_panes(target=target, reconstruction=reconstruction)
     assert picture.shape == (2, 194, 3 * 34, 3)
     left, middle, right = picture[:, :193].split(34, dim=2)
     assert torch.equal(left[:, :, :33], target)
     assert torch.equal(middle[:, :, :33], reconstruction)
     assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 4).clamp(max=255))
     assert right[:, 4:].max() == 0
-    small = _panes(target=target[:, :65], reconstruction=target[:, :65])
+    small = lay_out_panes(target=target[:, :65], reconstruction=target[:, :65])
     assert small.shape == (2, 130, 3 * 66, 3)  # enlarged by 2
 
 
@@ -222,7 +222,7 @@ def test_what_is_larger_than_a_video_can_be_is_wrapped_and_shrunk(tmp_path: Path
     assert shown[:, 8:, 2000:].max() == 0
     for size, channels in (((128, 128), 22), ((6, 6000), 3), ((6000, 6), 3), ((6, 6000), 1)):
         clip = torch.zeros(1, *size, channels).to(torch.uint16 if channels == 1 else torch.uint8)
-        panes = _panes(target=clip, reconstruction=clip)
+        panes = lay_out_panes(target=clip, reconstruction=clip)
         picture = side_by_side(inputs=[clip] * 3, reconstructions=[clip] * 3)
         assert max(*panes.shape, *picture.shape) <= 16384
         assert panes.shape[2] % 6 == 0
@@ -239,5 +239,5 @@ def test_depth_is_shown_in_the_colours_of_its_range():
     assert len(shown.reshape(-1, 3).unique(dim=0)) == 40
     assert shown[0, 0, 0, 2] > shown[0, 0, 0, 1] < shown[0, -1, -1, 0], "blue to red"
     reconstruction = (values.int() + 257 * 10).to(torch.uint16)
-    panels = _panes(target=values, reconstruction=reconstruction).split(16, dim=2)
+    panels = lay_out_panes(target=values, reconstruction=reconstruction).split(16, dim=2)
     assert (panels[2].unique().tolist(), len(panels)) == ([40], 3), "four times ten levels of 255"

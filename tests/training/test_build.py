@@ -33,7 +33,6 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import (
-    _compile_networks,
     _to_channels_last,
     build_accelerator,
     build_autoencoder,
@@ -311,31 +310,6 @@ def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
     _to_channels_last(approximate, cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))
-
-
-def test_the_options_of_accelerate_compile(tiny, monkeypatch, cached_weights):
-    """The autoencoder's parts, LPIPS and discriminators."""
-    options = {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true", "ACCELERATE_DYNAMO_MODE": "max-autotune"}
-    states = []
-    for backend in ("no", "aot_eager"):
-        config = tiny(dynamo_backend=backend)
-        states.append(build_state(config, build_accelerator(config), build_autoencoder(config)))
-        compiled = [part for part in states[-1].autoencoder.modules() if part._compiled_call_impl is not None]
-        assert len(compiled) == (0 if backend == "no" else 3)
-        for name, value in options.items():
-            monkeypatch.setenv(name, value)
-    plain, compiled = (state.objective for state in states)
-    assert plain.compiler is None
-    expected = {"backend": "aot_eager", "mode": "max-autotune", "fullgraph": True, "dynamic": True}
-    assert compiled.compiler.options == expected
-    assert compiled.perceptual.distance._compiled_call_impl is not None
-
-
-def test_with_a_term_that_decodes_code_is_compiled_for_any_size(tiny):
-    for terms, is_dynamic in (({}, False), ({"equivariance": 1.0}, True)):
-        loss = VideoAutoencoderLoss(0, perceptual_weight=0, terms=terms)
-        _compile_networks("aot_eager", tiny().clips, loss, build_autoencoder(tiny()))
-        assert loss.compiler.options["dynamic"] == is_dynamic
 
 
 def test_an_optimizer_of_eight_bits(tiny, monkeypatch):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
@@ -18,15 +17,13 @@ from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.models.custom import CustomAutoencoder, build_custom
+from telecine.models.custom import build_custom
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
 from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
-from telecine.ops.compilation import Compiler
 from telecine.runs import find_checkpoint
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -36,6 +33,7 @@ from telecine.settings import (
     OptimizerConfig,
     TrainConfig,
 )
+from telecine.training.compilation import compile_networks
 from telecine.training.distributed import broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
@@ -78,7 +76,9 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     elif config.model is None or config.random_weights:
         if config.model is None and config.init is None and config.trainable.weights == "decoder":
             logger.warning("only the decoder is trained, and the encoder is new: add `--model` for a trained one")
-        config.refuse("low rank", config.model is None and config.trainable.weights == "lora")
+        if config.model is None and config.trainable.weights == "lora":
+            remedy = "Low-rank updates change a trained model: name it with `--model`."
+            raise argument_error("trainable.weights", "all or decoder without `model`", "lora", remedy)
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
             remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
@@ -156,16 +156,6 @@ def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
     loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
-def _compile_networks(backend: str, clips: ClipConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
-    plugin = TorchDynamoPlugin(backend=backend)  # with the options of `accelerate launch`
-    has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
-    has_sizes |= any("decode" in term.arguments for term in loss.terms.values())  # such as latents of random sizes
-    compiler = Compiler(backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
-    compile_networks(loss, compiler)
-    if not isinstance(model, CustomAutoencoder):
-        compiler.compile_parts(model, model.last_layer)
-
-
 def build_state(
     config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
 ) -> TrainState:
@@ -186,7 +176,9 @@ def build_state(
     last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
-        _compile_networks(config.dynamo_backend, config.clips, objective, model)
+        eager = compile_networks(config.dynamo_backend, model, objective)
+        if eager:
+            logger.warning("not compiled: %s", ", ".join(eager))
     if config.sharding != "none":
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
