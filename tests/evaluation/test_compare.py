@@ -13,19 +13,17 @@ from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.compare import (
-    _MUST_MATCH,
-    _bootstrap_interval,
-    _Difference,
-    _paired_differences,
-    _plot_differences,
+    MUST_MATCH,
+    Difference,
     check_protocols,
     compare,
+    plot_differences,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
+from telecine.evaluation.metric import METRICS
 from telecine.evaluation.paper_table import make_table
-from telecine.evaluation.protocol import DEFINITIONS
 
-METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
+NAMES = ("psnr", "ssim", "lpips_alex", "grid_4")
 NUM_CLIPS = 15
 
 
@@ -44,7 +42,7 @@ def write_evaluation(folder, psnr):
         width=64,
         resize="none",
         crop="none",
-        metrics={name: str(DEFINITIONS[name]) for name in METRICS},
+        metrics={name: METRICS[name].describe() for name in NAMES},
         clips_sha256="1234",
         backbones={"lpips_alex": f"sha256 {'1' * 64}"},
     )
@@ -110,7 +108,7 @@ def test_an_evaluation_compared_with_itself_is_undecided(worse):
 
 def test_different_clips_or_settings_raise(worse):
     protocol = read_protocol(worse)
-    for name in _MUST_MATCH:
+    for name in MUST_MATCH:
         with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
             check_protocols(protocol, protocol | {name: "something else"})
 
@@ -192,38 +190,34 @@ def test_a_folder_without_an_evaluation_raises(worse, tmp_path):
         compare(worse, tmp_path)
 
 
-def clips(name, values):
-    return [{name: value} for value in values]
-
-
 def draws(num=60, seed=0, offset=0.0):
     return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
 
 
-def test_the_interval_equals_scipy():
-    values = torch.tensor(draws(offset=0.3))
-    low, high = _bootstrap_interval(values[:, None])
+@pytest.fixture
+def compared(tmp_path, no_plots):
+    """Return a function that compares the values of a metric in two evaluations of the same clips."""
+
+    def compare_values(name, first, second):
+        for label, values in (("first", first), ("second", second)):
+            clips = [{name: value} for value in values]
+            protocol = EvaluationProtocol("videos", len(clips), 2, 48, 64, "", "", {name: METRICS[name].describe()})
+            rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
+            (tmp_path / label).mkdir()
+            Evaluation(mean_over_clips(clips), rows, {}, protocol).write(tmp_path / label)
+        (difference,) = compare(tmp_path / "first", tmp_path / "second").differences
+        return difference
+
+    return compare_values
+
+
+def test_the_interval_equals_scipy(compared):
+    values = draws(offset=0.3)
+    difference = compared("psnr", [0.0] * len(values), values)
     reference = bootstrap(
-        (values.numpy(),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+        (np.array(values),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert (low.item(), high.item()) == pytest.approx((reference.low, reference.high), abs=0.01)
-
-
-def test_the_interval_is_deterministic_and_independent_for_each_column():
-    values = torch.tensor([draws(seed=0), draws(seed=1)]).T
-    low, high = _bootstrap_interval(values)
-    again = _bootstrap_interval(values[:, 1:])
-    torch.testing.assert_close((low[1], high[1]), (again[0][0], again[1][0]))
-    assert all(map(torch.equal, _bootstrap_interval(values), (low, high)))
-
-
-@pytest.mark.slow
-def test_the_interval_covers_the_mean_in_19_of_20_cases():
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(40, 200, generator=generator, dtype=torch.float64)
-    low, high = _bootstrap_interval(values)
-    covered = ((low <= 0) & (high >= 0)).double().mean()
-    assert 0.90 < covered < 0.98
+    assert difference.interval == pytest.approx((reference.low, reference.high), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -240,41 +234,46 @@ def test_the_interval_covers_the_mean_in_19_of_20_cases():
         ("grid_8", -1.2, "A"),
     ],
 )
-def test_which_evaluation_is_better(name, shift, better):
+def test_which_evaluation_is_better(compared, name, shift, better):
     first = [0.5 + 0.01 * value for value in draws()]
     second = [0.5 + shift + 0.01 * value for value in draws(seed=1)]
-    (difference,) = _paired_differences(clips(name, first), clips(name, second), names=[name])
+    difference = compared(name, first, second)
     assert difference.better == better
     assert difference.mean == pytest.approx(difference.second - difference.first)
     assert difference.interval[0] < difference.mean < difference.interval[1]
 
 
-def test_pairing_removes_the_variance_between_clips():
+def test_pairing_removes_the_variance_between_clips(compared):
     """Clips differ by 10 dB, the two evaluations of each clip by 0.1."""
     first = [30 + 10 * value for value in draws()]
-    (difference,) = _paired_differences(
-        clips("psnr", first), clips("psnr", [value + 0.1 for value in first]), names=["psnr"]
-    )
+    difference = compared("psnr", first, [value + 0.1 for value in first])
     assert difference.interval == pytest.approx((0.1, 0.1))
     assert difference.better == "B"
 
 
-def test_a_single_clip_has_no_interval():
-    (difference,) = _paired_differences(clips("psnr", [30.0]), clips("psnr", [31.0]), names=["psnr"])
+def test_a_single_clip_has_no_interval(compared):
+    difference = compared("psnr", [30.0], [31.0])
     assert (difference.interval, difference.better, difference.text()) == (None, "undecided", "+1")
 
 
-def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it():
-    first, second = {"sharpness": 0.8, "grid_4": -0.5, "psnr": 30.0}, {"sharpness": 1.5, "grid_4": 0.1, "psnr": 31.0}
-    found = _paired_differences([first], [second], names=list(first))
-    assert [each.name for each in found] == ["|sharpness - 1|", "|grid_4|", "psnr"]
-    assert [each.first for each in found] == pytest.approx([0.2, 0.5, 30.0])
-    assert [each.second for each in found] == pytest.approx([0.5, 0.1, 31.0])
+@pytest.mark.parametrize(
+    ("name", "first", "second", "label", "figures"),
+    [
+        ("sharpness", 0.8, 1.5, "|sharpness - 1|", (0.2, 0.5)),
+        ("grid_4", -0.5, 0.1, "|grid_4|", (0.5, 0.1)),
+        ("psnr", 30.0, 31.0, "psnr", (30.0, 31.0)),
+    ],
+)
+def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it(
+    compared, name, first, second, label, figures
+):
+    difference = compared(name, [first], [second])
+    assert difference.name == label
+    assert (difference.first, difference.second) == pytest.approx(figures)
 
 
-def test_nan_is_undecided():
-    first, second = clips("psnr", [30.0, 31.0]), clips("psnr", [math.nan, 32.0])
-    (difference,) = _paired_differences(first, second, names=["psnr"])
+def test_nan_is_undecided(compared):
+    difference = compared("psnr", [30.0, 31.0], [math.nan, 32.0])
     assert math.isnan(difference.mean)
     assert difference.better == "undecided"
 
@@ -321,8 +320,8 @@ def test_the_value_range_has_a_minimum(figures, tmp_path):
     ],
 )
 def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
-    difference = _Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
-    _plot_differences([difference], "a title", tmp_path / "differences.png")
+    difference = Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
+    plot_differences([difference], "a title", tmp_path / "differences.png")
     (axes,) = figures[0].axes
     zero, bar, point = axes.lines
     place = axes.transData.transform
@@ -335,6 +334,6 @@ def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, inte
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_equal_figures_and_nan_are_plotted(tmp_path, value):
-    _plot_differences([_Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
+    plot_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as picture:
         assert picture.width == 800

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from array import array
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -17,26 +18,25 @@ from torch import nn
 from torchvision.transforms import v2
 
 from telecine.__main__ import main
-from telecine.data import find_videos, index_videos, read_clip
-from telecine.evaluation import measure, source
+from telecine.data import Span, find_videos, index_videos, read_clip
+from telecine.evaluation import source
 from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.frechet import frechet_distance, load_feature_network
-from telecine.evaluation.protocol import DEFINITIONS
-from telecine.evaluation.published import _CLIP_CHOICES, _VALUES, PROTOCOLS
+from telecine.evaluation.frechet import I3DFeatures, frechet_distance
+from telecine.evaluation.metrics import METRICS
+from telecine.evaluation.protocols import PROTOCOLS, TOKENBENCH, UCF101, VIDTOK
+from telecine.evaluation.published import CLIP_CHOICES, VALUES
 from telecine.models import Reconstruction
 from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
-from .distance import Distance
 from .videos import noisy, waves
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
 NUM_FRAMES = 12
 # At this size, the first of the two videos is enlarged, or left alone, and the second one is made smaller.
 SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
-VIDTOK, TOKENBENCH, UCF101 = (PROTOCOLS[name] for name in ("vidtok", "tokenbench", "ucf101"))
 
 
 class Fake(nn.Module):
@@ -77,11 +77,9 @@ def infos(data):
 
 
 @pytest.fixture
-def run(data, monkeypatch):
+def run(data, fake_lpips, monkeypatch):
     """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
     monkeypatch.setattr(source, "load_model", lambda *_: Fake())
-    monkeypatch.setattr(measure, "LPIPS", Distance)
-    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
 
     def run(protocol, **settings):
         monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)
@@ -219,11 +217,10 @@ def test_the_command_refuses_in_one_line(data, capsys):
     assert "`--data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
 
 
-def test_the_command_of_the_page_runs(run, data, fake_i3d, tmp_path, monkeypatch, capsys):
+def test_the_command_of_the_page_runs(run, no_plots, data, fake_i3d, tmp_path, monkeypatch, capsys):
     page = re.search(r"```\ntelecine (.*--protocol.*)\n```", PAGE).group(1)
     run(small(PROTOCOLS["davis"]))  # the fakes
     monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=10))
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)  # `test_evaluate.py` tests it
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, "mcl_jcv")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")
@@ -233,25 +230,24 @@ def test_the_command_of_the_page_runs(run, data, fake_i3d, tmp_path, monkeypatch
     assert published["sources"] == list(VIDTOK.sources)
 
 
-def test_the_page_has_every_text():
+def test_the_page_has_every_text(infos):
     for protocol in PROTOCOLS.values():
         assert f"`{protocol.name}`" in PAGE
         texts = (protocol.data, *protocol.sources, *protocol.not_stated, *protocol.deviations, *protocol.metrics)
         assert [text for text in texts if text not in PAGE] == []
-        assert protocol._describe_resize() in PAGE
-        assert _CLIP_CHOICES[protocol.clips] in PAGE
-        assert _VALUES[protocol.values] in PAGE
+        assert protocol.describe([Span(infos[0], 0, 4)])["resize"] in PAGE
+        assert CLIP_CHOICES[protocol.clips] in PAGE
+        assert VALUES[protocol.values] in PAGE
 
 
 @pytest.mark.slow
-def test_the_command_for_ucf101(model_folder, tiny_model, fake_i3d, tmp_path, monkeypatch, capsys):
+def test_the_command_for_ucf101(
+    fake_lpips, no_plots, model_folder, tiny_model, fake_i3d, tmp_path, monkeypatch, capsys
+):
     """One clip of each video, by a model that takes 4k + 1 frames. Without the I3D, an error, or the rest."""
     page = re.search(r"```\ntelecine (.*--protocol ucf101.*)\n```", PAGE).group(1).split()
     protocol = replace(UCF101, num_videos=6, short_side=32, crop=32)
     monkeypatch.setitem(PROTOCOLS, "ucf101", protocol)
-    monkeypatch.setattr(measure, "LPIPS", Distance)
-    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model_folder, "runs/small")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")
@@ -278,7 +274,7 @@ def test_the_command_for_ucf101(model_folder, tiny_model, fake_i3d, tmp_path, mo
     metrics = json.loads(Path("figures/ucf101/metrics.json").read_text())
     videos = [protocol.read(span)["video"] for span in protocol.select(index_videos(find_videos("ucf101_train"))[0])]
     assert [video.shape for video in videos] == [(3, 16, 32, 32)] * 6
-    clips, network = torch.stack(videos), load_feature_network(str(fake_i3d), torch.device("cpu"))
+    clips, network = torch.stack(videos), I3DFeatures(fake_i3d, torch.device("cpu"))
     padded = torch.cat([clips, clips[:, :, -1:]], dim=2)
     with torch.no_grad():
         recon = tiny_model(padded, sample_posterior=False).video[:, :, :16].clamp(-1, 1)
@@ -295,7 +291,7 @@ def test_names_and_metrics_are_known():
     assert get_args(ProtocolName) == tuple(PROTOCOLS)
     assert {key for key, item in PROTOCOLS.items() if key == item.name} == {*PROTOCOLS}
     for protocol in PROTOCOLS.values():
-        assert {*protocol.metrics} - {"fvd"} <= {*DEFINITIONS}
+        assert {*protocol.metrics} <= METRICS.keys()
 
 
 class TestSelection:
@@ -341,11 +337,11 @@ class TestSelection:
     def test_whole_videos_up_to_a_length(self, infos):
         assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]
         assert self.starts(infos, PROTOCOLS["davis"]) == [("a", 0, 11), ("b", 0, 11)]
-        assert [TOKENBENCH._length(frames, fps) for frames, fps in ((200, 30), (999, 24), (999, 59.94))] == [
-            200,
-            300,
-            600,
-        ]
+
+    @pytest.mark.parametrize(("num_frames", "fps", "expected"), [(200, 30, 200), (999, 24, 300), (999, 59.94, 600)])
+    def test_long_videos_are_cut(self, infos, num_frames, fps, expected):
+        (span,) = TOKENBENCH.select([replace(infos[0], pts=array("q", range(num_frames)), fps=fps)])
+        assert span.num_frames == expected
 
 
 class TestReading:
@@ -379,7 +375,7 @@ class TestReading:
         ],
     )
     def test_sizes(self, name, size, expected):
-        assert PROTOCOLS[name]._resized(*size) == expected
+        assert PROTOCOLS[name].resized_size(*size) == expected
 
     def test_measured_values(self):
         video = (

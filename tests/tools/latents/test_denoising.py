@@ -10,7 +10,7 @@ from telecine.data import index_video
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.settings import CausalVAEConfig
-from telecine.tools.latents.denoising import LEVELS, WienerFilter, _largest_patch, _velocity_losses, measure_denoiser
+from telecine.tools.latents.denoising import LEVELS, WienerFilter, largest_patch, measure_denoiser, velocity_losses
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
 PATCH, SHAPE = (1, 2, 2), (4, 1, 8, 8)
@@ -40,7 +40,7 @@ def expected(level):
 
 def test_the_filter_leaves_what_the_closed_form_says():
     fitted = WienerFilter.fit(gaussian(800, seed=1), PATCH)
-    losses = _velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100), seed=0)
+    losses = velocity_losses(fitted.velocity, gaussian(800, seed=2).split(100), seed=0)
     assert len(losses) == len(LEVELS) == 11
     for level, loss in zip(LEVELS, losses, strict=True):
         assert loss == pytest.approx(expected(level), rel=0.02)
@@ -58,7 +58,7 @@ def test_the_mean_is_part_of_it():
     [(3, (1, 1, 1)), (8, (1, 1, 2)), (32, (1, 2, 2)), (64, (2, 2, 2)), (300, (2, 2, 4)), (100_000, (2, 8, 8))],
 )
 def test_patches_are_as_large_as_the_latents_allow(num, patch):
-    assert _largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
+    assert largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
 
 
 def test_too_few_latents_raise():
@@ -75,8 +75,8 @@ def denoiser():
 def test_of_noise_a_generator_leaves_as_much_as_the_filter(denoiser):
     noise = torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(0))
     fitted = WienerFilter.fit(noise[:400])
-    losses = _velocity_losses(denoiser.velocity, noise[400:].split(50), seed=0)
-    linear = _velocity_losses(fitted.velocity, noise[400:].split(50), seed=0)
+    losses = velocity_losses(denoiser.velocity, noise[400:].split(50), seed=0)
+    linear = velocity_losses(fitted.velocity, noise[400:].split(50), seed=0)
     assert [a / b for a, b in zip(losses, linear, strict=True)] == pytest.approx([1] * 11, abs=0.02)
 
 
@@ -95,8 +95,8 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(denoiser):
         schedule.step()
     best = WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
     unseen = gaussian(128, seed=3)
-    losses = _velocity_losses(model.velocity, unseen.split(64), seed=0)
-    assert losses == pytest.approx(_velocity_losses(best.velocity, unseen.split(64), seed=0), rel=0.02)
+    losses = velocity_losses(model.velocity, unseen.split(64), seed=0)
+    assert losses == pytest.approx(velocity_losses(best.velocity, unseen.split(64), seed=0), rel=0.02)
 
 
 def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, monkeypatch, tmp_path):

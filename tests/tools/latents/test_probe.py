@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from telecine.cli.commands import run
+from telecine.evaluation.metric import Metric
 from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.runs import Run
@@ -43,8 +44,8 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
     def network(video):
         return video.mean((2, 3, 4))
 
-    network.min_frames = 2
-    monkeypatch.setattr("telecine.evaluation.measure.load_feature_network", lambda *_: network)
+    network.metric = Metric(name="a network", definition="", min_frames=2)
+    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
     options = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
     same_encoder = tmp_path / "same_encoder"
     model = CausalVAE.from_pretrained(tmp_path / "model")
@@ -88,12 +89,12 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         return torch.zeros(len(video), 6)
 
     unseen = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
-    monkeypatch.setattr("telecine.evaluation.measure.load_feature_network", lambda *_: network)
+    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
     monkeypatch.setattr("telecine.tools.latents.probe.train", None)
-    network.name, network.min_frames = "a network", 10
+    network.metric = Metric(name="a network", definition="", min_frames=10)
     with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
         run(unseen)
-    network.min_frames = 2
+    network.metric = Metric(name="a network", definition="", min_frames=2)
     with pytest.raises(
         ValueError,
         match=r"`probe\.features` must be left out here, but got transnetv2: needs at least 7 clips, not 4",

@@ -21,18 +21,18 @@ from telecine.models import CausalVAE
 from telecine.report.charts import plotly_script
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents import measures as latents
-from telecine.tools.latents.measures import TRANSFORMS, measure_latent_spaces
-from telecine.tools.latents.page import _render_latents, write_latents
-
-from .conftest import TINY
+from telecine.tools.latents.clips import ClipsOnDisk
+from telecine.tools.latents.decoding import TRANSFORMS
+from telecine.tools.latents.measures import measure_latent_spaces, scaled_video
+from telecine.tools.latents.page import render_latents, write_latents
 
 SIZE = {"num_frames": 5, "height": 16, "width": 24, "max_clips": 3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def changed_folder(tiny_model, tmp_path_factory):
+def changed_folder(tiny_model, tiny_config, tmp_path_factory):
     """The same model with a latent that is doubled in the first channel."""
-    model = CausalVAE(TINY)
+    model = CausalVAE(tiny_config)
     model.load_state_dict(tiny_model.state_dict())
     with torch.no_grad():
         for layer in (model.encoder.linear.first, model.encoder.linear.rest):
@@ -75,8 +75,8 @@ def test_the_drift_from_the_base(report):
     assert second.drift["relative_error"] > 0.1
 
 
-def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_model, videos):
-    other = CausalVAE(replace(TINY, latent_channels=8)).eval()
+def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_model, tiny_config, videos):
+    other = CausalVAE(replace(tiny_config, latent_channels=8)).eval()
     config = LatentsConfig(data=str(videos), base="other", **SIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "load_model", lambda checkpoint, *_: other if checkpoint == "other" else tiny_model)
@@ -89,7 +89,7 @@ def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_mo
 @pytest.mark.parametrize(("value", "dead"), [(0.5, 4), (math.nan, math.nan)])
 def test_a_constant_latent_is_dead_as_in_training(tiny_model, videos, monkeypatch, value, dead):
     constant = torch.full((1, 4, 2, 4, 6), value)
-    monkeypatch.setattr(latents, "_encode_all", lambda *_: constant)
+    monkeypatch.setattr(latents, "encode_clips", lambda *_: constant)
     config = LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})
     space = measure_latent_spaces([tiny_model], config).models[0]
     whole = {name: values for name, values in space.equivariance.items() if name != "scale_1/2"}
@@ -129,7 +129,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
         most.append(sum(each() is not None for each in read))
         return clip
 
-    monkeypatch.setattr(latents, "read_span", read_span)
+    monkeypatch.setattr("telecine.tools.latents.clips.read_span", read_span)
     config = LatentsConfig(data=str(videos), base=str(model_folder), **{**SIZE, "max_clips": 9})
     assert measure_latent_spaces([model_folder, changed_folder], config).protocol["num_clips"] == 9
     assert max(most) <= 3
@@ -137,7 +137,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    found, _ = latents._find_clips(source.index_data(tmp_path / "videos"), ClipConfig(5, 16, 24), SIZE["max_clips"])
+    found = ClipsOnDisk.find(source.index_data(tmp_path / "videos"), ClipConfig(5, 16, 24), 3)
     assert len(found) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
@@ -150,14 +150,14 @@ def data_of(page):
 
 
 def test_the_page_shows_every_model_and_needs_no_network(report):
-    page = _render_latents(report)
+    page = render_latents(report)
     for space in report.models:
         assert space.title in page
     assert "http" not in page.replace(plotly_script(), "").replace("http://www.w3.org", "")
 
 
 def test_every_measure_of_several_values_has_a_plot_with_a_curve_of_each_model(report):
-    data = data_of(_render_latents(report))
+    data = data_of(render_latents(report))
     assert data["runs"] == [space.title for space in report.models]
     plots = {plot["title"].partition(":")[0].partition(",")[0]: plot for plot in data["charts"]}
     assert [*plots] == ["Spectrum", "Eigenvalues", "Autocorrelation", "Equivariance", "Noise", "Drift"]
@@ -187,24 +187,34 @@ def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(report, tiny
     monkeypatch.setattr(CausalVAE, "covering_clip", lambda *_: (5, 16, 24))
     small = measure_latent_spaces([tiny_model], LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})).models[0]
     assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
-    plots = data_of(_render_latents(replace(report, models=[small, report.models[0]])))["charts"]
+    plots = data_of(render_latents(replace(report, models=[small, report.models[0]])))["charts"]
     (plot,) = (each for each in plots if each["title"].startswith("Equivariance"))
     assert plot["x_names"] == ["none", *TRANSFORMS]
     assert plot["series"][0]["curves"][0]["steps"] == [0, 2, 3, 4, 5, 6]
 
 
-def test_frames_of_a_latent_without_a_frame_of_the_first_one(videos, monkeypatch):
+def test_frames_of_a_latent_without_a_frame_of_the_first_one(tiny_config, videos, monkeypatch):
     """Of 8 frames the latent has 2, each of 4."""
     shown = []
     monkeypatch.setattr(latents, "pick_frames", lambda video, at: shown.append(at.tolist()) or pick_frames(video, at))
-    model = CausalVAE(replace(TINY, first_frame_apart=False))
+    model = CausalVAE(replace(tiny_config, first_frame_apart=False))
     measure_latent_spaces([model], LatentsConfig(data=str(videos), **{**SIZE, "num_frames": 8, "max_clips": 1}))
     assert shown == [[[3, 7]]]
 
 
+def test_the_video_at_the_size_of_its_latent():
+    video = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 3, 9, 8, 16)
+    small = scaled_video(video, torch.zeros(1, 4, 3, 2, 4), True)
+    assert small.shape == (1, 3, 3, 2, 4)
+    assert small[0, 0, :, 0, 0].tolist() == pytest.approx([0, 4, 8])
+    assert scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4), True).shape == (1, 3, 1, 2, 4)
+    without_first = scaled_video(video[:, :, :8], torch.zeros(1, 4, 2, 2, 4), False)
+    assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
+
+
 def test_a_plot_without_values_is_left_out(report):
     space = replace(report.models[0], drift={}, eigenvalues=[math.nan] * 4)
-    titles = [plot["title"] for plot in data_of(_render_latents(replace(report, models=[space])))["charts"]]
+    titles = [plot["title"] for plot in data_of(render_latents(replace(report, models=[space])))["charts"]]
     assert len(titles) == 5
     assert not any(title.startswith(("Drift", "Eigenvalues")) for title in titles)
 
@@ -212,7 +222,7 @@ def test_a_plot_without_values_is_left_out(report):
 def test_names_are_shown_as_they_are(report):
     names = ["cost_$5_and_$6", "_hidden", "</script><b>"]
     spaces = [replace(report.models[0], title=name) for name in names]
-    page = _render_latents(replace(report, models=spaces))
+    page = render_latents(replace(report, models=spaces))
     assert data_of(page)["runs"] == names
     assert "<b>" not in page
 
