@@ -165,7 +165,7 @@ class ClipSizes:
         raise argument_error("module", contract, got + self._last_error, remedy)
 
     def _find_smallest(self) -> _Size | None:
-        """Return the shortest reproduced clip, with the smallest square frames of that length; None if there is none."""
+        """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
         for large_side in _LARGE_SIDES:
             for num_frames in range(1, _MAX_STEP + 1):
                 if not self.reproduces((num_frames, large_side, large_side)):
