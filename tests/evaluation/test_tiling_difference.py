@@ -88,7 +88,7 @@ def test_every_model_is_measured(model_folder, videos):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"chunk": 0}, "`chunk` must be a positive int"),
+        ({"chunk": 0}, "`chunk` must be at least 1"),
         ({"chunk": 4, "overlap_frames": 4}, "`overlap_frames` must be at least 0 and below the chunk's 4 frames"),
         ({"overlap_frames": 4}, "`overlap_frames` must be left out without `chunk`, but got 4"),
         ({"tile_overlap": 4}, "`tile_overlap` must be left out without `tile`, but got 4"),

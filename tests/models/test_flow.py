@@ -158,12 +158,12 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"level_std": 0.0}, "`level_std` must be a finite number above 0"),
-            ({"shift": -1.0}, "`shift` must be a finite number above 0"),
+            ({"level_std": 0.0}, "`level_std` must be above 0"),
+            ({"shift": -1.0}, "`shift` must be above 0"),
             ({"level_mean": math.inf}, "`level_mean` must be a finite number"),
             ({"shift_pixels": 0}, "`shift_pixels` must be"),
-            ({"prediction": "eps"}, "`prediction` must be one of 'x0', 'velocity'"),
-            ({"weighting": "snr"}, "`weighting` must be one of"),
+            ({"prediction": "eps"}, "`prediction` must be 'x0' or 'velocity'"),
+            ({"weighting": "snr"}, "`weighting` must be 'uniform' or 'velocity'"),
         ],
     )
     def test_invalid_settings(self, settings, message):

@@ -9,7 +9,6 @@ from telecine.base.checks import argument_error, describe
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
-from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
 
@@ -58,7 +57,7 @@ class SavedSettings:
         self.folder = folder
         self.values = read_saved_settings(folder)
 
-    def changes(self, config: Settings) -> list[str]:
+    def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, but for the model and the folder.
 
         A setting that an older version lacked had its default.
@@ -94,7 +93,7 @@ class SavedSettings:
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-    def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
+    def check_clips(self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
         """Return what has changed of the data.
 
         Args:
@@ -128,7 +127,7 @@ class SavedSettings:
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
 
-    def check_networks(self, config: Settings) -> None:
+    def check_networks(self, config: TrainConfig) -> None:
         """Check that no setting that changes the networks differs.
 
         Raises:

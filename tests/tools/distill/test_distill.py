@@ -84,7 +84,8 @@ def test_teachers_with_other_rules_of_frames(folder, name, frames):
     assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
     student, teacher = load_autoencoder(whole / "ema"), DiffusersAutoencoder.from_pretrained(name).eval()
     video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
-    with torch.no_grad():  # as the student encodes: with a graph, convolutions may round differently
+    teacher.requires_grad_(False)  # as the student's: PyTorch multiplies matrices of trained weights in other shapes
+    with torch.no_grad():
         latent = teacher.encode(video).mode()
         assert torch.equal(student.encode(video).mode(), latent)
         assert torch.equal(student(video, sample_posterior=False).video, student.decode(latent))
@@ -143,7 +144,7 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
     [
         (["--model", "wan"], "`--model` must be left out, but got a value. A student is new, and learns from its `--t"),
         (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
-        (["--init", "wan"], "`--init` must be left out for a student, but got wan. What it learns from is its `--teac"),
+        (["--init", "wan"], "`--init` must be left out for a student, but got 'wan'. What it learns from is its "),
         (["--trainable.weights", "lora"], "`--trainable.weights` must be all or decoder for a student, but got lora."),
     ],
 )
@@ -162,9 +163,9 @@ def test_errors(folder):
     ):
         distill(DistillConfig())
     clips = {"clips": DistillConfig().clips.__class__(num_frames=5, height=32, width=32)}
-    with pytest.raises(ValueError, match="`teacher_weight` must be a finite number >= 0"):
+    with pytest.raises(ValueError, match="`teacher_weight` must be at least 0"):
         distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
-    with pytest.raises(ValueError, match="`latent_weight` must be a finite number above 0"):
+    with pytest.raises(ValueError, match="`latent_weight` must be above 0"):
         distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
     Path("student.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
     with pytest.raises(

@@ -1,17 +1,15 @@
-"""Eager adversarial losses equal the plain ones; the gradient mode of each situation; the shared backward."""
+"""How gradients are taken: all strategies have the same values and gradients; what each of them saves."""
+
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from telecine import Discriminator, PatchDiscriminator
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, gan_loss, r1
-from telecine.objective.adversarial import AdversarialLosses
-from telecine.objective.batch import make_batch
-from telecine.objective.eager import _cotangents, shared_backward
-from telecine.objective.eager_adversarial import EagerAdversarialLosses, _can_share_backward, _GradientMode
+from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, GANLoss, GANParts, r1
+from telecine.objective.eager import shared_backward
 
-from .test_adversarial import VIDEO, Independent, discriminator_gradients, wasserstein
+from .test_gan import Independent, discriminator_gradients, wasserstein
 
 
 class Small(nn.Module):
@@ -69,8 +67,8 @@ CASES = [
 ]
 
 
-class TestPlainAndEager:
-    """Both kinds of losses have the same values, logs, gradients, random numbers and running averages."""
+class TestEagerAndThroughTheGraph:
+    """Both ways have the same values, logs, gradients, random numbers and running averages."""
 
     def results(self, make_loss, real, fake, *, eager, in_update, network="every", penalty=None, every=1, **options):
         torch.manual_seed(0)
@@ -110,108 +108,119 @@ class TestPlainAndEager:
         )
         torch.testing.assert_close(eager, plain, rtol=1e-6, atol=1e-8)
 
-    def test_which_of_them_a_call_uses(self, make_loss, pair):
-        for eager, expected in ((False, AdversarialLosses), (True, EagerAdversarialLosses)):
-            loss = make_loss(perceptual_weight=0, discr_3d_kwargs=Small(), eager_gradients=eager)
-            batch = make_batch(loss.config, *pair, None, None)
-            assert type(loss._adversarial(batch, loss.schedule.at(0), both_steps=True)) is expected
 
-
-@gan_loss(is_separable=True, uses_real=False)
-def declared(*, real, fake):
-    return wasserstein(real=real, fake=fake)
-
-
-GRAPH, JOINT, SPLIT, SHARED = _GradientMode
 PENALTY = {"grad_penalty_loss_weight": 1}
+PARTS = GANParts(real=lambda real: -real.mean(), fake=lambda fake: fake.mean(), generator=lambda fake: -fake.mean())
+declared = GANLoss(wasserstein, parts=PARTS)
 
 
-class TestGradientMode:
-    def modes(self, make_loss, pair, *, step=0, autocast=None, discriminator=None, **options):
-        """Return the modes of the discriminators' step and of an update."""
-        discriminator = discriminator or Independent()
-        loss = make_loss(
-            **{"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": discriminator, **options}
-        )
-        batch = make_batch(loss.config, *pair, None, None)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            found = [loss._adversarial(batch, loss.schedule.at(step), both_steps=each) for each in (False, True)]
-            return tuple(each.mode if isinstance(each, EagerAdversarialLosses) else GRAPH for each in found)
+class Probe(nn.Module):
+    """A discriminator that counts its passes and backwards, and notes whether the pass before is still in memory."""
 
+    samples_are_independent = True
+
+    def __init__(self, *, patches=False, independent=True):
+        super().__init__()
+        self.samples_are_independent = independent
+        self.patches = patches
+        self.conv = nn.Conv3d(3, 2, 1)
+        self.passes, self.backwards, self.kept = 0, 0, []
+        self.before = lambda: None
+
+    def forward(self, x):
+        self.passes += 1
+        self.kept.append(self.before() is not None)
+        saved = self.conv(x)
+        self.before = weakref.ref(saved)
+        y = saved * saved
+        if y.requires_grad:
+            y.register_hook(self.count)
+        logits = y.mean(1)
+        return (logits if self.patches else logits.flatten(1).mean(1)), (y,)
+
+    def count(self, gradient):
+        self.backwards += 1
+
+
+def probe(make_loss, pair, *, step=0, autocast=None, networks=None, in_update=True, **options):
+    """Return a discriminator after an update, or after the discriminators' step alone."""
+    discriminator = Probe(**networks or {})
+    settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "adaptive_weight": {"reference": "none"}}
+    loss = make_loss(**{**settings, "discr_3d_kwargs": discriminator, **options})
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        if in_update:
+            loss.update(*pair, step)
+        else:
+            loss(*pair, 1, step)
+    return discriminator
+
+
+class TestPasses:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            ({}, (SPLIT, SHARED)),
-            (PENALTY, (SPLIT, SHARED)),
-            ({"disc_start": 9}, (SPLIT, SHARED)),
-            ({"gan": {"loss": "vanilla"}}, (SPLIT, SHARED)),
-            ({"gan": {"loss": declared}}, (SPLIT, SHARED)),
-            ({**PENALTY, "penalty": {"kind": "approximate_r1"}}, (SPLIT, SHARED)),
-            # the discriminators do not train
-            ({"gan": {"disc_train_start": 1}}, (SPLIT, SPLIT)),
-            # one part depends on the other
-            ({"gan": {"loss": "relativistic"}}, (JOINT, JOINT)),
-            ({"gan": {"loss": wasserstein}}, (JOINT, JOINT)),
-            ({"gan": {"lecam_loss_weight": 0.1}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": "r2"}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": "wgan_gp"}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": r1}}, (JOINT, JOINT)),  # a function that declares nothing
-            # it is off
-            ({"penalty": {"kind": "r2"}}, (SPLIT, SHARED)),
-            ({"eager_gradients": False}, (GRAPH, GRAPH)),
-            ({"eager_gradients": False, "gan": {"loss": "relativistic"}}, (GRAPH, GRAPH)),
+            ({}, 2),  # reconstructions once, real clips once
+            (PENALTY, 2),
+            ({"gan": {"loss": "vanilla"}}, 2),
+            ({"gan": {"loss": declared}}, 2),
+            ({**PENALTY, "penalty": {"kind": r1}}, 2),  # a function without a parameter of fakes
+            ({"penalty": {"kind": "r2"}}, 2),  # it is off
+            ({"gan": {"lecam_loss_weight": {"weight": 1, "start": 2}}}, 2),
+            ({**PENALTY, "penalty": {"kind": "r2", "every": 2}, "step": 1}, 2),
+            ({"autocast": torch.bfloat16}, 2),
+            # another pass of the reconstructions
+            ({"eager_gradients": False}, 3),
+            ({"gan": {"lecam_loss_weight": 1}}, 3),
+            ({**PENALTY, "penalty": {"kind": "r2"}}, 3),
+            ({"autocast": torch.bfloat16, **PENALTY}, 3),  # the penalty needs float32
+            ({"autocast": torch.float16}, 3),
+            # and another one of the real clips
+            ({"gan": {"loss": "relativistic"}}, 4),
+            ({"gan": {"loss": wasserstein}}, 4),
+            ({"gan": {"feature_matching_loss_weight": 1}}, 3),
+            ({"gan": {"disc_train_start": 1}}, 1),
+            ({"disc_start": 1}, 2),
         ],
     )
-    def test_of_the_settings(self, make_loss, pair, options, expected):
-        assert self.modes(make_loss, pair, **options) == expected
+    def test_in_an_update(self, make_loss, pair, options, expected):
+        assert probe(make_loss, pair, **options).passes == expected
 
-    def test_of_the_step(self, make_loss, pair):
-        options = {**PENALTY, "penalty": {"kind": "r2", "every": 2}}
-        assert self.modes(make_loss, pair, step=1, **options) == (SPLIT, SHARED)
-        lecam = {"gan": {"lecam_loss_weight": {"weight": 1, "start": 2}}}
-        assert self.modes(make_loss, pair, step=1, **lecam) == (SPLIT, SHARED)
-        assert self.modes(make_loss, pair, step=2, **lecam) == (JOINT, JOINT)
-
-    def test_of_the_batch(self, make_loss, pair):
-        assert self.modes(make_loss, (pair[0], pair[1].detach())) == (SPLIT, SPLIT)
-        with torch.no_grad():
-            assert self.modes(make_loss, pair, grad_penalty_loss_weight=1) == (SPLIT, SPLIT)
+    def test_of_a_frozen_autoencoder(self, make_loss, pair):
+        assert probe(make_loss, (pair[0], pair[1].detach())).passes == 3
 
     @pytest.mark.parametrize(
-        ("autocast", "penalty", "expected"),
+        ("options", "is_freed"),
         [
-            (torch.bfloat16, None, (SPLIT, SHARED)),
-            (torch.bfloat16, "approximate_r1", (SPLIT, SHARED)),
-            (torch.bfloat16, "r1", (SPLIT, SPLIT)),  # a double backward runs in float32
-            (torch.float16, None, (GRAPH, GRAPH)),
-            (torch.float16, "approximate_r1", (GRAPH, GRAPH)),
-            (torch.float16, "r1", (SPLIT, SPLIT)),
+            ({}, True),
+            (PENALTY, True),
+            ({**PENALTY, "autocast": torch.float16}, True),  # a double backward runs in float32
+            ({"gan": {"loss": declared}}, True),
+            ({"gan": {"loss": "relativistic"}}, False),
+            ({**PENALTY, "penalty": {"kind": "r2"}}, False),
+            ({"gan": {"lecam_loss_weight": 1}}, False),
+            ({"eager_gradients": False}, False),
+            ({"autocast": torch.float16}, False),
         ],
     )
-    def test_under_autocast(self, make_loss, pair, autocast, penalty, expected):
-        options = {**PENALTY, "penalty": {"kind": penalty}} if penalty else {}
-        assert self.modes(make_loss, pair, autocast=autocast, **options) == expected
-
-    def test_of_hooks_on_parameters(self, make_loss, pair):
-        discriminator = Independent()
-        hook = discriminator.out.weight.register_hook(lambda gradient: gradient)
-        assert self.modes(make_loss, pair, discriminator=discriminator) == (GRAPH, GRAPH)
-        hook.remove()
-        assert self.modes(make_loss, pair, discriminator=discriminator) == (SPLIT, SHARED)
+    def test_the_graph_of_the_real_clips_is_freed_first(self, make_loss, pair, options, is_freed):
+        assert probe(make_loss, pair, in_update=False, **options).kept == [False, not is_freed]
 
     @pytest.mark.parametrize(
-        ("autocast", "eager", "expected"),
-        [(None, True, True), (None, False, False), (torch.bfloat16, True, True), (torch.float16, True, False)],
+        ("options", "networks", "expected"),
+        [
+            ({}, {}, 2),
+            ({"gan": {"feature_matching_loss_weight": 1}}, {}, 3),
+            ({}, {"patches": True}, 3),  # a sample has several logits
+            ({}, {"independent": False}, 3),
+            ({"disc_start": 1}, {}, 2),
+        ],
     )
-    def test_the_autoencoders_terms_are_eager_except_in_float16(self, make_loss, pair, autocast, eager, expected):
-        """Neither hooks nor penalties change that."""
-        discriminator = Independent()
-        discriminator.out.weight.register_hook(lambda gradient: gradient)
-        loss = make_loss(**PENALTY, discr_3d_kwargs=discriminator, eager_gradients=eager)
-        batch = make_batch(loss.config, *pair, None, None)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            assert loss._adversarial(batch, loss.schedule.at(0), both_steps=True).is_eager == expected
+    def test_one_backward_serves_both_steps(self, make_loss, pair, options, networks, expected):
+        """Beside the one of the real clips."""
+        assert probe(make_loss, pair, networks=networks, **options).backwards == expected
 
+
+class TestEqual:
     @pytest.mark.parametrize(
         "options", [{}, PENALTY, {"gan": {"loss": "relativistic"}}, {"gan": {"loss": wasserstein}}]
     )
@@ -225,48 +234,6 @@ class TestGradientMode:
         expected = discriminator_gradients(build(eager_gradients=False), pair[0], fake)
         assert all(gradient.abs().max() > 0 for gradient in expected[0][:2])
         torch.testing.assert_close(discriminator_gradients(build(), pair[0], fake), expected)
-
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [
-            ({}, 2),  # reconstructions once, real clips once
-            (PENALTY, 2),
-            ({"eager_gradients": False}, 3),
-            ({"gan": {"lecam_loss_weight": 1}}, 3),
-            ({**PENALTY, "penalty": {"kind": "r2"}}, 3),
-            ({"gan": {"loss": "relativistic"}}, 4),
-            ({"gan": {"feature_matching_loss_weight": 1}}, 3),
-            ({"gan": {"disc_train_start": 1}}, 1),
-            ({"disc_start": 1}, 2),
-        ],
-    )
-    def test_number_of_passes_in_an_update(self, make_loss, pair, options, expected):
-        settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO}
-        loss = make_loss(**{**settings, **options})
-        passes = []
-        loss.discr_3d.register_forward_hook(lambda *_: passes.append(1))
-        loss.update(*pair, 0)
-        assert len(passes) == expected
-
-    @pytest.mark.parametrize("features", [0, 1])
-    def test_one_backward_serves_both_steps(self, make_loss, pair, make_feature_discriminator, features, monkeypatch):
-        """With one logit per sample, unless the generator needs the real logits."""
-
-        class Discriminator(make_feature_discriminator):
-            samples_are_independent = True
-
-        for name, expected in (("hinge", 1), ("relativistic", 0)):
-            calls = []
-            monkeypatch.setattr(
-                "telecine.objective.eager_adversarial.shared_backward",
-                lambda *args, calls=calls, **options: (
-                    calls.append(options["retain_graph"]) or shared_backward(*args, **options)
-                ),
-            )
-            gan = {"loss": name, "feature_matching_loss_weight": features}
-            loss = make_loss(adversarial_loss_weight=1, gan=gan, discr_3d_kwargs=Discriminator())
-            loss.update(*pair, 0)
-            assert calls == [bool(features)] * expected
 
 
 class TanhDiscriminator(nn.Module):
@@ -283,9 +250,11 @@ class TanhDiscriminator(nn.Module):
         return self.net(x).flatten() + self.biases.to(x.dtype)
 
 
-def both_gradients(loss, logits, x, parameters, *, known=None, retain_graph=False):
-    known = known or [None] * len(parameters)
-    return shared_backward(loss, logits, x, parameters, retain_graph=retain_graph, add_to=known)
+def both_gradients(loss, logits, x, parameters, *, others=None, retain_graph=False):
+    generator = loss.generator(fake_logits=logits)
+    discriminator = loss.discriminator(real_logits=None, fake_logits=logits)
+    others = others or [None] * len(parameters)
+    return shared_backward(generator, discriminator, logits, x, parameters, retain_graph=retain_graph, add_to=others)
 
 
 class TestSharedBackward:
@@ -318,26 +287,19 @@ class TestSharedBackward:
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
         parameters = [*discriminator.parameters(), unused := nn.Parameter(torch.ones(2))]
         plain = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters)[1]
-        known = [torch.full_like(parameter, 5.0) for parameter in parameters]
-        added = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters, known=known)[1]
+        others = [torch.full_like(parameter, 5.0) for parameter in parameters]
+        added = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters, others=others)[1]
         assert plain[-1] is None
         torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
 
     def test_no_gradient_of_either_loss(self):
-        @gan_loss(is_separable=True, uses_real=False)
-        def constant(*, real, fake):
-            return GAN_LOSSES["least_squares"](real=0 * real, fake=0 * fake)
-
+        zero = lambda logits: (0 * logits).sum()  # noqa: E731
+        constant = GANLoss(wasserstein, parts=GANParts(real=zero, fake=zero, generator=zero))
         discriminator = TanhDiscriminator([0.0, 1.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
         grad_x, gradients = both_gradients(constant, discriminator(x), x, list(discriminator.parameters()))
         assert grad_x.eq(0).all()
         assert all(gradient.eq(0).all() for gradient in gradients)
-
-    def test_known_cotangents_of_the_hinge(self):
-        generator, discriminator = _cotangents(GAN_LOSSES["hinge"], torch.tensor([0.0, -2.0]))
-        assert generator.tolist() == [-0.5, -0.5]
-        assert discriminator.tolist() == [0.5, 0.0]
 
     @pytest.mark.parametrize("retain_graph", [False, True])
     def test_retain_graph(self, retain_graph):
@@ -352,14 +314,3 @@ class TestSharedBackward:
         else:
             with pytest.raises(RuntimeError, match="second time"):
                 logits.sum().backward()
-
-    def test_when_it_applies(self):
-        x = torch.randn(2, 3, 16, 16, requires_grad=True)
-        discriminator = Discriminator(dim=1, image_size=16, linear_attn_heads=2)
-        logits = discriminator(x).logits
-        assert _can_share_backward(discriminator, logits, x)
-        assert not _can_share_backward(discriminator, logits, x.detach()), "the input gets no gradient"
-        assert not _can_share_backward(discriminator, logits.half(), x), "a tiny cotangent would underflow"
-        assert not _can_share_backward(nn.BatchNorm2d(3), logits, x), "samples may depend on each other"
-        patches = PatchDiscriminator(dim=1, num_layers=1)
-        assert not _can_share_backward(patches, patches(x).logits, x), "a sample has several logits"

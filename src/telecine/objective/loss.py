@@ -1,6 +1,6 @@
 """The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import NamedTuple
@@ -14,15 +14,24 @@ from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
-from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
-from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
-from telecine.objective.eager_adversarial import EagerAdversarialLosses
-from telecine.objective.terms import PerceptualTerm, check_result, functions_of
-from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
-from telecine.ops.compilation import Compiler
+from telecine.objective.functions import check_result, import_functions
+from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
+from telecine.objective.gradients import (
+    DiscriminatorLoss,
+    GeneratorLosses,
+    both_steps,
+    choose_strategy,
+    discriminator_step,
+    generator_step,
+)
+from telecine.objective.lecam_term import LeCamTerm
+from telecine.objective.log import Log, autoencoder_log, discriminator_log
+from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
+from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
+from telecine.objective.weights import Weights, WeightSchedule, mean, total
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -81,8 +90,6 @@ class VideoAutoencoderLoss(nn.Module):
         FileNotFoundError: If the weights of LPIPS cannot be found.
     """
 
-    losses: Callable[..., AdversarialLosses]
-    compiler: Compiler | None = None  # see `compile_networks`
     # Keyword arguments of an sgm-style engine beside the two videos.
     forward_keys = ("optimizer_idx", "global_step", "last_layer", "split", "regularization_log")
 
@@ -110,59 +117,75 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> None:
         arguments = {**locals(), "terms": terms or {}}
         super().__init__()
-        settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
+        settings = {setting.name: arguments[setting.name] for setting in fields(ObjectiveConfig)}
         self.config = validate(ObjectiveConfig, settings)
         self.schedule = WeightSchedule(self.config)
-        self._build_terms(vgg_weights)
-        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
-
-    def _build_terms(self, vgg_weights: WeightsSource) -> None:
-        functions = functions_of(self.config)
-        self.losses = EagerAdversarialLosses if self.config.eager_gradients else AdversarialLosses
-        self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
-        self.terms, self.term_modules = functions.terms, functions.modules()
+        functions = import_functions(self.config)
+        self.recon_loss = functions.recon_loss
+        self.gan_loss = functions.gan_loss
+        self.penalty = functions.penalty
+        self.terms = build_terms(self.config, functions)
+        modules = {name: term.function for name, term in self.terms.items() if isinstance(term.function, nn.Module)}
+        self.term_modules = nn.ModuleDict({f"{name}_loss": module for name, module in modules.items()})
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
-        self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
-        self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
-        self.register_load_state_dict_pre_hook(PerceptualTerm.drop_weights)
+        names = [name for name, _ in self.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
+        self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
+        self.register_load_state_dict_pre_hook(drop_lpips_weights)
+        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
+        has_lecam = self.schedule.is_ever_on("lecam")
+        self.lecam = LeCamTerm(d.key for d in self.discriminators if has_lecam)
+        self.gan_terms = build_gan_terms(self.config, functions, self.lecam)
 
     def _build_discriminators(
         self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
     ) -> None:
-        build = build_discriminator
-        self.discr = None if frames is None else build(frames, default=Discriminator, name="discr_kwargs")
-        self.discr_3d = None if videos is None else build(videos, default=Discriminator3D, name="discr_3d_kwargs")
+        self.discr: nn.Module | None = None
+        self.discr_3d: nn.Module | None = None
+        if frames is not None:
+            self.discr = build_discriminator(frames, default=Discriminator, name="discr_kwargs")
+        if videos is not None:
+            self.discr_3d = build_discriminator(videos, default=Discriminator3D, name="discr_3d_kwargs")
         if not isinstance(scales, (Sequence, nn.ModuleList)):
             raise argument_error("multiscale_discr_kwargs", "a list", type(scales).__name__, "Put it into a list.")
-        self.multiscale_discrs = nn.ModuleList(
-            build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
-            for index, spec in enumerate(scales)
-        )
-        every = self.discriminators
-        check_discriminators(every, self.schedule.terms.values())
-        for d in every if self.config.gradient_checkpointing else ():
-            d.enable_gradient_checkpointing()
-        self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.schedule.is_ever_on("lecam")})
-        self.logit_terms = {"lecam": self.lecam} if self.lecam else {}
+        self.multiscale_discrs = nn.ModuleList()
+        for index, spec in enumerate(scales):
+            name = f"multiscale_discr_kwargs[{index}]"
+            self.multiscale_discrs.append(build_discriminator(spec, default=Discriminator3D, name=name))
+        check_discriminators(self.discriminators, self.schedule.terms.values())
+        if self.config.gradient_checkpointing:
+            for d in self.discriminators:
+                d.enable_gradient_checkpointing()
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
         """The discriminators of single frames, of whole videos, and of the video at 1/2, 1/4, ... of its size."""
-        given = (("discr", self.discr, "frames"), ("discr_3d", self.discr_3d, "video"))
-        found = [VideoDiscriminator(name, module, sees) for name, module, sees in given if module is not None]
+        discriminators = []
+        if self.discr is not None:
+            discriminators.append(VideoDiscriminator("discr", self.discr, "frames"))
+        if self.discr_3d is not None:
+            discriminators.append(VideoDiscriminator("discr_3d", self.discr_3d, "video"))
         for level, module in enumerate(self.multiscale_discrs):
-            name, sees, factor = f"multiscale_discrs.{level}", getattr(module, "sees", "video"), 2 ** (level + 1)
-            found.append(VideoDiscriminator(name, module, sees, factor, "multiscale_adversarial"))
-        return found
+            discriminators.append(
+                VideoDiscriminator(
+                    f"multiscale_discrs.{level}",
+                    module,
+                    sees=getattr(module, "sees", "video"),
+                    kind="multiscale discriminator",
+                    factor=2 ** (level + 1),
+                )
+            )
+        return discriminators
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every discriminator, for the second optimizer."""
-        return [p for d in self.discriminators for p in d.module.parameters()]
+        return [parameter for d in self.discriminators for parameter in d.module.parameters()]
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
-        return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
+        parameters = [] if self.logvar is None else [self.logvar]
+        return parameters + [weight for weight in self.term_modules.parameters() if weight.requires_grad]
 
     @shared_spectral_norms()
     def forward(
@@ -196,11 +219,17 @@ class VideoAutoencoderLoss(nn.Module):
             ValueError: If an argument is not as above. No argument is mutated.
         """
         check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
-        aux_losses = aux_losses if optimizer_idx == 0 else {}
+        if optimizer_idx == 1:
+            self._check_has_discriminators()
+            aux_losses = {}
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.schedule.at(global_step)
-        step = self.discriminator_step if optimizer_idx else self.autoencoder_step
-        return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
+        gan = self._gan(batch, weights)
+        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        if optimizer_idx == 1:
+            return self.discriminator_loss(batch, discriminator_step(gan, strategy))
+        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
+        return self.autoencoder_loss(batch, weights, terms, generator_step(gan, eager=strategy.is_eager))
 
     @shared_spectral_norms()
     def update(
@@ -216,7 +245,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
         Arguments and values are those of two calls, except for random numbers: where one pass serves both steps, which
-        `EagerAdversarialLosses` decides, a discriminator of frames sees the same frames in both.
+        `choose_strategy` decides, a discriminator of frames sees the same frames in both.
 
         Returns:
             Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
@@ -224,66 +253,119 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
+        self._check_has_discriminators()
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.schedule.at(global_step)
-        adversarial = self._adversarial(batch, weights, both_steps=True)
-        # A pass that serves both steps is made in the first, together with the discriminators' losses.
-        autoencoder_step = self.autoencoder_step(batch, weights, adversarial)
-        return Update(*autoencoder_step, *self.discriminator_step(batch, weights, adversarial))
+        gan = self._gan(batch, weights)
+        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
+        if strategy.shares_pass:
+            generator, discriminators = both_steps(gan)
+        else:
+            generator = generator_step(gan, eager=strategy.is_eager)
+            discriminators = discriminator_step(gan, strategy)
+        loss, log = self.autoencoder_loss(batch, weights, terms, generator)
+        disc_loss, disc_log = self.discriminator_loss(batch, discriminators)
+        return Update(loss, log, disc_loss, disc_log)
 
-    def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
-        """The autoencoder's loss and its log. A term whose weight is 0 at this step is not computed."""
+    def video_terms(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
+        """Return the terms of the autoencoder's loss that need no discriminator, by name.
+
+        Those of weight 0 are left out.
+
+        Args:
+            batch: The videos.
+            weights: The weights at this step.
+            eager: Compute the gradients of LPIPS together with its value.
+        """
+        terms = {}
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
-        check_result(self.recon_loss, recon)
-        extra = self.perceptual(batch, weights, eager=adversarial.is_eager)  # with terms on features of its network
-        lpips = extra.pop("perceptual", torch.zeros((), device=batch.real.device))
+        terms["recon"] = check_result(self.recon_loss, recon)
+        terms |= self.perceptual(batch, weights, eager=eager)  # with terms on features of its network
+        for name, term in self.terms.items():
+            if weights[name] > 0 and not term.reads_features:
+                terms[name] = compute_on_batch(term, batch)
+        return terms
+
+    def autoencoder_loss(
+        self, batch: Batch, weights: Weights, terms: Mapping[str, Scalar], generator: GeneratorLosses
+    ) -> tuple[Scalar, Log]:
+        """Return the autoencoder's loss and its log.
+
+        Args:
+            batch: The videos.
+            weights: The weights at this step.
+            terms: Those of `video_terms`.
+            generator: The terms that discriminators cause, by name and discriminator.
+        """
+        recon = terms["recon"]
+        lpips = terms.get("perceptual", torch.zeros((), device=batch.real.device))
         distance = recon + weights.sum({"perceptual": lpips})
         if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
             distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
         nll = batch.num_elements * distance
-        extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
-        found = adversarial.generator_losses()
-        g, g_m, features = found["adversarial"], found["multiscale_adversarial"], found["feature_matching"]
-        references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
-        w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
-        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
-        loss = nll + weights.sum(
-            {
-                **extra,
-                "adversarial": [w[d] * g[d] for d in g],
-                "multiscale_adversarial": [w[m] * g_m[m] for m in g_m],
-                **matching,
-                "quantizer_aux": batch.aux.values(),
-            }
-        )
-        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
-        log |= {f"{name}_loss": term for name, term in (extra | matching).items()}
-        log |= {} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}
-        return loss, autoencoder_log(log, g | g_m, w, weights, batch)
+        extra = {name: term for name, term in terms.items() if name not in ("recon", "perceptual")}
 
-    def discriminator_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
-        """The sum of `discriminator_loss` over the discriminators that train at this step, and its log."""
-        found = adversarial.discriminator_losses()
-        loss = total((terms["loss"] for terms in found.values()), like=batch.real)
+        g = generator.get("adversarial", {})
+        g_m = generator.get("multiscale_adversarial", {})
+        references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
+        w = adaptive_weights(self.config.adaptive_weight, {**g, **g_m}, references, batch.grad_at)
+        adversarial = {}
+        if g:
+            adversarial["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
+        if g_m:
+            adversarial["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
+        features = generator.get("feature_matching", {})
+        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
+        aux = {"quantizer_aux": total(batch.aux.values(), like=recon)} if batch.aux else {}
+
+        loss = nll + weights.sum({**extra, **adversarial, **matching, **aux})
+        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
+        for name, term in {**extra, **matching}.items():
+            log[f"{name}_loss"] = term
+        if self.logvar is not None:
+            log |= {"nll_loss": nll, "logvar": self.logvar}
+        return loss, autoencoder_log(log, {**g, **g_m}, w, batch.aux, weights, batch.split)
+
+    def discriminator_loss(self, batch: Batch, discriminators: Mapping[str, DiscriminatorLoss]) -> tuple[Scalar, Log]:
+        """Return the sum of the losses of the discriminators that train at this step, and its log."""
+        loss = total([d.loss for d in discriminators.values()], like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        return loss, discriminator_log(loss, found, batch)
+        logs = {name: d.log for name, d in discriminators.items()}
+        return loss, discriminator_log(loss, logs, like=batch.real, split=batch.split)
 
     @staticmethod
-    def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
-        """The loss of one discriminator from its terms; those that are not computed at this step are missing."""
-        extra = {name.removesuffix("_loss"): term for name, term in terms.items() if name != "discr_loss"}
-        return terms["discr_loss"] + weights.sum(extra)
+    def loss_of_discriminator(terms: Log, weights: Weights) -> Scalar:
+        """Return the loss of one discriminator from its terms; those that are not computed at this step are missing."""
+        extra = {name: term for name, term in terms.items() if name != "discr"}
+        return terms["discr"] + weights.sum(extra)
 
-    def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
+    def _gan(self, batch: Batch, weights: Weights) -> GAN:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        return self.losses(
+        generator_terms = []
+        discriminator_terms = []
+        for term in self.gan_terms:
+            if weights[term.name] == 0 or (term.name == "grad_penalty" and not has_penalty):
+                continue
+            if term.settings.step == "autoencoder":
+                generator_terms.append(term)
+            else:
+                discriminator_terms.append(term)
+        return GAN(
             discriminators=self.discriminators,
-            gan_loss=self.gan_loss,
-            penalty=self.penalty if has_penalty else NO_PENALTY,
-            logit_terms=self.logit_terms,
-            discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=batch,
-            weights=weights,
-            both_steps=both_steps,
+            discriminators_train=weights.discriminators_train,
+            real=batch.disc_real,
+            fake=batch.disc_fake,
+            generator=batch.generator,
+            loss=self.gan_loss,
+            penalty=self.penalty if has_penalty else None,
+            generator_terms=generator_terms,
+            discriminator_terms=discriminator_terms,
+            discriminator_loss=partial(self.loss_of_discriminator, weights=weights),
         )
+
+    def _check_has_discriminators(self) -> None:
+        if not self.discriminators:
+            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
+            raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
