@@ -29,7 +29,7 @@ from telecine.models import CausalVAE, LinearAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import find_recipe, read_config
-from telecine.training.baseline import _fit_linear
+from telecine.training.baseline import fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics, RecentValues
@@ -94,7 +94,7 @@ class Run:
         self.linear: LinearAutoencoder | None = None  # the start of a model of its own
         model = build_autoencoder(config, None if teacher is None else _student_of(teacher, config))
         if teacher is None:
-            linear = _fit_linear(model, clips)
+            linear = fit_linear(model, clips)
             assert isinstance(model, CausalVAE)
             assert isinstance(linear, LinearAutoencoder)
             model.start_from(linear)

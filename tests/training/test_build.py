@@ -2,7 +2,8 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -33,12 +34,12 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import (
+    OPTIMIZERS,
     _to_channels_last,
     build_accelerator,
     build_autoencoder,
     build_objective,
     build_state,
-    new_state,
 )
 from telecine.training.step import set_learning_rates
 from telecine.training.tensor_files import save_tensors
@@ -328,9 +329,10 @@ def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
     state = build_state(config, accelerator, build_autoencoder(config))
     found = [(type(each), each.defaults["lr"], each.defaults["weight_decay"]) for each in state.optimizers.values()]
     assert found == [(AdamW8bit, 0.5, 0.125), (AdamW8bit, 0.25, 0.125)]
-    on_mps = SimpleNamespace(device=torch.device("mps"))
-    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on mps, but got adamw_8bit"):
-        new_state(config.optimizer, on_mps, nn.Linear(1, 1), state.objective, None, seed=0)
+    elsewhere = nn.Linear(1, 1, device="meta")
+    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on meta, but got adamw_8bit"):
+        OPTIMIZERS[config.optimizer.name](list(elsewhere.parameters()), lr=0.5)
+    assert set(OPTIMIZERS) == set(get_args(get_type_hints(OptimizerConfig)["name"]))
     with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
         replace(config, sharding="fsdp2")
 
