@@ -16,29 +16,32 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
-Draws: TypeAlias = Generators | Tensor  # or the numbers themselves, drawn before
 
 
-def rand(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def rand(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return uniform numbers in [0, 1).
 
     Args:
-        shape: The shape of the result, `(B, ...)`.
-        generator: One generator, one for each clip, or numbers, which are returned.
-        device: The device of the result and of the generators.
-        dtype: The dtype of the result.
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
+        dtype: Their type, PyTorch's default if `None`.
     """
     return _draw(partial(torch.rand, device=device, dtype=dtype), shape, generator, device)
 
 
-def randn(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def randn(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return standard normal numbers.
 
     Args:
-        shape: The shape of the result, `(B, ...)`.
-        generator: One generator, one for each clip, or numbers, which are returned.
-        device: The device of the result and of the generators.
-        dtype: The dtype of the result.
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
+        dtype: Their type, PyTorch's default if `None`.
     """
     return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
@@ -47,10 +50,10 @@ def randint(high: int, shape: Sequence[int], *, generator: Generators, device: t
     """Return uniform integers in [0, high).
 
     Args:
-        high: The upper end.
-        shape: The shape of the result, `(B, ...)`.
-        generator: One generator, or one for each clip.
-        device: The device of the result and of the generators.
+        high: Above the largest number.
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
     """
     return _draw(partial(torch.randint, high, device=device), shape, generator, device)
 
@@ -68,9 +71,7 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, device: torch.device) -> Tensor:
-    if isinstance(generator, Tensor):
-        return generator
+def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     if generator is None:
         return draw(tuple(shape), generator=None)
     if isinstance(generator, torch.Generator):
