@@ -30,7 +30,7 @@ from torchmetrics.functional.image import (
 from telecine import LPIPS
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.frechet import frechet_distance
-from telecine.evaluation.pixel_metrics import _grid_excess, flicker, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.pixel_metrics import flicker, grid_excess, ms_ssim, psnr, sharpness, ssim
 
 # The sample videos that the tables of docs/evaluation.md were made with.
 NUM_VIDEOS = 3
@@ -181,7 +181,7 @@ def comparisons() -> list[tuple[str, Score, str, Score]]:
         ),
         ("flicker", clip_score(flicker), "NumPy", numpy_flicker),
         ("sharpness", clip_score(sharpness), "NumPy", numpy_sharpness),
-        ("grid_8", clip_score(_grid_excess, period=8), "NumPy", numpy_grid),
+        ("grid_8", clip_score(grid_excess, period=8), "NumPy", numpy_grid),
         (
             "Frechet distance",
             lambda x, y: frechet_distance(features=patch_vectors(x), reference=patch_vectors(y)),

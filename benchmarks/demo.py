@@ -33,7 +33,7 @@ from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train
-from telecine.training.baseline import _fit_linear, _training_clips
+from telecine.training.baseline import fit_linear, training_clips
 from telecine.training.clips import build_clips
 
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
@@ -109,11 +109,11 @@ def main() -> None:
     clips_of_run = build_clips(config, untrained)
     sets = clip_sets(config, clips_of_run.val, arguments.unseen)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
-    linear = _fit_linear(untrained, clips_of_run)
+    linear = fit_linear(untrained, clips_of_run)
     assert isinstance(linear, LinearAutoencoder)
     baselines = {"linear baseline": linear}
     for title, latent in arguments.latents:
-        baselines[title] = latent.fit(_training_clips(clips_of_run))
+        baselines[title] = latent.fit(training_clips(clips_of_run))
     rows = [
         [title, name, *measure(model, clips, perceptual)]
         for title, model in baselines.items()

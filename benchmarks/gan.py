@@ -42,7 +42,7 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
 from telecine.losses.perceptual import LPIPS
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import decoding_options
 from telecine.settings import TrainConfig
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
@@ -118,11 +118,11 @@ class Measure:
 
     def _variants(self, run: Run, model: VideoAutoencoder) -> Iterator[tuple[str, Reconstruct]]:
         """Yield what is measured beside the model itself, which is that of the run."""
-        if model.sampler is not None and not model.config.flow.one_step:
+        if model.validation_decodings():
             for steps in DECODE_STEPS:
-                with sampling(model, steps=steps):
+                with decoding_options(model, steps=steps):
                     yield f"{steps} steps", reconstruction_of(model)
-        if run.config.objective.adversarial_loss_weight == 0 and model.sampler is None:
+        if run.config.objective.adversarial_loss_weight == 0 and not model.describe_decoding():
             assert run.linear is not None
             yield LINEAR, run.linear.eval()
             strength = self._unsharp_strength(reconstruction_of(model))
@@ -300,7 +300,7 @@ def time_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: 
             torch.zeros(1, 3, config.clips.num_frames, config.clips.height, config.clips.width)
         ).mode()
         steps[name] = partial(decode, model, latent)
-        if model.sampler is not None and not config.causal_vae.flow.one_step:
+        if model.validation_decodings():
             steps |= {f"{name}, {number} steps": partial(decode, model, latent, number) for number in DECODE_STEPS}
     decoding = interleaved(steps, rounds=DECODINGS, clock=time.process_time)
     for row, seconds in decoding.items():
@@ -311,10 +311,10 @@ def time_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: 
 @torch.no_grad()
 def decode(model: VideoAutoencoder, latent: Tensor, steps: int = 1) -> None:
     """Decode a latent, in this number of steps if the decoder generates."""
-    if model.sampler is None:
+    if not model.describe_decoding():
         model.decode(latent)
     else:
-        with sampling(model, steps=steps):
+        with decoding_options(model, steps=steps):
             model.decode(latent)
 
 

@@ -26,11 +26,10 @@ from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.yaml_files import read_yaml
 from telecine.data import ClipBatchSampler, ClipLoader
 from telecine.models import CausalVAE, LinearAutoencoder
-from telecine.models.flow import Sampler
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import DistillConfig, TrainConfig
 from telecine.settings.parse import find_recipe, read_config
-from telecine.training.baseline import _fit_linear
+from telecine.training.baseline import fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics, RecentValues
@@ -95,7 +94,7 @@ class Run:
         self.linear: LinearAutoencoder | None = None  # the start of a model of its own
         model = build_autoencoder(config, None if teacher is None else _student_of(teacher, config))
         if teacher is None:
-            linear = _fit_linear(model, clips)
+            linear = fit_linear(model, clips)
             assert isinstance(model, CausalVAE)
             assert isinstance(linear, LinearAutoencoder)
             model.start_from(linear)
@@ -165,7 +164,7 @@ class Run:
 def _student_of(teacher: Path, config: TrainConfig) -> StudentAutoencoder:
     """Return the student of a saved model, as `telecine distill --student teacher` builds it."""
     loaded = CausalVAE.from_pretrained(teacher)
-    loaded.sampler = Sampler(TEACHER_STEPS)
+    loaded.set_decoding(steps=TEACHER_STEPS)
     student = StudentAutoencoder.of(loaded, str(teacher), CausalVAE.from_pretrained, config.causal_vae)
     student.imitate(loaded)
     return student

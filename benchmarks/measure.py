@@ -120,7 +120,7 @@ def _fork_server() -> ForkServerContext:
     """Start a process that has imported packages and done nothing else; new processes are forked from it."""
     context = multiprocessing.get_context("forkserver")
     # Python before 3.14 does not preload the script itself, so name what scripts import.
-    context.set_forkserver_preload(["__main__", "telecine.objective.video_autoencoder", "matplotlib.figure"])
+    context.set_forkserver_preload(["__main__", "telecine.objective.loss", "matplotlib.figure"])
     before = dict(os.environ)
     os.environ.update(TRIMMING)
     forkserver.ensure_running()

@@ -27,9 +27,10 @@ from telecine.data import ClipDataset
 from telecine.evaluation.source import model_source
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.settings import ClipConfig, LatentsConfig, ProbeConfig
-from telecine.tools.latents.measures import LatentSpace, measure_latent_spaces
+from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.tools.latents.page import write_latents
 from telecine.tools.latents.probe import train_probe
+from telecine.tools.latents.space import LatentSpace
 from telecine.training.clips import Spans
 
 NUM_FITTED = 300

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from same_bits_cases import CASES, NUM_STEPS, Case, prepare
 from torch import Tensor
 
-from telecine.training.tensor_files import SHARDS, saved_tensors
+from telecine.training.tensor_files import SHARDS, load_into, saved_tensors
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 METRICS = "metrics.jsonl"
@@ -87,8 +87,10 @@ def tensors_by_file(run: Path) -> dict[str, dict[str, Tensor]]:
     paths = [path for path in checkpoint.rglob("*.safetensors") if path.parent.name != SHARDS]
     found = {str(path.relative_to(checkpoint)): load_file(path) for path in paths}
     if (checkpoint / SHARDS).is_dir():  # the weights in them are those of "model" and "ema", too
-        optimizer = saved_tensors(checkpoint, "optimizer")
-        found["optimizer.safetensors"] = {name: optimizer.read(name) for name in optimizer.whole}
+        saved = saved_tensors(checkpoint, "optimizer")
+        optimizer = {name: torch.empty_like(tensor, device="cpu") for name, tensor in saved.items()}
+        load_into(optimizer, checkpoint, "optimizer")
+        found["optimizer.safetensors"] = optimizer
     return dict(sorted(found.items()))
 
 

@@ -136,9 +136,9 @@ def command_line() -> str:
     from telecine.cli.commands import COMMANDS
 
     os.environ["COLUMNS"] = "100"
-    text = "# Command line\n\nWhat `telecine COMMAND --help=all` prints. [Settings](settings.md) has tables.\n"
+    text = "# Command line\n\nWhat `telecine COMMAND --help` prints. [Settings](settings.md) has tables.\n"
     for name, command in COMMANDS.items():
-        text += f"\n## telecine {name}\n\n```text\n{command.help('all', ['--data', 'my_videos'])}```\n"
+        text += f"\n## telecine {name}\n\n```text\n{command.help()}```\n"
     return text
 
 

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     needs_forks = any("forks" in getattr(item, "fixturenames", ()) for item in session.items)
     if needs_forks:
-        for name in ("telecine.objective.video_autoencoder", "torch._dynamo", "torchmetrics"):
+        for name in ("telecine.objective.loss", "torch._dynamo", "torchmetrics"):
             import_module(name)
     _exclude_imports_from_collection(session.config)
     gc.set_threshold(10_000)  # 2 to 13 % less time in two comparisons
@@ -152,9 +152,9 @@ def s3_server():
 @pytest.fixture
 def s3(s3_server, tmp_path, monkeypatch):
     """Return a server with an empty bucket. Indices and copies of its files are kept in `tmp_path / "cache"`."""
-    from telecine.losses.perceptual.weights import _cache_path
+    from telecine.losses.perceptual.weights import cache_path
 
-    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(_cache_path("vgg").parent))
+    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(cache_path("vgg").parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield s3_server
     s3_server.clear()

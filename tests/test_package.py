@@ -204,4 +204,4 @@ def test_the_settings_need_no_pytorch():
     assert (done.returncode, done.stderr) == (0, "")
     modules, others = done.stdout.splitlines()
     assert len([name for name in modules.split() if name.startswith("telecine")]) <= 15
-    assert others == "False False False"
+    assert others == "False True False"

@@ -34,17 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(errors: Sequence[str], typed: Sequence[str]) -> int:
+def _fail(errors: Sequence[str], words: Sequence[str]) -> int:
     """Print errors on standard error, a line for each, and return their exit code. Settings are named as typed."""
-    options = {word.partition("=")[0][2:] for word in typed if word.startswith("--")}
-    short = {"output": "-o"} if "-o" in typed else {}
+    options = [word.partition("=")[0] for word in words]
     for error in errors:
-        words = " ".join(error.split()).split("`")  # every other one is code, the first the setting
-        names = words[1::2]
-        as_typed = ["--" * any(f"{name}.".startswith(f"{each}.") for each in options) + name for name in names]
-        if names and (as_typed[0] != names[0] or names[0] in short):
-            words[1::2] = [short.get(name, name) for name in as_typed]
-        print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
+        line = " ".join(error.split())
+        if line.startswith("`"):
+            name = line.split("`")[1]
+            if name == "output" and "-o" in options:
+                line = line.replace("`output`", "`-o`", 1)
+            elif any(f"--{name}.".startswith(f"{option}.") for option in options):
+                line = f"`--{line[1:]}"
+                if "` is not a setting." in line:
+                    line = line.replace("Did you mean `", "Did you mean `--")
+        print(f"telecine: error: {printable(line)}", file=sys.stderr)
     return 2
 
 

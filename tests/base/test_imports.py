@@ -14,7 +14,7 @@ from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
 from telecine.discriminators.build import _resolve_class
-from telecine.objective.terms import _TermFunction, functions_of
+from telecine.objective.functions import import_functions, import_term
 from telecine.settings import Term
 from telecine.settings.parse import read_config
 
@@ -47,7 +47,7 @@ def package(tmp_path, monkeypatch, request):
 BUILT = {
     "objective: {{gan: {{loss: {0}.my_loss}}}}": lambda config: choose("gan.loss", config.objective.gan.loss, {}),
     "objective: {{penalty: {{kind: {0}.my_loss}}}}": lambda config: choose("kind", config.objective.penalty.kind, {}),
-    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: functions_of(config.objective),
+    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: import_functions(config.objective),
 }
 
 
@@ -156,14 +156,14 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
     name, _ = package
     allow_code(name)
     with pytest.raises(ValueError, match=rf"'{name}.system', which is posix.system"):
-        _TermFunction(Term(f"{name}.system", params={"command": "true"}))
+        import_term(Term(f"{name}.system", params={"command": "true"}), "term")
     with pytest.raises(ValueError, match=r"posix\.system"):
         choose("gan.loss", f"{name}.system", {})
 
 
 @pytest.mark.parametrize("target", ["math.dist", "os.system", "builtins.eval"])
 def test_terms_and_discriminators_of_other_packages(target):
-    for build in (lambda path: _TermFunction(Term(path)), lambda path: _resolve_class(path, "discr_kwargs")):
+    for build in (lambda path: import_term(Term(path), "term"), lambda path: _resolve_class(path, "discr_kwargs")):
         with pytest.raises(ValueError, match=rf"but got '{target}'. If you trust it, add `--allow_code"):
             build(target)
 
@@ -171,7 +171,7 @@ def test_terms_and_discriminators_of_other_packages(target):
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
     with pytest.raises(ValueError, match=r"`term.target` must be a function of 'reconstruction'"):
-        _TermFunction(Term("telecine.base.files.write_json", params={"path": path, "value": 1}))
+        import_term(Term("telecine.base.files.write_json", params={"path": path, "value": 1}), "term")
     assert not path.exists()
 
 

@@ -21,21 +21,13 @@ done
 LINES = {
     "telecine pl": {"plan"},
     "telecine train --optim": {"--optimizer.lr", "--optimizer.disc_lr"},
-    "telecine train --objective.gan.loss ": {"hinge", "vanilla", "least_squares", "relativistic"},
-    "telecine train --clips.cache ": {"true", "false"},
-    "telecine train --config de": {"demo", "demo_long", "decoder"},
-    "telecine train --config my": {"my_settings.yaml"},
-    "telecine train --data my": {"my_settings.yaml"},
-    "telecine config validate de": {"demo", "decoder"},
+    "telecine train --dry": {"--dry_run"},
     "telecine recipes ": {"list", "show"},
-    "telecine recipes show co": {"cogvideox", "cosmos"},
-    "telecine recipes show wan2.1": {"wan2.1"},
     "telecine evaluate --me": set(),
 }
 
 
 def test_bash_completes(tmp_path, capsys):
-    (tmp_path / "my_settings.yaml").touch()
     assert main(["completion", "bash"]) == 0
     (tmp_path / "telecine.bash").write_text(capsys.readouterr().out)
     command = ["bash", "--norc", "-c", COMPLETE, "bash", "telecine.bash", *LINES]
@@ -44,16 +36,13 @@ def test_bash_completes(tmp_path, capsys):
     completed = dict(line.split("|") for line in done.stdout.splitlines())
     assert completed.keys() == LINES.keys()
     for line, some in LINES.items():
-        found = set(completed[line].split())
-        assert some <= found, line
-        word = line.rpartition(" ")[2]
-        assert all(each.startswith(word) for each in found), line
-        assert bool(found) == bool(some), line
+        words = set(completed[line].split())
+        assert some <= words, line
+        assert all(word.startswith(line.rpartition(" ")[2]) for word in words), line
+        assert bool(words) == bool(some), line
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_command_prints_the_script(shell, capsys):
     assert main(["completion", shell]) == 0
-    text = capsys.readouterr().out
-    assert "objective.disc_start" in text
-    assert "relativistic" in text
+    assert "objective.disc_start" in capsys.readouterr().out

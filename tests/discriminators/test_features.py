@@ -16,7 +16,7 @@ from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import gradient_penalty
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES
-from telecine.losses.perceptual.feature_maps import FeatureMaps, _as_map, _BackboneMaps, build_maps
+from telecine.losses.perceptual.feature_maps import FeatureMaps, _BackboneMaps, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 SmallNet = SMALL["SmallNet"]
@@ -149,9 +149,9 @@ class TestFrozen:
 
     def test_tokens_are_a_map(self):
         tokens = torch.arange(2 * 11 * 3.0).view(2, 11, 3)  # two tokens of the class, 3 x 3 of the frame
-        found = _as_map(tokens, 2)
-        assert found.shape == (2, 3, 3, 3)
-        assert torch.equal(found[1, :, 0, 2], tokens[1, 4])
+        (feature_map,) = FeatureMaps(lambda frames: tokens)(torch.zeros(2, 3, 16, 16))
+        assert feature_map.shape == (2, 3, 3, 3)
+        assert torch.equal(feature_map[1, :, 0, 2], tokens[1, 4])
 
     def test_checkpointing_keeps_less_and_changes_nothing(self):
         x = torch.randn(2, 3, 3, 8, 9, dtype=torch.float64, requires_grad=True)

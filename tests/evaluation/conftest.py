@@ -34,6 +34,29 @@ class FakeI3D(nn.Module):
         return torch.cat([first, last[:, None]], dim=1)
 
 
+class Distance(nn.Module):
+    """Stands for LPIPS: the mean absolute difference of each frame."""
+
+    def __init__(self, net, *, weights):
+        super().__init__()
+
+    def forward(self, *, reconstruction, target):
+        return (reconstruction - target).abs().flatten(1).mean(1)
+
+
+@pytest.fixture
+def fake_lpips(monkeypatch):
+    """Replace LPIPS, whose weights take seconds to load, by `Distance`."""
+    monkeypatch.setattr("telecine.evaluation.lpips.LPIPS", Distance)
+    monkeypatch.setattr("telecine.evaluation.lpips.load_backbone", lambda net: {})
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Leave out plots, which take a second each; `test_compare.py` tests them."""
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     torch.manual_seed(0)

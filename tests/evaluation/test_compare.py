@@ -3,29 +3,29 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.compare import (
-    _MUST_MATCH,
-    _bootstrap_interval,
-    _Difference,
-    _paired_differences,
-    _plot_differences,
+    MUST_MATCH,
+    Difference,
     check_protocols,
     compare,
+    plot_differences,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
+from telecine.evaluation.metric import METRICS
 from telecine.evaluation.paper_table import make_table
-from telecine.evaluation.protocol import DEFINITIONS
 
-METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
+NAMES = ("psnr", "ssim", "lpips_alex", "grid_4")
 NUM_CLIPS = 15
 
 
@@ -44,7 +44,7 @@ def write_evaluation(folder, psnr):
         width=64,
         resize="none",
         crop="none",
-        metrics={name: str(DEFINITIONS[name]) for name in METRICS},
+        metrics={name: METRICS[name].describe() for name in NAMES},
         clips_sha256="1234",
         backbones={"lpips_alex": f"sha256 {'1' * 64}"},
     )
@@ -80,76 +80,70 @@ def with_protocol(folder, copy, **fields):
 @pytest.mark.slow
 def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     comparison = compare(worse, better, output=tmp_path)
-    assert {each.name: each.better for each in comparison.differences} == {
-        "psnr": "B",
-        "ssim": "B",
-        "lpips_alex": "B",
-        "|grid_4|": "B",
-    }
+    names = ["psnr", "ssim", "lpips_alex", "|grid_4|"]
+    assert [(difference.name, difference.better) for difference in comparison.differences] == [(n, "B") for n in names]
     assert (comparison.num_clips, comparison.warnings) == (NUM_CLIPS, [])
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert (written["A"], written["B"]) == (str(worse), str(better))
     assert (written["confidence"], written["num_clips"]) == (0.95, NUM_CLIPS)
     psnr = written["metrics"]["psnr"]
     assert (psnr["mean"], psnr["verdict"]) == (pytest.approx(10), "B")
+    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
+    assert [psnr["first"], psnr["second"]] == pytest.approx(means)
     for name in ("comparison.png", "comparison_frames.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 20
-
-
-def test_the_difference_is_that_of_the_means(worse, better):
-    (psnr, *_) = compare(worse, better).differences
-    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
-    assert (psnr.first, psnr.second) == pytest.approx(tuple(means))
-    assert psnr.mean == pytest.approx(means[1] - means[0])
+    console = Console(record=True, width=200)
+    replace(comparison, warnings=["data: a and b"]).print_to(console)
+    assert "differs: data: a and b" in console.export_text()
 
 
 def test_an_evaluation_compared_with_itself_is_undecided(worse):
-    assert {each.better for each in compare(worse, worse).differences} == {"undecided"}
+    assert {difference.better for difference in compare(worse, worse).differences} == {"undecided"}
 
 
-def test_different_clips_or_settings_raise(worse):
+@pytest.mark.parametrize("name", MUST_MATCH)
+def test_different_clips_or_settings_raise(worse, name):
     protocol = read_protocol(worse)
-    for name in _MUST_MATCH:
-        with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
-            check_protocols(protocol, protocol | {name: "something else"})
+    with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
+        check_protocols(protocol, protocol | {name: "something else"})
 
 
-def test_different_networks_raise(worse, better, tmp_path):
-    other = with_protocol(better, tmp_path / "other", backbones={"lpips_alex": "sha256 0"})
-    with pytest.raises(ValueError, match=r"backbones\.lpips_alex: sha256 1+ and sha256 0"):
-        compare(worse, other)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbones": {"lpips_alex": "sha256 0"}}, r"backbones\.lpips_alex: sha256 1+ and sha256 0"),
+        ({"metrics": {}}, "share a metric"),
+        ({"metrics": None}, "evaluations with `metrics` in their protocol, but got None"),
+    ],
+)
+def test_other_networks_and_metrics_raise(worse, fields, message):
+    protocol = read_protocol(worse)
+    with pytest.raises(ValueError, match=message):
+        check_protocols(protocol, protocol | fields)
 
 
-def test_other_differences_are_warnings(worse, better, tmp_path):
-    other = with_protocol(better, tmp_path / "other", data="elsewhere", versions={"torch": "1"})
-    data, *versions = compare(worse, other).warnings
-    assert data == "data: videos and elsewhere"
-    assert {line.partition(":")[0] for line in versions} == {
-        f"versions.{name}" for name in read_protocol(worse)["versions"]
-    }
-    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in versions)
-
-
-def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
-    protocol = read_protocol(better)
+def test_other_differences_are_warnings(worse):
+    protocol = read_protocol(worse)
     fewer = {name: protocol["metrics"][name] for name in ("psnr", "ssim")}
-    comparison = compare(worse, with_protocol(better, tmp_path / "other", metrics=fewer))
-    assert [each.name for each in comparison.differences] == ["psnr", "ssim"]
-    assert comparison.warnings == ["only one has grid_4, lpips_alex"]
-    with pytest.raises(ValueError, match="share a metric"):
-        check_protocols(protocol, protocol | {"metrics": {}})
+    other = protocol | {"data": "elsewhere", "versions": {"torch": "1"}, "metrics": fewer}
+    warnings = check_protocols(protocol, other)
+    assert warnings[0] == "data: videos and elsewhere"
+    assert {line.partition(":")[0] for line in warnings[1:-1]} == {f"versions.{name}" for name in protocol["versions"]}
+    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in warnings)
+    assert warnings[-1] == "only one has grid_4, lpips_alex"
 
 
 def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):
     folders = []
     for folder, value in ((worse, 90.0), (better, 70.0)):
-        metrics = read_protocol(folder)["metrics"] | {"fvd": "of 15 clips"}
+        metrics = {"psnr": read_protocol(folder)["metrics"]["psnr"], "fvd": "of 15 clips"}
         folders.append(with_protocol(folder, tmp_path / folder.name, metrics=metrics))
         figures = json.loads((folders[-1] / "metrics.json").read_text()) | {"fvd": value}
         (folders[-1] / "metrics.json").write_text(json.dumps(figures))
-    last = compare(*folders).differences[-1]
-    assert (last.name, last.mean, last.interval, last.better) == ("fvd", -20, None, "undecided")
+    psnr, fvd = compare(*folders).differences
+    assert psnr.name == "psnr"
+    assert (fvd.name, fvd.mean, fvd.interval, fvd.better) == ("fvd", -20, None, "undecided")
 
 
 @pytest.mark.parametrize(
@@ -192,38 +186,34 @@ def test_a_folder_without_an_evaluation_raises(worse, tmp_path):
         compare(worse, tmp_path)
 
 
-def clips(name, values):
-    return [{name: value} for value in values]
-
-
 def draws(num=60, seed=0, offset=0.0):
     return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
 
 
-def test_the_interval_equals_scipy():
-    values = torch.tensor(draws(offset=0.3))
-    low, high = _bootstrap_interval(values[:, None])
+@pytest.fixture
+def compared(tmp_path, no_plots):
+    """Return a function that compares the values of a metric in two evaluations of the same clips."""
+
+    def compare_values(name, first, second):
+        for label, values in (("first", first), ("second", second)):
+            clips = [{name: value} for value in values]
+            protocol = EvaluationProtocol("videos", len(clips), 2, 48, 64, "", "", {name: METRICS[name].describe()})
+            rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
+            (tmp_path / label).mkdir()
+            Evaluation(mean_over_clips(clips), rows, {}, protocol).write(tmp_path / label)
+        (difference,) = compare(tmp_path / "first", tmp_path / "second").differences
+        return difference
+
+    return compare_values
+
+
+def test_the_interval_equals_scipy(compared):
+    values = draws(offset=0.3)
+    difference = compared("psnr", [0.0] * len(values), values)
     reference = bootstrap(
-        (values.numpy(),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+        (np.array(values),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert (low.item(), high.item()) == pytest.approx((reference.low, reference.high), abs=0.01)
-
-
-def test_the_interval_is_deterministic_and_independent_for_each_column():
-    values = torch.tensor([draws(seed=0), draws(seed=1)]).T
-    low, high = _bootstrap_interval(values)
-    again = _bootstrap_interval(values[:, 1:])
-    torch.testing.assert_close((low[1], high[1]), (again[0][0], again[1][0]))
-    assert all(map(torch.equal, _bootstrap_interval(values), (low, high)))
-
-
-@pytest.mark.slow
-def test_the_interval_covers_the_mean_in_19_of_20_cases():
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(40, 200, generator=generator, dtype=torch.float64)
-    low, high = _bootstrap_interval(values)
-    covered = ((low <= 0) & (high >= 0)).double().mean()
-    assert 0.90 < covered < 0.98
+    assert difference.interval == pytest.approx((reference.low, reference.high), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -240,41 +230,46 @@ def test_the_interval_covers_the_mean_in_19_of_20_cases():
         ("grid_8", -1.2, "A"),
     ],
 )
-def test_which_evaluation_is_better(name, shift, better):
+def test_which_evaluation_is_better(compared, name, shift, better):
     first = [0.5 + 0.01 * value for value in draws()]
     second = [0.5 + shift + 0.01 * value for value in draws(seed=1)]
-    (difference,) = _paired_differences(clips(name, first), clips(name, second), names=[name])
+    difference = compared(name, first, second)
     assert difference.better == better
     assert difference.mean == pytest.approx(difference.second - difference.first)
     assert difference.interval[0] < difference.mean < difference.interval[1]
 
 
-def test_pairing_removes_the_variance_between_clips():
+def test_pairing_removes_the_variance_between_clips(compared):
     """Clips differ by 10 dB, the two evaluations of each clip by 0.1."""
     first = [30 + 10 * value for value in draws()]
-    (difference,) = _paired_differences(
-        clips("psnr", first), clips("psnr", [value + 0.1 for value in first]), names=["psnr"]
-    )
+    difference = compared("psnr", first, [value + 0.1 for value in first])
     assert difference.interval == pytest.approx((0.1, 0.1))
     assert difference.better == "B"
 
 
-def test_a_single_clip_has_no_interval():
-    (difference,) = _paired_differences(clips("psnr", [30.0]), clips("psnr", [31.0]), names=["psnr"])
+def test_a_single_clip_has_no_interval(compared):
+    difference = compared("psnr", [30.0], [31.0])
     assert (difference.interval, difference.better, difference.text()) == (None, "undecided", "+1")
 
 
-def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it():
-    first, second = {"sharpness": 0.8, "grid_4": -0.5, "psnr": 30.0}, {"sharpness": 1.5, "grid_4": 0.1, "psnr": 31.0}
-    found = _paired_differences([first], [second], names=list(first))
-    assert [each.name for each in found] == ["|sharpness - 1|", "|grid_4|", "psnr"]
-    assert [each.first for each in found] == pytest.approx([0.2, 0.5, 30.0])
-    assert [each.second for each in found] == pytest.approx([0.5, 0.1, 31.0])
+@pytest.mark.parametrize(
+    ("name", "first", "second", "label", "figures"),
+    [
+        ("sharpness", 0.8, 1.5, "|sharpness - 1|", (0.2, 0.5)),
+        ("grid_4", -0.5, 0.1, "|grid_4|", (0.5, 0.1)),
+        ("psnr", 30.0, 31.0, "psnr", (30.0, 31.0)),
+    ],
+)
+def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it(
+    compared, name, first, second, label, figures
+):
+    difference = compared(name, [first], [second])
+    assert difference.name == label
+    assert (difference.first, difference.second) == pytest.approx(figures)
 
 
-def test_nan_is_undecided():
-    first, second = clips("psnr", [30.0, 31.0]), clips("psnr", [math.nan, 32.0])
-    (difference,) = _paired_differences(first, second, names=["psnr"])
+def test_nan_is_undecided(compared):
+    difference = compared("psnr", [30.0, 31.0], [math.nan, 32.0])
     assert math.isnan(difference.mean)
     assert difference.better == "undecided"
 
@@ -294,47 +289,36 @@ def figures(monkeypatch):
 
 
 def test_one_panel_per_metric_and_one_line_per_evaluation(figures, tmp_path):
-    curves = {"A": {"psnr": [30.0, 29.0], "ssim": [0.9, 0.8]}, "B": {"psnr": [31.0, 30.5]}}
+    """The range of values is at least 1 dB."""
+    curves = {"A": {"psnr": [30.0, 30.01], "ssim": [0.9, 0.5]}, "B": {"psnr": [30.2, 30.1]}}
     plot_frames(curves, tmp_path / "frames.png")
     psnr, ssim = figures[0].axes
     assert [line.get_label() for line in psnr.lines] == ["A", "B"]
-    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 29.0], [31.0, 30.5]]
-    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.8]]
+    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 30.01], [30.2, 30.1]]
+    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.5]]
     assert psnr.get_title() == "psnr, larger is better"
-    with Image.open(tmp_path / "frames.png") as picture:
-        assert picture.width > picture.height
-
-
-def test_the_value_range_has_a_minimum(figures, tmp_path):
-    plot_frames({"": {"psnr": [30.0, 30.01], "ssim": [0.5, 0.9]}}, tmp_path / "frames.png")
-    heights = [np.ptp(axes.get_ylim()) for axes in figures[0].axes]
-    assert heights == pytest.approx([1.0, 0.44])
+    assert [np.ptp(axes.get_ylim()) for axes in (psnr, ssim)] == pytest.approx([1.0, 0.44])
 
 
 @pytest.mark.parametrize(
-    ("larger_is_better", "interval", "colour"),
+    ("larger_is_better", "mean", "interval", "colour"),
     [
-        (True, (1.0, 3.0), "#0072b2"),
-        (False, (1.0, 3.0), "#d55e00"),
-        (True, (-1.0, 5.0), "#707070"),
-        (True, None, "#707070"),
+        (True, 2.0, (1.0, 3.0), "#0072b2"),
+        (False, 2.0, (1.0, 3.0), "#d55e00"),
+        (True, 2.0, (-1.0, 5.0), "#707070"),
+        (True, 2.0, None, "#707070"),
+        (True, 0.0, (0.0, 0.0), "#707070"),
+        (True, math.nan, (math.nan, math.nan), "#707070"),
     ],
 )
-def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
-    difference = _Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
-    _plot_differences([difference], "a title", tmp_path / "differences.png")
+def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, mean, interval, colour):
+    difference = Difference("psnr", 30.0, 30.0 + mean, mean, interval, larger_is_better)
+    plot_differences([difference], "a title", tmp_path / "differences.png")
     (axes,) = figures[0].axes
     zero, bar, point = axes.lines
     place = axes.transData.transform
     assert (place((2, 0))[0] > place((0, 0))[0]) == larger_is_better
-    assert tuple(bar.get_xdata()) == (interval or (2.0, 2.0))
-    assert (list(point.get_xdata()), list(zero.get_xdata())) == ([2.0], [0, 0])
-    assert point.get_color() == colour
+    assert tuple(bar.get_xdata()) == pytest.approx(interval or (2.0, 2.0), nan_ok=True)
+    assert list(point.get_xdata()) == pytest.approx([mean], nan_ok=True)
+    assert (list(zero.get_xdata()), point.get_color()) == ([0, 0], colour)
     assert axes.texts[0].get_text() == difference.text()
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_equal_figures_and_nan_are_plotted(tmp_path, value):
-    _plot_differences([_Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
-    with Image.open(tmp_path / "one.png") as picture:
-        assert picture.width == 800

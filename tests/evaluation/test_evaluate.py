@@ -13,7 +13,7 @@ from PIL import Image
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
 from telecine.evaluation import ReconstructionMetrics, measure, source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.metrics import BUILT_IN_METRICS
+from telecine.evaluation.metrics import default_metrics
 from telecine.evaluation.source import read_span
 from telecine.runs.settings import write_settings
 from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
@@ -72,7 +72,7 @@ def test_images_have_no_flicker(model_folder, videos):
 @pytest.mark.slow
 def test_files_are_written(model_folder, videos, tmp_path):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=2, **SMALL), output=tmp_path)
-    assert set(evaluation.metrics) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"} - {"ms_ssim"}
+    assert set(evaluation.metrics) == {*default_metrics(), "lpips_vgg", "lpips_alex"} - {"ms_ssim"}
     assert evaluation.protocol.absent == {"ms_ssim": "needs frames of at least 176 x 176, not 32 x 48"}
     curves = json.loads((tmp_path / "frames.json").read_text())
     assert curves == evaluation.per_frame
@@ -107,7 +107,7 @@ def test_videos_are_measured_at_their_size(videos, reconstructions):
 def test_large_frames_have_every_metric(videos, reconstructions):
     config = EvaluateConfig(data=str(videos), num_frames=2, height=176, width=176, max_clips=1, device="cpu")
     evaluation = evaluate(reconstructions["little"], config)
-    assert set(evaluation.metrics) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"}
+    assert set(evaluation.metrics) == {*default_metrics(), "lpips_vgg", "lpips_alex"}
     assert evaluation.protocol.absent == {}
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.evaluation import measure
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.flow import DISFlow, WarpingError, _visible_pixels, _warp, _warping_error
+from telecine.evaluation.flow import DISFlow, WarpingError, visible_pixels, warp, warping_error
 from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
@@ -92,30 +91,30 @@ def test_the_flow_of_dis_tells_them_apart(dis):
 def test_pixels_that_leave_the_frame_or_are_occluded_are_left_out():
     forward = torch.zeros(1, 2, 4, 6)
     forward[:, 0] = 2.0
-    visible = _visible_pixels(forward, -forward)[0]
+    visible = visible_pixels(forward, -forward)[0]
     assert visible[:, :4].all()
     assert not visible[:, 4:].any()
     elsewhere = -forward.clone()
     elsewhere[..., 1, 3] = 5.0  # the flow back from where the pixel in column 1 leads to
-    assert (~_visible_pixels(forward, elsewhere)[0]).nonzero().tolist() == [
+    assert (~visible_pixels(forward, elsewhere)[0]).nonzero().tolist() == [
         [row, column] for row in range(4) for column in range(6) if column >= 4 or (row, column) == (1, 1)
     ]
 
 
-def test_the_error_is_the_mean_of_visible_pixels():
+def test_the_error_is_the_mean_ofvisible_pixels():
     frames = torch.zeros(2, 3, 2, 2)
     frames[1, :, 0, 0] = 1.0
     visible = torch.tensor([[[True, False], [False, True]]])
     flow = torch.zeros(1, 2, 2, 2)
-    assert _warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
-    assert _warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
+    assert warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
+    assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
 
 
 def test_warping_takes_the_value_where_the_flow_leads():
     frames = torch.arange(12.0).view(1, 1, 3, 4)
     flow = torch.zeros(1, 2, 3, 4)
     flow[:, 0], flow[:, 1] = 0.5, 1.0
-    assert _warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
+    assert warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
 
 
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
@@ -131,8 +130,7 @@ def test_small_clips_raise(dis):
             WarpingError(dis)(reconstruction=clip, target=clip)
 
 
-def test_an_evaluation_names_the_flow(videos, reconstructions, monkeypatch):
-    monkeypatch.setattr(measure, "_LPIPS_BACKBONES", {})
+def test_an_evaluation_names_the_flow(fake_lpips, videos, reconstructions):
     settings = {"data": str(videos), "num_frames": 3, "max_clips": 1, "device": "cpu", "flow": "dis"}
     little, much = (evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much"))
     assert 0 < little.metrics["warping_error"] < much.metrics["warping_error"] < 0.1

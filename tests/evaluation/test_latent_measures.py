@@ -18,7 +18,6 @@ from telecine.evaluation.latent_measures import (
 )
 from telecine.models.bottleneck import build_bottleneck
 from telecine.settings import CausalVAEConfig
-from telecine.tools.latents.measures import _scaled_video
 
 from .devices import WithoutFloat64
 
@@ -75,16 +74,6 @@ def test_autocorrelation():
     # Of a wave along the width, constant along the height: the mean of both directions.
     assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
     assert autocorrelation(z[:, :, :1], (2,), 8) == []
-
-
-def test_the_video_at_the_size_of_its_latent():
-    video = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 3, 9, 8, 16)
-    small = _scaled_video(video, torch.zeros(1, 4, 3, 2, 4), True)
-    assert small.shape == (1, 3, 3, 2, 4)
-    assert small[0, 0, :, 0, 0].tolist() == pytest.approx([0, 4, 8])
-    assert _scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4), True).shape == (1, 3, 1, 2, 4)
-    without_first = _scaled_video(video[:, :, :8], torch.zeros(1, 4, 2, 2, 4), False)
-    assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
 
 
 def test_the_summary():

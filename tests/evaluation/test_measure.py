@@ -5,13 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from telecine.evaluation.measure import ClipResult, frechet_of_clips, mean_per_frame
-
-
-class FakeNetwork:
-    """A network of three features."""
-
-    name, definition, source, min_frames = "fvd", "a definition", "a file", 2
+from telecine.evaluation.measure import ClipResult, mean_per_frame, stack_features
 
 
 def results(count, dim=3):
@@ -30,26 +24,6 @@ def results(count, dim=3):
     ]
 
 
-def test_the_frechet_distance_of_enough_clips():
-    distance, absent = frechet_of_clips(results(4), FakeNetwork())
-    assert absent == {}
-    assert distance["fvd"] > 0
-
-
-def test_too_few_clips_have_no_frechet_distance():
-    distance, absent = frechet_of_clips(results(3), FakeNetwork())
-    assert distance == {}
-    assert absent == {"fvd": "needs at least 4 clips, not 3: with fewer, the covariance is singular"}
-
-
-def test_features_that_are_not_finite_have_no_frechet_distance():
-    broken = results(4)
-    broken[2].features[0][1] = float("nan")
-    distance, absent = frechet_of_clips(broken, FakeNetwork())
-    assert distance == {}
-    assert absent["fvd"].startswith("its features are not finite")
-
-
 def test_values_per_frame_are_means_over_clips():
     assert mean_per_frame(results(3)) == {"psnr": pytest.approx([1.0, 2.0])}
 
@@ -57,3 +31,10 @@ def test_values_per_frame_are_means_over_clips():
 def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
     shorter = replace(results(1)[0], per_frame={"psnr": [4.0]})
     assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
+
+
+def test_features_of_all_clips_are_stacked_in_order():
+    features, reference = stack_features(results(3))
+    assert features.shape == reference.shape == (3, 3)
+    assert torch.equal(features[2], results(3)[2].features[0])
+    assert torch.equal(reference[2], results(3)[2].features[1])

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from telecine.evaluation import ReconstructionMetrics, mean_over_clips, measure, metrics
-from telecine.evaluation.metrics import _ALPHA_METRICS, BUILT_IN_METRICS
-from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS, better_values
-from telecine.evaluation.published import PROTOCOLS
+from telecine.evaluation.metric import METRICS, ClipMetric, register
+from telecine.evaluation.metrics import default_metrics
+from telecine.evaluation.pixel_metrics import GRID_PERIODS
 from telecine.settings import ClipConfig, EvaluateConfig
 
 
@@ -42,11 +42,11 @@ def measured(recon, target, **settings):
 class TestAccumulation:
     def test_batches_do_not_matter(self):
         recon, target = pair(batch=2, frames=2, height=176, width=176)
-        settings = {"perceptual": {"lpips_vgg": MeanDistance()}, "metrics": BUILT_IN_METRICS}
+        settings = {"perceptual": {"lpips_vgg": MeanDistance()}, "metrics": default_metrics()}
         whole, single = measured(recon, target, **settings), ReconstructionMetrics(**settings)
         for a, b in zip(recon.split(1), target.split(1), strict=True):
             single.update(reconstruction=a, target=b)
-        assert tuple(whole.compute()) == (*BUILT_IN_METRICS, "lpips_vgg")
+        assert tuple(whole.compute()) == (*default_metrics(), "lpips_vgg")
         for clip, expected in zip(whole.per_clip(), single.per_clip(), strict=True):
             assert clip == pytest.approx(expected, rel=1e-5)
 
@@ -97,7 +97,7 @@ class TestPerceptual:
         distance = MeanDistance()
         chunked = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": distance})
         assert distance.num_frames == [8, 6]
-        monkeypatch.setattr(metrics, "_FRAMES_PER_CHUNK", 100)
+        monkeypatch.setattr(metrics, "FRAMES_PER_CHUNK", 100)
         whole = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": MeanDistance()})
         assert chunked.compute() == pytest.approx(whole.compute(), abs=1e-6)
 
@@ -161,7 +161,7 @@ class TestInvalidArguments:
 class TestPerFrame:
     def test_equals_the_metrics_of_each_frame_alone(self, monkeypatch):
         recon, target = pair(batch=2, frames=4)
-        monkeypatch.setattr(metrics, "_FRAMES_PER_CHUNK", 3)
+        monkeypatch.setattr(metrics, "FRAMES_PER_CHUNK", 3)
         curves = measured(recon, target, perceptual={"lpips_vgg": MeanDistance()}).per_frame()
         assert [set(curve) for curve in curves] == [{"psnr", "ssim", "lpips_vgg"}] * 2
         for clip, curve in enumerate(curves):
@@ -181,17 +181,32 @@ class TestPerFrame:
         assert curves["psnr"] == pytest.approx([100, 100, 20], abs=1e-3)
 
 
-def test_available_metrics_depend_on_length_and_size(monkeypatch):
-    monkeypatch.setattr(measure, "_metric_set", lambda names, absent, *_: (names, absent))
-    names = [*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"]
-    clips = ClipConfig(num_frames=2, height=176, width=200)
-    assert measure.load_metrics(clips, EvaluateConfig(), torch.device("cpu")) == (names, {})
-    clips = ClipConfig(num_frames=1, height=20, width=200)
-    available, absent = measure.load_metrics(clips, EvaluateConfig(), torch.device("cpu"))
-    assert available == ["psnr", "ssim", "sharpness", "lpips_vgg"]
-    assert absent.keys() == {*names} - {*available}
-    assert absent["lpips_alex"] == "needs frames of at least 31 x 31, not 20 x 200"
-    assert absent["flicker"] == "needs at least 2 frames, not 1"
+@pytest.mark.parametrize(
+    ("size", "absent"),
+    [
+        ((2, 176, 200), {}),
+        ((2, 175, 200), {"ms_ssim": "needs frames of at least 176 x 176, not 175 x 200"}),
+        (
+            (1, 20, 200),
+            {
+                "ms_ssim": "needs frames of at least 176 x 176, not 20 x 200",
+                "flicker": "needs at least 2 frames, not 1",
+                "lpips_alex": "needs frames of at least 31 x 31, not 20 x 200",
+                **{f"grid_{period}": "needs frames of at least 32 x 32, not 20 x 200" for period in GRID_PERIODS},
+            },
+        ),
+    ],
+)
+def test_available_metrics_depend_on_length_and_size(fake_lpips, size, absent):
+    metric_set = measure.load_metrics(ClipConfig(*size), EvaluateConfig(), torch.device("cpu"))
+    assert metric_set.absent == absent
+    names = {*default_metrics(), "lpips_vgg", "lpips_alex"}
+    assert {*metric_set.pixel_metrics, *metric_set.perceptual} == names - absent.keys()
+
+
+def test_lpips_needs_colours():
+    metric_set = measure.load_metrics(ClipConfig(channels=5), EvaluateConfig(), torch.device("cpu"))
+    assert metric_set.absent["lpips_vgg"] == "needs RGB frames, but clips have 5 channels"
 
 
 @pytest.mark.parametrize(("name", "value"), [("features", "transnetv2"), ("flow", "dis"), ("flat", True)])
@@ -202,21 +217,15 @@ def test_what_needs_colours_is_refused_without_them(name, value):
         measure.load_metrics(clips, config, torch.device("cpu"))
 
 
-def test_every_metric_states_which_values_are_better():
-    published = {name for protocol in PROTOCOLS.values() for name in protocol.metrics} - {"fvd"}
-    requested = {
-        "warping_error",
-        "warping_excess",
-        "pieces_psnr",
-        "seam_psnr",
-        "flat_error",
-        "flat_grid",
-        "flat_shimmer",
-        *_ALPHA_METRICS,
-    }
-    assert set(DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
-    directions = {better_values(str(definition)) for definition in DEFINITIONS.values()}
-    assert directions == {"larger", "smaller", "nearest to 0", "nearest to 1"}
+def test_a_metric_of_a_user_is_measured_by_its_name(monkeypatch):
+    def largest_error(*, reconstruction, target):
+        return (reconstruction - target).abs().amax((1, 2, 3, 4))
+
+    mine = ClipMetric(name="largest_error", definition="the largest error", better="smaller", function=largest_error)
+    monkeypatch.setitem(METRICS, "largest_error", mine)  # which removes it afterwards
+    assert register(mine).describe() == "the largest error; mean over clips; smaller is better"
+    target = torch.zeros(1, 3, 1, 16, 16)
+    assert measured(target + 0.5, target, metrics=["largest_error"]).compute() == {"largest_error": 0.5}
 
 
 def test_metrics_of_rgba_are_of_all_channels_of_alpha_and_of_the_composite():

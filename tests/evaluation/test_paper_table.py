@@ -10,10 +10,10 @@ import torch
 from telecine.__main__ import main
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.paper_table import _cells, _escaped, _in_latex, _spread, make_table
-from telecine.evaluation.protocol import DEFINITIONS
+from telecine.evaluation.metric import METRICS
+from telecine.evaluation.paper_table import clip_spread, in_latex, make_table, table_cells
 
-METRICS = {name: str(DEFINITIONS[name]) for name in ("psnr", "lpips_alex", "sharpness")}
+TEXTS = {name: METRICS[name].describe() for name in ("psnr", "lpips_alex", "sharpness")}
 MARKDOWN = """\
 |  | psnr ↑ | lpips_alex ↓ | sharpness → 1 |
 | --- | ---: | ---: | ---: |
@@ -32,7 +32,7 @@ def write_evaluation(folder, psnr, lpips, sharpness, **fields):
     values = [{"psnr": psnr + 2 * video, "lpips_alex": lpips, "sharpness": sharpness} for video in (0, 0, 1, 1)]
     rows = [{"source": f"{index // 2}.mp4", "start": index, **clip} for index, clip in enumerate(values)]
     size = {"num_clips": 4, "num_videos": 2, "num_frames": 5, "height": 32, "width": 48, "resize": "none"}
-    protocol = EvaluationProtocol(data="my_videos", crop="none", metrics=METRICS, clips_sha256="1", **size | fields)
+    protocol = EvaluationProtocol(data="my_videos", crop="none", metrics=TEXTS, clips_sha256="1", **size | fields)
     Evaluation(mean_over_clips(values), rows, {"psnr": [psnr] * 5}, protocol).write(folder)
 
 
@@ -73,24 +73,24 @@ def test_clips_of_one_video_count_once():
     values = [1.0, 4.0, 2.0, 7.0]
     clips = [{"source": str(index), "start": 0, "psnr": value} for index, value in enumerate(values)]
     alone = torch.tensor(values, dtype=torch.float64).std() / math.sqrt(len(values))
-    assert _spread(clips) == pytest.approx({"psnr": 1.96 * alone.item()})
-    assert _spread([clip for clip in clips for _ in range(5)]) == pytest.approx(_spread(clips))
-    assert _spread([clip | {"source": "one"} for clip in clips]) == {}
+    assert clip_spread(clips) == pytest.approx({"psnr": 1.96 * alone.item()})
+    assert clip_spread([clip for clip in clips for _ in range(5)]) == pytest.approx(clip_spread(clips))
+    assert clip_spread([clip | {"source": "one"} for clip in clips]) == {}
 
 
-def test_cells():
-    assert _cells([30.004, math.nan, 30.001], [0.5, None, None], lambda x: -x) == [
+def testtable_cells():
+    assert table_cells([30.004, math.nan, 30.001], [0.5, None, None], "larger") == [
         "**30.00** ± 0.50",
         "nan",
         "**30.00**",
     ]
-    assert _cells([math.nan, 30.0], [None, 0.5], lambda x: -x) == ["nan", "**30.00** ± 0.50"]
-    assert _cells([-0.2, 0.1], [None, None], abs) == ["-0.2000", "**0.1000**"]
+    assert table_cells([math.nan, 30.0], [None, 0.5], "larger") == ["nan", "**30.00** ± 0.50"]
+    assert table_cells([-0.2, 0.1], [None, None], "nearest to 0") == ["-0.2000", "**0.1000**"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path):
-    table = _in_latex([["", "psnr ↑"], ["a_1 & {50 %} ^~\\ #$", "**1** ± 0"]], "A caption → 1.")
+    table = in_latex([["", "psnr ↑"], ["a_1 & {50 %} ^~\\ #$", "**1** ± 0"]], "A caption → 1.")
     text = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{table}\n\\end{{document}}"
     (tmp_path / "table.tex").write_text(text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
@@ -98,5 +98,6 @@ def test_latex_compiles(tmp_path):
 
 
 def test_every_special_character_is_escaped():
-    escaped = _escaped("a_b & 5 % {x} #1 $ ^ ~ \\ **bold**")
-    assert escaped == (r"a\_b \& 5 \% \{x\} \#1 \$ \textasciicircum{} \textasciitilde{} \textbackslash{} \textbf{bold}")
+    table = in_latex([["", "psnr"]], "a_b & 5 % {x} #1 $ ^ ~ \\ **bold**")
+    escaped = r"a\_b \& 5 \% \{x\} \#1 \$ \textasciicircum{} \textasciitilde{} \textbackslash{} \textbf{bold}"
+    assert rf"\caption{{{escaped}}}" in table

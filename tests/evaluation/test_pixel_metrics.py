@@ -6,17 +6,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from telecine.evaluation.pixel_metrics import (
-    _MS_SSIM_BETAS,
-    _psnr_bytes,
-    _psnr_frames_epsilon,
-    _ssim_valid,
-    flicker,
-    ms_ssim,
-    psnr,
-    sharpness,
-    ssim,
+from telecine.evaluation.pixel_metrics import MS_SSIM_BETAS, flicker, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.published_metrics import (
+    psnr_bytes,
+    psnr_frames_epsilon,
+    psnr_modulo,
     ssim_uniform,
+    ssim_valid,
 )
 
 
@@ -105,7 +101,7 @@ def numpy_ms_ssim(x, y):
         luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
         means.append((luminance * contrast).mean() if scale == 4 else contrast[:, 5:-5, 5:-5].mean())
         x, y = (_halve(image) for image in (x, y))
-    return float(np.prod(np.maximum(means, 0) ** np.array(_MS_SSIM_BETAS)))
+    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
 
 
 def _blur(images):
@@ -181,20 +177,20 @@ class TestPublished:
         recon, target = frames(side=32)
         errors = [np.square(in_numpy(a) - in_numpy(b)).mean() for a, b in zip(recon, target, strict=True)]
         expected = [-10 * np.log10(error + 1e-8) for error in errors]
-        assert _psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
-        assert _psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
+        assert psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+        assert psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
 
     def test_psnr_of_tokenbench(self):
         """`((input0 - input1) ** 2).mean()` of 8-bit arrays, whose operations wrap around at 256."""
         recon, target = (torch.stack(tuple(part), 1)[None] for part in frames(side=32))
         a, b = (np.round((video.numpy() + 1) * 127.5).astype(np.uint8) for video in (recon, target))
         epsilon = np.finfo(np.float32).eps
-        for modulo, mse in (
-            (True, ((a - b) ** 2).mean()),
-            (False, np.square(a.astype(float) - b.astype(float)).mean()),
+        for metric, mse in (
+            (psnr_modulo, ((a - b) ** 2).mean()),
+            (psnr_bytes, np.square(a.astype(float) - b.astype(float)).mean()),
         ):
             expected = 20 * np.log10(255 / (np.sqrt(mse) + epsilon))
-            values = _psnr_bytes(reconstruction=recon, target=target, modulo=modulo)
+            values = metric(reconstruction=recon, target=target)
             assert values.tolist() == pytest.approx([expected], abs=1e-4)
 
     def test_ssim_of_vidtok_and_wf_vae(self):
@@ -205,7 +201,7 @@ class TestPublished:
             structural_similarity(in_numpy(b), in_numpy(a), channel_axis=0, **settings)
             for a, b in zip(recon, target, strict=True)
         ]
-        assert _ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+        assert ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
 
     def test_ssim_of_tokenbench(self):
         """`structural_similarity(..., data_range=255, channel_axis=-1)` of 8-bit frames."""

@@ -5,7 +5,7 @@ import torch
 from torch import distributed as dist
 
 from telecine.evaluation import measure
-from telecine.evaluation.evaluate import _device_of
+from telecine.evaluation.evaluate import device_of_process
 from telecine.evaluation.measure import measure_clips, process_group
 
 
@@ -13,7 +13,7 @@ def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with process_group() as processes:
         assert processes == (0, 1)
-        assert _device_of("cpu", 1) == torch.device("cpu")
+        assert device_of_process("cpu", 1) == torch.device("cpu")
         assert not dist.is_initialized()
 
 
@@ -69,5 +69,5 @@ def test_each_process_gets_a_different_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert _device_of("cuda", 4) == torch.device("cuda", 1)
-    assert _device_of("cuda", 1) == torch.device("cuda")
+    assert device_of_process("cuda", 4) == torch.device("cuda", 1)
+    assert device_of_process("cuda", 1) == torch.device("cuda")

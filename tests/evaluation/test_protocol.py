@@ -1,15 +1,13 @@
-"""The protocol describes a measurement as plain JSON."""
+"""The protocol describes a measurement as plain JSON, and metrics state what they compute."""
 
 import json
 from dataclasses import asdict
 
+import pytest
 import torch
 
-from telecine.evaluation import EvaluationProtocol, latent_measures, pixel_metrics
-from telecine.evaluation.frechet import _I3D_SIDE, _TRANSNET_FRAME_SIZE
-from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS
-from telecine.losses.reconstruction import MAX_PSNR
-from telecine.tools.latents import measures as latents
+from telecine.evaluation import EvaluationProtocol
+from telecine.evaluation.metric import METRICS
 
 
 def test_a_protocol_describes_the_measurement():
@@ -23,25 +21,37 @@ def test_a_protocol_describes_the_measurement():
     assert (values["num_clips"], values["fps"], values["frame_stride"], values["crop"]) == (12, None, 1, "center")
 
 
-def test_the_definitions_state_what_the_code_computes():
-    window, patch, small = pixel_metrics._SSIM_WINDOW, pixel_metrics._GRID_PATCH, pixel_metrics._UNIFORM_WINDOW
-    patches = f"{pixel_metrics._FLAT_FRACTION:.0%} flattest patches of {patch} x {patch}"
-    stated = {
-        "psnr": [f"at most {MAX_PSNR:g}"],
-        "ssim": [f"window {window} x {window} with sigma {pixel_metrics._SSIM_SIGMA},"],
-        "ms_ssim": [f"{len(pixel_metrics._MS_SSIM_BETAS)} scales with exponents {pixel_metrics._MS_SSIM_BETAS}"],
-        "psnr_frames": [f"at most {MAX_PSNR:g}"],
-        "psnr_frames_epsilon": [f"+ {pixel_metrics._PSNR_EPSILON:g})"],
-        "ssim_valid": [f"the border of {window // 2} pixels"],
-        "ssim_uniform": [f"window {small} x {small},", f"the border of {small // 2} pixels"],
-        "pieces_psnr": [f"at most {MAX_PSNR:g}"],
-        **{f"grid_{period}": [f"a period of {period} pixels", patches] for period in pixel_metrics.GRID_PERIODS},
-    }
-    missing = [(name, text) for name, texts in stated.items() for text in texts if text not in DEFINITIONS[name].text]
-    assert missing == []
-    assert [DEFINITIONS[name].min_side for name in ("ssim", "ssim_valid", "ms_ssim")] == [window, window, 16 * window]
-    assert (DEFINITIONS["ssim_uniform"].min_side, DEFINITIONS["grid_2"].min_side) == (small, patch)
-    assert f"to {_I3D_SIDE} (" in SET_DEFINITIONS["fvd"].text
-    assert "{} x {}".format(*_TRANSNET_FRAME_SIZE) in SET_DEFINITIONS["frechet_transnetv2"].text
-    assert f"at most {latent_measures.DEAD_FRACTION:g} times" in latents.DEFINITIONS["channels"]
-    assert f"the share above {latent_measures.HIGH_FREQUENCY:g}." in latents.DEFINITIONS["spectrum"]
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "psnr",
+            "dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most 100; "
+            "mean over clips; larger is better",
+        ),
+        (
+            "ssim",
+            "Wang et al. 2004; RGB frames in [0, 1], Gaussian window 11 x 11 with sigma 1.5, borders reflected and "
+            "counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then clips; larger is better",
+        ),
+        (
+            "flat_grid",
+            "levels of 8 bits; root mean square over clips of grey and of the 8 colours of -0.8 and 0.8 in [-1, 1], of "
+            "the difference of a pixel from the mean of its frame; smaller is better",
+        ),
+        (
+            "grid_8",
+            "dB; spectral power of grey rows and columns at a period of 8 pixels over the geometric mean of that at "
+            "the frequencies beside it, in the reconstruction, over the same in the input; mean over the 25% flattest "
+            "patches of 32 x 32 of the input's frames (less their mean and slope), then clips; nearest to 0 is better",
+        ),
+    ],
+)
+def test_evaluations_compare_with_those_of_earlier_versions(name, text):
+    """The text of a metric in `protocol.json` must not change: figures with other texts do not compare."""
+    assert METRICS[name].describe() == text
+
+
+def test_a_distance_of_sets_names_the_number_of_clips():
+    text = METRICS["fvd"].describe(averaging="300 clips")
+    assert text.endswith("center crop, in [-1, 1]; 300 clips; smaller is better")

@@ -11,8 +11,9 @@ from PIL import Image
 
 from telecine.data import bytes_from_video, find_videos, index_video, iterate_frames, read_clip
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
+from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
 from telecine.evaluation.source import load_model
+from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 class Recorder(torch.nn.Module):
     """Forwards to a model and records the shapes of its inputs."""
 
-    sampler = None
+    position = ClipPosition()
 
     def __init__(self, model):
         super().__init__()
@@ -38,7 +39,7 @@ class Recorder(torch.nn.Module):
 
 
 def run(model, info, **settings):
-    pairs = list(_reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
+    pairs = list(reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 
@@ -136,7 +137,7 @@ def test_side_by_side_output(model_folder, tmp_path):
     ],
 )
 def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
-    assert _output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
+    assert output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
 
 
 def test_a_dict_is_no_configuration():

@@ -13,9 +13,7 @@ from PIL import Image
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
 from telecine.evaluation import source
 from telecine.evaluation.source import (
-    _contains_videos,
-    _match_videos,
-    _video_source,
+    contains_videos,
     index_data,
     model_source,
     open_source,
@@ -163,8 +161,8 @@ class TestModelSource:
 
 class TestVideoSource:
     def open(self, reconstructions, data, **settings):
-        infos, _ = index_videos(find_videos(data))
-        return infos, _video_source(reconstructions, infos, EvaluateConfig(**settings), data)
+        opened, infos = open_source(reconstructions, EvaluateConfig(data=str(data), **settings), CPU)
+        return infos, opened
 
     def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
         infos, opened = self.open(reconstructions["little"], videos, num_frames=4)
@@ -211,8 +209,8 @@ class TestVideoSource:
 
 class TestMatching:
     def match(self, data, reconstructions):
-        infos, _ = index_videos(find_videos(data))
-        return _match_videos(infos, data=data, reconstructions=reconstructions)
+        config = EvaluateConfig(data=str(data), height=32, width=32)
+        return open_source(reconstructions, config, CPU)[0].matches
 
     def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
         matches = self.match(videos, reconstructions["much"])
@@ -266,13 +264,13 @@ class TestMatching:
 
 
 def test_folders_of_videos_are_told_from_models(videos, model_folder, copied_videos, tmp_path):
-    assert _contains_videos(videos)
-    assert _contains_videos(videos / "one.mp4")
-    assert _contains_videos(videos / "below")
+    assert contains_videos(videos)
+    assert contains_videos(videos / "one.mp4")
+    assert contains_videos(videos / "below")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "linked").symlink_to(videos)
-    assert _contains_videos(tmp_path / "links")
-    assert not _contains_videos(model_folder)
-    assert not _contains_videos(tmp_path / "nowhere")
+    assert contains_videos(tmp_path / "links")
+    assert not contains_videos(model_folder)
+    assert not contains_videos(tmp_path / "nowhere")
     (copied_videos / "config.yaml").write_text(json.dumps({}))  # a run with its side_by_side.mp4
-    assert not _contains_videos(copied_videos)
+    assert not contains_videos(copied_videos)

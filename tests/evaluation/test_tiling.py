@@ -18,7 +18,7 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.models import Reconstruction
-from telecine.models.flow import Sampler
+from telecine.models.interface import ClipPosition
 from telecine.settings import Tiling
 
 
@@ -52,10 +52,9 @@ def test_chunks_overlap(total, overlap, expected):
 @pytest.mark.parametrize("overlap", range(4))
 def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
     model = CellMeans()
-    model.sampler = Sampler()
 
     def reconstruct(chunk):
-        assert model.sampler.first_frame == numbers(chunk)[0]
+        assert model.position.first_frame == numbers(chunk)[0]
         return chunk.float() + 0.5
 
     for total in range(1, 15):
@@ -83,7 +82,7 @@ def test_an_overlap_as_long_as_the_chunk_raises(overlap):
 class CellMeans(nn.Module):
     """An autoencoder whose receptive field is one 4 x 4 cell: it returns the means of cells. Records input shapes."""
 
-    sampler = None
+    position = ClipPosition()
 
     def __init__(self):
         super().__init__()

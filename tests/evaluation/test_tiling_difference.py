@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.tiling import TilingDifference, _seams
+from telecine.evaluation.tiling import TilingDifference, seams
 from telecine.models import Reconstruction
+from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()
@@ -15,7 +16,7 @@ WHOLE_FRAMES = Tiling()
 class Fake(nn.Module):
     """An autoencoder that is the identity, plus an error on the first frames and columns of what it gets."""
 
-    sampler = None
+    position = ClipPosition()
 
     def __init__(self, frame_error=0.0, column_error=0.0):
         super().__init__()
@@ -65,8 +66,8 @@ def test_an_error_on_the_first_column_of_a_tile():
     ("starts", "size", "expected"),
     [([0], 8, []), ([0, 4], 4, [3, 4]), ([0, 3], 5, [3, 4]), ([0, 4, 7], 4, [3, 4, 7])],
 )
-def test_seams(starts, size, expected):
-    assert _seams(starts, size, 8).nonzero()[:, 0].tolist() == expected
+def testseams(starts, size, expected):
+    assert seams(starts, size, 8).nonzero()[:, 0].tolist() == expected
 
 
 def test_a_clip_that_fits_into_one_tile_raises():
@@ -87,7 +88,7 @@ def test_every_model_is_measured(model_folder, videos):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"chunk": 0}, "`chunk` must be a positive int"),
+        ({"chunk": 0}, "`chunk` must be at least 1"),
         ({"chunk": 4, "overlap_frames": 4}, "`overlap_frames` must be at least 0 and below the chunk's 4 frames"),
         ({"overlap_frames": 4}, "`overlap_frames` must be left out without `chunk`, but got 4"),
         ({"tile_overlap": 4}, "`tile_overlap` must be left out without `tile`, but got 4"),

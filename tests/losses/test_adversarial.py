@@ -12,6 +12,7 @@ from telecine.losses import (
     GAN_LOSSES,
     GANLoss,
     GANLosses,
+    GANParts,
     feature_matching,
     gan_loss,
     hinge,
@@ -191,14 +192,27 @@ def test_separable_losses_are_those_whose_gradient_on_one_side_ignores_the_other
             gradient(name, "discriminator", "fake", real=other, fake=fake),
         ),
     ]
-    assert same == [GAN_LOSSES[name].is_separable] * 2
+    assert same == [GAN_LOSSES[name].parts is not None] * 2
+
+
+@losses
+def test_the_parts_of_a_separable_loss_are_those_of_the_whole(name):
+    loss, real, fake = GAN_LOSSES[name], normal((6,), 0), normal((6,), 1)
+    whole = loss(real=real, fake=fake)
+    assert loss.discriminator(real_logits=real, fake_logits=fake) == whole.discriminator
+    assert loss.generator(real_logits=real, fake_logits=fake) == whole.generator
+    if loss.parts is not None:
+        assert loss.generator(fake_logits=fake) == whole.generator
+        of_real = loss.discriminator(real_logits=real, fake_logits=None)
+        of_fake = loss.discriminator(real_logits=None, fake_logits=fake)
+        assert of_real + of_fake == whole.discriminator
 
 
 @losses
 def test_losses_use_real_logits_if_the_generator_changes_with_them(name):
     fake = normal((6,), 0)
     values = [GAN_LOSSES[name](real=normal((6,), seed), fake=fake).generator for seed in (1, 2)]
-    assert (values[0] != values[1]) == GAN_LOSSES[name].uses_real
+    assert (values[0] != values[1]) == (GAN_LOSSES[name].parts is None)
 
 
 @losses
@@ -228,20 +242,23 @@ def means(*, real, fake):
     return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
 
 
+PARTS = GANParts(real=lambda real: -real.mean(), fake=lambda fake: fake.mean(), generator=lambda fake: -fake.mean())
+
+
 def test_a_function_that_declares_nothing_gets_the_declarations_that_always_hold():
     loss = GANLoss(means)
-    assert (loss.is_separable, loss.uses_real, loss.boundary, loss.margin) == (False, True, 0.0, None)
+    assert (loss.parts, loss.boundary, loss.margin) == (None, 0.0, None)
     assert loss(**logits(2, 5)) == (3, -5)
 
 
 def test_the_decorator_declares_and_keeps_name_and_docstring():
-    loss = gan_loss(is_separable=True, uses_real=False, boundary=0.5, margin=2.0)(means)
+    loss = gan_loss(parts=PARTS, boundary=0.5, margin=2.0)(means)
     assert isinstance(loss, GANLoss)
-    assert (loss.is_separable, loss.uses_real, loss.boundary, loss.margin) == (True, False, 0.5, 2.0)
+    assert (loss.parts, loss.boundary, loss.margin) == (PARTS, 0.5, 2.0)
     assert (loss.__name__, loss.__doc__) == ("means", "The Wasserstein losses.")
     assert loss(**logits(2, 5)) == (3, -5)
-    default = gan_loss(is_separable=False, uses_real=True)(means)
-    assert (default.is_separable, default.uses_real, default.boundary, default.margin) == (False, True, 0.0, None)
+    default = gan_loss()(means)
+    assert (default.parts, default.boundary, default.margin) == (None, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +297,7 @@ def test_a_declared_loss_is_pickled_by_name(name):
 
 
 def test_a_wrapped_function_is_copied_with_its_declarations():
-    loss = GANLoss(means, is_separable=True, uses_real=False, boundary=0.5, margin=2.0)
+    loss = GANLoss(means, parts=PARTS, boundary=0.5, margin=2.0)
     for other in (copy.deepcopy(loss), copy.copy(loss)):
         assert other is not loss
         assert vars(other) == vars(loss)
@@ -288,8 +305,8 @@ def test_a_wrapped_function_is_copied_with_its_declarations():
 
 
 def test_declarations_count_also_where_the_function_has_attributes_of_their_names():
-    found = vars(GANLoss(hinge, is_separable=False, uses_real=True, margin=None))
-    assert (found["function"], found["is_separable"], found["uses_real"], found["margin"]) == (hinge, False, True, None)
+    declared = vars(GANLoss(hinge, margin=None))
+    assert (declared["function"], declared["parts"], declared["margin"]) == (hinge, None, None)
 
 
 def maps(seed):

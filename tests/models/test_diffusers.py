@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 
 from telecine.models import DeterministicPosterior, DiagonalGaussian, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, checkpointing, loading
-from telecine.models.diffusers.checkpointing import CHUNKS
-from telecine.models.diffusers.families import CLASSES, REFUSED
+from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS
+from telecine.models.diffusers.families import REFUSED
 from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.models.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -443,7 +443,7 @@ def test_the_page_says_what_each_class_supports():
 def chunks_of(cls):
     if cls not in CHUNKS:
         return "-"
-    return f"a multiple of {CHUNKS[cls]}" if cls in CLASSES["any_chunk"] else f"{CHUNKS[cls]}"
+    return f"a multiple of {CHUNKS[cls]}" if cls in ANY_CHUNK else f"{CHUNKS[cls]}"
 
 
 @every_model

@@ -7,7 +7,7 @@ from torch import nn
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import SIZES, LatentDenoiser
 from telecine.settings import CausalVAEConfig, ProbeConfig
-from telecine.settings.group import choices_of, kind_at
+from telecine.settings.validate import choices_of, settings_of
 
 CONFIG = CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)
 SHAPE = (4, 3, 4, 4)
@@ -77,4 +77,5 @@ def test_only_the_transformer_is_trained_and_saved(build, tmp_path):
 
 
 def test_settings_name_every_size():
-    assert choices_of(kind_at(ProbeConfig, "size")) == [*SIZES]
+    kinds = {setting.name: setting.kind for setting in settings_of(ProbeConfig)}
+    assert choices_of(kinds["size"]) == [*SIZES]

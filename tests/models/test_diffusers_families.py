@@ -10,8 +10,9 @@ import torch
 
 from telecine.base.randomness import clip_generators
 from telecine.models.diffusers import DiffusersAutoencoder
-from telecine.models.diffusers.adapter import _LARGEST_LEVEL
+from telecine.models.diffusers.adapter import LARGEST_LEVEL
 from telecine.models.flow import Sampler
+from telecine.models.interface import ClipPosition
 
 from .tiny_models import CLIPS, ltx_video, newer, qwen_image21, tiny_clip, tiny_model
 
@@ -152,7 +153,7 @@ def test_ltx_with_timestep_trains_at_random_levels_up_to_a_fifth():
     model = DiffusersAutoencoder(tiny_model("ltx_video_with_timestep"))
     latent = torch.randn(64, 8, 1, 1, 1)
     noisy, levels = levels_told(model, latent, seed=0)
-    assert 0 <= levels.min() < 0.05 < 0.15 < levels.max() <= _LARGEST_LEVEL == 0.2
+    assert 0 <= levels.min() < 0.05 < 0.15 < levels.max() <= LARGEST_LEVEL == 0.2
     assert levels.mean() == pytest.approx(0.1, abs=0.02)
     noise = (noisy - (1 - levels.view(-1, 1, 1, 1, 1)) * latent) / levels.view(-1, 1, 1, 1, 1)
     assert noise.std() == pytest.approx(1.0, abs=0.1)
@@ -179,11 +180,12 @@ def test_ltx_decodes_at_a_level_as_its_pipeline():
     for weight in raw.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     model = DiffusersAutoencoder(raw).eval()
-    model.sampler = Sampler(level=0.05, seed=3, first_frame=9)
+    model.set_decoding(level=0.05, seed=3)
+    model.position = ClipPosition(first_frame=9)
     latent = torch.randn(2, 8, 2, 2, 2)
     noisy, levels = levels_told(model, latent)
     assert levels.tolist() == pytest.approx([0.05, 0.05])
-    noise = Sampler(seed=3, first_frame=2).noise(latent.shape, latent.device)
+    noise = Sampler(seed=3).noise(latent.shape, ClipPosition(first_frame=2), latent.device)
     torch.testing.assert_close(noisy, 0.95 * latent + 0.05 * noise)
     assert torch.equal(model.decode(latent), model.decode(latent)), "the noise that it injects is the same"
     torch.manual_seed(3)

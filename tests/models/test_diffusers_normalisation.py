@@ -1,7 +1,6 @@
 """What normalises the latent of each diffusers class is declared, and replaced in the class's own form."""
 
 import inspect
-from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -13,10 +12,10 @@ from packaging.version import Version
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.families import REFUSED
 from telecine.models.diffusers.normalisation import (
-    _NORMALISATIONS,
-    _normalisation_of,
+    NORMALISATIONS,
+    Normalised,
+    normalisation_of,
     read_normalisation,
-    write_normalisation,
 )
 from telecine.models.latent import LatentStatistics
 
@@ -26,9 +25,9 @@ STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.
 
 
 def test_every_class_is_declared_as_its_constructor_and_buffers_say():
-    missing = {name for name in _NORMALISATIONS if not hasattr(diffusers, name)}
+    missing = {name for name in NORMALISATIONS if not hasattr(diffusers, name)}
     assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
-    for name, kind in ((name, kind) for name, kind in _NORMALISATIONS.items() if name not in missing):
+    for name, kind in ((name, kind) for name, kind in NORMALISATIONS.items() if name not in missing):
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         found = {
             "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
@@ -38,15 +37,15 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
             "INSIDE": {"latents_mean", "latents_std", "scaling_factor"} <= parameters,
             "NONE": not {"latents_mean", "scaling_factor"} & parameters,
         }
-        assert found[kind], name
-    models = {name.removeprefix("Autoencoder") for name in _NORMALISATIONS}
+        assert found[kind.name], name
+    models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
     assert len(models) == 28
 
 
 def test_every_class_of_diffusers_that_is_not_refused_is_declared():
     classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
     assert len(classes) > 15
-    assert classes - set(REFUSED) <= set(_NORMALISATIONS)
+    assert classes - set(REFUSED) <= set(NORMALISATIONS)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +103,7 @@ def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_p
     assert (found["scaling_factor"], found["shift_factor"]) == (0.5, 0.1)
 
 
-def test_a_shift_factor_is_replaced_if_there_is_one():
-    written = {}
-    config = {"scaling_factor": 0.5, "shift_factor": 0.1}
-    module = type("AutoencoderKL", (SimpleNamespace,), {})(config=config, register_to_config=written.update)
-    write_normalisation(module, STATISTICS)
-    assert written == {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": 0.375}
-
-
 def test_a_subclass_is_normalised_as_its_class_and_others_not():
     mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
-    assert _normalisation_of(mine.__new__(mine)) == "CHANNELS"
-    assert _normalisation_of(torch.nn.Identity()) == "NONE"
+    assert normalisation_of(mine.__new__(mine)) == Normalised.CHANNELS
+    assert normalisation_of(torch.nn.Identity()) == Normalised.NONE

@@ -10,9 +10,10 @@ import torch
 from telecine.base.randomness import clip_generators, randn
 from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
-from telecine.models.diffusers.diffusion_decoder import _WindowAttention
+from telecine.models.diffusers.diffusion_decoder import WindowAttention
 from telecine.models.flow import Sampler, random_levels
-from telecine.models.load import _teacher_of, without_weights
+from telecine.models.interface import ClipPosition
+from telecine.models.load import teacher_of, without_weights
 from telecine.settings.autoencoder import FlowConfig
 
 from .tiny_models import ltx2_diffusion_decoder, tiny_model
@@ -43,7 +44,7 @@ def test_attention_to_the_window_around_each_position():
     torch.manual_seed(0)
     size, window = (5, 17, 9), (3, 5, 4)
     attention = LTX2VideoVaeNeighborhoodAttention(16, window, head_dim=8).double()
-    attention.set_processor(_WindowAttention())
+    attention.set_processor(WindowAttention())
     x = torch.randn(2, *size, 16, dtype=torch.float64)
     query, key, value = (y.flatten(1, 3) for y in attention.project_qkv(x))
     places = torch.cartesian_prod(*map(torch.arange, size))
@@ -101,9 +102,9 @@ def test_an_autoencoder_whose_folder_is_named_like_one_of_a_checkpoint(tmp_path)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"_teacher": "model"}')
     (checkpoint / "config.yaml").write_text(f"model: {pipeline / 'decoder'}\n")
-    assert _teacher_of(checkpoint / "ema") == str(pipeline / "model")
+    assert teacher_of(checkpoint / "ema") == str(pipeline / "model")
     pipeline.rename(tmp_path / "moved")
-    assert _teacher_of(checkpoint / "ema") == str(checkpoint / "model"), "moved, too"
+    assert teacher_of(checkpoint / "ema") == str(checkpoint / "model"), "moved, too"
 
 
 def test_sizes_below_a_window_of_attention_are_refused(pipeline):
@@ -125,8 +126,8 @@ def test_it_is_sampled_in_steps_as_diffusers_does(kind):
     latent = torch.randn(2, 8, 2, 1, 1, dtype=torch.float64)
     context = model.module.decoder.forward_stage_4(model.module.decoder.forward_stages_1_to_3(latent))
     for steps in (1, 3):
-        model.sampler = Sampler(steps)
-        noise = model.sampler.noise((2, 3, 9, 32, 32), CPU).double()
+        model.set_decoding(steps=steps)
+        noise = Sampler().noise((2, 3, 9, 32, 32), ClipPosition(), CPU).double()
         expected = model.module.decoder.denoise(context, noise, steps)
         torch.testing.assert_close(model.decode(latent, noise), expected, rtol=1e-4, atol=1e-5)
 

@@ -9,9 +9,10 @@ import torch
 
 from telecine.base.randomness import clip_generators
 from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
-from telecine.models.causal import _FlowDecoder
+from telecine.models.causal import FlowDecoder
 from telecine.models.causal_blocks import ResidualBlock
-from telecine.models.flow import Sampler, _level_weights, add_noise, integrate, random_levels
+from telecine.models.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.models.interface import ClipPosition, clip_position
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
@@ -48,10 +49,13 @@ def latent(batch=2, frames=3):
 
 
 class TestSampler:
-    def test_noise_of_a_latent_counts_positions(self):
-        sampler = Sampler(seed=1, first_frame=17, frame_size=(64, 96), corner=(32, 64), level=0.5).of_latent(8, 32)
-        assert (sampler.first_frame, sampler.frame_size, sampler.corner) == (3, (2, 3), (1, 2))
-        assert sampler.describe() == {"name": "noise of the latent", "level": 0.5, "seed": 1}
+    def test_positions_of_a_latent_are_counted_in_its_cells(self):
+        position = ClipPosition(first_frame=17, frame_size=(64, 96), corner=(32, 64)).in_latent(8, 32)
+        assert position == ClipPosition(first_frame=3, frame_size=(2, 3), corner=(1, 2))
+        assert ClipPosition().in_latent(8, 32) == ClipPosition()
+
+    def test_the_description_has_what_is_used(self):
+        assert Sampler(seed=1, level=0.5).describe() == {"name": "noise of the latent", "level": 0.5, "seed": 1}
         assert Sampler(2, 3).describe() == {"name": "euler", "steps": 2, "seed": 3}
 
     def test_invalid_levels(self):
@@ -101,16 +105,17 @@ class TestSampler:
         torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
 
     def test_noise_is_a_function_of_seed_and_frame(self):
-        whole = Sampler(seed=5).noise((2, 3, 9, 16, 8), CPU)
+        def frames(num_frames=9, height=16, width=8, seed=5, **position):
+            return Sampler(seed=seed).noise((2, 3, num_frames, height, width), ClipPosition(**position), CPU)
+
+        whole = frames()
         assert torch.equal(whole[0], whole[1])
-        assert torch.equal(Sampler(seed=5).noise((1, 3, 5, 16, 8), CPU)[0], whole[0, :, :5])
-        assert torch.equal(Sampler(seed=5, first_frame=4).noise((1, 3, 5, 16, 8), CPU)[0], whole[0, :, 4:])
-        tile = Sampler(seed=5, frame_size=(16, 8), corner=(4, 2)).noise((1, 3, 9, 8, 6), CPU)
-        assert torch.equal(tile[0], whole[0, :, :, 4:12, 2:8])
-        assert not torch.equal(Sampler(seed=6).noise((1, 3, 9, 16, 8), CPU)[0], whole[0])
-        frames = whole[0].unbind(1)
-        assert not torch.equal(frames[0], frames[1])
-        many = Sampler().noise((1, 3, 4, 64, 64), CPU)
+        assert torch.equal(frames(5), whole[:, :, :5])
+        assert torch.equal(frames(5, first_frame=4), whole[:, :, 4:])
+        assert torch.equal(frames(9, 8, 6, frame_size=(16, 8), corner=(4, 2)), whole[..., 4:12, 2:8])
+        assert not torch.equal(frames(seed=6), whole)
+        assert not torch.equal(whole[:, :, 0], whole[:, :, 1])
+        many = frames(4, 64, 64)
         assert many.mean().abs() < 0.02
         assert many.std() == pytest.approx(1, abs=0.02)
 
@@ -142,8 +147,8 @@ class TestLevels:
 
     def test_weights(self):
         level = torch.tensor([0.01, 0.5, 1.0])
-        assert _level_weights(FlowConfig(), level) is None
-        weights = _level_weights(FlowConfig(weighting="velocity"), level)
+        assert level_weights(FlowConfig(), level) is None
+        weights = level_weights(FlowConfig(weighting="velocity"), level)
         torch.testing.assert_close(weights, torch.tensor([100.0, 4.0, 1.0]))
         x, eps, x0 = clip(1), noise(1), clip(1) + 0.1
         x_t = add_noise(x, eps, level[1:2].double())
@@ -153,12 +158,12 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"level_std": 0.0}, "`level_std` must be a finite number above 0"),
-            ({"shift": -1.0}, "`shift` must be a finite number above 0"),
+            ({"level_std": 0.0}, "`level_std` must be above 0"),
+            ({"shift": -1.0}, "`shift` must be above 0"),
             ({"level_mean": math.inf}, "`level_mean` must be a finite number"),
             ({"shift_pixels": 0}, "`shift_pixels` must be"),
-            ({"prediction": "eps"}, "`prediction` must be one of 'x0', 'velocity'"),
-            ({"weighting": "snr"}, "`weighting` must be one of"),
+            ({"prediction": "eps"}, "`prediction` must be 'x0' or 'velocity'"),
+            ({"weighting": "snr"}, "`weighting` must be 'uniform' or 'velocity'"),
         ],
     )
     def test_invalid_settings(self, settings, message):
@@ -265,7 +270,7 @@ class TestAutoencoder:
     @pytest.mark.parametrize("steps", [1, 4])
     def test_the_same_seed_has_the_same_bits(self, steps):
         vae, z = model(dtype=torch.float32).eval(), latent().float()
-        vae.sampler = Sampler(steps)
+        vae.set_decoding(steps=steps)
         video = vae.decode(z)
         assert torch.equal(vae.decode(z), video)
         torch.testing.assert_close(vae.decode(z[1:])[0], video[1])
@@ -273,25 +278,25 @@ class TestAutoencoder:
         torch.testing.assert_close(vae.decode(z[:, :, :2]), video[:, :, :5])
         vae.enable_temporal_chunks(4)
         torch.testing.assert_close(vae.decode(z), video)
-        vae.sampler = Sampler(steps, seed=1)
+        vae.set_decoding(seed=1)
         assert (vae.decode(z) - video).abs().max() > 1e-3
 
-    def test_a_tile_has_the_levels_of_the_whole_frame(self, monkeypatch):
-        shifts = []
-        levels = Sampler.levels
-        monkeypatch.setattr(Sampler, "levels", lambda self, shift: shifts.append(shift) or levels(self, shift))
-        vae, z = model(shift=3.0, shift_pixels=256).eval(), latent()
-        size = tuple(vae.decode(z).shape[3:])
-        vae.sampler = Sampler(2, frame_size=size)
-        vae.decode(z[..., :1])
-        assert shifts[0] == shifts[1]
+    def test_a_tile_has_the_levels_of_the_whole_frame(self):
+        """A shift for 256 pixels is sqrt(1 / 2) times as large in frames of 16 x 8 pixels, and in their tiles."""
+        vae, other = model(shift=3.0, shift_pixels=256).eval(), model(shift=3.0 / math.sqrt(2)).eval()
+        for each in (vae, other):
+            each.set_decoding(steps=2)
+        tile = latent()[..., :1]
+        with clip_position(vae, frame_size=(16, 8)), clip_position(other, frame_size=(16, 8)):
+            torch.testing.assert_close(vae.decode(tile), other.decode(tile))
+        assert (vae.decode(tile) - other.decode(tile)).abs().max() > 1e-4, "alone it has levels of its own size"
 
     def test_several_steps_differ_from_one_and_start_from_the_same_noise(self):
         vae, z = model().eval(), latent()
         one = vae.decode(z)
-        start = vae.sampler.noise(one.shape, CPU)
+        start = Sampler().noise(one.shape, ClipPosition(), CPU)
         torch.testing.assert_close(one, vae.decoder(z, start, torch.ones(2)))
-        vae.sampler = Sampler(2)
+        vae.set_decoding(steps=2)
         half = torch.full((2,), 0.5)
         middle = add_noise(one, start, half)
         torch.testing.assert_close(vae.decode(z), vae.decoder(z, middle, half))
@@ -301,7 +306,7 @@ class TestAutoencoder:
         vae = model(dtype=torch.float32, prediction="velocity", shift=2.0)
         vae.save_pretrained(tmp_path)
         loaded = load_autoencoder(tmp_path)
-        assert isinstance(loaded.decoder, _FlowDecoder)
+        assert isinstance(loaded.decoder, FlowDecoder)
         assert loaded.config == vae.config
         assert torch.equal(loaded.decode(latent().float()), vae.decode(latent().float()))
 
@@ -310,7 +315,7 @@ class TestAutoencoder:
         assert not {"decoder", "flow"} & set(json.loads((tmp_path / "config.json").read_text()))
         loaded = load_autoencoder(tmp_path)
         assert loaded.config == config("direct")
-        assert loaded.sampler is None
+        assert loaded.describe_decoding() == {}
 
     def test_the_linear_start(self):
         vae = model(trained=False, dtype=torch.float32).eval()

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
 from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
-from telecine.models.causal import Decoder
-from telecine.models.flow import Sampler, random_levels
+from telecine.models.causal import build_decoder
+from telecine.models.flow import random_levels
 from telecine.models.linear import PatchDecoder, fit_decoder
 from telecine.models.student import SIZES, StudentAutoencoder, student_config
-from telecine.runs.checkpoints import _write_manifest
+from telecine.runs.manifest import write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import CLIPS, adapter
@@ -210,7 +210,7 @@ def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_pat
     (checkpoint / "config.yaml").write_text(f"teacher: {named}\n")
     for name in ("model", "ema"):
         assert load_autoencoder(checkpoint / name).teacher == str(named)
-    _write_manifest(checkpoint, 1)
+    write_manifest(checkpoint, 1)
     named.rename(tmp_path / "elsewhere")
     assert load_autoencoder(checkpoint / "ema").teacher == str(named), "not the student itself"
 
@@ -305,7 +305,7 @@ def test_the_numbers_of_weights_in_the_docs():
         for compression in ((4, 8, 16), (4, 16, 48), (8, 32, 128)):
             with torch.device("meta"):
                 model.linear_autoencoder = lambda *_, c=compression: LinearAutoencoder(*c)
-                decoder = Decoder(student_config(size, model, CLIP))
+                decoder = build_decoder(student_config(size, model, CLIP))
             cells.append(f"{sum(weight.numel() for weight in decoder.parameters()) / 1e6:.2f}")
         assert f"| {size} | {' | '.join(cells)} |" in page
 
@@ -321,7 +321,7 @@ def flow_teacher(seed=0):
 def imitating(size="teacher"):
     """Return a teacher that generates in 3 steps, and a student that is to make the same in one."""
     loaded = flow_teacher()
-    loaded.sampler = Sampler(3)
+    loaded.set_decoding(steps=3)
     config = student_config(size, loaded, CLIP)
     config = replace(config, decoder="flow", flow=replace(config.flow, one_step=True))
     student = StudentAutoencoder.of(loaded, "name", load_autoencoder, config)
@@ -382,4 +382,4 @@ def test_a_student_of_another_model_generates(tmp_path):
     assert output.aux == {}
     assert student(x, sample_posterior=False).video.shape == x.shape
     student.save_pretrained(tmp_path)
-    assert load_autoencoder(tmp_path).sampler == Sampler()
+    assert load_autoencoder(tmp_path).describe_decoding() == {"name": "euler", "steps": 1, "seed": 0}

@@ -1,13 +1,11 @@
 """The statistics of logits, and which values are logged under which names."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
-from telecine.objective.adversarial import _logit_statistics
-from telecine.objective.weights import _named, discriminator_log, mean, total
+from telecine.objective.log import detached_copies, discriminator_log, logit_statistics
+from telecine.objective.weights import mean, total
 
 STATISTICS = (
     *("logits_real", "logits_fake", "logits_real_std", "logits_fake_std"),
@@ -18,7 +16,7 @@ FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
 
 
 def statistics(gan_loss, real=REAL, fake=FAKE):
-    log = _logit_statistics(real=real, fake=fake, gan_loss=GAN_LOSSES.get(gan_loss, gan_loss))
+    log = logit_statistics(real=real, fake=fake, gan_loss=GAN_LOSSES.get(gan_loss, gan_loss))
     return {name: value.item() for name, value in log.items()}
 
 
@@ -54,7 +52,7 @@ def test_logits_are_paired_without_a_boundary():
 
 
 def test_a_function_declares_boundary_and_margin():
-    loss = GANLoss(hinge.function, is_separable=True, boundary=0.65, margin=2.0)
+    loss = GANLoss(hinge.function, boundary=0.65, margin=2.0)
     log = statistics(loss)
     assert (log["accuracy_real"], log["accuracy_fake"]) == (0.5, 1.0)
     assert log["hinge_active"] == pytest.approx((3 / 4 + 3 / 4) / 2)
@@ -72,7 +70,7 @@ def test_a_single_logit_has_no_spread():
 
 def test_half_precision_and_graphs():
     real = REAL.half().requires_grad_()
-    log = _logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
+    log = logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
     assert {value.dtype for value in log.values()} == {torch.float32}
     assert not any(value.requires_grad for value in log.values())
 
@@ -89,11 +87,11 @@ def test_total_and_mean():
 
 def step_log(real, fake, **terms):
     terms = {name: torch.tensor(value) for name, value in terms.items()}
-    return {**terms, **_logit_statistics(real=real, fake=fake, gan_loss=hinge)}
+    return {**terms, **logit_statistics(real=real, fake=fake, gan_loss=hinge)}
 
 
 def log_of(logs):
-    log = discriminator_log(torch.zeros(()), logs, SimpleNamespace(real=REAL, split="train"))
+    log = discriminator_log(torch.zeros(()), logs, like=REAL, split="train")
     assert log.pop("train/total_disc_loss") == 0
     return {name.removeprefix("train/"): value for name, value in log.items()}
 
@@ -120,7 +118,7 @@ def test_one_discriminator_and_none():
 def test_the_callers_log_holds_detached_copies_in_float32():
     value = torch.ones((), dtype=torch.float64, requires_grad=True)
     copied = torch.ones(())
-    log = _named({"recon_loss": value, "logvar": copied}, "val")
+    log = detached_copies({"recon_loss": value, "logvar": copied}, "val")
     assert list(log) == ["val/recon_loss", "val/logvar"]
     assert log["val/recon_loss"].dtype == torch.float32
     assert not log["val/recon_loss"].requires_grad

@@ -23,7 +23,7 @@ from telecine.losses import (
     r1,
 )
 from telecine.losses.perceptual import LPIPS
-from telecine.objective.terms import TERMS
+from telecine.objective.functions import TERMS
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
@@ -346,7 +346,7 @@ def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
 def test_an_update_is_two_calls(case, build, autoencoder, clip):
     """With one frame per clip, since discriminators of frames would see others; spectral norms change in each pass.
 
-    Of augmentations, `test_adversarial.py` tests it: two calls draw two.
+    Of augmentations, `test_gan.py` tests it: two calls draw two.
     """
     autoencoder.double()
     results = []

@@ -5,15 +5,14 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.adversarial import VideoDiscriminator
-from telecine.objective.eager_adversarial import _trainable
+from telecine.objective.gan import VideoDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
 
 def build(module=None, sees="video", factor=1, frame_indices=INDICES):
     module = nn.Flatten() if module is None else module
-    return VideoDiscriminator("discr_3d", module, sees, factor, frame_indices=frame_indices)
+    return VideoDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
 
 
 def test_whole_videos():
@@ -61,7 +60,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = _trainable(build(module))
+    (weight,) = build(module).trained_weights
     assert weight is module.weight
 
 

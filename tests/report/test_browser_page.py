@@ -415,3 +415,15 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
     assert check_page(context, path, check) == []
+
+
+def test_a_chart_of_many_long_curves_is_drawn(context, tmp_path):
+    values = {f"train/frame_gradient_{frame:03d}": 1 + frame / 40 for frame in range(40)}
+    runs = [write_run(tmp_path / name, [{"step": step, **values} for step in range(1300)]) for name in "ab"]
+
+    def check(page: Page) -> None:
+        shown = drawn(page, "gradient of each frame / mean")
+        assert len(shown["names"]) == 80
+        assert shown["y"]["range"] == pytest.approx([0.95, 2.02], abs=0.01)
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []

@@ -9,7 +9,7 @@ import torch
 
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
-from telecine.report.clips import _KEYFRAME_EVERY, ValidationClip, at_one_rate, write_clips
+from telecine.report.clips import ValidationClip, at_one_rate, write_clips
 from telecine.report.page_videos import VideoFolder, player_data
 from telecine.report.run import ReportedRun
 from telecine.runs import Run
@@ -55,7 +55,7 @@ def test_keyframes_are_frequent_and_no_frame_depends_on_a_later_one(tmp_path):
         packets = [packet for packet in container.demux(video=0) if packet.size]
     assert len(packets) == 33
     keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
-    assert max(after - before for before, after in zip(keys, [*keys[1:], 33], strict=True)) <= _KEYFRAME_EVERY
+    assert max(after - before for before, after in zip(keys, [*keys[1:], 33], strict=True)) <= 8
     assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets)
     assert packets[0].pts == 0
 

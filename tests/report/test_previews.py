@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.report.clips import _PREVIEW, log_preview
+from telecine.report.clips import PREVIEW, log_preview
 
 FRAMES = torch.arange(4 * 16 * 16).view(4, 16, 16, 1).div(4, rounding_mode="floor").repeat(1, 1, 1, 3).to(torch.uint8)
 
@@ -45,7 +45,7 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
     tensorboard.writer.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    (image,) = events.Images(_PREVIEW)
+    (image,) = events.Images(PREVIEW)
     assert image.encoded_image_string.startswith(b"GIF8")
     assert (image.step, image.width, image.height) == (3, 16, 16)
     with Image.open(io.BytesIO(image.encoded_image_string)) as gif:
@@ -53,9 +53,9 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
         shown = torch.frombuffer(bytearray(gif.convert("RGB").tobytes()), dtype=torch.uint8).reshape(16, 16, 3)
     assert (shown.float() - FRAMES[3].float()).abs().mean() < 8
     ((values, step),) = other.logged
-    assert (list(values), step) == ([_PREVIEW], 3)
-    assert values[_PREVIEW].format == "mp4"
-    assert values[_PREVIEW].content[4:8] == b"ftyp"
+    assert (list(values), step) == ([PREVIEW], 3)
+    assert values[PREVIEW].format == "mp4"
+    assert values[PREVIEW].content[4:8] == b"ftyp"
 
 
 def test_tensorboard_gets_a_small_preview(tmp_path):

@@ -79,9 +79,11 @@ def test_images_zoom_and_cache_are_off_by_default() -> None:
     assert not config.cache
 
 
-def test_buckets_are_instances() -> None:
-    with pytest.raises(ValueError, match=r"`buckets` must be a `Bucket`, but got {.*Pass an instance"):
-        ClipConfig(buckets=({"num_frames": 17, "height": 256, "width": 256},))  # type: ignore[arg-type]
+def test_buckets_are_instances_or_dicts() -> None:
+    buckets = [{"num_frames": 17, "height": 256, "width": 256}]
+    assert ClipConfig(buckets=buckets).buckets == (Bucket(17, 256, 256),)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`buckets.0.heigth` is not a setting. Did you mean `buckets.0.height`"):
+        ClipConfig(buckets=[{"num_frames": 17, "heigth": 256, "width": 256}])  # type: ignore[list-item]
 
 
 def test_clip_span() -> None:

@@ -27,7 +27,7 @@ def test_a_model_that_was_trained_on_square_clips_in_all_orientations_is_measure
         ({"tile": 32, "tile_overlap": -1}, "`tile_overlap` must be at least 0"),
         ({"overlap_frames": 17}, "`overlap_frames` must be at least 0 and below the chunk's 17 frames"),
         ({"overlap_frames": -1}, "`overlap_frames` must be at least 0"),
-        ({"height": 0}, "`height` must be a positive int"),
+        ({"height": 0}, "`height` must be at least 1"),
     ],
 )
 def test_invalid_reconstruction_settings_raise(settings, message):

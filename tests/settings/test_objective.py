@@ -81,38 +81,41 @@ def test_a_group_is_a_class_or_a_dict(group, values):
 
 
 @pytest.mark.parametrize(
-    ("group", "name", "bad", "contract"),
+    ("group", "name", "value", "message"),
     [
-        (
-            "reconstruction",
-            "loss",
-            ("mes", 3, None),
-            "one of 'mse', 'l1', 'charbonnier' or the dotted path",
-        ),
-        ("reconstruction", "nll_reduction", ("sums", None), "one of 'mean', 'sum'"),
-        ("perceptual", "net", ("vggg", 3, None), "one of 'vgg', 'alex' or the dotted path of a function"),
-        ("perceptual", "num_frames", (0, -3, True), "a positive int"),
-        ("perceptual", "num_frames", (1.5, "one"), "a whole number or one of 'all'"),
-        ("perceptual", "chunk_size", (0, 1.5), "a positive int"),
-        ("gan", "loss", ("hing", 3), "one of 'hinge', 'vanilla', 'least_squares', 'relativistic' or the dotted"),
-        ("gan", "disc_train_start", (-1, 0.5), "a whole number of steps >= 0"),
-        ("gan", "window", (0, 1.5), "a positive int"),
-        ("gan", "augment", (["colour"], [3]), "one of 'color', 'translation', 'cutout'"),
-        ("gan", "augment", ("color", None), "a list, each one of 'color'"),
-        ("gan", "feature_matching_loss_weight", (-1.0, "x"), "a finite number >= 0"),
-        ("gan", "lecam_loss_weight", (-1.0, True), "a finite number >= 0"),
-        ("penalty", "kind", ("R1", 1), "one of 'one_centered', 'r1', .* or the dotted path"),
-        ("penalty", "every", (0, 1.0), "a positive int"),
-        ("adaptive_weight", "reference", ("lpips", None), "one of 'perceptual', 'recon_and_perceptual', 'none'"),
-        ("adaptive_weight", "at", ("first_layer",), "one of 'last_layer', 'reconstruction'"),
-        ("adaptive_weight", "min_norm", (0, -1.0), "a finite number above 0"),
-        ("adaptive_weight", "max", (0, float("inf")), "a finite number above 0"),
+        ("reconstruction", "loss", "mes", "'mse', 'l1' or 'charbonnier' or the dotted path of a function"),
+        ("reconstruction", "loss", 3, "'mse', 'l1' or 'charbonnier' or a text or the dotted path of a function"),
+        ("reconstruction", "nll_reduction", None, "'mean' or 'sum'"),
+        ("perceptual", "net", "vggg", "'vgg' or 'alex' or the dotted path of a function"),
+        ("perceptual", "num_frames", 0, "at least 1 or 'all'"),
+        ("perceptual", "num_frames", True, "a number or 'all'"),
+        ("perceptual", "num_frames", 1.5, "a whole number or 'all'"),
+        ("perceptual", "chunk_size", 0, "at least 1"),
+        ("gan", "loss", "hing", "'hinge', 'vanilla', 'least_squares' or 'relativistic' or the dotted path"),
+        ("gan", "disc_train_start", -1, "at least 0"),
+        ("gan", "disc_train_start", 0.5, "a whole number"),
+        ("gan", "window", 0, "at least 1"),
+        ("gan", "augment", "color", "a list"),
+        ("gan", "feature_matching_loss_weight", -1.0, "at least 0"),
+        ("gan", "lecam_loss_weight", "x", "a number"),
+        ("penalty", "kind", "R1", "'one_centered', 'r1', .* or the dotted path"),
+        ("penalty", "every", 0, "at least 1"),
+        ("adaptive_weight", "reference", "lpips", "'perceptual', 'recon_and_perceptual' or 'none'"),
+        ("adaptive_weight", "at", "first_layer", "'last_layer' or 'reconstruction'"),
+        ("adaptive_weight", "min_norm", 0, "above 0"),
+        ("adaptive_weight", "max", float("inf"), "a finite number"),
     ],
 )
-def test_bad_values_of_a_group(group, name, bad, contract):
-    for value in bad:
-        with pytest.raises(ValueError, match=rf"^`{name}` must be {contract}.*, but got"):
-            GROUPS[group](**{name: value})
+def test_bad_values_of_a_group(group, name, value, message):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be {message}.*, but got"):
+        GROUPS[group](**{name: value})
+    with pytest.raises(ValueError, match=rf"^`{group}.{name}` must be {message}.*, but got"):
+        VideoAutoencoderLoss(0, perceptual_weight=0, **{group: {name: value}})
+
+
+def test_a_bad_value_in_a_list():
+    with pytest.raises(ValueError, match=r"^`augment.0` must be 'color', 'translation' or 'cutout', but got 'colour'"):
+        GANConfig(augment=["colour"])
 
 
 @pytest.mark.parametrize("cls", [*GROUPS.values(), ObjectiveConfig])
@@ -121,13 +124,6 @@ def test_settings_cannot_be_changed(cls):
     for item in fields(cls):
         with pytest.raises(FrozenInstanceError):
             setattr(config, item.name, None)
-
-
-def test_values_are_checked_even_if_their_term_is_off():
-    with pytest.raises(
-        ValueError, match=r'`perceptual.num_frames` must be .*but got -3 \(int\). Use "all" for every frame'
-    ):
-        VideoAutoencoderLoss(0, perceptual_weight=0, perceptual={"num_frames": -3})
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -141,9 +137,9 @@ def test_unknown_fields(group):
 
 @pytest.mark.parametrize("value", ["hinge", PenaltyConfig()])
 def test_a_group_of_another_type(value):
-    with pytest.raises(ValueError, match=r"`gan` must be a group of settings, but got .*. Indent"):
+    with pytest.raises(ValueError, match=r"^`gan` must be a group of settings, but got "):
         VideoAutoencoderLoss(0, perceptual_weight=0, gan=value)
-    with pytest.raises(ValueError, match=r"`gan` must be a `GANConfig`, but got .*. Pass an instance"):
+    with pytest.raises(ValueError, match=r"^`gan` must be a group of settings, but got "):
         ObjectiveConfig(gan=value)
 
 
@@ -151,14 +147,17 @@ WEIGHTS = [item.name for item in fields(ObjectiveConfig) if item.name.endswith("
 
 
 @pytest.mark.parametrize("name", ["perceptual_weight", *WEIGHTS])
-@pytest.mark.parametrize("value", [-1.0, True, "1", float("nan"), {"weight": 1}])
-def test_bad_weights(name, value):
-    with pytest.raises(ValueError, match=rf"`{name}` must be a finite number >= 0, but got"):
+@pytest.mark.parametrize(
+    ("value", "contract"),
+    [(-1.0, "at least 0"), (True, "a number"), ("x", "a number"), (float("nan"), "a finite number")],
+)
+def test_bad_weights(name, value, contract):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be {contract}, but got"):
         ObjectiveConfig(**{name: value})
 
 
 def test_bad_steps():
-    with pytest.raises(ValueError, match="`disc_start` must be a whole number of steps >= 0, but got -1"):
+    with pytest.raises(ValueError, match="`disc_start` must be at least 0, but got -1"):
         ObjectiveConfig(disc_start=-1)
 
 

@@ -6,16 +6,8 @@ import pytest
 
 from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
-from telecine.settings import Bucket, OptimizerConfig, TrainConfig
-from telecine.settings.parse import (
-    _launcher_layer,
-    _typed_layer,
-    merged,
-    nested,
-    read_config,
-    read_layer,
-    settings_from,
-)
+from telecine.settings import Bucket, TrainConfig
+from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
 from telecine.settings.train import REMOVED
 from telecine.settings.validate import json_schema, validate
 
@@ -39,19 +31,22 @@ MISTAKES = {
     "a fraction for a count": ("steps: 1.5", "`steps` must be a whole number, but got 1.5 (float)."),
     "a list for a number": ("clips: {height: [3]}", "`clips.height` must be a whole number, but got [3] (list)."),
     "null": ("clips: {height: null}", "`clips.height` must be a whole number, but got None (NoneType)."),
-    "a number for text": ("data: 5", "`data` must be a text or null, but got 5 (int)."),
+    "a number for text": ("data: 5", "`data` must be a text, but got 5 (int)."),
     "a word that is none of some": (
         "mixed_precision: bf61",
-        "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
+        "`mixed_precision` must be 'no', 'bf16' or 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
     ),
     "fp8": (
         "mixed_precision: fp8",
-        "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'fp8' (str). Use bf16: fp8 is for large",
+        "`mixed_precision` must be 'no', 'bf16' or 'fp16', but got 'fp8' (str). Use bf16: fp8 is for large",
     ),
-    "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or one of 'auto', but got 'x'"),
-    "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int). Indent"),
+    "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or 'auto', but got 'x'"),
+    "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int)."),
     "null for a group": ("clips:", "`clips` must be a group of settings, but got None"),
-    "a list that is too short": ("optimizer: {betas: [1]}", "`optimizer.betas` must be a list of 2 values"),
+    "a list that is too short": (
+        "optimizer: {betas: [0.5]}",
+        "`optimizer.betas` must be a list of at least 2 values, but got [0.5] (list).",
+    ),
     "a wrong value in a list": (
         "clips: {buckets: [{num_frames: 5, height: x, width: 4}]}",
         "`clips.buckets.0.height` must be a whole number, but got 'x' (str).",
@@ -62,12 +57,11 @@ MISTAKES = {
     ),
     "a ramp without its weight": (
         "objective: {perceptual_weight: {start: 5}}",
-        "`objective.perceptual_weight` must be a number or settings such as `{weight: ...}` (of weight, start, steps, "
-        "initial), but got one without `weight`.",
+        "`objective.perceptual_weight` must be a group with `weight`, but got {'start': 5} (dict).",
     ),
     "a ramp out of range": (
         "objective: {perceptual_weight: {weight: -1}}",
-        "`objective.perceptual_weight.weight` must be a finite number >= 0, but got -1.0",
+        "`objective.perceptual_weight.weight` must be at least 0, but got -1 (int).",
     ),
     "a term with a wrong field": (
         "objective: {terms: {wavelet: {weigth: 1}}}",
@@ -75,10 +69,13 @@ MISTAKES = {
     ),
     "a function of a wrong name": (
         "objective: {gan: {loss: hindge}}",
-        "`objective.gan.loss` must be one of 'hinge', 'vanilla', 'least_squares', 'relativistic' or the dotted path of "
-        "a function, but got 'hindge' (str). Did you mean `hinge`?",
+        "`objective.gan.loss` must be 'hinge', 'vanilla', 'least_squares' or 'relativistic' or the dotted path of a "
+        "function, but got 'hindge' (str). Did you mean `hinge`?",
     ),
-    "out of range": ("clips: {num_frames: 0}", "`clips.num_frames` must be a positive int, but got 0 (int). Use 1"),
+    "out of range": (
+        "clips: {num_frames: 0}",
+        "`clips.num_frames` must be at least 1, but got 0 (int). The default is 17.",
+    ),
     "settings that contradict": ("discriminator: {num_scales: 2}", "above 0 exactly if `discriminator.num_scales` is"),
     "a preset": ("causal_vae: {size: huge}", "`causal_vae.size` must be one of 'tiny', 'small', 'base', 'large'"),
     "two spellings": (
@@ -103,7 +100,7 @@ def test_a_mistake_is_one_clear_line(case, tmp_path):
 def test_the_prefix_of_names():
     with pytest.raises(ValueError, match=r"`--clips.heigth` is not a setting. Did you mean `--clips.height`"):
         validate(TrainConfig, {"clips": {"heigth": 1}}, prefix="--")
-    with pytest.raises(ValueError, match=r"`--clips.height` must be a positive int"):
+    with pytest.raises(ValueError, match=r"`--clips.height` must be at least 1"):
         validate(TrainConfig, {"clips": {"height": 0}}, prefix="--")
 
 
@@ -130,30 +127,25 @@ def test_later_layers_override_setting_by_setting():
     assert layers[0]["objective"]["perceptual_weight"] is ramp, "layers are not changed"
 
 
-def test_typed_values():
-    typed = {
-        "data": "2024",
-        "val_data": "null",
-        "steps": "1e3",
-        "trackers": "wandb",
-        "optimizer.betas": "[0.1, 0.2]",
-        "clips.random_flip": "false",
-        "batch_size": "auto",
-        "objective.terms.gram": "0.5",
-        "trainable.patterns": "[decoder.*, encoder.0]",
-    }
-    config = validate(TrainConfig, _typed_layer(TrainConfig, typed.items()))
-    assert (config.data, config.val_data, config.steps, config.trackers) == ("2024", None, 1000, ("wandb",))
-    assert (config.optimizer.betas, config.clips.random_flip, config.batch_size) == ((0.1, 0.2), False, "auto")
-    assert config.objective.terms == {"gram": Term("gram", 0.5)}
-    assert config.trainable.patterns == ("decoder.*", "encoder.0")
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
+        ("data", "2024", "2024"),
+        ("val_data", "null", None),
+        ("steps", "1e3", 1000),
+        ("batch_size", "auto", "auto"),
+        ("clips.random_flip", "false", False),
+        ("clips.channels", "4", "rgba"),
+        ("objective.perceptual_weight", "0.5", 0.5),
+        ("objective.perceptual_weight", "{weight: 1, start: 10, steps: 5}", Ramp(1.0, start=10, steps=5)),
+        ("objective.perceptual_weight", "{weight: 0, initial: 1}", Ramp(0.0, initial=1.0)),
+        ("objective.terms", "{gram: 0.5}", {"gram": Term("gram", 0.5)}),
+        ("objective.terms.gram", "0.5", {"gram": Term("gram", 0.5)}),
+        ("objective.terms.gram.weight", "0.5", {"gram": Term("gram", 0.5)}),
+        ("objective.terms.wavelet.params.levels", "2", {"wavelet": Term("wavelet", params={"levels": 2})}),
+        ("model_arguments", "{width: 16}", {"width": 16}),
+        ("tracker_options.wandb.group", "my_study", {"wandb": {"group": "my_study"}}),
         ("trackers", "wandb,tensorboard", ("wandb", "tensorboard")),
-        ("trackers", "wandb, 2024", ("wandb", "2024")),
         ("trackers", "[wandb, tensorboard]", ("wandb", "tensorboard")),
         ("trackers", "[]", ()),
         ("optimizer.betas", "0.1,0.2", (0.1, 0.2)),
@@ -161,22 +153,38 @@ def test_typed_values():
         ("trainable.patterns", "decoder.*,*.conv_out", ("decoder.*", "*.conv_out")),
         (
             "clips.buckets",
-            "{num_frames: 17, height: 256, width: 256}, {num_frames: 5, height: 32, width: 64}",
+            "[{num_frames: 17, height: 256, width: 256}, {num_frames: 5, height: 32, width: 64}]",
             (Bucket(17, 256, 256), Bucket(5, 32, 64)),
         ),
     ],
 )
-def test_a_list_is_typed_with_commas_in_brackets_or_without(name, text, value):
-    found = validate(TrainConfig, _typed_layer(TrainConfig, [(name, text)]))
+def test_a_typed_value(name, text, value, tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.touch()
+    setting = COMMANDS["train"].parse([f"--config={file}", f"--{name}", text])[0]["settings"]
     for part in name.split("."):
-        found = getattr(found, part)
-    assert found == value
+        if isinstance(setting, dict) or not hasattr(setting, part):
+            break
+        setting = getattr(setting, part)
+    assert setting == value
 
 
-def test_the_environment(monkeypatch):
-    monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
+def test_typed_settings_override_the_environment_which_overrides_the_launcher_which_overrides_files(monkeypatch):
+    def parse(*typed):
+        return COMMANDS["train"].parse(["--config", "cpu", *typed])[0]["settings"]
+
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
-    assert settings_from(TrainConfig, [], []) == TrainConfig(optimizer=OptimizerConfig(lr=1e-5))
+    assert parse().mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse().mixed_precision == "bf16"
+    monkeypatch.setenv("TELECINE__MIXED_PRECISION", "no")
+    monkeypatch.setenv("TELECINE__OPTIMIZER__BETAS", "0.1,0.2")
+    monkeypatch.setenv("TELECINE__OBJECTIVE__TERMS__GRAM", "0.5")
+    config = parse("--optimizer.lr", "0.5")
+    assert (config.mixed_precision, config.optimizer.betas, config.optimizer.lr) == ("no", (0.1, 0.2), 0.5)
+    assert config.objective.terms == {"gram": Term("gram", 0.5)}
+    config = parse("--mixed_precision", "fp16", "--optimizer.betas", "[0.3, 0.4]")
+    assert (config.mixed_precision, config.optimizer.betas) == ("fp16", (0.3, 0.4))
 
 
 @pytest.mark.parametrize(
@@ -195,18 +203,12 @@ def test_the_environment(monkeypatch):
 def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
     for name, text in passed.items():
         monkeypatch.setenv(name, text)
-    assert _launcher_layer() == settings
+    assert launcher_settings() == settings
     if settings.get("sharding") in ("fsdp1", "deepspeed"):
-        with pytest.raises(ValueError, match=r"`sharding` must be one of 'none', 'fsdp2', but got '(fsdp1|deepspeed)'"):
+        with pytest.raises(ValueError, match=r"`sharding` must be 'none' or 'fsdp2', but got '(fsdp1|deepspeed)'"):
             read_config(settings)
     else:
         read_config(settings)
-
-
-def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    for typed, used in (([], "bf16"), (["--mixed_precision", "fp16"], "fp16")):
-        assert COMMANDS["train"].parse(["--config", "cpu", *typed])[0]["settings"].mixed_precision == used
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():

@@ -1,5 +1,4 @@
 import inspect
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 import telecine
-from telecine import Ramp, Term, settings
+from telecine import Ramp, Term
 from telecine.discriminators.build import IMAGE, VIDEO
 from telecine.discriminators.patch import Norm
 from telecine.discriminators.residual import TimeWeighting
@@ -28,41 +27,40 @@ from telecine.settings import (
     TrainConfig,
     Weight,
 )
-from telecine.settings.group import _CONTRACTS
 from telecine.settings.parse import RECIPES, read_config
 
 from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
 
 GAN = {"objective": dict(adversarial_loss_weight=0.5)}
 WRONG = [
-    ({"steps": 0}, "`steps` must be a positive int"),
-    ({"batch_size": -1}, "`batch_size` must be a positive int"),
-    ({"keep": 0}, "`keep` must be a positive int"),
-    ({"process_timeout": 0}, "`process_timeout` must be .*Use some minutes"),
+    ({"steps": 0}, "`steps` must be at least 1"),
+    ({"batch_size": -1}, "`batch_size` must be at least 1 or 'auto'"),
+    ({"keep": 0}, "`keep` must be at least 1"),
+    ({"process_timeout": 0}, "`process_timeout` must be above 0"),
     (
         {"process_timeout": 540.0},
         r"`process_timeout` must be more than 3 times `clips.timeout`, 540 seconds, but got 540",
     ),
-    ({"optimizer": dict(lr=0.0)}, "`optimizer.lr` must be a finite number above 0"),
-    ({"optimizer": dict(betas=(2.0, 0.9))}, "`optimizer.betas` must be a number from 0 to below 1, .* Use 0.9"),
-    ({"optimizer": dict(disc_betas=(0.5, -0.1))}, "`optimizer.disc_betas` must be a number from 0 to below 1"),
+    ({"optimizer": dict(lr=0.0)}, "`optimizer.lr` must be above 0"),
+    ({"optimizer": dict(betas=(2.0, 0.9))}, "`optimizer.betas.0` must be below 1, but got 2.0"),
+    ({"optimizer": dict(disc_betas=(0.5, -0.1))}, "`optimizer.disc_betas.1` must be at least 0"),
     (
         {"optimizer": dict(weight_decay=float("inf"))},
-        "`optimizer.weight_decay` must be a finite number >= 0",
+        "`optimizer.weight_decay` must be a finite number",
     ),
     (
         {"trainable": dict(lora_alpha=float("nan"))},
-        "`trainable.lora_alpha` must be a finite number above 0",
+        "`trainable.lora_alpha` must be a finite number",
     ),
-    ({"seed": -1}, "`seed` must be an int of at least 0"),
-    ({"seed": 2**32}, r"`seed` must be below 2\^32, but got 4294967296 \(int\)"),
-    ({"temporal_chunk": -4}, "`temporal_chunk` must be a positive int"),
+    ({"seed": -1}, "`seed` must be at least 0"),
+    ({"seed": 2**32}, r"`seed` must be below 4294967296, but got 4294967296 \(int\)"),
+    ({"temporal_chunk": -4}, "`temporal_chunk` must be at least 1"),
     (
         {"discriminator": dict(num_temporal_layers=-1)},
-        "`discriminator.num_temporal_layers` must be an int",
+        "`discriminator.num_temporal_layers` must be at least 0",
     ),
-    ({"optimizer": dict(warmup_steps=-1)}, "`optimizer.warmup_steps` must be an int of at least 0"),
-    ({"optimizer": dict(ema_decay=1.0)}, "`optimizer.ema_decay` must be a number from 0 to below 1"),
+    ({"optimizer": dict(warmup_steps=-1)}, "`optimizer.warmup_steps` must be at least 0"),
+    ({"optimizer": dict(ema_decay=1.0)}, "`optimizer.ema_decay` must be below 1"),
     (
         {**GAN, "discriminator": dict(video="none")},
         "`objective.adversarial_loss_weight` must be 0 without",
@@ -83,17 +81,17 @@ WRONG = [
         {"objective": dict(disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11))},
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
-    ({"process_timeout": 1e15}, "`process_timeout` must be at most 31536000 seconds, a year, but got 1000"),
+    ({"process_timeout": 1e15}, "`process_timeout` must be at most 31536000, but got 1000"),
     (
         {"clips": dict(channels=2), "best_metric": "lpips_alex"},
         "`best_metric` must be psnr or ssim for channels without colours, but got lpips_alex",
     ),
     (
         {"clips": dict(channels=2), "discriminator": dict(video="features")},
-        "`discriminator.video` must be one that sees 2 channels, but got features, which knows RGB. Use patch.",
+        "`discriminator.video` must be a discriminator of 2 channels, but got features, which needs RGB. Use patch.",
     ),
     ({"clips": dict(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
-    ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be an int of at least 0"),
+    ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be at least 0"),
     (
         {
             "objective": dict(adversarial_loss_weight=dict(weight=0.0, start=9, initial=0.5)),
@@ -113,8 +111,8 @@ WRONG = [
         {"objective": dict(adversarial_loss_weight=0.0, gan=dict(lecam_loss_weight=dict(weight=1.0, steps=3)))},
         "`objective.gan.lecam_loss_weight` must be 0 without an adversarial term",
     ),
-    ({"discriminator": dict(num_layers=0)}, "`discriminator.num_layers` must be a positive int"),
-    ({"discriminator": dict(dim=0)}, "`discriminator.dim` must be a positive int"),
+    ({"discriminator": dict(num_layers=0)}, "`discriminator.num_layers` must be at least 1"),
+    ({"discriminator": dict(dim=0)}, "`discriminator.dim` must be at least 1"),
     (
         {"discriminator": dict(video="patch", num_layers=6), "clips": dict(height=48)},
         "`discriminator.num_layers` must be at most 5, which halve 48 pixels to one, but got 6",
@@ -255,7 +253,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
     loss = VideoAutoencoderLoss(
         0, reconstruction=again.reconstruction, gan=again.gan, terms=again.terms, perceptual_weight=0
     )
-    assert (loss.recon_loss, loss.terms["detail"].function.func) == (mse, wavelet_l1)
+    assert (loss.recon_loss, loss.terms["detail"].function) == (mse, wavelet_l1)
 
 
 def test_a_function_that_cannot_be_imported_is_refused():
@@ -333,12 +331,5 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
 )
 def test_what_compiled_code_cannot_do_is_refused(name, options):
     TrainConfig(**options)
-    with pytest.raises(ValueError, match=f"`dynamo_backend` must be no with this value of `{name}`, but got inductor"):
+    with pytest.raises(ValueError, match=f"`dynamo_backend` must be `no` with this value of `{name}`"):
         TrainConfig(dynamo_backend="inductor", **options)
-
-
-def test_every_contract_between_settings_is_checked_once():
-    sources = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parents[1].rglob("*.py"))
-    checked = re.findall(r'\.refuse\("([^"]+)"', sources)
-    assert len(checked) == 36
-    assert sorted(checked) == sorted(_CONTRACTS)

@@ -13,7 +13,7 @@ from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
-from telecine.training.baseline import _fit_linear, _measure_linear, _training_clips, recorded_linear
+from telecine.training.baseline import _measure_linear, fit_linear, recorded_linear, training_clips
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.loop import train_to_the_end
@@ -47,11 +47,11 @@ class Repeats(torch.nn.Module):
 def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config, few_clips):
     model = build_autoencoder(config)
     clips = build_clips(config, model)
-    linear = _fit_linear(model, clips)
+    linear = fit_linear(model, clips)
     expected = LinearAutoencoder(4, 4, 4).fit(clips.train[i]["video"][None] for i in range(12))
     video = clips.val[0]["video"][None]
     torch.testing.assert_close(linear(video), expected(video), rtol=0, atol=0)
-    assert len(list(_training_clips(clips))) == 12
+    assert len(list(training_clips(clips))) == 12
     metrics = ReconstructionMetrics()
     with torch.no_grad():
         for clip in clips.val:
@@ -72,7 +72,7 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, few_clips, time
     model = CustomAutoencoder(Declares())
     clips = build_clips(replace(config, clips=sizes), model)
     expected = LinearAutoencoder if has_one else str
-    found = _fit_linear(model, clips)
+    found = fit_linear(model, clips)
     assert isinstance(found, expected)
     assert has_one or found == "clips of 17x32x32 do not consist of its patches"
 
@@ -91,7 +91,7 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
     assert (
         "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or" in text
     )
-    assert read_run(result.run, "run").held_out()["psnr"]["linear"] == before["linear/psnr"]
+    assert read_run(result.run, "run").held_out()["psnr"].linear == before["linear/psnr"]
 
 
 @pytest.mark.slow

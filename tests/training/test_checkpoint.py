@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from telecine.runs.settings import _as_yaml
-from telecine.settings import ObjectiveConfig, PerceptualConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, PerceptualConfig
 from telecine.training import TrainingError, train
-from telecine.training.checkpoint import Checkpointer
-from telecine.training.step import DivergenceError
+from telecine.training.resume import describe_changes
 
 
 @pytest.fixture
@@ -24,10 +22,8 @@ def saved(tiny, tmp_path):
     return tmp_path
 
 
-def notes(config: TrainConfig, folder, num_processes=1, **state):
-    state = {"num_processes": 1, "clips_per_step": 2} | state
-    checkpointer = Checkpointer(config, nn.Linear(1, 1), is_main=False)
-    return checkpointer._notes(SimpleNamespace(num_processes=num_processes), state, folder)
+def notes(config, folder, num_processes=1, **saved):
+    return describe_changes(config, folder, {"num_processes": 1, "clips_per_step": 2, **saved}, num_processes)
 
 
 def test_the_notes_of_a_resumed_run_say_what_changed(tiny, saved):
@@ -72,12 +68,3 @@ def test_of_buffers_only_nan_is_refused(tiny):
     config = replace(config, output_dir=f"{config.output_dir}-nan")
     with pytest.raises(TrainingError, match=r"`module\.mask of the model` is not finite after step 1"):
         train(config, autoencoder=Masked(math.nan), console=Console(quiet=True))
-
-
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_weights_must_be_finite(tiny, value):
-    checkpointer = Checkpointer(tiny(), nn.Linear(1, 1), is_main=True)
-    checkpointer._copies["ema"].update({"layer.weight": torch.tensor([1.0, value])})
-    checkpointer._buffers = {"model": {"layer.weight"}}
-    with pytest.raises(DivergenceError, match=r"`layer\.weight of the averaged weights` is not finite after step 3"):
-        checkpointer._begin(3)

@@ -19,7 +19,6 @@ from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
-    _open_store,
     all_gather,
     any_rank,
     average_gradients,
@@ -34,13 +33,12 @@ from telecine.training.distributed import (
 )
 from telecine.training.step import clip_gradients
 from telecine.training.tensor_files import (
-    _copy_module,
     load_optimizer,
     optimizer_tensors,
     save_tensors,
-    saved_tensors,
 )
 from telecine.training.trainable import select_trainable
+from telecine.training.weight_files import copy_module
 
 from ..models.tiny_models import ALIKE, TINY_MODELS, tiny_clip, tiny_model
 
@@ -286,8 +284,8 @@ def test_weights_are_copied_between_whole_and_sharded_models():
     shard(sharded)
     assert not torch.equal(full_tensor(sharded[0].weight), whole[0].weight)
     whole[1].running_mean += 1
-    _copy_module(whole, into=sharded)
-    _copy_module(sharded, into=other)
+    copy_module(whole, into=sharded)
+    copy_module(sharded, into=other)
     ours, theirs = whole.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -313,7 +311,7 @@ def test_the_optimizer_of_sharded_weights_is_restored(tmp_path):
     optimizer.step()
     whole = {name: full_tensor(tensor) for name, tensor in optimizer_tensors(optimizer).items()}
     save_tensors(tmp_path / "optimizer.safetensors", whole)
-    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
+    load_optimizer(restored, tmp_path, "optimizer")
     for weight in model.parameters():
         ours, theirs = optimizer.state[weight], restored.state[weight]
         assert isinstance(theirs["exp_avg"], DTensor)
@@ -337,9 +335,20 @@ def test_containers_without_forward_or_weights_are_no_blocks():
 
 @pytest.fixture
 def shared_store(monkeypatch):
-    """Give all processes one store, as `torchrun` does, also after a restart."""
-    store = dist.HashStore()
-    monkeypatch.setattr(dist, "rendezvous", lambda url, timeout: iter([(store, 0, 2)]))
+    """Give a process the store of `torchrun`, which stays after a restart."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in {**torchrun, "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+def connect():
+    """Return the store of the processes, as a process group finds it."""
+    settings = process_group_settings(90)
+    assert settings.timeout == timedelta(seconds=90)
+    store, rank, num_ranks = next(dist.rendezvous(settings.init_method, timeout=timedelta(seconds=5)))
+    assert (rank, num_ranks) == (1, 2)
     return store
 
 
@@ -349,18 +358,13 @@ def test_a_restart_has_keys_of_its_own_where_its_number_is_known_to_all(
 ):
     monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    _open_store(timedelta(1)).set("address", "old")
-    assert _open_store(timedelta(1)).check(["address"]), "another connection of the same start"
+    connect().set("address", "old")
+    assert connect().check(["address"]), "another connection of the same start"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert _open_store(timedelta(1)).check(["address"]) == finds_old_keys
+    assert connect().check(["address"]) == finds_old_keys
 
 
 def test_without_torchrun_the_store_is_pytorchs(shared_store, monkeypatch):
     monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
-    assert _open_store(timedelta(1)) is shared_store
-
-
-def test_the_process_group_has_the_time_limit_and_the_store():
-    settings = process_group_settings(90)
-    assert settings.timeout == timedelta(seconds=90)
-    assert settings.init_method == "telecine://"
+    connect().set("address", "new")
+    assert shared_store.get("address") == b"new"

@@ -13,13 +13,13 @@ from telecine.evaluation.reconstruct import reconstruct
 from telecine.evaluation.source import index_data, model_source, read_span, select_clips
 from telecine.models import load_autoencoder
 from telecine.models.causal import CausalAutoencoder
-from telecine.models.flow import _level_weights, random_levels
-from telecine.models.interface import sampling
+from telecine.models.flow import level_weights, random_levels
+from telecine.models.interface import decoding_options
 from telecine.runs import Run
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig
 from telecine.settings.autoencoder import FlowConfig
-from telecine.tools.distill.distillation import TeacherReconstruction, distill
+from telecine.tools.distill import TeacherReconstruction, distill
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -88,7 +88,7 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
     source = model_source(run.output_dir, settings, torch.device("cpu"))
 
     def reconstructed(*spans, **changes):
-        with torch.no_grad(), sampling(source.model, **changes):
+        with torch.no_grad(), decoding_options(source.model, **changes):
             return [source.reconstruct(span, read_span(span, run.clips)["video"][None]) for span in spans]
 
     whole, other = reconstructed(first, second)
@@ -196,7 +196,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
         errors = (denoised - video).square().mean((1, 2, 3, 4))
     state = build_state(config, build_accelerator(config), model)
     log = train_step(state, [MicroBatch(video, range(2))])
-    weights = _level_weights(config.causal_vae.flow, level)
+    weights = level_weights(config.causal_vae.flow, level)
     assert log["train/recon_loss"] == pytest.approx((weights * errors).mean().item(), rel=1e-4)
     assert log["train/mse"] == pytest.approx(errors.mean().item(), rel=1e-4)
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
@@ -212,7 +212,7 @@ def test_a_validation_has_names_for_both(tiny_flow, one_step, more):
     found = validate_model(model, [clip], {}).metrics
     assert set(found) == {"psnr", "ssim"} | more
     assert found["psnr"] != found.get("psnr_4_steps")
-    assert model.sampler.steps == 1
+    assert model.describe_decoding()["steps"] == 1
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
     )
     assert isinstance(student, CausalAutoencoder)
     assert student.config.flow.one_step
-    assert student.sampler.steps == 1
+    assert student.describe_decoding()["steps"] == 1
     pairs = [(student.decoder.state_dict()[name], w) for name, w in teacher.decoder.state_dict().items()]
     change = max((a - b).abs().max().item() for a, b in pairs)
     assert 0 < change < 0.05, "it started from the teacher's weights"

@@ -254,7 +254,7 @@ def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
 def test_terms_that_load_weights(light, tmp_path):
     CausalVAE(light().causal_vae).save_pretrained(tmp_path / "teacher")
     aligned = Term("alignment", weight=0.5, params={"latent_channels": 4})
-    teacher = Term("telecine.tools.distill.distillation.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
+    teacher = Term("telecine.tools.distill.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
     found = plan(light(objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})))
     assert found.resident_by_part[FROZEN] > 3 * bytes_of(fake_lpips("alex").module.values()), (
         "twice LPIPS, and both networks"

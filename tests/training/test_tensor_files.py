@@ -12,13 +12,13 @@ from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.runs import DamagedError, Run
-from telecine.runs.checkpoints import _check_manifest
+from telecine.runs.manifest import check_manifest
 from telecine.training.distributed import local_shard
 from telecine.training.tensor_files import (
     SHARDS,
     HostCopy,
-    _SavedTensors,
     check_headers,
+    load_into,
     load_optimizer,
     optimizer_tensors,
     random_states,
@@ -74,13 +74,13 @@ def write(folder, num_ranks):
 def test_any_number_of_processes_reads_shards(tmp_path, num_writers):
     write(tmp_path, num_writers)
     found = {name: torch.zeros_like(tensor) for name, tensor in WHOLE.items()}
-    saved_tensors(tmp_path, "model").copy_into(found, source=tmp_path)
+    load_into(found, tmp_path, "model")
     assert all(torch.equal(found[name], tensor) for name, tensor in WHOLE.items())
     for num_readers in (2, 3, 4):
         for rank in range(num_readers):
             with rank_of(rank, num_readers) as mesh:
                 tensors = placed(mesh, {name: torch.zeros_like(tensor) for name, tensor in WHOLE.items()})
-                saved_tensors(tmp_path, "model").copy_into(tensors, source=tmp_path)
+                load_into(tensors, tmp_path, "model")
                 expected = placed(mesh, WHOLE)
                 assert all(torch.equal(local_shard(tensors[n]), local_shard(expected[n])) for n in WHOLE)
 
@@ -105,7 +105,9 @@ def test_pytorch_reads_the_files(tmp_path):
 def test_a_file_of_its_own_comes_before_shards(tmp_path):
     write(tmp_path, 2)
     save_tensors(tmp_path / "model.safetensors", {"step": torch.tensor(5.0)})
-    assert saved_tensors(tmp_path, "model").read("step").item() == 5
+    step = torch.tensor(0.0)
+    load_into({"step": step}, tmp_path, "model")
+    assert step.item() == 5
 
 
 def test_the_optimizer_of_another_number_of_processes_is_restored(tmp_path):
@@ -120,7 +122,7 @@ def test_the_optimizer_of_another_number_of_processes_is_restored(tmp_path):
     with rank_of(1, 5) as mesh:
         weight = nn.Parameter(zeros(10, 3, device_mesh=mesh, placements=[Shard(0)]))
         optimizer = torch.optim.AdamW([weight, nn.Parameter(torch.zeros(()))])
-        load_optimizer(optimizer, saved_tensors(tmp_path, "optimizer"))
+        load_optimizer(optimizer, tmp_path, "optimizer")
         sharded, scalar = (optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"])
         assert isinstance(sharded["exp_avg"], DTensor)
         assert torch.equal(local_shard(sharded["exp_avg"]), WHOLE["weight"][2:4])
@@ -133,11 +135,12 @@ def test_files_of_equal_shards_have_equal_bytes(tmp_path):
     copy = HostCopy(is_main=True)
     copy.update(WHOLE)
     for index in range(20):
-        path = tmp_path / str(index) / "shard.safetensors"
-        path.parent.mkdir()
+        path = shard_file(tmp_path / str(index), 0, 1)
+        path.parent.parent.mkdir()
         save_shards(path, {"ünï": copy})
-    assert len({path.read_bytes() for path in tmp_path.glob("*/shard.safetensors")}) == 1
-    assert len(_SavedTensors([path], prefix="ünï.").whole) == len(WHOLE)
+    assert len({path.read_bytes() for path in tmp_path.rglob("*.safetensors")}) == 1
+    saved = saved_tensors(path.parents[1], "ünï")
+    assert saved.keys() == WHOLE.keys()
 
 
 def test_a_damaged_shard_is_named(tmp_path):
@@ -146,16 +149,16 @@ def test_a_damaged_shard_is_named(tmp_path):
     write(folder, 2)
     Run(tmp_path).checkpoints.finish(1, folder, keep=1)
     folder = Run(tmp_path).checkpoints.path(1)
-    _check_manifest(folder)
+    check_manifest(folder)
     path = shard_file(folder, 1, 2)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=r"shard-00001-of-00002.safetensors` must be as it was written"):
-        _check_manifest(folder)
+        check_manifest(folder)
     path.write_bytes(content[:20])
-    with pytest.raises(DamagedError, match=r"shard-00001-of-00002.safetensors` must be a safetensors file"):
-        _SavedTensors([path])
+    with pytest.raises(DamagedError, match=r"shards` must be a safetensors file"):
+        saved_tensors(folder, "model")
 
 
 def test_copies_keep_their_values_and_their_memory():
@@ -199,7 +202,7 @@ def test_an_optimizer_resumes_bit_for_bit_with_new_hyperparameters(tmp_path):
     other, restored = trained(0, 0)
     restored.param_groups[0]["weight_decay"] = 0.25
     other.load_state_dict(model.state_dict())
-    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
+    load_optimizer(restored, tmp_path, "optimizer")
     for network, opt in ((model, optimizer), (other, restored)):
         opt.zero_grad()
         network(torch.ones(2, 3)).square().sum().backward()
@@ -217,7 +220,7 @@ def test_the_error_of_a_damaged_file_has_a_remedy(tmp_path):
     save(optimizer, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a safetensors file.*Use another checkpoint"):
-        load_optimizer(optimizer, saved_tensors(tmp_path, "optimizer"))
+        load_optimizer(optimizer, tmp_path, "optimizer")
 
 
 def test_a_full_disk_raises_an_oserror(tmp_path):
@@ -231,7 +234,7 @@ def test_an_optimizer_that_never_stepped_is_restored_without_state(tmp_path):
     _, optimizer = trained(0, 0)
     save(optimizer, tmp_path / "optimizer.safetensors")
     _, restored = trained(1, 2)
-    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
+    load_optimizer(restored, tmp_path, "optimizer")
     assert restored.state_dict()["state"] == {}
 
 
@@ -278,7 +281,7 @@ def test_a_state_tensor_of_a_scalar_parameter_is_restored(tmp_path, shape):
     optimizer.step()
     save(optimizer, tmp_path / "optimizer.safetensors")
     restored = torch.optim.AdamW([weight])
-    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
+    load_optimizer(restored, tmp_path, "optimizer")
     ours, theirs = optimizer.state[weight], restored.state[weight]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -306,7 +309,7 @@ def test_states_of_eight_bits_are_restored(tmp_path):
             if is_broken and step == 2:
                 save(optimizer, tmp_path / "optimizer.safetensors")
                 optimizer = bitsandbytes.optim.AdamW8bit(model.parameters(), 0.1, betas=(0.5, 0.9))
-                load_optimizer(optimizer, saved_tensors(tmp_path, "optimizer"))
+                load_optimizer(optimizer, tmp_path, "optimizer")
                 assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
             optimizer.zero_grad()
             model(torch.ones(3, 80)).square().mean().backward()

@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from accelerate.tracking import TensorBoardTracker
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.settings import plain_settings
-from telecine.training import trackers, train
+from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.trackers import drop_after, start_trackers
 
@@ -40,7 +41,9 @@ class FakeAccelerator:
 @pytest.fixture
 def started(tmp_path, tiny, monkeypatch):
     """Return a function that starts fake trackers of a run."""
-    monkeypatch.setattr(trackers, "_errors_of", lambda names: ())
+    if importlib.util.find_spec("wandb") is None:
+        monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+        monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=RuntimeError))
     (tmp_path / "my_run").mkdir()
 
     def start(names, resumed_at=None, **changes):

@@ -28,7 +28,7 @@ from telecine.settings import (
 from telecine.training import Interrupted, train
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
-from telecine.training.tensor_files import saved_tensors
+from telecine.training.tensor_files import load_into, saved_tensors
 
 from ..models.tiny_models import tiny_model
 
@@ -237,18 +237,20 @@ def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite
     folder = Path(configs["rolled_back"].output_dir)
     assert [step for step, _ in Run(folder).checkpoints.all()] == [1, 2]
     ((step, to, value),) = json.loads((Run(folder).checkpoints.all()[-1][1] / "state.json").read_text())["rollbacks"]
-    assert (step, to, value) == (2, 1, "a weight")
-    assert printed.count("`a weight` was not finite after step") == 1
+    assert (step, to) == (2, 1)
+    assert value.endswith(" of the averaged weights")
+    assert printed.count(f"`{value}` was not finite after step") == 1
 
 
 def test_the_weights_that_other_programs_load_are_those_of_the_shards(runs):
     configs, _ = runs
     folder = Run(Path(configs["fsdp2"].output_dir)).checkpoints.all()[-1][1]
     for kind in ("model", "ema"):
-        shards, published = saved_tensors(folder, kind), weights(configs["fsdp2"], kind)
-        assert shards.whole.keys() <= published.keys()
-        assert len(shards.whole) > 10
-        assert all(torch.equal(shards.read(key), published[key]) for key in shards.whole)
+        published = weights(configs["fsdp2"], kind)
+        shards = {key: torch.empty_like(published[key]) for key in saved_tensors(folder, kind)}
+        load_into(shards, folder, kind)
+        assert len(shards) > 10
+        assert all(torch.equal(tensor, published[key]) for key, tensor in shards.items())
     assert Checkpoints.damage_of(folder) is None
     one, two = (load_file(folder / path) for path in SHARDS["fsdp2"])
     num_bytes = [sum(tensor.nbytes for key, tensor in part.items()) for part in (one, two)]

@@ -4,27 +4,21 @@ from torch import nn
 
 from telecine.evaluation.latent_measures import latent_summary
 from telecine.models import Reconstruction
-from telecine.training import Interrupted, validation
-from telecine.training.validation import (
-    _NUM_KEPT,
-    _NUM_SHOWN,
-    _clips_of_rank,
-    _evenly_spaced,
-    _of_all_clips,
-    validate_model,
-)
+from telecine.training import Interrupted
+from telecine.training.validation import NUM_KEPT, NUM_SHOWN, validate_model
 
 
 class Halves(nn.Module):
     """Reconstructs half of the input, or something else if it samples or trains."""
 
-    sampler = None
-    flow = None
     codebook = None
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def validation_decodings(self):
+        return {}
 
     def forward(self, video, sample_posterior=True):
         assert not sample_posterior
@@ -39,19 +33,20 @@ def clip(value, index):
 
 def test_every_clip_is_measured_and_up_to_some_are_kept():
     model = Halves()
-    clips = [clip(0.1 * index / _NUM_KEPT, index) for index in range(1, _NUM_KEPT + 3)]
+    clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]
     result = validate_model(model, clips, {})
     assert model.training
     assert len(result.per_clip) == len(clips)
     for index, metrics in enumerate(result.per_clip, 1):
-        half = 0.1 * index / _NUM_KEPT / 2
+        half = 0.1 * index / NUM_KEPT / 2
         assert metrics["psnr"] == pytest.approx(10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4)
     assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
-    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in _evenly_spaced(len(clips), _NUM_KEPT)]
-    assert result.clips[-1].metrics == result.per_clip[_evenly_spaced(len(clips), _NUM_KEPT)[-1]]
+    spread = [index * len(clips) // NUM_KEPT for index in range(NUM_KEPT)]
+    assert [kept.source for kept in result.clips] == [f"video {1 + index}" for index in spread]
+    assert result.clips[-1].metrics == result.per_clip[spread[-1]]
     few = validate_model(model.eval(), clips[:1], {})
     assert not model.training
-    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (_NUM_SHOWN - 2), "one row for each clip shown"
+    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
 
 
 def test_an_interrupted_validation_leaves_the_model_as_it_was():
@@ -73,7 +68,7 @@ def test_the_latents_of_all_clips_are_summed_up():
     generator = torch.Generator().manual_seed(0)
     clips = [{**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)]
     assert validate_model(Halves(), clips, {}).latent == {}
-    expected = latent_summary(torch.stack([3 * each["video"][:2] for each in clips]))
+    expected = latent_summary(torch.stack([3 * clip["video"][:2] for clip in clips]))
     assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
     assert validate_model(WithLatent(), clips, {}).latent == pytest.approx(expected)
 
@@ -95,31 +90,6 @@ def test_the_codes_of_all_clips_are_counted():
         "code_entropy": 1.0,
         "code_perplexity": 2.0,
     }
-
-
-def test_a_clip_that_two_processes_have_measured_counts_once(monkeypatch):
-    assert _of_all_clips([0, 1], ["a", "b"]) == ["a", "b"]
-    monkeypatch.setattr(validation, "gather_object", lambda own: [*own, (1, "b"), (0, "a")])
-    assert _of_all_clips([0, 2], ["a", "c"]) == ["a", "b", "c"]
-
-
-def test_each_process_measures_its_part_of_the_clips(monkeypatch):
-    monkeypatch.setattr(validation, "rank", lambda: 1)
-    monkeypatch.setattr(validation, "num_ranks", lambda: 3)
-    monkeypatch.setattr(validation, "gather_object", lambda own: [(index, own[0][1]) for index in range(6)])
-    result = validate_model(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
-    assert [shown.source for shown in result.clips] == ["video 1", "video 4"]
-
-
-def test_each_process_measures_equally_many_clips():
-    assert [_clips_of_rank(5, rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 0]]
-    assert _clips_of_rank(4, 1, 2) == [1, 3]
-    assert _clips_of_rank(3, 0, 1) == [0, 1, 2]
-
-
-def test_indices_are_evenly_spaced():
-    assert _evenly_spaced(10, 4) == [0, 2, 5, 7]
-    assert _evenly_spaced(3, 4) == [0, 1, 2]
 
 
 def test_the_picture_shows_each_clip_at_its_own_speed():

@@ -1,6 +1,6 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
-`rolled_back` has a checkpoint of step 2 whose shard in the last process is not finite, once.
+`rolled_back` has a checkpoint of step 2 of which the shard in the last process is not finite, once.
 `NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `fsdp2_resumed` trains
 on in a copy of the finished run `fsdp2` without its last checkpoint. All runs share one process group, since starting
 one takes longer than training.
@@ -11,21 +11,25 @@ import pickle
 import runpy
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import distributed as dist
 
 from telecine.runs import Run
 from telecine.training import Interrupted
+from telecine.training.distributed import local_shard
 from telecine.training.interrupt import StopRequest
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.run import finish
-from telecine.training.step import DivergenceError
 
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
+
+
+def is_last():
+    return dist.get_rank() == dist.get_world_size() - 1
 
 
 class StopAfter:
@@ -36,13 +40,21 @@ class StopAfter:
 
     @property
     def is_set(self):
-        return self.trainer.state.step >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
+        return self.trainer.state.step >= self.num_steps and is_last()
 
 
-def fail_once(run, step):
-    if step == 2 and not run.state.rollbacks:
-        raise DivergenceError("not finite", "a weight")
-    return run.files.folder
+class DivergeAfterOne:
+    """Never stops a trainer, but after its first checkpoint one average is infinite in the last process, once."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    @property
+    def is_set(self):
+        state = self.trainer.state
+        if state.step == self.trainer.checkpointer.saved_step == 1 and not state.rollbacks and is_last():
+            local_shard(next(iter(state.ema.averages.values()))).fill_(torch.inf)
+        return False
 
 
 def copy_without_last_checkpoint(run, folder):
@@ -57,10 +69,8 @@ def train(path):
     if name == "fsdp2_resumed":
         copy_without_last_checkpoint(path.with_name("fsdp2"), Path(config.output_dir))
     run = prepare(config, Console(markup=False, highlight=False))
-    if name == "rolled_back" and dist.get_rank() == dist.get_world_size() - 1:
-        run.checkpointer._begin = partial(fail_once, run)
     if not stop:
-        train_to_the_end(run, StopRequest())
+        train_to_the_end(run, DivergeAfterOne(run) if name == "rolled_back" else StopRequest())
         return finish(run)
     try:
         train_to_the_end(run, StopAfter(run, int(stop[0])))

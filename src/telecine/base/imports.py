@@ -22,7 +22,7 @@ _MISSING = object()
 _MOVED = {
     "telecine.autoencoders.": "telecine.models.",
     "telecine.perceptual.": "telecine.losses.perceptual.",
-    "telecine.training.distillation.": "telecine.tools.distill.distillation.",
+    "telecine.training.distillation.": "telecine.tools.distill.",
 }
 # Names of packages and modules; what is below one is allowed as well.
 _allowed = {"telecine"}

@@ -37,28 +37,35 @@ def as_output(output: object) -> DiscriminatorOutput:
         TypeError: If it is neither a tensor of logits nor a pair of logits and a tuple or list of feature tensors.
         ValueError: If the logits are a single number.
     """
-    pair: Any = output if isinstance(output, (tuple, list)) and len(output) == 2 else (output, ())
-    logits, features = pair
-    are_tensors = isinstance(features, (tuple, list)) and all(isinstance(feature, Tensor) for feature in features)
-    if isinstance(logits, Tensor) and are_tensors:
-        if logits.ndim == 0:
-            remedy = "Keep the axis of the batch: average over the others, as in `.flatten(1).mean(1)`."
-            raise argument_error("logits", "one logit per sample, or a map of them", logits, remedy)
-        return DiscriminatorOutput(logits, tuple(features))
-    contract = "a tensor of logits, or a pair of logits and a tuple of feature tensors"
-    remedy = "Return a `telecine.DiscriminatorOutput`, or only the logits, from the discriminator's `forward`."
-    raise argument_error("output", contract, _types(output), remedy, TypeError)
+    logits: Any = output
+    features: Any = ()
+    if isinstance(output, (tuple, list)) and len(output) == 2:
+        logits, features = output
+    is_sequence = isinstance(features, (tuple, list))
+    if not isinstance(logits, Tensor) or not is_sequence or not all(isinstance(x, Tensor) for x in features):
+        contract = "a tensor of logits, or a pair of logits and a tuple of feature tensors"
+        remedy = "Return a `telecine.DiscriminatorOutput`, or only the logits, from the discriminator's `forward`."
+        raise argument_error("output", contract, _describe_types(output), remedy, TypeError)
+    if logits.ndim == 0:
+        remedy = "Keep the axis of the batch: average over the others, as in `.flatten(1).mean(1)`."
+        raise argument_error("logits", "one logit per sample, or a map of them", logits, remedy)
+    return DiscriminatorOutput(logits, tuple(features))
 
 
-def _types(value: object) -> str:
+def _describe_types(value: object) -> str:
     """Return the types inside `value` without the values, which would be pages long for tensors."""
-    return f"({', '.join(map(_types, value))})" if isinstance(value, (tuple, list)) else type(value).__name__
+    if isinstance(value, (tuple, list)):
+        types = [_describe_types(item) for item in value]
+        return f"({', '.join(types)})"
+    return type(value).__name__
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Set `requires_grad` of all parameters to False inside the context, and restore each afterwards."""
-    trainable = [parameter.requires_grad_(False) for parameter in module.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
@@ -88,19 +95,31 @@ class GradientCheckpointing(nn.Module):
 
         def run(*args: Any) -> Any:
             # By the time of the backward parameters may require gradients, and the graph would be another one.
-            with differentiated_twice(is_twice), frozen(block) if is_frozen else nullcontext():
+            as_before = frozen(block) if is_frozen else nullcontext()
+            with differentiated_twice(is_twice), as_before:
                 return block(*args)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
-    """Raise a `ValueError` unless `x` is a batch of frames or of videos with this number of channels."""
-    ndim, shape = (4, "(B, C, H, W)") if sees == "frames" else (5, "(B, C, T, H, W)")
-    if x.ndim != ndim or x.shape[1] != channels:
-        remedy = "Build the discriminator with the `channels` of its input."
-        if x.ndim != ndim:
-            remedy = "Images have 4 axes, videos 5."
-        elif sees == "video" and x.shape[2] == channels:
-            remedy = "It looks like (B, T, C, H, W): use `.transpose(1, 2)`."
-        raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
+    """Check the input of a discriminator.
+
+    Args:
+        x: The input.
+        sees: Whether the discriminator sees frames `(B, C, H, W)` or videos `(B, C, T, H, W)`.
+        channels: The number C that it was built for.
+
+    Raises:
+        ValueError: `x` has other axes or channels.
+    """
+    ndim = 4 if sees == "frames" else 5
+    if x.ndim == ndim and x.shape[1] == channels:
+        return
+    remedy = "Build the discriminator with the `channels` of its input."
+    if x.ndim != ndim:
+        remedy = "Images have 4 axes, videos 5."
+    elif sees == "video" and x.shape[2] == channels:
+        remedy = "It looks like (B, T, C, H, W): use `.transpose(1, 2)`."
+    shape = "(B, C, H, W)" if sees == "frames" else "(B, C, T, H, W)"
+    raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)

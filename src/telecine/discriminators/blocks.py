@@ -36,14 +36,25 @@ class _Conv3d(nn.Conv3d):
 
 
 def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return `conv(x)`, with `weight` and `bias` instead of the convolution's own if they are given."""
+    """Return `conv(x)` of videos `(B, C, T, H, W)`, with zero padding.
+
+    Args:
+        x: The videos.
+        conv: The convolution.
+        weight: In place of the convolution's weight.
+        bias: In place of the convolution's bias.
+    """
     time, height, width = (int(size) for size in conv.padding)
     is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
     if x.shape[2] <= 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
         # With temporal padding oneDNN's bfloat16 kernel reads uninitialised memory (PyTorch 2.13, AVX-512 BF16): of one
         # frame in the forward, of two in the backward. Results are often NaN. Those of four frames are correct.
-        x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
-    weight, bias = conv.weight if weight is None else weight, conv.bias if bias is None else bias
+        x = F.pad(x, (0, 0, 0, 0, time, time))
+        time = 0
+    if weight is None:
+        weight = conv.weight
+    if bias is None:
+        bias = conv.bias
     return convolve(x, weight, bias, stride=conv.stride, padding=(time, height, width))
 
 
@@ -61,7 +72,11 @@ class Blur(nn.Module):
         self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))
 
     def forward(self, x: Tensor, space_only: bool = False, time_only: bool = False) -> Tensor:
-        """Blur `(B, C, [T,] H, W)` to the same shape; raise a `ValueError` for both flags, or `time_only` of images."""
+        """Blur `(B, C, [T,] H, W)` to the same shape.
+
+        Raises:
+            ValueError: Both flags are set, or `time_only` for images.
+        """
         if space_only and time_only:
             remedy = "Set neither to blur space and time."
             raise argument_error("time_only", "False if `space_only` is set", time_only, remedy)
@@ -69,8 +84,12 @@ class Blur(nn.Module):
             remedy = "Only videos (B, C, T, H, W) have a time axis."
             raise argument_error("time_only", "False for images", f"True for shape {tuple(x.shape)}", remedy)
         taps = (self.f / self.f.sum()).to(x.dtype)
-        time = [-3] if x.ndim == 5 and not space_only else []
-        for dim in time + ([] if time_only else [-2, -1]):
+        dims = []
+        if x.ndim == 5 and not space_only:
+            dims.append(-3)
+        if not time_only:
+            dims.extend([-2, -1])
+        for dim in dims:
             size = x.shape[dim]
             padded = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
             before, here, after = (padded.narrow(dim, shift, size) for shift in range(3))
@@ -94,11 +113,14 @@ class _SpaceToDepthConv(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         conv = self[1]
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-        kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        odd = [size % 2 for size in x.shape[-self.dims :]]
-        if any(odd):
-            x = F.pad(x, [amount for size in reversed(odd) for amount in (0, size)], mode="replicate")
-        return convolve(x, kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
+        kernel_size = [2] * self.dims
+        kernel = conv.weight.view(x.shape[1], x.shape[1], *kernel_size)
+        padding = []  # before and after each axis, the last axis first
+        for size in reversed(x.shape[-self.dims :]):
+            padding.extend([0, size % 2])
+        if any(padding):
+            x = F.pad(x, padding, mode="replicate")
+        return convolve(x, kernel, conv.bias, stride=kernel_size, padding=[0] * self.dims)
 
 
 class _RMSNorm(nn.Module):
@@ -179,10 +201,12 @@ class LinearSpaceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
-        frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
+        is_video = x.ndim == 5
+        frames = rearrange(x, "b c t h w -> (b t) c h w") if is_video else x
         tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
         maps = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
-        maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
+        if is_video:
+            maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0])
         # Contiguous: the rearranged maps are channels-last, and so would be the following convolutions, whose double
         # backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
         return maps.contiguous()
@@ -229,8 +253,9 @@ class _ResidualBlock(nn.Module):
         skip = getattr(self, self.skip_name)(x)
         x = self.net(x)
         if self.downsample is not None:
-            blurred = x if self.maybe_blur is None else self.maybe_blur(x, space_only=not self.antialiased_time)
-            x = self.downsample(blurred)
+            if self.maybe_blur is not None:
+                x = self.maybe_blur(x, space_only=not self.antialiased_time)
+            x = self.downsample(x)
         return (x + skip) * 2**-0.5
 
 
@@ -246,7 +271,8 @@ class DiscriminatorBlock(_ResidualBlock):
     ) -> None:
         skip = _Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         net = _activated(_Conv2d(input_channels, filters, 3, padding=1), _Conv2d(filters, filters, 3, padding=1))
-        super().__init__(skip, net, _SpaceToDepthConv(filters, dims=2) if downsample else None, antialiased_downsample)
+        downsample_conv = _SpaceToDepthConv(filters, dims=2) if downsample else None
+        super().__init__(skip, net, downsample_conv, antialiased_downsample)
 
 
 class DiscriminatorBlock3D(_ResidualBlock):
@@ -268,6 +294,8 @@ class CausalConv3d(nn.Module):
     """3D convolution of the present and past frames only; the shape `(T, H, W)` stays the same.
 
     Args:
+        chan_in: Channels of the input.
+        chan_out: Channels of the output.
         kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
         pad_mode: Padding before the first frame: copies of the "first" frame, or "constant" zeros.
 
@@ -279,7 +307,9 @@ class CausalConv3d(nn.Module):
         self, chan_in: int, chan_out: int, kernel_size: int | tuple[int, int, int], pad_mode: PadMode = "constant"
     ) -> None:
         super().__init__()
-        time, height, width = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
+        if isinstance(kernel_size, int):
+            kernel_size = (kernel_size, kernel_size, kernel_size)
+        time, height, width = kernel_size
         if height % 2 == 0 or width % 2 == 0:
             raise argument_error("kernel_size", "odd in height and width", str(kernel_size), "Use for example 3.")
         self.pad_mode = check_choice("pad_mode", pad_mode, get_args(PadMode))
@@ -289,7 +319,9 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
         before = x[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
-        return self.conv(torch.cat([before if self.pad_mode == "first" else torch.zeros_like(before), x], dim=2))
+        if self.pad_mode == "constant":
+            before = torch.zeros_like(before)
+        return self.conv(torch.cat([before, x], dim=2))
 
 
 class DownSample3D(nn.Module):
@@ -312,13 +344,17 @@ class DownSample3D(nn.Module):
         The convolution maps a height or width of 1 to 1.
         """
         if self.compress_time:
-            first, rest = x[:, :, :1], x[:, :, 1:]
-            rest = torch.cat([rest, rest[:, :, -1:]], dim=2) if rest.shape[2] % 2 else rest
-            x = torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
+            first = x[:, :, :1]
+            rest = x[:, :, 1:]
+            if rest.shape[2] % 2:
+                rest = torch.cat([rest, rest[:, :, -1:]], dim=2)
+            pairs = rest.unflatten(2, (-1, 2))
+            x = torch.cat([first, pairs.mean(3)], dim=2)
         if self.conv is None:
             return F.avg_pool3d(x, (1, 2, 2))
         # One row and column of zeros at the end, or two if there is only one, so that the kernel fits once.
-        right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
+        bottom = 1 if x.shape[-2] > 1 else 2
+        right = 1 if x.shape[-1] > 1 else 2
         padded = F.pad(x, (0, right, 0, bottom))
         # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
         return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
@@ -338,18 +374,34 @@ class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
         self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
         skip = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
-        net = _activated(*(CausalConv3d(channels, filters, 3, "first") for channels in (input_channels, filters)))
+        net = _activated(
+            CausalConv3d(input_channels, filters, 3, pad_mode="first"),
+            CausalConv3d(filters, filters, 3, pad_mode="first"),
+        )
         downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
         super().__init__(skip, net, downsample, antialiased_downsample, antialiased_time)
 
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:
-    # In place, because the convolution before an activation does not need its output.
-    return nn.Sequential(*(layer for conv in convolutions for layer in (conv, nn.LeakyReLU(0.1, inplace=True))))
+    """Return convolutions with an activation after each."""
+    layers = nn.Sequential()
+    for convolution in convolutions:
+        layers.append(convolution)
+        # In place, because the convolution before an activation does not need its output.
+        layers.append(nn.LeakyReLU(0.1, inplace=True))
+    return layers
 
 
 def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
-    """Append attention and a feed-forward layer, both residual, to a 2D block with `dim` output channels."""
+    """Append attention and a feed-forward layer, both residual, to a 2D block.
+
+    Args:
+        block: The block.
+        dim: Channels of the block's output.
+        dim_head: Channels of each head of the attention.
+        heads: Number of heads.
+        ff_mult: Width of the feed-forward layer, see `FeedForward`.
+    """
     attention = _Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
     return nn.Sequential(block, nn.Sequential(attention, _Residual(FeedForward(dim, mult=ff_mult))))
 
@@ -361,7 +413,8 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
-        conv, linear = _Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
+        conv = _Conv2d(dim, dim, 3, padding=1)
+        linear = nn.Linear(dim * size[0] * size[1], 1)
         super().__init__(*_activated(conv), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 
@@ -371,4 +424,6 @@ class _FlattenAtSize(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x if tuple(x.shape[-2:]) == self.size else F.adaptive_avg_pool2d(x, self.size)).flatten(1)
+        if tuple(x.shape[-2:]) != self.size:
+            x = F.adaptive_avg_pool2d(x, self.size)
+        return x.flatten(1)

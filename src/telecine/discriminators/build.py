@@ -1,8 +1,9 @@
 """Build discriminators: from the settings of a run, a module, constructor arguments, or a target with params."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import TypeAlias
 
 from torch import nn
@@ -29,33 +30,42 @@ VIDEO: Mapping[str, type[GradientCheckpointing]] = {
 def build_discriminators(
     config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
 ) -> tuple[nn.Module | None, list[nn.Module]]:
-    """Return the discriminator of single frames, if 1 is a factor, and those of clips of 1/factor of the size.
+    """Build the discriminators of a run.
 
-    Without `load`, the frozen network of discriminators on features is random.
+    Args:
+        config: Their settings.
+        clips: The settings of the clips that they see.
+        factors: The video discriminators see clips whose height and width are divided by one of these factors each.
+        load: Whether the frozen network of discriminators on features gets its weights; without, it is random.
+
+    Returns:
+        The discriminator of single frames, `None` without one or if 1 is no factor; and those of clips, by factor.
     """
+    image: nn.Module | None = None
+    if config.image != "none" and 1 in factors:
+        image = _build(IMAGE[config.image], config, clips, factor=1)
     videos: list[nn.Module] = []
     if config.video == "features" and factors:
-        net, weights, layers, size = astuple(config.features)
-        shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-        videos = [FeatureDiscriminator(net=shared, dim=4 * config.dim, size=size) for _ in factors]
+        features = config.features
+        prefix = "discriminator.features."
+        shared = build_maps(features.net, features.weights, features.layers, load=load, prefix=prefix)
+        for _ in factors:
+            videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
         videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
-    has_image = config.image != "none" and 1 in factors
-    return _build(IMAGE[config.image], config, clips) if has_image else None, videos
+    return image, videos
 
 
-def _build(
-    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1
-) -> nn.Module:
-    is_patch = kind in (PatchDiscriminator, PatchDiscriminator3D)
-    options = {
-        **{field.name: getattr(config, field.name) for field in fields(config)},
-        "channels": clips.num_channels,
-        "dim": config.dim * (4 if is_patch else 1),  # of the other kinds, a quarter of the channels of the first block
-        "image_size": (-(-clips.height // factor), -(-clips.width // factor)),
-        "frame_num": clips.num_frames,
-    }
-    return kind(**{name: options[name] for name in inspect.signature(kind).parameters if name in options})
+def _build(kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    """Build a class with the settings that are arguments of it."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    options["channels"] = clips.num_channels
+    options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
+    options["frame_num"] = clips.num_frames
+    if kind in (PatchDiscriminator, PatchDiscriminator3D):
+        options["dim"] = 4 * config.dim  # of the other kinds, a quarter of the channels of the first block
+    parameters = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in options.items() if name in parameters})
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:
@@ -79,7 +89,8 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
         raise argument_error(name, contract, describe(spec), remedy, TypeError)
     if "target" not in spec:
         return _construct(default, spec, name)
-    if extra := set(spec) - {"target", "params"}:
+    extra = set(spec) - {"target", "params"}
+    if extra:
         contract = "a dict of only `target` and `params`"
         raise argument_error(name, contract, f"also {sorted(extra)}", "Move them under `params`.")
     params = spec.get("params") or {}
@@ -94,11 +105,11 @@ def _resolve_class(target: str, name: str) -> type[nn.Module]:
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss":  # need not be installed
         target = f"telecine.cogvideo.{class_name}"
-    found = import_allowed(str(target), f"{name}.target")
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    cls = import_allowed(str(target), f"{name}.target")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
-        raise argument_error(f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {found!r}", remedy)
-    return found
+        raise argument_error(f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {cls!r}", remedy)
+    return cls
 
 
 def _construct(cls: type[nn.Module], params: Mapping[str, object], name: str) -> nn.Module:

@@ -57,10 +57,13 @@ class FeatureDiscriminator(GradientCheckpointing):
     ) -> None:
         super().__init__()
         check_count("dim", dim)
-        self.backbone = FeatureMaps(build_maps(net, weights, layers) if isinstance(net, str) else net, size)
+        if isinstance(net, str):
+            net = build_maps(net, weights, layers)
+        self.backbone = FeatureMaps(net, size)
+        side = size or PROBED_SIZE
         with torch.no_grad():
-            maps = self.backbone(torch.zeros(1, 3, *[size or PROBED_SIZE] * 2))
-        self.heads = nn.ModuleList(_Head(each.shape[1], dim) for each in maps)
+            maps = self.backbone(torch.zeros(1, 3, side, side))
+        self.heads = nn.ModuleList(_Head(feature_map.shape[1], dim) for feature_map in maps)
 
     def forward(self, x: Video) -> DiscriminatorOutput:
         """Map videos `(B, C, T, H, W)` in [-1, 1], seen as RGB, to logits of patches and the activations of the heads.
@@ -74,12 +77,23 @@ class FeatureDiscriminator(GradientCheckpointing):
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
         convs = [conv for head in self.heads for conv in head.children()]
-        of_heads = zip(*[iter(conv_parameters(convs, x))] * 3, strict=True)
-        outputs = [head(each, *known) for head, each, known in zip(self.heads, maps, of_heads, strict=True)]
-        height, width = (min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
-        size = (x.shape[2], height, width)
-        logits = [y if y.shape[2:] == size else F.adaptive_avg_pool3d(y, size) for y, _ in outputs]
-        return DiscriminatorOutput(torch.cat(logits, 1), tuple(each for _, features in outputs for each in features))
+        parameters = conv_parameters(convs, x)  # of all heads at once
+        all_logits = []
+        features: list[Tensor] = []
+        for index, (head, feature_map) in enumerate(zip(self.heads, maps, strict=True)):
+            first, second, last = parameters[3 * index : 3 * index + 3]
+            logits, activations = head(feature_map, first, second, last)
+            all_logits.append(logits)
+            features.extend(activations)
+        smallest_height = min(logits.shape[-2] for logits in all_logits)
+        smallest_width = min(logits.shape[-1] for logits in all_logits)
+        size = (x.shape[2], smallest_height, smallest_width)
+        pooled = []
+        for logits in all_logits:
+            if logits.shape[2:] != size:
+                logits = F.adaptive_avg_pool3d(logits, size)
+            pooled.append(logits)
+        return DiscriminatorOutput(torch.cat(pooled, 1), tuple(features))
 
     def _normalised_maps(self, video: Video) -> list[Tensor]:
         """Return `(B, F, T, h, w)` for each layer."""
@@ -87,9 +101,14 @@ class FeatureDiscriminator(GradientCheckpointing):
         # With gradient checkpointing, the activations of `len(video)` frames are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
-        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)] if len(chunks) > 1 else chunks[0]
-        clips = (each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps)
-        return [F.group_norm(clip, 1) for clip in clips]
+        maps = chunks[0]
+        if len(chunks) > 1:
+            maps = [torch.cat(layer_maps) for layer_maps in zip(*chunks, strict=True)]
+        normalised = []
+        for feature_map in maps:
+            clips = feature_map.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2)
+            normalised.append(F.group_norm(clips, 1))
+        return normalised
 
 
 class _Head(nn.Module):
@@ -101,9 +120,10 @@ class _Head(nn.Module):
         self.conv = spectral_norm(nn.Conv3d(dim, dim, 3, padding=1))
         self.to_logits = spectral_norm(nn.Conv3d(dim, 1, 3, padding=1))
 
-    def forward(self, x: Tensor, *parameters: ConvParameters) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits `(B, 1, T, h, w)` and two activations."""
-        of_input, of_hidden, of_logits = parameters
-        first = F.leaky_relu(convolved(x, self.conv_in, of_input), 0.2)
-        second = F.leaky_relu(convolved(first, self.conv, of_hidden), 0.2)
-        return convolved(second, self.to_logits, of_logits), (first, second)
+    def forward(
+        self, x: Tensor, first: ConvParameters, second: ConvParameters, last: ConvParameters
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return logits `(B, 1, T, h, w)` and two activations; the parameters are those of the convolutions."""
+        x1 = F.leaky_relu(convolved(x, self.conv_in, first), 0.2)
+        x2 = F.leaky_relu(convolved(x1, self.conv, second), 0.2)
+        return convolved(x2, self.to_logits, last), (x1, x2)

@@ -8,8 +8,6 @@ spans 3 frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -37,17 +35,21 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     """Return weight and bias of each convolution in the dtype that autocast uses for `x`, computed all at once.
 
     All have a spectral norm or none; in float16 the gradient of one, a sum over the whole weight, would overflow. In
-    compiled code each convolution computes its own; under Dynamo, with a step of the power iteration in each pass.
+    compiled code each convolution computes its own, with a step of the power iteration in each pass.
     """
-    dtype, is_compiled = autocast_dtype(x.device), torch.compiler.is_compiling()
+    is_compiled = torch.compiler.is_dynamo_compiling()
+    dtype = autocast_dtype(x.device)
     with autocast_off(x.device):
-        if is_parametrized(convs[0], "weight") and not torch.compiler.is_dynamo_compiling():
-            values = [*normalised_weights(convs), *(conv.bias for conv in convs)]
+        if is_parametrized(convs[0], "weight") and not is_compiled:
+            weights = list(normalised_weights(convs))
         else:
-            values = [*(conv.weight for conv in convs), *(conv.bias for conv in convs)]
-        if dtype is not None and values[0].dtype == torch.float32 and not is_compiled:
-            values = [*cast_together(values, dtype)]
-    return list(zip(values[: len(convs)], values[len(convs) :], strict=True))
+            weights = [conv.weight for conv in convs]
+        biases = [conv.bias for conv in convs]
+        if dtype is not None and weights[0].dtype == torch.float32 and not is_compiled:
+            cast = list(cast_together(weights + biases, dtype))
+            weights = cast[: len(convs)]
+            biases = cast[len(convs) :]
+    return list(zip(weights, biases, strict=True))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -69,17 +71,20 @@ class _PatchNetwork(GradientCheckpointing):
             check_count(name, getattr(self, name))
         check_count("num_temporal_layers", self.num_temporal_layers, at_least=0)
         check_choice("norm", self.norm, get_args(Norm))
-        widths = [self.channels] + [min(self.dim * 2**level, self.max_dim) for level in range(self.num_layers + 1)]
         self.blocks = nn.Sequential()
-        for level, (width_in, width_out) in enumerate(pairwise(widths)):
+        width_in = self.channels
+        for level in range(self.num_layers + 1):
+            width_out = min(self.dim * 2**level, self.max_dim)
             space_stride = 2 if level < self.num_layers else 1
             time_stride = space_stride if level < self.num_temporal_layers else 1
             layer = _Layer(self._conv(width_in, width_out, time_stride, space_stride))
             if self.norm == "group" and level > 0:
                 layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
             # In place: neither a convolution nor a group norm needs its output for its gradients.
-            self.blocks.append(layer.append(nn.LeakyReLU(0.2, inplace=True)))
-        self.to_logits = self._conv(widths[-1], 1, 1, 1)
+            layer.append(nn.LeakyReLU(0.2, inplace=True))
+            self.blocks.append(layer)
+            width_in = width_out
+        self.to_logits = self._conv(width_in, 1, time_stride=1, space_stride=1)
 
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
@@ -100,31 +105,50 @@ class _PatchNetwork(GradientCheckpointing):
         smallest = 2**self.num_layers
         if min(x.shape[-2:]) < smallest:
             contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
-            got, remedy = "{} x {}".format(*x.shape[-2:]), "Use fewer layers, or up-sample small images first."
-            raise argument_error("x", contract, got, remedy)
-        convs = [*(next(block.children()) for block in self.blocks), self.to_logits]
-        *parameters, of_logits = conv_parameters(convs, x)
+            height, width = x.shape[-2:]
+            remedy = "Use fewer layers, or up-sample small images first."
+            raise argument_error("x", contract, f"{height} x {width}", remedy)
+        convs = [next(block.children()) for block in self.blocks]
+        *block_parameters, logits_parameters = conv_parameters([*convs, self.to_logits], x)
         features = []
-        for block, of_block in zip(self.blocks, parameters, strict=True):
-            x = self.run_block(block, x, of_block)
+        for block, parameters in zip(self.blocks, block_parameters, strict=True):
+            x = self.run_block(block, x, parameters)
             features.append(x)
-        return DiscriminatorOutput(convolved(x, self.to_logits, of_logits).squeeze(1), tuple(features))
+        logits = convolved(x, self.to_logits, logits_parameters)
+        return DiscriminatorOutput(logits.squeeze(1), tuple(features))
 
 
 class _Layer(nn.Sequential):
-    def forward(self, x: Tensor, *parameters: ConvParameters) -> Tensor:
+    """A convolution, whose parameters are arguments, and the layers that follow it."""
+
+    def forward(self, x: Tensor, parameters: ConvParameters) -> Tensor:  # type: ignore[override]
         conv, *others = self
-        return reduce(lambda y, layer: layer(y), others, convolved(x, conv, *parameters))
+        x = convolved(x, conv, parameters)
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 def convolved(x: Tensor, conv: Any, parameters: ConvParameters) -> Tensor:
-    """Return `conv(x)` of images or videos, with parameters of `conv_parameters`."""
-    return padded_conv3d(x, conv, *parameters) if x.ndim == 5 else F.conv2d(x, *parameters, conv.stride, conv.padding)
+    """Return `conv(x)` with other parameters.
+
+    Args:
+        x: Images `(B, C, H, W)` or videos `(B, C, T, H, W)`.
+        conv: The `nn.Conv2d` or `nn.Conv3d`, with zero padding.
+        parameters: Weight and bias, from `conv_parameters`.
+    """
+    weight, bias = parameters
+    if x.ndim == 5:
+        return padded_conv3d(x, conv, weight, bias)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
 def _num_groups(channels: int) -> int:
     """Return the largest number of equal groups with at least `_CHANNELS_PER_GROUP` channels each, or 1."""
-    return next(groups for groups in range(max(channels // _CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
+    groups = max(channels // _CHANNELS_PER_GROUP, 1)
+    while channels % groups != 0:
+        groups -= 1
+    return groups
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

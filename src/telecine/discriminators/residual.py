@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
@@ -57,22 +56,37 @@ class _ResidualDiscriminator(GradientCheckpointing):
         if self.antialiased_time and not self.antialiased_downsample:
             remedy = "Set `antialiased_downsample=True` as well."
             raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
-        size, blurs = _as_image_size(self.image_size), self.antialiased_downsample
-        num_halvings = min(size).bit_length() - 3  # they reduce the shorter side to at least 4 and below 8
-        of_blocks = (min(4 * self.dim * 2**level, self.max_dim) for level in range(num_halvings + 1))
-        widths = list(pairwise([self.channels, *of_blocks]))
-        self.temporal_num_layers = min(self.frame_num.bit_length() - 1, len(widths) - 1)
+        height, width = _as_image_size(self.image_size)
+        num_halvings = min(height, width).bit_length() - 3  # they reduce the shorter side to at least 4 and below 8
+        num_blocks = num_halvings + 1
+        self.temporal_num_layers = min(self.frame_num.bit_length() - 1, num_halvings)
         self.blocks = nn.ModuleList()
-        for level, (width_in, width_out) in enumerate(widths, start=1):
-            if level <= self.temporal_num_layers:
-                block = self.video_block(width_in, width_out, blurs, antialiased_time=self.antialiased_time)
+        width_in = self.channels
+        for level in range(num_blocks):
+            width_out = min(4 * self.dim * 2**level, self.max_dim)
+            if level < self.temporal_num_layers:
+                block = self.video_block(
+                    width_in, width_out, self.antialiased_downsample, antialiased_time=self.antialiased_time
+                )
             else:
-                block = DiscriminatorBlock(width_in, width_out, level < len(widths), blurs)
-                attention = self.linear_attn_dim_head, self.linear_attn_heads
-                block = with_attention(block, width_out, *attention, self.ff_mult)
+                is_last = level == num_blocks - 1
+                block = DiscriminatorBlock(
+                    width_in,
+                    width_out,
+                    downsample=not is_last,
+                    antialiased_downsample=self.antialiased_downsample,
+                )
+                block = with_attention(
+                    block,
+                    width_out,
+                    dim_head=self.linear_attn_dim_head,
+                    heads=self.linear_attn_heads,
+                    ff_mult=self.ff_mult,
+                )
             self.blocks.append(block)
+            width_in = width_out
         # The head's map is rounded down, as in published checkpoints.
-        self.to_logits = Head(widths[-1][1], (size[0] >> num_halvings, size[1] >> num_halvings))
+        self.to_logits = Head(width_in, (height >> num_halvings, width >> num_halvings))
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map images `(B, C, H, W)` or videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output.
@@ -87,8 +101,10 @@ class _ResidualDiscriminator(GradientCheckpointing):
         features = []
         for level, block in enumerate(self.blocks):
             if x.ndim == 5 and level == self.temporal_num_layers:
-                by_positions = self.time_weighting == "positions"
-                x = x.mean(dim=2) if by_positions else _mean_over_frames(x, num_frames, self.temporal_num_layers)
+                if self.time_weighting == "positions":
+                    x = x.mean(dim=2)
+                else:
+                    x = _mean_over_frames(x, num_frames, self.temporal_num_layers)
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
@@ -110,9 +126,10 @@ def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
 
 def _as_image_size(image_size: object) -> tuple[int, int]:
     """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
     try:
-        height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
+        height, width = map(operator.index, image_size)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         contract, got = "an int or a pair of ints (height, width)", describe(image_size)
         raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None

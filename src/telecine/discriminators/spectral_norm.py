@@ -3,21 +3,25 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import is_parametrized
 
-from telecine.base.precision import autocast_off
-from telecine.discriminators.base import GradientCheckpointing
 
-# Normalised weights by the first layer; u and v, `(layers, size, 1)`, padded; sigma. None outside of a shared context.
-_shared: ContextVar[dict[nn.Module, tuple[list[Tensor], Tensor, Tensor, Tensor]] | None] = ContextVar(
-    "shared", default=None
-)
+class _SpectralNorms(NamedTuple):
+    """The normalised weights of several layers, and what they were divided by."""
+
+    weights: list[Tensor]
+    u: Tensor  # `(layers, size, 1)`, padded with zeros
+    v: Tensor  # the same
+    sigma: Tensor  # `(layers,)`
+
+
+# By the first layer; None outside of `shared_spectral_norms`.
+_shared: ContextVar[dict[nn.Module, _SpectralNorms] | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
@@ -37,69 +41,78 @@ def shared_spectral_norms() -> Iterator[None]:
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
-    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`. In
-    compiled code it is none: `step_spectral_norms` comes before.
+    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     """
     norms = [layer.parametrizations.weight for layer in layers]
-    if torch.compiler.is_compiling():
-        return [norm.original / (norm[0]._u @ norm.original.flatten(1) @ norm[0]._v) for norm in norms]
     shared = _shared.get()
-    shared = {} if shared is None else shared
-    if layers[0] not in shared:
-        shared[layers[0]] = _normalise(norms)
-    return _Normalise.apply(*shared[layers[0]], *(norm.original for norm in norms))
-
-
-def step_spectral_norms(module: nn.Module) -> None:
-    """Take the step of the power iteration of telecine's networks; others take their steps themselves, in each pass."""
-    for network in (each for each in module.modules() if isinstance(each, GradientCheckpointing)):
-        if layers := [layer for layer in network.modules() if is_parametrized(layer, "weight")]:
-            with autocast_off(next(network.parameters()).device):
-                normalised_weights(layers)
+    if shared is None:
+        normalised = _normalise(norms)
+    else:
+        if layers[0] not in shared:
+            shared[layers[0]] = _normalise(norms)
+        normalised = shared[layers[0]]
+    return _Normalise.apply(normalised, *[norm.original for norm in norms])
 
 
 @torch.no_grad()
-def _normalise(norms: Sequence[Any]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    originals, eps = [norm.original for norm in norms], norms[0][0].eps
-    us, vs = [norm[0]._u for norm in norms], [norm[0]._v for norm in norms]
-    matrix, v = _padded([original.flatten(1) for original in originals]), _padded([x[:, None] for x in vs])
+def _normalise(norms: Sequence[Any]) -> _SpectralNorms:
+    """Normalise the weights of several layers; in training mode, after one step of the power iteration."""
+    originals = [norm.original for norm in norms]
+    us = [norm[0]._u for norm in norms]
+    vs = [norm[0]._v for norm in norms]
+    eps = norms[0][0].eps
+    matrix = _padded([original.flatten(1) for original in originals])
+    v = _padded([vector[:, None] for vector in vs])
     if norms[0].training:
         u = F.normalize(matrix @ v, dim=1, eps=eps)
         v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
-        torch._foreach_copy_(us + vs, [row[: len(x), 0] for x, row in zip(us + vs, [*u, *v], strict=True)])
+        new_us = [row[: len(vector), 0] for row, vector in zip(u, us, strict=True)]
+        new_vs = [row[: len(vector), 0] for row, vector in zip(v, vs, strict=True)]
+        torch._foreach_copy_(us + vs, new_us + new_vs)
     else:
-        u = _padded([x[:, None] for x in us])
+        u = _padded([vector[:, None] for vector in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
-    return list(torch._foreach_div(originals, sigma.unbind())), u, v, sigma
+    weights = list(torch._foreach_div(originals, sigma.unbind()))
+    return _SpectralNorms(weights, u, v, sigma)
 
 
 def _padded(matrices: Sequence[Tensor]) -> Tensor:
-    height, width = (max(matrix.shape[dim] for matrix in matrices) for dim in (0, 1))
+    """Return matrices of any size as one batch, padded with zeros."""
+    height = max(matrix.shape[0] for matrix in matrices)
+    width = max(matrix.shape[1] for matrix in matrices)
     batch = matrices[0].new_zeros(len(matrices), height, width)
-    torch._foreach_copy_(_parts(batch, matrices), list(matrices))
+    torch._foreach_copy_(_without_padding(batch, matrices), list(matrices))
     return batch
 
 
-def _parts(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
-    return [each[: matrix.shape[0], : matrix.shape[1]] for each, matrix in zip(batch, matrices, strict=True)]
+def _without_padding(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the parts of a padded batch that are not padding; `matrices` have their sizes."""
+    views = []
+    for padded, matrix in zip(batch, matrices, strict=True):
+        height, width = matrix.shape
+        views.append(padded[:height, :width])
+    return views
 
 
 class _Normalise(torch.autograd.Function):
-    """Known normalised weights as a function of the weights before; u and v are constants. Differentiable once."""
+    """The normalised weights as a function of the weights; u and v are constants. Differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, weights: list[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tensors[:3], *weights)  # u, v and sigma
-        return tuple(weight.detach() for weight in weights)
+    def forward(ctx: Any, norms: _SpectralNorms, *originals: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(norms.u, norms.v, norms.sigma, *norms.weights)
+        return tuple(weight.detach() for weight in norms.weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With `W = W' / sigma` and `sigma = u^T W' v`, return `(G - <G, W> u v^T) / sigma`."""
         u, v, sigma, *weights = ctx.saved_tensors
-        matrices = [each.flatten(1) for each in (*gradients, *weights)]
-        gradient, weight = _padded(matrices).chunk(2)
+        gradient_matrices = [gradient.flatten(1) for gradient in gradients]
+        weight_matrices = [weight.flatten(1) for weight in weights]
+        gradient, weight = _padded(gradient_matrices + weight_matrices).chunk(2)
         inner = (gradient * weight).sum((1, 2), keepdim=True)
         padded = torch.baddbmm(gradient, inner * u, v.mT, alpha=-1) / sigma.view(-1, 1, 1)
-        parts = zip(_parts(padded, matrices[: len(weights)]), weights, strict=True)
-        return (*[None] * 4, *(part.reshape(each.shape) for part, each in parts))
+        grad_weights = []
+        for matrix, weight in zip(_without_padding(padded, weight_matrices), weights, strict=True):
+            grad_weights.append(matrix.reshape(weight.shape))
+        return (None, *grad_weights)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +14,26 @@ from rich.table import Table
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.data import Span, VideoInfo, clips_sha256
+from telecine.data import Span, clips_sha256
+from telecine.evaluation.flat import measure_flat_colours
 from telecine.evaluation.flow import DISFlow, WarpingError
+from telecine.evaluation.frechet import frechet_distance, frechet_undefined
 from telecine.evaluation.measure import (
+    ClipMeasure,
     ClipResult,
     MetricSet,
-    frechet_of_clips,
     load_metrics,
     load_published_metrics,
     mean_per_frame,
     measure_clips,
-    measure_flat_colours,
     process_group,
+    stack_features,
 )
+from telecine.evaluation.metric import METRICS, better_values
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import DEFINITIONS, SET_DEFINITIONS, EvaluationProtocol, better_values, describe_clips
-from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
+from telecine.evaluation.protocol import EvaluationProtocol, describe_clips
+from telecine.evaluation.protocols import PROTOCOLS
+from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
 from telecine.models import VideoAutoencoder
@@ -52,11 +56,14 @@ COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 class Evaluation:
     """The results of an evaluation: of the set, of each clip and of each frame position, and its protocol."""
 
-    metrics: dict[str, float]  # each metric's mean over clips, and the Frechet distance of the whole set
-    per_clip: list[dict[str, float | str]]  # each clip's metrics, with its file (`source`) and first frame (`start`)
+    metrics: dict[str, float]
+    """Each metric's mean over clips, and the Frechet distance of the whole set."""
+    per_clip: list[dict[str, float | str]]
+    """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
-    protocol: EvaluationProtocol  # what was measured and how
+    protocol: EvaluationProtocol
+    """What was measured and how."""
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
@@ -69,19 +76,32 @@ class Evaluation:
 
     @staticmethod
     def read(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
-        """Return the protocol of an evaluation, its means and its clips; raise a `ValueError` if one is damaged."""
-        protocol, means = (read_json(folder / name) for name in (PROTOCOL_FILE, METRICS_FILE))
-        contract, remedy = "an evaluation as it was written", "Evaluate again."
+        """Return the protocol of an evaluation, its means and its clips, from its output folder.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or the files do not fit each other.
+        """
+        protocol = read_json(folder / PROTOCOL_FILE)
+        means = read_json(folder / METRICS_FILE)
+        contract = "an evaluation as it was written"
+        remedy = "Evaluate again."
         try:
             clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
         except ValueError as error:
             raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
         values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
         evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
-        names = evaluation.protocol.metrics.keys()
-        of_clip = {name for name in names - SET_DEFINITIONS.keys() if not name.startswith("flat_")} | {"source"}
-        is_whole = names <= means.keys() and all(of_clip <= clip.keys() for clip in clips)
-        if not is_whole or not len(clips) == evaluation.protocol.num_clips > 0:
+        clip_keys = {"source"}
+        for name in evaluation.protocol.metrics:
+            if name not in METRICS or METRICS[name].is_per_clip:
+                clip_keys.add(name)
+        is_whole = (
+            evaluation.protocol.metrics.keys() <= means.keys()
+            and all(clip_keys <= clip.keys() for clip in clips)
+            and len(clips) == evaluation.protocol.num_clips > 0
+        )
+        if not is_whole:
             raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
         return protocol, means, clips
 
@@ -114,31 +134,42 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     """
     check_type("config", config, EvaluateConfig, 'Use `EvaluateConfig(data="my_videos")`.')
     with process_group() as (rank, num_ranks):
-        device = _device_of(config.device, num_ranks)
+        device = device_of_process(config.device, num_ranks)
         if config.data is None:
             raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
-        spans, metric_set, description = _plan(source, infos, config, device)
+        if isinstance(source.clips, PublishedProtocol):
+            spans: Sequence[Span] = source.clips.select(infos)
+            metric_set = load_published_metrics(source.clips, config.feature_network, spans, device)
+            description = source.clips.describe(spans)
+        else:
+            spans = select_clips(infos, source.clips, config.clip_limit)
+            metric_set = load_metrics(source.clips, config, device)
+            description = _describe_selection(source, spans)
+        metric_set = _with_requested(metric_set, source, config)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        size = (description["num_frames"], description["height"], description["width"])
-        flat = measure_flat_colours(_model_of("flat", source), *size) if config.flat else {}
+        flat_figures = {}
+        if config.flat:
+            size = (description["num_frames"], description["height"], description["width"])
+            flat_figures = measure_flat_colours(_model_of("flat", source), *size)
         results = measure_clips(source, metric_set, spans, device, rank, num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        description |= {"data": config.data, "subject": source.title}
+        description["data"] = config.data
+        description["subject"] = source.title
         if isinstance(source, ModelSource):
-            description["sampler"] = source.sampler()
-        evaluation = _summarize(results, metric_set, description, flat)
+            description["sampler"] = source.model.describe_decoding()
+        evaluation = _summarize(results, metric_set, description, flat_figures)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
 
 
-def _device_of(name: str, num_ranks: int) -> torch.device:
+def device_of_process(name: str, num_ranks: int) -> torch.device:
     """Return this process' device. On a machine with several GPUs, each process gets a different one."""
     device = pick_device(name)
     if device.type != "cuda" or num_ranks == 1:
@@ -146,44 +177,37 @@ def _device_of(name: str, num_ranks: int) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _plan(
-    source: ModelSource | VideoSource, infos: Sequence[VideoInfo], config: EvaluateConfig, device: torch.device
-) -> tuple[Sequence[Span], MetricSet, dict[str, Any]]:
-    """Return the clips, the metrics, and the fields of the protocol that say how clips were selected and read."""
+def _describe_selection(source: ModelSource | VideoSource, spans: Sequence[Span]) -> dict[str, Any]:
+    """Return the fields of the protocol that say how clips were selected and read, without a published protocol."""
     clips = source.clips
-    if isinstance(clips, PublishedProtocol):
-        spans = clips.select(infos)
-        metric_set = load_published_metrics(clips, config.feature_network, spans, device)
-        description = clips.describe(spans)
-    else:
-        spans = select_clips(infos, clips, config.clip_limit)
-        metric_set = load_metrics(clips, config, device)
-        frame_rates = {span.info.fps for span in spans}
-        description = {name: getattr(clips, name) for name in ("num_frames", "height", "width")}
-        description |= {
-            "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
-            "crop": "center",
-            "places": CLIP_SELECTION,
-            "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
-            "frame_stride": clips.stride,
-        }
-    return spans, _with_requested(metric_set, source, config), description
+    assert not isinstance(clips, PublishedProtocol)
+    frame_rates = {span.info.fps for span in spans}
+    return {
+        "num_frames": clips.num_frames,
+        "height": clips.height,
+        "width": clips.width,
+        "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
+        "crop": "center",
+        "places": CLIP_SELECTION,
+        "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
+        "frame_stride": clips.stride,
+    }
 
 
 def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
-    requested: list[Callable[..., dict[str, float]]] = []
-    sources = dict(metric_set.backbones)
+    """Return the metrics with those that options request: `flow`, and `chunk` or `tile`."""
+    requested: list[ClipMeasure] = []
     if config.flow is not None:
-        flow = DISFlow()
-        requested.append(WarpingError(flow))
-        sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
+        requested.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
-        requested.append(difference)
-        sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
-    return replace(metric_set, requested=requested, backbones=sources)
+        requested.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
+    backbones = dict(metric_set.backbones)
+    for measure in requested:
+        for metric in measure.metrics:
+            backbones[metric.name] = measure.source
+    return replace(metric_set, requested=requested, backbones=backbones)
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
@@ -194,32 +218,53 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
 
 
 def _summarize(
-    results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any], flat: dict[str, float]
+    results: Sequence[ClipResult],
+    metric_set: MetricSet,
+    description: Mapping[str, Any],
+    flat_figures: Mapping[str, float],
 ) -> Evaluation:
-    metrics, absent = mean_over_clips([each.metrics for each in results]) | flat, dict(metric_set.absent)
-    definitions = {name: str(definition) for name, definition in DEFINITIONS.items()}
-    if (network := metric_set.features) is not None and not metric_set.per_clip_frechet:
-        distance, reason = frechet_of_clips(results, network)
-        metrics, absent = metrics | distance, absent | reason
-        definitions[network.name] = f"{network.definition}; {len(results)} clips; smaller is better"
+    metrics = mean_over_clips([result.metrics for result in results])
+    metrics.update(flat_figures)
+    definitions = {name: METRICS[name].describe() for name in metrics}
+    absent = dict(metric_set.absent)
+    if metric_set.features is not None and not metric_set.per_clip_frechet:
+        metric = metric_set.features.metric
+        features, reference = stack_features(results)
+        reason = frechet_undefined(features, reference)
+        if reason is None:
+            metrics[metric.name] = frechet_distance(features=features, reference=reference)
+            definitions[metric.name] = metric.describe(averaging=f"{len(results)} clips")
+        else:
+            absent[metric.name] = reason
     protocol = EvaluationProtocol(
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
-        metrics={name: definitions[name] for name in metrics},
+        metrics=definitions,
         backbones=metric_set.backbones,
         absent=absent,
         **description,
     )
-    rows = [dict[str, float | str](source=each.source, start=each.start, **each.metrics) for each in results]
+    rows: list[dict[str, float | str]] = [
+        {"source": result.source, "start": result.start, **result.metrics} for result in results
+    ]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 
 
 def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Plot each metric over the frame position in a clip, a line for each label of `curves`; write a PNG atomically."""
+    """Plot each metric over the frame position in a clip, a line for each evaluation; write a PNG atomically.
+
+    Args:
+        curves: For each label of an evaluation, its values at each frame position, by metric.
+        path: The file.
+    """
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
-    names = list(dict.fromkeys(name for evaluation in curves.values() for name in evaluation))
+    names: list[str] = []
+    for evaluation in curves.values():
+        for name in evaluation:
+            if name not in names:
+                names.append(name)
     figure = Figure(figsize=(3.6 * len(names), 3), dpi=100, layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
         _plot_metric(axes, name, curves)
@@ -232,10 +277,10 @@ def _plot_metric(axes: "Axes", name: str, curves: Mapping[str, Mapping[str, Sequ
             positions = range(len(evaluation[name]))
             axes.plot(positions, evaluation[name], marker="o", markersize=3, label=label, color=COLOURS.get(label))
     low, high = axes.get_ylim()
-    smallest = 1.0 if name == "psnr" else 0.01  # range of values, so that imperceptible differences look small
-    missing = max(0.0, smallest - (high - low)) / 2
-    axes.set_ylim(low - missing, high + missing)
-    axes.set_title(f"{name}, {DEFINITIONS[name].better} is better", fontsize=9)
+    smallest_range = 1.0 if name == "psnr" else 0.01  # so that imperceptible differences look small
+    margin = max(0.0, smallest_range - (high - low)) / 2
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_title(f"{name}, {METRICS[name].better} is better", fontsize=9)
     axes.set_xlabel("frame of the clip", fontsize=8)
     axes.locator_params(axis="x", integer=True)
     axes.tick_params(labelsize=8)

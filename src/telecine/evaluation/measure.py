@@ -4,120 +4,158 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain, product, zip_longest
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.base.imports import how_to_install
-from telecine.base.shapes import VALUE_RANGE
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
-from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
-from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics
-from telecine.evaluation.protocol import DEFINITIONS
+from telecine.evaluation.frechet import FVD, FVD_SINGLE, FeatureNetwork, load_frechet_network
+from telecine.evaluation.lpips import LPIPS_NETWORKS, load_lpips
+from telecine.evaluation.metric import METRICS, Metric
+from telecine.evaluation.metrics import ReconstructionMetrics, default_metrics
 from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
-from telecine.losses.perceptual import LPIPS, as_rgb, load_backbone
-from telecine.losses.perceptual.weights import tensor_sha256
-from telecine.models import VideoAutoencoder
+from telecine.losses.perceptual import as_rgb
 from telecine.settings import ClipConfig, EvaluateConfig
 
-_LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-# Grey, and the corners of a cube inside the colours, which a ringing reconstruction can leave on both sides.
-_FLAT_COLOURS = ((0.0, 0.0, 0.0), *product((-0.8, 0.8), repeat=3))
-_LEVELS = 127.5  # a difference of 1 in [-1, 1], in levels of 8 bits
+
+class ClipMeasure(Protocol):
+    """Measures several metrics of a clip at once, on request: the warping error, the difference of tiling."""
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """The metrics that it measures."""
+
+    @property
+    def source(self) -> str:
+        """The method, for the protocol."""
+
+    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] by the names of the metrics."""
+
+
+def _clamped(video: Tensor) -> Tensor:
+    return video.clamp(*VALUE_RANGE)
 
 
 @dataclass(frozen=True)
 class MetricSet:
     """The metrics of one evaluation, with their networks."""
 
-    built_in: Sequence[str]
-    perceptual: Mapping[str, nn.Module]  # LPIPS modules by metric name
+    pixel_metrics: Sequence[str]
+    """Names of metrics of pixel values."""
+    perceptual: Mapping[str, nn.Module]
+    """LPIPS modules by metric name."""
     features: FeatureNetwork | None
-    backbones: Mapping[str, str]  # the weights of each network, by metric name
-    absent: Mapping[str, str]  # the reason for each metric that cannot be measured
-    per_clip_frechet: bool = False  # whether the Frechet distance is that of sets of one clip each
-    values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
+    """The network of the Frechet distance."""
+    backbones: Mapping[str, str]
+    """The source of each network, by metric name."""
+    absent: Mapping[str, str]
+    """The reason for each metric that cannot be measured."""
+    per_clip_frechet: bool = False
+    """Whether the Frechet distance is that of sets of one clip each."""
+    values: Callable[[Tensor], Tensor] = field(default=_clamped)
     """Maps inputs and reconstructions to the values that are measured."""
-    requested: Sequence[Callable[..., dict[str, float]]] = ()
-    """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
+    requested: Sequence[ClipMeasure] = ()
+    """Measures that options request."""
 
 
 def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device) -> MetricSet:
-    """Load all metrics that are defined for these clips; raise a `ValueError` if what was requested is not."""
-    features = config.feature_network
-    known = (*BUILT_IN_METRICS, *_LPIPS_BACKBONES)
-    size = clips.num_frames, clips.height, clips.width
-    absent = {name: reason for name in known if (reason := DEFINITIONS[name].unavailable_reason(*size))}
+    """Load all metrics that are defined for these clips.
+
+    Args:
+        clips: The length, size and channels of the clips.
+        config: The settings. Their `features` name the network of the Frechet distance.
+        device: Where the networks are.
+
+    Raises:
+        ValueError: What was requested is not defined for these clips.
+    """
     if not clips.has_colours:
-        absent |= dict.fromkeys(_LPIPS_BACKBONES, f"knows colours, not {clips.num_channels} channels")
-        for name, value in {"flow": config.flow, "flat": config.flat}.items():
+        for name, value in (("flow", config.flow), ("flat", config.flat)):
             if value:
-                raise _needs_colours(name, value, clips)
-    network = load_frechet_network(features, clips, device)
-    names = [name for name in known if name not in absent]
-    return _metric_set(names, absent, network, network.name if network else "", device)
-
-
-def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.device) -> FeatureNetwork | None:
-    """Return the network that `EvaluateConfig.features` names; raise a `ValueError` if clips are none of its own."""
-    if features is None:
-        return None
-    if not clips.has_colours:
-        raise _needs_colours("features", features, clips)
-    network = load_feature_network(features, device)
-    if clips.num_frames < network.min_frames:
-        contract, remedy = f"at least {network.min_frames} for {network.name}", "Use longer clips, or no `features`."
-        raise argument_error("num_frames", contract, clips.num_frames, remedy)
-    return network
-
-
-def _needs_colours(name: str, value: object, clips: ClipConfig) -> Exception:
-    contract, got = "left out unless clips have 1, 3 or 4 channels", f"{value} for {clips.num_channels}"
-    return argument_error(name, contract, got, "Leave it out.")
-
-
-def _metric_set(
-    names: Sequence[str], absent: Mapping[str, str], network: FeatureNetwork | None, frechet: str, device: torch.device
-) -> MetricSet:
-    weights = {name: load_backbone(net) for name, net in _LPIPS_BACKBONES.items() if name in names}
-    perceptual = {name: LPIPS(_LPIPS_BACKBONES[name], weights=each).to(device) for name, each in weights.items()}
-    backbones = {name: f"sha256 {tensor_sha256(each)}" for name, each in weights.items()}
-    backbones |= {} if network is None else {frechet: network.source}
-    return MetricSet([name for name in names if name in KNOWN_METRICS], perceptual, network, backbones, absent)
+                contract = "left out unless clips have 1, 3 or 4 channels"
+                raise argument_error(name, contract, f"{value} for {clips.num_channels}", "Leave it out.")
+    network = load_frechet_network(config.feature_network, clips, device)
+    names = []
+    absent = {}
+    for name in (*default_metrics(), *LPIPS_NETWORKS):
+        reason = METRICS[name].unavailable_reason(clips.num_frames, clips.height, clips.width)
+        if name in LPIPS_NETWORKS and not clips.has_colours:
+            reason = f"needs RGB frames, but clips have {clips.num_channels} channels"
+        if reason is None:
+            names.append(name)
+        else:
+            absent[name] = reason
+    perceptual, backbones = load_lpips(names, device)
+    if network is not None:
+        backbones[network.metric.name] = network.source
+    pixel_metrics = [name for name in names if name not in LPIPS_NETWORKS]
+    return MetricSet(pixel_metrics, perceptual, network, backbones, absent)
 
 
 def load_published_metrics(
     protocol: PublishedProtocol, features: str | None, spans: Sequence[Span], device: torch.device
 ) -> MetricSet:
-    """Load the metrics of a protocol; raise a `ValueError` if a package is missing, or a clip is too short for one."""
+    """Load the metrics of a protocol.
+
+    Args:
+        protocol: The protocol.
+        features: The path of the I3D of its Frechet distance, or None, which leaves the distance out.
+        spans: The clips.
+        device: Where the networks are.
+
+    Raises:
+        ValueError: A package is missing, or a clip is too short for a metric.
+    """
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
-    (frechet,) = (name for name in protocol.metrics if name.startswith("fvd"))  # of all clips, or of single ones
-    shortest = ClipConfig(num_frames=protocol.num_frames or min(span.num_frames for span in spans))
-    network = load_frechet_network(features, shortest, device)
-    absent = {} if network else {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
-    metric_set = _metric_set(protocol.metrics, absent, network, frechet, device)
-    return replace(metric_set, per_clip_frechet=frechet == "fvd_single", values=protocol.measured_values)
+    num_frames = protocol.num_frames or min(span.num_frames for span in spans)
+    network = load_frechet_network(features, ClipConfig(num_frames=num_frames), device)
+    perceptual, backbones = load_lpips(protocol.metrics, device)
+    absent = {}
+    pixel_metrics = []
+    for name in protocol.metrics:
+        if name in LPIPS_NETWORKS:
+            continue
+        if name not in (FVD.name, FVD_SINGLE.name):
+            pixel_metrics.append(name)
+        elif network is None:
+            absent[name] = "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"
+        else:
+            backbones[name] = network.source
+    return MetricSet(
+        pixel_metrics,
+        perceptual,
+        network,
+        backbones,
+        absent,
+        per_clip_frechet=FVD_SINGLE.name in protocol.metrics,
+        values=protocol.measured_values,
+    )
 
 
 @dataclass(frozen=True)
 class ClipResult:
     """The results of one clip."""
 
-    index: int  # its position among the selected clips
+    index: int
+    """Its position among the selected clips."""
     source: str
-    start: int  # position of its first frame in the file
+    start: int
+    """Position of its first frame in the file."""
     metrics: Mapping[str, float]
     per_frame: Mapping[str, list[float]]
-    sha256: str  # hash of its input's pixels at 8 bits
+    sha256: str
+    """Hash of its input's pixels at 8 bits."""
     features: tuple[Tensor, Tensor] | None = None
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
 
@@ -128,15 +166,16 @@ def process_group() -> Iterator[tuple[int, int]]:
 
     They are those of the current process group, or under `torchrun` of one of gloo, which is destroyed at the end.
     """
-    joins = dist.is_available() and dist.is_initialized()
-    starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if starts:
+    if dist.is_available() and dist.is_initialized():
+        yield dist.get_rank(), dist.get_world_size()
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
-    try:
-        yield (dist.get_rank(), dist.get_world_size()) if joins or starts else (0, 1)
-    finally:
-        if starts:
+        try:
+            yield dist.get_rank(), dist.get_world_size()
+        finally:
             dist.destroy_process_group()
+    else:
+        yield 0, 1
 
 
 @torch.no_grad()
@@ -148,17 +187,31 @@ def measure_clips(
     rank: int,
     num_ranks: int,
 ) -> list[ClipResult]:
-    """Return the results of the clips in order, on every process: process i of N measures the clips i, i + N, ..."""
+    """Return the results of the clips in order, on every process. Clips that cannot be decoded are left out.
+
+    Args:
+        source: Reconstructs the clips.
+        metric_set: The metrics.
+        spans: The clips.
+        device: Where clips are measured.
+        rank: The number i of this process, which measures the clips i, i + N, i + 2 N, ...
+        num_ranks: The number N of processes.
+    """
     indices: Iterable[int] = range(rank, len(spans), num_ranks)
     if rank == 0:
         indices = with_progress(indices, "measuring")
-    results = (_measure_clip(index, source, metric_set, spans[index], device) for index in indices)
-    found = [result for result in results if result is not None]
-    gathered = [found]
+    results = []
+    for index in indices:
+        result = _measure_clip(index, source, metric_set, spans[index], device)
+        if result is not None:
+            results.append(result)
     if num_ranks > 1:
-        gathered = [[] for _ in range(num_ranks)]
-        dist.all_gather_object(gathered, found)
-    return sorted(chain.from_iterable(gathered), key=lambda result: result.index)
+        gathered: list[list[ClipResult]] = [[] for _ in range(num_ranks)]
+        dist.all_gather_object(gathered, results)
+        results = []
+        for rank_results in gathered:
+            results += rank_results
+    return sorted(results, key=lambda result: result.index)
 
 
 def _measure_clip(
@@ -171,66 +224,48 @@ def _measure_clip(
     clip_input = clip["video"][None].to(device)
     reconstruction = metric_set.values(source.reconstruct(span, clip_input))
     target = metric_set.values(clip_input)
-    metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.built_in)
+    metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.pixel_metrics)
     metrics.update(reconstruction=reconstruction, target=target)
-    values, features = metrics.per_clip()[0], None
+    values = metrics.per_clip()[0]
+    features = None
     if metric_set.features is not None:
-        in_rgb = as_rgb(reconstruction), as_rgb(target)
-        features = metric_set.features(in_rgb[0])[0].cpu(), metric_set.features(in_rgb[1])[0].cpu()
+        recon_features = metric_set.features(as_rgb(reconstruction))[0].cpu()
+        target_features = metric_set.features(as_rgb(target))[0].cpu()
+        features = (recon_features, target_features)
         if metric_set.per_clip_frechet:
-            values["fvd_single"] = float((features[0].double() - features[1].double()).square().sum())
+            distance = (recon_features.double() - target_features.double()).square().sum()
+            values[FVD_SINGLE.name] = float(distance)
     for measure in metric_set.requested:
         values |= measure(reconstruction=reconstruction, target=target)
-    sha256 = pixels_sha256(bytes_from_video(clip["video"]))
-    return ClipResult(index, clip["source"], clip["start"], values, metrics.per_frame()[0], sha256, features)
-
-
-@torch.no_grad()
-def measure_flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: int) -> dict[str, float]:
-    """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of `_FLAT_COLOURS`.
-
-    Grey models get their means, RGBA models opaque ones. Any pattern and any motion comes from the autoencoder. Root
-    mean squares in levels of 8 bits: of the error of the mean colour, of each frame's pixels about that frame's mean,
-    and of the changes of a pixel from frame to frame.
-    """
-    colours = torch.tensor(_FLAT_COLOURS, device=model.last_layer.device)
-    extra = model.in_channels - 3  # an alpha
-    colours = colours.mean(1, keepdim=True) if model.in_channels == 1 else F.pad(colours, (0, extra), value=1.0)
-    clips = colours[:, None, :, None, None, None].expand(-1, -1, -1, num_frames, height, width)
-    found = [_LEVELS * (model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE) - clip) for clip in clips]
-    errors = torch.cat(found)
-    values = {
-        "flat_error": errors.mean((2, 3, 4)),
-        "flat_grid": errors - errors.mean((3, 4), keepdim=True),
-        "flat_shimmer": errors.diff(dim=2),
-    }
-    return {name: float(value.square().mean().sqrt()) for name, value in values.items() if value.numel() > 0}
+    return ClipResult(
+        index=index,
+        source=clip["source"],
+        start=clip["start"],
+        metrics=values,
+        per_frame=metrics.per_frame()[0],
+        sha256=pixels_sha256(bytes_from_video(clip["video"])),
+        features=features,
+    )
 
 
 def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
     """Return the mean of each frame metric at each frame position, over the clips that have this position."""
     means: dict[str, list[float]] = {}
     for name in results[0].per_frame:
-        columns = zip_longest(*(result.per_frame[name] for result in results))
-        known = ([value for value in column if value is not None] for column in columns)
-        means[name] = [sum(values) / len(values) for values in known]
+        curves = [result.per_frame[name] for result in results]
+        means[name] = []
+        for position in range(max(len(curve) for curve in curves)):
+            values = [curve[position] for curve in curves if position < len(curve)]
+            means[name].append(sum(values) / len(values))
     return means
 
 
-def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> tuple[dict[str, float], dict[str, str]]:
-    """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
-    pairs = [result.features for result in results if result.features is not None]
-    features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
-    if (reason := frechet_undefined(features, reference)) is not None:
-        return {}, {network.name: reason}
-    return {network.name: frechet_distance(features=features, reference=reference)}, {}
-
-
-def frechet_undefined(*sets: Tensor) -> str | None:
-    """Return why the Frechet distance of sets of features `(N, D)` is undefined; None if it is defined."""
-    num_clips, num_features = min(len(each) for each in sets), sets[0].shape[1]
-    if num_clips <= num_features:
-        return f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance is singular"
-    if not all(each.isfinite().all() for each in sets):
-        return "its features are not finite: the reconstructions contain NaN, or the network overflows"
-    return None
+def stack_features(results: Sequence[ClipResult]) -> tuple[Tensor, Tensor]:
+    """Return the features of all reconstructions and of all inputs, each `(N, D)`, of results that have them."""
+    features = []
+    reference = []
+    for result in results:
+        assert result.features is not None
+        features.append(result.features[0])
+        reference.append(result.features[1])
+    return torch.stack(features), torch.stack(reference)

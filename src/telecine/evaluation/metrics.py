@@ -10,34 +10,45 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, check_choice
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
-from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
-from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
+
+# These modules register the metrics of `METRICS`.
+from telecine.evaluation import flat, flow, frechet, lpips, pixel_metrics, published_metrics, tiling  # noqa: F401
+from telecine.evaluation.metric import METRICS, ClipMetric, FrameMetric, PixelMetric
+from telecine.evaluation.pixel_metrics import PSNR, psnr
 from telecine.losses.perceptual import as_rgb
 
-KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
-# What is measured without a protocol.
-BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
-_ALPHA_METRICS = ("psnr_alpha", "psnr_composite")
-_FRAMES_PER_CHUNK = 8  # of SSIM, MS-SSIM and the distances; bounds memory
+FRAMES_PER_CHUNK = 8  # of metrics of frames and distances; bounds memory
+
+
+def default_metrics() -> list[str]:
+    """Return the names of the metrics of pixels that are measured without a published protocol."""
+    return [name for name, metric in METRICS.items() if isinstance(metric, PixelMetric) and metric.is_default]
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over clips, with equal weights; raise a `ValueError` if there is no clip."""
+    """Return the mean of each metric over clips, with equal weights.
+
+    Raises:
+        ValueError: There is no clip.
+    """
     if not per_clip:
         raise argument_error("per_clip", "the values of at least one clip", "none", "Call `update` before `compute`.")
-    return {name: sum(clip[name] for clip in per_clip) / len(per_clip) for name in per_clip[0]}
+    means = {}
+    for name in per_clip[0]:
+        means[name] = sum(clip[name] for clip in per_clip) / len(per_clip)
+    return means
 
 
 class ReconstructionMetrics:
     """Accumulates built-in metrics and perceptual distances clip by clip.
 
     Distances and metrics of frames, but for PSNR, are of RGB, see `as_rgb`, or of all channels that are not colours. Of
-    RGBA, there are also `_ALPHA_METRICS`.
+    RGBA, there are also `psnr_alpha` and `psnr_composite`.
 
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
-        metrics: The built-in metrics to compute: those of `BUILT_IN_METRICS`, or of a published protocol.
+        metrics: Names of metrics of pixels: those of `default_metrics()`, or of a published protocol.
 
     Raises:
         ValueError: A metric is unknown, or a distance has the name of a built-in one.
@@ -56,11 +67,18 @@ class ReconstructionMetrics:
         self.metrics = tuple(metrics)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
-        if taken := KNOWN_METRICS.keys() & self.perceptual.keys():
+        built_in = {name: metric for name, metric in METRICS.items() if isinstance(metric, PixelMetric)}
+        taken = sorted(built_in.keys() & self.perceptual.keys())
+        if taken:
             contract = "distances with other names than the built-in metrics"
-            raise argument_error("perceptual", contract, str(sorted(taken)), "Rename it.")
+            raise argument_error("perceptual", contract, str(taken), "Rename it.")
         for name in self.metrics:
-            check_choice("metrics", name, KNOWN_METRICS)
+            check_choice("metrics", name, built_in)
+        self._measured = [built_in[name] for name in self.metrics]
+        self._measured_of_alpha = []
+        for metric in built_in.values():
+            if isinstance(metric, ClipMetric) and metric.needs_alpha and metric not in self._measured:
+                self._measured_of_alpha.append(metric)
 
     @torch.no_grad()
     def update(self, *, reconstruction: Video, target: Video) -> None:
@@ -79,24 +97,35 @@ class ReconstructionMetrics:
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
         check_range("target", target)
-        for name in self.metrics:
-            if reason := DEFINITIONS[name].unavailable_reason(*target.shape[2:]):
-                contract = f"large and long enough for {name}, which {reason}"
-                raise argument_error("target", contract, target, f"Leave `{name}` out.")
+        for metric in self._measured:
+            reason = metric.unavailable_reason(*target.shape[2:])
+            if reason is not None:
+                contract = f"large and long enough for {metric.name}, which {reason}"
+                raise argument_error("target", contract, target, f"Leave `{metric.name}` out.")
         with autocast_off(target.device):
             reconstruction = at_least_float32(reconstruction).clamp(*VALUE_RANGE)
             target = at_least_float32(target).to(reconstruction.dtype)
             per_frame = self._measure_frames(reconstruction=reconstruction, target=target)
-            per_clip = {name: values.mean(1) for name, values in per_frame.items()}
-            of_alpha = _ALPHA_METRICS if target.shape[1] == RGBA else ()
-            for name in (*self.metrics, *of_alpha):
-                if name in CLIP_METRICS:
-                    per_clip[name] = CLIP_METRICS[name](reconstruction=reconstruction, target=target)
-        self._per_clip += _rows({name: per_clip[name] for name in (*self.metrics, *self.perceptual, *of_alpha)})
+            per_clip = {}
+            for metric in self._measured:
+                if isinstance(metric, ClipMetric):
+                    per_clip[metric.name] = metric.function(reconstruction=reconstruction, target=target)
+                else:
+                    per_clip[metric.name] = per_frame[metric.name].mean(1)
+            for name in self.perceptual:
+                per_clip[name] = per_frame[name].mean(1)
+            if target.shape[1] == RGBA:
+                for metric in self._measured_of_alpha:
+                    per_clip[metric.name] = metric.function(reconstruction=reconstruction, target=target)
+        self._per_clip += _rows(per_clip)
         self._per_frame += _rows(per_frame)
 
     def compute(self) -> dict[str, float]:
-        """Return each metric's mean over all clips so far; raise a `ValueError` if there is none."""
+        """Return each metric's mean over all clips so far.
+
+        Raises:
+            ValueError: There is no clip.
+        """
         return mean_over_clips(self._per_clip)
 
     def per_clip(self) -> list[dict[str, float]]:
@@ -108,24 +137,32 @@ class ReconstructionMetrics:
         return [dict(values) for values in self._per_frame]
 
     def _measure_frames(self, *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
-        """Return `(B, T)` for PSNR and each metric of single frames."""
-        built_in = {"psnr": psnr, **FRAME_METRICS}
-        metrics = {name: built_in[name] for name in self.metrics if name in built_in} | self.perceptual
-        chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
-        frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (reconstruction, target))
-        for recon_frames, target_frames in zip(*(part.split(_FRAMES_PER_CHUNK) for part in frames), strict=True):
-            in_rgb = {"reconstruction": as_rgb(recon_frames), "target": as_rgb(target_frames)}
-            for name, metric in metrics.items():
-                as_stored = {"reconstruction": recon_frames, "target": target_frames}
-                values = metric(**(as_stored if metric is psnr else in_rgb))
-                if values.shape != (len(target_frames),):
-                    contract = f"a module that returns shape ({len(target_frames)},)"
+        """Return `(B, T)` for PSNR, each metric of single frames and each distance."""
+        chunks: dict[str, list[Tensor]] = {}
+        recon_frames = rearrange(reconstruction, "b c t h w -> (b t) c h w").split(FRAMES_PER_CHUNK)
+        target_frames = rearrange(target, "b c t h w -> (b t) c h w").split(FRAMES_PER_CHUNK)
+        for recon, frames in zip(recon_frames, target_frames, strict=True):
+            recon_rgb = as_rgb(recon)
+            rgb = as_rgb(frames)
+            for metric in self._measured:
+                if metric is PSNR:
+                    chunks.setdefault("psnr", []).append(psnr(reconstruction=recon, target=frames))
+                elif isinstance(metric, FrameMetric):
+                    chunks.setdefault(metric.name, []).append(metric.function(reconstruction=recon_rgb, target=rgb))
+            for name, distance in self.perceptual.items():
+                values = distance(reconstruction=recon_rgb, target=rgb)
+                if values.shape != (len(frames),):
+                    contract = f"a module that returns shape ({len(frames)},)"
                     remedy = f"`{name}` must not average over frames."
                     raise argument_error(f"perceptual[{name!r}]", contract, values, remedy)
-                chunks[name].append(values)
-        return {name: torch.cat(parts).reshape(len(target), -1) for name, parts in chunks.items()}
+                chunks.setdefault(name, []).append(values)
+        per_frame = {}
+        for name, parts in chunks.items():
+            per_frame[name] = torch.cat(parts).reshape(len(target), -1)
+        return per_frame
 
 
 def _rows(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    values = (column.tolist() for column in columns.values())
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    """Return a dict of values for each clip, from a column of values for each metric."""
+    value_columns = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*value_columns, strict=True)]

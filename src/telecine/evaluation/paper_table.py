@@ -1,93 +1,154 @@
 """A table of evaluations of the same clips, for a paper: LaTeX (booktabs) and Markdown."""
 
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from telecine.base.checks import argument_error
-from telecine.base.files import atomic_write
+from telecine.base.files import write_text
 from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.protocol import better_values, describe_clips
+from telecine.evaluation.metric import better_values
+from telecine.evaluation.protocol import describe_clips
 
-# By which values of a metric are better: what stands behind its name, and a function that is smallest for the best.
-_BETTER: dict[str, tuple[str, Callable[[float], float]]] = {
-    "larger": ("↑", operator.neg),
-    "smaller": ("↓", float),
-    "nearest to 0": ("→ 0", abs),
-    "nearest to 1": ("→ 1", lambda value: abs(value - 1)),
+_ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\to$",
+    "±": r"$\pm$",
 }
-_LATEX = {each: f"\\{each}" for each in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\to$", "±": r"$\pm$"}
 
 
 def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> str:
-    """Return a table of evaluations, of their output folders, in Markdown. It has the metrics that all have.
+    """Return a table of evaluations in Markdown. It has the metrics that all have, and the best figures are bold.
 
-    The best are bold. The spread is 1.96 standard errors of a mean over clips, from the variance between videos.
-    `output` is a folder for table.md and table.tex, which needs the package booktabs.
+    The spread is 1.96 standard errors of a mean over clips, from the variance between videos.
+
+    Args:
+        folders: The output folders of two or more evaluations.
+        output: A folder for table.md, and table.tex, which needs the package booktabs.
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: There are fewer than two, or they did not measure the same clips in the same way.
     """
     if len(folders) < 2:
-        got = " ".join(map(str, folders)) or "nothing"
+        got = " ".join(str(folder) for folder in folders) or "nothing"
         raise argument_error("compare", "two or more evaluations", got, "Pass their output folders.")
-    protocols, means, clips = zip(*(Evaluation.read(Path(folder)) for folder in folders), strict=True)
-    first, *others = protocols
-    for protocol in others:
-        check_protocols(first, protocol)
-    spreads = [*map(_spread, clips)]
-    columns = [["", *map(str, folders)]]
-    for name in (name for name in first["metrics"] if all(name in protocol["metrics"] for protocol in protocols)):
-        arrow, badness = _BETTER[better_values(first["metrics"][name])]
-        cells = _cells([each[name] for each in means], [each.get(name) for each in spreads], badness)
-        columns.append([f"{name} {arrow}", *cells])
-    spread = ", ± 1.96 standard errors between videos" if any(spreads) else ""
-    data = f"of {len({clip['source'] for clip in clips[0]})} videos in {first['data']}"
-    caption = f"{describe_clips(first)}, {data}. Mean over clips{spread}; the best figures are bold."
-    rows = [*zip(*columns, strict=True)]
-    tables = {"table.md": _in_markdown(rows, caption), "table.tex": _in_latex(rows, caption)}
+    protocols: list[dict[str, Any]] = []
+    means = []
+    spreads = []
+    for folder in folders:
+        protocol, folder_means, clips = Evaluation.read(Path(folder))
+        if protocols:
+            check_protocols(protocols[0], protocol)
+        protocols.append(protocol)
+        means.append(folder_means)
+        spreads.append(clip_spread(clips))
+        num_videos = len({clip["source"] for clip in clips})
+    first = protocols[0]
+    columns = [["", *[str(folder) for folder in folders]]]
+    for name, definition in first["metrics"].items():
+        if all(name in protocol["metrics"] for protocol in protocols):
+            better = better_values(definition)
+            column_means = [evaluation[name] for evaluation in means]
+            column_spreads = [spread.get(name) for spread in spreads]
+            columns.append([f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)])
+    rows = list(zip(*columns, strict=True))
+    spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
+    caption = (
+        f"{describe_clips(first)}, of {num_videos} videos in {first['data']}. "
+        f"Mean over clips{spread_text}; the best figures are bold."
+    )
+    markdown = _in_markdown(rows, caption)
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
-        for name, text in tables.items():
-            atomic_write(Path(output) / name, operator.methodcaller("write_text", f"{text}\n", encoding="utf-8"))
-    return tables["table.md"]
+        write_text(Path(output) / "table.md", f"{markdown}\n")
+        write_text(Path(output) / "table.tex", f"{in_latex(rows, caption)}\n")
+    return markdown
 
 
 def _in_markdown(rows: Sequence[Sequence[str]], caption: str) -> str:
-    heading, *others = (f"| {' | '.join(cells)} |" for cells in rows)
-    return "\n".join([heading, f"| --- {'| ---: ' * (len(rows[0]) - 1)}|", *others, "", caption])
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    lines.insert(1, f"| --- {'| ---: ' * (len(rows[0]) - 1)}|")
+    return "\n".join([*lines, "", caption])
 
 
-def _in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
-    heading, *others = (rf"{' & '.join(map(_escaped, cells))} \\" for cells in rows)
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}"]
-    body = [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", heading, r"\midrule", *others]
-    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+def in_latex(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Return a table in LaTeX, whose first row is the heading; `**bold**` becomes bold."""
+    lines = []
+    for cells in rows:
+        escaped = [_escaped(cell) for cell in cells]
+        lines.append(rf"{' & '.join(escaped)} \\")
+    heading, *others = lines
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escaped(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+            r"\toprule",
+            heading,
+            r"\midrule",
+            *others,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(_LATEX.get(each, each) for each in text))
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped)
 
 
-def _cells(means: Sequence[float], spreads: Sequence[float | None], badness: Callable[[float], float]) -> list[str]:
-    """Return the cells of a metric. Figures that are printed alike are the best together."""
-    digits = 2 if any(abs(each) >= 10 for each in means) else 4
-    texts = [f"{each:.{digits}f}" for each in means]
-    best = min((badness(float(text)) for text in texts if text != "nan"), default=None)
-    cells = [f"**{text}**" if badness(float(text)) == best else text for text in texts]
-    pairs = zip(cells, spreads, strict=True)
-    return [cell if spread is None else f"{cell} ± {spread:.{digits}f}" for cell, spread in pairs]
+def table_cells(means: Sequence[float], spreads: Sequence[float | None], better: str) -> list[str]:
+    """Return the cells of a metric. Figures that are printed alike are the best together.
+
+    Args:
+        means: The mean of each evaluation.
+        spreads: What follows `±`, or None without it.
+        better: Which values are better, such as "larger", see `Metric`.
+    """
+    digits = 2 if any(abs(mean) >= 10 for mean in means) else 4
+    texts = [f"{mean:.{digits}f}" for mean in means]
+    badness = [_badness(float(text), better) for text in texts if text != "nan"]
+    cells = []
+    for text, spread in zip(texts, spreads, strict=True):
+        cell = text
+        if text != "nan" and _badness(float(text), better) == min(badness):
+            cell = f"**{text}**"
+        if spread is not None:
+            cell = f"{cell} ± {spread:.{digits}f}"
+        cells.append(cell)
+    return cells
 
 
-def _spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _badness(value: float, better: str) -> float:
+    """Return a number that is smallest for the best value."""
+    if better == "larger":
+        return -value
+    if better == "smaller":
+        return value
+    return abs(value) if better == "nearest to 0" else abs(value - 1)
+
+
+def clip_spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return 1.96 standard errors of the mean of each metric over clips; nothing for a single video.
 
     Clips of one video are alike: the variance is that between the sums of the deviations of each video's clips (Liang &
@@ -95,10 +156,10 @@ def _spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     names = [name for name in clips[0] if name not in ("source", "start")]
     values = torch.tensor([[clip[name] for name in names] for clip in clips], dtype=torch.float64)
-    videos = [*dict.fromkeys(clip["source"] for clip in clips)]
+    videos = list(dict.fromkeys(clip["source"] for clip in clips))
     if len(videos) == 1:
         return {}
-    of_video = torch.tensor([videos.index(clip["source"]) for clip in clips])
-    sums = values.new_zeros(len(videos), len(names)).index_add_(0, of_video, values - values.mean(0))
+    video_indices = torch.tensor([videos.index(clip["source"]) for clip in clips])
+    sums = values.new_zeros(len(videos), len(names)).index_add_(0, video_indices, values - values.mean(0))
     errors = (len(videos) / (len(videos) - 1) * sums.square().sum(0)).sqrt() / len(clips)
     return dict(zip(names, (1.96 * errors).tolist(), strict=True))

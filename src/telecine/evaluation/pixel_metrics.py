@@ -1,27 +1,23 @@
-"""Metrics of pixel values: PSNR, SSIM, MS-SSIM, sharpness, flicker, grids; and PSNR and SSIM of published protocols.
+"""Metrics of pixel values that are measured by default: PSNR, SSIM, MS-SSIM, flicker, sharpness and grids.
 
-`ReconstructionMetrics` checks that clips have the length and size that `DEFINITIONS` states.
+`ReconstructionMetrics` checks that clips have the length and size that each metric needs.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from telecine.base.shapes import Frames, Video
-from telecine.data import bytes_from_video
-from telecine.evaluation.protocol import GRID_PERIODS
+from telecine.evaluation.metric import ClipMetric, FrameMetric, register
 from telecine.losses import temporal_difference
 from telecine.losses.perceptual import as_rgb
-from telecine.losses.reconstruction import psnr_of_mse
+from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 
-_SSIM_SIGMA = 1.5
-_SSIM_WINDOW = 11
-_UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
-_PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
-_MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11  # pixels
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 _GRID_PATCH = 32
 _FLAT_FRACTION = 0.25
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
@@ -37,20 +33,68 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
-def _psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the PSNR of each frame, `(N,)` in dB, as VidTok: 1e-8 is added to the error in [0, 1]; at most 80."""
-    error = (_to_unit_range(reconstruction) - _to_unit_range(target)).square().flatten(1).mean(1)
-    return -10 * torch.log10(error + _PSNR_EPSILON)
+PSNR = register(
+    ClipMetric(
+        name="psnr",
+        unit="dB",
+        definition=f"10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}",
+        function=psnr,
+        is_default=True,
+    )
+)
 
 
-def _psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
-    """Return the PSNR of each clip in 8 bits, `(B,)` in dB, as TokenBench: 20 log10(255 / (root mean square + 1.2e-7)).
+def psnr_alpha(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return `psnr` of the alpha of RGBA clips `(B, 4, T, H, W)`, `(B,)` in dB; larger is better."""
+    return psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:])
 
-    With `modulo`, each squared error counts modulo 256, as in TokenBench's code, which computes with 8-bit integers.
-    """
-    error = (bytes_from_video(reconstruction).int() - bytes_from_video(target).int()).square()
-    root = (error.remainder(256) if modulo else error).flatten(1).float().mean(1).sqrt()
-    return 20 * torch.log10(255 / (root + torch.finfo(torch.float32).eps))
+
+register(
+    ClipMetric(
+        name="psnr_alpha",
+        unit="dB",
+        definition="as psnr, of the alpha of RGBA alone",
+        function=psnr_alpha,
+        needs_alpha=True,
+    )
+)
+
+
+def psnr_composite(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return `psnr` of RGBA clips `(B, 4, T, H, W)` composited on mid-grey, `(B,)` in dB; larger is better."""
+    return psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target))
+
+
+register(
+    ClipMetric(
+        name="psnr_composite",
+        unit="dB",
+        definition="as psnr, of RGBA composited on mid-grey",
+        function=psnr_composite,
+        needs_alpha=True,
+    )
+)
+
+
+def unit_range(frames: Frames) -> Frames:
+    """Return frames in [-1, 1] mapped to [0, 1]."""
+    return 0.5 * (frames + 1)
+
+
+def ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the structural similarity at each pixel of frames `(N, C, H, W)` in [-1, 1], of the same shape."""
+    # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similarity = structural_similarity_index_measure(
+        unit_range(reconstruction),
+        unit_range(target),
+        sigma=SSIM_SIGMA,
+        reduction="none",
+        data_range=1.0,
+        return_full_image=True,
+    )
+    return similarity
 
 
 def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
@@ -61,34 +105,20 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     the border is reflected. The paper and scikit-image leave out a border of 5 pixels instead.
     """
     # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
-    return _ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
+    return ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
 
 
-def _ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE."""
-    border = _SSIM_WINDOW // 2
-    ssim_map = _ssim_map(reconstruction=reconstruction, target=target)
-    return ssim_map[..., border:-border, border:-border].flatten(1).mean(1)
-
-
-def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
-    # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    frames = _to_unit_range(reconstruction), _to_unit_range(target)
-    return structural_similarity_index_measure(
-        *frames, sigma=_SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
-    )[1]
-
-
-def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults."""
-    from skimage.metrics import structural_similarity
-
-    images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (reconstruction, target))
-    settings = {"win_size": _UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
-    values = [structural_similarity(*pair, **settings) for pair in zip(*images, strict=True)]
-    return target.new_tensor(values)
+register(
+    FrameMetric(
+        name="ssim",
+        definition=f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
+        f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03",
+        averaging="mean over channels, pixels, frames, then clips",
+        min_side=SSIM_WINDOW,
+        function=ssim,
+        is_default=True,
+    )
+)
 
 
 def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
@@ -99,11 +129,51 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    frames = _to_unit_range(reconstruction), _to_unit_range(target)
-    window: dict[str, Any] = {"sigma": _SSIM_SIGMA, "kernel_size": _SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
-        *frames, **window, reduction="none", data_range=1.0, betas=_MS_SSIM_BETAS, normalize="relu"
+        unit_range(reconstruction),
+        unit_range(target),
+        sigma=SSIM_SIGMA,
+        kernel_size=SSIM_WINDOW,
+        reduction="none",
+        data_range=1.0,
+        betas=MS_SSIM_BETAS,
+        normalize="relu",
     )
+
+
+register(
+    FrameMetric(
+        name="ms_ssim",
+        definition="Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], "
+        f"{len(MS_SSIM_BETAS)} scales with exponents {MS_SSIM_BETAS}, "
+        "window, k1 and k2 as ssim, negative terms counted as 0",
+        averaging="mean over frames, then clips",
+        min_side=16 * SSIM_WINDOW,  # torchmetrics halves frames four times, and the window must fit
+        function=ms_ssim,
+        is_default=True,
+    )
+)
+
+
+def flicker(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better."""
+    values = []
+    for recon_clip, target_clip in zip(reconstruction.split(1), target.split(1), strict=True):
+        values.append(temporal_difference(reconstruction=recon_clip, target=target_clip))
+    return torch.stack(values)
+
+
+register(
+    ClipMetric(
+        name="flicker",
+        definition="mean absolute difference between the frame-to-frame differences of reconstruction and input, "
+        "in [-1, 1]",
+        better="smaller",
+        min_frames=2,
+        function=flicker,
+        is_default=True,
+    )
+)
 
 
 def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
@@ -116,21 +186,25 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
     return (_edge_power(reconstruction) + _ROUNDING_VARIANCE) / (_edge_power(target) + _ROUNDING_VARIANCE)
 
 
-def flicker(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better."""
-    pairs = zip(reconstruction.split(1), target.split(1), strict=True)
-    return torch.stack([temporal_difference(reconstruction=recon, target=clip) for recon, clip in pairs])
-
-
 def _edge_power(video: Video) -> Tensor:
-    return video.diff(dim=-2).square().flatten(1).mean(1) + video.diff(dim=-1).square().flatten(1).mean(1)
+    vertical = video.diff(dim=-2).square().flatten(1).mean(1)
+    horizontal = video.diff(dim=-1).square().flatten(1).mean(1)
+    return vertical + horizontal
 
 
-def _to_unit_range(frames: Frames) -> Frames:
-    return 0.5 * (frames + 1)
+register(
+    ClipMetric(
+        name="sharpness",
+        definition="mean squared difference of neighbouring pixels in the reconstruction over that in the input",
+        better="nearest to 1",
+        min_side=2,
+        function=sharpness,
+        is_default=True,
+    )
+)
 
 
-def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
+def grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
     """Return how much stronger a grid of `period` pixels is in each clip than in its target, `(B,)` in dB.
 
     A grid's power lies at one frequency and its multiples, while the spectrum of a natural image falls off smoothly. In
@@ -143,23 +217,28 @@ def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor
     every period, so no window function is needed. Their mean is one in dB, so that flat patches count as much as busy
     ones. Sharp grid lines also appear at the multiples of their frequency: the largest period with a large value is the
     period of the grid. The variance of rounding is added to all powers, so that constant clips have a finite value.
+
+    Args:
+        reconstruction: `(B, C, T, H, W)` in [-1, 1], of at least 32 x 32 pixels.
+        target: Of the same shape.
+        period: Distance of the grid's lines in pixels; a divisor of 32.
     """
     excess = []
-    for pair in zip(reconstruction, target, strict=True):
-        recon_ratio, target_ratio = (_peak_ratio(patches, period).log10() for patches in _flat_patches(*pair))
+    for recon_clip, target_clip in zip(reconstruction, target, strict=True):
+        recon_patches = _grey_patches(recon_clip)
+        target_patches = _grey_patches(target_clip)
+        num_kept = max(1, round(_FLAT_FRACTION * len(target_patches)))
+        flattest = target_patches.var(dim=(1, 2)).topk(num_kept, largest=False).indices
+        recon_ratio = _peak_ratio(recon_patches[flattest], period).log10()
+        target_ratio = _peak_ratio(target_patches[flattest], period).log10()
         excess.append(10 * (recon_ratio - target_ratio).mean())
     return torch.stack(excess)
 
 
-def _flat_patches(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return grey patches `(N, 32, 32)` of two clips `(3, T, H, W)`, at the places where the target is flattest."""
-    recon_patches, target_patches = (
-        clip.mean(0).unfold(1, _GRID_PATCH, _GRID_PATCH).unfold(2, _GRID_PATCH, _GRID_PATCH).flatten(0, 2)
-        for clip in (reconstruction, target)
-    )
-    num_kept = max(1, round(_FLAT_FRACTION * len(target_patches)))
-    flattest = target_patches.var(dim=(1, 2)).topk(num_kept, largest=False).indices
-    return recon_patches[flattest], target_patches[flattest]
+def _grey_patches(clip: Tensor) -> Tensor:
+    """Return the grey patches `(N, 32, 32)` of a clip `(C, T, H, W)`, without overlap."""
+    grey = clip.mean(0)
+    return grey.unfold(1, _GRID_PATCH, _GRID_PATCH).unfold(2, _GRID_PATCH, _GRID_PATCH).flatten(0, 2)
 
 
 def _peak_ratio(patches: Tensor, period: int) -> Tensor:
@@ -169,7 +248,9 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
     columns = torch.fft.rfft(detrended, dim=1, norm="ortho").abs().square().mean(dim=2)
     power = (rows + columns) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
     frequency = _GRID_PATCH // period
-    neighbours = [other for other in (frequency - 1, frequency + 1) if other < power.shape[1]]
+    neighbours = [frequency - 1]
+    if frequency + 1 < power.shape[1]:
+        neighbours.append(frequency + 1)
     return power[:, frequency] / power[:, neighbours].log().mean(1).exp()
 
 
@@ -184,23 +265,18 @@ def _without_plane(patches: Tensor) -> Tensor:
     return patches - plane - patches.mean(dim=(1, 2), keepdim=True)
 
 
-# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
-CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
-    "psnr": psnr,
-    "psnr_alpha": lambda reconstruction, target: psnr(reconstruction=reconstruction[:, 3:], target=target[:, 3:]),
-    "psnr_composite": lambda reconstruction, target: psnr(reconstruction=as_rgb(reconstruction), target=as_rgb(target)),
-    "flicker": flicker,
-    "sharpness": sharpness,
-    **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},
-    "psnr_bytes": _psnr_bytes,
-    "psnr_modulo": partial(_psnr_bytes, modulo=True),
-}
-# Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
-FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
-    "ssim": ssim,
-    "ms_ssim": ms_ssim,
-    "psnr_frames": psnr,
-    "psnr_frames_epsilon": _psnr_frames_epsilon,
-    "ssim_valid": _ssim_valid,
-    "ssim_uniform": ssim_uniform,
-}
+for grid_period in GRID_PERIODS:
+    register(
+        ClipMetric(
+            name=f"grid_{grid_period}",
+            unit="dB",
+            definition=f"spectral power of grey rows and columns at a period of {grid_period} pixels over the "
+            "geometric mean of that at the frequencies beside it, in the reconstruction, over the same in the input",
+            averaging=f"mean over the {_FLAT_FRACTION:.0%} flattest patches of {_GRID_PATCH} x {_GRID_PATCH} of the "
+            "input's frames (less their mean and slope), then clips",
+            better="nearest to 0",
+            min_side=_GRID_PATCH,
+            function=partial(grid_excess, period=grid_period),
+            is_default=True,
+        )
+    )

@@ -10,30 +10,63 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.evaluation.metric import Metric, register
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.losses.reconstruction import psnr_of_mse
+from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import clip_position
 from telecine.settings import Tiling, check_overlap
+
+PIECES_PSNR = register(
+    Metric(
+        name="pieces_psnr",
+        unit="dB",
+        definition="PSNR between the reconstruction of the whole clip and that in pieces, both clamped, "
+        f"at most {MAX_PSNR:g}",
+    )
+)
+SEAM_PSNR = register(
+    Metric(
+        name="seam_psnr",
+        unit="dB",
+        definition="as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels "
+        "on both sides of the edge where they meet",
+    )
+)
 
 
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
-    """Yield chunks `(T, ...)` of `num_frames` frames or, the last one, fewer; neighbours share `overlap` frames."""
+    """Yield chunks `(T, ...)` of a video; neighbours share frames.
+
+    Args:
+        frames: The frames of the video, each `(...)`.
+        num_frames: Frames in a chunk. The last one may have fewer.
+        overlap: Frames that neighbours share, below `num_frames`.
+    """
     check_overlap(num_frames, overlap)
-    chunk, num_new = list[Tensor](), 0
+    chunk: list[Tensor] = []
+    num_new = 0
     for frame in frames:
         chunk.append(frame)
         num_new += 1
         if len(chunk) == num_frames:
             yield torch.stack(chunk)
-            chunk, num_new = chunk[num_frames - overlap :], 0
-    if num_new:
+            chunk = chunk[num_frames - overlap :]
+            num_new = 0
+    if num_new > 0:
         yield torch.stack(chunk)
 
 
 def count_chunks(total: int, num_frames: int, overlap: int) -> int:
-    """Return how many chunks `overlapping_chunks` makes of `total` frames."""
-    return 1 + max(0, -(-(total - num_frames) // (num_frames - overlap)))
+    """Return how many chunks `overlapping_chunks` makes of `total` frames.
+
+    Args:
+        total: Frames of the video.
+        num_frames: Frames in a chunk.
+        overlap: Frames that neighbours share.
+    """
+    num_after_first = max(0, total - num_frames)
+    return 1 + -(-num_after_first // (num_frames - overlap))
 
 
 def blended_chunks(
@@ -41,18 +74,23 @@ def blended_chunks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
-    While `reconstruct` is called, the sampler of the model knows the position of the chunk in the video.
+    Args:
+        model: The autoencoder. While `reconstruct` is called, its `position` is that of the chunk in the video.
+        chunks: Chunks `(T, ...)`, as `overlapping_chunks` yields them.
+        overlap: Frames that neighbours share.
+        reconstruct: Maps a chunk to its reconstruction `(T, ...)`.
     """
     pending: tuple[Tensor, Tensor] | None = None
     first_frame = 0
     for chunk in chunks:
-        with sampling(model, first_frame=first_frame):
+        with clip_position(model, first_frame=first_frame):
             recon = reconstruct(chunk)
         first_frame += len(chunk) - overlap
         if pending is not None:
-            recon = torch.cat([_crossfade(pending[1], recon[:overlap]), recon[overlap:]])
+            blended = _crossfade(pending[1], recon[:overlap])
+            recon = torch.cat([blended, recon[overlap:]])
         num_final = max(0, len(chunk) - overlap)
-        pending = chunk[num_final:], recon[num_final:]
+        pending = (chunk[num_final:], recon[num_final:])
         if num_final > 0:
             yield chunk[:num_final], recon[:num_final]
     if pending is not None and len(pending[0]) > 0:
@@ -61,68 +99,98 @@ def blended_chunks(
 
 def _crossfade(first: Tensor, second: Tensor) -> Tensor:
     weight = torch.arange(1, len(second) + 1, device=second.device, dtype=second.dtype) / (len(second) + 1)
-    return torch.lerp(first, second, weight.view(len(second), *[1] * (second.ndim - 1)))
+    shape = [len(second)] + [1] * (second.ndim - 1)
+    return torch.lerp(first, second, weight.view(shape))
 
 
 def reconstruct_in_chunks(
     model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int, tiling: Tiling
 ) -> Tensor:
-    """Return the reconstruction of a clip `(3, T, H, W)` in chunks of `num_frames` frames and in tiles, blended."""
+    """Return the reconstruction of a clip in chunks and in tiles, blended: `(C, T, H, W)`, not clamped.
+
+    Args:
+        model: The autoencoder.
+        video: `(C, T, H, W)` in [-1, 1].
+        num_frames: Frames in a chunk.
+        overlap: Frames that neighbours share.
+        tiling: The tiles, of sizes of `rounded_tiling`.
+    """
 
     def reconstruct(chunk: Tensor) -> Tensor:
         return reconstruct_tiled(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
 
     chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
-    return torch.cat([recon for _, recon in blended_chunks(model, chunks, overlap, reconstruct)]).transpose(0, 1)
+    parts = []
+    for _, recon in blended_chunks(model, chunks, overlap, reconstruct):
+        parts.append(recon)
+    return torch.cat(parts).transpose(0, 1)
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
-    """Return the tiling with sizes that the model accepts, rounded up; raise a `ValueError` if tiles cannot overlap.
+    """Return the tiling with sizes that the model accepts, rounded up.
 
     Overlaps become multiples of the stride, so that the latent cells of every tile are those of the whole frame.
+
+    Raises:
+        ValueError: The tiles are too small to overlap.
     """
     if tiling.size is None:
         return tiling
-    smallest = model.covering_clip(1, 1, 1)[1]
-    stride = model.covering_clip(1, smallest + 1, smallest + 1)[1] - smallest
-    size = model.covering_clip(1, tiling.size, tiling.size)[1]
+    _, smallest, _ = model.covering_clip(1, 1, 1)
+    _, next_size, _ = model.covering_clip(1, smallest + 1, smallest + 1)
+    stride = next_size - smallest
+    _, size, _ = model.covering_clip(1, tiling.size, tiling.size)
     if tiling.overlap and size == stride:
         contract = f"at least {size + stride} for tiles that overlap with this model"
         raise argument_error("tile", contract, tiling.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
-    return Tiling(size, min(-(-tiling.overlap // stride) * stride, size - stride))
+    overlap = -(-tiling.overlap // stride) * stride
+    return Tiling(size, min(overlap, size - stride))
 
 
 @torch.no_grad()
 def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) -> Tensor:
-    """Return the reconstruction of a clip `(3, T, H, W)` from the mode of its posterior, not clamped.
+    """Return the reconstruction of a clip from the mode of its posterior, `(C, T, H, W)`, not clamped.
 
     The clip may have any length and size: it is padded to one that the autoencoder accepts by repeating the last frame,
-    row and column, and the reconstruction is cropped. Overlapping tiles, of sizes of `rounded_tiling`, are blended
-    linearly. A clip that fits into one tile is reconstructed whole, exactly as without tiling.
+    row and column, and the reconstruction is cropped. Overlapping tiles are blended linearly. A clip that fits into one
+    tile is reconstructed whole, exactly as without tiling.
+
+    Args:
+        model: The autoencoder.
+        video: `(C, T, H, W)` in [-1, 1].
+        tiling: The tiles, of sizes of `rounded_tiling`.
     """
-    time, height, width = video.shape[1:]
-    padded = _pad_to(video, model.covering_clip(time, height, width))
-    tile_height, tile_width = (side if tiling.size is None else min(tiling.size, side) for side in padded.shape[2:])
-    tops, lefts = (_tile_starts(side, tiling) for side in padded.shape[2:])
+    num_frames, height, width = video.shape[1:]
+    padded = _pad_to(video, model.covering_clip(num_frames, height, width))
+    full_height, full_width = padded.shape[2:]
+    tops = _tile_starts(full_height, tiling)
+    lefts = _tile_starts(full_width, tiling)
     if len(tops) == len(lefts) == 1:
-        return model(padded[None], sample_posterior=False).video[0, :, :time, :height, :width]
-    weighted_sum, total_weight = torch.zeros_like(padded), padded.new_zeros(padded.shape[2:])
+        return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
+    assert tiling.size is not None
+    tile_height = min(tiling.size, full_height)
+    tile_width = min(tiling.size, full_width)
+    weighted_sum = torch.zeros_like(padded)
+    total_weight = padded.new_zeros(full_height, full_width)
     for top, left in product(tops, lefts):
-        rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
-        row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
-        weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
-        with sampling(model, frame_size=(padded.shape[2], padded.shape[3]), corner=(top, left)):
+        rows = slice(top, top + tile_height)
+        columns = slice(left, left + tile_width)
+        row_weight = _ramp(top, tile_height, full_height, tiling.overlap)
+        column_weight = _ramp(left, tile_width, full_width, tiling.overlap)
+        weight = (row_weight[:, None] * column_weight).to(padded)
+        with clip_position(model, frame_size=(full_height, full_width), corner=(top, left)):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
-    return weighted_sum.div_(total_weight)[:, :time, :height, :width]
+    return weighted_sum.div_(total_weight)[:, :num_frames, :height, :width]
 
 
-def _pad_to(video: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat the last frame, row and column of `(3, T, H, W)` up to a size. Return a video of that size unchanged."""
-    if tuple(video.shape[1:]) == tuple(size):
+def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Repeat the last frame, row and column of `(C, T, H, W)` up to a size. Return a video of that size unchanged."""
+    num_frames, height, width = video.shape[1:]
+    if (num_frames, height, width) == tuple(size):
         return video
-    padding = [num for old, new in zip(video.shape[:0:-1], reversed(size), strict=True) for num in (0, new - old)]
+    padding = [0, size[2] - width, 0, size[1] - height, 0, size[0] - num_frames]
     return F.pad(video[None], padding, mode="replicate")[0]
 
 
@@ -130,7 +198,9 @@ def _tile_starts(side: int, tiling: Tiling) -> list[int]:
     """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
     if tiling.size is None or side <= tiling.size:
         return [0]
-    return [*range(0, side - tiling.size, tiling.size - tiling.overlap), side - tiling.size]
+    starts = list(range(0, side - tiling.size, tiling.size - tiling.overlap))
+    starts.append(side - tiling.size)
+    return starts
 
 
 def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
@@ -148,57 +218,87 @@ def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
 class TilingDifference:
     """Compares a reconstruction in chunks and tiles, as of `telecine reconstruct`, with that of the whole clip.
 
-    `pieces_psnr` and `seam_psnr` are in dB, at most 100; larger is better. See `DEFINITIONS` of the protocol.
+    `pieces_psnr` and `seam_psnr` are in dB, at most 100; larger is better.
     """
 
     model: VideoAutoencoder
-    chunk: int | None  # frames in a chunk, rounded up to a number that the model accepts; None: all frames
-    overlap_frames: int  # frames that consecutive chunks share
-    tiling: Tiling  # the tiles of a chunk, before they are rounded for the model
+    chunk: int | None
+    """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
+    overlap_frames: int
+    """Frames that consecutive chunks share."""
+    tiling: Tiling
+    """The tiles of a chunk, before they are rounded for the model."""
+    metrics = (PIECES_PSNR, SEAM_PSNR)
 
     @property
     def source(self) -> str:
         """The chunks and tiles, for the protocol."""
-        frames = "all frames" if self.chunk is None else f"chunks of {self.chunk} frames, {self.overlap_frames} shared"
-        size, overlap = self.tiling.size, self.tiling.overlap
-        return f"{frames}; {'whole frames' if size is None else f'tiles of {size} pixels, {overlap} shared'}"
+        frames = "all frames"
+        if self.chunk is not None:
+            frames = f"chunks of {self.chunk} frames, {self.overlap_frames} shared"
+        tiles = "whole frames"
+        if self.tiling.size is not None:
+            tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
+        return f"{frames}; {tiles}"
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1], reconstructed again: from the posterior's mode."""
-        video = target[0]
-        time, height, width = video.shape[1:]
-        num_frames = time if self.chunk is None else self.model.covering_clip(self.chunk, height, width)[0]
-        tiling = rounded_tiling(self.tiling, self.model)
-        at_seam = self._at_seam((time, height, width), num_frames, tiling).to(video.device)
-        whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
-        tiled = reconstruct_in_chunks(self.model, video, num_frames, overlap=self.overlap_frames, tiling=tiling)
-        tiled = tiled.clamp(*VALUE_RANGE)
-        error = (tiled - whole).square().mean(0)
-        worst = max(frame[seam].mean() for frame, seam in zip(error, at_seam, strict=True) if seam.any())
-        between = psnr(reconstruction=tiled[None], target=whole[None])
-        return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_mse(worst))}
+        """Return both values of a clip.
 
-    def _at_seam(self, size: tuple[int, int, int], num_frames: int, tiling: Tiling) -> Tensor:
+        Args:
+            reconstruction: Not used: the clip is reconstructed again, from the posterior's mode.
+            target: `(1, C, T, H, W)` in [-1, 1].
+
+        Raises:
+            ValueError: The clip has no seam.
+        """
+        video = target[0]
+        num_frames, height, width = video.shape[1:]
+        chunk_frames = num_frames
+        if self.chunk is not None:
+            chunk_frames = self.model.covering_clip(self.chunk, height, width)[0]
+        tiling = rounded_tiling(self.tiling, self.model)
+        at_seam = self._at_seam((num_frames, height, width), chunk_frames, tiling).to(video.device)
+        whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
+        tiled = reconstruct_in_chunks(self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling)
+        tiled = tiled.clamp(*VALUE_RANGE)
+        pieces_psnr = psnr(reconstruction=tiled[None], target=whole[None])
+        error = (tiled - whole).square().mean(0)
+        seam_errors = []
+        for frame_error, seam in zip(error, at_seam, strict=True):
+            if seam.any():
+                seam_errors.append(frame_error[seam].mean())
+        seam_psnr = psnr_of_mse(max(seam_errors))
+        return {PIECES_PSNR.name: float(pieces_psnr), SEAM_PSNR.name: float(seam_psnr)}
+
+    def _at_seam(self, size: tuple[int, int, int], chunk_frames: int, tiling: Tiling) -> Tensor:
         """Return which pixels of a clip are at a seam, `(T, H, W)`; raise a `ValueError` if none is."""
-        time, height, width = size
-        chunks = count_chunks(time, num_frames, self.overlap_frames)
-        frames = _seams([index * (num_frames - self.overlap_frames) for index in range(chunks)], num_frames, time)
-        padded = self.model.covering_clip(min(num_frames, time), height, width)[1:]
-        rows, columns = (
-            _seams(_tile_starts(full, tiling), tiling.size or full, side)
-            for full, side in zip(padded, (height, width), strict=True)
-        )
+        num_frames, height, width = size
+        num_chunks = count_chunks(num_frames, chunk_frames, self.overlap_frames)
+        chunk_starts = [index * (chunk_frames - self.overlap_frames) for index in range(num_chunks)]
+        frames = seams(chunk_starts, chunk_frames, num_frames)
+        _, full_height, full_width = self.model.covering_clip(min(chunk_frames, num_frames), height, width)
+        rows = seams(_tile_starts(full_height, tiling), tiling.size or full_height, height)
+        columns = seams(_tile_starts(full_width, tiling), tiling.size or full_width, width)
         at_seam = frames[:, None, None] | rows[:, None] | columns
         if not at_seam.any():
-            contract = f"smaller than the clips of {time} x {height} x {width}, or `tile`"
+            contract = f"smaller than the clips of {num_frames} x {height} x {width}, or `tile`"
             raise argument_error("chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips.")
         return at_seam
 
 
-def _seams(starts: Sequence[int], size: int, total: int) -> Tensor:
-    """Return which of `total` positions two chunks or tiles of `size` share, or are beside the edge where they meet."""
+def seams(starts: Sequence[int], size: int, total: int) -> Tensor:
+    """Return a mask of the positions at a seam: in two chunks or tiles, or beside the edge where they meet.
+
+    Args:
+        starts: The first position of each chunk or tile.
+        size: Positions in a chunk or tile.
+        total: Number of positions.
+    """
     at_seam = torch.zeros(total, dtype=torch.bool)
     for start, following in pairwise(starts):
-        first, last = (following, start + size) if following < start + size else (following - 1, following + 1)
-        at_seam[first:last] = True
+        end = start + size
+        if following < end:
+            at_seam[following:end] = True
+        else:
+            at_seam[following - 1 : following + 1] = True
     return at_seam

@@ -3,6 +3,7 @@
 from telecine.losses.adversarial import GAN_LOSSES as GAN_LOSSES
 from telecine.losses.adversarial import GANLoss as GANLoss
 from telecine.losses.adversarial import GANLosses as GANLosses
+from telecine.losses.adversarial import GANParts as GANParts
 from telecine.losses.adversarial import feature_matching as feature_matching
 from telecine.losses.adversarial import gan_loss as gan_loss
 from telecine.losses.adversarial import hinge as hinge

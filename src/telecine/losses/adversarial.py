@@ -1,7 +1,7 @@
 """GAN losses on logits, and feature matching.
 
-A GAN loss is one function that returns the losses of both sides. Its arguments are the logits of real samples, `real`,
-and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
+A GAN loss has the losses of both sides. Its arguments are the logits of real samples, `real`, and of reconstructions,
+`fake`, of any shape. Larger logits mean "more real".
 """
 
 import functools
@@ -26,6 +26,20 @@ class GANLosses(NamedTuple):
     generator: Scalar
 
 
+class GANParts(NamedTuple):
+    """The parts of a GAN loss whose discriminator's loss is a function of real logits plus one of fake logits.
+
+    Each part maps logits of any shape to a 0-d tensor in at least float32.
+    """
+
+    real: Callable[[Tensor], Scalar]
+    """The discriminator's loss of real logits."""
+    fake: Callable[[Tensor], Scalar]
+    """The discriminator's loss of fake logits."""
+    generator: Callable[[Tensor], Scalar]
+    """The generator's loss of fake logits."""
+
+
 @dataclass(eq=False, repr=False)
 class GANLoss:
     """A GAN loss with its declarations.
@@ -34,9 +48,8 @@ class GANLoss:
 
     Args:
         function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
-        is_separable: The discriminator's loss is a function of the real logits plus a function of the fake logits.
-            The gradients of the two parts are then taken one after the other, which needs less memory.
-        uses_real: The generator's loss depends on the real logits; only then the autoencoder's step computes them.
+        parts: The parts of a separable loss. Their gradients are taken one after the other, which needs less memory,
+            and the autoencoder's step computes no real logits. The function is then called only by users.
         boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
             and its reconstruction is right if the real logit is larger.
         margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
@@ -44,8 +57,7 @@ class GANLoss:
 
     function: Callable[..., GANLosses]
     _: KW_ONLY
-    is_separable: bool = False
-    uses_real: bool = True
+    parts: GANParts | None = None
     boundary: float | None = 0.0
     margin: float | None = None
 
@@ -55,13 +67,38 @@ class GANLoss:
         vars(self).update(declared)  # also where the function has attributes of these names
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""
+        """Return the losses of both sides.
+
+        Raises:
+            TypeError: The function returns anything else than `GANLosses` of two 0-d tensors.
+        """
         losses = self.function(real=real, fake=fake)
-        if not isinstance(losses, GANLosses) or any(not isinstance(x, Tensor) or x.ndim != 0 for x in losses):
-            name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
+        if not isinstance(losses, GANLosses) or not all(_is_scalar(loss) for loss in losses):
+            name = getattr(self, "__name__", "the GAN loss")
             remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
-            raise argument_error(f"the result of {name}", "`GANLosses` of two 0-d tensors", got, remedy, OutputError)
+            contract = "`GANLosses` of two 0-d tensors"
+            raise argument_error(f"the result of {name}", contract, describe(losses), remedy, OutputError)
         return losses
+
+    def generator(self, *, fake_logits: Tensor, real_logits: Tensor | None = None) -> Scalar:
+        """Return the generator's loss. A loss without `parts` needs the real logits."""
+        if self.parts is not None:
+            return self.parts.generator(fake_logits)
+        assert real_logits is not None
+        return self(real=real_logits, fake=fake_logits).generator
+
+    def discriminator(self, *, real_logits: Tensor | None, fake_logits: Tensor | None) -> Scalar:
+        """Return the discriminator's loss; with `parts`, only that of real or of fake logits if the others are None."""
+        if self.parts is None:
+            assert real_logits is not None
+            assert fake_logits is not None
+            return self(real=real_logits, fake=fake_logits).discriminator
+        if fake_logits is None:
+            assert real_logits is not None
+            return self.parts.real(real_logits)
+        if real_logits is None:
+            return self.parts.fake(fake_logits)
+        return self.parts.real(real_logits) + self.parts.fake(fake_logits)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """Pickle a decorated function by its name, as functions are; under that name, pickle finds this object."""
@@ -70,14 +107,35 @@ class GANLoss:
         return name if is_decorated else super().__reduce_ex__(protocol)
 
 
+def _is_scalar(loss: object) -> bool:
+    return isinstance(loss, Tensor) and loss.ndim == 0
+
+
 def gan_loss(
-    *, is_separable: bool, uses_real: bool, boundary: float | None = 0.0, margin: float | None = None
+    *, parts: GANParts | None = None, boundary: float | None = 0.0, margin: float | None = None
 ) -> Callable[[Callable[..., GANLosses]], GANLoss]:
-    """Return a decorator that makes a function a `GANLoss` with these declarations."""
-    return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
+    """Return a decorator that makes a function a `GANLoss` with these declarations.
+
+    Args:
+        parts: The parts of a separable loss.
+        boundary: Logits above this value mean "real".
+        margin: Logits beyond this distance from 0 have no gradient.
+    """
+    return functools.partial(GANLoss, parts=parts, boundary=boundary, margin=margin)
 
 
-@gan_loss(is_separable=True, uses_real=False, margin=1.0)
+def _losses(parts: GANParts, real: Tensor, fake: Tensor) -> GANLosses:
+    return GANLosses(discriminator=parts.real(real) + parts.fake(fake), generator=parts.generator(fake))
+
+
+_HINGE = GANParts(
+    real=lambda real: (1 - at_least_float32(real)).relu().mean(),  # equation 16, first term
+    fake=lambda fake: (1 + at_least_float32(fake)).relu().mean(),  # equation 16, second term
+    generator=lambda fake: -at_least_float32(fake).mean(),  # equation 17
+)
+
+
+@gan_loss(parts=_HINGE, margin=1.0)
 def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the hinge losses.
 
@@ -85,14 +143,18 @@ def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     arXiv:1802.05957), equations 16 and 17. The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it
     separates by the whole margin. The generator's loss is unbounded; smaller means that fakes look more real.
     """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    return GANLosses(
-        discriminator=(1 - real).relu().mean() + (1 + fake).relu().mean(),  # equation 16
-        generator=-fake.mean(),  # equation 17
-    )
+    return _losses(_HINGE, real, fake)
 
 
-@gan_loss(is_separable=True, uses_real=False)
+# -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
+_VANILLA = GANParts(
+    real=lambda real: F.softplus(-at_least_float32(real)).mean(),
+    fake=lambda fake: F.softplus(at_least_float32(fake)).mean(),
+    generator=lambda fake: F.softplus(-at_least_float32(fake)).mean(),
+)
+
+
+@gan_loss(parts=_VANILLA)
 def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), with D the sigmoid of the logits.
 
@@ -100,27 +162,27 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins. Both losses
     are in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
     """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
-    discriminator = F.softplus(-real).mean() + F.softplus(fake).mean()
-    return GANLosses(discriminator=discriminator, generator=F.softplus(-fake).mean())
+    return _losses(_VANILLA, real, fake)
 
 
-@gan_loss(is_separable=True, uses_real=False, boundary=0.5)
+_LEAST_SQUARES = GANParts(
+    real=lambda real: 0.5 * (at_least_float32(real) - 1).square().mean(),
+    fake=lambda fake: 0.5 * at_least_float32(fake).square().mean(),
+    generator=lambda fake: 0.5 * (at_least_float32(fake) - 1).square().mean(),
+)
+
+
+@gan_loss(parts=_LEAST_SQUARES, boundary=0.5)
 def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
 
     Both are >= 0, and 1/2 if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
     for fakes, the generator's if the discriminator outputs 1 for fakes.
     """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    return GANLosses(
-        discriminator=0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
-        generator=0.5 * (fake - 1).square().mean(),
-    )
+    return _losses(_LEAST_SQUARES, real, fake)
 
 
-@gan_loss(is_separable=False, uses_real=True, boundary=None)
+@gan_loss(boundary=None)
 def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
 

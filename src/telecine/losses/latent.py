@@ -3,6 +3,7 @@
 Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -45,10 +46,13 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
     if reduction not in ("mean", "sum"):
         raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
-    mu, log_var = at_least_float32(mean), at_least_float32(logvar)
+    mu = at_least_float32(mean)
+    log_var = at_least_float32(logvar)
     # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
     elements = mu.square() + log_var.expm1() - log_var
-    return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
+    if reduction == "mean":
+        return 0.5 * elements.mean()
+    return 0.5 * (elements.sum() / len(elements))
 
 
 def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
@@ -107,19 +111,24 @@ def equivariance(
     check_video("latent", latent)
     if not isinstance(min_scale, (int, float)) or not 0 < min_scale <= 1:
         raise argument_error("min_scale", "above 0 and at most 1", describe(min_scale), "Use 0.25, as the paper does.")
-    others = 7 if flip else 3
-    if check_count("num_orientations", num_orientations) > others:
+    num_others = 7 if flip else 3
+    if check_count("num_orientations", num_orientations) > num_others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
-        raise argument_error("num_orientations", f"at most {others}", num_orientations, remedy)
-    turn, *draws = host_rand(3, generator)
+        raise argument_error("num_orientations", f"at most {num_others}", num_orientations, remedy)
+    turn, draw_height, draw_width = host_rand(3, generator)
+    first = int(num_others * turn)
     errors = []
     for index in range(num_orientations):
-        rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
-        turned = rotate(latent)
-        size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], draws, strict=True)]
-        decoded = decode(resized(turned, size).to(latent.dtype))
-        kept = None if mask is None else rotate(mask.expand_as(target))
-        errors.append(_compare(decoded, rotate(target), kept, weight, loss))
+        orientation = 1 + (first + index) % num_others
+        turned = _oriented(latent, orientation)
+        height = _random_side(turned.shape[-2], min_scale, draw_height)
+        width = _random_side(turned.shape[-1], min_scale, draw_width)
+        decoded = decode(resized(turned, [height, width]).to(latent.dtype))
+        turned_target = _oriented(target, orientation)
+        turned_mask = None
+        if mask is not None:
+            turned_mask = _oriented(mask.expand_as(target), orientation)
+        errors.append(_compare(decoded, turned_target, turned_mask, weight, loss))
     return torch.stack(errors).mean()
 
 
@@ -138,8 +147,14 @@ def scale_equivariance(
 
     "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width are divided
     by one of `factors`, whole numbers, drawn for the whole batch; a latent smaller than its factor becomes one
-    position. It costs a pass of the decoder over a latent of 1/4 or 1/16 of the size. The other arguments, errors and
-    result are those of `equivariance`.
+    position. It costs a pass of the decoder over a latent of 1/4 or 1/16 of the size.
+
+    Args:
+        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        factors: Whole numbers, at least one.
+
+    Raises:
+        ValueError: As `equivariance`, or `factors` are something else.
     """
     check_video("latent", latent)
     if not isinstance(factors, (list, tuple)) or not factors:
@@ -148,7 +163,8 @@ def scale_equivariance(
         check_count("factors", factor)
     (draw,) = host_rand(1, generator)
     factor = factors[int(len(factors) * draw)]
-    small = resized(latent, [max(side // factor, 1) for side in latent.shape[-2:]])
+    height, width = latent.shape[-2:]
+    small = resized(latent, [max(height // factor, 1), max(width // factor, 1)])
     return _compare(decode(small.to(latent.dtype)), target, mask, weight, loss)
 
 
@@ -168,20 +184,29 @@ def latent_masking(
 
     The latent masked reconstruction of SSVAE (Liu et al., arXiv:2512.05394), which draws ratios of 0, 1/4, 1/2 and 3/4.
     Here each clip has a ratio from 0 to `max_ratio`, each position is masked with that probability, and a masked one
-    gets the clip's mean of its channel, where the paper learns a token. Cubes with a side of `block` positions are
-    masked together. It costs a full pass of the decoder. Other arguments, errors and the result are `equivariance`'s.
+    gets the clip's mean of its channel, where the paper learns a token. It costs a full pass of the decoder.
+
+    Args:
+        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        max_ratio: The largest ratio, from 0 to below 1.
+        block: Side of the cubes of positions that are masked together.
+
+    Raises:
+        ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
     check_count("block", block)
-    batch, device = len(latent), latent.device
+    batch = len(latent)
+    device = latent.device
     ratio = max_ratio * rand((batch, 1, 1, 1, 1), generator=generator, device=device)
-    cells = rand((batch, 1, *(-(-size // block) for size in latent.shape[2:])), generator=generator, device=device)
-    is_masked = cells < ratio
-    for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
-        is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
+    num_blocks = [math.ceil(size / block) for size in latent.shape[2:]]
+    is_masked = rand((batch, 1, *num_blocks), generator=generator, device=device) < ratio
+    for axis in (2, 3, 4):
+        is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, latent.shape[axis])
     mean, _ = _channel_statistics(latent)
-    return _compare(decode(torch.where(is_masked, mean.to(latent.dtype), latent)), target, mask, weight, loss)
+    masked = torch.where(is_masked, mean.to(latent.dtype), latent)
+    return _compare(decode(masked), target, mask, weight, loss)
 
 
 def latent_noise(
@@ -199,15 +224,22 @@ def latent_noise(
 
     The noise-augmented decoding of "Diffusion Transformers with Representation Autoencoders" (Zheng et al.,
     arXiv:2510.11690): the noise of each clip has a standard deviation `|n|` with `n ~ N(0, scale^2)`, in units of the
-    standard deviation of each channel of the clip. `scale` is above 0; it is 0.8 in the paper, whose latents are of
-    high dimension. It costs a full pass of the decoder. Other arguments, errors and the result are `equivariance`'s.
+    standard deviation of each channel of the clip. It costs a full pass of the decoder.
+
+    Args:
+        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
+
+    Raises:
+        ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
     draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
     _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
-    return _compare(decode(latent + size * std.to(latent.dtype) * draw(latent.shape)), target, mask, weight, loss)
+    noisy = latent + size * std.to(latent.dtype) * draw(latent.shape)
+    return _compare(decode(noisy), target, mask, weight, loss)
 
 
 def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75) -> Scalar:
@@ -242,7 +274,11 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
 
 # The terms of a latent that a name alone stands for.
 LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
-    term.__name__: term for term in (equivariance, scale_equivariance, local_correlation, latent_masking, latent_noise)
+    "equivariance": equivariance,
+    "scale_equivariance": scale_equivariance,
+    "local_correlation": local_correlation,
+    "latent_masking": latent_masking,
+    "latent_noise": latent_noise,
 }
 
 
@@ -252,22 +288,26 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
     unit = vectors * (vectors.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()
-    n = unit.shape[2]  # of the n^2 products, the n of a position with itself are left out
+    n = unit.shape[2]
+    # Of the n^2 products, the n of a position with itself are left out.
     products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))
     return products.mean(1) / (n * (n - 1))
 
 
 def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph."""
-    values, axes = at_least_float32(latent), (2, 3, 4)
+    values = at_least_float32(latent)
+    axes = (2, 3, 4)
     mean = values.mean(axes, keepdim=True)
-    # The gradient is finite for a constant channel, too.
-    return mean, ((values - mean).square().mean(axes, keepdim=True) + _EPSILON**2).sqrt()
+    variance = (values - mean).square().mean(axes, keepdim=True)
+    return mean, (variance + _EPSILON**2).sqrt()  # the gradient is finite for a constant channel, too
 
 
-def _oriented(video: Tensor, number: int) -> Tensor:
-    """Return a video or a latent in one of eight orientations: `number % 4` quarter turns, from 4 on of its mirror."""
-    return torch.rot90(video.flip(-1) if number >= 4 else video, k=number % 4, dims=(-2, -1))
+def _oriented(video: Tensor, orientation: int) -> Tensor:
+    """Return a video or a latent in one of eight orientations: a number of quarter turns, from 4 on of its mirror."""
+    if orientation >= 4:
+        video = video.flip(-1)
+    return torch.rot90(video, k=orientation % 4, dims=(-2, -1))
 
 
 def resized(video: Tensor, size: list[int]) -> Tensor:
@@ -280,20 +320,24 @@ def resized(video: Tensor, size: list[int]) -> Tensor:
 def _random_side(side: int, min_scale: float, draw: float) -> int:
     """Return a number of positions from `min_scale` of a side up to one less than it, `draw` being in [0, 1)."""
     low = max(int(min_scale * side), 1)
-    return low + int(draw * (max(side - 1, low) - low + 1))
+    high = max(side - 1, low)
+    return low + int(draw * (high - low + 1))
 
 
 def _compare(decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, loss: str) -> Scalar:
     """Return the error of a decoded video against the target, resized to its size, over the pixels that count."""
     distance = choose("loss", loss, RECONSTRUCTION_LOSSES)
     size = list(decoded.shape[-2:])
+    has_same_size = list(target.shape[-2:]) == size
     with autocast_off(decoded.device):
         fake = at_least_float32(decoded)
-        real = target if list(target.shape[-2:]) == size else resized(target, size)
+        real = target if has_same_size else resized(target, size)
         if mask is None:
             return distance(reconstruction=fake, target=real, weight=weight)
-        mask = mask.expand_as(target)
-        kept = mask if real is target else resized(mask.to(fake.dtype), size) > 1 - _EPSILON
-        fraction = kept.to(fake.dtype).mean()
-        value = distance(reconstruction=torch.where(kept, fake, real.to(fake.dtype)), target=real, weight=weight)
+        counts = mask.expand_as(target)
+        if not has_same_size:  # a pixel counts if all pixels that it was made of do
+            counts = resized(counts.to(fake.dtype), size) > 1 - _EPSILON
+        fake = torch.where(counts, fake, real.to(fake.dtype))
+        value = distance(reconstruction=fake, target=real, weight=weight)
+        fraction = counts.to(fake.dtype).mean()
         return value / torch.where(fraction > 0, fraction, torch.ones_like(fraction))

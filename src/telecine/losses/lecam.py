@@ -19,10 +19,18 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
 
     Equation 3 with the relu of the authors' code: a logit is pulled towards the moving average of the other side, real
     logits only down, fake logits only up. It slows down a discriminator that overfits to little data, and does nothing
-    to one that confuses real and fake. The averages get no gradient.
+    to one that confuses real and fake.
+
+    Args:
+        real: Logits of real samples, of any shape.
+        fake: Logits of reconstructions, of any shape.
+        real_average: Moving average of `real`, 0-d; it gets no gradient.
+        fake_average: Moving average of `fake`, likewise.
     """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
+    real = at_least_float32(real)
+    fake = at_least_float32(fake)
+    alpha_r = at_least_float32(real_average).detach()
+    alpha_f = at_least_float32(fake_average).detach()
     return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()
 
 
@@ -59,13 +67,15 @@ class LeCam(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.real, self.fake = _RunningMean(), _RunningMean()
+        self.real = _RunningMean()
+        self.fake = _RunningMean()
 
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""
         if self.training and torch.is_grad_enabled():
-            means = average_over_ranks(torch.stack([real.detach().float().mean(), fake.detach().float().mean()]))
-            self.real.update(means[0])
-            self.fake.update(means[1])
+            batch_means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+            real_mean, fake_mean = average_over_ranks(batch_means)
+            self.real.update(real_mean)
+            self.fake.update(fake_mean)
         # Copies: the next update changes the means in place.
         return lecam(real=real, fake=fake, real_average=self.real.mean.clone(), fake_average=self.fake.mean.clone())

@@ -23,20 +23,11 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.randomness import Draws, Generators, rand, randn
+from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
 from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
-
-
-def _uniform_of_clips(x: Tensor, generator: Draws) -> Tensor:
-    dtype = at_least_float32(x).dtype
-    return rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=dtype)
-
-
-def _normal(x: Tensor, generator: Draws) -> Tensor:
-    return randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
 
 
 @dataclass(frozen=True)
@@ -53,17 +44,17 @@ class Penalty:
     """The penalty is a function of a gradient. Autocast is then off for all logits of the step."""
     uses_fake: bool = True
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
-    noise: Callable[[Tensor, Generators], Tensor] | None = None
-    """Draws the random numbers for `real`. Compiled code cannot: it passes them as the argument `generator`."""
 
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
-        return self.function(**{name: x for name, x in arguments.items() if self.takes(name)})
+        taken = {name: value for name, value in arguments.items() if self.takes(name)}
+        return self.function(**taken)
 
     def takes(self, name: str) -> bool:
         """Return whether the function has an argument."""
         parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
-        return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return takes_any or name in parameters
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
@@ -86,31 +77,49 @@ def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
 
 
 def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
-    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma."""
+    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma.
+
+    Args:
+        real, fake: The inputs `(B, ...)` of the discriminator, which require gradients.
+        real_logits, fake_logits: Their logits, one per sample or a map of them.
+    """
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
-def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Draws = None) -> Scalar:
+def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
     0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters (a double backward).
 
+    Args:
+        discriminator: Maps an input `(B, ...)` to logits.
+        real, fake: Its inputs, of one shape.
+        generator: Source of the random points, on the inputs' device.
+
     Raises:
         ValueError: If the shapes of `real` and `fake` differ.
     """
-    x, x_tilde = real.detach(), fake.detach()
+    x = real.detach()
+    x_tilde = fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    epsilon = _uniform_of_clips(x, generator)
+    one_per_clip = (len(x), *[1] * (x.ndim - 1))
+    epsilon = rand(one_per_clip, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
-    x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
+    x_hat = epsilon * x + (1 - epsilon) * x_tilde
+    x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():
         logits = discriminator(x_hat)
     return gradient_penalty(real=x_hat, logits=logits)  # equation 3, second term
 
 
 def approximate_r1(
-    *, discriminator: LogitsFunction, real: Tensor, real_logits: Tensor, generator: Draws = None, sigma: float = 0.01
+    *,
+    discriminator: LogitsFunction,
+    real: Tensor,
+    real_logits: Tensor,
+    generator: Generators = None,
+    sigma: float = 0.01,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
 
@@ -123,20 +132,29 @@ def approximate_r1(
     in one forward of twice the batch size, and `real_logits` are unused. Parameters that are stored in half precision
     need a larger sigma, such as the paper's 0.1 for videos.
 
-    `sigma` is the standard deviation of the noise, > 0, in units of the input's values. `real` need not require
-    gradients. The result is a 0-d tensor >= 0, at least float32.
+    Args:
+        discriminator: Maps an input `(B, ...)` to logits.
+        real: Its input, which need not require gradients.
+        real_logits: The logits of `real`, one per sample or a map of them.
+        generator: Source of the noise, on the input's device.
+        sigma: Standard deviation of the noise, > 0, in units of the input's values.
+
+    Returns:
+        A 0-d tensor >= 0, at least float32.
 
     Raises:
         ValueError: If `sigma` is not finite and above 0.
     """
     check_positive("sigma", sigma, remedy="Use `r1` for the limit at 0.")
     x = real.detach()
-    moved = x + sigma * _normal(x, generator)  # in the noise's type, at least float32
+    noise = randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    moved = x + sigma * noise
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         with autocast_off(x.device):
             logits, moved_logits = discriminator(torch.cat((x.to(moved.dtype), moved))).chunk(2)
     else:
-        logits, moved_logits = real_logits, discriminator(moved.to(x.dtype))
+        logits = real_logits
+        moved_logits = discriminator(moved.to(x.dtype))
     # Subtract before summing: the sum of a large map of logits has no digits left for a small difference.
     difference = at_least_float32(moved_logits) - at_least_float32(logits)
     return 0.5 * (difference.reshape(len(difference), -1).sum(1) / sigma).square().mean()
@@ -147,14 +165,13 @@ GRAD_PENALTIES: dict[str, Penalty] = {
     "r1": Penalty(r1, differentiates_fake=False, uses_fake=False),
     "r2": Penalty(r2, differentiates_real=False),
     "r1_and_r2": Penalty(r1_and_r2),
-    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False, noise=_uniform_of_clips),
+    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False),
     "approximate_r1": Penalty(
         approximate_r1,
         differentiates_real=False,
         differentiates_fake=False,
         double_backward=False,
         uses_fake=False,
-        noise=_normal,
     ),
 }
 
@@ -163,9 +180,11 @@ def as_penalty(function: Callable[..., Scalar]) -> Penalty:
     """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declarations."""
     if isinstance(function, Penalty):
         return function
-    func = function.func if isinstance(function, functools.partial) else None
-    known = next((penalty for penalty in GRAD_PENALTIES.values() if penalty.function is func), Penalty(function))
-    return replace(known, function=function)
+    if isinstance(function, functools.partial):
+        for penalty in GRAD_PENALTIES.values():
+            if penalty.function is function.func:
+                return replace(penalty, function=function)
+    return Penalty(function)
 
 
 def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Scalar:

@@ -44,7 +44,8 @@ def psnr_of_mse(mse: Tensor, *, value_range: float = VALUE_RANGE[1] - VALUE_RANG
 def l1(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
     """Return the mean absolute error, in [0, 2] for values in [-1, 1]; its gradient is 0 where both are equal.
 
-    Arguments, errors and dtypes are those of `mse`.
+    Args:
+        reconstruction, target, weight: See `mse`, as for errors and dtypes.
     """
     return weighted_mean(difference(reconstruction=reconstruction, target=target).abs(), weight)
 
@@ -58,7 +59,11 @@ def charbonnier(
     with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). `epsilon` is subtracted, which changes no gradient, so
     that pixels without an error, such as those that a mask leaves out, have none. The loss is about quadratic for
     errors below `epsilon`, in the units of the values, and linear above; it is between `l1 - epsilon` and `l1`. The
-    gradient is finite everywhere. The other arguments and errors are those of `mse`.
+    gradient is finite everywhere.
+
+    Args:
+        reconstruction, target, weight: See `mse`.
+        epsilon: Finite and above 0, in the units of the values.
 
     Raises:
         ValueError: If `epsilon` is not finite and above 0.
@@ -95,7 +100,8 @@ def temporal_difference(
     mask = mask.expand_as(reconstruction)
     counts = mask[:, :, 1:] & mask[:, :, :-1]
     fraction = counts.to(changes.dtype).mean()
-    mean = weighted_mean(torch.where(counts, changes.abs(), torch.zeros_like(changes)), weight)
+    errors = torch.where(counts, changes.abs(), torch.zeros_like(changes))
+    mean = weighted_mean(errors, weight)
     return mean / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
 
 

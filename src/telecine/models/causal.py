@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -35,9 +35,10 @@ from telecine.models.causal_blocks import (
 )
 from telecine.models.channels import RGBAConv3d, change_channels
 from telecine.models.clip_sizes import check_multiple
-from telecine.models.flow import Sampler, denoised_clips, integrate
-from telecine.models.interface import LatentAutoencoder, Reconstruction, check_input
-from telecine.models.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
+from telecine.models.flow import FEW_STEPS, Sampler, denoised_clips, integrate
+from telecine.models.interface import Reconstruction, check_input
+from telecine.models.latent import MEAN_KEY, STD_KEY, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
+from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
@@ -51,19 +52,15 @@ _INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 _ARCHITECTURE_KEY = "_architecture"
 _ARCHITECTURE = 2
-# The settings of the linear maps, which a student has from its teacher.
-COMPRESSION = ("time_compression", "spatial_compression", "latent_channels", "in_channels", "first_frame_apart")
 # Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
-_LEVEL_FEATURES, _LONGEST_PERIOD = 128, 10_000
+_LEVEL_FEATURES = 128
+_LONGEST_PERIOD = 10_000
 
 
-def _maps_of(config: CausalVAEConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in COMPRESSION}
-
-
-def _residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[ResidualBlock]:
+def _residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[nn.Module]:
     """Return the blocks of a level; those of the lowest resolution see earlier frames."""
-    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
+    is_lowest = level == len(config.channels) - 1
+    time_kernel = config.time_kernel if is_lowest else 1
     return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
 
 
@@ -82,18 +79,31 @@ class _Encoder(nn.Module):
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
-        self.linear = PatchEncoder(**_maps_of(config))
-        channels = config.channels
-        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
-        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3), conv)]
-        for level, (outer, inner) in enumerate(config.halvings()):
-            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
-        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+        self.linear = PatchEncoder(
+            config.time_compression,
+            config.spatial_compression,
+            config.latent_channels,
+            config.in_channels,
+            config.first_frame_apart,
+        )
         self.latent_channels = config.latent_channels
-        num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
-        last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
-        nn.init.constant_(last.conv.bias[self.latent_channels :], _INITIAL_LOGVAR)  # type: ignore[index]
-        self.network = CausalSequential(*layers, last)
+        has_logvar = config.bottleneck == "gaussian"
+        num_outputs = 2 * self.latent_channels if has_logvar else self.latent_channels
+        lowest_channels = config.channels[-1]
+
+        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
+        layers: list[nn.Module] = [CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)]
+        for level, (outer, inner) in enumerate(config.halvings()):
+            layers.extend(_residual_blocks(config, level))
+            layers.append(Downsample(outer, inner))
+        layers.extend(_residual_blocks(config, len(config.channels) - 1))
+        layers.append(ChannelNorm(lowest_channels))
+        layers.append(nn.SiLU())
+        last = init_zero(CausalConv(lowest_channels, num_outputs, (1, 1)))
+        if has_logvar:
+            nn.init.constant_(last.conv.bias[self.latent_channels :], _INITIAL_LOGVAR)  # type: ignore[index]
+        layers.append(last)
+        self.network = CausalSequential(*layers)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
@@ -104,24 +114,33 @@ class _Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
+    """From a latent to video: a linear map to patches, and a network that is 0 at the start.
+
+    Args:
+        config: The architecture.
+        level_features: Features of a noise level that the norms take; 0 for a decoder without noise.
+    """
 
     def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
-        self.linear = PatchDecoder(**_maps_of(config))
-        channels = config.channels
-        layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
+        self.linear = PatchDecoder(
+            config.time_compression,
+            config.spatial_compression,
+            config.latent_channels,
+            config.in_channels,
+            config.first_frame_apart,
+        )
+        layers: list[nn.Module] = [CausalConv(config.latent_channels, config.channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers += [*_residual_blocks(config, level + 1, level_features), Upsample(inner, outer)]
-        layers += [*_residual_blocks(config, 0, level_features), ChannelNorm(channels[0], level_features), nn.SiLU()]
-        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
+            layers.extend(_residual_blocks(config, level + 1, level_features))
+            layers.append(Upsample(inner, outer))
+        layers.extend(_residual_blocks(config, 0, level_features))
+        layers.append(ChannelNorm(config.channels[0], level_features))
+        layers.append(nn.SiLU())
+        layers.append(init_zero(CausalConv(config.channels[0], config.folded_channels, (1, 3))))
+        self.network = CausalSequential(*layers)
         self.chunk_size = 0  # latent frames; 0 for whole clips
-
-    @classmethod
-    def of(cls, config: CausalVAEConfig) -> Decoder:
-        """Return the decoder that settings name, with random weights."""
-        return _FlowDecoder(config) if config.decoder == "flow" else cls(config)
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, k, h, w)`."""
@@ -129,8 +148,8 @@ class Decoder(nn.Module):
         return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
 
-class _FlowDecoder(Decoder):
-    """From a latent and a noisy video to the clean video, see `autoencoders.flow`.
+class FlowDecoder(Decoder):
+    """From a latent and a noisy video to the clean video, see `telecine.models.flow`.
 
     The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
     layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
@@ -138,18 +157,32 @@ class _FlowDecoder(Decoder):
 
     The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
     `v = (x_t - linear(z)) / t + F`, so that `x0 = x_t - t v = linear(z) - t F`. At the start both are `linear(z)`.
+
+    Args:
+        config: The architecture.
     """
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__(config, _LEVEL_FEATURES)
         self.predicts_velocity = config.flow.prediction == "velocity"
         halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
-        self.noisy = nn.ModuleList([CausalConv(config.folded_channels, config.channels[0], (1, 3)), *halvings])
-        size = _LEVEL_FEATURES
-        self.level = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+        first = CausalConv(config.folded_channels, config.channels[0], (1, 3))
+        self.noisy = nn.ModuleList([first, *halvings])
+        self.level = nn.Sequential(
+            nn.Linear(_LEVEL_FEATURES, _LEVEL_FEATURES),
+            nn.SiLU(),
+            nn.Linear(_LEVEL_FEATURES, _LEVEL_FEATURES),
+            nn.SiLU(),
+        )
 
     def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
-        """Return the clean video of a latent `(B, latent_channels, k, h, w)`, a noisy one and its level `(B,)`."""
+        """Return the prediction of the clean video, `(B, C, T, H, W)`.
+
+        Args:
+            latent: `(B, latent_channels, k, h, w)`.
+            noisy: The noisy video, `(B, C, T, H, W)`.
+            level: Its level in each clip, `(B,)` in (0, 1].
+        """
         features = self.level(_waves(level).to(latent.dtype))
         folded = fold(noisy.to(latent.dtype), *self.patch)
         residual = _in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
@@ -159,14 +192,20 @@ class _FlowDecoder(Decoder):
         return cast(Video, self.linear(latent) + video)
 
     def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
-        noisy, x = [folded], latent
+        noisy = [folded]  # then at each resolution, the highest first
         for layer in self.noisy:
             noisy.append(layer(noisy[-1]))
+        x = latent
         for index, layer in enumerate(self.network):
             x = call_layer(layer, x, earlier, level)
             if index == 0 or isinstance(layer, Upsample):
                 x = x + noisy.pop()
         return x
+
+
+def build_decoder(config: CausalVAEConfig) -> Decoder:
+    """Return the decoder that settings name, with random weights."""
+    return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
 
 
 def _waves(level: Tensor) -> Tensor:
@@ -187,46 +226,72 @@ class CausalAutoencoder(LatentAutoencoder):
         """Channels of the video, as the configuration says."""
         return self.config.in_channels
 
+    @property
+    def generates(self) -> bool:
+        """Whether the decoder makes video of noise, and `decode` takes the noise."""
+        return isinstance(self.decoder, FlowDecoder)
+
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""
-        self.config, self.decoder, self.nested_channels = config, Decoder.of(config), config.nested_channels
-        self.sampler = Sampler() if isinstance(self.decoder, _FlowDecoder) else None
+        self.config = config
+        self.decoder = build_decoder(config)
+        self.nested_channels = config.nested_channels
+        self.sampler = Sampler() if self.generates else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
-        """Return the video `(B, C, T, s*h, s*w)` of a latent `(B, latent_channels, k, h, w)`, not clamped.
+        """Return the video `(B, C, T, s*h, s*w)`, not clamped.
 
-        A latent may be cut to one of `nested_channels`. A decoder that generates starts from `noise`, of the shape of
-        the result; by default from that of `sampler`.
+        Args:
+            latent: `(B, latent_channels, k, h, w)`, or cut to one of `nested_channels`.
+            noise: What a decoder that generates starts from, of the result's shape; by default that of `sampler`.
+
+        Raises:
+            ValueError: The latent has another shape.
         """
         check_video("latent", latent)
         if latent.shape[1] in self.nested_channels:
-            latent = nn.functional.pad(latent, (0, 0) * 3 + (0, self.config.latent_channels - latent.shape[1]))
+            num_missing = self.config.latent_channels - latent.shape[1]
+            latent = nn.functional.pad(latent, (0, 0, 0, 0, 0, 0, 0, num_missing))
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
-            return cast(Video, self._decoder_of(latent))
-        space, first = self.config.spatial_compression, self.config.first_frame_apart
+            return cast(Video, self._call_decoder(latent))
+        first = int(self.config.first_frame_apart)
         num_frames = first + self.config.time_compression * (latent.shape[2] - first)
-        height, width = space * latent.shape[3], space * latent.shape[4]
+        height = self.config.spatial_compression * latent.shape[3]
+        width = self.config.spatial_compression * latent.shape[4]
         if noise is None:
-            noise = self.sampler.noise((len(latent), self.in_channels, num_frames, height, width), latent.device)
-        levels = self.sampler.levels(self.config.flow.shift_of(*(self.sampler.frame_size or (height, width))))
+            shape = (len(latent), self.in_channels, num_frames, height, width)
+            noise = self.sampler.noise(shape, self.position, latent.device)
+        frame_size = self.position.frame_size or (height, width)
+        levels = self.sampler.levels(self.config.flow.shift_of(*frame_size))
         return integrate(partial(self.decoder, latent), noise, levels)
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target."""
-        denoise = partial(self._decoder_of, latent.to(self.last_layer.dtype))
-        denoised, weight, noise = denoised_clips(self.config.flow, denoise, video, generator)
+        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target.
+
+        Args:
+            latent: `(B, latent_channels, k, h, w)`.
+            video: The clean video, `(B, C, T, H, W)` in [-1, 1].
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+        denoise = partial(self._call_decoder, latent.to(self.last_layer.dtype))
+        denoised = denoised_clips(self.config.flow, denoise, video, generator)
         target = None
         if self.imitated is not None:
             with torch.no_grad():
-                target = at_least_float32(self.imitated.module.decode(latent, noise)).clamp(*VALUE_RANGE)
-        return Reconstruction(denoised, {}, weight=weight, target=target)
+                sample = self.imitated.module.decode(latent, denoised.noise)
+                target = at_least_float32(sample).clamp(*VALUE_RANGE)
+        return Reconstruction(denoised.video, {}, weight=denoised.weight, target=target)
 
-    def _decoder_of(self, *inputs: Tensor) -> Any:
+    def validation_decodings(self) -> dict[str, dict[str, Any]]:
+        """Return a few steps, for a decoder that generates and was not trained for one step."""
+        return FEW_STEPS if self.generates and not self.config.flow.one_step else {}
+
+    def _call_decoder(self, *inputs: Tensor) -> Any:
         # The adaptive weight needs the gradient of the last layer alone.
         return call_with_cast_weights(self.decoder, *inputs, separately=self.decoder.network[-1])
 
@@ -236,8 +301,21 @@ class CausalAutoencoder(LatentAutoencoder):
         return self.decoder.network.get_parameter(f"{len(self.decoder.network) - 1}.conv.weight")
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
-        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        return LinearAutoencoder(**_maps_of(self.config), bottleneck=build_bottleneck(self.config))
+        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted.
+
+        Args:
+            num_frames: Not used.
+            height: Not used.
+            width: Not used.
+        """
+        return LinearAutoencoder(
+            self.config.time_compression,
+            self.config.spatial_compression,
+            self.config.latent_channels,
+            self.config.in_channels,
+            bottleneck=build_bottleneck(self.config),
+            first_frame_apart=self.config.first_frame_apart,
+        )
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
@@ -277,7 +355,8 @@ class CausalVAE(CausalAutoencoder):
 
     def __init__(self, config: CausalVAEConfig | None = None) -> None:
         super().__init__()
-        config = config or CausalVAEConfig()
+        if config is None:
+            config = CausalVAEConfig()
         self.encoder = _Encoder(config)
         self.set_decoder(config)
         self.bottleneck = build_bottleneck(self.config)
@@ -309,23 +388,40 @@ class CausalVAE(CausalAutoencoder):
         return model
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""
-        time, space = self.config.time_compression, self.config.spatial_compression
-        check_multiple("num_frames", num_frames, step=time, offset=int(self.config.first_frame_apart))
+        """Check that the model reproduces clips of this size.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: It does not; the message has the nearest accepted value.
+        """
+        space = self.config.spatial_compression
+        first = int(self.config.first_frame_apart)
+        check_multiple("num_frames", num_frames, step=self.config.time_compression, offset=first)
         check_multiple("height", height, step=space)
         check_multiple("width", width, step=space)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large."""
-        time, space = self.config.time_compression, self.config.spatial_compression
-        first = self.config.first_frame_apart
-        rows, columns = (space * -(-size // space) for size in (height, width))
-        return first + time * -(-(num_frames - first) // time), rows, columns
+        """Return the smallest accepted (frames, height, width) that is at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        first = int(self.config.first_frame_apart)
+        frames = first + _round_up(num_frames - first, self.config.time_compression)
+        space = self.config.spatial_compression
+        return frames, _round_up(height, space), _round_up(width, space)
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
-        values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
-        return dict(zip(CHANNEL_KEYS, values, strict=True))
+        if self.latent_statistics is None:
+            return {MEAN_KEY: None, STD_KEY: None}
+        return {MEAN_KEY: self.latent_statistics.mean, STD_KEY: self.latent_statistics.std}
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Replace these numbers."""
@@ -352,18 +448,34 @@ class CausalVAE(CausalAutoencoder):
         config = saved_config(folder)
         check_num_weights(lambda: cls(config), str(folder), folder)
         model = cls(config)
-        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
-        model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
+        saved = read_json(Path(folder) / CONFIG_FILE)
+        mean = saved.get(MEAN_KEY)
+        std = saved.get(STD_KEY)
+        if mean is not None and std is not None:
+            model.latent_statistics = LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
 
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
-    """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
-    known = [_ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
-    values = load_config(folder, CausalVAE.__name__, known)
-    values = {key: value for key, value in values.items() if key not in CHANNEL_KEYS}
-    if (found := values.pop(_ARCHITECTURE_KEY, 1)) != _ARCHITECTURE:
-        contract, got = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
-        raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
+    """Return the configuration in a model's folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is that of another class, telecine 0.1 wrote it, or a setting is wrong.
+    """
+    settings = [field.name for field in fields(CausalVAEConfig)]
+    values = load_config(folder, CausalVAE.__name__, [_ARCHITECTURE_KEY, MEAN_KEY, STD_KEY, *settings])
+    architecture = values.pop(_ARCHITECTURE_KEY, 1)
+    if architecture != _ARCHITECTURE:
+        contract = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}"
+        remedy = "Its layers differ: train it again, or use that version."
+        raise argument_error("folder", contract, f"{architecture} (1 is telecine 0.1's)", remedy)
+    values.pop(MEAN_KEY, None)
+    values.pop(STD_KEY, None)
     return validate(CausalVAEConfig, values)
+
+
+def _round_up(value: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is at least `value`."""
+    return step * -(-value // step)

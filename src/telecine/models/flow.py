@@ -5,9 +5,9 @@ velocity is `eps - x`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from telecine.base.checks import check_count, check_fraction
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn, seed_of
 from telecine.base.shapes import Video
+from telecine.models.interface import ClipPosition
 from telecine.settings.autoencoder import FlowConfig
 
 Denoise: TypeAlias = Callable[[Video, Tensor], Video]
 """From `x_t` and its levels `(B,)` to a prediction of `x`."""
+FEW_STEPS: dict[str, dict[str, Any]] = {"4_steps": {"steps": 4}}
+"""How validations sample a decoder that generates, in addition to one step; see `validation_decodings`."""
 # Limits the weight of an error of the video, 1 / level^2, to 100.
 _SMALLEST_LEVEL = 0.1
 
@@ -30,16 +33,19 @@ class Sampler:
 
     With a `level`, noise of that level is added to the latent instead, and the decoder removes it in one pass.
 
-    The noise is a function of `seed` and of the frame's number and position alone. Neither the batch nor temporal
-    chunks change it; the clips of a batch share it.
+    The noise is a function of `seed` and of the position in the video alone. Neither the batch nor temporal chunks
+    change it; the clips of a batch share it.
+
+    Raises:
+        ValueError: `steps` is not a positive number, or `level` not in [0, 1).
     """
 
-    steps: int = 1  # passes of the decoder
+    steps: int = 1
+    """Passes of the decoder."""
     seed: int = 0
-    first_frame: int = 0  # number of the clip's first frame in its video
-    frame_size: tuple[int, int] | None = None  # of the frame that a decoded tile is part of; None for whole frames
-    corner: tuple[int, int] = (0, 0)  # the tile's first row and column
-    level: float | None = None  # of the noise in the latent, in [0, 1); None for a decoder that makes video of noise
+    """Seed of the noise."""
+    level: float | None = None
+    """Level of the noise in the latent, in [0, 1); None for a decoder that makes video of noise."""
 
     def __post_init__(self) -> None:
         check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
@@ -48,24 +54,27 @@ class Sampler:
 
     def describe(self) -> dict[str, object]:
         """Return the name and the settings, for protocols."""
-        of_kind = {"steps": self.steps} if self.level is None else {"level": self.level}
-        return {"name": "euler" if self.level is None else "noise of the latent", **of_kind, "seed": self.seed}
+        if self.level is None:
+            return {"name": "euler", "steps": self.steps, "seed": self.seed}
+        return {"name": "noise of the latent", "level": self.level, "seed": self.seed}
 
-    def of_latent(self, time: int, space: int) -> "Sampler":
-        """Return the sampler of noise in a latent whose positions have `time` frames and `space` x `space` pixels."""
-        size = self.frame_size and (self.frame_size[0] // space, self.frame_size[1] // space)
-        corner = (self.corner[0] // space, self.corner[1] // space)
-        return replace(self, first_frame=-(-self.first_frame // time), frame_size=size, corner=corner)
+    def noise(self, shape: Sequence[int], position: ClipPosition, device: torch.device) -> Video:
+        """Return normal noise, which is the same on every device.
 
-    def noise(self, shape: Sequence[int], device: torch.device) -> Video:
-        """Return normal noise of `shape`, `(B, C, T, H, W)`: the same on every device."""
+        Args:
+            shape: `(B, C, T, H, W)` of a clip or a tile.
+            position: Where it lies in its video.
+            device: Where the noise is returned; it is drawn on the CPU.
+        """
         num_clips, channels, num_frames, height, width = shape
-        frame = (channels, *(self.frame_size or (height, width)))
-        frames = range(self.first_frame, self.first_frame + num_frames)
-        seeds = (seed_of(self.seed, "noise", number) for number in frames)
-        drawn = torch.stack([torch.randn(frame, generator=torch.Generator().manual_seed(seed)) for seed in seeds], 1)
-        top, left = self.corner
-        return drawn[..., top : top + height, left : left + width].to(device).expand(num_clips, -1, -1, -1, -1)
+        frame_height, frame_width = position.frame_size or (height, width)
+        frames = []
+        for number in range(position.first_frame, position.first_frame + num_frames):
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "noise", number))
+            frames.append(torch.randn((channels, frame_height, frame_width), generator=generator))
+        top, left = position.corner
+        tile = torch.stack(frames, dim=1)[..., top : top + height, left : left + width]
+        return tile.to(device).expand(num_clips, -1, -1, -1, -1)
 
     def levels(self, shift: float) -> list[float]:
         """Return the level before each step, from 1 on, evenly spaced before they are shifted."""
@@ -77,41 +86,81 @@ def _shifted(level: Tensor, shift: float) -> Tensor:
 
 
 def random_levels(config: FlowConfig, video: Video, generator: Generators) -> Tensor:
-    """Return a level for each clip of `(B, C, T, H, W)`, `(B,)` in float32: see `FlowConfig`."""
+    """Return a random level for each clip, `(B,)` in float32: see `FlowConfig`.
+
+    Args:
+        config: The distribution of levels.
+        video: `(B, C, T, H, W)`, of which the number of clips, the size and the device are used.
+        generator: One generator, or one for each clip; PyTorch's default generator if None.
+    """
     normal = randn((len(video), 1), generator=generator, device=video.device)[:, 0]
     if config.one_step:
         return torch.ones_like(normal)
-    return _shifted((config.level_mean + config.level_std * normal).sigmoid(), config.shift_of(*video.shape[-2:]))
+    level = (config.level_mean + config.level_std * normal).sigmoid()
+    return _shifted(level, config.shift_of(*video.shape[-2:]))
 
 
 def add_noise(video: Video, noise: Video, level: Tensor) -> Video:
-    """Return `x_t` of videos `(B, C, T, H, W)` at levels `(B,)`."""
+    """Return the noisy videos `x_t`.
+
+    Args:
+        video: The clean ones, `(B, C, T, H, W)`.
+        noise: Normal noise of the same shape.
+        level: Levels `t`, `(B,)`.
+    """
     t = level.view(-1, 1, 1, 1, 1)
     return (1 - t) * video + t * noise
 
 
-def _level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
+def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
     """Return the weight of each clip's error `(B,)` at its level; None for 1."""
-    return None if config.weighting == "uniform" else level.clamp(min=_SMALLEST_LEVEL) ** -2
+    if config.weighting == "uniform":
+        return None
+    return level.clamp(min=_SMALLEST_LEVEL) ** -2
 
 
-def denoised_clips(
-    config: FlowConfig, denoise: Denoise, video: Video, generator: Generators
-) -> tuple[Video, Tensor | None, Video]:
-    """Return what is made of videos with noise of random levels, the `_level_weights`, and the noise."""
+class DenoisedClips(NamedTuple):
+    """Clips to which noise was added and from which a decoder removed it."""
+
+    video: Video
+    """The prediction of the clean video."""
+    weight: Tensor | None
+    """The weight of each clip's error, see `level_weights`."""
+    noise: Video
+    """The noise that was added."""
+
+
+def denoised_clips(config: FlowConfig, denoise: Denoise, video: Video, generator: Generators) -> DenoisedClips:
+    """Add noise of random levels to videos and remove it, for one update.
+
+    Args:
+        config: The levels and the weights of errors.
+        denoise: The decoder, as a function of the noisy video and its levels.
+        video: `(B, C, T, H, W)` in [-1, 1].
+        generator: One generator, or one for each clip; PyTorch's default generator if None.
+    """
     level = random_levels(config, video, generator)
     video = at_least_float32(video)
     noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-    return denoise(add_noise(video, noise, level), level), _level_weights(config, level), noise
+    denoised = denoise(add_noise(video, noise, level), level)
+    return DenoisedClips(denoised, level_weights(config, level), noise)
 
 
 def integrate(denoise: Denoise, video: Video, levels: Sequence[float]) -> Video:
-    """Return the video to which Euler's method takes noise `(B, C, T, H, W)`, from level to level and to 0.
+    """Return the video to which Euler's method takes noise, from level to level and to 0.
 
     One step from level 1 returns the prediction of `denoise`.
+
+    Args:
+        denoise: From a noisy video and its levels `(B,)` to a prediction of the clean video.
+        video: Noise, `(B, C, T, H, W)`.
+        levels: The level before each step, falling.
     """
     for t, following in pairwise([*levels, 0.0]):
         x0 = denoise(video, torch.full((len(video),), t, device=video.device))
-        eps = (video - (1 - t) * x0) / t
-        video = x0 if following == 0 else (1 - following) * x0 + following * eps
+        if following == 0:
+            video = x0
+        else:
+            eps = (video - (1 - t) * x0) / t
+            video = (1 - following) * x0 + following * eps
     return video

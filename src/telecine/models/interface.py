@@ -5,23 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
-from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randint
+from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.bottleneck import Bottleneck
-from telecine.models.flow import Sampler
 from telecine.models.latent import LatentStatistics, Normalisation, Posterior
 from telecine.models.linear import LinearAutoencoder
-from telecine.settings import Bucket, ClipConfig
-from telecine.settings.autoencoder import FlowConfig
+from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 
 class Reconstruction(NamedTuple):
@@ -40,19 +36,37 @@ class Reconstruction(NamedTuple):
     """What the reconstruction is compared with, of its shape and without a graph; None for the input."""
 
 
+@dataclass(frozen=True)
+class ClipPosition:
+    """Where a decoded clip lies in its video. A decoder that draws noise makes it a function of this position."""
+
+    first_frame: int = 0
+    """Number of the clip's first frame in its video."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width of the frame that a tile is part of; None if whole frames are decoded."""
+    corner: tuple[int, int] = (0, 0)
+    """First row and first column of the tile in its frame."""
+
+    def in_latent(self, time: int, space: int) -> ClipPosition:
+        """Return the position in a latent whose cells have `time` frames and `space` x `space` pixels."""
+        frame_size = self.frame_size
+        if frame_size is not None:
+            frame_size = (frame_size[0] // space, frame_size[1] // space)
+        corner = (self.corner[0] // space, self.corner[1] // space)
+        return ClipPosition(first_frame=-(-self.first_frame // time), frame_size=frame_size, corner=corner)
+
+
 class VideoAutoencoder(nn.Module, ABC):
     """An autoencoder for video `(B, C, T, H, W)` in [-1, 1], as training and evaluation call it.
 
-    `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
+    `as_video_autoencoder` wraps other modules. Subclass this only to control every method. A subclass has to define
+    `forward`, `last_layer`, `check_clip`, `covering_clip`, `save_pretrained` and `load_weights`.
     """
 
-    sampler: Sampler | None = None
-    """How `decode` samples video from noise, which the caller may change; None if it is a function of the latent."""
-    flow: FlowConfig | None = None
-    """The random levels of noise in training, which the caller may change; None without, or by the configuration."""
+    position: ClipPosition = ClipPosition()
+    """Where the next decoded clip lies in its video; `clip_position` changes it for a while."""
     trains_on_latents: bool = False
-    """Whether an update needs only the posterior of the clips, where it is known, and not the video."""
-
+    """Whether an update needs only the posterior of the clips, if that is cached, and not the video."""
     leaves_weights_unused: bool = False
     """Whether updates leave some weights without a gradient, for which DDP would wait."""
     nested_channels: tuple[int, ...] = ()
@@ -72,7 +86,7 @@ class VideoAutoencoder(nn.Module, ABC):
             video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
-            posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
+            posterior: The value of `latent_model.encode(video)`, if it is cached: the encoder does not run again.
 
         Raises:
             ValueError: The video does not fit, or the output has another size.
@@ -93,11 +107,26 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` with the nearest accepted value unless the output has the same size as such a clip."""
+        """Check that the reconstruction of such a clip has the same size.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: It has another size; the message has the nearest accepted value.
+        """
 
     @abstractmethod
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest (frames, height, width) that `check_clip` accepts and that is at least this large."""
+        """Return the smallest (frames, height, width) that `check_clip` accepts and that is at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
 
     @abstractmethod
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -114,13 +143,14 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @property
     def latent_model(self) -> VideoAutoencoder:
-        """The autoencoder whose encoder gives the latent that is decoded: by default this one."""
+        """The autoencoder whose encoder computes the latent that is decoded: by default this one."""
         return self
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 
-        A `ValueError` says that the video does not fit, or that the model cannot encode by itself, the default.
+        Raises:
+            ValueError: The video does not fit, or the model cannot encode by itself, which is the default.
         """
         remedy = "Leave out what needs the encoder alone."
         raise argument_error("encode", "a method of the model", f"{type(self).__name__} without it", remedy)
@@ -128,18 +158,62 @@ class VideoAutoencoder(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
 
-        A `ValueError` says that the latent does not fit, or that the model cannot decode by itself, the default.
+        Raises:
+            ValueError: The latent does not fit, or the model cannot decode by itself, which is the default.
         """
         remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
+    def describe_decoding(self) -> dict[str, object]:
+        """Return how `decode` samples, for protocols, with the present value of each option of `set_decoding`.
+
+        Empty, the default, if the decoder is a function of the latent. A decoder that generates returns for example
+        `{"name": "euler", "steps": 1, "seed": 0}`.
+        """
+        return {}
+
+    def set_decoding(self, **options: Any) -> None:
+        """Change options of `decode`: `steps`, `seed` or `level`, as `describe_decoding` has them; by default none.
+
+        Raises:
+            ValueError: The decoder does not have such an option, or its value is wrong.
+        """
+        present = self.describe_decoding()
+        for name in options:
+            if name not in present:
+                kind = "removes noise from its latent" if name == "level" else "generates"
+                contract = f"left out unless a model's decoder {kind}"
+                got = f"a number for a {type(self).__name__}"
+                raise argument_error(f"decode_{name}", contract, got, "Leave it out.")
+
+    def validation_decodings(self) -> dict[str, dict[str, Any]]:
+        """Return other options of `decode` that validations measure, too, by the suffix of the metrics' names.
+
+        Empty by default. A decoder that generates returns for example `{"4_steps": {"steps": 4}}`.
+        """
+        return {}
+
+    def use_training_settings(self, settings: CausalVAEConfig) -> None:
+        """Take over settings of training that a saved model does not hold; by default there are none."""
+
     def with_channels(self, in_channels: int) -> VideoAutoencoder:
-        """Return this model for other channels, see `change_channels`; by default it raises a `ValueError`."""
-        contract, got = f"of {self.in_channels} channels for {_name(self)}", f"of {in_channels}"
-        raise argument_error("clips.channels", contract, got, "Use a CausalVAE or a model of diffusers for others.")
+        """Return this model for other channels, see `change_channels`.
+
+        Raises:
+            ValueError: The model cannot have other channels, which is the default.
+        """
+        contract = f"of {self.in_channels} channels for {_class_name(self)}"
+        remedy = "Use a CausalVAE or a model of diffusers for others."
+        raise argument_error("clips.channels", contract, f"of {in_channels}", remedy)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return an unfitted linear autoencoder with this latent for such clips; by default None: there is none."""
+        """Return an unfitted linear autoencoder with this latent for such clips; None, the default, if there is none.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
         return None
 
     @property
@@ -155,10 +229,14 @@ class VideoAutoencoder(nn.Module, ABC):
         """Replace these numbers, in the form that the model has; by default nothing happens."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass to save memory; by default it raises a `ValueError`."""
+        """Recompute activations in the backward pass to save memory.
+
+        Raises:
+            ValueError: The model does not support it, which is the default.
+        """
         remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
-        contract, got = "false for a model without gradient checkpointing", f"true for {_name(self)}"
-        raise argument_error("model_gradient_checkpointing", contract, got, remedy)
+        contract = "false for a model without gradient checkpointing"
+        raise argument_error("model_gradient_checkpointing", contract, f"true for {_class_name(self)}", remedy)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
@@ -168,98 +246,81 @@ class VideoAutoencoder(nn.Module, ABC):
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
 
-        The results, and in the backward pass the gradients, are those of whole clips. A `ValueError` says that the
-        model does not support it, the default, or not this number of frames.
+        The results, and in the backward pass the gradients, are those of whole clips.
+
+        Raises:
+            ValueError: The model does not support it, which is the default, or not this number of frames.
         """
         remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
         remedy += ", or give the model a method `enable_temporal_chunks`."
         contract = "left out for a model that does not keep frames between chunks"
-        raise argument_error("temporal_chunk", contract, f"a number for {_name(self)}", remedy)
+        raise argument_error("temporal_chunk", contract, f"a number for {_class_name(self)}", remedy)
 
 
 @contextmanager
-def sampling(model: VideoAutoencoder, **changes: Any) -> Iterator[None]:
-    """Change fields of a model's `sampler` inside a `with`; a model without one stays as it is."""
-    before = model.sampler
-    model.sampler = None if before is None else replace(before, **changes)
+def clip_position(model: VideoAutoencoder, **changes: Any) -> Iterator[None]:
+    """Change fields of a model's `position` inside a `with`: `first_frame`, `frame_size`, `corner`."""
+    before = model.position
+    model.position = replace(before, **changes)
     try:
         yield
     finally:
-        model.sampler = before
+        model.position = before
 
 
-class LatentAutoencoder(VideoAutoencoder):
-    """An autoencoder whose `forward` is encoding, sampling and decoding."""
-
-    def forward(
-        self,
-        video: Video,
-        sample_posterior: bool = True,
-        generator: Generators = None,
-        posterior: Posterior | None = None,
-    ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of the two."""
-        posterior = posterior or self.encode(video)
-        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        denoised = None
-        if self.training and sample_posterior:
-            latent = self._with_nested_channels(latent, generator)
-            denoised = None if self.sampler is None else self.denoise(latent, video, generator)
-        output = denoised or Reconstruction(*self.decode_with_losses(latent))
-        if output.video.shape != video.shape:
-            contract = f"of the video's shape {tuple(video.shape)}"
-            got = f"{tuple(output.video.shape)} from {_name(self)}"
-            remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
-            raise argument_error("the reconstruction", contract, got, remedy)
-        losses = {**self.losses_of(posterior), **output.aux}
-        return output._replace(aux={name: at_least_float32(loss) for name, loss in losses.items()}, latent=latent)
-
-    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
-        """Return the auxiliary losses of the latent by name, 0-d."""
-        return posterior.aux()
-
-    def _with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:
-        """Return what is decoded of a latent in an update: for each clip a random one of `nested_channels`, or all."""
-        if not self.nested_channels:
-            return latent
-        drawn = randint(1 + len(self.nested_channels), (len(latent), 1), generator=generator, device=latent.device)
-        kept = torch.full_like(drawn, latent.shape[1])
-        for index, number in enumerate(self.nested_channels):
-            kept = torch.where(drawn == index, number, kept)
-        is_kept = torch.arange(latent.shape[1], device=latent.device) < kept
-        return latent * is_kept[:, :, None, None, None]
-
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Return what a decoder with a `sampler` makes of a noisy video, or of a noisy latent, in an update."""
-        raise NotImplementedError
-
-    def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
-        """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""
-        return self.decode(latent), {}
+@contextmanager
+def decoding_options(model: VideoAutoencoder, **options: Any) -> Iterator[None]:
+    """Change options of a model's `decode` inside a `with`, see `VideoAutoencoder.set_decoding`."""
+    present = model.describe_decoding()
+    before = {name: present[name] for name in options if name in present}
+    model.set_decoding(**options)
+    try:
+        yield
+    finally:
+        model.set_decoding(**before)
 
 
 def check_input(model: VideoAutoencoder, video: Video) -> None:
-    """Raise a `ValueError` unless `video` has the model's channels and a size that it accepts."""
+    """Check that `video` has the model's channels and a size that it accepts.
+
+    Raises:
+        ValueError: It does not.
+    """
     check_video("video", video)
     if video.shape[1] != model.in_channels:
         kind = "RGB " if model.in_channels == 3 else ""
-        contract, remedy = f"{kind}of shape (B, {model.in_channels}, T, H, W)", "Use a model of these channels."
-        raise argument_error("video", contract, video, remedy)
+        contract = f"{kind}of shape (B, {model.in_channels}, T, H, W)"
+        raise argument_error("video", contract, video, "Use a model of these channels.")
     model.check_clip(*video.shape[2:])
 
 
 def check_channels(config: ClipConfig, model: VideoAutoencoder) -> None:
-    """Raise a `ValueError` unless clips have the channels of a model."""
+    """Check that clips have the channels of a model.
+
+    Raises:
+        ValueError: They do not.
+    """
     if config.num_channels != model.in_channels:
-        contract, got = f"one of {model.in_channels} channels, as the model has", f'"{config.channels}"'
+        contract = f"one of {model.in_channels} channels, as the model has"
         remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
-        raise argument_error("clips.channels", contract, got, remedy)
+        raise argument_error("clips.channels", contract, f'"{config.channels}"', remedy)
 
 
 def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images: bool) -> None:
-    """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
-    single_frames = [("an image", bucket.as_image()) for bucket in buckets if images]
-    for kind, size in [*(("a clip", bucket) for bucket in buckets), *single_frames]:
+    """Check that a model accepts clips of all sizes.
+
+    Args:
+        buckets: The sizes of clips.
+        model: The autoencoder.
+        images: Whether single frames of these sizes have to be accepted, too.
+
+    Raises:
+        ValueError: It does not accept a size; the message has the next larger size that it accepts.
+    """
+    sizes = [("a clip", bucket) for bucket in buckets]
+    if images:
+        sizes += [("an image", bucket.as_image()) for bucket in buckets]
+    for kind, size in sizes:
         try:
             model.check_clip(*size.shape)
         except ValueError as error:
@@ -268,5 +329,6 @@ def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images:
             raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error
 
 
-def _name(model: nn.Module) -> str:
+def _class_name(model: nn.Module) -> str:
+    """Return the class of a model, or of the module that it wraps."""
     return type(getattr(model, "module", model)).__name__

@@ -15,15 +15,19 @@ from telecine.losses import kl_to_standard_normal
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 _LOGVAR_RANGE = (-30.0, 20.0)
 _SMALLEST_STD = 1e-6
-# The keys of configurations that normalise the latent: each channel by itself, or all by the same numbers.
-CHANNEL_KEYS, FACTOR_KEYS = ("latents_mean", "latents_std"), ("scaling_factor", "shift_factor")
-NORMALISATION_KEYS = CHANNEL_KEYS + FACTOR_KEYS
+# The keys of configurations that normalise each channel of the latent by itself.
+MEAN_KEY = "latents_mean"
+STD_KEY = "latents_std"
+# Those that normalise all channels by the same numbers.
+SCALE_KEY = "scaling_factor"
+SHIFT_KEY = "shift_factor"
+NORMALISATION_KEYS = (MEAN_KEY, STD_KEY, SCALE_KEY, SHIFT_KEY)
 Normalisation: TypeAlias = dict[str, float | list[float] | None]
 """Their values."""
 
 
 class Posterior(Protocol):
-    """Distribution of the latent given a video."""
+    """Distribution of the latent of a video."""
 
     def sample(self, generator: Generators = None) -> Tensor:
         """Return a sample of the latent; `generator` is one, or one for each clip, or PyTorch's default if None."""
@@ -38,8 +42,12 @@ class Posterior(Protocol):
 class DiagonalGaussian:
     """Normal distribution with independent elements of any shape, e.g. `(batch, channel, time, height, width)`.
 
-    `logvar`, the logarithm of the variance, is clamped to [-30, 20], because a large value early in training overflows
-    `exp` and turns the run into NaN. Both moments are float32 at least, so that small deviations survive autocast.
+    Both moments are float32 at least, so that small deviations survive autocast.
+
+    Args:
+        mean: The means.
+        logvar: The logarithms of the variances, of the same shape. They are clamped to [-30, 20], because a large value
+            early in training overflows `exp` and turns the run into NaN.
 
     Raises:
         ValueError: The shapes of `mean` and `logvar` differ.
@@ -93,7 +101,9 @@ class LatentStatistics:
     """Mean and standard deviation over a data set of each channel of the latent, and of all values together."""
 
     mean: list[float]
+    """The mean of each channel."""
     std: list[float]
+    """The standard deviation of each channel."""
 
     @property
     def overall_mean(self) -> float:
@@ -117,10 +127,15 @@ class ChannelMoments:
         """Add a latent `(B, C, ...)`, of as many channels as those before."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
         sums = torch.stack([rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)])
-        self.sums = sums if self.sums.shape[1] == 0 else self.sums + sums
+        is_first = self.sums.shape[1] == 0
+        self.sums = sums if is_first else self.sums + sums
 
     def statistics(self) -> LatentStatistics:
-        """Return the statistics of everything added; a constant channel can be divided by its standard deviation."""
+        """Return the statistics of all added latents; a constant channel can be divided by its standard deviation.
+
+        Raises:
+            ValueError: No latent was added.
+        """
         if self.sums.shape[1] == 0:
             raise argument_error("latents", "at least one", "none", "Add one.")
         count, total, squares = self.sums

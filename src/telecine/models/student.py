@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from telecine.base.frozen import Frozen
 from telecine.base.shapes import Video
 from telecine.base.yaml_files import read_yaml
 from telecine.models.bottleneck import Bottleneck
-from telecine.models.causal import COMPRESSION, CausalAutoencoder, Decoder
-from telecine.models.interface import LatentAutoencoder, VideoAutoencoder
+from telecine.models.causal import CausalAutoencoder, build_decoder
+from telecine.models.interface import VideoAutoencoder
 from telecine.models.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
-from telecine.models.linear import fit_decoder
+from telecine.models.latent_autoencoder import LatentAutoencoder
+from telecine.models.linear import LinearAutoencoder, fit_decoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CLASS_KEY,
@@ -41,24 +42,35 @@ from telecine.settings.validate import validate
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
-_LARGEST_PATCH, _LARGEST_MULTIPLIER = 4, 4
-DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
+_LARGEST_PATCH = 4
+_LARGEST_MULTIPLIER = 4
+# Keys of `config.json`.
+DECODER_KEY = "decoder"
+TEACHER_KEY = "teacher"
+DIGEST_KEY = "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
+"""From the name of a teacher to its model."""
 
 
 class Student(LatentAutoencoder):
     """The frozen encoder of a teacher; a subclass has the decoder that is trained for its latents.
 
-    `digest` is that of the encoder. The teacher is in no checkpoint: a model that was loaded decodes without it, and
-    `load` is called with its name when the first video is encoded.
+    The teacher is in no checkpoint: a loaded student decodes without it, and loads it to encode the first video.
+
+    Args:
+        teacher: The teacher's name.
+        load: Called with this name when the teacher is needed.
+        digest: That of the teacher's encoder, see `digest_of_encoder`.
     """
 
     teacher_key: ClassVar[str] = TEACHER_KEY
 
     def __init__(self, teacher: str, load: LoadTeacher, digest: str) -> None:
         super().__init__()
-        self.teacher, self.digest, self._load = teacher, digest, load
+        self.teacher = teacher
+        self.digest = digest
+        self._load = load
         self._frozen: Frozen[VideoAutoencoder] | None = None
 
     @staticmethod
@@ -68,7 +80,12 @@ class Student(LatentAutoencoder):
 
     @property
     def latent_model(self) -> VideoAutoencoder:
-        """The teacher, which is loaded if needed; another encoder than when the student trained is a `ValueError`."""
+        """The teacher, which is loaded if needed.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+            ValueError: Its encoder is another one than when the student was trained.
+        """
         if self._frozen is None:
             loaded = self.load_teacher()
             if isinstance(loaded, Student) or digest_of_encoder(loaded) != self.digest:
@@ -79,7 +96,11 @@ class Student(LatentAutoencoder):
         return self._frozen.module
 
     def load_teacher(self) -> VideoAutoencoder:
-        """Return the model of the teacher's name; raise a `FileNotFoundError` if there is none."""
+        """Return the model of the teacher's name.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
         try:
             return self._load(self.teacher)
         except FileNotFoundError as error:
@@ -88,7 +109,7 @@ class Student(LatentAutoencoder):
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
     def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
-        """Return nothing, as the encoder is frozen."""
+        """Return no losses, as the encoder is frozen."""
         return {}
 
     @torch.no_grad()
@@ -97,11 +118,23 @@ class Student(LatentAutoencoder):
         return self.latent_model.encode(video)
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the teacher accepts clips of this size."""
+        """Check that the teacher accepts clips of this size.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
         self.latent_model.check_clip(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest (frames, height, width) that the teacher accepts and that is at least this large."""
+        """Return the smallest (frames, height, width) that the teacher accepts and that is at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
         return self.latent_model.covering_clip(num_frames, height, width)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -124,6 +157,13 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder.
+
+    Args:
+        config: The architecture of the decoder.
+        teacher: The teacher's name.
+        load: Called with this name when the teacher is needed.
+        digest: That of the teacher's encoder.
+        normalisation: The teacher's numbers that normalise the latent.
     """
 
     def __init__(
@@ -137,22 +177,34 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     def of(
         cls, loaded: VideoAutoencoder, teacher: str, load: LoadTeacher, config: CausalVAEConfig
     ) -> StudentAutoencoder:
-        """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
+        """Return a new student.
+
+        Args:
+            loaded: The teacher, which is frozen in place. Of a student, its teacher is used.
+            teacher: The teacher's name.
+            load: Called with this name when a loaded student needs the teacher.
+            config: The architecture of the decoder.
+        """
         if isinstance(loaded, Student):
             teacher = loaded.teacher
-        digest, normalisation = digest_of_encoder(loaded.latent_model), loaded.latent_normalisation()
-        student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
+        digest = digest_of_encoder(loaded.latent_model)
+        student = cls(config, teacher, load, digest=digest, normalisation=loaded.latent_normalisation())
         student._frozen = Frozen(loaded.latent_model)
         return student
 
     def imitate(self, teacher: CausalAutoencoder) -> bool:
         """Train on the samples of a teacher that generates, from the same noise, instead of on the videos.
 
-        The decoder starts from the teacher's weights if it has the same; return whether it does.
+        The decoder starts from the teacher's weights if it has the same.
+
+        Returns:
+            Whether it does.
         """
         self.imitated = Frozen(teacher)
-        weights, predictions = teacher.decoder.state_dict(), {each.config.flow.prediction for each in (self, teacher)}
-        if len(predictions) > 1 or mismatches(self.decoder.state_dict(), weights):
+        weights = teacher.decoder.state_dict()
+        if self.config.flow.prediction != teacher.config.flow.prediction:
+            return False
+        if mismatches(self.decoder.state_dict(), weights):
             return False
         self.decoder.load_state_dict(weights)
         return True
@@ -160,7 +212,8 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
         """Set the linear map to the best one for samples of the latents of clips, and scale the first layer to them."""
-        moments, generator = ChannelMoments(), torch.Generator(self.last_layer.device).manual_seed(0)
+        moments = ChannelMoments()
+        generator = torch.Generator(self.last_layer.device).manual_seed(0)
 
         def pairs() -> Iterable[tuple[Tensor, Video]]:
             for video in videos:
@@ -169,8 +222,11 @@ class StudentAutoencoder(Student, CausalAutoencoder):
                 yield latent, video
 
         fit_decoder(self.decoder.linear, pairs())
-        weight, bias = (self.decoder.network.get_parameter(f"0.conv.{name}") for name in ("weight", "bias"))
-        mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in astuple(moments.statistics()))
+        statistics = moments.statistics()
+        weight = self.decoder.network.get_parameter("0.conv.weight")
+        bias = self.decoder.network.get_parameter("0.conv.bias")
+        mean = weight.new_tensor(statistics.mean).view(1, -1, 1, 1, 1)
+        std = weight.new_tensor(statistics.std).view(1, -1, 1, 1, 1)
         weight.div_(std)
         bias.sub_((weight * mean).sum((1, 2, 3, 4)))
 
@@ -184,52 +240,88 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {DECODER_KEY: self.config.saved(), TEACHER_KEY: self.public_name(self.teacher)}
-        save_model(merge_low_rank(self), {**config, DIGEST_KEY: self.digest, **self.normalisation}, folder)
+        config = {
+            DECODER_KEY: self.config.saved(),
+            TEACHER_KEY: self.public_name(self.teacher),
+            DIGEST_KEY: self.digest,
+            **self.normalisation,
+        }
+        save_model(merge_low_rank(self), config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
-        config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder.of(config), str(folder), folder)
-        model = cls(config, teacher, load, **others)
+        saved = _read_student(Path(folder))
+        check_num_weights(lambda: build_decoder(saved.config), str(folder), folder)
+        model = cls(saved.config, saved.teacher, load, digest=saved.digest, normalisation=saved.normalisation)
         load_weights(model, folder)
         return model
 
     @classmethod
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
-        config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder.of(config), str(folder))
-        model = cls(config, teacher, build, **others)
+        saved = _read_student(Path(folder))
+        check_num_weights(lambda: build_decoder(saved.config), str(folder))
+        model = cls(saved.config, saved.teacher, build, digest=saved.digest, normalisation=saved.normalisation)
         model._frozen = Frozen(model.load_teacher())
         return model
 
 
-def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
-    known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
-    values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
-    for key, (kind, contract) in known.items():
-        if not isinstance(values.get(key), kind):
-            got = describe(values[key]) if key in values else "none"
-            raise argument_error(f"{key} in {folder / CONFIG_FILE}", contract, got, "Copy it again.")
-    settings, teacher, digest = (values.pop(key) for key in known)
-    config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
-    # The teacher is where the run's settings say, or beside the student; there, a checkpoint has the student itself.
-    path, beside = read_saved_settings(folder.parent).get(TEACHER_KEY), folder.parent / teacher
-    is_beside = beside.is_dir() and not (teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent))
+class _SavedStudent(NamedTuple):
+    """What the configuration of a saved student holds."""
+
+    config: CausalVAEConfig
+    teacher: str
+    digest: str
+    normalisation: Normalisation
+
+
+def _read_student(folder: Path) -> _SavedStudent:
+    keys = [DECODER_KEY, TEACHER_KEY, DIGEST_KEY, *NORMALISATION_KEYS]
+    values = load_config(folder, StudentAutoencoder.__name__, keys)
+    file = folder / CONFIG_FILE
+    _check_saved(values, DECODER_KEY, dict, "a group of settings", file)
+    _check_saved(values, TEACHER_KEY, str, "a text", file)
+    _check_saved(values, DIGEST_KEY, str, "a text", file)
+    config = validate(CausalVAEConfig, values.pop(DECODER_KEY), f"{DECODER_KEY}.")
+    teacher = _find_teacher(folder, values.pop(TEACHER_KEY))
+    digest = values.pop(DIGEST_KEY)
+    return _SavedStudent(config, teacher, digest, normalisation=values)
+
+
+def _check_saved(values: dict[str, Any], key: str, kind: type, contract: str, file: Path) -> None:
+    if not isinstance(values.get(key), kind):
+        got = describe(values[key]) if key in values else "none"
+        raise argument_error(f"{key} in {file}", contract, got, "Copy it again.")
+
+
+def _find_teacher(folder: Path, teacher: str) -> str:
+    """Return the teacher of the student in a folder: where its run's settings say, or beside the student, or its name.
+
+    A checkpoint has the student itself in the folders `model` and `ema`, which are no teachers beside it.
+    """
+    beside = folder.parent / teacher
+    is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
+    is_beside = beside.is_dir() and not is_part_of_checkpoint
+    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if isinstance(path, str) and Student.public_name(path) == teacher and (Path(path).exists() or not is_beside):
-        teacher = path
-    elif is_beside:
-        teacher = str(beside)
-    return config, teacher, {"digest": digest, "normalisation": values}
+        return path
+    return str(beside) if is_beside else teacher
 
 
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    `size` is one of `SIZES`, "teacher" for the teacher's own, or a YAML or JSON file with settings of
-    `CausalVAEConfig`; `clip` is the clips' size.
+    Args:
+        size: One of `SIZES`, "teacher" for the teacher's own settings, or a YAML or JSON file with settings of
+            `CausalVAEConfig`.
+        teacher: The teacher.
+        clip: Frames, height and width of the clips.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The teacher does not accept the clips, has a latent that such a decoder cannot decode, or a setting
+            is wrong.
     """
     teacher.check_clip(*clip)
     if size == _LIKE_TEACHER:
@@ -237,36 +329,54 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
             got = f"that of a {type(teacher).__name__}"
             raise argument_error("student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}.")
         return replace(teacher.config, bottleneck="gaussian")
-    of_teacher = _compression_of(teacher, clip)
+    compression = _compression_of(teacher, clip)
     settings = _read_decoder(size)
-    for name, value in of_teacher.items():
-        if (found := settings.get(name, value)) != value:
-            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", describe(found), "Leave it out.")
-    if (bottleneck := settings.get("bottleneck", "gaussian")) != "gaussian":
+    for name, value in compression.items():
+        setting = settings.get(name, value)
+        if setting != value:
+            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", describe(setting), "Leave it out.")
+    bottleneck = settings.get("bottleneck", "gaussian")
+    if bottleneck != "gaussian":
         remedy = "Train it with `telecine train`."
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
-    patch = settings.get("patch_size", min(of_teacher["spatial_compression"], _LARGEST_PATCH))
-    is_valid = isinstance(patch, int) and patch > 0  # else `validate` raises an error
-    num_levels = (of_teacher["spatial_compression"] // patch).bit_length() or 1 if is_valid else 1
+    space = compression["spatial_compression"]
+    patch = settings.get("patch_size", min(space, _LARGEST_PATCH))
+    num_levels = 1
+    if isinstance(patch, int) and 0 < patch <= space:  # else `validate` raises an error
+        num_levels = (space // patch).bit_length()
     multipliers = [min(2**level, _LARGEST_MULTIPLIER) for level in range(num_levels)]
-    values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}
-    return validate(CausalVAEConfig, values)
+    defaults = {"patch_size": patch, "channel_multipliers": multipliers}
+    return validate(CausalVAEConfig, defaults | settings | compression)
 
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
-    # An image does not show the frames of a latent frame. Clips have to show what clips of twice the length show.
-    clip = clip if clip[0] > 1 else teacher.covering_clip(9, *clip[1:])
-    linear = teacher.linear_autoencoder(*clip)
-    longer = teacher.linear_autoencoder(*teacher.covering_clip(2 * clip[0] - 1, *clip[1:]))
-    found = [f"{each.encoder.time} x {each.encoder.space} x {each.encoder.space}" for each in (linear, longer) if each]
-    if linear is None or found[1:] != found[:1] or linear.encoder.space & (linear.encoder.space - 1):
-        got = ", then ".join(dict.fromkeys(found)) or "another one"
+    """Return the settings of `CausalVAEConfig` that a teacher's latent decides."""
+    num_frames, height, width = clip
+    if num_frames == 1:  # an image does not show the frames of a latent frame
+        num_frames, height, width = teacher.covering_clip(9, height, width)
+    linear = teacher.linear_autoencoder(num_frames, height, width)
+    # Clips have to show what clips of twice the length show.
+    longer = teacher.linear_autoencoder(*teacher.covering_clip(2 * num_frames - 1, height, width))
+    cells = [_latent_cell(autoencoder) for autoencoder in (linear, longer) if autoencoder is not None]
+    is_power_of_two = linear is not None and linear.encoder.space & (linear.encoder.space - 1) == 0
+    if linear is None or cells[1:] != cells[:1] or not is_power_of_two:
+        got = ", then ".join(dict.fromkeys(cells)) or "another one"
         contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
         contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
         raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    maps = linear.encoder
-    values = maps.time, maps.space, maps.rest.out_features, teacher.in_channels, maps.first is not None
-    return dict(zip(COMPRESSION, values, strict=True))
+    return {
+        "time_compression": linear.encoder.time,
+        "spatial_compression": linear.encoder.space,
+        "latent_channels": linear.encoder.rest.out_features,
+        "in_channels": teacher.in_channels,
+        "first_frame_apart": linear.encoder.first is not None,
+    }
+
+
+def _latent_cell(linear: LinearAutoencoder) -> str:
+    """Return the frames and pixels of a position of the latent."""
+    space = linear.encoder.space
+    return f"{linear.encoder.time} x {space} x {space}"
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """The objective: its terms, their weights, and its two steps."""
 
-from telecine.objective.video_autoencoder import Update, VideoAutoencoderLoss
+from telecine.objective.loss import Update, VideoAutoencoderLoss
 
 __all__ = ["Update", "VideoAutoencoderLoss"]

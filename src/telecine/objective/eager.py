@@ -16,7 +16,6 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
-from telecine.losses import GANLoss
 
 # A logit without a gradient in the discriminator's loss, as with the hinge beyond its margin, still has one in the
 # generator's. It goes through the shared backward with a cotangent so small that it vanishes in the rounding of the
@@ -34,21 +33,45 @@ def eager_backward(
 ) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
 
-    `terms` is called once, with a detached copy of `x` in at least float32; gradients for all else are lost. Memory
-    is that of one call at the peak; each scalar keeps a gradient of `x`'s shape. Without gradients it is a plain call.
+    Memory is that of one call at the peak; each scalar keeps a gradient of `x`'s shape. Without gradients it is a plain
+    call.
+
+    Args:
+        terms: Called once, with a detached copy of `x` in at least float32.
+        x: The tensor that the terms depend on.
+        parameters: Further tensors that they depend on. Gradients for all else are lost.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return dict(terms(x))
-    # In float32: a half-precision gradient would underflow before it meets the loss scale.
-    leaf = at_least_float32(x.detach()).requires_grad_()
+    leaf = detached_leaf(x)
     values = dict(terms(leaf))
+    return with_gradients_of_each(values, [leaf, *parameters], [x, *parameters])
+
+
+def detached_leaf(x: Tensor) -> Tensor:
+    """Return a detached copy that requires gradients, in at least float32.
+
+    A half-precision gradient would underflow before it meets the loss scale.
+    """
+    return at_least_float32(x.detach()).requires_grad_()
+
+
+def with_gradients_of_each(
+    values: Mapping[str, Scalar], leaves: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> dict[str, Scalar]:
+    """Return scalars whose `backward()` passes `inputs` the gradients that each has for `leaves`; free the graph.
+
+    Args:
+        values: Scalars by name. One without a graph is returned as it is.
+        leaves: The tensors that they were computed from.
+        inputs: The tensors of which the leaves are copies.
+    """
     attached = [name for name, value in values.items() if value.requires_grad]
-    inputs = [leaf, *parameters]
-    gradients = {name: gradients_of(values[name], inputs, retain_graph=name != attached[-1]) for name in attached}
-    return {
-        name: with_gradients(value, [x, *parameters], gradients[name]) if name in gradients else value
-        for name, value in values.items()
-    }
+    results = dict(values)
+    for name in attached:
+        gradients = gradients_of(values[name], leaves, retain_graph=name != attached[-1])
+        results[name] = with_gradients(values[name], inputs, gradients)
+    return results
 
 
 def gradients_of(
@@ -56,32 +79,44 @@ def gradients_of(
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
-    Autocast is off meanwhile, as in a caller's `backward()`. `add_to` are gradients of another scalar, one per input,
-    to add. Each is added, and leaves the list, when its counterpart is computed: memory never holds two complete sets.
+    Autocast is off meanwhile, as in a caller's `backward()`.
+
+    Args:
+        value: A scalar.
+        inputs: Tensors that it may depend on.
+        retain_graph: Keep the graph for another backward.
+        add_to: Gradients of another scalar, one per input, to add. Each is added, and leaves the list, when its
+            counterpart is computed: memory never holds two complete sets.
     """
-    known = add_to or [None] * len(inputs)
-    if not (inputs and value.requires_grad):
-        return known
-    with nullcontext() if add_to is None else _accumulating(known, inputs), autocast_off(value.device):
-        found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-    return [before if gradient is None else gradient for gradient, before in zip(found, known, strict=True)]
+    others: Gradients = [None] * len(inputs) if add_to is None else add_to
+    if not inputs or not value.requires_grad:
+        return others
+    accumulating = nullcontext() if add_to is None else _accumulating(others, inputs)
+    with accumulating, autocast_off(value.device):
+        gradients = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
+    return _first_of_each(gradients, others)
+
+
+def _first_of_each(gradients: Sequence[Tensor | None], others: Gradients) -> Gradients:
+    return [other if gradient is None else gradient for gradient, other in zip(gradients, others, strict=True)]
 
 
 @contextmanager
-def _accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
-    """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `known`.
+def _accumulating(others: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
+    """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `others`.
 
-    A gradient in `known`, which may be `None`, is replaced by `None` when it is used.
+    A gradient in `others`, which may be `None`, is replaced by `None` when it is used.
     """
 
     def add(index: int, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:
             return None
-        before, known[index] = known[index], None
+        other = others[index]
+        others[index] = None
         if factor is None:
-            return gradient if before is None else before + gradient
+            return gradient if other is None else other + gradient
         scale = factor.to(gradient.dtype)
-        return scale * gradient if before is None else before.addcmul(scale, gradient)
+        return scale * gradient if other is None else other.addcmul(scale, gradient)
 
     with ExitStack() as hooks:
         for index, x in enumerate(inputs):
@@ -90,15 +125,21 @@ def _accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor 
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
-    """Return `value` without its graph; `backward()` on it passes each input its gradient from `gradients`."""
+    """Return `value` without its graph; `backward()` on it passes each input its gradient.
+
+    Args:
+        value: A scalar.
+        inputs: The tensors that get gradients.
+        gradients: One for each input, or None.
+    """
     return _PrecomputedGrad.apply(value.detach(), len(inputs), *inputs, *gradients)
 
 
 class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:
-        inputs, gradients = inputs_and_gradients[:num_inputs], inputs_and_gradients[num_inputs:]
-        ctx.save_for_backward(*gradients)
+        inputs = inputs_and_gradients[:num_inputs]
+        ctx.save_for_backward(*inputs_and_gradients[num_inputs:])
         ctx.dtypes = [x.dtype for x in inputs if x is not None]
         return value.clone()
 
@@ -107,10 +148,11 @@ class _PrecomputedGrad(torch.autograd.Function):
         if torch.is_grad_enabled():  # `create_graph=True`
             remedy = "Build the loss with `eager_gradients=False`."
             raise argument_error("eager_gradients", "False for second derivatives", "True", remedy, RuntimeError)
-        known = [gradient for gradient in ctx.saved_tensors if gradient is not None]
-        products = iter(torch._foreach_mul(known, grad_output) if known else ())
-        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = [None if gradient is None else next(products).to(dtype) for gradient, dtype in pairs]
+        gradients = [gradient for gradient in ctx.saved_tensors if gradient is not None]
+        products = iter(torch._foreach_mul(gradients, grad_output) if gradients else ())
+        scaled: Gradients = []
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            scaled.append(None if gradient is None else next(products).to(dtype))
         return (None, None, *scaled, *[None] * len(scaled))
 
 
@@ -121,15 +163,28 @@ class _PrecomputedGrad(torch.autograd.Function):
 
 
 def shared_backward(
-    gan_loss: GANLoss, logits: Tensor, x: Tensor, parameters: Sequence[Tensor], *, retain_graph: bool, add_to: Gradients
+    generator_loss: Scalar,
+    discriminator_loss: Scalar,
+    logits: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+    add_to: Gradients,
 ) -> tuple[Tensor, Gradients]:
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
-    Those in `add_to`, one per parameter, are added to the latter as in `gradients_of`. `gan_loss` is separable, and its
-    generator's part does not use the real logits. `logits` `(B,)` are those of the reconstructions; `x` is the input
-    `(B, ...)` of the discriminator with these parameters.
+    Args:
+        generator_loss: The generator's loss, a function of `logits`.
+        discriminator_loss: The fake part of the discriminator's loss, a function of `logits`.
+        logits: `(B,)`, those of the reconstructions.
+        x: The input `(B, ...)` of the discriminator.
+        parameters: Those of the discriminator.
+        retain_graph: Keep the discriminator's graph for another backward.
+        add_to: Gradients, one per parameter, that are added to the latter as in `gradients_of`.
     """
-    generator_cotangent, discriminator_cotangent = _cotangents(gan_loss, logits)
+    (generator_cotangent,) = torch.autograd.grad(generator_loss, logits)
+    (discriminator_cotangent,) = torch.autograd.grad(discriminator_loss, logits)
     tiny = _TINY_COTANGENT * generator_cotangent
     used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
     # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
@@ -140,14 +195,4 @@ def shared_backward(
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, add_to, strict=True)]
-    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
-
-
-def _cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the generator's and of the discriminator's loss with respect to the fake logits."""
-    leaf = logits.detach().requires_grad_()
-    losses = gan_loss(real=leaf.detach(), fake=leaf)
-    (generator,) = torch.autograd.grad(losses.generator, leaf, retain_graph=True)
-    (discriminator,) = torch.autograd.grad(losses.discriminator, leaf)
-    return generator, discriminator
+    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), _first_of_each(grad_parameters, add_to)

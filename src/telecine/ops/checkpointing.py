@@ -38,7 +38,7 @@ class CheckpointedCall:
 
     def __post_init__(self) -> None:
         self.args, self.kwargs = _copy((self.args, self.kwargs))
-        self.before = self._cached()
+        self.before = self.cached()
         self.is_first_run = True
 
     @classmethod
@@ -49,21 +49,23 @@ class CheckpointedCall:
     def run(self) -> tuple[Any, list[Any], list[Any]]:
         """Return the output, the changed arguments, and the layers' tensors after the call."""
         args, kwargs = _copy((self.args, self.kwargs))
-        outside = self._cached()
-        self._set_cached(self.before)
+        outside = self.cached()
+        self.set_cached(self.before)
         token = self._running.set(self._running.get() or self)
         try:
             output = self.forward(*args, **kwargs)
-            return output, [*args, *kwargs.values()], self._cached()
+            return output, [*args, *kwargs.values()], self.cached()
         finally:  # also when the recomputation stops early
             self._running.reset(token)
-            self._set_cached(outside)
+            self.set_cached(outside)
             self.is_first_run = False
 
-    def _cached(self) -> list[Any]:
+    def cached(self) -> list[Any]:
+        """Return what the layers keep, in order."""
         return [getattr(layer, self.cache_name) for layer in self.layers]
 
-    def _set_cached(self, values: list[Any]) -> None:
+    def set_cached(self, values: list[Any]) -> None:
+        """Replace what the layers keep."""
         for layer, value in zip(self.layers, values, strict=True):
             setattr(layer, self.cache_name, value)
 
@@ -74,6 +76,13 @@ def checkpoint_call(
     """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward; see `CheckpointedCall`.
 
     The caches that it reads and changes may hold tensors with gradients. Without gradients this is a plain call.
+
+    Args:
+        forward: The function.
+        *args: Its arguments; lists and dicts among them are caches.
+        cached_in: Layers that keep tensors between calls.
+        cache_name: The attribute in which they keep them.
+        **kwargs: Further arguments of the function.
     """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -83,7 +92,7 @@ def checkpoint_call(
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
         overwrite(value, new)
-    call._set_cached(cached)
+    call.set_cached(cached)
     return output
 
 

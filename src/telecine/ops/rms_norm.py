@@ -38,9 +38,12 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """With `u = x / n`, return `(w g - <w g, u> u) / n`, or `w g / n` where `n` is the bound, and `g u`, summed."""
         x, norm, weight = ctx.saved_tensors
-        unit, grad = x.to(norm.dtype) / norm, grad_output.to(norm.dtype)
+        unit = x.to(norm.dtype) / norm
+        grad = grad_output.to(norm.dtype)
         product = grad * unit
-        grad_weight = product.sum_to_size((1, *weight.shape)).view_as(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = product.sum_to_size((1, *weight.shape)).view_as(weight).to(weight.dtype)
         inner = (product * weight).sum(dim=1, keepdim=True).mul_(norm > _EPSILON)
         grad_x = torch.addcmul(grad * weight, unit, inner, value=-1).div_(norm)
-        return grad_x.to(x.dtype), None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_x.to(x.dtype), grad_weight

@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def unit_vectors(x: Tensor, eps: float, *, is_smooth: bool) -> Tensor:
-    """Divide `(B, C, ...)` by `max(|x|, eps)` over the channels, or by `sqrt(|x|^2 + eps^2)` if that is smooth."""
+    """Scale vectors along the channels to norm 1.
+
+    Args:
+        x: `(B, C, ...)`.
+        eps: Bound of the norm.
+        is_smooth: Divide by `sqrt(|x|^2 + eps^2)`, whose gradient is finite at 0, instead of `max(|x|, eps)`.
+    """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return _scaled(x, eps, is_smooth)[0]
     return _UnitVectors.apply(x, eps, is_smooth)
@@ -24,21 +30,25 @@ def _scaled(x: Tensor, eps: float, is_smooth: bool) -> tuple[Tensor, Tensor]:
 
 class _UnitVectors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
-        y, scale = _scaled(x, *options)
+    def forward(ctx: Any, x: Tensor, eps: float, is_smooth: bool) -> Tensor:
+        y, scale = _scaled(x, eps, is_smooth)
         ctx.save_for_backward(x, scale)
-        ctx.options = options
+        ctx.eps = eps
+        ctx.is_smooth = is_smooth
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         """With `y = x / n`, return `(g - <g, y> y) / n`, or `g / n` where `n` is the bound."""
-        (x, scale), (eps, is_smooth) = ctx.saved_tensors, ctx.options
+        x, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative
-            return torch.autograd.grad(_scaled(x, eps, is_smooth)[0], x, grad_output, create_graph=True)[0], None, None
-        divide = torch.mul if is_smooth else torch.div
+            y, _ = _scaled(x, ctx.eps, ctx.is_smooth)
+            (grad_x,) = torch.autograd.grad(y, x, grad_output, create_graph=True)
+            return grad_x, None, None
+        divide = torch.mul if ctx.is_smooth else torch.div  # the scale of smooth ones is the inverse of the norm
         y = divide(x, scale)
         inner = (grad_output * y).sum(dim=1, keepdim=True)
-        if not is_smooth:  # 0 where the norm is `eps`, which is rounded to the norm's precision
-            inner = torch.ops.aten.threshold_backward(inner, scale, eps * (1 + torch.finfo(scale.dtype).eps))
+        if not ctx.is_smooth:  # 0 where the norm is `eps`, which is rounded to the norm's precision
+            threshold = ctx.eps * (1 + torch.finfo(scale.dtype).eps)
+            inner = torch.ops.aten.threshold_backward(inner, scale, threshold)
         return divide(torch.addcmul(grad_output, y, inner, value=-1), scale).to(x.dtype), None, None

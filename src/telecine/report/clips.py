@@ -27,36 +27,57 @@ from telecine.runs.run import SavedClip
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-_AMPLIFICATION = 4.0
+PREVIEW = "val/side_by_side"
+"""The name of previews in trackers."""
+MIN_SECONDS = 4.0
+"""Least duration of a preview: a clip lasts a third of a second or so, too short to look at."""
+_MAX_PREVIEW_FPS = 60.0  # what displays show
+_MAX_REPEATS = 8.0
+_AMPLIFICATION = 4.0  # of differences
 _CRF = 12  # high quality, so that visible artifacts come from the autoencoder and not from this encoder
 _KEYFRAME_EVERY = 8  # to show a frame, a browser decodes all frames from the last keyframe on
-# A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
-MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
-_MAX_REPEATS = 8.0
-_MIN_PANEL_HEIGHT, _LABEL_HEIGHT, _GAP = 192, 26, 4
-_LABELS = ("input", "reconstruction", f"difference x {_AMPLIFICATION:g}")
+_MIN_PANEL_HEIGHT = 192
+_LABEL_HEIGHT = 26
+_GAP = 4
 # TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
-_MAX_SIDE, _MAX_FRAMES, _NUM_COLOURS = 256, 9, 64
-_PREVIEW = "val/side_by_side"
+_MAX_GIF_SIDE = 256
+_MAX_GIF_FRAMES = 9
+_NUM_GIF_COLOURS = 64
 
 
 @dataclass(frozen=True)
 class ValidationClip:
     """One clip of a validation."""
 
-    target: Tensor  # the input, uint8 or uint16 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`
-    reconstruction: Tensor  # the reconstruction, of the same shape
-    metrics: Mapping[str, float]  # its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`
-    source: str  # its file in the data
-    start: int  # position of its first frame in the file
+    target: Tensor
+    """The input, uint8 or uint16 `(T, H, W, C)`, e.g. from `telecine.data.bytes_from_video`."""
+    reconstruction: Tensor
+    """The reconstruction, of the same shape."""
+    metrics: Mapping[str, float]
+    """Its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`."""
+    source: str
+    """Its file in the data."""
+    start: int
+    """Position of its first frame in the file."""
     fps: float
 
 
 def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
-    """Write the clips of the validation at `step`, see `Run.write_validation`; of a generator, one is in memory."""
+    """Write the clips of a validation, see `Run.write_validation`.
+
+    Args:
+        run: The folder of the run.
+        step: The step of the validation.
+        clips: The clips. Of a generator, one is in memory.
+        fps: The frame rate of the fastest clip.
+
+    Returns:
+        The folder of the clips.
+    """
 
     def write(folder: Path) -> Iterator[SavedClip]:
-        return (_write_clip(folder, index, clip) for index, clip in enumerate(clips))
+        for index, clip in enumerate(clips):
+            yield _write_clip(folder, index, clip)
 
     return run.write_validation(step, write, fps=fps, amplification=_AMPLIFICATION)
 
@@ -64,12 +85,18 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     check_same_shape("reconstruction", clip.reconstruction, "target", clip.target)
     name = f"clip-{index:02d}.mp4"
-    panes = _panes(target=clip.target, reconstruction=clip.reconstruction)
+    panes = lay_out_panes(target=clip.target, reconstruction=clip.reconstruction)
     write_video(folder / name, panes, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY)
-    limits, white = depth_range(clip.target), 255.0 if clip.target.dtype == torch.uint8 else 65535.0
-    num_frames, height, width, _ = as_shown(clip.target).shape
+
+    white = 255.0 if clip.target.dtype == torch.uint8 else 65535.0
     errors = (clip.target.float() - clip.reconstruction.float()).square().flatten(1).mean(1)
     frame_psnr = psnr_of_mse(errors.double(), value_range=white).tolist()
+    limits = depth_range(clip.target)
+    colours = ""
+    if limits is not None:
+        low, high = limits
+        colours = f"{low} to {high} of {white:g}"
+    num_frames, height, width, _ = as_shown(clip.target).shape
     return SavedClip(
         video=name,
         source=clip.source,
@@ -81,7 +108,7 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
         frame_psnr=[round(value, 3) for value in frame_psnr],
         sha256=pixels_sha256(clip.target),
         fps=clip.fps,
-        colours="" if limits is None else f"{limits[0]} to {limits[1]} of {white:g}",
+        colours=colours,
     )
 
 
@@ -90,11 +117,17 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 
     Clips of less than an eighth of that rate are played at an eighth. Shorter ones start anew until the longest ends.
     """
-    rate = max(fps)
-    repeats = [min(rate / each, _MAX_REPEATS) for each in fps]
-    length = max(math.ceil(len(clip) * repeat) for clip, repeat in zip(clips, repeats, strict=True))
+    fastest = max(fps)
+    repeats = [min(fastest / clip_fps, _MAX_REPEATS) for clip_fps in fps]
+    length = 0
+    for clip, num_repeats in zip(clips, repeats, strict=True):
+        length = max(length, math.ceil(len(clip) * num_repeats))
     times = torch.arange(length, dtype=torch.float64) + 1e-6  # rounded, so that no frame comes one too late
-    return [clip[(times / repeat).long() % len(clip)] for clip, repeat in zip(clips, repeats, strict=True)]
+    played = []
+    for clip, num_repeats in zip(clips, repeats, strict=True):
+        frames = (times / num_repeats).long() % len(clip)
+        played.append(clip[frames])
+    return played
 
 
 def side_by_side(
@@ -102,33 +135,50 @@ def side_by_side(
 ) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
-    All clips are frames `(T, H, W, C)` of one shape, which `as_shown` shows. The result, `(T, H', W', 3)` with even
-    `H'` and `W'`, has labels. Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192
-    rows or more; what no video can show is shrunk. Depth has the colours of `limits`, by default those of all inputs.
+    Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192 rows or more. What no video
+    can show is shrunk.
+
+    Args:
+        inputs: Frames `(T, H, W, C)` of each clip, which `as_shown` shows. All have the same shape.
+        reconstructions: Their reconstructions, of the same shape.
+        limits: The values of the least and the last colour of depth. Default: those of all inputs.
+
+    Returns:
+        Frames with labels, `(T, H', W', 3)` with even `H'` and `W'`.
     """
     factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
-    pairs = zip(inputs, reconstructions, strict=True)
-    limits = limits or depth_range(torch.cat([*inputs]))
-    rows = [[_enlarge(panel, factor) for panel in _panels(*pair, limits)] for pair in pairs]
-    picture = _join([_join(row, dim=2) for row in rows], dim=1)
-    text = "" if limits is None else f", {limits[0]} to {limits[1]}"
-    bar = _label_bar(picture.shape[2], text).expand(len(picture), -1, -1, -1)
-    return pad_to_even(shrink(torch.cat([bar, picture], dim=1), MAX_VIDEO_SIDE))
+    limits = limits or depth_range(torch.cat(list(inputs)))
+    rows = []
+    for target, reconstruction in zip(inputs, reconstructions, strict=True):
+        panels = _panels(target, reconstruction, limits)
+        row = _join([_enlarge(panel, factor) for panel in panels], dim=2)
+        rows.append(row)
+    picture = _join(rows, dim=1)
+    bar = _label_bar(picture.shape[2], limits).expand(len(picture), -1, -1, -1)
+    labelled = torch.cat([bar, picture], dim=1)
+    return pad_to_even(shrink(labelled, MAX_VIDEO_SIDE))
 
 
-def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
+def lay_out_panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
-    factor, limits = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1, depth_range(target)
-    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction, limits)], dim=2)
+    factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
+    panels = _panels(target, reconstruction, depth_range(target))
+    panes = [pad_to_even(_enlarge(panel, factor)) for panel in panels]
+    return torch.cat(panes, dim=2)
 
 
-def _panels(clip: Tensor, recon: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
-    clip, recon = clip.cpu(), recon.cpu()
-    shown = as_shown(clip, limits), as_shown(recon, limits)
-    first, second = (clip.float() / 257, recon.float() / 257) if limits else shown  # not of the colours of a map
-    difference = (first.float() - second.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
-    return *shown, difference.round().to(torch.uint8).expand(shown[0].shape)
+def _panels(target: Tensor, reconstruction: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    target = target.cpu()
+    reconstruction = reconstruction.cpu()
+    shown_target = as_shown(target, limits)
+    shown_reconstruction = as_shown(reconstruction, limits)
+    if limits is None:
+        difference = shown_target.float() - shown_reconstruction.float()
+    else:  # of the values, not of their colours
+        difference = target.float() / 257 - reconstruction.float() / 257
+    amplified = difference.abs().mul(_AMPLIFICATION).clamp(max=255.0).round().to(torch.uint8)
+    return shown_target, shown_reconstruction, amplified.expand(shown_target.shape)
 
 
 def _enlarge(frames: Tensor, factor: int) -> Tensor:
@@ -139,48 +189,79 @@ def _enlarge(frames: Tensor, factor: int) -> Tensor:
 
 
 def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate panels with black gaps between them."""
     gap = torch.zeros_like(panels[0].narrow(dim, 0, 1)).repeat_interleave(_GAP, dim)
-    return torch.cat([part for panel in panels for part in (gap, panel)][1:], dim=dim)
+    parts = [panels[0]]
+    for panel in panels[1:]:
+        parts.append(gap)
+        parts.append(panel)
+    return torch.cat(parts, dim=dim)
 
 
-def _label_bar(width: int, of_input: str) -> Tensor:
-    draw = ImageDraw.Draw(image := Image.new("RGB", (width, _LABEL_HEIGHT)))
+def _label_bar(width: int, limits: tuple[int, int] | None) -> Tensor:
+    image = Image.new("RGB", (width, _LABEL_HEIGHT))
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=15)
-    for i, label in enumerate((_LABELS[0] + of_input, *_LABELS[1:])):
-        left = round(i * (width + _GAP) / len(_LABELS)) + 4
+    labels = ["input", "reconstruction", f"difference x {_AMPLIFICATION:g}"]
+    if limits is not None:
+        low, high = limits
+        labels[0] = f"input, {low} to {high}"
+    for index, label in enumerate(labels):
+        left = round(index * (width + _GAP) / len(labels)) + 4
         draw.text((left, _LABEL_HEIGHT / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, _LABEL_HEIGHT, width, 3)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(1, _LABEL_HEIGHT, width, 3)
 
 
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
-    """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
+    """Write a short clip as an MP4, repeated until it lasts at least `MIN_SECONDS`.
+
+    Args:
+        path: The file.
+        frames: uint8 `(T, H, W, 3)`.
+        fps: Frames per second; 60 for more.
+    """
     fps = min(fps, _MAX_PREVIEW_FPS)
     num_times = max(1, math.ceil(MIN_SECONDS * fps / len(frames)))
     write_video(path, chain.from_iterable(repeat(frames, num_times)), fps)
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
-    """Log uint8 frames `(T, H, W, 3)` to TensorBoard (reduced), Weights & Biases and trackio; skip other trackers."""
+    """Log a short clip to TensorBoard (reduced), Weights & Biases and trackio; skip other trackers.
+
+    Args:
+        trackers: The trackers of an `Accelerator`.
+        step: The step at which it is logged.
+        frames: uint8 `(T, H, W, 3)`.
+        fps: Frames per second.
+    """
     for tracker in trackers:
         if tracker.name == "tensorboard":
             _log_to_tensorboard(tracker, frames, fps, step)
         elif tracker.name in ("wandb", "trackio"):
             video = import_module(tracker.name).Video  # needs moviepy or FFmpeg for arrays, but not for a file
             with TemporaryDirectory() as folder:
-                write_preview(file := Path(folder) / "preview.mp4", frames, fps)
-                tracker.log({_PREVIEW: video(str(file), format="mp4")}, step=step)
+                file = Path(folder) / "preview.mp4"
+                write_preview(file, frames, fps)
+                tracker.log({PREVIEW: video(str(file), format="mp4")}, step=step)
 
 
 def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
     # `SummaryWriter.add_video` needs moviepy. An image summary may contain any GIF, which is timed in 1/100 s.
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    skip = -(-len(frames) // _MAX_FRAMES)
-    small = shrink(frames[::skip], _MAX_SIDE)
-    first, *others = [Image.fromarray(frame.numpy()).quantize(_NUM_COLOURS) for frame in small.cpu()]
-    gif, duration = io.BytesIO(), max(20, round(1000 / (fps / skip)))
-    first.save(gif, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
-    size = {"height": small.shape[1], "width": small.shape[2]}
-    image = Summary.Image(**size, colorspace=3, encoded_image_string=gif.getvalue())
-    tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=_PREVIEW, image=image)]), step)
+    skip = -(-len(frames) // _MAX_GIF_FRAMES)
+    small = shrink(frames[::skip], _MAX_GIF_SIDE).cpu()
+    images = [Image.fromarray(frame.numpy()).quantize(_NUM_GIF_COLOURS) for frame in small]
+    milliseconds = max(20, round(1000 / (fps / skip)))
+    gif = io.BytesIO()
+    images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    image = Summary.Image(
+        height=small.shape[1],
+        width=small.shape[2],
+        colorspace=3,
+        encoded_image_string=gif.getvalue(),
+    )
+    summary = Summary(value=[Summary.Value(tag=PREVIEW, image=image)])
+    tracker.writer.file_writer.add_summary(summary, step)
     tracker.writer.flush()

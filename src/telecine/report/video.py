@@ -14,20 +14,38 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_positive
+from telecine.base.checks import check_positive, describe
 from telecine.base.files import atomic_write
 from telecine.base.shapes import RGBA
 
+_RGB = 3
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
-_BT709 = _LIMITED_RANGE = 1
-# Formats of arrays by channels, of 8 and of 16 bits; and FFV1's, where they differ.
-_FORMATS = {1: ("gray", "gray16le"), 3: ("rgb24", "rgb48le"), 4: ("rgba", "rgba64le")}
-_STORED = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "gbrap16le"}
-# A side of a video that x264 writes, and of one of three pictures beside each other, with gaps.
-MAX_VIDEO_SIDE, MAX_PANE = 16384, 5456
+_BT709 = 1
+_LIMITED_RANGE = 1
+_FORMATS = {
+    (1, torch.uint8): "gray",
+    (1, torch.uint16): "gray16le",
+    (3, torch.uint8): "rgb24",
+    (3, torch.uint16): "rgb48le",
+    (4, torch.uint8): "rgba",
+    (4, torch.uint16): "rgba64le",
+}
+"""FFmpeg's formats of arrays by channels and type."""
+_FFV1_FORMATS = {
+    "rgb24": "bgr0",
+    "rgba": "bgra",
+    "rgb48le": "gbrp16le",
+    "rgba64le": "gbrap16le",
+}
+"""The formats of FFV1, where they differ."""
+MAX_VIDEO_SIDE = 16384
+"""Most pixels of a side of a video that x264 writes."""
+MAX_PANE = 5456
+"""Most pixels of a side of one of three pictures beside each other, with gaps."""
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
-_SQUARE, _BOARD = 8, (204.0, 153.0)
-_MP4_PIXELS = {"format": "yuv420p", "dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+_SQUARE = 8
+_LIGHT = 204.0
+_DARK = 153.0
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 
@@ -58,27 +76,41 @@ def write_video(
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
         sample_aspect_ratio: Of an MP4, width of a pixel divided by its height when the file is displayed.
+
+    Raises:
+        ValueError: There is no frame, or one is of a kind or size that the file cannot have, or `fps` is not positive.
     """
     check_positive("fps", fps, remedy="Use 25 if it is unknown.")
     path = Path(path)
     is_lossless = path.suffix.lower() == ".mkv"
-    frames = _checked(frames, is_lossless)
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
-    unit = (1 / rate if time_base is None else Fraction(time_base)).limit_denominator(_MAX_INT)
-    if (first := next(frames, None)) is None:
-        raise argument_error("frames", "at least one frame", f"none for {path}", "Add some.")
+    unit = 1 / rate if time_base is None else Fraction(time_base)
+    unit = unit.limit_denominator(_MAX_INT)
+    checked = _checked(frames, is_lossless)
+    first = next(checked, None)
+    if first is None:
+        raise ValueError(f"`frames` must be at least one frame, but got none for {path}. Add some.")
 
     def write(partial: Path) -> None:
-        # Put the index of an MP4 first, so that browsers play the file while it loads.
-        kind, options = ("matroska", {}) if is_lossless else ("mp4", {"movflags": "+faststart"})
-        with av.open(str(partial), "w", format=kind, options=options) as container:
+        container_format = "mp4"
+        options = {"movflags": "+faststart"}  # the index comes first, so that browsers play the file while it loads
+        if is_lossless:
+            container_format = "matroska"
+            options = {}
+        with av.open(str(partial), "w", format=container_format, options=options) as container:
             stream = container.add_stream("ffv1" if is_lossless else "libx264", rate=rate)
-            _set_format(stream, first, None if is_lossless else crf, keyframe_every)
+            if is_lossless:
+                _set_lossless_format(stream, first)
+            else:
+                _set_h264_format(stream, first, crf, keyframe_every)
             stream.codec_context.time_base = unit
             stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect_ratio).limit_denominator(255)
-            for number, frame in enumerate(_encodable(chain([first], frames), is_lossless)):
-                frame.pts, frame.time_base = number if pts is None else pts[number], unit
-                container.mux(stream.encode(frame))
+            reformatter = VideoReformatter()
+            for number, frame in enumerate(chain([first], checked)):
+                encodable = _encodable(frame, reformatter, is_lossless)
+                encodable.pts = number if pts is None else pts[number]
+                encodable.time_base = unit
+                container.mux(stream.encode(encodable))
             container.mux(stream.encode())
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,44 +119,71 @@ def write_video(
 
 def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
     """Yield frames; raise a `ValueError` for one that the file cannot have, or of another size than the first."""
-    types, channels = ([torch.uint8, torch.uint16], [*_FORMATS]) if is_lossless else ([torch.uint8], [3])
     size = None
     for frame in frames:
-        if frame.dtype not in types or frame.ndim != 3 or frame.shape[-1] not in channels or 0 in frame.shape:
-            kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)" if is_lossless else "uint8 of shape (T, H, W, 3)"
-            remedy = "Convert video with `telecine.data.bytes_from_video`."
-            raise argument_error("frames", f"{kind}, not empty", frame[None], remedy)
-        size = size or frame.shape[:2]
+        if is_lossless:
+            kind = "uint8 or uint16 of shape (T, H, W, 1 or 3 or 4)"
+            is_valid = frame.ndim == 3 and (frame.shape[-1], frame.dtype) in _FORMATS
+        else:
+            kind = "uint8 of shape (T, H, W, 3)"
+            is_valid = frame.ndim == 3 and frame.shape[-1] == _RGB and frame.dtype == torch.uint8
+        if not is_valid or 0 in frame.shape:
+            raise ValueError(
+                f"`frames` must be {kind}, not empty, but got {describe(frame[None])}. "
+                "Convert video with `telecine.data.bytes_from_video`."
+            )
+        if size is None:
+            size = frame.shape[:2]
         if frame.shape[:2] != size:
-            raise argument_error("frames", f"of height and width {(*size,)}, as before", frame, "Resize them.")
+            raise ValueError(
+                f"`frames` must be of height and width {tuple(size)}, as before, but got {describe(frame)}. "
+                "Resize them."
+            )
         yield frame
 
 
-def _set_format(stream: VideoStream, frame: Tensor, crf: int | None, keyframe_every: int | None) -> None:
-    context, (height, width) = stream.codec_context, frame.shape[:2]
-    if crf is None:
-        stream.height, stream.width, stream.pix_fmt = height, width, _STORED.get(name := _name_of(frame), name)
-        return
-    stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+def _set_lossless_format(stream: VideoStream, frame: Tensor) -> None:
+    array_format = _array_format(frame)
+    stream.height, stream.width = frame.shape[:2]
+    stream.pix_fmt = _FFV1_FORMATS.get(array_format, array_format)
+
+
+def _set_h264_format(stream: VideoStream, frame: Tensor, crf: int, keyframe_every: int | None) -> None:
+    height, width = frame.shape[:2]
+    stream.height = height + height % 2
+    stream.width = width + width % 2
+    stream.pix_fmt = "yuv420p"
     stream.options = {"crf": str(crf)}
+    context = stream.codec_context
     context.gop_size = keyframe_every or max(1, round(2 * context.framerate))
     if keyframe_every is not None:
         context.max_b_frames = 0
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.colorspace = _BT709
+    context.color_primaries = _BT709
+    context.color_trc = _BT709
     context.color_range = _LIMITED_RANGE
 
 
-def _encodable(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[av.VideoFrame]:
-    reformatter = VideoReformatter()
-    for frame in frames:
-        name, values = _name_of(frame), frame.cpu() if is_lossless else pad_to_even(frame[None].cpu())[0]
-        pixels = av.VideoFrame.from_ndarray(values.squeeze(-1).contiguous().numpy(), format=name)
-        target = {"format": _STORED.get(name, name)} if is_lossless else _MP4_PIXELS
-        yield reformatter.reformat(pixels, **target, threads=1)
+def _encodable(frame: Tensor, reformatter: VideoReformatter, is_lossless: bool) -> av.VideoFrame:
+    """Return a frame `(H, W, C)` in the format of the file."""
+    array_format = _array_format(frame)
+    pixels = frame.cpu()
+    if not is_lossless:
+        pixels = pad_to_even(pixels[None])[0]
+    array = av.VideoFrame.from_ndarray(pixels.squeeze(-1).contiguous().numpy(), format=array_format)
+    if is_lossless:
+        return reformatter.reformat(array, format=_FFV1_FORMATS.get(array_format, array_format), threads=1)
+    return reformatter.reformat(
+        array,
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        threads=1,
+    )
 
 
-def _name_of(frames: Tensor) -> str:
-    return _FORMATS[frames.shape[-1]][frames.dtype == torch.uint16]
+def _array_format(frame: Tensor) -> str:
+    return _FORMATS[frame.shape[-1], frame.dtype]
 
 
 def shrink(frames: Tensor, max_side: int) -> Tensor:
@@ -151,29 +210,41 @@ def as_shown(frames: Tensor, limits: tuple[int, int] | None = None) -> Tensor:
     rows of up to `MAX_PANE` pixels. With `limits`, grey between them has the colours of "turbo", from blue to red.
     """
     if limits is not None:
-        from matplotlib import colormaps  # takes time that other frames must not spend
-
-        colours = torch.from_numpy(colormaps["turbo"](range(256), bytes=True)[:, :3].copy())
-        low, high = limits
-        return colours[((frames[..., 0].float() - low) * 255 / max(high - low, 1)).round_().clamp_(0, 255).int()]
+        return _in_colours(frames, limits)
     if frames.dtype == torch.uint16:
         frames = (frames.float() / 257).round_().to(torch.uint8)
-    if frames.shape[-1] not in _FORMATS:
-        in_a_row = min(frames.shape[-1], max(1, MAX_PANE // frames.shape[2]))
-        filled = F.pad(frames, (0, -frames.shape[-1] % in_a_row))
-        frames = rearrange(filled, "t h w (rows n) -> t (rows h) (n w) 1", n=in_a_row)
-    if frames.shape[-1] != RGBA:
-        return frames.expand(-1, -1, -1, 3)
-    rows, columns = (torch.arange(size, device=frames.device) // _SQUARE for size in frames.shape[1:3])
+    num_channels = frames.shape[-1]
+    if num_channels == RGBA:
+        return _on_chequerboard(frames)
+    if num_channels not in (1, _RGB):
+        num_columns = min(num_channels, max(1, MAX_PANE // frames.shape[2]))
+        filled = F.pad(frames, (0, -num_channels % num_columns))
+        frames = rearrange(filled, "t h w (rows n) -> t (rows h) (n w) 1", n=num_columns)
+    return frames.expand(-1, -1, -1, 3)
+
+
+def _in_colours(frames: Tensor, limits: tuple[int, int]) -> Tensor:
+    from matplotlib import colormaps  # takes time that other frames must not spend
+
+    colours = torch.from_numpy(colormaps["turbo"](range(256), bytes=True)[:, :3].copy())
+    low, high = limits
+    positions = (frames[..., 0].float() - low) * 255 / max(high - low, 1)
+    return colours[positions.round_().clamp_(0, 255).int()]
+
+
+def _on_chequerboard(frames: Tensor) -> Tensor:
+    rows = torch.arange(frames.shape[1], device=frames.device) // _SQUARE
+    columns = torch.arange(frames.shape[2], device=frames.device) // _SQUARE
     is_light = ((rows[:, None] + columns) % 2 == 0)[..., None]
+    board = torch.where(is_light, _LIGHT, _DARK)
     colours, alpha = frames.float().split([3, 1], dim=-1)
-    board = torch.where(is_light, *_BOARD)
     return (board + alpha / 255 * (colours - board)).round_().to(torch.uint8)
 
 
 def pad_to_even(frames: Tensor) -> Tensor:
     """Repeat the last row and column of `(T, H, W, 3)` where their number is odd."""
     for dim in (1, 2):
-        if (size := frames.shape[dim]) % 2:
+        size = frames.shape[dim]
+        if size % 2:
             frames = torch.cat([frames, frames.narrow(dim, size - 1, 1)], dim)
     return frames

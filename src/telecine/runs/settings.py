@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import yaml
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
 from telecine.base.yaml_files import parse_yaml, read_yaml
-from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
@@ -35,7 +35,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
     return values
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
+def write_settings(folder: Path, settings: object) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
     write_text(folder / SETTINGS_FILE, _as_yaml(settings))
 
@@ -49,18 +49,18 @@ _Dumper.add_representer(
 )
 
 
-def _as_yaml(settings: Settings) -> str:
+def _as_yaml(settings: object) -> str:
     return yaml.dump(plain_settings(settings), Dumper=_Dumper, sort_keys=False)
 
 
-def plain_settings(settings: Settings) -> dict[str, Any]:
+def plain_settings(settings: object) -> dict[str, Any]:
     """Return settings as they come back from a file: tuples become lists."""
     return cast(dict[str, Any], json.loads(json.dumps(settings, default=_plain)))
 
 
 def _plain(value: object) -> dict[str, Any] | str:
     """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
-    if isinstance(value, Settings):
+    if is_pydantic_dataclass(type(value)):
         return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
     name = getattr(value, "__qualname__", "<none>")
     if "<" in name or getattr(value, "__module__", "__main__") == "__main__":
@@ -69,7 +69,7 @@ def _plain(value: object) -> dict[str, Any] | str:
     return f"{value.__module__}.{name}"
 
 
-def check_encoding(settings: Settings) -> None:
+def check_encoding(settings: object) -> None:
     """Raise a `ValueError` if a file cannot hold the settings: a path may have bytes that are not UTF-8."""
     for name, text in flat_settings(plain_settings(settings)).items():
         if text.encode("utf-8", "ignore").decode("utf-8") != text:

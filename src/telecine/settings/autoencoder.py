@@ -1,35 +1,48 @@
-"""The settings of `CausalVAE`, and their checks. Python 3.10 cannot evaluate an `InitVar` that is text."""
+"""The settings of `CausalVAE`, and their checks."""
 
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import InitVar, asdict, dataclass, field, fields
-from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import InitVar, asdict, field, fields
+from typing import Annotated, Any, Literal
 
-from telecine.base.checks import argument_error, check_choice, check_count, check_positive, check_weight, describe
-from telecine.settings.group import TABLES, Count, Settings
+from pydantic import Field
 
-# The largest settings, since configurations come from others, too: larger networks would take hours to build. And what
-# `size` and `latent` stand for: the latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
-_TABLES = TABLES["causal_vae"]
-LARGEST_CODEBOOK = 2 ** _TABLES["largest"]["lfq_bits"]
+from telecine.base.checks import argument_error, check_choice
+from telecine.settings.group import Count, Integer, NonNegative, Number, Positive, PowerOfTwo, group
+
+LARGEST_CODEBOOK = 2**18
+# What `size` and `latent` stand for. The latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"base_channels": 64, "blocks_per_level": 1},
+    "small": {"base_channels": 128, "blocks_per_level": 2},
+    "base": {"base_channels": 192, "blocks_per_level": 3},
+    "large": {"base_channels": 256, "blocks_per_level": 4},
+}
+LATENTS: dict[str, dict[str, Any]] = {
+    "4x8x8": {
+        "time_compression": 4,
+        "spatial_compression": 8,
+        "latent_channels": 16,
+        "channel_multipliers": (1, 2),
+    },
+    "4x16x16": {
+        "time_compression": 4,
+        "spatial_compression": 16,
+        "latent_channels": 48,
+        "channel_multipliers": (1, 2, 4),
+    },
+    "8x32x32": {
+        "time_compression": 8,
+        "spatial_compression": 32,
+        "latent_channels": 128,
+        "channel_multipliers": (1, 2, 4, 4),
+    },
+}
 
 
-def _check_power_of_two(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
-        raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
-    return value
-
-
-_PowerOf2: TypeAlias = Annotated[int, _check_power_of_two]
-_Levels: TypeAlias = Annotated[int, partial(check_count, at_least=3, remedy="Use 5 or 8; `bottleneck: lfq` has two.")]
-_Above0: TypeAlias = Annotated[float, partial(check_positive, remedy="Use 1.")]
-_Weight: TypeAlias = Annotated[float, check_weight]
-
-
-@dataclass(frozen=True)
-class FlowConfig(Settings):
+@group
+class FlowConfig:
     """How a decoder that generates is trained, by flow matching (arXiv:2210.02747): at random levels of noise.
 
     A level of 0 is the video, 1 is noise. Levels are logit-normal and then shifted, as in SD3 (arXiv:2403.03206).
@@ -38,11 +51,11 @@ class FlowConfig(Settings):
     prediction: Literal["x0", "velocity"] = "x0"
     """What the network adds to a linear map of the latent: a part of the clean video ("x0"), or of the velocity, which
     is noise less video ("velocity")."""
-    level_mean: float = 0.0
+    level_mean: Number = 0.0
     """Mean of the logit of a level in training; a larger one has more noise."""
-    level_std: _Above0 = 1.0
+    level_std: Positive = 1.0
     """Standard deviation of that logit."""
-    shift: _Above0 = 1.0
+    shift: Positive = 1.0
     """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding: above 1, more have much noise."""
     shift_pixels: Count | None = None
     """Pixels of a frame to which `shift` belongs: with n times as many it is sqrt(n) times as large (equation 23 of
@@ -52,56 +65,56 @@ class FlowConfig(Settings):
     one_step: bool = False
     """Train at level 1 alone, for decoding in one step, as `telecine distill` does."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not math.isfinite(self.level_mean):
-            raise argument_error("level_mean", "a finite number", self.level_mean, "Use 0.")
-
     def shift_of(self, height: int, width: int) -> float:
         """Return the shift for frames of a size."""
-        return self.shift * (1.0 if self.shift_pixels is None else math.sqrt(height * width / self.shift_pixels))
+        if self.shift_pixels is None:
+            return self.shift
+        return self.shift * math.sqrt(height * width / self.shift_pixels)
 
 
-@dataclass(frozen=True)
-class CausalVAEConfig(Settings):
-    """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two."""
+@group
+class CausalVAEConfig:
+    """Settings of `CausalVAE`. Multipliers, and factors of height and width, are powers of two.
 
-    time_compression: Count = 4
+    Settings have a largest value: configurations may come from others, and larger networks would take hours to build.
+    """
+
+    time_compression: Annotated[Count, Field(le=256)] = 4
     """Frames per latent frame. The first frame has its own, see `first_frame_apart`: 1 + 4k frames become 1 + k."""
-    spatial_compression: _PowerOf2 = 8
+    spatial_compression: PowerOfTwo = 8
     """Pixels per latent position along height and along width, a power of two."""
-    latent_channels: Count = 16
+    latent_channels: Annotated[Count, Field(le=65536)] = 16
     """Channels of the latent. More channels keep more detail and compress less."""
-    patch_size: _PowerOf2 = 4
+    patch_size: PowerOfTwo = 4
     """Side of the pixel blocks that are folded into channels before the first layer, with all frames of a latent frame.
     Larger is faster and coarser."""
-    base_channels: Count = 128
+    base_channels: Annotated[Count, Field(le=65536)] = 128
     """Channels at the highest resolution."""
-    channel_multipliers: tuple[_PowerOf2, ...] = (1, 2)
+    channel_multipliers: Annotated[tuple[PowerOfTwo, ...], Field(min_length=1)] = (1, 2)
     """Channels of each level divided by `base_channels`, powers of two, the highest resolution first. The number of
     levels is 1 + log2(spatial_compression / patch_size)."""
-    blocks_per_level: Count = 2
+    blocks_per_level: Annotated[Count, Field(le=256)] = 2
     """Residual blocks at each level, in the encoder and in the decoder."""
-    time_kernel: Count = 2
+    time_kernel: Annotated[Count, Field(le=256)] = 2
     """Latent frames that a residual block of the lowest resolution sees, the current and earlier ones."""
     bottleneck: Literal["gaussian", "fsq", "lfq"] = "gaussian"
     """What limits the latent: noise and a KL divergence ("gaussian"), or a codebook. Each channel is then rounded to
     one of a few values ("fsq", finite scalar quantization) or to -1 or 1 ("lfq", lookup-free quantization), and
     `latent_channels` divided by the channels of a code is the number of codes of a position."""
-    fsq_levels: tuple[_Levels, ...] = (8, 5, 5, 5)
+    fsq_levels: Annotated[tuple[Annotated[Integer, Field(ge=3)], ...], Field(min_length=1)] = (8, 5, 5, 5)
     """With "fsq": how many values each channel of a code has. Their product is the size of the codebook."""
-    lfq_bits: Count = 8
+    lfq_bits: Annotated[Count, Field(le=18)] = 8
     """With "lfq": channels of a code; the codebook has 2^bits of them."""
-    lfq_entropy_weight: _Weight = 0.1
+    lfq_entropy_weight: NonNegative = 0.1
     """With "lfq": weight of the entropy of each code less that of all codes of a batch, so that all of the codebook is
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
-    lfq_commitment_weight: _Weight = 0.25
+    lfq_commitment_weight: NonNegative = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
     nested_channels: tuple[Count, ...] = ()
     """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from as many of the first latent
     channels, or from all, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use
     a latent that is cut to one of these numbers."""
-    in_channels: Count = 3
+    in_channels: Annotated[Count, Field(le=1024)] = 3
     """Channels of the video, see `clips.channels`."""
     first_frame_apart: bool = True
     """Whether the first frame has a latent frame of its own. Without, 4k frames become k, and no clip is an image."""
@@ -123,32 +136,36 @@ class CausalVAEConfig(Settings):
         for name, value in with_presets({"size": size, "latent": latent}).items():
             if getattr(self, name) == defaults[name]:
                 object.__setattr__(self, name, value)
-        lists = {"channel_multipliers": ("powers of two", (1, 2)), "fsq_levels": ("numbers of values", (8, 5, 5, 5))}
-        for name, (items, example) in lists.items():
-            if not isinstance(value := getattr(self, name), (list, tuple)) or not value:
-                raise argument_error(name, f"a list of {items}", value, f"Use {example}.")
-        super().__post_init__()
-        for name, largest in _TABLES["largest"].items():
-            self.refuse("largest", getattr(self, name) > largest, name=name, largest=largest)
-        self.refuse("patch_size", self.patch_size > self.spatial_compression)
+        if self.patch_size > self.spatial_compression:
+            remedy = f"Use {self.spatial_compression} or less."
+            raise argument_error("patch_size", "at most `spatial_compression`", self.patch_size, remedy)
         num_levels = (self.spatial_compression // self.patch_size).bit_length()
-        example = tuple(2**i for i in range(num_levels))
-        self.refuse("levels", len(self.channel_multipliers) != num_levels, number=num_levels, example=example)
-        steps = [max(outer, inner) / min(outer, inner) for outer, inner in self.halvings()]
-        self.refuse("steps between levels", max(steps, default=1) > 4)
-        self._check_codes()
-        of_code = 1 if self.bottleneck == "gaussian" else self.code_channels
-        are_codes = all(number < self.latent_channels and number % of_code == 0 for number in self.nested_channels)
-        self.refuse("nested_channels", not are_codes, of_code=of_code)
+        if len(self.channel_multipliers) != num_levels:
+            contract = f"one value for each level, of which there are {num_levels}"
+            example = tuple(2**level for level in range(num_levels))
+            raise argument_error("channel_multipliers", contract, self.channel_multipliers, f"Use {example}.")
+        for outer, inner in self.halvings():
+            if max(outer, inner) > 4 * min(outer, inner):
+                contract = "values that change by at most 4 where 2 x 2 positions become one"
+                remedy = "Use smaller steps between levels."
+                raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
+        if self.bottleneck != "gaussian":
+            self._check_codes()
+        group_size = 1 if self.bottleneck == "gaussian" else self.code_channels
+        for number in self.nested_channels:
+            if number >= self.latent_channels or number % group_size != 0:
+                contract = f"multiples of {group_size} below the {self.latent_channels} `latent_channels`"
+                raise argument_error("nested_channels", contract, number, "All channels need not be listed.")
 
     def _check_codes(self) -> None:
-        if self.bottleneck == "gaussian":
-            return
-        size, codes = self.codebook_size, self.code_channels
-        self.refuse("codebook", size > LARGEST_CODEBOOK, got=f"one of {size}", largest=LARGEST_CODEBOOK)
-        setting = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
-        number = codes * -(-self.latent_channels // codes)
-        self.refuse("codes", self.latent_channels % codes, setting=setting, number=number)
+        if self.codebook_size > LARGEST_CODEBOOK:
+            contract = f"those of a codebook of at most {LARGEST_CODEBOOK}"
+            raise argument_error("fsq_levels", contract, f"one of {self.codebook_size}", "Use less.")
+        if self.latent_channels % self.code_channels != 0:
+            setting = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
+            contract = f"a multiple of the {self.code_channels} channels of a code, see `{setting}`"
+            next_multiple = self.code_channels * math.ceil(self.latent_channels / self.code_channels)
+            raise argument_error("latent_channels", contract, self.latent_channels, f"Use {next_multiple}.")
 
     @property
     def code_channels(self) -> int:
@@ -172,11 +189,17 @@ class CausalVAEConfig(Settings):
 
     def saved(self) -> dict[str, Any]:
         """Return the settings as a model's `config.json` has them: if they matter, those that older versions lack."""
-        left_out = {"in_channels"} if self.in_channels == 3 else set()
-        left_out |= {"decoder", "flow"} if self.decoder == "direct" else set()
-        left_out |= set() if self.nested_channels else {"nested_channels"}
-        left_out |= {"first_frame_apart"} if self.first_frame_apart else set()
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        values = asdict(self)
+        if self.in_channels == 3:
+            del values["in_channels"]
+        if self.decoder == "direct":
+            del values["decoder"]
+            del values["flow"]
+        if not self.nested_channels:
+            del values["nested_channels"]
+        if self.first_frame_apart:
+            del values["first_frame_apart"]
+        return values
 
     def halvings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""
@@ -185,8 +208,12 @@ class CausalVAEConfig(Settings):
 
 def with_presets(values: dict[str, Any]) -> dict[str, Any]:
     """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place."""
-    found: dict[str, Any] = {}
-    for name in ("size", "latent"):
-        if (chosen := values.get(name)) is not None:
-            found |= _TABLES[name][check_choice(f"causal_vae.{name}", chosen, _TABLES[name])]
-    return found | {name: value for name, value in values.items() if name not in ("size", "latent")}
+    presets: dict[str, Any] = {}
+    size = values.get("size")
+    if size is not None:
+        presets |= SIZES[check_choice("causal_vae.size", size, SIZES)]
+    latent = values.get("latent")
+    if latent is not None:
+        presets |= LATENTS[check_choice("causal_vae.latent", latent, LATENTS)]
+    others = {name: value for name, value in values.items() if name not in ("size", "latent")}
+    return presets | others

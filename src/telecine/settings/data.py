@@ -1,28 +1,31 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
-import math
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from telecine.base.checks import check_count, check_positive
-from telecine.settings.group import Count, Settings
+from pydantic import Field
+
+from telecine.base.checks import argument_error
+from telecine.settings.group import Count, CountOrZero, Number, Positive, group
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
-_PILLOW_MAX_PIXELS = 178_956_970
+# The limit of Pillow.
+PILLOW_MAX_PIXELS = 178_956_970
 _ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
 CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
-_Timeout: TypeAlias = Annotated[float, partial(check_positive, remedy="Use the seconds that a slow batch may take.")]
-# Marks the settings that do not change what a clip is: latents that are kept stay valid.
-_SAME_CLIPS = {"same_clips": True}
+# Settings that do not change what a clip is: latents that are kept stay valid.
+_READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
 
 
 def channels_named(number: int | _ChannelNames) -> _ChannelNames | int:
     """Return the name of a number of channels, or the number if it has none."""
-    return next((name for name, each in CHANNELS.items() if number in (name, each)), number)
+    for name, num_channels in CHANNELS.items():
+        if number in (name, num_channels):
+            return name
+    return number
 
 
 class PixelFormat(NamedTuple):
@@ -35,8 +38,8 @@ class PixelFormat(NamedTuple):
 RGB = PixelFormat()
 
 
-@dataclass(frozen=True)
-class Bucket(Settings):
+@group
+class Bucket:
     """One clip size, and how often it is trained on."""
 
     num_frames: Count
@@ -45,7 +48,7 @@ class Bucket(Settings):
     """Height of a clip in pixels."""
     width: Count
     """Width of a clip in pixels."""
-    weight: Annotated[float, partial(check_positive, remedy="Remove buckets that are not used.")] = 1.0
+    weight: Positive = 1.0
     """How often steps use this size, relative to the weights of the other buckets."""
 
     def __str__(self) -> str:
@@ -66,8 +69,8 @@ class Bucket(Settings):
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
 
-@dataclass(frozen=True)
-class ClipConfig(Settings):
+@group
+class ClipConfig:
     """Which clips are drawn from the videos, and how they are read."""
 
     num_frames: Count = 17
@@ -79,7 +82,7 @@ class ClipConfig(Settings):
     buckets: tuple[Bucket, ...] = ()
     """Several clip sizes to train on, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All clips of
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
-    image_ratio: float = 0.0
+    image_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
     channels: _ChannelNames | Count = "rgb"
     """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
@@ -89,7 +92,7 @@ class ClipConfig(Settings):
     layout: str | None = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
-    range: tuple[float, ...] = ()
+    range: tuple[Number, ...] = ()
     """Values of arrays that are black and white, e.g. `[0.0, 1.0]`; others are refused. By default, of whole numbers
     those that their type has; floats need it."""
     stride: Count = 1
@@ -99,42 +102,54 @@ class ClipConfig(Settings):
     random_orientation: bool = False
     """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
-    scale_jitter: float = 1.0
+    scale_jitter: Annotated[Number, Field(ge=1, le=8)] = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
-    num_clips: Count | None = field(default=None, metadata=_SAME_CLIPS)
+    num_clips: Count | None = None
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
-    num_workers: Annotated[int, partial(check_count, at_least=0)] = field(default=2, metadata=_SAME_CLIPS)
+    num_workers: CountOrZero = 2
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: _Timeout = field(default=TIMEOUT, metadata=_SAME_CLIPS)
+    timeout: Positive = TIMEOUT
     """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
     Slow disks may need more."""
-    cache: bool = field(default=False, metadata=_SAME_CLIPS)
+    cache: bool = False
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
-    max_pixels: Count = field(default=MAX_PIXELS, metadata=_SAME_CLIPS)
+    max_pixels: Annotated[Count, Field(le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
-    val_fraction: float = field(default=0.1, metadata=_SAME_CLIPS)
+    val_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.1
     """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "channels", channels_named(self.channels))
-        axes = (self.layout or "H W").split()
-        are_known = {"H", "W"} <= {*axes} <= {*"THWC"} and len({*axes}) == len(axes)
-        self.refuse("layout", not are_known, got=repr(self.layout))
-        is_range = len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf
-        self.refuse("range", self.range and not is_range, got=str([*self.range]))
-        self.refuse("max_pixels", self.max_pixels > _PILLOW_MAX_PIXELS, most=_PILLOW_MAX_PIXELS)
-        self.refuse("image_ratio", not 0.0 <= self.image_ratio <= 1.0)
-        self.refuse("scale_jitter", not 1.0 <= self.scale_jitter <= 8.0)
-        self.refuse("val_fraction", not 0.0 < self.val_fraction <= 0.5)
-        are_square = all(bucket.height == bucket.width for bucket in self.train_buckets)
-        self.refuse("random_orientation", self.random_orientation and not are_square)
-        is_trained = not self.buckets or self.val_bucket.shape in {bucket.shape for bucket in self.buckets}
-        self.refuse("buckets", not is_trained, got=", ".join(map(str, self.buckets)))
+        if self.layout is not None:
+            self._check_layout(self.layout.split())
+        if self.range and (len(self.range) != 2 or self.range[0] >= self.range[1]):
+            contract = "two numbers, the smaller one first"
+            raise argument_error(
+                "range", contract, list(self.range), "Write the values of black and white: `[0.0, 1.0]`."
+            )
+        if self.random_orientation:
+            for bucket in self.train_buckets:
+                if bucket.height != bucket.width:
+                    contract = "false for clips that are not square"
+                    raise argument_error("random_orientation", contract, True, f"Make {bucket} square.")
+        sizes = [bucket.shape for bucket in self.train_buckets]
+        if self.val_bucket.shape not in sizes:
+            contract = f"clip sizes that include {self.val_bucket}"
+            buckets = ", ".join(str(bucket) for bucket in self.buckets)
+            remedy = "Set num_frames, height and width to the bucket to validate on."
+            raise argument_error("buckets", contract, buckets, remedy)
+
+    def _check_layout(self, axes: list[str]) -> None:
+        has_frame = "H" in axes and "W" in axes
+        are_axes = all(axis in "THWC" for axis in axes)
+        are_unique = len(set(axes)) == len(axes)
+        if not (has_frame and are_axes and are_unique):
+            contract = "H and W, and at most T and C besides, each once, in any order"
+            raise argument_error("layout", contract, repr(self.layout), "Write for example `C T H W`.")
 
     @property
     def num_channels(self) -> int:
@@ -173,8 +188,9 @@ class ClipConfig(Settings):
             del values["channels"], values["bit_depth"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]
-        names = [item.name for item in fields(self) if item.metadata != _SAME_CLIPS]
-        return {name: values[name] for name in names if name in values}
+        for name in _READING_SETTINGS:
+            del values[name]
+        return values
 
     @property
     def clip_span(self) -> int:

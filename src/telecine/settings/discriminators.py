@@ -1,25 +1,25 @@
 """The settings of the discriminators."""
 
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Annotated, Literal
+import math
+from dataclasses import field
+from typing import Literal
 
-from telecine.base.checks import check_count
-from telecine.settings.group import PATH, Count, Settings
+from telecine.base.checks import argument_error
+from telecine.settings.group import Count, CountOrZero, UserPath, group
 
 # The shortest side that the networks of LPIPS accept.
 MIN_SIZES = {"vgg": 16, "alex": 31}
 
 
-@dataclass(frozen=True)
-class FeaturesConfig(Settings):
+@group
+class FeaturesConfig:
     """The frozen network of the discriminator "features"."""
 
     net: str = "vgg"
     """"vgg" or "alex", with the weights of LPIPS; "torchvision/NAME", or "timm/NAME" if timm is installed.
     Source: VGG16 and AlexNet in LPIPS; an EfficientNet in Projected GANs (arXiv:2111.01007); DINO in GigaTok.
     Fails: a model that is trained against and measured with the same network looks better than it is."""
-    weights: str | None = field(default=None, metadata=PATH)
+    weights: UserPath | None = None
     """Path of a state dict of `net`, `.safetensors` or `.pth`. "vgg" and "alex" have their own.
     Source: the authors of the network.
     Fails: each process reads the file when a run starts or resumes: checkpoints do not contain it."""
@@ -35,8 +35,8 @@ class FeaturesConfig(Settings):
     Fails: larger frames lose their detail, which the discriminator then does not see."""
 
 
-@dataclass(frozen=True)
-class DiscriminatorConfig(Settings):
+@group
+class DiscriminatorConfig:
     """Which discriminators there are, and their size."""
 
     video: Literal["first_frame", "plain", "patch", "features", "none"] = "first_frame"
@@ -51,7 +51,7 @@ class DiscriminatorConfig(Settings):
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
     Source: an image and a video discriminator together in TATS and OmniTokenizer.
     Fails: alone, it tolerates flicker."""
-    num_scales: Annotated[int, partial(check_count, at_least=0)] = 0
+    num_scales: CountOrZero = 0
     """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
     `objective.multiscale_adversarial_loss_weight`.
     Source: an argument of CogVideo without effect there.
@@ -77,11 +77,11 @@ class DiscriminatorConfig(Settings):
     """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
     Source: 3 in PatchGAN (arXiv:1611.07004).
     Fails: the smallest accepted clip doubles with each layer."""
-    num_temporal_layers: Annotated[int, partial(check_count, at_least=0)] = 2
+    num_temporal_layers: CountOrZero = 2
     """Number of these layers that halve time as well.
     Source: telecine.
     Fails: with many, a short clip has a single logit over time, and flicker is seen less than with 0."""
-    init: str | None = field(default=None, metadata=PATH)
+    init: UserPath | None = None
     """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
     the same. By default they start at random.
     Source: `--disc-pretrained-ckpt` of REPA-E.
@@ -94,13 +94,27 @@ class DiscriminatorConfig(Settings):
     """The frozen network of "features"."""
 
     def check_size(self, shortest: int) -> None:
-        """Raise a `ValueError` if the `shortest` side of the clips is too short for a discriminator."""
-        factor = 2**self.num_scales if self.video in ("patch", "features") else 1
-        smallest = -(-shortest // factor)
-        most = smallest.bit_length() - 1
-        is_deep = "patch" in (self.video, self.image) and self.num_layers > most
-        self.refuse("num_layers", is_deep, got=self.num_layers, most=most, smallest=smallest)
-        net, given = self.features.net, self.features.size or smallest
-        needed = MIN_SIZES.get(net, 0)
-        got = f"{net!r}, which needs {needed}"
-        self.refuse("network of features", self.video == "features" and given < needed, got=got, given=given)
+        """Check that the clips are large enough for the discriminators.
+
+        Args:
+            shortest: The shortest side of the clips in pixels.
+
+        Raises:
+            ValueError: A discriminator needs larger clips.
+        """
+        is_rescaled = self.video in ("patch", "features")
+        smallest = shortest
+        if is_rescaled:
+            smallest = math.ceil(shortest / 2**self.num_scales)
+        max_layers = smallest.bit_length() - 1
+        if "patch" in (self.video, self.image) and self.num_layers > max_layers:
+            contract = f"at most {max_layers}, which halve {smallest} pixels to one"
+            remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
+            raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
+        size = self.features.size or smallest
+        min_size = MIN_SIZES.get(self.features.net, 0)
+        if self.video == "features" and size < min_size:
+            contract = f"a network that accepts {size} pixels"
+            got = f"{self.features.net!r}, which needs {min_size}"
+            remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
+            raise argument_error("discriminator.features.net", contract, got, remedy)

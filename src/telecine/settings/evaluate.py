@@ -1,26 +1,24 @@
 """Settings of `telecine evaluate`, `telecine latents` and `telecine reconstruct`."""
 
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import field, replace
+from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
-from telecine.settings.group import PATH, Count, DeviceName, Positive, Settings
+from telecine.settings.group import Count, DeviceName, Integer, Number, Positive, UserPath, group
 
 ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
-_Size: TypeAlias = Annotated[int, partial(check_count, remedy="Leave it out for the default.")]
 
 
-@dataclass(frozen=True)
-class Tiling(Settings):
+@group
+class Tiling:
     """How frames are cut into overlapping tiles."""
 
-    size: int | None = None
+    size: Integer | None = None
     """Height and width of a tile. None: whole frames."""
-    overlap: int = 0
+    overlap: Integer = 0
     """Rows and columns that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
@@ -34,7 +32,9 @@ class Tiling(Settings):
     @classmethod
     def of(cls, tile: int | None, overlap: int | None) -> "Tiling":
         """Return tiles of a size, or whole frames, that share pixels, by default a quarter of the size."""
-        return cls() if tile is None else cls(tile, tile // 4 if overlap is None else overlap)
+        if tile is None:
+            return cls()
+        return cls(tile, tile // 4 if overlap is None else overlap)
 
 
 def check_overlap(num_frames: int, overlap: int) -> None:
@@ -44,48 +44,48 @@ def check_overlap(num_frames: int, overlap: int) -> None:
         raise argument_error("overlap_frames", contract, overlap, "2 to 4 frames hide a seam.")
 
 
-@dataclass(frozen=True)
-class ModelUse(Settings):
+@group
+class ModelUse:
     """Which weights of a run are used, where, and how they decode."""
 
     weights: SavedWeights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     device: DeviceName = "auto"
     """Device to compute on."""
-    decode_steps: int | None = None
+    decode_steps: Integer | None = None
     """Steps of a decoder that generates (`causal_vae.decoder: flow`), one pass of it each. Default: 1."""
-    decode_seed: int | None = None
+    decode_seed: Integer | None = None
     """Seed of the noise that such a decoder starts from. Default: 0."""
-    decode_level: float | None = None
+    decode_level: Number | None = None
     """Level of noise that is added to the latent, for a decoder that removes it, as LTX-Video's from 0.9.1 on: the
     `decode_timestep` of diffusers. Default: 0."""
     layout: str | None = None
     """Axes of arrays, see `clips.layout`. Default: as in the training run."""
-    range: tuple[float, ...] = ()
+    range: tuple[Number, ...] = ()
     """Values of arrays that are black and white, see `clips.range`. Default: as in the training run."""
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The steps, the seed and the level that are given, as fields of a sampler."""
-        given = {"steps": self.decode_steps, "seed": self.decode_seed, "level": self.decode_level}
-        return {name: value for name, value in given.items() if value is not None}
+        fields = {"steps": self.decode_steps, "seed": self.decode_seed, "level": self.decode_level}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@group
 class MeasuredClips(ModelUse):
     """Which clips are measured, and with which weights of a run."""
 
-    data: str | None = field(default=None, metadata=PATH)
+    data: UserPath | None = None
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
-    max_clips: int | None = None
+    max_clips: Integer | None = None
     """Maximum number of clips to measure, spread evenly over the videos. Default: 100, or that of the protocol."""
-    num_frames: int | None = None
+    num_frames: Integer | None = None
     """Frames in a clip. Default: as in the training run, or 17 without a run."""
-    height: int | None = None
+    height: Integer | None = None
     """Height of a clip. Default: as in the training run; that of the videos if reconstructions are videos; else 256."""
-    width: int | None = None
+    width: Integer | None = None
     """Width of a clip. Its default does not depend on `height`: as in the training run, the videos' width, or 256."""
-    stride: int | None = None
+    stride: Integer | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
 
     @property
@@ -95,17 +95,21 @@ class MeasuredClips(ModelUse):
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
-        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride", "layout", "range")}
-        values = {name: value for name, value in values.items() if value not in (None, ())}
-        values |= {"buckets": (), "image_ratio": 0.0, "random_orientation": False, "scale_jitter": 1.0, "cache": False}
-        return replace(base, **values)
+        values: dict[str, Any] = {}
+        for name in ("num_frames", "height", "width", "stride", "layout", "range"):
+            value = getattr(self, name)
+            if value not in (None, ()):
+                values[name] = value
+        return replace(
+            base, buckets=(), image_ratio=0.0, random_orientation=False, scale_jitter=1.0, cache=False, **values
+        )
 
 
-@dataclass(frozen=True)
+@group
 class EvaluateConfig(MeasuredClips):
     """Which clips are measured, and with which metrics."""
 
-    features: str | None = field(default=None, metadata=PATH)
+    features: UserPath | None = None
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
     than the network has features. "none": leave it out of a protocol that needs it."""
@@ -114,26 +118,26 @@ class EvaluateConfig(MeasuredClips):
     other settings that contradict it are refused."""
     flow: Literal["dis"] | None = None
     """Also measure the warping error, by this optical flow: "dis" is OpenCV's, which needs the extra `protocols`."""
-    chunk: Annotated[int, partial(check_count, remedy="Leave it out for whole clips.")] | None = None
+    chunk: Count | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
-    overlap_frames: int = 0
+    overlap_frames: Integer = 0
     """Frames that these chunks share and are blended over."""
-    tile: int | None = None
+    tile: Integer | None = None
     """Also reconstruct clips in tiles of this height and width, and measure how far they are from whole ones."""
-    tile_overlap: int | None = None
+    tile_overlap: Integer | None = None
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
     flat: bool = False
     """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.flat and self.protocol is not None:
             raise argument_error("flat", "false with a protocol", self.flat, "Measure it in a call of its own.")
         if self.chunk is not None:
             check_overlap(self.chunk, self.overlap_frames)
-        for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
-            if getattr(self, name) and getattr(self, of) is None:
-                raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
+        if self.overlap_frames and self.chunk is None:
+            raise argument_error("overlap_frames", "left out without `chunk`", self.overlap_frames, "Set `chunk`, too.")
+        if self.tile_overlap and self.tile is None:
+            raise argument_error("tile_overlap", "left out without `tile`", self.tile_overlap, "Set `tile`, too.")
         Tiling.of(self.tile, self.tile_overlap)
 
     @property
@@ -142,11 +146,11 @@ class EvaluateConfig(MeasuredClips):
         return None if self.features == "none" else self.features
 
 
-@dataclass(frozen=True)
-class ProbeConfig(Settings):
+@group
+class ProbeConfig:
     """A small generator that is trained on the latents by flow matching, and measured on those of unseen videos."""
 
-    val_data: str | None = field(default=None, metadata=PATH)
+    val_data: UserPath | None = None
     """The unseen videos. Without it, whole videos of the data are held out: a tenth, of ten videos or more."""
     steps: Count = 3000
     """Updates."""
@@ -160,41 +164,41 @@ class ProbeConfig(Settings):
     """Training clips. A folder beside the run keeps their latents, which other settings of the generator share."""
     lr: Positive = 2e-3
     """Learning rate after a warm-up, before half a cosine. Larger sizes need a smaller one."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the weights, the clips and the noise."""
-    features: str | None = field(default=None, metadata=PATH)
+    features: UserPath | None = None
     """Network of the Frechet distances between unseen clips, their reconstructions and as many samples: the path of an
     I3D as TorchScript, or "transnetv2". It needs more clips, see `max_clips`, than it has features (256)."""
 
 
-@dataclass(frozen=True)
+@group
 class LatentsConfig(MeasuredClips):
     """Which clips are encoded, the model whose latents they are compared with, and a generator of the latents."""
 
-    base: str | None = field(default=None, metadata=PATH)
+    base: UserPath | None = None
     """Measure the drift from the latents of this run, checkpoint or saved autoencoder, e.g. what was fine-tuned."""
-    probe: ProbeConfig = ProbeConfig()
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     """With `--probe`: a small generator that is trained on the latents of `data`, and how well it does."""
 
 
-@dataclass(frozen=True)
+@group
 class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
-    num_frames: _Size = 17
+    num_frames: Count = 17
     """Frames in a chunk, which the autoencoder processes at once. Rounded up to a number that it accepts."""
-    overlap_frames: int = 0
+    overlap_frames: Integer = 0
     """Frames that consecutive chunks share and are blended over. 0: chunks are independent."""
-    tile: int | None = None
+    tile: Integer | None = None
     """Height and width of the tiles that the autoencoder processes one by one, which bounds memory for large frames.
     Rounded up to a size that it accepts. Default: whole frames."""
-    tile_overlap: int | None = None
+    tile_overlap: Integer | None = None
     """Pixels that neighbouring tiles share and are blended over. Rounded up to a multiple of the autoencoder's stride.
     Default: a quarter of the tile."""
-    height: _Size | None = None
+    height: Count | None = None
     """Height to resize the video to, in square pixels. Default: the video's height, or from its aspect ratio if `width`
     is given."""
-    width: _Size | None = None
+    width: Count | None = None
     """Width to resize the video to. Default: like `height`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
@@ -202,6 +206,5 @@ class ReconstructConfig(ModelUse):
     """Write input, reconstruction and difference side by side."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_overlap(self.num_frames, self.overlap_frames)
         Tiling.of(self.tile, self.tile_overlap)

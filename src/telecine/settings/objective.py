@@ -1,23 +1,22 @@
 """The settings of the objective: the definition, default, check and help text of each, once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
-from operator import attrgetter
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from telecine.base.checks import argument_error, check_count, check_step, check_weight, describe
-from telecine.settings.group import TABLES, Count, Function, Positive, Settings
+from pydantic import Discriminator, Tag
+
+from telecine.base.checks import argument_error
+from telecine.settings.group import Count, CountOrZero, Function, NonNegative, Positive, group
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
 _OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
-_Weight: TypeAlias = Annotated[float, check_weight]
-_Step: TypeAlias = Annotated[int, check_step]
 
 
-@dataclass(frozen=True)
-class Ramp(Settings):
+@group
+class Ramp:
     """A weight that is `initial` before `start` and changes linearly to `weight` within `steps`.
 
     Steps count updates of the autoencoder. `Ramp(0, initial=1, start=1000, steps=500)` removes a term.
@@ -26,13 +25,13 @@ class Ramp(Settings):
         ValueError: If a weight is negative or not finite, or a step is not a whole number >= 0.
     """
 
-    weight: _Weight
+    weight: NonNegative
     """The final weight."""
-    start: _Step | None = None
+    start: CountOrZero | None = None
     """Step at which it begins to change; by default `disc_start` for adversarial terms and feature matching, else 0."""
-    steps: _Step = 0
+    steps: CountOrZero = 0
     """Number of steps from `initial` to `weight`; 0 to switch at once."""
-    initial: _Weight = 0.0
+    initial: NonNegative = 0.0
     """The weight before `start`."""
 
     def at(self, step: int) -> float:
@@ -49,7 +48,14 @@ class Ramp(Settings):
         return self.weight > 0 or self.initial > 0
 
 
-Weight: TypeAlias = _Weight | Ramp
+def _kind_of_weight(value: object) -> str:
+    """Return which type of `Weight` a value is meant to be."""
+    return "ramp" if isinstance(value, Ramp | dict) else "number"
+
+
+Weight: TypeAlias = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")], Discriminator(_kind_of_weight)
+]
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
 
@@ -89,8 +95,8 @@ class ObjectiveTerm:
         return 0.0 if self.starts_late and step < self.disc_start else self.ramp.at(step)
 
 
-@dataclass(frozen=True)
-class Term(Settings):
+@group
+class Term:
     """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
 
     A class of modules is called with `params`, when the term is first used; the parameters of a module are trained and
@@ -115,7 +121,7 @@ class Term(Settings):
         ValueError: If the weight is invalid.
     """
 
-    target: Function | None = None
+    target: str | Callable[..., Any] | None = None
     """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
     weight: Weight = 1.0
     """A number, or a ramp."""
@@ -123,8 +129,24 @@ class Term(Settings):
     """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
 
 
-@dataclass(frozen=True)
-class ReconstructionConfig(Settings):
+def _kind_of_term(value: object) -> str:
+    """Return which type of `TermOrWeight` a value is meant to be."""
+    if isinstance(value, Term):
+        return "term"
+    if isinstance(value, dict):
+        is_ramp = not value.keys().isdisjoint({"start", "steps", "initial"})
+        return "ramp" if is_ramp else "term"
+    return _kind_of_weight(value)
+
+
+TermOrWeight: TypeAlias = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Term, Tag("term")],
+    Discriminator(_kind_of_term),
+]
+
+
+@group
+class ReconstructionConfig:
     """The pixel loss, and the likelihood that it may be part of."""
 
     loss: Literal["mse", "l1", "charbonnier"] | Function = "mse"
@@ -145,8 +167,8 @@ class ReconstructionConfig(Settings):
     Fails: the log-variance falls with the error, and with it the relative weight of all other terms: watch `logvar`."""
 
 
-@dataclass(frozen=True)
-class PerceptualConfig(Settings):
+@group
+class PerceptualConfig:
     """LPIPS: its network, and the frames that it compares."""
 
     net: Literal["vgg", "alex"] | Function = "vgg"
@@ -154,7 +176,7 @@ class PerceptualConfig(Settings):
     frames `(N, 3, H, W)`. A module is frozen and not saved.
     Source: "vgg" for training, as LPIPS' authors recommend.
     Fails: a model that is trained and measured with the same network looks better than it is."""
-    num_frames: Annotated[int, partial(check_count, remedy='Use "all" for every frame.')] | Literal["all"] = 1
+    num_frames: Count | Literal["all"] = 1
     """Number of random frames of each clip, or "all".
     Source: 1 in CogVideo; most others take all.
     Fails: few frames make a noisy gradient: raise the batch size or the number of frames."""
@@ -165,8 +187,8 @@ class PerceptualConfig(Settings):
     Fails: small chunks leave a GPU idle."""
 
 
-@dataclass(frozen=True)
-class GANConfig(Settings):
+@group
+class GANConfig:
     """The GAN loss, when the discriminators train, and what keeps them stable besides the penalty."""
 
     loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Function = "hinge"
@@ -176,11 +198,11 @@ class GANConfig(Settings):
     Source: "hinge" in CogVideo and most others; "relativistic" in R3GAN.
     Fails: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots without a
     penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2"."""
-    disc_train_start: _Step = 0
+    disc_train_start: CountOrZero = 0
     """Step from which the discriminators train. Set it some thousand steps before `disc_start`.
     Source: 0 in CogVideo; Open-Sora-Plan and TATS start late.
     Fails: a discriminator that is untrained at `disc_start` misleads the autoencoder."""
-    window: Annotated[int, partial(check_count, remedy="Use None for all frames.")] | None = None
+    window: Count | None = None
     """Frames that the discriminators see of each longer clip, from a random frame on; the same ones of the clip and of
     its reconstruction. All frames by default.
     Source: ours, for long clips; a discriminator of DVD-GAN (arXiv:1907.06571) sees eight random frames.
@@ -201,8 +223,8 @@ class GANConfig(Settings):
     Fails: a large weight makes the discriminator ignore its input."""
 
 
-@dataclass(frozen=True)
-class PenaltyConfig(Settings):
+@group
+class PenaltyConfig:
     """The gradient penalty of the discriminators; its weight is `grad_penalty_loss_weight`."""
 
     kind: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function = "one_centered"
@@ -219,8 +241,8 @@ class PenaltyConfig(Settings):
     Fails: a large n makes `disc_grad_norm` spike: clip gradients."""
 
 
-@dataclass(frozen=True)
-class AdaptiveWeightConfig(Settings):
+@group
+class AdaptiveWeightConfig:
     """The adaptive weight of the adversarial terms."""
 
     reference: Literal["perceptual", "recon_and_perceptual", "none"] = "perceptual"
@@ -245,15 +267,15 @@ class AdaptiveWeightConfig(Settings):
     Fails: a weight at its maximum means that the discriminator gives no gradient."""
 
 
-@dataclass(frozen=True)
-class ObjectiveConfig(Settings):
+@group
+class ObjectiveConfig:
     """The arguments of `VideoAutoencoderLoss`, without its networks.
 
     Every weight is a number, or a ramp: `{weight: 1.0, start: 1000, steps: 500}` is 0 before step 1000 and rises to 1
     until step 1500; `initial` is its value before. Steps count updates of the autoencoder.
     """
 
-    disc_start: _Step = 0
+    disc_start: CountOrZero = 0
     """Step from which the adversarial terms and feature matching count.
     Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
     Fails: too early, the discriminator is untrained and misleads the autoencoder."""
@@ -287,7 +309,7 @@ class ObjectiveConfig(Settings):
     """The gradient penalty."""
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
-    terms: dict[str, float | Term | Ramp] = field(default_factory=dict)
+    terms: dict[str, TermOrWeight] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
     the latent, such as "equivariance" and "alignment"; the error about an unknown name lists them all.
@@ -305,15 +327,17 @@ class ObjectiveConfig(Settings):
     Fails: costs one more forward in each backward."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        own = self._own_terms()
-        logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
-        reserved = list(dict.fromkeys([*_OTHER_LOSSES, *(term.name for term in own), *logged]))
+        reserved = list(_OTHER_LOSSES)
+        for term in self._built_in_terms():
+            reserved.append(term.name)
+            if term.loss_key.endswith("_loss"):
+                reserved.append(term.loss_key.removesuffix("_loss"))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
-                contract = f"named by an identifier other than {', '.join(reserved)}"
+                contract = f"named by an identifier other than {', '.join(dict.fromkeys(reserved))}"
                 raise argument_error("terms", contract, repr(name), "Rename the term.")
-        object.__setattr__(self, "terms", {name: _as_term(name, value) for name, value in self.terms.items()})
+        terms = {name: _as_term(name, value) for name, value in self.terms.items()}
+        object.__setattr__(self, "terms", terms)
 
     @property
     def named_terms(self) -> dict[str, Term]:
@@ -322,17 +346,79 @@ class ObjectiveConfig(Settings):
 
     def all_terms(self) -> dict[str, ObjectiveTerm]:
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
-        found = self._own_terms()
+        terms = {term.name: term for term in self._built_in_terms()}
         for name, term in self.named_terms.items():
-            setting, label = f"terms.{name}.weight", f"{name} loss".replace("_", " ")
-            found.append(ObjectiveTerm(name, setting, term.weight, self.disc_start, label))
-        return {term.name: term for term in found}
+            label = f"{name} loss".replace("_", " ")
+            terms[name] = ObjectiveTerm(name, f"terms.{name}.weight", term.weight, self.disc_start, label)
+        return terms
 
-    def _own_terms(self) -> list[ObjectiveTerm]:
+    def _built_in_terms(self) -> list[ObjectiveTerm]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
-            ObjectiveTerm(name, weight=attrgetter(of_term["setting"])(self), disc_start=self.disc_start, **of_term)
-            for name, of_term in TABLES["terms"].items()
+            ObjectiveTerm(
+                name="perceptual",
+                setting="perceptual_weight",
+                weight=self.perceptual_weight,
+                disc_start=self.disc_start,
+                label="perceptual loss",
+            ),
+            ObjectiveTerm(
+                name="adversarial",
+                setting="adversarial_loss_weight",
+                weight=self.adversarial_loss_weight,
+                disc_start=self.disc_start,
+                label="generator loss",
+                logged_as="gen_loss",
+                starts_late=True,
+                needs="discriminator",
+                is_saved=True,
+            ),
+            ObjectiveTerm(
+                name="multiscale_adversarial",
+                setting="multiscale_adversarial_loss_weight",
+                weight=self.multiscale_adversarial_loss_weight,
+                disc_start=self.disc_start,
+                label="generator loss",
+                logged_as="gen_loss",
+                starts_late=True,
+                needs="multiscale discriminator",
+                is_saved=True,
+            ),
+            ObjectiveTerm(
+                name="grad_penalty",
+                setting="grad_penalty_loss_weight",
+                weight=self.grad_penalty_loss_weight,
+                disc_start=self.disc_start,
+                label="gradient penalty",
+                step="discriminators",
+            ),
+            ObjectiveTerm(
+                name="quantizer_aux",
+                setting="quantizer_aux_loss_weight",
+                weight=self.quantizer_aux_loss_weight,
+                disc_start=self.disc_start,
+                label="auxiliary losses",
+                logged_as="aux_losses",
+            ),
+            ObjectiveTerm(
+                name="feature_matching",
+                setting="gan.feature_matching_loss_weight",
+                weight=self.gan.feature_matching_loss_weight,
+                disc_start=self.disc_start,
+                label="feature matching loss",
+                starts_late=True,
+                needs="any discriminator",
+            ),
+            ObjectiveTerm(
+                name="lecam",
+                setting="gan.lecam_loss_weight",
+                weight=self.gan.lecam_loss_weight,
+                disc_start=self.disc_start,
+                label="LeCam regularisation",
+                step="discriminators",
+                needs="any discriminator",
+                is_saved=True,
+            ),
         ]
 
     def arguments(self) -> dict[str, Any]:
@@ -342,11 +428,8 @@ class ObjectiveConfig(Settings):
 
 def _as_term(name: str, value: Term | Weight) -> Term:
     """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
-    if isinstance(value, Ramp | float | int):
-        if not isinstance(value, Ramp):  # which checks itself
-            check_weight(f"terms.{name}.weight", value)
-        value = Term(weight=value)
     if not isinstance(value, Term):
-        remedy = f"Write Term({name}, weight=0.1)."
-        raise argument_error(f"terms.{name}", "a `Term` or a weight", describe(value), remedy)
-    return value if value.target is not None else replace(value, target=name)
+        return Term(name, weight=value)
+    if value.target is None:
+        return replace(value, target=name)
+    return value

@@ -1,73 +1,74 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, check_weight, describe
+from pydantic import Field
+
+from telecine.base.checks import argument_error
 from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
-from telecine.settings.group import PATH, TABLES, Count, DeviceName, Settings
+from telecine.settings.group import (
+    Count,
+    CountOrZero,
+    Decay,
+    DeviceName,
+    Integer,
+    NonNegative,
+    Positive,
+    UserPath,
+    group,
+)
 from telecine.settings.objective import ObjectiveConfig
 
 # Settings of older files that are no more, and their value now.
-REMOVED: Mapping[str, object] = TABLES["removed"]
+REMOVED: Mapping[str, object] = {
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
+    "discriminator.pad_mode": "first",
+    "discriminator.init_optimizer": False,
+    "discriminator.conditional": False,
+}
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
-# A learning rate of AdamW above it overflows sooner or later.
-_MAX_LR = 10.0
+_SECONDS_PER_YEAR = 31_536_000
+# A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
+LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]
 
 
-def _check_lr(name: str, value: object) -> float:
-    if (rate := check_positive(name, value, remedy="Use a small number.")) > _MAX_LR:
-        remedy = "AdamW changes each weight by about as much in an update."
-        raise argument_error(name, f"at most {_MAX_LR}", value, remedy)
-    return rate
-
-
-def _check_seed(name: str, value: object) -> int:
-    if check_count(name, value, at_least=0) >= 2**32:
-        raise argument_error(name, "below 2^32", describe(value), "Use a smaller number.")
-    return cast(int, value)
-
-
-_LearningRate: TypeAlias = Annotated[float, _check_lr]
-_CountOr0: TypeAlias = Annotated[int, partial(check_count, at_least=0)]
-_Beta: TypeAlias = Annotated[float, partial(check_fraction, remedy="Use 0.9.")]
-_Decay: TypeAlias = Annotated[float, partial(check_fraction, remedy="Use 0.999, or 0 to evaluate the raw weights.")]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(Settings):
+@group
+class OptimizerConfig:
     """AdamW for the autoencoder and for the discriminators, and the moving average of the weights."""
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     """"adamw_8bit" is that of bitsandbytes (`telecine[8bit]`): its states have a quarter of the memory. On CUDA and the
     CPU, without sharding; `plan` counts whole states."""
-    lr: _LearningRate = 1e-4
+    lr: LearningRate = 1e-4
     """Learning rate of the autoencoder."""
-    disc_lr: _LearningRate = 1e-4
+    disc_lr: LearningRate = 1e-4
     """Learning rate of the discriminators."""
-    betas: tuple[_Beta, _Beta] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     """AdamW's decay rates for the autoencoder."""
-    disc_betas: tuple[_Beta, _Beta] = (0.5, 0.9)
+    disc_betas: tuple[Decay, Decay] = (0.5, 0.9)
     """AdamW's decay rates for the discriminators."""
-    weight_decay: Annotated[float, partial(check_weight, remedy="Use 0 for none.")] = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
-    warmup_steps: _CountOr0 = 500
+    warmup_steps: CountOrZero = 500
     """Number of steps over which both learning rates rise from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rate after warm-up: constant, or half a cosine down to 1/20 at the last step."""
-    grad_clip: Annotated[float, partial(check_positive, remedy="Use a small number.")] = 1.0
+    grad_clip: Positive = 1.0
     """Largest 2-norm of each network's gradient; larger ones are scaled down to it."""
-    ema_decay: _Decay = 0.999
+    ema_decay: Decay = 0.999
     """Decay of the moving average of the autoencoder's weights, which is evaluated and saved as the result."""
 
 
-@dataclass(frozen=True)
-class TrainableConfig(Settings):
+@group
+class TrainableConfig:
     """Which weights are trained; all others are frozen."""
 
     weights: Literal["all", "decoder", "lora"] = "all"
@@ -80,12 +81,12 @@ class TrainableConfig(Settings):
     frozen them. With "lora", names of layers anywhere in the model."""
     lora_rank: Count = 16
     """Rank of the LoRA updates."""
-    lora_alpha: Annotated[float, partial(check_positive, remedy="Use the rank.")] = 16.0
+    lora_alpha: Positive = 16.0
     """Scale of the LoRA updates, times 1 / rank."""
 
 
-@dataclass(frozen=True)
-class TrainConfig(Settings):
+@group
+class TrainConfig:
     """Every setting of a training run.
 
     Defaults are those of each part by itself: the objective's have no GAN. Recipes hold settings that train well
@@ -95,12 +96,12 @@ class TrainConfig(Settings):
         ValueError: A setting is out of range, or settings contradict each other.
     """
 
-    data: str | None = field(default=None, metadata=PATH)
+    data: UserPath | None = None
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
     list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
-    val_data: str | None = field(default=None, metadata=PATH)
+    val_data: UserPath | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
-    model: str | None = field(default=None, metadata=PATH)
+    model: UserPath | None = None
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
     telecine; tiny, the model in the package; a diffusers `config.json` to train from scratch; or the dotted path of a
     module's class, such as `my_package.Tiny`, see `--allow_code`. Without it, telecine's own, see `causal_vae`."""
@@ -108,20 +109,20 @@ class TrainConfig(Settings):
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
     """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
-    init: str | None = field(default=None, metadata=PATH)
+    init: UserPath | None = None
     """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
     another compression, other channels or another size: layers of the same place and shape are copied, the others are
     new. Not with `model`, nor with LoRA."""
-    output_dir: str = field(default="runs/train", metadata=PATH)
+    output_dir: UserPath = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: Count = 100_000
     """Total number of updates of the autoencoder."""
-    batch_size: Annotated[int, partial(check_count, remedy='Use 1 or more, or "auto".')] | Literal["auto"] = 4
+    batch_size: Count | Literal["auto"] = 4
     """Clips per forward pass in each process; "auto" plans the largest number that fits the device's free memory, and
     the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: Count = 1
     """Number of such batches per update."""
-    seed: Annotated[int, _check_seed] = 0
+    seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
@@ -129,7 +130,7 @@ class TrainConfig(Settings):
     """Precision of the networks' forward passes; losses are always computed in float32."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
-    process_timeout: Annotated[float, partial(check_positive, remedy="Use some minutes, in seconds.")] = 900.0
+    process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
     model_gradient_checkpointing: bool = False
@@ -155,11 +156,11 @@ class TrainConfig(Settings):
     """Steps between two checkpoints."""
     keep: Count = 2
     """Number of checkpoints to keep, the newest ones."""
-    latent_clips: _CountOr0 = 128
+    latent_clips: CountOrZero = 128
     """Training clips over which mean and standard deviation of the latent are measured before a checkpoint, if the
     encoder is trained. The saved models carry them as `latents_mean` and `latents_std`, or as `scaling_factor`, as
     their class has it; pipelines of diffusers normalise with them. 0 keeps those of the base model."""
-    latent_cache: str | None = field(default=None, metadata=PATH)
+    latent_cache: UserPath | None = None
     """Folder that keeps the latents of training clips, if the encoder is frozen: it then runs once for each clip, for
     all runs with this encoder and these clips. With `clips.num_clips` clips come again within a run. Left out, the
     encoder runs in every update."""
@@ -199,46 +200,70 @@ class TrainConfig(Settings):
     """How weights are updated."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # While a process replaces workers that do not answer, the others must not give it up.
+        # While a process replaces workers that do not answer, the others must wait for it.
         shortest = MAX_FAILURES * self.clips.timeout
-        self.refuse("process_timeout", self.process_timeout <= shortest, times=MAX_FAILURES, shortest=shortest)
-        self.refuse("longest process_timeout", self.process_timeout > 365 * 86_400)
-        starts_other = self.init is not None and (self.model is not None or self.trainable.weights == "lora")
-        self.refuse("init", starts_other, got=describe(self.init))
+        if self.process_timeout <= shortest:
+            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
+            raise argument_error(
+                "process_timeout", contract, self.process_timeout, "Lower `clips.timeout`, or raise it."
+            )
+        if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
+            contract = "left out with `model` or LoRA"
+            remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
+            raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
             self._turn_lpips_off()
         self._check_discriminators()
-        smallest = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
-        side = min(smallest.height, smallest.width)
+        bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
+        side = min(bucket.height, bucket.width)
         self.discriminator.check_size(side)
         if self.sharding != "none":
-            self.refuse("sharded latent_cache", self.latent_cache is not None, got=repr(self.latent_cache))
-            self.refuse("sharded optimizer", self.optimizer.name != "adamw")
-            self.refuse("sharded precision", self.mixed_precision == "fp16")
+            self._check_sharding()
         if self.dynamo_backend != "no":
             self._check_compilation()
-        self.refuse("size for LPIPS", side < MIN_SIZES["alex"], got=str(smallest), least=MIN_SIZES["alex"])
+        if side < MIN_SIZES["alex"]:
+            contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
+            raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _turn_lpips_off(self) -> None:
-        targets = [term.target for term in self.objective.named_terms.values()]
-        others = [name for name in ("alignment", "gram") if name in targets]
-        self.refuse("colours", others, what=" and ".join(others))
-        self.refuse("features", self.discriminator.video == "features", got="features, which knows RGB")
-        self.refuse("best_metric", self.best_metric == "lpips_alex")
+        for name in ("alignment", "gram"):
+            if any(term.target == name for term in self.objective.named_terms.values()):
+                contract = f"grey, rgb or rgba for {name}"
+                raise argument_error(
+                    "clips.channels", contract, self.clips.channels, f"Remove {name} from `objective.terms`."
+                )
+        if self.discriminator.video == "features":
+            contract = f"a discriminator of {self.clips.num_channels} channels"
+            raise argument_error("discriminator.video", contract, "features, which needs RGB", "Use patch.")
+        if self.best_metric == "lpips_alex":
+            contract = "psnr or ssim for channels without colours"
+            raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
         object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
+    def _check_sharding(self) -> None:
+        if self.latent_cache is not None:
+            remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
+            raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
+        if self.optimizer.name != "adamw":
+            remedy = "Sharding divides its states by the number of processes."
+            raise argument_error("optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy)
+        if self.mixed_precision == "fp16":
+            remedy = "Use bf16: with a loss scale per process the weights would diverge."
+            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+
     def _check_compilation(self) -> None:
-        others = {
+        uncompiled = {
             "sharding": self.sharding != "none",
-            "temporal_chunk": self.temporal_chunk,
+            "temporal_chunk": self.temporal_chunk is not None,
             "model_gradient_checkpointing": self.model_gradient_checkpointing,
             "mixed_precision": self.mixed_precision == "fp16",
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
             "objective.eager_gradients": not self.objective.eager_gradients,
         }
-        for name, is_on in others.items():
-            self.refuse("compilation", is_on, other=name)
+        for name, is_on in uncompiled.items():
+            if is_on:
+                contract = f"`no` with this value of `{name}`, which cannot be compiled"
+                raise argument_error("dynamo_backend", contract, self.dynamo_backend, f"Change it, or `{name}`.")
 
     @property
     def clips_per_pass(self) -> int:
@@ -251,20 +276,39 @@ class TrainConfig(Settings):
         return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
 
     def _check_discriminators(self) -> None:
-        objective, discriminator, terms = self.objective, self.discriminator, self.objective.all_terms()
+        discriminator = self.discriminator
+        terms = self.objective.all_terms()
         adversarial = terms["adversarial"].ramp.is_ever_on
         multiscale = terms["multiscale_adversarial"].ramp.is_ever_on
-        has_scales = discriminator.num_scales > 0
-        self.refuse("no discriminator", adversarial and discriminator.image == discriminator.video == "none")
-        self.refuse("scales", multiscale != has_scales)
-        self.refuse("scales of video", has_scales and discriminator.video == "none")
-        for term in (each for each in terms.values() if each.needs == "any discriminator" and each.ramp.is_ever_on):
-            self.refuse("no adversarial term", not (adversarial or multiscale), setting=term.setting)
-        starts_late = objective.gan.disc_train_start > objective.disc_start
-        self.refuse("disc_train_start", (adversarial or multiscale) and starts_late)
+        if adversarial and discriminator.image == discriminator.video == "none":
+            weight = self.objective.adversarial_loss_weight
+            remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
+            raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", weight, remedy)
+        if multiscale != (discriminator.num_scales > 0):
+            contract = "above 0 exactly if `discriminator.num_scales` is"
+            weight = self.objective.multiscale_adversarial_loss_weight
+            remedy = f"`discriminator.num_scales` is {discriminator.num_scales}."
+            raise argument_error("objective.multiscale_adversarial_loss_weight", contract, weight, remedy)
+        if discriminator.num_scales > 0 and discriminator.video == "none":
+            remedy = "They are of the kind that `discriminator.video` names."
+            raise argument_error(
+                "discriminator.num_scales", "0 without video discriminators", discriminator.num_scales, remedy
+            )
+        has_adversarial = adversarial or multiscale
+        for term in terms.values():
+            if term.needs == "any discriminator" and term.ramp.is_ever_on and not has_adversarial:
+                contract = "0 without an adversarial term"
+                remedy = "Discriminators are built only for `objective.adversarial_loss_weight`, however small."
+                raise argument_error(f"objective.{term.setting}", contract, term.weight, remedy)
+        disc_start = self.objective.disc_start
+        disc_train_start = self.objective.gan.disc_train_start
+        if has_adversarial and disc_train_start > disc_start:
+            contract = f"at most `objective.disc_start` ({disc_start})"
+            remedy = "An untrained discriminator would mislead the autoencoder."
+            raise argument_error("objective.gan.disc_train_start", contract, disc_train_start, remedy)
 
 
-@dataclass(frozen=True)
+@group
 class DistillConfig(TrainConfig):
     """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student."""
 
@@ -276,21 +320,25 @@ class DistillConfig(TrainConfig):
     with settings of `causal_vae`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: Annotated[float, partial(check_positive, remedy="The latent would be another one.")] = 1.0
+    latent_weight: Positive = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
-    teacher_weight: Annotated[float, check_weight] = 0.0
+    teacher_weight: NonNegative = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
-    feature_weight: Annotated[float, check_weight] = 0.0
+    feature_weight: NonNegative = 0.0
     """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
     trained projections, each channel in units of its variance. An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()
     """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
     the last one of each height and width that the student has inside, too."""
-    teacher_decode_steps: int = 8
+    teacher_decode_steps: Integer = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
 
     def __post_init__(self) -> None:
-        self.refuse("init of a student", self.init is not None and not self.train_encoder)
+        if self.init is not None and not self.train_encoder:
+            remedy = "What it learns from is its `teacher`."
+            raise argument_error("init", "left out for a student", repr(self.init), remedy)
         super().__post_init__()
-        self.refuse("low rank of a student", self.trainable.weights == "lora")
+        if self.trainable.weights == "lora":
+            remedy = "Low-rank updates change a trained model, and a student is new."
+            raise argument_error("trainable.weights", "all or decoder for a student", "lora", remedy)

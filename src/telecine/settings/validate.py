@@ -1,22 +1,42 @@
-"""Settings as pydantic has them: listed with their docstrings, and read from nested values, or one clear error."""
+"""Settings from nested values, the list of all settings, and one sentence for each mistake."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_origin
+from dataclasses import MISSING, dataclass, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from telecine.base.checks import SettingsError, argument_error, describe, nearest
-from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.train import REMOVED
 
 T = TypeVar("T")
-_adapter: Any = cache(TypeAdapter)
-# Settings as YAML has them.
-Nested = dict[str, Any]
-_WRONG = object()
+# Stands for the name in the list of settings where a user chooses it, as in `objective.terms.NAME.weight`.
+ANY_NAME = "NAME"
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+# What a value must be, where pydantic's message also has a reason, or is long.
+_CONTRACTS = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "too_short": "a list of at least {min_length} values",
+    "too_long": "a list of at most {max_length} values",
+    "dict_type": "a group of `name: value`",
+    "mapping_type": "a group of `name: value`",
+    "dataclass_type": "a group of settings",
+    "callable_type": "the dotted path of a function",
+}
 
 
 @dataclass(frozen=True)
@@ -34,106 +54,154 @@ class Setting:
         return is_dataclass(self.kind)
 
 
-def settings_of(
-    kind: type, prefix: str = "", *, all_names: bool = False, texts: Mapping[str, Mapping[str, str]] | None = None
-) -> Iterator[Setting]:
-    """Yield the settings of a dataclass, each group before its own, with a prefix before the names.
+def validate(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Return settings as their dataclass.
 
-    With `all_names`, also the fields of a value that may be a group instead of a number, such as a ramp.
+    Args:
+        kind: The dataclass.
+        values: The settings by name. Groups and ramps are dicts or instances.
+        prefix: Stands before the names of settings in errors.
+
+    Raises:
+        SettingsError: It has all mistakes, each as a sentence.
     """
-    texts = texts or _docstrings(kind)
-    for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        of_item = kind_at(kind, name)
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        yield Setting(prefix + name, texts[kind.__name__][name], of_item, default)
-        for each in alternatives(of_item) if all_names else [of_item]:
-            if is_dataclass(each):
-                yield from settings_of(each, f"{prefix}{name}.", all_names=all_names, texts=texts)  # type: ignore[arg-type]
-
-
-@cache
-def _docstrings(kind: type) -> dict[str, dict[str, str]]:
-    """Return the docstrings below the fields of a dataclass, its bases and groups, by its name and the field's."""
-    found: dict[str, dict[str, str]] = {kind.__name__: {}}
-    for each in filter(is_dataclass, reversed(kind.__mro__)):
-        schema = _adapter(each).json_schema()
-        for name, group in (schema.get("$defs", {}) | {kind.__name__: schema}).items():
-            texts = {field: item["description"] for field, item in group["properties"].items() if "description" in item}
-            found[name] = found.get(name, {}) | texts
-    return found
-
-
-def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
-    """Return settings, with groups and ramps as dicts or as instances, as their dataclass.
-
-    A `SettingsError` has all mistakes; `prefix` stands before the names of settings in it.
-    """
-    reader = _Reader(kind, prefix)
-    found = reader.group(kind, values, prefix)
-    if reader.mistakes:
-        raise SettingsError(reader.mistakes)
-    return cast(T, found)
-
-
-class _Reader:
-    """Makes nested values dataclasses, setting by setting, so that no error of the library is inside a union."""
-
-    def __init__(self, root: type, prefix: str) -> None:
-        self.root, self.prefix = root, prefix
-        self.mistakes: list[str] = []  # a sentence about each setting that is wrong
-
-    def group(self, kind: type, values: Nested, before: str) -> Any:
-        """Return a group, whose settings have `before` in front of their names; `_WRONG` if one is wrong."""
-        found = {}
-        for name, value in values.items():
-            if name in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-                found[name] = self._value(kind_at(kind, name), value, before + name)
-            elif before + name not in REMOVED:
-                known = [*settings_of(self.root, self.prefix, all_names=True), *settings_of(kind, before)]
-                similar = nearest(before + name, [item.name for item in known])
-                self.mistakes.append(f"`{before}{name}` is not a setting. {similar}".rstrip())
-            elif value != (now := REMOVED[before + name]):
-                self._wrong(before + name, f"left out (it is {now!r} now)", repr(value), "Remove it.")
-        if _WRONG in found.values():
-            return _WRONG
-        for item in fields(kind):
-            if item.name not in found and item.default is item.default_factory is MISSING:
-                setting = before.rstrip(".")
-                contract = describe_type(kind_at(self.root, setting.removeprefix(self.prefix)))
-                return self._wrong(setting, contract, f"one without `{item.name}`")
-        try:
-            return kind(**found)
-        except ValueError as error:
-            text = str(error)
-            self.mistakes.append(f"`{before}{text[1:]}" if text.startswith("`") else text)
-            return _WRONG
-
-    def _value(self, kind: Any, value: Any, name: str) -> Any:
-        """Return the value of a setting as its type has it; `_WRONG` if it is of another one."""
-        origin, arguments = get_origin(kind), get_args(kind)
-        groups = [each for each in alternatives(kind) if is_dataclass(each)]
-        if isinstance(value, dict) and groups:
-            meant = max(groups, key=lambda each: len(value.keys() & each.__dataclass_fields__.keys()))
-            return self.group(meant, value, f"{name}.")  # type: ignore[arg-type]
-        if isinstance(value, dict) and origin in (dict, Mapping):
-            found = {key: self._value(arguments[1], each, f"{name}.{key}") for key, each in value.items()}
-            return _WRONG if _WRONG in found.values() else found
-        if isinstance(value, list) and origin is tuple and (arguments[-1] is Ellipsis or len(arguments) == len(value)):
-            items = [self._value(arguments[0], each, f"{name}.{index}") for index, each in enumerate(value)]
-            return _WRONG if _WRONG in items else tuple(items)
-        try:
-            return _adapter(kind).validate_python(value)
-        except ValidationError:
-            if is_dataclass(kind):
-                return self._wrong(name, "a group of settings", describe(value), "Indent `key: value` lines below it.")
-            remedy = nearest(value, map(str, choices_of(kind))) if isinstance(value, str) else ""
-            return self._wrong(name, describe_type(kind), describe(value), remedy)
-
-    def _wrong(self, name: str, contract: str, got: str, remedy: str = "") -> object:
-        self.mistakes.append(str(argument_error(name, contract, got, remedy)).rstrip())
-        return _WRONG
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise settings_error(error, kind, values, prefix) from None
 
 
 def json_schema(kind: type) -> str:
     """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
-    return json.dumps(_adapter(kind).json_schema(), indent=2)
+    return json.dumps(TypeAdapter(kind).json_schema(), indent=2)
+
+
+def settings_of(kind: Any, prefix: str = "", *, inside_values: bool = False) -> Iterator[Setting]:
+    """Yield the settings of a group, each inner group before its settings.
+
+    Args:
+        kind: The dataclass.
+        prefix: Stands before the names.
+        inside_values: Also yield the settings inside values that may be groups: ramps, items of dicts and of lists.
+    """
+    for name, field in kind.__pydantic_fields__.items():
+        default = field.get_default(call_default_factory=True)
+        if default is PydanticUndefined:
+            default = MISSING
+        yield Setting(prefix + name, field.description or "", field.annotation, default)
+        if is_dataclass(field.annotation):
+            yield from settings_of(field.annotation, f"{prefix}{name}.", inside_values=inside_values)
+        elif inside_values:
+            for place, group in _groups_inside(field.annotation):
+                yield from settings_of(group, f"{prefix}{name}.{place}", inside_values=True)
+
+
+def _groups_inside(kind: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the groups that a value of a type may be or hold, each with its place in the value."""
+    for member in union_members(kind):
+        if is_dataclass(member):
+            yield "", member
+        elif get_origin(member) in (dict, tuple):
+            for argument in get_args(member):
+                for item in union_members(argument):
+                    if is_dataclass(item):
+                        yield f"{ANY_NAME}.", item
+
+
+def union_members(kind: Any) -> list[Any]:
+    """Return the types of a union, also of nested ones, without their constraints; or the type alone."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return union_members(get_args(kind)[0])
+    if origin in (Union, UnionType):
+        return [inner for member in get_args(kind) for inner in union_members(member)]
+    return [kind]
+
+
+def choices_of(kind: Any) -> list[Any]:
+    """Return the values that a type lists."""
+    return [value for member in union_members(kind) if get_origin(member) is Literal for value in get_args(member)]
+
+
+def settings_error(error: ValidationError, kind: Any, values: Mapping[str, Any], prefix: str = "") -> SettingsError:
+    """Return the error about all mistakes that pydantic found in settings.
+
+    Args:
+        error: What pydantic raised.
+        kind: The dataclass or the model of the settings.
+        values: The nested settings that were read.
+        prefix: Stands before the names of the settings.
+    """
+    by_path: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    misspelt = set()
+    for details in error.errors(include_url=False):
+        location = details["loc"]
+        if location and isinstance(location[0], int):  # an argument without its name
+            location = (list(kind.__pydantic_fields__)[location[0]], *location[1:])
+        path = _path(location, values)
+        # A value that fits no type of a union has an error for each of them.
+        by_path.setdefault(path, []).append(details)
+        if details["type"] in _UNKNOWN:
+            misspelt.add(path[:-1])
+    mistakes = []
+    for path, wrong in by_path.items():
+        # Of a group with a misspelt name, another one is often missing only for that reason.
+        if wrong[0]["type"] != "missing" or path not in misspelt:
+            mistakes.append(_sentence(kind, prefix, path, wrong))
+    return SettingsError(mistakes)
+
+
+def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
+    """Return the names in a location. pydantic puts the type of a union between them, which is no key of a value."""
+    path = []
+    for part in location:
+        is_key = isinstance(values, Mapping) and part in values
+        is_index = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        if is_key or is_index:
+            path.append(str(part))
+            values = values[part]
+    return tuple(path)
+
+
+def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDetails]) -> str:
+    """Return the sentence about a value that is wrong, or about a name that is no setting."""
+    name = prefix + ".".join(path)
+    details = wrong[0]
+    value = details["input"]
+    if details["type"] == "value_error":  # raised by a check between settings, which knows names in its group
+        text = str(details["ctx"]["error"])
+        group = f"{name}." if path else prefix
+        return f"`{group}{text[1:]}" if text.startswith("`") else text
+    if details["type"] in _UNKNOWN:
+        names = [setting.name for setting in settings_of(kind, prefix, inside_values=True)]
+        if len(path) > 1:
+            names = [known.replace(ANY_NAME, path[-2]) for known in names]
+        return f"`{name}` is not a setting. {nearest(name, names)}".rstrip()
+    if details["type"] == "missing":
+        missing = details["loc"][-1]
+        if isinstance(missing, int):
+            return str(argument_error(name, f"a list of at least {missing + 1} values", describe(value), "")).rstrip()
+        if not path:
+            return f"`{prefix}{missing}` must be set."
+        return str(argument_error(name, f"a group with `{missing}`", describe(value), f"Set `{name}.{missing}`, too."))
+    contract = " or ".join(dict.fromkeys(_contract(details) for details in wrong))
+    return str(argument_error(name, contract, describe(value), _remedy(kind, path, value))).rstrip()
+
+
+def _contract(details: ErrorDetails) -> str:
+    """Return what a value must be, from the kind of the error or from pydantic's "Input should be ..."."""
+    words = _CONTRACTS.get(details["type"])
+    if words is not None:
+        return words.format(**details.get("ctx", {}))
+    return details["msg"].removeprefix("Input should be ")
+
+
+def _remedy(kind: Any, path: tuple[str, ...], value: object) -> str:
+    for setting in settings_of(kind, inside_values=True):
+        if setting.name == ".".join(path):
+            if isinstance(value, str):
+                similar = nearest(value, [str(choice) for choice in choices_of(setting.kind)])
+                if similar:
+                    return similar
+            return "" if setting.is_group or setting.default is MISSING else f"The default is {setting.default!r}."
+    return ""

@@ -16,6 +16,7 @@ from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
+from telecine.training.logging import print_lines
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
@@ -35,45 +36,59 @@ def prepare_linear(
     *,
     is_new: bool,
 ) -> dict[str, float]:
-    """Fit the baseline if `linear_start` or `linear_baseline` asks for it, and return its metrics to log.
+    """Fit the baseline if `linear_start` or `linear_baseline` asks for it.
 
-    A model of this run's that `is_new` starts with it if it is a `CausalVAE`, and a student's decoder always.
+    Args:
+        model: The autoencoder of the run. A new `CausalVAE` starts with the baseline, and so does a student's decoder.
+        clips: The clips of the run.
+        perceptual: The perceptual metrics of a validation by name.
+        console: Where progress is printed.
+        device: Where the baseline is measured.
+        config: The settings of the run.
+        is_new: Whether the weights of the model are random.
+
+    Returns:
+        The metrics of the baseline by their names in the log; empty without one.
     """
     if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(_training_clips(clips))
-    new = model if config.linear_start and is_new and isinstance(model, CausalVAE) else None
-    if new is None and not config.linear_baseline:
+        model.to(device).start_from(training_clips(clips))
+    starts_linear = config.linear_start and is_new and isinstance(model, CausalVAE)
+    if not starts_linear and not config.linear_baseline:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
-    linear = _fit_linear(model, clips)
+    linear = fit_linear(model, clips)
     if isinstance(linear, str):
         console.print(f"no linear baseline: {linear}")
         return {}
-    if new is not None:
-        new.start_from(linear)
+    if starts_linear:
+        assert isinstance(model, CausalVAE)
+        model.start_from(linear)
         if config.steps < _FEWEST_STEPS:
-            few = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
-            console.print(f"{few}; use --steps {_FEWEST_STEPS} or more", soft_wrap=True)
+            text = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
+            print_lines(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
     if not config.linear_baseline:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)
-    console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
+    print_lines(console, [f"linear baseline: held-out {describe_metrics(metrics)}"])
     return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
 
 
-def _fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder | str:
+def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder | str:
+    """Return the linear autoencoder of a model's latent, fitted to training clips, or the reason why there is none."""
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
         return f"{type(model.module).__name__} has no method `linear_autoencoder`"
     if linear is None:
         return "the frames or pixels of a clip do not divide evenly over the positions of this model's latent"
-    if others := [str(each) for each in clips.train.config.train_buckets if not linear.encoder.accepts(*each.shape)]:
-        return f"clips of {others[0]} do not consist of its patches"
-    return linear.fit(_training_clips(clips))
+    for bucket in clips.train.config.train_buckets:
+        if not linear.encoder.accepts(*bucket.shape):
+            return f"clips of {bucket} do not consist of its patches"
+    return linear.fit(training_clips(clips))
 
 
-def _training_clips(clips: Clips) -> Iterator[Video]:
+def training_clips(clips: Clips) -> Iterator[Video]:
+    """Yield the clips that the baseline is fitted to, each `(1, C, T, H, W)`, with progress on the console."""
     for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 
@@ -92,7 +107,7 @@ def _measure_linear(
 
 def recorded_linear(run: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
-    first = next(iter(run.history), {})
+    first: dict[str, float] = next(iter(run.history), {})
     return {name: value for name, value in first.items() if name.startswith(_PREFIX)}
 
 

@@ -1,32 +1,28 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 import logging
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.models.custom import CustomAutoencoder, build_custom
+from telecine.models.custom import build_custom
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
 from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.objective.compiled import compile_networks
 from telecine.objective.weights import WeightSchedule
-from telecine.ops.compilation import Compiler
 from telecine.runs import find_checkpoint
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -36,6 +32,7 @@ from telecine.settings import (
     OptimizerConfig,
     TrainConfig,
 )
+from telecine.training.compilation import compile_networks
 from telecine.training.distributed import broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
@@ -47,7 +44,11 @@ _DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Return Accelerate's handle of the device, the processes, the precision and the trackers."""
+    """Return Accelerate's handle of the device, the processes, the precision and the trackers.
+
+    Raises:
+        ValueError: If the process has used another device, nothing can be sharded, or a tracker is not installed.
+    """
     device = pick_device(config.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -63,31 +64,42 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
-    if missing := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
+    missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
         raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
-    if unused := set(config.tracker_options) - {*config.trackers}:
-        got, remedy = str(sorted(unused)), "Add them to `trackers`, or remove their options."
-        raise argument_error("tracker_options", f"of {sorted(config.trackers)}", got, remedy)
+    unused = set(config.tracker_options) - set(config.trackers)
+    if unused:
+        remedy = "Add them to `trackers`, or remove their options."
+        raise argument_error("tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy)
     return accelerator
 
 
-def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, or `own`, on the CPU; weights that are not trained are frozen."""
-    if own is not None:
-        model: VideoAutoencoder = as_video_autoencoder(own)
+def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> VideoAutoencoder:
+    """Return the autoencoder of a run on the CPU, in training mode. Weights that are not trained are frozen.
+
+    Args:
+        config: The settings of the run.
+        module: A module to train instead of the model that `config.model` names.
+
+    Raises:
+        ValueError: If the settings do not fit the model.
+    """
+    if module is not None:
+        model = as_video_autoencoder(module)
     elif config.model is None or config.random_weights:
         if config.model is None and config.init is None and config.trainable.weights == "decoder":
             logger.warning("only the decoder is trained, and the encoder is new: add `--model` for a trained one")
-        config.refuse("low rank", config.model is None and config.trainable.weights == "lora")
+        if config.model is None and config.trainable.weights == "lora":
+            remedy = "Low-rank updates change a trained model: name it with `--model`."
+            raise argument_error("trainable.weights", "all or decoder without `model`", "lora", remedy)
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
             remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_autoencoder(config.model)
-    if model.flow is not None:
-        model.flow = config.causal_vae.flow
-    if own is None and config.model is not None and model.in_channels != config.clips.num_channels:
+    model.use_training_settings(config.causal_vae)
+    if module is None and config.model is not None and model.in_channels != config.clips.num_channels:
         text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
         logger.warning(text, config.model, model.in_channels, config.clips.num_channels)
         model = model.with_channels(config.clips.num_channels)
@@ -102,13 +114,26 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
 def custom_module(
     name: str | None, arguments: Mapping[str, object], *, random_weights: bool = False
 ) -> VideoAutoencoder | None:
-    """Return the custom module that `TrainConfig.model` names by its class, folder or run; None for another model."""
+    """Return the custom module that `TrainConfig.model` names by its class, folder or run, or None.
+
+    Args:
+        name: `TrainConfig.model`.
+        arguments: `TrainConfig.model_arguments`, for the class.
+        random_weights: Whether a module in a folder or a run starts with new weights.
+
+    Raises:
+        ValueError: If there are arguments for another kind of model.
+    """
     if name is not None and is_class_path(name) and not Path(name).exists():
         return build_custom(name, arguments, "model")
     if arguments:
         contract = "left out unless `model` is the dotted path of a class"
         raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
-    if name is None or "." not in class_in(folder := folder_without_weights(name)[1]):
+    if name is None:
+        return None
+    _, folder = folder_without_weights(name)
+    is_custom = "." in class_in(folder)
+    if not is_custom:
         return None
     return build_custom_in(folder) if random_weights else load_autoencoder(name)
 
@@ -116,35 +141,53 @@ def custom_module(
 def build_objective(
     objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
 ) -> VideoAutoencoderLoss:
-    """Return the loss with the discriminators that have a weight; without `load`, their frozen network is random."""
-    is_on = WeightSchedule(objective).is_ever_on
-    has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
-    factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
+    """Return the loss with the discriminators that have a weight.
+
+    Args:
+        objective: The settings of the loss.
+        discriminator: The settings of the discriminators.
+        clips: The settings of the clips, whose size the discriminators depend on.
+        load: Whether a discriminator's frozen network has its weights. Otherwise they are random.
+    """
+    schedule = WeightSchedule(objective)
+    has_adversarial = schedule.is_ever_on("adversarial")
+    factors: list[int] = []  # by which clips are made smaller, for each video discriminator
+    if has_adversarial:
+        factors.append(1)
+    if schedule.is_ever_on("multiscale_adversarial"):
+        factors += [2**scale for scale in range(1, discriminator.num_scales + 1)]
     image, videos = build_discriminators(discriminator, clips, factors, load=load)
+    full_size = None
+    if videos and has_adversarial:
+        full_size = videos.pop(0)
     return VideoAutoencoderLoss(
         **objective.arguments(),
         discr_kwargs=image,
-        discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
+        discr_3d_kwargs=full_size,
         multiscale_discr_kwargs=videos,
     )
 
 
 def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
     """Copy the discriminators of another run, of its last checkpoint, into an objective."""
-    setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
+    setting = "discriminator.init"
+    checkpoint = find_checkpoint(Path(source))
     if checkpoint is None:
         raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
-    weights, found = (
-        {name: weight for name, weight in state.items() if name.startswith(_DISCRIMINATORS)}
-        for state in (objective.state_dict(), load_tensors(checkpoint / OBJECTIVE_FILE))
-    )
-    for run, each in (("this run", weights), (source, found)):
-        if not each:
+    weights = _discriminators_in(objective.state_dict())
+    saved = _discriminators_in(load_tensors(checkpoint / OBJECTIVE_FILE))
+    for run, tensors in (("this run", weights), (source, saved)):
+        if not tensors:
             remedy = "They are built only for `objective.adversarial_loss_weight`."
             raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
     remedy = "Use the `discriminator` settings and the size of the clips of that run."
-    check_tensors(weights, found, name=setting, contract="a run with the same discriminators", remedy=remedy)
-    objective.load_state_dict(found, strict=False)
+    check_tensors(weights, saved, name=setting, contract="a run with the same discriminators", remedy=remedy)
+    objective.load_state_dict(saved, strict=False)
+
+
+def _discriminators_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the discriminators in the state dict of an objective."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(_DISCRIMINATORS)}
 
 
 def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
@@ -157,22 +200,19 @@ def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
     loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
-def _compile_networks(backend: str, clips: ClipConfig, loss: VideoAutoencoderLoss, model: VideoAutoencoder) -> None:
-    plugin = TorchDynamoPlugin(backend=backend)  # with the options of `accelerate launch`
-    has_sizes = len({bucket.shape for bucket in clips.train_buckets}) > 1 or clips.image_ratio > 0
-    has_sizes |= any("decode" in term.arguments for term in loss.terms.values())  # such as latents of random sizes
-    compiler = Compiler(backend, plugin.mode, is_dynamic=has_sizes or bool(plugin.dynamic))
-    compile_networks(loss, compiler)
-    if not isinstance(model, CustomAutoencoder):
-        compiler.compile_parts(model, model.last_layer)
-
-
 def build_state(
     config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
 ) -> TrainState:
-    """Return the state of a run on the accelerator's device, the same on every process; the model is moved in place.
+    """Return the state of a run on the accelerator's device, the same on every process.
 
-    A resumed run does not need `discriminator.init`: a checkpoint is loaded next.
+    Args:
+        config: The settings of the run.
+        accelerator: The device and the processes.
+        model: The autoencoder, which is moved, compiled and sharded in place.
+        is_resumed: Whether a checkpoint is loaded next. Then `discriminator.init` is not needed.
+
+    Raises:
+        ValueError: If a setting does not fit the networks.
     """
     device = accelerator.device
     objective = build_objective(config.objective, config.discriminator, config.clips)
@@ -183,15 +223,18 @@ def build_state(
         _to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
-    adaptive, is_sharded = config.objective.adaptive_weight, config.sharding != "none"
+    adaptive = config.objective.adaptive_weight
+    is_sharded = config.sharding != "none"
     last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if config.dynamo_backend != "no":
-        _compile_networks(config.dynamo_backend, config.clips, objective, model)
-    if config.sharding != "none":
+        eager = compile_networks(config.dynamo_backend, model, objective)
+        if eager:
+            logger.warning("not compiled: %s", ", ".join(eager))
+    if is_sharded:
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
-    if config.sharding == "none" and accelerator.num_processes > 1:
+    if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
         state.model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
@@ -207,21 +250,34 @@ def new_state(
     *,
     seed: int,
 ) -> TrainState:
-    """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
+    """Return the state of a run before its first update. The optimizers and the moving average are new.
+
+    Args:
+        settings: The settings of the optimizers.
+        accelerator: The device and the processes.
+        model: The autoencoder on its device.
+        objective: The loss on the same device.
+        last_layer: Where the adaptive weight compares gradients, see `last_layer_of`.
+        seed: Of the random numbers that are drawn for each clip.
+    """
+    build_optimizer = OPTIMIZERS[settings.name]
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
-    if learned := objective.get_trainable_autoencoder_parameters():
+    learned = objective.get_trainable_autoencoder_parameters()
+    if learned:
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    disc_optimizer, decay = None, settings.weight_decay
-    fused = next(model.parameters()).is_cuda or None  # one kernel for all weights; elsewhere PyTorch's default
-    kind = partial(AdamW, fused=fused) if settings.name == "adamw" else _adamw_8bit(accelerator.device)
-    if discriminators := objective.get_trainable_parameters():
-        disc_optimizer = kind(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
+    disc_optimizer = None
+    discriminators = objective.get_trainable_parameters()
+    if discriminators:
+        disc_optimizer = build_optimizer(
+            discriminators, lr=settings.disc_lr, betas=settings.disc_betas, weight_decay=settings.weight_decay
+        )
+    optimizer = build_optimizer(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=kind(groups, settings.lr, betas=settings.betas, weight_decay=decay),
+        optimizer=optimizer,
         disc_optimizer=disc_optimizer,
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
@@ -230,23 +286,57 @@ def new_state(
     )
 
 
-def _adamw_8bit(device: torch.device) -> Any:
-    """Return the class of AdamW with states of 8 bits, arXiv:2110.02861."""
-    if device.type not in ("cuda", "cpu"):
-        raise argument_error("optimizer.name", f"adamw on {device.type}", "adamw_8bit", "bitsandbytes has no kernels.")
+def adamw(parameters: Sequence[Any], **options: Any) -> Optimizer:
+    """Return AdamW, arXiv:1711.05101."""
+    is_on_cuda = _first_weight(parameters).is_cuda
+    return AdamW(parameters, fused=is_on_cuda or None, **options)  # on CUDA one kernel for all weights
+
+
+def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:
+    """Return AdamW with states of 8 bits, arXiv:2110.02861.
+
+    Raises:
+        ValueError: If the weights are on a device without kernels.
+        ImportError: If bitsandbytes is not installed.
+    """
+    device = _first_weight(parameters).device.type
+    if device not in ("cuda", "cpu"):
+        raise argument_error("optimizer.name", f"adamw on {device}", "adamw_8bit", "bitsandbytes has no kernels.")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as missing:
         raise ImportError(f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}") from missing
-    return AdamW8bit
+    optimizer: Optimizer = AdamW8bit(parameters, **options)
+    return optimizer
+
+
+def _first_weight(parameters: Sequence[Any]) -> Tensor:
+    """Return the first weight of a list of weights or of groups."""
+    first = parameters[0]
+    weight: Tensor = first["params"][0] if isinstance(first, dict) else first
+    return weight
+
+
+# The optimizers by the value of `optimizer.name`.
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
 
 
 def last_layer_of(
     model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, temporal_chunk: int | None, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
-    """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
+    """Return where the adaptive weight compares gradients in the autoencoder; None if it does not do that there.
 
-    Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
+    It is the weight of the last layer. Its activations replace a weight that is sharded, and one whose gradient needs
+    those of all temporal chunks at once.
+
+    Args:
+        model: The autoencoder, before it is sharded.
+        adaptive: The settings of the adaptive weight.
+        temporal_chunk: Frames of a temporal chunk, `TrainConfig.temporal_chunk`.
+        is_sharded: Whether the weights will be sharded.
+
+    Raises:
+        ValueError: If the last layer is frozen.
     """
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
@@ -257,4 +347,5 @@ def last_layer_of(
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
     if not is_sharded and temporal_chunk is None:
         return weight
-    return LayerActivations(next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight))
+    layers = [layer for layer in model.modules() if getattr(layer, "weight", None) is weight]
+    return LayerActivations(layers[0])

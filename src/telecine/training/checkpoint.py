@@ -1,12 +1,10 @@
 """Checkpoints: saving and loading the state of a run."""
 
-from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
 
@@ -20,36 +18,48 @@ from telecine.settings import TrainConfig
 from telecine.training import tensor_files
 from telecine.training.distributed import on_every_process
 from telecine.training.logging import IntervalMeans
-from telecine.training.resume import SavedSettings
+from telecine.training.resume import describe_changes
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
-from telecine.training.tensor_files import EMA, MODEL, OBJECTIVE_FILE, HostCopy, WeightFiles, load_tensors
+from telecine.training.tensor_files import EMA, MODEL, OBJECTIVE_FILE, HostCopy, load_tensors
+from telecine.training.weight_files import WeightFiles, check_same_architecture
 
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
 _SHARDED = (MODEL, EMA, "optimizer")
 
 
 class Checkpointer:
-    """Saves and loads the state of a run, made before `model` is sharded. All processes have to call all but `close`.
+    """Saves and loads the state of a run. All processes have to call all methods but `close`.
 
     Saving copies the state to the memory of the host. The first process, or with sharded weights each its own shards,
     writes the copy in a thread while training continues. The next `save` or `wait` raises an error of a thread.
+
+    Args:
+        config: The settings of the run.
+        model: The autoencoder, before it is sharded.
+        is_main: Whether this is the first process.
+
+    Attributes:
+        saved_step: The step of the last checkpoint; None before it.
+        latents: The statistics of the latent that the saved models carry, and when they were measured: not at the step
+            of the checkpoint if the run was interrupted. None if the encoder is not trained, or before the first
+            measurement.
     """
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
-        self.config, self.run = config, Run(config.output_dir)
+        self.config = config
+        self.run = Run(config.output_dir)
         self.saved_step: int | None = None
-        # The statistics of the latent that the saved models carry, and when they were measured: not at the step of the
-        # checkpoint if the run was interrupted. None if the encoder is not trained, or before the first measurement.
         self.latents: dict[str, Any] | None = None
         self._is_main = is_main
+        self._is_sharded = config.sharding != "none"
         self._group: dist.ProcessGroup | None = None
-        if config.sharding != "none":  # in a group of their own, threads communicate while training does
+        if self._is_sharded:  # in a group of their own, threads communicate while training does
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
-        self.weights = WeightFiles(model, is_sharded=self._group is not None)
-        self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.weights = WeightFiles(model, is_sharded=self._is_sharded)
+        self._copies: dict[str, HostCopy] = {}
         self._buffers: dict[str, set[str]] = {}
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
@@ -63,8 +73,8 @@ class Checkpointer:
         if self.saved_step != state.step:
             self.wait()
             self._copy(state)
-            if self._is_main or self._group is not None:
-                self._written = self._executor.submit(self._write, self._saved_state(state))
+            if self._is_main or self._is_sharded:
+                self._written = self._executor.submit(self._write, self._plain_state(state))
             self.saved_step = state.step
         return self.run.checkpoints.path(state.step)
 
@@ -82,7 +92,10 @@ class Checkpointer:
 
     def close(self) -> BaseException | None:
         """Wait until the thread of this process is done, and return the error that nothing has raised yet."""
-        error, self._written = None if self._written is None else self._written.exception(), None
+        if self._written is None:
+            return None
+        error = self._written.exception()
+        self._written = None
         return error
 
     def _copy(self, state: TrainState) -> None:
@@ -91,20 +104,25 @@ class Checkpointer:
             EMA: state.ema.averages,
             "objective": state.objective.state_dict(),
             "random": tensor_files.random_states(state.accelerator.device),
-            **{name: tensor_files.optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
         }
-        for name, by_name in tensors.items():
-            self._copies[name].update(by_name)
-        for name, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
-            self._buffers[name] = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)}
+        for name, optimizer in state.optimizers.items():
+            tensors[name] = tensor_files.optimizer_tensors(optimizer)
+        for group, by_name in tensors.items():
+            if group not in self._copies:
+                self._copies[group] = HostCopy(is_main=self._is_main)
+            self._copies[group].update(by_name)
+        for group, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
+            self._buffers[group] = {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
-    def _saved_state(self, state: TrainState) -> dict[str, Any]:
+    def _plain_state(self, state: TrainState) -> dict[str, Any]:
+        """Return what a checkpoint holds beside tensors."""
         scaler = state.accelerator.scaler
+        num_processes = state.accelerator.num_processes
         return {
             "step": state.step,
             "ema_updates": state.ema.num_updates,
-            "num_processes": state.accelerator.num_processes,
-            "clips_per_step": self.config.clips_per_step(state.accelerator.num_processes),
+            "num_processes": num_processes,
+            "clips_per_step": self.config.clips_per_step(num_processes),
             "scaler": scaler.state_dict() if scaler else None,
             "base": self.weights.base,
             "interval": dict(state.log_means.sums),
@@ -113,24 +131,27 @@ class Checkpointer:
             "latents": self.latents,
         }
 
-    def _write(self, saved: dict[str, Any]) -> None:
-        step, digests = saved["step"], dict[Path, str]()
+    def _write(self, plain: dict[str, Any]) -> None:
+        """Write a checkpoint from the copies, in the thread."""
+        step = plain["step"]
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
-        if self._group is not None:
-            digests = dict(on_every_process(lambda: self._write_shards(folder), self._group))
+        digests: dict[Path, str] = {}
+        if self._is_sharded:
+            digests.update(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
-            self._fill(folder, saved)
-            tensor_files.check_headers(folder)
+            self._write_files(folder, plain)
             best = self.run.best_step(self.config.best_metric, step)
-            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, known=digests)
+            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, digests=digests)
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
         for group, copy in self._copies.items():
-            buffers = self._buffers.get(group, ())
+            buffers = self._buffers.get(group, set())
             for name, tensor in copy.tensors.items():
-                # A buffer may be infinite, as the mask of an attention is.
-                if tensor.isnan().any() if name in buffers else not tensor.isfinite().all():
+                is_valid = not tensor.isnan().any()
+                if name not in buffers:  # a buffer may be infinite, as the mask of an attention is
+                    is_valid = bool(tensor.isfinite().all())
+                if not is_valid:
                     value = f"{name} of the {'averaged weights' if group == EMA else group}"
                     text = f"`{value}` is not finite after step {step}. No checkpoint was written."
                     raise DivergenceError(text, value)
@@ -140,68 +161,70 @@ class Checkpointer:
         return self.run.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
+        """Write the shards of this process, and return their file and its digest."""
         path = tensor_files.shard_file(folder, dist.get_rank(), dist.get_world_size())
         tensor_files.save_shards(path, {name: self._copies[name] for name in _SHARDED})
         flush([path])
         return path, digest_of(path)
 
-    def _fill(self, folder: Path, saved: dict[str, Any]) -> None:
-        latents, written = saved["latents"], (MODEL, EMA) if self._group is None else _SHARDED
-        statistics = latents and LatentStatistics(latents["mean"], latents["std"])
-        for name in (MODEL, EMA):
-            if self._group is None:
-                self.weights.save(folder, name, statistics, self._copies[MODEL].tensors | self._copies[name].tensors)
-            else:
-                self.weights.save_from_shards(folder, name, statistics)
-        for name, copy in self._copies.items():
-            if name not in written:
-                tensor_files.save_tensors(folder / f"{name}.safetensors", copy.tensors)
+    def _write_files(self, folder: Path, plain: dict[str, Any]) -> None:
+        """Write all files of a checkpoint but the shards and the manifest."""
+        statistics = None
+        if plain["latents"] is not None:
+            statistics = LatentStatistics(plain["latents"]["mean"], plain["latents"]["std"])
+        written: tuple[str, ...] = _SHARDED
+        if self._is_sharded:
+            self.weights.save_from_shards(folder, MODEL, statistics)
+            self.weights.save_from_shards(folder, EMA, statistics)
+        else:
+            written = (MODEL, EMA)
+            raw = self._copies[MODEL].tensors
+            self.weights.save(folder, MODEL, statistics, raw)
+            self.weights.save(folder, EMA, statistics, raw | self._copies[EMA].tensors)
+        for group, copy in self._copies.items():
+            if group not in written:
+                tensor_files.save_tensors(folder / f"{group}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        self.run.checkpoints.write_state(folder, saved)
+        self.run.checkpoints.write_state(folder, plain)
+        tensor_files.check_headers(folder)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
-        """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact."""
-        saved = self.run.checkpoints.read_state(folder, {*self._saved_state(state)})
-        tensor_files.check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
-        self.weights.check_base(saved["base"])
+        """Load a checkpoint, and return notes for the user: what differs, and what is not exact.
+
+        Args:
+            state: The state of the run, which is overwritten.
+            folder: The folder of the checkpoint.
+
+        Raises:
+            ValueError: The checkpoint is of another version, of another model, or of other terms.
+            DamagedError: A file is missing or damaged.
+        """
+        plain = self.run.checkpoints.read_state(folder, set(self._plain_state(state)))
+        check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
+        self.weights.check_base(plain["base"])
         with state.ema.applied():
             self.weights.load(state.autoencoder, folder, EMA)
-        state.ema.num_updates = saved["ema_updates"]
+        state.ema.num_updates = plain["ema_updates"]
         self.weights.load(state.autoencoder, folder, MODEL)
-        saved_objective, random = (load_tensors(folder / name) for name in (OBJECTIVE_FILE, "random.safetensors"))
+        objective = load_tensors(folder / OBJECTIVE_FILE)
         terms = f"that of {folder}, whose terms have weights"
         remedy = "Use the previous `objective.terms`, or another --output_dir."
-        check_tensors(state.objective.state_dict(), saved_objective, name="objective", contract=terms, remedy=remedy)
-        state.objective.load_state_dict(saved_objective)
+        check_tensors(state.objective.state_dict(), objective, name="objective", contract=terms, remedy=remedy)
+        state.objective.load_state_dict(objective)
         for name, optimizer in state.optimizers.items():
-            tensor_files.load_optimizer(optimizer, tensor_files.saved_tensors(folder, name))
+            tensor_files.load_optimizer(optimizer, folder, name)
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
-        if accelerator.scaler and saved["scaler"]:
-            accelerator.scaler.load_state_dict(saved["scaler"])
+        if accelerator.scaler and plain["scaler"]:
+            accelerator.scaler.load_state_dict(plain["scaler"])
+        random = load_tensors(folder / "random.safetensors")
         tensor_files.set_random_state(random, accelerator.process_index, accelerator.device)
-        state.log_means = IntervalMeans(saved["interval"])
-        state.num_records = saved["num_records"]
-        state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
-        self.latents = saved["latents"] if self.config.latent_clips else None
+        state.log_means = IntervalMeans(plain["interval"])
+        state.num_records = plain["num_records"]
+        state.rollbacks = [Rollback(*rollback) for rollback in plain["rollbacks"]]
+        self.latents = plain["latents"] if self.config.latent_clips else None
         if self.latents is not None:
             state.autoencoder.set_latent_statistics(LatentStatistics(self.latents["mean"], self.latents["std"]))
-        state.step = self.saved_step = saved["step"]
-        return self._notes(accelerator, saved, folder)
-
-    def _notes(self, accelerator: Accelerator, saved: dict[str, Any], folder: Path) -> list[str]:
-        notes, settings, model = [f"resuming from {folder}"], SavedSettings(folder), self.config.model
-        if (before := settings.values["model"]) != model:
-            notes.append(f"the model is now {model} instead of {before}; its weights are those of the checkpoint")
-        num_processes = accelerator.num_processes
-        num_clips = self.config.clips_per_step(num_processes)
-        if saved["clips_per_step"] != num_clips:
-            now = f"an update now has {num_clips} clips instead of {saved['clips_per_step']}"
-            notes.append(f"{now}: their order changes from here on, and the learning rates may need to change")
-        elif saved["num_processes"] != num_processes:
-            now = f"now {num_processes} processes instead of {saved['num_processes']}"
-            differs = "sums are rounded differently, and random numbers inside a model, such as for dropout, differ"
-            notes.append(f"{now}: the clips and the noise drawn for them stay the same, but {differs}")
-        if changed := settings.changes(self.config):
-            notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
-        return notes
+        state.step = plain["step"]
+        self.saved_step = state.step
+        return describe_changes(self.config, folder, plain, accelerator.num_processes)

@@ -42,21 +42,17 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
-def _open_store(timeout: timedelta) -> dist.Store:
-    """Connect to the key-value store of the processes, with separate keys for each restart.
+def _rendezvous(url: str, timeout: timedelta = _FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
+    """Find the other processes as "env://" of PyTorch does, with separate keys in their store for each restart.
 
     From version 2.4 on, `torchrun` keeps the store across restarts, and with it the old addresses
     (https://github.com/pytorch/pytorch/issues/135712). The number of a restart is the same everywhere on one machine
     only; on several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each restart its own store.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_one_machine else store
-
-
-def _rendezvous(url: str, timeout: timedelta = _FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
-    """Find the other processes as "env://" of PyTorch does, with the store of `_open_store`."""
-    yield _open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, rank, num_ranks = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    yield store, rank, num_ranks
 
 
 if dist.is_available():
@@ -65,10 +61,12 @@ if dist.is_available():
 
 def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     """Return lines for the console: the device, the number of processes, the sharding, the precision."""
-    processes = f" in each of {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-    sharded = f", weights sharded by {sharding}" if sharding != "none" else ""
-    precision = accelerator.mixed_precision
-    lines = [f"computing on {accelerator.device.type}{processes}{sharded}, mixed precision: {precision}"]
+    line = f"computing on {accelerator.device.type}"
+    if accelerator.num_processes > 1:
+        line += f" in each of {accelerator.num_processes} processes"
+    if sharding != "none":
+        line += f", weights sharded by {sharding}"
+    lines = [f"{line}, mixed precision: {accelerator.mixed_precision}"]
     is_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if is_on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1:
         lines.append("`accelerate launch --cpu` starts one process for any --num_processes; use `torchrun` instead")
@@ -98,8 +96,11 @@ def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
 
 def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
     """Call a function in the first process only, and return its result, or raise its error, in every process."""
-    (outcome,) = broadcast_object_list([_outcome_of(call) if accelerator.is_main_process else None])
-    return _result_of(outcome)
+    outcomes: list[Any] = [None]
+    if accelerator.is_main_process:
+        outcomes = [_outcome_of(call)]
+    broadcast_object_list(outcomes)
+    return _result_of(outcomes[0])
 
 
 def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
@@ -108,7 +109,7 @@ def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> 
         return [call()]
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(outcomes, _outcome_of(call), group)
-    return [_result_of(each) for each in outcomes]
+    return [_result_of(outcome) for outcome in outcomes]
 
 
 def _outcome_of(call: Callable[[], T]) -> T | Exception:
@@ -135,7 +136,9 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
 
 def any_rank(value: bool, device: torch.device) -> bool:
     """Return whether `value` is true on at least one process. Every process gets the same answer."""
-    return any(all_gather(torch.tensor(float(value), device=device))) if num_ranks() > 1 else value
+    if num_ranks() == 1:
+        return value
+    return any(all_gather(torch.tensor(float(value), device=device)))
 
 
 def broadcast_module(module: nn.Module) -> None:
@@ -149,23 +152,32 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace gradients by their means over the processes; one that only some of these have is 0 in the others."""
     if num_ranks() == 1:
         return
-    parameters = [*parameters]
-    num_ranks_with = torch.tensor([float(each.grad is not None) for each in parameters], device=parameters[0].device)
+    parameters = list(parameters)
+    has_gradient = [float(parameter.grad is not None) for parameter in parameters]
+    num_ranks_with = torch.tensor(has_gradient, device=parameters[0].device)
     dist.all_reduce(num_ranks_with)
+    gradients = []
     for parameter, count in zip(parameters, num_ranks_with.tolist(), strict=True):
-        if count and parameter.grad is None:
+        if count == 0:
+            continue
+        if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients.append(parameter.grad)
     for bucket in _take_tensors(gradients, _BUCKET_BYTES):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         flat /= num_ranks()
-        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        means = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, mean in zip(bucket, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
 def shard(model: nn.Module) -> None:
-    """Shard `model` in place over all processes (FSDP2, arXiv:2304.11277), so that parameters become `DTensor`s."""
+    """Shard `model` in place over all processes (FSDP2, arXiv:2304.11277), so that parameters become `DTensor`s.
+
+    Raises:
+        ValueError: A weight has no dimension to split.
+    """
     from torch.distributed.fsdp import fully_shard
 
     for name, weight in model.named_parameters():
@@ -173,7 +185,9 @@ def shard(model: nn.Module) -> None:
             raise argument_error("sharding", "none for a model with a 0-d weight", name, "Train it without sharding.")
     for block in fsdp_blocks(model):
         fully_shard(block)
-        _write_back_caches(block)
+        hooks = _CacheHooks()
+        block.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)  # before FSDP2's own hook
+        block.register_forward_hook(hooks.after, with_kwargs=True)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
     fully_shard(model, reshard_after_forward=True)
@@ -192,30 +206,30 @@ def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
                 yield item
 
 
-def _write_back_caches(block: nn.Module) -> None:
-    """Copy a sharded block's changes to the lists and dicts among its arguments back to the caller's.
+class _CacheHooks:
+    """Copies a sharded block's changes to the lists and dicts among its arguments back to the caller's.
 
     FSDP2 calls a block with copies of these if they hold tensors with a graph. Causal models keep frames from chunk to
-    chunk in them, Wan in a list and `CausalVAE` in a dict; without this hook they would silently stay empty.
+    chunk in them, Wan in a list and `CausalVAE` in a dict; without these hooks they would silently stay empty.
     """
-    callers: list[Any] = []
 
-    def caches_in(args: tuple[object, ...], kwargs: dict[str, object]) -> list[Any]:
-        return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
+    def __init__(self) -> None:
+        self._callers: list[Any] = []
 
-    def before(module: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        callers[:] = caches_in(args, kwargs)
+    def before(self, module: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        self._callers = _caches_in(args, kwargs)
         call = CheckpointedCall.running()
         if call and not call.is_first_run:  # older PyTorch recomputes a second chunk with sharded weights
             module.unshard()
 
-    def after(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-        for original, copied in zip(callers, caches_in(args, kwargs), strict=True):
+    def after(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        for original, copied in zip(self._callers, _caches_in(args, kwargs), strict=True):
             overwrite(original, copied)
-        callers.clear()
+        self._callers = []
 
-    block.register_forward_pre_hook(before, prepend=True, with_kwargs=True)  # before FSDP2's own hook
-    block.register_forward_hook(after, with_kwargs=True)
+
+def _caches_in(args: tuple[object, ...], kwargs: dict[str, object]) -> list[Any]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -233,3 +247,21 @@ def local_shard(tensor: Tensor) -> Tensor:
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process has to call this. Return other tensors unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def copy_whole(whole: Tensor, *, into: Tensor) -> None:
+    """Copy a whole tensor, the same in every process, into one that may be sharded."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if is_sharded(into):
+        # Without a source rank, each process cuts its shard out of its own tensor.
+        whole = distribute_tensor(whole.to(into.device), into.device_mesh, into.placements, src_data_rank=None)
+    into.copy_(whole)
+
+
+def shard_offsets(tensor: Tensor) -> list[int]:
+    """Return where the shard of this process begins in the whole tensor, in each dimension; 0 if it is not sharded."""
+    if not is_sharded(tensor):
+        return [0] * tensor.ndim
+    (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
+    return list(chunk.offsets)

@@ -17,7 +17,11 @@ _HUB_ERRORS: tuple[type[Exception], ...] = (HFValidationError, *HfHubHTTPError._
 
 
 def create_repository(name: str) -> str:
-    """Create the repository for the upload, if it does not exist, and return its full name."""
+    """Create the repository for the upload, if it does not exist, and return its full name.
+
+    Raises:
+        ValueError: If it cannot be created, for instance without a login.
+    """
     try:
         return create_repo(name, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
@@ -26,14 +30,30 @@ def create_repository(name: str) -> str:
 
 
 def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
-    """Upload a checkpoint's averaged weights, and a model card with the last metrics and the model's origin, `base`."""
-    config = (folder := checkpoint / "ema") / CONFIG_FILE
-    library = "diffusers" if config.is_file() and "_diffusers_version" in read_json(config) else "telecine"
-    is_public = base and is_hub_name(base) and not Path(base).exists()  # local paths are private
+    """Upload the averaged weights of a checkpoint, with a model card.
+
+    Args:
+        repo_id: The full name of the repository.
+        checkpoint: The folder of the checkpoint.
+        base: The model from which the run started. The card names it if it is on the Hub.
+        metrics: The last metrics by name, for the card.
+        steps: The number of updates, for the card.
+
+    Raises:
+        ValueError: If the upload fails.
+    """
+    folder = checkpoint / "ema"
+    config = folder / CONFIG_FILE
+    library = "telecine"
+    if config.is_file() and "_diffusers_version" in read_json(config):
+        library = "diffusers"
+    origin = ""
+    if base and is_hub_name(base) and not Path(base).exists():  # local paths are private
+        origin = f" from {base}"
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    names = {"library": library, "name": repo_id, "base": f" from {base}" if is_public else ""}
-    card = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
-    (folder / "README.md").write_text(card.format(**names, figures=figures, steps=steps), encoding="utf-8")
+    template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    card = template.format(library=library, name=repo_id, base=origin, figures=figures, steps=steps)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     try:
         upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
     except _HUB_ERRORS as error:

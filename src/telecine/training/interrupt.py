@@ -23,24 +23,28 @@ class StopRequest:
 def stop_on_signal(*, acknowledge: bool = True, at_once: Interrupted | None = None) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 
-    Standard error acknowledges it if asked to. Where there is nothing to save yet, the first raises `at_once`.
     Python handles signals in the main thread only; in other threads this does nothing.
+
+    Args:
+        acknowledge: Whether to write a line to standard error after the first signal.
+        at_once: An error that the first signal raises, for a block that has nothing to save.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    if (hangup := getattr(signal, "SIGHUP", None)) and previous[hangup] == signal.SIG_IGN:  # as below `nohup`
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and previous[hangup] == signal.SIG_IGN:  # as below `nohup`
         del previous[hangup]
 
     def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous[signal.Signals(number)])
-        if at_once:
+        if at_once is not None:
             raise at_once
-        is_first, request.is_set = not request.is_set, True
-        if acknowledge and is_first:
+        if acknowledge and not request.is_set:
             _acknowledge()
+        request.is_set = True
 
     for number in previous:
         signal.signal(number, handle)

@@ -1,13 +1,15 @@
 """Latents of training clips: posteriors that are kept on the disk, and the statistics that a checkpoint carries."""
 
+import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,9 +29,10 @@ from telecine.models import DeterministicPosterior, DiagonalGaussian, Posterior,
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.pretrained import digest_of_encoder, safetensors_write
 from telecine.training.distributed import on_first_process
+from telecine.training.logging import print_lines
 from telecine.training.state import TrainState
-from telecine.training.tensor_files import architecture_of
 from telecine.training.trainable import trains_encoder
+from telecine.training.weight_files import architecture_of
 
 _IDENTITY_FILE = "identity.json"
 _PATTERN = "latents-*.safetensors"
@@ -54,8 +57,8 @@ class LatentCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
-        self._new: dict[str, Tensor] = {}
-        self._new_orders: dict[str, str] = {}
+        self._new: dict[str, Tensor] = {}  # that are not written yet
+        self._new_orders: dict[str, str] = {}  # of their axes in memory
         self._intact: set[Path] = set()  # whose digest was compared, when they were first read
         self.find_files()
 
@@ -63,35 +66,41 @@ class LatentCache:
         """Find the files that this and other processes have written."""
         for path in self.folder.glob(_PATTERN):
             with _opened(path) as file:
-                self._files.update(dict.fromkeys(file.keys(), path))
+                for key in file.keys():  # noqa: SIM118 - a file is no dict
+                    self._files[key] = path
 
     def __contains__(self, name: str) -> bool:
         return f"{name}/{_MEAN}" in self._files
 
     def add(self, names: Sequence[str], posterior: Posterior) -> int:
-        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped."""
-        moments = {moment: tensor.cpu() for moment, tensor in _moments_of(posterior).items()}
-        for moment, tensor in moments.items():
+        """Add the posteriors of a batch of clips, and return the bytes of one. Clips that the cache has are skipped."""
+        bytes_of_clip = 0
+        for moment, on_device in _moments_of(posterior).items():
+            tensor = on_device.cpu()
+            bytes_of_clip += tensor[0].nbytes
             axes = _memory_order(tensor[0])
             for index, name in enumerate(names):
-                if name not in self:
-                    key = f"{name}/{moment}"
-                    self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
-                    self._new_orders[key] = " ".join(map(str, axes))
+                if name in self:
+                    continue
+                key = f"{name}/{moment}"
+                self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
+                self._new_orders[key] = " ".join(str(axis) for axis in axes)
         if sum(tensor.nbytes for tensor in self._new.values()) >= _FILE_BYTES:
             self.write()
-        return sum(tensor[0].nbytes for tensor in moments.values())
+        return bytes_of_clip
 
     def write(self) -> None:
         """Write the posteriors that were added since the last call."""
         if not self._new:
             return
         path = self.folder / _PATTERN.replace("*", uuid.uuid4().hex)
+        metadata = {**self._new_orders, _DIGEST: _digest_of(self._new, self._new_orders)}
         with safetensors_write(path):
-            metadata = self._new_orders | {_DIGEST: _digest_of(self._new, self._new_orders)}
             atomic_write(path, lambda partial: save_file(self._new, partial, metadata=metadata))
-        self._files.update(dict.fromkeys(self._new, path))
-        self._new, self._new_orders = {}, {}
+        for key in self._new:
+            self._files[key] = path
+        self._new = {}
+        self._new_orders = {}
 
     def read(self, names: Sequence[str], device: torch.device) -> Posterior:
         """Return the posteriors of clips as a batch on `device`; raise a `ValueError` if one is missing."""
@@ -104,7 +113,7 @@ class LatentCache:
         tensors = [self._tensor(f"{name}/{moment}") for name in names]
         axes = _memory_order(tensors[0])
         stacked = torch.stack([tensor.permute(axes) for tensor in tensors])
-        return stacked.permute(0, *(1 + axes.index(axis) for axis in range(len(axes))))
+        return stacked.permute(0, *[1 + axis for axis in _inverse(axes)])
 
     def _tensor(self, key: str) -> Tensor:
         if key not in self._files:
@@ -114,12 +123,14 @@ class LatentCache:
         with _opened(path) as file:
             metadata = file.metadata()
             if path not in self._intact and _DIGEST in metadata:
-                found = _digest_of({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
-                if found != metadata[_DIGEST]:
-                    raise _damaged(path, f"other values ({_DIGEST} {found})")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = _digest_of(tensors, metadata)
+                if digest != metadata[_DIGEST]:
+                    raise _damaged(path, f"other values ({_DIGEST} {digest})")
             self._intact.add(path)
             axes = [int(axis) for axis in metadata[key].split()]
-            return cast(Tensor, file.get_tensor(key).permute([axes.index(axis) for axis in range(len(axes))]))
+            tensor: Tensor = file.get_tensor(key)
+            return tensor.permute(_inverse(axes))
 
 
 def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
@@ -136,7 +147,13 @@ def _damaged(path: Path, got: str) -> Exception:
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
+    """Return the axes of a tensor, that of the largest stride first."""
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
+
+
+def _inverse(axes: list[int]) -> list[int]:
+    """Return the permutation that undoes another one."""
+    return [axes.index(axis) for axis in range(len(axes))]
 
 
 def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
@@ -160,34 +177,54 @@ def _opened(path: Path) -> Iterator[Any]:
 def open_cache(
     folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
 ) -> LatentCache | None:
-    """Return the cache in a folder, which is created if needed; None without one. Every process has to call this."""
+    """Return the cache in a folder, which is created if needed. Every process has to call this.
+
+    Args:
+        folder: `TrainConfig.latent_cache`; without one there is no cache.
+        model: The autoencoder of the run.
+        clips: The clips to train on.
+        accelerator: The processes and the precision.
+
+    Raises:
+        ValueError: If the encoder is trained, or the folder has latents of another encoder, other data or clips.
+    """
     if folder is None:
         return None
     if model.latent_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
     check_output("latent_cache", None, folder)
-    path, precision = Path(folder), accelerator.mixed_precision
-    on_first_process(lambda: _check_identity(path, identity_of(model.latent_model, clips, precision)), accelerator)
-    return LatentCache(path)
+
+    def check() -> None:
+        _check_identity(Path(folder), identity_of(model.latent_model, clips, accelerator.mixed_precision))
+
+    on_first_process(check, accelerator)
+    return LatentCache(Path(folder))
 
 
 def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
-    """Return what the latents of clips depend on, by name."""
-    digest = sha256()
-    for span in clips.spans:  # the name, size and modification time of each file, and its frames that are used
+    """Return what the latents of clips depend on, by name.
+
+    Args:
+        encoder: The model that encodes.
+        clips: The clips, of which the files and their modification times count.
+        mixed_precision: The precision of the encoder, `TrainConfig.mixed_precision`.
+    """
+    data = sha256()
+    for span in clips.spans:
         source = span.info.path
-        digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
-    settings = clips.config.identity().items()
-    return {
+        data.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
+    identity: dict[str, object] = {
         "format": _FORMAT,
         "architecture": architecture_of(encoder),
         "encoder": digest_of_encoder(encoder),
         "mixed_precision": mixed_precision,
-        "data": digest.hexdigest(),
+        "data": data.hexdigest(),
         "seed": clips.seed,
-        **{f"clips.{name}": list(value) if isinstance(value, tuple) else value for name, value in settings},
     }
+    for name, value in clips.config.identity().items():
+        identity[f"clips.{name}"] = list(value) if isinstance(value, tuple) else value
+    return identity
 
 
 def _check_identity(folder: Path, identity: dict[str, object]) -> None:
@@ -198,7 +235,8 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         write_json(path, identity)
         return
     saved = {"clips.weighting": "frames"} | read_json(path)  # telecine 0.2 had no other
-    if changed := [name for name, value in identity.items() if saved.get(name) != value]:
+    changed = [name for name, value in identity.items() if saved.get(name) != value]
+    if changed:
         contract = "a folder of latents of this encoder, data and clips"
         got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
@@ -206,14 +244,17 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
 
 def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
-    needed, batches, num_missing = set[str](), list[int](), 0
+    names: set[str] = set()
+    missing: set[str] = set()
+    batches: list[int] = []
     for position, number in enumerate(sampler.batches):
-        new = set(clips.names_of(sampler.items(position))) - needed
-        unknown = sum(name not in cache for name in new)
-        batches += [number] if unknown else []
-        num_missing += unknown
-        needed |= new
-    return batches, num_missing, len(needed)
+        new = set(clips.names_of(sampler.items(position))) - names
+        new_missing = {name for name in new if name not in cache}
+        if new_missing:
+            batches.append(number)
+        names |= new
+        missing |= new_missing
+    return batches, len(missing), len(names)
 
 
 def fill_latent_cache(
@@ -224,31 +265,44 @@ def fill_latent_cache(
     console: Console,
     before_each: Callable[[], None],
 ) -> None:
-    """Encode the clips of a sampler, which has the batches of all processes, that are not in the cache.
+    """Encode the clips that are not in the cache. Every process has to call this; they share the batches.
 
-    The processes share the batches; every process has to call this. It calls `before_each` before each batch, equally
-    often on every process. Encoded clips are written to the disk also after an error, such as one of `before_each`.
+    Encoded clips are written to the disk also after an error, such as one of `before_each`.
+
+    Args:
+        cache: The cache to fill.
+        state: The autoencoder and its device.
+        clips: The clips to train on.
+        sampler: The batches of all processes.
+        console: Where progress is printed.
+        before_each: Called before each batch, equally often on every process.
+
+    Raises:
+        ValueError: If the disk has too little space.
     """
     accelerator = state.accelerator
-    rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
+    find_missing = partial(_find_missing, cache, clips, sampler)
+    missing, num_missing, num_clips = on_first_process(find_missing, accelerator)
     if num_clips == 0:
         return
-    found = num_clips - num_missing
-    console.print(f"{num_clips} clips, the latents of {found} of them in {cache.folder}", soft_wrap=True)
+    num_cached = num_clips - num_missing
+    print_lines(console, [f"{num_clips} clips, the latents of {num_cached} of them in {cache.folder}"])
     if clips.config.num_clips is not None and clips.config.augments:
         console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
-    own = replace(sampler, batches=missing[rank::num_ranks])
-    videos = iter(ClipLoader(clips, own))
-    positions = range(-(-len(missing) // num_ranks))
+    num_ranks = accelerator.num_processes
+    sampler_of_rank = replace(sampler, batches=missing[accelerator.process_index :: num_ranks])
+    videos = iter(ClipLoader(clips, sampler_of_rank))
+    positions: Iterable[int] = range(math.ceil(len(missing) / num_ranks))
+    if accelerator.is_main_process:
+        positions = with_progress(positions, "encoding")
     try:
-        for position in with_progress(positions, "encoding") if accelerator.is_main_process else positions:
+        for position in positions:
             before_each()
-            if position < len(own):
+            if position < len(sampler_of_rank):
                 video = next(videos)["video"].to(accelerator.device)
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
-                size = cache.add(clips.names_of(own.items(position)), posterior)
+                size = cache.add(clips.names_of(sampler_of_rank.items(position)), posterior)
                 if position == 0:
                     _check_disk(cache.folder, size * num_missing)
     finally:
@@ -258,9 +312,10 @@ def fill_latent_cache(
 
 
 def _check_disk(folder: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(folder).free):
-        contract, remedy = f"on a disk with {gigabytes(size)} free", "Use another disk, or a smaller `clips.num_clips`."
-        raise argument_error("latent_cache", contract, gigabytes(free), remedy)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        remedy = "Use another disk, or a smaller `clips.num_clips`."
+        raise argument_error("latent_cache", f"on a disk with {gigabytes(size)} free", gigabytes(free), remedy)
 
 
 @torch.no_grad()
@@ -271,19 +326,27 @@ def measure_latents(
     accelerator: Accelerator,
     check: Callable[[Exception | None], None],
 ) -> LatentStatistics | None:
-    """Return statistics of the posterior's mode over the first `num_clips` clips; None if the model offers no latent.
+    """Return statistics of the posterior's mode over the first clips; None if the model offers no latent.
 
     The processes share the clips, and the result is the same for any number of processes. Every process has to call
-    this. It calls `check` after reading each clip, with the error if that failed, which has to raise one everywhere.
-    The whole `forward` runs: sharded weights are gathered there only.
+    this. The whole `forward` runs: sharded weights are gathered there only.
+
+    Args:
+        model: The autoencoder.
+        clips: The clips to train on.
+        num_clips: The number of clips to measure.
+        accelerator: The device and the processes.
+        check: Called after reading each clip, with the error if that failed, which has to raise one everywhere.
     """
     was_training = model.training
     model.eval()
-    moments, world = ChannelMoments(), accelerator.num_processes
+    moments = ChannelMoments()
+    num_ranks = accelerator.num_processes
+    # Equally many clips on each process: sharded models compute together.
+    num_steps = math.ceil(num_clips / num_ranks)
     try:
-        # Equally many clips on each process: sharded models compute together.
-        for index in range(accelerator.process_index, -(-num_clips // world) * world, world):
-            error = None
+        for index in range(accelerator.process_index, num_steps * num_ranks, num_ranks):
+            error: DataError | OSError | None = None
             try:
                 video = clips[index % num_clips]["video"][None].to(accelerator.device)
             except (DataError, OSError) as unreadable:
@@ -297,20 +360,25 @@ def measure_latents(
             moments.add(latent)
     finally:
         model.train(was_training)
-    if world > 1:
+    if num_ranks > 1:
         moments.sums = accelerator.reduce(moments.sums.to(accelerator.device), "sum").cpu()
     return moments.statistics()
 
 
 def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """Return the changes of a model's normalisation of the latent, in one line."""
-    changed = {name: value for name, value in after.items() if value != before.get(name)}
-    shown = (f"{name} {_shown(before.get(name))} -> {_shown(value)}" for name, value in changed.items())
-    return "; ".join(shown) or "nothing"
+    changes: list[str] = []
+    for name, value in after.items():
+        if value != before.get(name):
+            changes.append(f"{name} {_short(before.get(name))} -> {_short(value)}")
+    return "; ".join(changes) or "nothing"
 
 
-def _shown(value: object) -> str:
+def _short(value: object) -> str:
+    """Return a number, or the first numbers of a channel-wise value."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if not isinstance(value, (list, tuple)):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-    more = " ..." if len(value) > _NUM_SHOWN else ""
-    return " ".join(f"{number:.3g}" for number in value[:_NUM_SHOWN]) + more
+        return str(value)
+    text = " ".join(f"{number:.3g}" for number in value[:_NUM_SHOWN])
+    return f"{text} ..." if len(value) > _NUM_SHOWN else text

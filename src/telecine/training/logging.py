@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
@@ -35,7 +35,9 @@ class IntervalMeans:
     """Means of the logged values over the updates since the last record; a checkpoint may have saved their `sums`."""
 
     def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None) -> None:
-        self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
+        self.sums: dict[str, tuple[float, int]] = {}
+        for name, (total, count) in (sums or {}).items():
+            self.sums[name] = (total, count)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Add the values of one update. Not every update needs to have every value."""
@@ -45,31 +47,37 @@ class IntervalMeans:
 
     def pop(self) -> dict[str, float]:
         """Return the mean of each value, and start the next interval."""
-        sums, self.sums = self.sums, {}
-        return {name: total / count for name, (total, count) in sums.items()}
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
 
 
 class Monitor:
     """Shows progress: a bar on a terminal, otherwise a line every `SECONDS_BETWEEN_LINES`.
 
-    Of `num_steps` updates, `start` were done before. `batch_size` is the number of clips in one, over all processes.
+    Args:
+        console: Where progress is shown.
+        num_steps: The number of updates of the run.
+        start: The number of updates that were done before.
+        batch_size: The number of clips in an update, over all processes.
     """
 
     def __init__(self, console: Console, *, num_steps: int, start: int, batch_size: int) -> None:
-        self.console, self.num_steps, self.batch_size = console, num_steps, batch_size
-        self.clips_per_second = self._seconds = 0.0
-        self._last_update, self._last_line = time.perf_counter(), time.monotonic()
-        self._progress = Progress(
+        self.console = console
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.clips_per_second = 0.0
+        self._seconds = 0.0  # of an update, as a moving average
+        self._last_update = time.perf_counter()
+        self._last_line = time.monotonic()
+        columns: list[ProgressColumn] = [
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            *([TimeElapsedColumn()] if console.width >= _WIDE else []),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            BarColumn(bar_width=None),
-            console=console,
-            disable=not console.is_terminal,
-            expand=True,
-        )
+        ]
+        if console.width >= _WIDE:
+            columns.append(TimeElapsedColumn())
+        columns += [TimeRemainingColumn(), TextColumn("left"), BarColumn(bar_width=None)]
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
         self._task = self._progress.add_task("", total=num_steps, completed=start, numbers="")
 
     def __enter__(self) -> "Monitor":
@@ -87,8 +95,10 @@ class Monitor:
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the values of the latest update; `step` updates are done."""
         now = time.perf_counter()
-        seconds, self._last_update = now - self._last_update, now
-        self._seconds += (_NEWEST_WEIGHT if self._seconds else 1.0) * (seconds - self._seconds)
+        seconds = now - self._last_update
+        self._last_update = now
+        is_first = self._seconds == 0
+        self._seconds += (1.0 if is_first else _NEWEST_WEIGHT) * (seconds - self._seconds)
         self.clips_per_second = self.batch_size / self._seconds
         numbers = self._numbers(values)
         self._progress.update(self._task, completed=step, numbers=numbers)
@@ -102,7 +112,8 @@ class Monitor:
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
         if self.console.is_terminal and self.console.width < _WIDE:
             return numbers
-        numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
+        if values["train/adaptive_weight"]:
+            numbers += f"  w {values['train/adaptive_weight']:.2f}"
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
 
 
@@ -124,9 +135,11 @@ class ReconstructionGradient:
 
     @torch.no_grad()
     def _measure(self, gradient: Tensor) -> None:
-        by_frame = _frame_norms(gradient)
-        shares = by_frame / by_frame.mean() if len(by_frame) > 1 else ()
-        self.log = {History.gradient_of_frame(index): share for index, share in enumerate(shares)}
+        self.log = {}
+        norms = _frame_norms(gradient)
+        if len(norms) > 1:
+            for frame, share in enumerate(norms / norms.mean()):
+                self.log[History.gradient_of_frame(frame)] = share
         if self._adversarial is not None:
             adversarial = _frame_norms(self._adversarial).norm()
             rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()

@@ -1,4 +1,4 @@
-"""What a resumed run takes over, its time and memory, and what may change: settings and data are compared."""
+"""What may change when a run resumes: settings and data are compared with those of its checkpoint."""
 
 import os
 from collections.abc import Mapping
@@ -7,92 +7,175 @@ from typing import Any
 
 from telecine.base.checks import argument_error, describe
 from telecine.runs.run import Run, RunSummary
-from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
+from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
-from telecine.settings.group import Settings
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
 
+# The settings that choose the held-out clips.
+_CLIP_CHOICE = (
+    "num_frames",
+    "height",
+    "width",
+    "stride",
+    "image_ratio",
+    "max_pixels",
+    "val_fraction",
+    "bit_depth",
+    "layout",
+    "range",
+)
+# Groups of settings that decide which weights exist, and their shapes.
+_NETWORK_GROUPS = ("causal_vae.", "discriminator.", "trainable.")
+# The discriminators' linear heads depend on the size of the clips.
+_NETWORK_SETTINGS = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
+# Where discriminators started; they are now those of the checkpoint.
+_STARTS = ("discriminator.init", "discriminator.init_optimizer")
+
 
 def check_records(run: Run) -> list[str]:
-    """Refuse to remove the records of a run that surely had a checkpoint; return what to say if others are removed."""
-    last, saved = run.history.last_step(), read_saved_settings(run.folder)
-    if last > 2 * saved.get("save_every", last):  # the second checkpoint waits for the first one
+    """Return what to say if records are removed because their run has no checkpoint.
+
+    Raises:
+        ValueError: The run surely had a checkpoint: its records go beyond two times `save_every`.
+    """
+    last = run.history.last_step()
+    save_every = read_saved_settings(run.folder).get("save_every", last)
+    if last > 2 * save_every:  # the second checkpoint waits for the first one
         got = f"{run.folder}, with records up to step {last}, whose checkpoints are gone"
         remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
         raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
-    return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"] if last else []
+    if last == 0:
+        return []
+    return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"]
 
 
 class SavedSettings:
     """The settings of a checkpoint, beside which a run that resumes from it puts its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.values = folder, read_saved_settings(folder)
+        self.folder = folder
+        self.values = read_saved_settings(folder)
 
-    def changes(self, config: Settings) -> list[str]:
+    def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, but for the model and the folder.
 
         A setting that an older version lacked had its default.
         """
-        given = self.values, plain_settings(config), plain_settings(TrainConfig())
-        saved, now, default = (flat_settings(_with_removed(each)) for each in given)
-        return [
-            f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
-            for setting in side_by_side_settings([saved, now])
-            if setting.differs and setting.name not in ("model", "output_dir")
-            if setting.name in saved or now[setting.name] != default.get(setting.name)
-        ]
+        saved = flat_settings(_with_removed(self.values))
+        now = flat_settings(_with_removed(plain_settings(config)))
+        default = flat_settings(_with_removed(plain_settings(TrainConfig())))
+        changes = []
+        for name in dict.fromkeys([*saved, *now]):
+            if name in ("model", "output_dir"):
+                continue
+            before = saved.get(name, default.get(name, "not set"))
+            after = now.get(name, "not set")
+            if before != after:
+                changes.append(f"{name} {before} -> {after}")
+        return changes
 
     def check_data(self, data: str | None, *, is_same: bool) -> None:
-        """Raise a `ValueError` for other `data`; in another place, its files and held-out clips may be the same."""
+        """Check that the run trains on the data of its checkpoint, which may be in another place.
+
+        Args:
+            data: The folder or list of videos; None for the sample videos.
+            is_same: Whether files and held-out clips are the same, or not known yet.
+
+        Raises:
+            ValueError: The data differs.
+        """
         saved = self.values["data"]
-        places = {path and os.path.realpath(path) for path in (saved, data)}
-        if len(places) > 1 and (None in places or not is_same):
-            remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-            raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
+        if saved == data:
+            return
+        if saved and data and (is_same or os.path.realpath(saved) == os.path.realpath(data)):
+            return
+        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+        raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-    def check_clips(self, config: Settings, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
-        """Return what has changed of the data since the summary `before`; `data` is that of `Clips.recorded`.
+    def check_clips(self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
+        """Return what has changed of the data.
 
-        Raise a `ValueError` for other data, or other held-out clips with the same settings: metrics would not compare.
+        Args:
+            config: The settings of the run.
+            before: The summary of the run before it was resumed; None if it was not recorded.
+            data: What `Clips.recorded` returns: counts, a digest of the files, the held-out clips.
+
+        Raises:
+            ValueError: The data is other data, or the held-out clips differ with the same settings: metrics would not
+                compare.
         """
         now = plain_settings(config)
-        found = None if before is None or now["val_data"] else (before.data_sha256, before.validation)
-        self.check_data(now["data"], is_same=found == (data["data_sha256"], data["validation"]))
+        is_same = False
+        if before is not None and not now["val_data"]:
+            is_same = before.data_sha256 == data["data_sha256"] and before.validation == data["validation"]
+        self.check_data(now["data"], is_same=is_same)
         if before is None:
             return []
-        numbers = ("num_videos", "videos"), ("num_images", "images"), ("num_skipped", "skipped files")
-        pairs = {words: (getattr(before, name), data[name]) for name, words in (*numbers, ("num_frames", "frames"))}
+        pairs = {
+            "videos": (before.num_videos, data["num_videos"]),
+            "images": (before.num_images, data["num_images"]),
+            "skipped files": (before.num_skipped, data["num_skipped"]),
+            "frames": (before.num_frames, data["num_frames"]),
+        }
         changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
-        if before.data_sha256 not in ("", data["data_sha256"]):
-            changes = changes or ["files of other sizes, names or frames"]
-        is_same_choice = _choice_of_clips(self.values) == _choice_of_clips(now)
-        if is_same_choice and before.validation != data["validation"]:
+        if not changes and before.data_sha256 not in ("", data["data_sha256"]):
+            changes = ["files of other sizes, names or frames"]
+        if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(now):
             got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
 
-    def check_networks(self, config: Settings) -> None:
-        """Raise a `ValueError` for the first setting that differs and changes the networks."""
+    def check_networks(self, config: TrainConfig) -> None:
+        """Check that no setting that changes the networks differs.
+
+        Raises:
+            ValueError: Such a setting differs; it is the first one.
+        """
         if "gan" not in self.values["objective"]:
             contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        default, old, now = map(_network_settings, (plain_settings(TrainConfig()), self.values, plain_settings(config)))
-        saved = default | old  # an older version lacks new settings
-        for name, value in now.items():
+        saved = _network_settings(plain_settings(TrainConfig()))  # an older version lacks new settings
+        saved.update(_network_settings(self.values))
+        for name, value in _network_settings(plain_settings(config)).items():
             if saved.get(name) != value:
                 remedy = "Use the previous value, or another --output_dir."
                 raise argument_error(name, f"{saved.get(name)!r} as in {self.folder}", describe(value), remedy)
 
 
-def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
+def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any], num_processes: int) -> list[str]:
+    """Return notes for the user of a run that resumes: what differs, and what is not exact.
+
+    Args:
+        config: The settings of the run.
+        folder: The folder of the checkpoint.
+        saved: The plain values of the checkpoint, with "clips_per_step" and "num_processes".
+        num_processes: The number of processes that train now.
+    """
+    notes = [f"resuming from {folder}"]
+    settings = SavedSettings(folder)
+    model = settings.values["model"]
+    if model != config.model:
+        notes.append(f"the model is now {config.model} instead of {model}; its weights are those of the checkpoint")
+    num_clips = config.clips_per_step(num_processes)
+    if saved["clips_per_step"] != num_clips:
+        now = f"an update now has {num_clips} clips instead of {saved['clips_per_step']}"
+        notes.append(f"{now}: their order changes from here on, and the learning rates may need to change")
+    elif saved["num_processes"] != num_processes:
+        now = f"now {num_processes} processes instead of {saved['num_processes']}"
+        differs = "sums are rounded differently, and random numbers inside a model, such as for dropout, differ"
+        notes.append(f"{now}: the clips and the noise drawn for them stay the same, but {differs}")
+    changes = settings.changes(config)
+    if changes:
+        notes.append(f"settings changed since the checkpoint: {', '.join(changes)}")
+    return notes
+
+
+def _clip_choice(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; the defaults of those that an older version lacks."""
-    which = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
-    names = (*which, "bit_depth", "layout", "range")
-    return [settings.get("val_data"), settings.get("val_clips"), *(clips[name] for name in names)]
+    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in _CLIP_CHOICE]]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -104,18 +187,15 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
     # Plain values: functions of the user's that a saved file names are not imported.
     flat = dict(flat_items(_with_removed(settings)))
-    groups = ("causal_vae.", "discriminator.", "trainable.")
-    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
-    others = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
-    networks |= {name: value for name, value in flat.items() if name.startswith(groups) or name in others}
-    for name in ("init", "init_optimizer"):  # where they started; they are now those of the checkpoint
-        networks.pop(f"discriminator.{name}", None)
+    names = [name for name in flat if name.startswith(_NETWORK_GROUPS) or name in _NETWORK_SETTINGS]
+    networks.update({name: flat[name] for name in names if name not in _STARTS})
     networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
-    saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
-    for name in (f"objective.{weight}" for weight in (*saved, "adaptive_weight.decay")):
-        is_on = any(flat.get(name + part, 0) > 0 for part in ("", ".weight", ".initial"))
+    weights = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
+    for weight in (*weights, "adaptive_weight.decay"):
+        name = f"objective.{weight}"
+        is_on = flat.get(name, 0) > 0 or flat.get(f"{name}.weight", 0) > 0 or flat.get(f"{name}.initial", 0) > 0
         networks[name] = "above 0" if is_on else "0"
     return networks

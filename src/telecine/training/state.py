@@ -28,19 +28,26 @@ class MovingAverage:
     After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights:
     until `decay`, in [0, 1), is reached, it spans the last tenth of all updates. The first update copies the weights.
     PyTorch's `AveragedModel` would copy frozen weights and buffers, too. Each process averages its own shards.
+
+    Args:
+        model: The model, whose trained weights are copied.
+        decay: The largest decay, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.num_updates = decay, 0
+        self.decay = decay
+        self.num_updates = 0
         self.current = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.averages = {name: weight.detach().clone() for name, weight in self.current.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the model's current weights."""
-        num = self.num_updates
-        decay = min(self.decay, (1 + num) / (10 + num)) if num else 0.0
-        averages, current = ([local_shard(x) for x in of.values()] for of in (self.averages, self.current))
+        decay = 0.0
+        if self.num_updates > 0:
+            decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        averages = [local_shard(weight) for weight in self.averages.values()]
+        current = [local_shard(weight) for weight in self.current.values()]
         torch._foreach_lerp_(averages, current, 1 - decay)
         self.num_updates += 1
 
@@ -56,10 +63,11 @@ class MovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, average in self.averages.items():
-            averaged, weight = local_shard(average), local_shard(self.current[name])
-            previous = averaged.clone()
-            averaged.copy_(weight)
-            weight.copy_(previous)
+            average_shard = local_shard(average)
+            weight_shard = local_shard(self.current[name])
+            previous = average_shard.clone()
+            average_shard.copy_(weight_shard)
+            weight_shard.copy_(previous)
 
 
 # Each rollback multiplies both learning rates by this.
@@ -106,8 +114,10 @@ class TrainState:
     @property
     def optimizers(self) -> dict[str, Optimizer]:
         """The optimizers, by the name of their file in a checkpoint."""
-        discriminators = {} if self.disc_optimizer is None else {"disc_optimizer": self.disc_optimizer}
-        return {"optimizer": self.optimizer, **discriminators}
+        optimizers = {"optimizer": self.optimizer}
+        if self.disc_optimizer is not None:
+            optimizers["disc_optimizer"] = self.disc_optimizer
+        return optimizers
 
     @property
     def trains_discriminators(self) -> bool:
@@ -124,20 +134,29 @@ class TrainState:
         if self.is_sharded:
             cast(Any, self.model).set_requires_gradient_sync(not enabled)
             return nullcontext()
-        return self.accelerator.no_sync(self.model) if enabled else nullcontext()
+        if enabled:
+            return self.accelerator.no_sync(self.model)
+        return nullcontext()
 
     def sizes(self) -> tuple[int, int, int]:
         """Return the number of the autoencoder's parameters, of the trained ones, and of the discriminators'."""
-        weights = list(self.autoencoder.parameters())
-        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        total = 0
+        trained = 0
+        for weight in self.autoencoder.parameters():
+            total += weight.numel()
+            if weight.requires_grad:
+                trained += weight.numel()
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
-        return sum(weight.numel() for weight in weights), trained, discriminators
+        return total, trained, discriminators
 
     def describe_size(self, steps: int) -> str:
         """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
-        part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
-        late = self.objective.schedule.disc_train_start
-        never = f", not trained before step {late} (`objective.gan.disc_train_start`)" if late >= steps else ""
-        in_them = f"{discriminators / 1e6:.2f} M in discriminators{never if discriminators else ''}"
-        return f"{total / 1e6:.2f} M parameters{part}, {in_them}"
+        text = f"{total / 1e6:.2f} M parameters"
+        if trained < total:
+            text += f" ({trained / 1e6:.2f} M of them trained)"
+        text += f", {discriminators / 1e6:.2f} M in discriminators"
+        first_step = self.objective.schedule.disc_train_start
+        if discriminators > 0 and first_step >= steps:
+            text += f", not trained before step {first_step} (`objective.gan.disc_train_start`)"
+        return text

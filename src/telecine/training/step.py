@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -68,9 +67,8 @@ def train_step(
     Raises:
         TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
-    compiler = state.objective.compiler
     logs: list[dict[str, Tensor]] = []
-    with shared_spectral_norms(), nullcontext() if compiler is None else compiler.update():
+    with shared_spectral_norms():
         for batch in batches:
             is_last = batch is batches[-1]
             logs.append(accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))

@@ -18,21 +18,31 @@ _NESTED = ("wandb", "trackio")
 
 
 def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run, resumed_at: int | None) -> None:
-    """Start the trackers of a run and send them its plain settings; call this in the first process only.
+    """Start the trackers of a run and send them its settings. Call this in the first process only.
 
-    After a resume at a step, Weights & Biases and trackio continue the run that they had, by an id in the run's folder;
-    TensorBoard drops what was logged after that step, or before a new start.
+    After a resume Weights & Biases and trackio continue the run that they had, by an id in the run's folder.
+    TensorBoard drops what was logged after the step, or before a new start.
+
+    Args:
+        accelerator: The handle of the trackers.
+        settings: The plain settings of the run, which name the trackers and their options.
+        run: The folder of the run.
+        resumed_at: The step of the checkpoint; `None` for a new run.
+
+    Raises:
+        ValueError: If a tracker cannot start.
     """
     names = settings["trackers"]
     options = merged([_options(names, run, resumed_at), settings["tracker_options"]])
     try:
         # TensorBoard's is made here, so that its files are in its folder whatever the project is.
-        accelerator.log_with = [
-            TensorBoardTracker(_TENSORBOARD, run.folder, **options[_TENSORBOARD]) if str(each) == _TENSORBOARD else each
-            for each in accelerator.log_with
-        ]
+        trackers = list(accelerator.log_with)
+        for index, tracker in enumerate(trackers):
+            if str(tracker) == _TENSORBOARD:
+                trackers[index] = TensorBoardTracker(_TENSORBOARD, run.folder, **options[_TENSORBOARD])
+        accelerator.log_with = trackers
         accelerator.init_trackers(settings["tracker_project"], init_kwargs=options)
-    except _errors_of(names) as error:
+    except _start_errors(names) as error:
         remedy = "Log in to the tracker or use it offline, and check `tracker_options`; or leave it out of `trackers`."
         raise argument_error("trackers", "able to start", f"{type(error).__name__} ({error})", remedy) from error
     for tracker in accelerator.trackers:
@@ -42,22 +52,25 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
 
 def drop_after(step: int, trackers: Iterable[Any]) -> None:
     """Let TensorBoard, if it is one of the trackers that have started, drop what was logged after a step."""
-    for writer in (each.tracker for each in trackers if each.name == _TENSORBOARD):
-        writer.close()  # its next file begins with the step
-        writer.purge_step = step + 1
+    for tracker in trackers:
+        if tracker.name == _TENSORBOARD:
+            writer = tracker.tracker
+            writer.close()  # its next file begins with the step
+            writer.purge_step = step + 1
 
 
 def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[str, Any]:
     """Return what trackers are started with: the name of the run's folder, and an id that stays after a resume."""
     options: dict[str, Any] = {_TENSORBOARD: {"purge_step": 0 if resumed_at is None else resumed_at + 1}}
-    if {*trackers} & {*_NESTED}:
-        name, of_run = run.folder.resolve().name, run.tracker_id(is_new=resumed_at is None)
-        options["wandb"] = {"name": name, "id": of_run, "resume": "allow", "dir": str(run.folder)}
-        options["trackio"] = {"name": f"{name}-{of_run}", "resume": "allow"}  # it finds a run by its name
+    if "wandb" in trackers or "trackio" in trackers:
+        name = run.folder.resolve().name
+        run_id = run.tracker_id(is_new=resumed_at is None)
+        options["wandb"] = {"name": name, "id": run_id, "resume": "allow", "dir": str(run.folder)}
+        options["trackio"] = {"name": f"{name}-{run_id}", "resume": "allow"}  # it finds a run by its name
     return options
 
 
-def _errors_of(trackers: Sequence[str]) -> tuple[type[Exception], ...]:
+def _start_errors(trackers: Sequence[str]) -> tuple[type[Exception], ...]:
     """Return the errors with which trackers refuse to start, or one of their options."""
     if "wandb" not in trackers:
         return (TypeError,)

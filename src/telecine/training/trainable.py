@@ -18,6 +18,9 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 
     Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
     `module.` in front. LoRA updates are part of the autoencoder's `state_dict`, so load weights after it.
+
+    Raises:
+        ValueError: If no weight is chosen, a pattern matches none, or a chosen weight has half precision.
     """
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
     if config.weights == "lora":
@@ -39,7 +42,7 @@ def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
 
 def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
     # Patterns also train weights that a custom module has frozen; without patterns those stay frozen.
-    names = [name for name, weight in model.named_parameters() if weight.requires_grad or config.patterns]
+    names = [name for name, weight in model.named_parameters() if config.patterns or weight.requires_grad]
     if config.weights == "decoder":
         names = _in_decoder(model, names)
     if not names:
@@ -53,18 +56,28 @@ def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
 
 def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> None:
     """Add LoRA updates to the chosen layers. If the last layer is one of them, train its weights instead."""
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, LAYERS)}
-    layers = {name: each for name, each in layers.items() if "weight" in each._parameters}  # not one of `weight_norm`
-    candidates = list(layers) if config.patterns else _in_decoder(model, layers)
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        has_plain_weight = "weight" in module._parameters  # unlike one of `weight_norm`
+        if isinstance(module, LAYERS) and has_plain_weight:
+            layers[name] = module
+    candidates = list(layers)
+    if not config.patterns:
+        candidates = _in_decoder(model, layers)
     if not candidates:
         contract = '"all" or "decoder" for a model without linear layers and convolutions'
         remedy = "LoRA updates need such layers, not transposed or with `weight_norm`; else, set `patterns`."
         raise argument_error("weights", contract, f'"lora" for {type(model).__name__}', remedy)
-    names = _matching(candidates, config.patterns)
-    last = [name for name in names if layers[name].weight is last_layer]
-    add_low_rank(model, [name for name in names if name not in last], rank=config.lora_rank, alpha=config.lora_alpha)
-    for name in last:
-        layers[name].requires_grad_(True)
+    low_rank: list[str] = []
+    whole: list[nn.Module] = []
+    for name in _matching(candidates, config.patterns):
+        if layers[name].weight is last_layer:
+            whole.append(layers[name])
+        else:
+            low_rank.append(name)
+    add_low_rank(model, low_rank, rank=config.lora_rank, alpha=config.lora_alpha)
+    for layer in whole:
+        layer.requires_grad_(True)
 
 
 def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
@@ -76,11 +89,17 @@ def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """Return the names that match a pattern, or all of them without patterns."""
+    if not patterns:
+        return names
+    matching: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        matches = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches:
             remedy = nearest(pattern, names) or f"The first is `{names[0]}`, the last `{names[-1]}`."
             raise argument_error("patterns", "patterns of names that can be trained", repr(pattern), remedy)
-    return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
+        matching.update(matches)
+    return [name for name in names if name in matching]
 
 
 def _keep_frozen_in_eval_mode(module: nn.Module) -> None:
@@ -88,7 +107,8 @@ def _keep_frozen_in_eval_mode(module: nn.Module) -> None:
     weights = list(module.parameters())
     if weights and not any(weight.requires_grad for weight in weights):
         for part in module.modules():
-            if any(True for _ in part.buffers(recurse=False)) or isinstance(part, nn.modules.dropout._DropoutNd):
+            has_buffers = len(list(part.buffers(recurse=False))) > 0
+            if has_buffers or isinstance(part, nn.modules.dropout._DropoutNd):
                 part.register_forward_pre_hook(_to_eval)
         return
     for child in module.children():

@@ -1,5 +1,6 @@
 """Validation: the quality of the averaged weights on held-out clips, and the files that show it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -13,20 +14,17 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latent_measures import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
-from telecine.models.causal import CausalAutoencoder
-from telecine.models.interface import sampling
+from telecine.models.interface import decoding_options
 from telecine.ops.ranks import num_ranks
 from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.training.distributed import rank
 
 T = TypeVar("T")
 
-# Steps in which decoders that generate are measured beside one step.
-_FEW_STEPS = 4
 # Clips in the side-by-side video.
-_NUM_SHOWN = 4
+NUM_SHOWN = 4
 # Clips that are kept for the report.
-_NUM_KEPT = 16
+NUM_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Validation:
     latent: dict[str, float]  # see `latent_summary` and `code_usage`; empty if the model offers none
     picture: Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
     fps: float  # of the picture: that of its fastest clip
-    clips: list[ValidationClip]  # up to `_NUM_KEPT` for the report
+    clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
 
 
 @torch.no_grad()
@@ -50,64 +48,88 @@ def validate_model(
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Reconstruct every clip from the mode of its posterior, and measure it; every process has to call this.
+    """Reconstruct every clip from the mode of its posterior, and measure it. Every process has to call this.
 
-    The processes share the clips: all get the metrics of all, and pictures of their own. `before_each` is called before
-    each clip, equally often on every process; its errors end the validation. A decoder that generates is measured in
-    one step and, unless it was trained for one, under names such as `psnr_4_steps`, in four.
+    A model may have further ways to decode, whose metrics have names such as `psnr_4_steps`.
+
+    Args:
+        model: The autoencoder, on any device.
+        clips: The held-out clips, which the processes share.
+        perceptual: The perceptual metrics by name.
+        bit_depth: Of the clips that are kept for the report.
+        before_each: Called before each clip, equally often on every process. Its errors end the validation.
+
+    Returns:
+        The metrics of all clips, and pictures of those of this process.
     """
     was_training = model.training
-    flow = model.config.flow if isinstance(model, CausalAutoencoder) else model.flow
-    takes_steps = model.sampler is not None and model.sampler.level is None and not (flow and flow.one_step)
     model.eval()
     device = next(model.parameters()).device
-    metrics, of_few_steps = ReconstructionMetrics(perceptual), ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual)
+    decodings = model.validation_decodings()
+    more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
-    kept = set(_evenly_spaced(len(indices), _NUM_KEPT))
-    shown, latents = list[ValidationClip](), list[Tensor]()
+    positions_kept = _evenly_spaced(len(indices), NUM_KEPT)
+    kept: list[ValidationClip] = []
+    latents: list[Tensor] = []
     try:
         for position, index in enumerate(indices):
             before_each()
             clip = clips[index]
             target = clip["video"][None].to(device)
             output = model(target, sample_posterior=False)
-            latents += [] if output.latent is None else [output.latent[0]]
+            if output.latent is not None:
+                latents.append(output.latent[0].cpu())
             metrics.update(reconstruction=output.video, target=target)
-            if takes_steps:
-                with sampling(model, steps=_FEW_STEPS):
-                    of_few_steps.update(reconstruction=model(target, sample_posterior=False).video, target=target)
-            if position in kept:
-                of_input, of_output = (bytes_from_video(each[0], bit_depth).cpu() for each in (target, output.video))
-                found = metrics.per_clip()[-1]
-                shown.append(ValidationClip(of_input, of_output, found, clip["source"], clip["start"], clip["fps"]))
+            for suffix, options in decodings.items():
+                with decoding_options(model, **options):
+                    reconstruction = model(target, sample_posterior=False).video
+                more_metrics[suffix].update(reconstruction=reconstruction, target=target)
+            if position in positions_kept:
+                kept.append(
+                    ValidationClip(
+                        bytes_from_video(target[0], bit_depth).cpu(),
+                        bytes_from_video(output.video[0], bit_depth).cpu(),
+                        metrics.per_clip()[-1],
+                        clip["source"],
+                        clip["start"],
+                        clip["fps"],
+                    )
+                )
     finally:
         model.train(was_training)
-    of_rank = metrics.per_clip()
-    for of_clip, of_few in zip(of_rank, of_few_steps.per_clip(), strict=False):  # of other decoders there are none
-        of_clip |= {f"{name}_{_FEW_STEPS}_steps": value for name, value in of_few.items()}
-    per_clip = _of_all_clips(indices, of_rank)
-    few = [shown[position] for position in _evenly_spaced(len(shown), _NUM_SHOWN)]
-    rates = [clip.fps for clip in few]
-    inputs, outputs = [clip.target for clip in few], [clip.reconstruction for clip in few]
-    picture = side_by_side(inputs=at_one_rate(inputs, rates), reconstructions=at_one_rate(outputs, rates))
-    latent = {}
+
+    clips_of_rank = metrics.per_clip()
+    for suffix, metrics_of_decoding in more_metrics.items():
+        for values, more_values in zip(clips_of_rank, metrics_of_decoding.per_clip(), strict=True):
+            values |= {f"{name}_{suffix}": value for name, value in more_values.items()}
+    per_clip = _gather_clips(indices, clips_of_rank)
+    latent: dict[str, float] = {}
     if latents:
-        every_latent = torch.stack(_of_all_clips(indices, [each.cpu() for each in latents]))
-        latent = latent_summary(every_latent) | code_usage(model.codebook, every_latent.to(device))
-    return Validation(mean_over_clips(per_clip), per_clip, latent, picture, max(rates), shown)
+        all_latents = torch.stack(_gather_clips(indices, latents))
+        latent = latent_summary(all_latents) | code_usage(model.codebook, all_latents.to(device))
+    shown = [kept[position] for position in _evenly_spaced(len(kept), NUM_SHOWN)]
+    rates = [clip.fps for clip in shown]
+    picture = side_by_side(
+        inputs=at_one_rate([clip.target for clip in shown], rates),
+        reconstructions=at_one_rate([clip.reconstruction for clip in shown], rates),
+    )
+    return Validation(mean_over_clips(per_clip), per_clip, latent, picture, max(rates), kept)
 
 
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     """Return the indices of the clips that a process measures, equally many each: sharded models compute together."""
-    # If the clips do not divide evenly, some are measured on two processes; `_of_all_clips` has them once.
-    return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
+    # If the clips do not divide evenly, some are measured on two processes; `_gather_clips` has them once.
+    clips_per_rank = math.ceil(num_clips / num_ranks)
+    return [index % num_clips for index in range(rank, num_ranks * clips_per_rank, num_ranks)]
 
 
-def _of_all_clips(indices: Sequence[int], values: Sequence[T]) -> list[T]:
+def _gather_clips(indices: Sequence[int], values: Sequence[T]) -> list[T]:
     """Return one value for each clip, in order, from those that each process has for clips of its `indices`."""
-    found: dict[int, T] = dict(gather_object(list(zip(indices, values, strict=True))))
-    return [found[index] for index in sorted(found)]
+    by_index: dict[int, T] = dict(gather_object(list(zip(indices, values, strict=True))))
+    return [by_index[index] for index in sorted(by_index)]
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
-    return [index * total // min(total, count) for index in range(min(total, count))]
+    count = min(total, count)
+    return [index * total // count for index in range(count)]

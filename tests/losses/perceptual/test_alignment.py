@@ -162,7 +162,10 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
             {"net": "telecine.nowhere"},
             "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
         ),
-        ({"net": "telecine.base.files.user_cache_folder"}, "`net` must be the path of a module, or of what builds one"),
+        (
+            {"net": "telecine.base.files.user_cache_folder"},
+            "`net` must be the path of a module, or of a function that builds one",
+        ),
         ({"net": 3}, "`net` must be one of 'vgg', 'alex', or the dotted path of a function, but got 3"),
         ({"net": no_map}, r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)"),
         ({"net": lambda frames: colours(frames)[:0]}, r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)"),

@@ -49,7 +49,7 @@ def filled_cache(empty_cache, cached_weights):
 
 
 def metadata_of(net):
-    with safe_open(weights._cache_path(net), "pt") as file:
+    with safe_open(weights.cache_path(net), "pt") as file:
         return file.metadata()
 
 
@@ -177,31 +177,31 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("TELECINE_WEIGHTS_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert weights._cache_path("vgg").parent == Path("/home/someone/.cache/telecine")
+    assert weights.cache_path("vgg").parent == Path("/home/someone/.cache/telecine")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert weights._cache_path("vgg").parent == Path("/caches/telecine")
+    assert weights.cache_path("vgg").parent == Path("/caches/telecine")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "~/weights")
-    assert weights._cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
-    assert weights._cache_path("alex").name == "alexnet-features.safetensors"
+    assert weights.cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
+    assert weights.cache_path("alex").name == "alexnet-features.safetensors"
 
 
 def test_fetch_is_offline_if_the_cache_is_full(filled_cache):
     for net in NETS:
-        assert fetch(net) == filled_cache / weights._cache_path(net).name
+        assert fetch(net) == filled_cache / weights.cache_path(net).name
         assert verify(net) == fetch(net)
         assert metadata_of(net)["sha256"] == KNOWN[net]
 
 
 @pytest.mark.parametrize("how", ["one bit", "cut", "empty"])
 def test_damaged_cache(how, filled_cache):
-    path = weights._cache_path("alex")
+    path = weights.cache_path("alex")
     damage(path, how)
     for read in (verify, load_backbone, LPIPS):
         with pytest.raises(CorruptWeightsError) as caught:
             read("alex")
         assert str(path) in str(caught.value)
         assert "Delete the file and run `telecine weights fetch`" in str(caught.value)
-    assert verify("vgg") == weights._cache_path("vgg")
+    assert verify("vgg") == weights.cache_path("vgg")
 
 
 def test_a_file_is_hashed_once_in_a_process_and_again_after_a_change(filled_cache, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_file_is_hashed_once_in_a_process_and_again_after_a_change(filled_cach
         assert len(hashed) == 1
         verify("alex")
         assert len(hashed) == 2, "what verifies always hashes"
-    damage(weights._cache_path("alex"), "one bit")
+    damage(weights.cache_path("alex"), "one bit")
     with pytest.raises(CorruptWeightsError):
         load_backbone("alex")
 
@@ -223,7 +223,7 @@ def test_cache_with_another_networks_values(filled_cache):
     weights._store("alex", random_state("alex"), metadata_of("alex")["source"])
     with pytest.raises(CorruptWeightsError, match=f"SHA-256 {KNOWN['alex']}, but theirs is"):
         verify("alex")
-    save_file(random_state("alex"), weights._cache_path("alex"))
+    save_file(random_state("alex"), weights.cache_path("alex"))
     with pytest.raises(CorruptWeightsError):
         verify("alex")
 
@@ -239,8 +239,8 @@ def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, 
     real, downloads = {net: load_backbone(net) for net in NETS}, []
     monkeypatch.setattr(weights, "_download_archive", downloads.append)
     monkeypatch.setattr(weights, "_read_convolutions", lambda archive, net: real[net])
-    damage(weights._cache_path("alex"), "one bit")
-    weights._cache_path("vgg").unlink()
+    damage(weights.cache_path("alex"), "one bit")
+    weights.cache_path("vgg").unlink()
     for net in NETS:
         verify_after_fetch(net)
         assert metadata_of(net)["sha256"] == KNOWN[net]
@@ -252,12 +252,12 @@ def test_fetch_leaves_a_verified_file_as_it_is(filled_cache, monkeypatch):
     real = {net: load_backbone(net) for net in NETS}
     monkeypatch.setattr(weights, "_download_archive", lambda folder: folder)
     monkeypatch.setattr(weights, "_read_convolutions", lambda archive, net: real[net])
-    before = weights._cache_path("vgg").stat().st_mtime_ns
-    weights._cache_path("alex").unlink()
-    assert fetch("alex") == weights._cache_path("alex")
+    before = weights.cache_path("vgg").stat().st_mtime_ns
+    weights.cache_path("alex").unlink()
+    assert fetch("alex") == weights.cache_path("alex")
     verify("alex")
     assert metadata_of("alex")["sha256"] == KNOWN["alex"]
-    assert weights._cache_path("vgg").stat().st_mtime_ns == before
+    assert weights.cache_path("vgg").stat().st_mtime_ns == before
 
 
 def verify_after_fetch(net):
@@ -350,7 +350,7 @@ def test_error_of_a_machine_without_network(empty_cache):
             read("vgg")
         message = str(caught.value)
         tried = (
-            str(weights._cache_path("vgg")),
+            str(weights.cache_path("vgg")),
             str(empty_cache / "torch" / "hub" / "checkpoints"),
             "no network in this",
         )
@@ -358,7 +358,7 @@ def test_error_of_a_machine_without_network(empty_cache):
             assert part in message
     with pytest.raises(WeightsNotFoundError, match=r"index was tried too: .*ERROR: no index in this test"):
         fetch("alex")
-    assert not any(weights._cache_path(net).exists() for net in NETS)
+    assert not any(weights.cache_path(net).exists() for net in NETS)
 
 
 def test_a_folder_of_torch_hub_that_cannot_be_written(empty_cache):

@@ -9,23 +9,23 @@ import torch
 
 from telecine.__main__ import main
 from telecine.data import index_video
-from telecine.tools.data_report.page import _figure, _moving_sheet, _render_data, _summary, write_data
+from telecine.tools.data_report.page import MAX_IN_VIDEO, lay_out_clips, render_data, summarize, write_data
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
-    page = _render_data(report)
+    page = render_data(report)
     assert page.count('<img src="data:image/jpeg;base64,') == 20
     assert page.count('<span class="badge worst">') == sum(bool(clip.remarks) for clip in report.clips)
     for row in report.files:
         assert f'<th scope="row">{Path(row.path).name}</th>' in page.replace("<wbr>", "")
     assert "Files of other kinds: 1 .txt." in page
     assert "http" not in page
-    assert "Not used" not in _render_data(replace(report, files=report.files[:1], ignored={}))
+    assert "Not used" not in render_data(replace(report, files=report.files[:1], ignored={}))
 
 
 def test_names_are_escaped(report):
     row = replace(report.files[0], path="<script>alert(1)</script>.mp4")
-    assert "<script>alert" not in _render_data(replace(report, files=[row], data="<b>x</b>"))
+    assert "<script>alert" not in render_data(replace(report, files=[row], data="<b>x</b>"))
 
 
 def test_the_command_writes_a_page_a_video_and_a_json(data, tmp_path, capsys):
@@ -50,23 +50,21 @@ def test_names_that_are_not_utf8(report, tmp_path):
 
 
 def test_clips_of_several_sizes_share_a_picture(report):
-    small, large = (
-        report.clips[0],
-        replace(report.clips[1], frames=torch.full((1, 400, 300, 3), 200, dtype=torch.uint8), shape=(1, 400, 300, 3)),
-    )
-    sheet = _moving_sheet([large, small])
+    small = report.clips[0]
+    frames = torch.full((1, 400, 300, 3), 200, dtype=torch.uint8)
+    large = replace(report.clips[1], frames=frames, shape=frames.shape)
+    sheet = lay_out_clips([large, small])
     assert sheet.shape == (5, 192, 2 * 144, 3)
     assert torch.equal(sheet[4, 80:112, 144 + 52 : 144 + 92], small.frames[4]), "in the middle"
     assert torch.equal(sheet[4, :, :144], sheet[0, :, :144]), "repeated"
-    assert _figure(large)["shape"] == "1 x 400 x 300"
+    assert "1 x 400 x 300" in render_data(replace(report, clips=[large]))
 
 
-def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path, monkeypatch):
+def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path):
     twice = replace(report.clips[0], remarks=("cut before frame 2", "cut before frame 4"))
-    assert dict(_summary(replace(report, clips=[twice])))["cut among them"] == "1"
-    fast = replace(twice, fps=50.0)
-    monkeypatch.setattr("telecine.tools.data_report.page._MAX_IN_VIDEO", 12)
-    page = write_data(replace(report, clips=[*[twice] * 12, fast]), tmp_path)
+    assert summarize(replace(report, clips=[twice]))["cut among them"] == "1"
+    left_out = replace(twice, fps=50.0)
+    page = write_data(replace(report, clips=[*[twice] * MAX_IN_VIDEO, left_out]), tmp_path)
     info = index_video(tmp_path / "clips.mp4")
-    assert (info.height, info.fps) == (2 * twice.frames.shape[1], twice.fps)
-    assert "of the first 12" in page.read_text(encoding="utf-8")
+    assert (info.height, info.fps) == (MAX_IN_VIDEO // 6 * twice.frames.shape[1], twice.fps)
+    assert f"of the first {MAX_IN_VIDEO}" in page.read_text(encoding="utf-8")

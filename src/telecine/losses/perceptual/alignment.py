@@ -17,6 +17,7 @@ from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.losses.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.losses.perceptual.frames import as_rgb, pick_frames
 from telecine.losses.perceptual.weights import load_state
+from telecine.losses.reconstruction import weighted_mean
 
 _EPSILON = 1e-6
 
@@ -66,7 +67,9 @@ class Alignment(nn.Module):
         check_count("latent_channels", latent_channels)
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
-        self.time_stride = None if time_stride is None else check_count("time_stride", time_stride)
+        if time_stride is not None:
+            check_count("time_stride", time_stride)
+        self.time_stride = time_stride
         if time_stride is None and token_grid is not None:
             raise argument_error("token_grid", "left out for single frames", token_grid, "Set `time_stride`, too.")
         if time_stride is not None and isinstance(net, str) and net in BACKBONES:
@@ -76,15 +79,19 @@ class Alignment(nn.Module):
             with torch.no_grad():
                 num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE))[-1].shape[1]
         remedy = "With `time_stride`, set it to the number of features of `net`."
-        self.projection = nn.Conv2d(latent_channels, check_count("num_features", num_features, remedy=remedy), 1)
+        check_count("num_features", num_features, remedy=remedy)
+        self.projection = nn.Conv2d(latent_channels, num_features, 1)  # type: ignore[arg-type]
 
     def forward(
         self, *, latent: Tensor, target: Video, weight: Tensor | None = None, generator: Generators = None
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
 
-        `latent` is `(B, latent_channels, t, h, w)`, and `target` the encoded video `(B, C, T, H, W)` in [-1, 1].
-        `weight` contains non-negative sample weights `(B,)`. `generator` draws the compared frames.
+        Args:
+            latent: `(B, latent_channels, t, h, w)`.
+            target: The encoded video `(B, C, T, H, W)` in [-1, 1].
+            weight: Non-negative sample weights `(B,)`.
+            generator: Draws the compared frames.
 
         Raises:
             ValueError: The latent has other channels.
@@ -93,56 +100,70 @@ class Alignment(nn.Module):
         if latent.shape[1] != self.projection.in_channels:
             contract = f"of {self.projection.in_channels} channels, as `latent_channels` says"
             raise argument_error("latent", contract, latent, f"Set `latent_channels` to {latent.shape[1]}.")
-        num_clips, num_latent = len(latent), latent.shape[2]
+        num_clips = len(latent)
+        num_latent = latent.shape[2]
         draw = rand((num_clips, 1), generator=generator, device=latent.device)
         index = (num_latent * draw).long().clamp(max=num_latent - 1)
         if self.time_stride is None:
             # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
-            last = (index * ((target.shape[2] - 1) / max(num_latent - 1, 1))).round().long()
-            compared, frames = index, pick_frames(target, last)
+            frames_per_latent = (target.shape[2] - 1) / max(num_latent - 1, 1)
+            last = (index * frames_per_latent).round().long()
+            compared = index
+            frames = pick_frames(target, last)
         else:
             compared = torch.arange(num_latent, device=latent.device).expand(num_clips, -1)
             frames = target[:, :, :: self.time_stride]
         with autocast_off(latent.device):
-            z = self.projection(at_least_float32(pick_frames(latent, compared)).to(self.projection.weight.dtype))
+            latent_frames = at_least_float32(pick_frames(latent, compared)).to(self.projection.weight.dtype)
+            z = self.projection(latent_frames)
             z = z.unflatten(0, (num_clips, -1)).transpose(1, 2)
-            total = self._distance(z, self._features_like(z, as_rgb(frames)), index)
-            return (total if weight is None else weight.to(total.dtype) * total).mean()
+            features = self._features_like(z, as_rgb(frames))
+            return weighted_mean(self._distance(z, features, index), weight)
 
     @torch.no_grad()
     def _features_like(self, z: Video, frames: Frames | Video) -> Tensor:
         """Return the features of frames or clips, `(B, F, h, w)` or `(B, F, t, h, w)`, in the size of `z`."""
         features = self.network(frames)[-1].to(z.dtype)
         if features.shape[1] != z.shape[1]:
-            contract, got = "the number of features of `net`", f"{z.shape[1]} for {features.shape[1]}"
-            raise argument_error("num_features", contract, got, "Correct it.")
-        mode, size = ("bilinear", z.shape[3:]) if frames.ndim == 4 else ("trilinear", z.shape[2:])
-        return F.interpolate(features, size=size, mode=mode)
+            got = f"{z.shape[1]} for {features.shape[1]}"
+            raise argument_error("num_features", "the number of features of `net`", got, "Correct it.")
+        if frames.ndim == 4:
+            return F.interpolate(features, size=z.shape[3:], mode="bilinear")
+        return F.interpolate(features, size=z.shape[2:], mode="trilinear")
 
     def _distance(self, z: Video, f: Tensor, index: Tensor) -> Tensor:
         """Return the sum of both losses of each clip, `(B,)`; of several frames, `index` `(B, 1)` is in every pair."""
-        size, z, f = z.shape[2:], z.flatten(2), f.flatten(2)
-        z, f = (x * (x.square().sum(1, keepdim=True) + _EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
+        size = z.shape[2:]
+        z = _unit_vectors(z.flatten(2))
+        f = _unit_vectors(f.flatten(2))
         point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
-        z_drawn, f_drawn = z, f
+        z_drawn = z
+        f_drawn = f
         if self.time_stride is not None:
-            z_drawn, f_drawn = (pick_frames(x.unflatten(2, size), index).flatten(2) for x in (z, f))
+            z_drawn = pick_frames(z.unflatten(2, size), index).flatten(2)
+            f_drawn = pick_frames(f.unflatten(2, size), index).flatten(2)
         distance = (z_drawn.transpose(1, 2) @ z - f_drawn.transpose(1, 2) @ f).abs()
         return point + torch.relu(distance - self.distance_margin).mean((1, 2))
+
+
+def _unit_vectors(x: Tensor) -> Tensor:
+    """Return vectors along axis 1 with norm 1; their gradient is finite at 0."""
+    return x * (x.square().sum(1, keepdim=True) + _EPSILON**2).rsqrt()
 
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
     if isinstance(net, str) and net in BACKBONES:
         return build_maps(net, weights)
-    found: Any = choose("net", net, BACKBONES)
-    if isinstance(net, str) and not isinstance(found, nn.Module):
-        found = found()
-        if not isinstance(found, nn.Module):
-            contract, got = "the path of a module, or of what builds one", f"{net!r}, {describe(found)}"
+    network: Any = choose("net", net, BACKBONES)
+    if isinstance(net, str) and not isinstance(network, nn.Module):
+        network = network()
+        if not isinstance(network, nn.Module):
+            contract = "the path of a module, or of a function that builds one"
+            got = f"{net!r}, {describe(network)}"
             raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
     if weights is None:
-        return found
-    if not isinstance(found, nn.Module):
+        return network
+    if not isinstance(network, nn.Module):
         raise argument_error("weights", "left out for a function", repr(weights), "Load them in the function.")
-    load_state(found, Path(weights))
-    return found
+    load_state(network, Path(weights))
+    return network

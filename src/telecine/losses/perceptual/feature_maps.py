@@ -55,31 +55,41 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
     def forward(self, frames: Frames | Video) -> list[FeatureMap | Video]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""
-        net, x = self.module, at_least_float32(frames)
+        net = self.module
+        x = at_least_float32(frames)
         if isinstance(net, nn.Module):
             x = x.to(next(net.parameters(), x).dtype)
         if self.size is not None:
-            size = [self.size] * 2
-            x = resized(x, size) if x.ndim == 5 else F.interpolate(x, size=size, mode="bilinear", antialias=True)
+            size = [self.size, self.size]
+            if x.ndim == 5:
+                x = resized(x, size)
+            else:
+                x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
             outputs = net(x)
-        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return [_as_map(each, len(frames), frames.ndim, self.token_grid) for each in outputs]
+        if not isinstance(outputs, (list, tuple)):
+            outputs = [outputs]
+        return [_as_map(output, frames, self.token_grid) for output in outputs]
 
 
-def _as_map(output: object, num_inputs: int, ndim: int = 4, grid: Sequence[int] | None = None) -> FeatureMap | Video:
-    """Return a map with the `ndim` axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `grid`."""
-    if isinstance(output, Tensor) and output.ndim in (3, ndim) and len(output) == num_inputs:
-        if output.ndim == ndim and grid is None:
+def _as_map(output: object, inputs: Tensor, token_grid: Sequence[int] | None) -> FeatureMap | Video:
+    """Return a map with the axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `token_grid`."""
+    is_video = inputs.ndim == 5
+    if isinstance(output, Tensor) and len(output) == len(inputs):
+        if output.ndim == inputs.ndim and token_grid is None:
             return output
-        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
-        grid = (side, side) if ndim == 4 else grid
+        grid = token_grid
+        if not is_video and output.ndim == 3:
+            side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
+            grid = (side, side)
         if output.ndim == 3 and grid is not None and prod(grid) <= output.shape[1]:
-            return output[:, -prod(grid) :].transpose(1, 2).unflatten(2, tuple(grid))
-    axes, kind = ("h, w", "frames") if ndim == 4 else ("t, h, w", "clips, and tokens only of a `token_grid`")
-    contract = f"a list of maps (N, F, {axes}) or of tokens (N, n, F), or one of them, for N = {num_inputs} {kind}"
+            tokens = output[:, -prod(grid) :]
+            return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    axes = "t, h, w" if is_video else "h, w"
+    kind = "clips, and tokens only of a `token_grid`" if is_video else "frames"
+    contract = f"a list of maps (N, F, {axes}) or of tokens (N, n, F), or one of them, for N = {len(inputs)} {kind}"
     remedy = "Choose other layers, or wrap it in a function that returns such a map."
     raise argument_error("the result of `net`", contract, describe(output), remedy)
 
@@ -94,9 +104,15 @@ class _BackboneMaps(nn.Module):
     def forward(self, frames: Frames) -> list[FeatureMap]:
         if self.lpips.net == "vgg":
             return self.lpips.features(frames)[1:]
-        # The first convolution of AlexNet, of stride 4, would leave out the last row or column of such sizes.
-        height, width = (2 if n % 4 == 2 and n > BACKBONES["alex"].minimum_size else 0 for n in frames.shape[2:])
-        return self.lpips.features(F.pad(frames, (0, width, 0, height), mode="replicate"))
+        height, width = frames.shape[2:]
+        padding = (0, _padding_for_alexnet(width), 0, _padding_for_alexnet(height))
+        return self.lpips.features(F.pad(frames, padding, mode="replicate"))
+
+
+def _padding_for_alexnet(size: int) -> int:
+    """Return the rows that a frame needs: the first convolution, of stride 4, leaves out the last row of some sizes."""
+    is_left_out = size % 4 == 2 and size > BACKBONES["alex"].minimum_size
+    return 2 if is_left_out else 0
 
 
 class _LayerMaps(nn.Module):
@@ -115,26 +131,34 @@ class _LayerMaps(nn.Module):
         try:
             self.net = create_feature_extractor(net.eval(), {layer: layer for layer in layers})
         except ValueError as error:
-            remedy = f"Name some of its modules, below: {', '.join(name for name, _ in net.named_children())}."
+            children = ", ".join(name for name, _ in net.named_children())
+            remedy = f"Name some of its modules, below: {children}."
             raise argument_error("layers", f"layers of {type(net).__name__}", repr(layers), remedy) from error
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach())  # as plans need it: PyTorch moves no fake parameters
-        shift, scale = (torch.tensor(tuple(values)).view(1, 3, 1, 1) for values in (mean, std))
-        self.register_buffer("shift", 2 * shift - 1, persistent=False)
-        self.register_buffer("scale", 2 * scale, persistent=False)
+        self.register_buffer("shift", 2 * torch.tensor(tuple(mean)).view(1, 3, 1, 1) - 1, persistent=False)
+        self.register_buffer("scale", 2 * torch.tensor(tuple(std)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, frames: Frames) -> list[Tensor]:
-        return list(self.net((frames.to(self.scale.dtype) - self.shift) / self.scale).values())
+        normalised = (frames.to(self.scale.dtype) - self.shift) / self.scale
+        return list(self.net(normalised).values())
 
 
 def build_maps(
     net: str, weights: WeightsSource = None, layers: Sequence[str] = (), *, load: bool = True, prefix: str = ""
 ) -> nn.Module:
-    """Return the network that `net` names, as `FeatureMaps` needs it; see `FeatureDiscriminator`.
+    """Return the network that `net` names, as `FeatureMaps` needs it.
 
-    Without `load` it is random. Errors have `prefix` before the names of arguments.
+    Args:
+        net, weights, layers: See `FeatureDiscriminator`.
+        load: Whether to load the weights; without, they are random.
+        prefix: Stands before the names of arguments in errors.
+
+    Raises:
+        ValueError: An argument is invalid, or the weights do not fit.
+        FileNotFoundError: There are no such weights.
     """
     if net in BACKBONES:
         if layers:
@@ -163,10 +187,13 @@ def _build_module(library: str, name: str) -> tuple[nn.Module, Any]:
     try:
         models = import_module(_LIBRARIES[library])  # slow
     except ModuleNotFoundError as error:
-        got, remedy = f"{library}/{name} without the package", f"Run `pip install {library}`."
+        got = f"{library}/{name} without the package"
+        remedy = f"Run `pip install {library}`."
         raise argument_error("net", "a network of an installed package", got, remedy) from error
-    if name not in (known := models.list_models()) + (models.list_pretrained() if library == "timm" else []):
-        raise argument_error("net", f"a model of {library}", repr(name), suggestion(name, known))
+    names = models.list_models()
+    is_available = name in names or (library == "timm" and name in models.list_pretrained())
+    if not is_available:
+        raise argument_error("net", f"a model of {library}", repr(name), suggestion(name, names))
     if library == "torchvision":
         return models.get_model(name, weights=None), IMAGENET
     module = models.create_model(name, pretrained=False)

@@ -1,7 +1,6 @@
 """Which frames of each clip the perceptual loss compares, in which colours, and how many of them at a time."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -35,7 +34,8 @@ def sample_frame_indices(
     if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
         remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
         raise argument_error("num_frames", 'a positive int or "all"', describe(num_frames), remedy)
-    batch, time = video.shape[0], video.shape[2]
+    batch = video.shape[0]
+    time = video.shape[2]
     if isinstance(num_frames, str) or num_frames >= time:
         return torch.arange(time, device=video.device).repeat(batch, 1)
     noise = rand((batch, time), device=video.device, generator=generator)
@@ -93,9 +93,14 @@ def in_chunks(
     if chunk_size is None or chunk_size >= len(reconstruction):
         return compare(reconstruction=reconstruction, target=target)
 
-    # No random state is stored, because `compare` is deterministic. With gradients disabled this is a plain call.
-    run = partial(checkpoint, lambda x, y: compare(reconstruction=x, target=y), preserve_rng_state=False)
-    pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
-    parts = [run(x, y, use_reentrant=False) for x, y in pairs]
-    whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
-    return cast(_Distance, whole)
+    def compare_chunk(x: Frames, y: Frames) -> _Distance:
+        return compare(reconstruction=x, target=y)
+
+    chunks = []
+    for x, y in zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True):
+        # No random state is stored, because `compare` is deterministic. Without gradients this is a plain call.
+        chunks.append(checkpoint(compare_chunk, x, y, use_reentrant=False, preserve_rng_state=False))
+    if isinstance(chunks[0], Tensor):
+        return cast(_Distance, torch.cat(chunks))
+    distances = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return cast(_Distance, distances)

@@ -64,12 +64,13 @@ class LPIPS(Frozen[dict[str, Tensor]]):
     ) -> Float[Tensor, " frame"] | tuple[Float[Tensor, " frame"], ...]:
         """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
 
-        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device; H and W are at least 16 ("vgg") or 31 ("alex").
         The computation uses the widest precision of the two and the weights, at least float32, also under autocast.
-        The features of a `target` that does not require gradients are computed without a graph.
 
-        With `feature_terms`, return a tuple of the distance and the value `(N,)` of each of these functions. They get
-        `reconstruction_features` and `target_features`, the map `(N, C, H, W)` of each stage, not yet unit vectors.
+        Args:
+            reconstruction: `(N, 3, H, W)` in [-1, 1]; H and W are at least 16 ("vgg") or 31 ("alex").
+            target: The same shape and device. Without a gradient, its features are computed without a graph.
+            feature_terms: Functions of `reconstruction_features` and `target_features`, the map `(N, C, H, W)` of each
+                stage, not yet unit vectors. With them, the result is a tuple of the distance and their values `(N,)`.
 
         Raises:
             ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or shapes or devices differ.
@@ -77,27 +78,39 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         check_frame_pair(reconstruction=reconstruction, target=target)
         _check_fits("reconstruction", reconstruction, self._backbone)
         with autocast_off(reconstruction.device):
-            stages = self._stages(reconstruction, target)
+            distances = []
+            xs = []
+            ys = []
+            for x, y, head in self._stages(reconstruction, target):
+                distances.append(_feature_distance(x, y, head))
+                if feature_terms:  # otherwise no map is kept
+                    xs.append(x)
+                    ys.append(y)
+            distance = _sum(distances)
             if not feature_terms:
-                return _sum(_feature_distance(*stage) for stage in stages)
-            # Stage by stage, as above: autograd adds gradients in the order of the calls.
-            found = [(_feature_distance(*stage), *stage) for stage in stages]
-            distances, xs, ys, _ = zip(*found, strict=True)
-            features = {"reconstruction_features": list(xs), "target_features": list(ys)}
-            return (_sum(distances), *(term(**features) for term in feature_terms))
+                return distance
+            return (distance, *[term(reconstruction_features=xs, target_features=ys) for term in feature_terms])
 
     def features(self, frames: Frames) -> list[FeatureMap]:
-        """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept."""
+        """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept.
+
+        Raises:
+            ValueError: The frames have another shape, or are too small.
+        """
         check_frames("frames", frames)
         _check_fits("frames", frames, self._backbone)
         with autocast_off(frames.device):
             return list(_run_stages(self._backbone.stages, self._weights_for(frames.dtype), frames))
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
-        stages, weights = self._backbone.stages, self._weights_for(reconstruction.dtype, target.dtype)
+        """Yield the feature maps of both at the end of each stage, and the stage's linear head."""
+        stages = self._backbone.stages
+        weights = self._weights_for(reconstruction.dtype, target.dtype)
         # Not as one batch: a target that does not require gradients then gets no graph.
-        xs, ys = (_run_stages(stages, weights, frames) for frames in (reconstruction, target))
-        yield from zip(xs, ys, (weights[f"head.{index}"] for index in range(len(stages))), strict=True)
+        xs = _run_stages(stages, weights, reconstruction)
+        ys = _run_stages(stages, weights, target)
+        for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
         widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)  # float32 or float64
@@ -111,7 +124,8 @@ def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: 
         if stage.pool:
             x = F.max_pool2d(x, kernel_size=stage.pool, stride=2)
         for layer in stage.convolutions:
-            weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+            weight = weights[f"{layer.name}.weight"]
+            bias = weights[f"{layer.name}.bias"]
             # In place: frozen convolutions store no input, so the graph holds one activation per layer.
             x = torch.relu_(F.conv2d(x, weight, bias, layer.stride, layer.padding))
         yield x
@@ -120,7 +134,8 @@ def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: 
 def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
     """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
     # Smooth: the gradient of a pixel whose features are all zero would be NaN.
-    x, y = unit_vectors(x, _EPSILON, is_smooth=True), unit_vectors(y, _EPSILON, is_smooth=True)
+    x = unit_vectors(x, _EPSILON, is_smooth=True)
+    y = unit_vectors(y, _EPSILON, is_smooth=True)
     return (x - y).square().mean(dim=(2, 3)) @ head
 
 
@@ -160,9 +175,13 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
         """
         check_frame_pair(reconstruction=reconstruction, target=target)
         widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
-        x, y = reconstruction.to(widest), target.to(widest)
+        x = reconstruction.to(widest)
+        y = target.to(widest)
         with autocast_off(x.device):
-            distance = self.module(reconstruction=x, target=y) if self._takes_names else self.module(x, y)
+            if self._takes_names:
+                distance = self.module(reconstruction=x, target=y)
+            else:
+                distance = self.module(x, y)
         return _one_per_frame(distance, reconstruction)
 
 
@@ -184,10 +203,11 @@ def _takes_names(net: object) -> bool:
 
 
 def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:
-    shapes = [(len(frames),) + (1,) * trailing for trailing in range(4)]
+    n = len(frames)
+    shapes = [(), (n,), (n, 1), (n, 1, 1), (n, 1, 1, 1)]
     is_float = isinstance(distance, Tensor) and distance.is_floating_point() and distance.device == frames.device
-    if not is_float or tuple(distance.shape) not in [(), *shapes]:
-        contract = f"{_CONTRACT} and returns floating point of shape {shapes[0]}, {shapes[-1]} or () on {frames.device}"
+    if not is_float or tuple(distance.shape) not in shapes:
+        contract = f"{_CONTRACT} and returns floating point of shape ({n},), ({n}, 1, 1, 1) or () on {frames.device}"
         raise argument_error("net", contract, describe(distance), "Average over the pixels of each frame, or over all.")
     return at_least_float32(distance).reshape(-1).expand(len(frames))
 
@@ -203,8 +223,11 @@ def gram(
     autocast; 0 for equal textures, larger is worse. The graph is kept. The norm is squared, so the gradient is finite
     where the two are equal or all features are zero.
     """
-    pairs = zip(reconstruction_features, target_features, strict=True)
-    return _sum((_gram_matrix(x) - _gram_matrix(y)).square().sum(dim=(1, 2)) for x, y in pairs)
+    distances = []
+    for x, y in zip(reconstruction_features, target_features, strict=True):
+        difference = _gram_matrix(x) - _gram_matrix(y)
+        distances.append(difference.square().sum(dim=(1, 2)))
+    return _sum(distances)
 
 
 def _gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:

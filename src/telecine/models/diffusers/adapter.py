@@ -13,7 +13,6 @@ from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.models.diffusers.families import (
-    CLASSES,
     DiffusersModel,
     clear_caches,
     family_of,
@@ -23,13 +22,17 @@ from telecine.models.diffusers.families import (
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.flow import Sampler, add_noise
-from telecine.models.interface import LatentAutoencoder, Reconstruction, check_input
+from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state
 
-# Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103).
-_LARGEST_LEVEL = 0.2
+LARGEST_LEVEL = 0.2
+"""Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
+# Of which clips of several frames leave weights without a gradient: those for masks, those that mix frames, and codes
+# whose loss has no weight.
+_UNUSED_WEIGHTS = {"AsymmetricAutoencoderKL", "AutoencoderKLQwenImage21", "VQModel"}
 
 
 class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
@@ -59,7 +62,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         super().__init__()
         self.family = family_of(module)
         prepare_for_training(module)
-        self.leaves_weights_unused = type(module).__name__ in CLASSES["unused_weights"]
+        self.leaves_weights_unused = type(module).__name__ in _UNUSED_WEIGHTS
         self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
         self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
@@ -81,16 +84,23 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return self.family.decode(self.module, latent)
         level = latent.new_full((len(latent),), self.sampler.level or 0.0)
         if self.sampler.level:
-            ratios = self.module.temporal_compression_ratio, self.module.spatial_compression_ratio
-            noise = self.sampler.of_latent(*ratios).noise(latent.shape, latent.device)
+            time = self.module.temporal_compression_ratio
+            space = self.module.spatial_compression_ratio
+            noise = self.sampler.noise(latent.shape, self.position.in_latent(time, space), latent.device)
             latent = add_noise(latent, noise, level)
         with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
             torch.manual_seed(self.sampler.seed)
             return self.family.decode(self.module, latent, level)
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Decode each latent with noise of a random level, of which the decoder is told."""
-        level = _LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+        """Decode each latent with noise of a random level, of which the decoder is told.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            video: Not used.
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+        level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
         return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
 
@@ -98,24 +108,43 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
 
         None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Not used: the latent of small frames has the same compression.
+            width: Not used.
         """
         _, side, _ = self.sizes.smallest
-        _, channels, latent_frames, rows, _ = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
-        apart = self.family.first_frame_apart
-        first = apart if isinstance(apart, bool) else bool(getattr(self.module, apart))
-        following, others = max(latent_frames - first, 1), num_frames - first
-        if side % rows or others % following or (others > 0) != (latent_frames > first):
+        latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
+        _, channels, latent_frames, rows, _ = latent_shape
+        is_apart = self.family.first_frame_apart
+        if isinstance(is_apart, str):
+            is_apart = bool(getattr(self.module, is_apart))
+        # Frames that belong to latent frames after the first one that is apart.
+        num_others = num_frames - int(is_apart)
+        latent_others = latent_frames - int(is_apart)
+        if side % rows or num_others % max(latent_others, 1) or (num_others > 0) != (latent_others > 0):
             return None
-        sizes = max(others // following, 1), side // rows, channels, self.in_channels
-        return LinearAutoencoder(*sizes, first_frame_apart=first)
+        return LinearAutoencoder(
+            time_compression=max(num_others // max(latent_others, 1), 1),
+            spatial_compression=side // rows,
+            latent_channels=channels,
+            in_channels=self.in_channels,
+            first_frame_apart=is_apart,
+        )
 
     def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
-        """Return this model for other channels; its configuration has their number. See `change_channels`."""
+        """Return this model for other channels; its configuration has their number. See `change_channels`.
+
+        Raises:
+            ValueError: The layers of its class cannot get other channels.
+        """
         if self.family.widens == "no":
             super().with_channels(in_channels)
         config = {name: value for name, value in self.module.config.items() if not name.startswith("_")}
-        for name in {"in_channels", "out_channels", "input_channels"} & config.keys():
-            config[name] = config[name] * in_channels // self.in_channels
+        for name in ("in_channels", "out_channels", "input_channels"):
+            if name in config:
+                config[name] = config[name] * in_channels // self.in_channels
         module = type(self.module).from_config(config)
         has_patches = self.family.widens == "patches"
         change_channels(self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches)
@@ -130,7 +159,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         write_normalisation(self.module, statistics)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute the inside of the model's blocks; raise a `ValueError` if a tiny clip's gradients change."""
+        """Recompute the inside of the model's blocks.
+
+        Raises:
+            ValueError: A tiny clip's gradients change.
+        """
         enable_checked(self.module, self.sizes)
 
     @property
@@ -139,7 +172,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return CHUNKS.get(type(self.module).__name__)
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips."""
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.
+
+        Raises:
+            ValueError: The class keeps no frames between chunks, or does not support this number.
+        """
         if self.smallest_temporal_chunk is None:
             super().enable_temporal_chunks(num_frames)
         self.family = enable_chunks(self.module, self.family, num_frames)
@@ -157,14 +194,22 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def from_pretrained(
         cls, name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
     ) -> "DiffusersAutoencoder":
-        """Return the model of a folder or a Hub name, in float32; arguments and errors as `load_autoencoder`'s."""
+        """Return the model of a folder or a Hub name, in float32; errors are those of `load_autoencoder`.
+
+        Args:
+            name_or_folder: A folder, or the name of a model on the Hub.
+            subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
+            revision: Branch, tag or commit on the Hub.
+        """
         return cls(load_module(str(name_or_folder), subfolder, revision))
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | Mapping[str, Any]) -> "DiffusersAutoencoder":
         """Return a model with random weights: of a `config.json` of diffusers, its folder, or its values.
 
-        Raises a `FileNotFoundError` if there is no such file, a `ValueError` if the class or an argument is wrong.
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The class or an argument is wrong.
         """
         return cls(build_module(config))
 

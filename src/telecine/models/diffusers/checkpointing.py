@@ -14,35 +14,72 @@ from torch.func import functional_call
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.models.diffusers.families import CLASSES, TIME_COMPRESSION, DiffusersModel, Family, clear_caches
+from telecine.models.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
 from telecine.ops.checkpointing import checkpoint_module
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 _MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 _NUM_FRAMES = 5
-CHECKPOINTED_BLOCKS: dict[str, list[str]] = CLASSES["checkpointed_blocks"]
-CHUNKS: dict[str, int] = CLASSES["chunks"]
+_BLOCKS_OF_IMAGES = (
+    "DownEncoderBlock2D",
+    "AttnDownEncoderBlock2D",
+    "UNetMidBlock2D",
+    "UpDecoderBlock2D",
+    "AttnUpDecoderBlock2D",
+)
+CHECKPOINTED_BLOCKS: dict[str, tuple[str, ...]] = {
+    "AsymmetricAutoencoderKL": _BLOCKS_OF_IMAGES,
+    "AutoencoderDC": ("ResBlock", "EfficientViTBlock"),
+    "AutoencoderKLHunyuanImage": ("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
+    "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
+    "AutoencoderKLMagvit": ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"),
+    "AutoencoderKLQwenImage": ("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample"),
+    "AutoencoderKLQwenImage21": ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample"),
+    "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
+    "AutoencoderRAE": ("ViTMAELayer",),
+    "AutoencoderTiny": ("AutoencoderTinyBlock",),
+    "Kandinsky6SRVAE": ("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample"),
+    "LTX2VideoDiffusionDecoderModel": ("LTX2VideoVaeNABlock", "LTX2VideoVaeDiffusionNABlock"),
+    "VQModel": _BLOCKS_OF_IMAGES,
+}
+"""The blocks of classes whose own gradient checkpointing is missing, does not support frames kept for the next chunk,
+or, for AutoencoderTiny, leaves out the conversion of colours to [0, 1]."""
+CHUNKS = {
+    "AutoencoderKLCogVideoX": 8,
+    "AutoencoderKLKVAEVideo": 16,
+    "AutoencoderKLMagvit": 4,
+    "AutoencoderKLQwenImage": 4,
+    "AutoencoderKLWan": 4,
+    "Kandinsky6SRVAE": 16,
+}
+"""Frames of the chunks in which a class computes long clips. The first chunk has one more, or is the first frame."""
+ANY_CHUNK = ("AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan")
+"""Those whose chunks may be multiples of this number. The norms of the others depend on the chunk."""
 # The attribute of layers of Magvit that holds these frames. Others keep them in lists or dicts among the arguments.
 _CACHE_NAME = "prev_features"
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
-    """Enable a diffusers model's gradient checkpointing, or raise a `ValueError` if a tiny clip's gradients change."""
+    """Enable a diffusers model's gradient checkpointing, if it keeps the gradients of a tiny clip.
+
+    Raises:
+        ValueError: The class does not support it, or gradients change.
+    """
     if not hasattr(module, "enable_gradient_checkpointing"):
         raise _unsupported(module, "one without it")
-    plain = _gradients(sizes)
+    expected = _gradients(sizes)
     try:
         enable(module)
     except ValueError as error:
         raise _unsupported(module, "one that does not support it") from error
     try:
-        found = _gradients(sizes)
+        gradients = _gradients(sizes)
     except RuntimeError as error:
         _disable(module)
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
-    changes = [a - b for a, b in zip(found, plain, strict=True)]
-    difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(plain))
+    changes = [a - b for a, b in zip(gradients, expected, strict=True)]
+    difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(expected))
     if not difference <= _MAX_DIFFERENCE:  # also true for NaN
         _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
@@ -78,41 +115,63 @@ def _unsupported(module: DiffusersModel, got: str) -> Exception:
 def _gradients(sizes: ClipSizes) -> list[Tensor]:
     """Return the gradients of all trained weights for a fixed tiny clip; buffers and random state do not change."""
     reconstruct = sizes.reconstruct
-    is_frozen = not any(parameter.requires_grad for parameter in reconstruct.parameters())  # for LoRA
-    weights = [each.requires_grad_() for each in reconstruct.parameters() if is_frozen or each.requires_grad]
+    weights = [weight for weight in reconstruct.parameters() if weight.requires_grad]
+    is_frozen = not weights  # for LoRA
+    if is_frozen:
+        reconstruct.requires_grad_(True)
+        weights = list(reconstruct.parameters())
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.enable_grad(), autocast_off(device), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        # A few small frames, or one if the model does not support more.
-        _, height, width = sizes.smallest
-        lengths = filter(sizes.reproduces_length, range(_NUM_FRAMES, 4 * _NUM_FRAMES))
-        video = 2 * torch.rand(1, sizes.in_channels, next(lengths, sizes.smallest[0]), height, width) - 1
+        video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
-        found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
     if is_frozen:
         reconstruct.requires_grad_(False)
     clear_caches(sizes.model)
-    return list(found)
+    return list(gradients)
+
+
+def _checked_clip(sizes: ClipSizes) -> tuple[int, int, int]:
+    """Return the size of a few small frames, or of one if the model does not support more."""
+    num_frames, height, width = sizes.smallest
+    for length in range(_NUM_FRAMES, 4 * _NUM_FRAMES):
+        if sizes.reproduces_length(length):
+            return length, height, width
+    return num_frames, height, width
 
 
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips of a class in `CHUNKS` in chunks of `num_frames` frames, and return how the model is called now."""
+    """Compute clips of a class in `CHUNKS` in chunks.
+
+    Args:
+        module: The model.
+        family: How it is called.
+        num_frames: Frames of a chunk: those of `CHUNKS`, or for some classes a multiple.
+
+    Returns:
+        How the model is called now.
+
+    Raises:
+        ValueError: The class does not support this number of frames.
+    """
     name = type(module).__name__
-    own = CHUNKS[name]
+    smallest = CHUNKS[name]
     check_count("temporal_chunk", num_frames)
-    if name in CLASSES["any_chunk"]:
-        check_multiple("temporal_chunk", num_frames, step=own)
-    elif num_frames != own:
-        raise size_error("temporal_chunk", num_frames, accepted=str(own), nearest=own)
+    if name in ANY_CHUNK:
+        check_multiple("temporal_chunk", num_frames, step=smallest)
+    elif num_frames != smallest:
+        raise size_error("temporal_chunk", num_frames, accepted=str(smallest), nearest=smallest)
     if name == "AutoencoderKLMagvit":
         module.num_sample_frames_batch_size = num_frames
         module.num_latent_frames_batch_size = num_frames // TIME_COMPRESSION
-    elif name in CLASSES["any_chunk"]:  # Wan and QwenImage, which are called with larger chunks than their own
-        options = {"num_frames": num_frames}
-        family = replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
+    elif name in ANY_CHUNK:  # Wan and QwenImage, which are called with larger chunks than their own
+        encoder = partial(family.encoder, num_frames=num_frames)
+        decoder = partial(family.decoder, num_frames=num_frames)
+        family = replace(family, encoder=encoder, decoder=decoder)
     for part in (module.encoder, module.decoder):
         checkpoint_module(part, _CACHE_NAME)
     return family

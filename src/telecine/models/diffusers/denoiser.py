@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from os import PathLike
 from typing import Any, cast
 
@@ -24,8 +23,8 @@ from telecine.models.pretrained import CLASS_KEY, digest_of_encoder, save_model
 from telecine.models.student import Student
 from telecine.settings.autoencoder import FlowConfig
 
-# Layers, heads and features of a head. The last two are those of DiT-S and DiT-B (arXiv:2212.09748).
 SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
+"""Layers, heads and features of a head. The last two are those of DiT-S and DiT-B (arXiv:2212.09748)."""
 # Positions of a latent frame from which on 2 x 2 of them are a token.
 _MANY_POSITIONS = 64
 # Validations show latents from which noise of this level was removed, in one step.
@@ -61,18 +60,28 @@ class LatentDenoiser(Student):
         self._settings: dict[str, Any] = {"size": size, "causal": causal, "latent_shape": list(latents.shape[1:])}
         moments = ChannelMoments()
         moments.add(latents)
-        for name, values in asdict(moments.statistics()).items():
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1))
+        statistics = moments.statistics()
+        self.register_buffer("mean", torch.tensor(statistics.mean).view(1, -1, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(statistics.std).view(1, -1, 1, 1, 1))
         channels, num_frames, height, width = latents.shape[1:]
-        side = 2 if height * width >= _MANY_POSITIONS and height % 2 == width % 2 == 0 else 1
+        has_many_positions = height * width >= _MANY_POSITIONS
+        side = 2 if has_many_positions and height % 2 == 0 and width % 2 == 0 else 1
         num_layers, num_heads, head_dim = SIZES[size]
-        sizes = {"num_layers": num_layers, "num_attention_heads": num_heads, "attention_head_dim": head_dim}
-        sizes |= {"in_channels": channels, "out_channels": channels, "text_dim": 1, "ffn_dim": 4 * num_heads * head_dim}
-        self.transformer = cast(Any, WanTransformer3DModel(patch_size=(1, side, side), **sizes))
-        init_zero(self.transformer.proj_out)
+        transformer: Any = WanTransformer3DModel(
+            patch_size=(1, side, side),
+            num_layers=num_layers,
+            num_attention_heads=num_heads,
+            attention_head_dim=head_dim,
+            in_channels=channels,
+            out_channels=channels,
+            text_dim=1,
+            ffn_dim=4 * num_heads * head_dim,
+        )
+        self.transformer = transformer
+        init_zero(transformer.proj_out)
         if causal:
             frames = torch.arange(num_frames).repeat_interleave(height * width // side**2)
-            for block in self.transformer.blocks:
+            for block in transformer.blocks:
                 block.attn1.set_processor(_CausalAttention(frames[:, None] >= frames))
 
     def velocity(self, noisy: Tensor, level: Tensor | float) -> Tensor:
@@ -90,11 +99,18 @@ class LatentDenoiser(Student):
 
     @torch.no_grad()
     def samples(self, num: int, steps: int, seed: int) -> Iterator[Tensor]:
-        """Yield normalised latents `(1, C, t, h, w)`, each of other noise, in `steps` steps of Euler's method."""
+        """Yield normalised latents `(1, C, t, h, w)`, each of other noise.
+
+        Args:
+            num: How many.
+            steps: Steps of Euler's method.
+            seed: Seed of the noise.
+        """
         generator = torch.Generator().manual_seed(seed)
+        levels = Sampler(steps).levels(1.0)
         for _ in range(num):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
-            yield integrate(self.without_noise, noise, Sampler(steps).levels(1.0))
+            yield integrate(self.without_noise, noise, levels)
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
@@ -111,8 +127,17 @@ class LatentDenoiser(Student):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Return denoised latents in training, and a video in eval mode; see the class."""
-        latent = self.normalised((posterior or self.encode(video)).mode())
+        """Return denoised latents in training, and a video in eval mode; see the class.
+
+        Args:
+            video: `(B, C, T, H, W)` in [-1, 1]; not read if a posterior is passed.
+            sample_posterior: Not used: latents are the mode.
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+            posterior: The value of `encode(video)`, if it is cached.
+        """
+        if posterior is None:
+            posterior = self.encode(video)
+        latent = self.normalised(posterior.mode())
         if self.training:
             level = random_levels(FlowConfig(), latent, generator)
             noise = randn(latent.shape, generator=generator, device=latent.device)
@@ -157,4 +182,5 @@ class _CausalAttention(WanAttnProcessor):
 
     def __call__(self, attn: Any, hidden_states: Tensor, *others: Any) -> Tensor:
         encoder_hidden_states, _, rotary = others
-        return super().__call__(attn, hidden_states, encoder_hidden_states, self.mask.to(hidden_states.device), rotary)
+        mask = self.mask.to(hidden_states.device)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary)

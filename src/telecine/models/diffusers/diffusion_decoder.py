@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import accumulate, product
-from operator import mul
+from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +20,13 @@ from telecine.models.diffusers.checkpointing import enable
 from telecine.models.diffusers.families import DiffusersModel
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation
-from telecine.models.flow import Sampler, denoised_clips, integrate
+from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import CHANNEL_KEYS, Normalisation
+from telecine.models.latent import MEAN_KEY, STD_KEY, Normalisation
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state, digest_of_encoder
 from telecine.models.student import LoadTeacher, Student
+from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
 # Key of `config.json`, which diffusers keeps: the digest of the teacher's encoder.
@@ -41,6 +40,12 @@ class DiffusionDecoder(Student):
 
     It is trained at random levels of noise, those of `flow`, and sampled as `CausalVAE` with `decoder: flow` is. Saved
     models are those of diffusers, with the teacher's statistics of the latent.
+
+    Args:
+        module: The decoder.
+        teacher: The teacher's name.
+        load: Called with this name when the teacher is needed.
+        digest: That of the teacher's encoder; "" if the decoder has none yet.
     """
 
     teacher_key = "_teacher"  # diffusers keeps keys that begin so
@@ -49,7 +54,7 @@ class DiffusionDecoder(Student):
 
     def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
         super().__init__(teacher, load, digest)
-        module.set_attn_processor(_WindowAttention())
+        module.set_attn_processor(WindowAttention())
         self.module: DiffusersModel = module.train()
         self.flow = FlowConfig()
         self.sampler = Sampler(module.config.decoder_num_inference_steps)
@@ -59,6 +64,15 @@ class DiffusionDecoder(Student):
         """Return the decoder of a folder, or of a configuration (`.json`) with random weights.
 
         One that telecine has not saved gets the statistics of the teacher, which is loaded at once.
+
+        Args:
+            source: A folder, or a configuration of diffusers.
+            teacher: The teacher's name.
+            load: Called with this name when the teacher is needed.
+
+        Raises:
+            FileNotFoundError: There are no weights, or no such teacher.
+            ValueError: The configuration is wrong, or the teacher has another latent.
         """
         is_config = Path(source).suffix == ".json"
         module = build_module(source) if is_config else load_module(str(source))
@@ -69,19 +83,28 @@ class DiffusionDecoder(Student):
 
     @classmethod
     def without_weights(cls, source: str | PathLike[str], teacher: str, build: LoadTeacher) -> DiffusionDecoder:
-        """Return the decoder of a configuration with random weights and the teacher of `build`, to be planned."""
+        """Return the decoder of a configuration with random weights, to be planned.
+
+        Args:
+            source: A configuration of diffusers, or its folder.
+            teacher: The teacher's name.
+            build: Called with this name.
+        """
         model = cls(build_module(source), teacher, build, digest="")
         model._frozen = Frozen(model.load_teacher())
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:
-        for name in CHANNEL_KEYS:
-            buffer, value = self.module.get_buffer(name), teacher.latent_normalisation().get(name)
-            if not isinstance(value, list) or len(value) != len(buffer):
+        normalisation = teacher.latent_normalisation()
+        for name in (MEAN_KEY, STD_KEY):
+            buffer = self.module.get_buffer(name)
+            values = normalisation.get(name)
+            if not isinstance(values, list) or len(values) != len(buffer):
                 contract = f"an autoencoder with `{name}` of {len(buffer)} channels"
                 raise argument_error("teacher", contract, self.teacher, "Use the decoder's AutoencoderKLLTX2Video.")
-            buffer.copy_(torch.tensor(value))
-        self.digest, self._frozen = digest_of_encoder(teacher), Frozen(teacher)
+            buffer.copy_(torch.tensor(values))
+        self.digest = digest_of_encoder(teacher)
+        self._frozen = Frozen(teacher)
 
     @property
     def in_channels(self) -> int:
@@ -94,26 +117,49 @@ class DiffusionDecoder(Student):
         return self.module.get_parameter("decoder.conv_out.weight")
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
-        """Return the video that `sampler` makes of noise and a latent `(B, C, 1 + k, h, w)`, not clamped."""
+        """Return the video that `sampler` makes of noise and a latent, not clamped.
+
+        Args:
+            latent: `(B, C, 1 + k, h, w)`.
+            noise: What it starts from, of the result's shape; by default that of `sampler`.
+        """
         check_video("latent", latent)
-        time, space = self._compression
-        size = (1 + time * (latent.shape[2] - 1), space * latent.shape[3], space * latent.shape[4])
-        noise = self.sampler.noise((len(latent), self.in_channels, *size), latent.device) if noise is None else noise
+        if noise is None:
+            time, space = self._compression
+            num_frames = 1 + time * (latent.shape[2] - 1)
+            shape = (len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4])
+            noise = self.sampler.noise(shape, self.position, latent.device)
         return integrate(self._denoiser(latent), noise, self.sampler.levels(1.0))
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Add noise to each video at a random level and remove it."""
-        denoised, weight, _ = denoised_clips(self.flow, self._denoiser(latent), video, generator)
-        return Reconstruction(denoised, {}, weight=weight)
+        """Add noise to each video at a random level and remove it.
 
-    def _denoiser(self, latent: Tensor) -> Callable[[Video, Tensor], Video]:
+        Args:
+            latent: `(B, C, 1 + k, h, w)`.
+            video: The clean video, `(B, C, T, H, W)` in [-1, 1].
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+        denoised = denoised_clips(self.flow, self._denoiser(latent), video, generator)
+        return Reconstruction(denoised.video, {}, weight=denoised.weight)
+
+    def validation_decodings(self) -> dict[str, dict[str, Any]]:
+        """Return a few steps, unless the decoder is trained for one step."""
+        return {} if self.flow.one_step else FEW_STEPS
+
+    def use_training_settings(self, settings: CausalVAEConfig) -> None:
+        """Take over the levels of noise."""
+        self.flow = settings.flow
+
+    def _denoiser(self, latent: Tensor) -> Denoise:
         """Return the function from a noisy video and its level `(B,)` to the predicted clean video."""
         decoder = self.module.decoder
         context = decoder.forward_stage_4(decoder.forward_stages_1_to_3(latent.to(self.last_layer.dtype)))
 
         def denoise(video: Video, level: Tensor) -> Video:
             predicted = decoder.forward_diffusion_step(context, video.to(context.dtype), level)
-            return video - level.view(-1, 1, 1, 1, 1) * predicted if decoder.model_output_type == "v" else predicted
+            if decoder.model_output_type == "v":
+                return video - level.view(-1, 1, 1, 1, 1) * predicted
+            return predicted
 
         return denoise
 
@@ -124,28 +170,65 @@ class DiffusionDecoder(Student):
     @property
     def _smallest_clip(self) -> tuple[int, int, int]:
         """The frames, height and width below which a window of attention would not fit."""
-        config, (time, space) = self.module.config, self._compression
-        windows = zip(*config.decoder_stage_kernels, config.decoder_stage5_kernel, strict=True)
-        strides = zip((1, 1, 1), *config.decoder_upsample_strides, strict=True)
-        # `1 + n` positions of the latent are at least `1 + scale * n` where a window has `k`.
-        axes = (zip(of, accumulate(axis, mul), strict=True) for of, axis in zip(windows, strides, strict=True))
-        frames, rows, columns = (max((k - 2 + scale) // scale for k, scale in axis) for axis in axes)
-        return 1 + time * frames, space * (1 + rows), space * (1 + columns)
+        time, space = self._compression
+        num_frames = 1 + time * self._smallest_number(axis=0)
+        height = space * (1 + self._smallest_number(axis=1))
+        width = space * (1 + self._smallest_number(axis=2))
+        return num_frames, height, width
+
+    def _smallest_number(self, axis: int) -> int:
+        """Return the positions after the first one that the latent needs along an axis: 0 time, 1 height, 2 width."""
+        config = self.module.config
+        kernels = [*config.decoder_stage_kernels, config.decoder_stage5_kernel]
+        strides = [(1, 1, 1), *config.decoder_upsample_strides]
+        smallest = 0
+        scale = 1
+        for kernel, stride in zip(kernels, strides, strict=True):
+            # `1 + n` positions of the latent are at least `1 + scale * n` here, where the window has `kernel` of them.
+            scale *= stride[axis]
+            smallest = max(smallest, (kernel[axis] - 2 + scale) // scale)
+        return smallest
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the teacher accepts clips of this size, and windows of attention fit in them."""
+        """Check that the teacher accepts clips of this size, and that windows of attention fit in them.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: They do not.
+        """
         super().check_clip(num_frames, height, width)
-        size = {"num_frames": num_frames, "height": height, "width": width}
-        for (name, value), smallest in zip(size.items(), self._smallest_clip, strict=True):
+        frames, rows, columns = self._smallest_clip
+        for name, value, smallest in (
+            ("num_frames", num_frames, frames),
+            ("height", height, rows),
+            ("width", width, columns),
+        ):
             if value < smallest:
                 raise size_error(name, value, accepted=f"at least {smallest}", nearest=smallest)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest (frames, height, width) that is accepted and at least this large."""
-        return super().covering_clip(*map(max, (num_frames, height, width), self._smallest_clip))
+        """Return the smallest (frames, height, width) that is accepted and at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        frames, rows, columns = self._smallest_clip
+        return super().covering_clip(max(num_frames, frames), max(height, rows), max(width, columns))
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return that of the teacher's latent."""
+        """Return that of the teacher's latent.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
         return self.latent_model.linear_autoencoder(num_frames, height, width)
 
     def latent_normalisation(self) -> Normalisation:
@@ -162,7 +245,12 @@ class DiffusionDecoder(Student):
         save_module(self.module, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights; those for the latents of another encoder are a `ValueError`."""
+        """Copy the decoder's weights.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: They do not fit, or decode the latents of another encoder.
+        """
         loaded = load_module(str(folder))
         if loaded.config.get(_DIGEST_KEY) != self.digest:
             got = f"{self.teacher}, whose encoder differs"
@@ -170,33 +258,73 @@ class DiffusionDecoder(Student):
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
 
-class _WindowAttention:
+class WindowAttention:
     """Attention of each position to the window around it, with the values of diffusers' processors, tile by tile.
 
     FlexAttention, the default there, has no backward on the CPU; unless it is compiled, it holds all scores at once.
     """
 
     def __call__(self, attn: DiffusersModel, hidden_states: Tensor, block_mask: None = None) -> Tensor:
+        """Return the output of an attention layer.
+
+        Args:
+            attn: The layer.
+            hidden_states: `(B, T, H, W, C)`.
+            block_mask: Not used.
+        """
         query, key, value = attn.project_qkv(hidden_states)  # (B, T, H, W, heads, features)
-        sizes = zip(hidden_states.shape[1:4], attn.kernel_size, _TILE, strict=True)
+        tiles = [
+            _tiles(size, window, tile, hidden_states.device)
+            for size, window, tile in zip(hidden_states.shape[1:4], attn.kernel_size, _TILE, strict=True)
+        ]
         result = torch.empty_like(value)
-        for tiles in product(*(_tiles(*size, hidden_states.device) for size in sizes)):
-            queries, keys, (of_frames, of_rows, of_columns) = zip(*tiles, strict=True)
-            mask = of_frames[:, None, None, :, None, None] & of_rows[:, None, None, :, None]
-            mask = (mask & of_columns[:, None, None, :]).flatten(3).flatten(0, 2)
-            at, seen = (slice(None), *queries), (slice(None), *keys)
-            q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (query[at], key[seen], value[seen]))
+        for frames, rows, columns in product(*tiles):
+            queries = (slice(None), frames.queries, rows.queries, columns.queries)
+            keys = (slice(None), frames.keys, rows.keys, columns.keys)
+            q = _flatten_positions(query[queries])
+            k = _flatten_positions(key[keys])
+            v = _flatten_positions(value[keys])
+            # Of (frames, rows, columns) of the queries and of the keys.
+            mask = frames.mask[:, None, None, :, None, None]
+            mask = mask & rows.mask[:, None, None, :, None]
+            mask = mask & columns.mask[:, None, None, :]
+            mask = mask.flatten(3).flatten(0, 2)
             attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)  # the query is scaled
-            result[at] = attended.transpose(1, 2).view_as(query[at])
+            result[queries] = attended.transpose(1, 2).view_as(query[queries])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 
 
-def _tiles(size: int, window: int, tile: int, device: torch.device) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield positions along an axis, those that they attend to, and a mask of the pairs; windows stay inside."""
+def _flatten_positions(x: Tensor) -> Tensor:
+    """Return `(B, heads, T * H * W, features)` of `(B, T, H, W, heads, features)`."""
+    return x.flatten(1, 3).transpose(1, 2)
+
+
+class _Tile(NamedTuple):
+    """Positions along an axis whose attention is computed at once."""
+
+    queries: slice
+    keys: slice
+    """The positions that they attend to."""
+    mask: Tensor
+    """Which of the keys each query attends to."""
+
+
+def _tiles(size: int, window: int, tile: int, device: torch.device) -> list[_Tile]:
+    """Return the tiles of an axis of `size` positions; windows stay inside."""
     positions = torch.arange(size, device=device)
     first = (positions - window // 2).clamp(0, size - window)[:, None]
+    tiles = []
     for start in range(0, size, tile):
         stop = min(start + tile, size)
-        begin, end = (min(max(at - window // 2, 0), size - window) for at in (start, stop - 1))
-        queries, keys = slice(start, stop), slice(begin, end + window)
-        yield queries, keys, (positions[keys] >= first[queries]) & (positions[keys] < first[queries] + window)
+        begin = _clamp(start - window // 2, 0, size - window)
+        end = _clamp(stop - 1 - window // 2, 0, size - window) + window
+        queries = slice(start, stop)
+        keys = slice(begin, end)
+        is_after = positions[keys] >= first[queries]
+        is_before = positions[keys] < first[queries] + window
+        tiles.append(_Tile(queries, keys, is_after & is_before))
+    return tiles
+
+
+def _clamp(value: int, lowest: int, highest: int) -> int:
+    return min(max(value, lowest), highest)

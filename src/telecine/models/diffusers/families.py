@@ -1,9 +1,9 @@
 """How each diffusers class is encoded and decoded with gradients. Most classes need only their own methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import torch
 from einops import rearrange
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
-from telecine.base.yaml_files import read_package_yaml
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.rms_norm import rms_norm
 
@@ -24,29 +23,63 @@ _Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
 
 _Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
-_IMAGENET: _Colours = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET: _Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_BLACK_TO_WHITE: _Colours = ((0.0,), (1.0,))
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
 _UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
-# Names of classes, by what is known of them.
-CLASSES: dict[str, Any] = read_package_yaml("telecine.models.diffusers", "classes.yaml")
-REFUSED = {name: reason for reason, names in CLASSES["refused"].items() for name in names}
+# Classes are known by name, because the installed version of diffusers may lack some of them.
+_AUDIO = "which is of audio"
+_DIFFUSION = "whose decoder is a diffusion model: it learns to denoise, not to reconstruct"
+_PROTEINS = "which is of proteins"
+REFUSED = {
+    "AutoencoderKLKVAEAudio": _AUDIO,
+    "AutoencoderKLLTX2Audio": _AUDIO,
+    "AutoencoderKLMiniMaxH3Audio": _AUDIO,
+    "AutoencoderOobleck": _AUDIO,
+    "AutoencoderSAME": _AUDIO,
+    "ConsistencyDecoderVAE": _DIFFUSION,
+    "Cosmos3AVAEAudioTokenizer": _AUDIO,
+    "LongCatAudioDiTVae": _AUDIO,
+    "MMAudioVAE": _AUDIO,
+    "MMAudioVocoder": _AUDIO,
+    "MiniMaxMusic3Vocoder": _AUDIO,
+    "RFD4ProteinaAutoencoder": _PROTEINS,
+}
+"""Autoencoders that are not trained, with the reason."""
+# Norms of channels with `scale`, `gamma` and `bias`, for which `rms_norm` stands in while a model trains.
+_RMS_NORMS = {
+    "HunyuanImageRefinerRMS_norm",
+    "HunyuanVideo15RMS_norm",
+    "QwenImage21RMS_norm",
+    "QwenImageRMS_norm",
+    "WanRMS_norm",
+}
+
+
+def class_names(cls: type) -> list[str]:
+    """Return the names of a class and of its base classes, the nearest first."""
+    return [parent.__name__ for parent in cls.__mro__]
 
 
 def _declared_channels(module: DiffusersModel) -> int:
     """Return the channels of a model's video, as its configuration says; 3 if it does not say."""
     config = getattr(module, "config", {})
     # Mochi's input has Fourier features as well, and some classes have one number for input and output.
-    declared = (config[name] for name in ("out_channels", "in_channels", "input_channels") if name in config)
-    return next(declared, 3)
+    for name in ("out_channels", "in_channels", "input_channels"):
+        if name in config:
+            return config[name]
+    return 3
 
 
 def _unpatched_channels(module: DiffusersModel) -> int:
     """Return the channels of a model whose configuration counts those of patches."""
-    return _declared_channels(module) // (getattr(module.config, "patch_size", None) or 1) ** 2
+    patch_size = getattr(module.config, "patch_size", None) or 1
+    return _declared_channels(module) // patch_size**2
 
 
 def _colours_without_alpha(module: DiffusersModel) -> int:
+    """Return 3: alpha is added and removed by the family."""
     return 3
 
 
@@ -54,7 +87,7 @@ def _colours_without_alpha(module: DiffusersModel) -> int:
 class Family:
     """How the models of a class are called."""
 
-    encoder: Callable[[DiffusersModel, Video], _LatentPosterior]
+    encoder: Callable[..., _LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
     decoder: Callable[..., _Decoded]
     """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
@@ -80,13 +113,20 @@ class Family:
         finally:
             clear_caches(module)
 
-    def decode(self, module: DiffusersModel, latent: Tensor, *level: Tensor) -> _Decoded:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards.
+    def decode(self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> _Decoded:
+        """Return the video of a latent, not clamped, and losses; the model's caches are empty afterwards.
 
-        Models that `takes_level` get the `level` of noise of each latent, `(B,)`, by default 0.
+        Args:
+            module: The model.
+            latent: `(B, C, t, h, w)`.
+            level: The level of noise of each latent, `(B,)`, for models that `takes_level`; by default 0.
         """
+        latent = latent.to(next(module.parameters()).dtype)
         try:
-            video, losses = self.decoder(module, latent.to(next(module.parameters()).dtype), *level)
+            if level is None:
+                video, losses = self.decoder(module, latent)
+            else:
+                video, losses = self.decoder(module, latent, level)
         finally:
             clear_caches(module)
         if self.colours is not None:
@@ -105,31 +145,41 @@ class Family:
 
 def clear_caches(module: DiffusersModel) -> None:
     """Clear the frames that a model caches between chunks: they keep the graph alive, and are wrong after an error."""
-    for name in ("clear_cache", "_clear_conv_cache"):
-        if callable(clear := getattr(module, name, None)):
-            clear()
-    if callable(empty := getattr(module, "_empty_causal_cached", None)):  # of VidTok
-        empty(module)
+    if hasattr(module, "clear_cache"):
+        module.clear_cache()
+    if hasattr(module, "_clear_conv_cache"):
+        module._clear_conv_cache()
+    if hasattr(module, "_empty_causal_cached"):  # of VidTok
+        module._empty_causal_cached(module)
 
 
 def check_class(name: str, cls: type) -> None:
-    """Raise a `ValueError`, which names the argument `name`, if a class or a base class is one of `REFUSED`."""
-    for parent in cls.__mro__:
-        if reason := REFUSED.get(parent.__name__):
+    """Check that neither a class nor a base class is one of `REFUSED`.
+
+    Raises:
+        ValueError: One is; the message names the argument `name`.
+    """
+    for class_name in class_names(cls):
+        if class_name in REFUSED:
             contract = "an autoencoder of images or video that reconstructs"
-            raise argument_error(name, contract, f"{cls.__name__}, {reason}", "Use another model.")
+            raise argument_error(name, contract, f"{cls.__name__}, {REFUSED[class_name]}", "Use another model.")
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return how a model is called: by its class or a base class in `_FAMILIES`, or of frames if no weight is 3D."""
+    """Return how a model is called: by its class or a base class in `FAMILIES`, or of frames if no weight is 3D.
+
+    Raises:
+        TypeError: The model has no `encode` or `decode`.
+        ValueError: Its class is one of `REFUSED`.
+    """
     check_class("module", type(module))
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
             raise argument_error("module", "a model with `encode` and `decode`", got, _UNSUPPORTED_REMEDY, TypeError)
-    for parent in type(module).__mro__:
-        if parent.__name__ in _FAMILIES:
-            return _FAMILIES[parent.__name__]
+    for name in class_names(type(module)):
+        if name in FAMILIES:
+            return FAMILIES[name]
     if all(parameter.ndim < 5 for parameter in module.parameters()):
         return _OF_FRAMES
     return Family(_encode_clips, _decode_clips)
@@ -137,18 +187,29 @@ def family_of(module: nn.Module) -> Family:
 
 def _read_posterior(output: object) -> _LatentPosterior:
     """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses."""
-    first, *rest = output if isinstance(output, tuple) else (output,)
+    first: Any = output
+    others: Sequence[object] = ()
+    if isinstance(output, tuple):
+        first = output[0]
+        others = output[1:]
     for name in ("latent_dist", "latents", "latent"):
         first = getattr(first, name, first)
     if isinstance(getattr(first, "logvar", None), Tensor):
         # Only the moments are used: diffusers' own class sums the KL divergence of videos over the wrong axes.
         return DiagonalGaussian(mean=first.mean, logvar=first.logvar)
-    latent = first.mode() if callable(getattr(first, "mode", None)) and not isinstance(first, Tensor) else first
-    if not isinstance(latent, Tensor):
+    if not isinstance(first, Tensor) and hasattr(first, "mode"):
+        first = first.mode()
+    if not isinstance(first, Tensor):
         contract = "a posterior (`latent_dist`), a latent, or a tuple that starts with one"
         raise argument_error("the output of `encode`", contract, describe(output), _UNSUPPORTED_REMEDY)
-    losses = [extra for extra in rest if isinstance(extra, Tensor) and extra.ndim == 0 and extra.is_floating_point()]
-    return DeterministicPosterior(latent, {"quantizer_loss": torch.stack(losses).sum()} if losses else {})
+    losses = [extra for extra in others if _is_loss(extra)]
+    if not losses:
+        return DeterministicPosterior(first)
+    return DeterministicPosterior(first, {"quantizer_loss": torch.stack(losses).sum()})
+
+
+def _is_loss(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
 
 
 def _read_decoded(output: object) -> _Decoded:
@@ -159,7 +220,9 @@ def _read_decoded(output: object) -> _Decoded:
         contract = "a video (`sample`) or a tensor"
         raise argument_error("the output of `decode`", contract, describe(output), _UNSUPPORTED_REMEDY)
     loss = getattr(first, "commit_loss", None)
-    return video, {} if loss is None else {"commit_loss": loss.mean()}
+    if loss is None:
+        return video, {}
+    return video, {"commit_loss": loss.mean()}
 
 
 def _encode_clips(module: DiffusersModel, video: Video) -> _LatentPosterior:
@@ -168,14 +231,16 @@ def _encode_clips(module: DiffusersModel, video: Video) -> _LatentPosterior:
 
 def takes_level(module: DiffusersModel) -> bool:
     """Return whether a decoder is told the level of noise of its latent, as LTX-Video's is from 0.9.1 on."""
-    return bool(getattr(getattr(module, "config", None), "timestep_conditioning", False))
+    config = getattr(module, "config", None)
+    return bool(getattr(config, "timestep_conditioning", False))
 
 
 def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> _Decoded:
     if not takes_level(module):
         return _read_decoded(module.decode(latent))
-    level = latent.new_zeros(len(latent)) if level is None else level.to(latent.dtype)
-    return _read_decoded(module.decode(latent, temb=level))
+    if level is None:
+        level = latent.new_zeros(len(latent))
+    return _read_decoded(module.decode(latent, temb=level.to(latent.dtype)))
 
 
 def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:
@@ -193,13 +258,19 @@ def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = Fal
     posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
         return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)
-    mean, logvar = (_clips_from_frames(moment, len(video)) for moment in (posterior.mean, posterior.logvar))
+    mean = _clips_from_frames(posterior.mean, len(video))
+    logvar = _clips_from_frames(posterior.logvar, len(video))
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor, *, together: bool = False) -> _Decoded:
-    options = {"num_frames": latent.shape[2]} if together else {}
-    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
+def _decode_frames(module: DiffusersModel, latent: Tensor) -> _Decoded:
+    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent)))
+    return _clips_from_frames(frames, len(latent)), losses
+
+
+def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> _Decoded:
+    """Decode the frames of clips, of which the decoder mixes `num_frames`."""
+    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), num_frames=latent.shape[2]))
     return _clips_from_frames(frames, len(latent)), losses
 
 
@@ -232,7 +303,7 @@ def _encode_qwen21(module: DiffusersModel, video: Video) -> _LatentPosterior:
 
 
 def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), first_chunk=True)
+    frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), names_first_chunk=True)
     return _clips_from_frames(frames, len(latent))[:, :3], losses
 
 
@@ -252,39 +323,53 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
     """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
     if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
         return _encode_clips(module, video)
-    video = video[:, :, : (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1]  # as the class does
-    if patch := getattr(module.config, "patch_size", None):
+    num_complete = (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1
+    video = video[:, :, :num_complete]  # as the class does
+    patch = getattr(module.config, "patch_size", None)
+    if patch:
         video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
     if num_frames is None:
         moments = module.encoder(video)
     else:
         kept = [None] * module._cached_conv_counts["encoder"]
-        parts = [module.encoder(x, feat_cache=kept, feat_idx=[0]) for x in _first_and_chunks(video, num_frames)]
+        chunks = _first_and_chunks(video, num_frames)
+        parts = [module.encoder(chunk, feat_cache=kept, feat_idx=[0]) for chunk in chunks]
         moments = torch.cat(parts, dim=2)
     mean, logvar = module.quant_conv(moments).chunk(2, dim=1)
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, **is_first: bool) -> _Decoded:
-    """Decode whole latents; or the first latent frame, with `is_first`, then chunks of `num_frames` video frames."""
+def _decode_wan(
+    module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, names_first_chunk: bool = False
+) -> _Decoded:
+    """Decode whole latents; or the first latent frame, then chunks of `num_frames` video frames.
+
+    With `names_first_chunk`, the decoder takes an argument that says whether it is called for the first chunk.
+    """
     if num_frames is None and not torch.is_grad_enabled():
         num_frames = TIME_COMPRESSION
+    first_options = {"first_chunk": True} if names_first_chunk else {}
     latent = module.post_quant_conv(latent)
     if num_frames is None:
-        video = module.decoder(latent, **is_first)
+        video = module.decoder(latent, **first_options)
     else:
         first, *chunks = _first_and_chunks(latent, num_frames // TIME_COMPRESSION)
         kept = [None] * module._cached_conv_counts["decoder"]
-        parts = [module.decoder(first, feat_cache=kept, feat_idx=[0], **is_first)]
-        parts += [module.decoder(z, feat_cache=kept, feat_idx=[0]) for z in chunks]
+        parts = [module.decoder(first, feat_cache=kept, feat_idx=[0], **first_options)]
+        parts += [module.decoder(chunk, feat_cache=kept, feat_idx=[0]) for chunk in chunks]
         video = torch.cat(parts, dim=2)
-    if patch := getattr(module.config, "patch_size", None):
+    patch = getattr(module.config, "patch_size", None)
+    if patch:
         video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
     return video, {}
 
 
 def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
-    return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
+    """Return the first frame, and the others in chunks of `num_frames` frames."""
+    chunks = [video[:, :, :1]]
+    if video.shape[2] > 1:
+        chunks.extend(video[:, :, 1:].split(num_frames, dim=2))
+    return chunks
 
 
 def _downsample_time(resample: DiffusersModel, args: Any, kwargs: Any, output: Video) -> Video | None:
@@ -313,42 +398,63 @@ def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
     """Return what a norm's own `forward` does, which runs where nothing is trained, or code is compiled."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return type(norm).forward(norm, x)
-    y = rms_norm(x, norm.scale * norm.gamma)
-    return y + norm.bias if isinstance(norm.bias, Tensor) else y
+    normed = rms_norm(x, norm.scale * norm.gamma)
+    if isinstance(norm.bias, Tensor):
+        normed = normed + norm.bias
+    return normed
 
 
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
-# Classes that need more than their own `encode` and `decode`.
-_FAMILIES = {
+FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro, first_frame_apart=False),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=_IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
-    "AutoencoderKLQwenImage21": Family(_encode_qwen21, _decode_qwen21, _colours_without_alpha, "no"),
-    "AutoencoderKLTemporalDecoder": Family(_encode_frames, partial(_decode_frames, together=True)),
-    "AutoencoderKLWan": Family(_encode_wan, partial(_decode_wan, first_chunk=True), _unpatched_channels, "patches"),
+    "AutoencoderKLQwenImage21": Family(
+        _encode_qwen21,
+        _decode_qwen21,
+        in_channels=_colours_without_alpha,
+        widens="no",
+    ),
+    "AutoencoderKLTemporalDecoder": Family(_encode_frames, _decode_frames_together),
+    "AutoencoderKLWan": Family(
+        _encode_wan,
+        partial(_decode_wan, names_first_chunk=True),
+        in_channels=_unpatched_channels,
+        widens="patches",
+    ),
     "AutoencoderRAE": Family(
-        _encode_frames, _decode_rae, widens="no", colours=((0.0,), (1.0,)), only_side="decoder_image_size"
+        _encode_frames,
+        _decode_rae,
+        widens="no",
+        colours=_BLACK_TO_WHITE,
+        only_side="decoder_image_size",
     ),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips, first_frame_apart="is_causal"),
 }
+"""Classes that need more than their own `encode` and `decode`."""
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
-    for norm in module.modules():
-        if type(norm).__name__ in CLASSES["rms_norm"] and norm.channel_first:
-            norm.forward = partial(_normalise, norm)
-    for resample in module.modules():  # of Wan and QwenImage, if the module was not wrapped before
-        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
-        if mode == "downsample3d" and _downsample_time not in resample._forward_hooks.values():
-            resample.register_forward_hook(_downsample_time, with_kwargs=True)
-        elif mode == "upsample3d" and _upsample_time not in resample._forward_pre_hooks.values():
-            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
+    for layer in module.modules():
+        if type(layer).__name__ in _RMS_NORMS and layer.channel_first:
+            layer.forward = partial(_normalise, layer)
+        if hasattr(layer, "time_conv"):
+            _let_resample_whole_clips(layer)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)
-    if any(parent.__name__ == "AutoencoderKLHunyuanVideo15" for parent in type(module).__mro__):
+    if "AutoencoderKLHunyuanVideo15" in class_names(type(module)):
         module.enable_slicing()  # its attention only supports one clip at a time
+
+
+def _let_resample_whole_clips(resample: DiffusersModel) -> None:
+    """Add the hooks of a temporal resampling of Wan and QwenImage, if the model was not wrapped before."""
+    mode = getattr(resample, "mode", None)
+    if mode == "downsample3d" and _downsample_time not in resample._forward_hooks.values():
+        resample.register_forward_hook(_downsample_time, with_kwargs=True)
+    if mode == "upsample3d" and _upsample_time not in resample._forward_pre_hooks.values():
+        resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)

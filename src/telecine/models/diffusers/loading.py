@@ -44,33 +44,59 @@ _logger = logging.getLogger(__name__)
 
 
 def load_module(source: str, subfolder: str | None = None, revision: str | None = None) -> DiffusersModel:
-    """Return the diffusers model of a folder or a Hub name, with all its weights, in float32."""
+    """Return the diffusers model of a folder or a Hub name, with all its weights, in float32.
+
+    Args:
+        source: A folder, or the name of a model on the Hub.
+        subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: The folder has no weights.
+        ValueError: The configuration is wrong, or weights are missing or of another shape.
+    """
     config, place = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
-    folder, contract, remedy = Path(source, place or ""), "a model with all its weights", "Download or copy it again."
-    files = [*folder.glob("diffusion_pytorch_model*")]
+    folder = Path(source, place or "")
+    files = list(folder.glob("diffusion_pytorch_model*"))
     if folder.is_dir() and not files:
-        raise argument_error(source, contract, "one without a file of them", remedy, FileNotFoundError)
-    variant = "fp16" if files and all(".fp16" in file.name for file in files) else None
-    options = {"subfolder": place, "revision": revision, "variant": variant, "torch_dtype": torch.float32}
-    load = partial(cls.from_pretrained, source, output_loading_info=True, **options)
+        raise _weights_error(source, "one without a file of them", FileNotFoundError)
+    is_half = bool(files) and all(".fp16" in file.name for file in files)
+    load = partial(
+        cls.from_pretrained,
+        source,
+        output_loading_info=True,
+        subfolder=place,
+        revision=revision,
+        variant="fp16" if is_half else None,
+        torch_dtype=torch.float32,
+    )
     with _quiet_diffusers():
         check_num_weights(lambda: cls.from_config(config), source, folder)
         try:
             module, report = load()
         except ValueError as error:
             _, report = load(low_cpu_mem_usage=False, ignore_mismatched_sizes=True)  # with all shapes
-            for name, its, our in report["mismatched_keys"]:
-                raise argument_error(source, contract, f"`{name}` of {tuple(its)}, not {tuple(our)}", remedy) from error
-            raise
-    if missing := sorted(report["missing_keys"]):
+            mismatched = report["mismatched_keys"]
+            if not mismatched:
+                raise
+            name, saved_shape, model_shape = mismatched[0]
+            got = f"`{name}` of {tuple(saved_shape)}, not {tuple(model_shape)}"
+            raise _weights_error(source, got) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
         # diffusers initialises missing weights with random numbers.
         got = f"one with {len(missing)} weights missing, e.g. {', '.join(missing[:MAX_LISTED])}"
-        raise argument_error(source, contract, got, remedy)
-    unused = {name for name in config if not name.startswith("_")} - _arguments_of(cls)
-    if names := [*sorted(unused), *sorted(report["unexpected_keys"])]:
-        _logger.warning("%s does not use some of %s: %s", cls.__name__, source, ", ".join(names[:MAX_LISTED]))
+        raise _weights_error(source, got)
+    unused_settings = {name for name in config if not name.startswith("_")} - _arguments_of(cls)
+    unused = sorted(unused_settings) + sorted(report["unexpected_keys"])
+    if unused:
+        _logger.warning("%s does not use some of %s: %s", cls.__name__, source, ", ".join(unused[:MAX_LISTED]))
     return module
+
+
+def _weights_error(source: str, got: str, error: type[Exception] = ValueError) -> Exception:
+    return argument_error(source, "a model with all its weights", got, "Download or copy it again.", error)
 
 
 @contextmanager
@@ -96,13 +122,23 @@ def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
 
 
 def find_config(source: str, subfolder: str | None, revision: str | None) -> tuple[dict[str, Any], str | None]:
-    """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given."""
-    try:
+    """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is passed.
+
+    Args:
+        source: A folder, or the name of a model on the Hub.
+        subfolder: Subfolder of the model.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ConnectionError: The model is on the Hub, which cannot be reached.
+        ValueError: There is no configuration.
+    """
+    if subfolder is not None:
         return _read_config_at(source, subfolder, revision), subfolder
+    try:
+        return _read_config_at(source, None, revision), None
     except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
-        if subfolder is not None:
-            raise
-    return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
+        return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
 
 
 def _read_config_at(source: str, subfolder: str | None, revision: str | None) -> dict[str, Any]:
@@ -110,13 +146,14 @@ def _read_config_at(source: str, subfolder: str | None, revision: str | None) ->
     try:
         config: Any = _AutoencoderConfig.load_config(source, subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
-        folder = f"a folder with {CONFIG_FILE} or {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}"
-        contract, got = f"a run with a checkpoint, {folder}, or a Hub name", repr(source)
-        remedy = "Name the folder of the model itself."
+        contract = f"a run with a checkpoint, a folder with {CONFIG_FILE} or {_PIPELINE_SUBFOLDER}/{CONFIG_FILE}"
+        contract += ", or a Hub name"
+        got = repr(source)
         if isinstance(error.__context__, LocalEntryNotFoundError):
             got += ", which is not in the cache, and the Hub cannot be reached"
             remedy = "Check the network, or download the model and use its folder."
             raise argument_error("the model", contract, got, remedy, ConnectionError) from error
+        remedy = "Name the folder of the model itself."
         if isinstance(error.__context__, RepositoryNotFoundError):
             got += ", which the Hub does not have or does not show you"
             remedy = "Check the spelling, or log in with `hf auth login`."
@@ -137,18 +174,18 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     if not isinstance(name, str):
         remedy = f'Add for example "{CLASS_KEY}": "AutoencoderKLWan".'
         raise argument_error(source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy)
-    imported = {cls.__name__: cls for cls in _subclasses(ModelMixin)}
-    found = imported.get(name) or getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
-        known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
-        update = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
-        update += " In Python, a module of yours takes the place of its folder."
-        remedy = nearest(name, known) or update
+    imported = {subclass.__name__: subclass for subclass in _subclasses(ModelMixin)}
+    cls = imported.get(name) or getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        autoencoders = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
+        remedy = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
+        remedy += " In Python, a module of yours takes the place of its folder."
+        remedy = nearest(name, autoencoders) or remedy
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
-    check_class(f"{CLASS_KEY} in {source}", found)
-    if found.__name__ == "AutoencoderRAE" and not is_transformers_available():
+    check_class(f"{CLASS_KEY} in {source}", cls)
+    if cls.__name__ == "AutoencoderRAE" and not is_transformers_available():
         raise ImportError("The encoder of AutoencoderRAE needs transformers: `pip install transformers`.")
-    return found
+    return cls
 
 
 def _check_sizes(config: Mapping[str, Any], source: str) -> None:
@@ -161,14 +198,27 @@ def _check_sizes(config: Mapping[str, Any], source: str) -> None:
 
 
 def _subclasses(cls: type) -> list[type]:
+    subclasses: list[type] = []
     children: list[type] = cls.__subclasses__()
-    return [found for child in children for found in (child, *_subclasses(child))]
+    for child in children:
+        subclasses.append(child)
+        subclasses.extend(_subclasses(child))
+    return subclasses
 
 
 def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersModel:
-    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values."""
-    source = "config" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else _read_json_config(Path(config))
+    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The class or an argument is wrong.
+    """
+    if isinstance(config, Mapping):
+        source = "config"
+        values = dict(config)
+    else:
+        source = str(config)
+        values = _read_json_config(Path(config))
     cls = _class_of(values, source)
     arguments = {name: value for name, value in values.items() if not name.startswith("_")}
     check_known_keys(arguments, sorted(_arguments_of(cls)))

@@ -3,33 +3,89 @@
 Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
 
+from enum import Enum, auto
+
 import torch
 
-from telecine.models.diffusers.families import CLASSES, DiffusersModel
-from telecine.models.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatistics, Normalisation
-
-# How the pipelines of each class normalise the latent, by the words of `classes.yaml`.
-_NORMALISATIONS: dict[str, str] = {name: kind for kind, names in CLASSES["normalisation"].items() for name in names}
+from telecine.models.diffusers.families import DiffusersModel, class_names
+from telecine.models.latent import MEAN_KEY, SCALE_KEY, SHIFT_KEY, STD_KEY, LatentStatistics, Normalisation
 
 
-def _normalisation_of(module: DiffusersModel) -> str:
-    """Return how latents of a model are normalised: by its class or a base class, "NONE" for an unknown one."""
-    names = (parent.__name__ for parent in type(module).__mro__)
-    return next((_NORMALISATIONS[name] for name in names if name in _NORMALISATIONS), "NONE")
+class Normalised(Enum):
+    """How the pipelines of a class normalise the latent."""
+
+    CHANNELS = auto()
+    """By `latents_mean` and `latents_std` of the configuration. Here and below, the `scaling_factor` is 1 and stays."""
+    BUFFERS = auto()
+    """By buffers of these names, saved with the weights."""
+    BATCH_NORM = auto()
+    """By `bn`: of each channel at each position of a patch, saved with the weights."""
+    FACTOR = auto()
+    """By `scaling_factor` of the configuration, and `shift_factor` if that is a number; or as CHANNELS, if set."""
+    INSIDE = auto()
+    """`encode` returns a normalised latent, and the encoder stays as it is."""
+    NONE = auto()
+    """Not at all."""
+
+
+NORMALISATIONS = {
+    "AsymmetricAutoencoderKL": Normalised.FACTOR,
+    "AutoencoderDC": Normalised.FACTOR,
+    "AutoencoderKL": Normalised.FACTOR,
+    "AutoencoderKLAllegro": Normalised.FACTOR,
+    "AutoencoderKLCogVideoX": Normalised.FACTOR,
+    "AutoencoderKLCosmos": Normalised.CHANNELS,
+    "AutoencoderKLFlux2": Normalised.BATCH_NORM,
+    "AutoencoderKLHunyuanImage": Normalised.FACTOR,
+    "AutoencoderKLHunyuanImageRefiner": Normalised.FACTOR,
+    "AutoencoderKLHunyuanVideo": Normalised.FACTOR,
+    "AutoencoderKLHunyuanVideo15": Normalised.FACTOR,
+    "AutoencoderKLKVAE": Normalised.NONE,
+    "AutoencoderKLKVAEVideo": Normalised.NONE,
+    "AutoencoderKLLTX2Video": Normalised.BUFFERS,
+    "AutoencoderKLLTXVideo": Normalised.BUFFERS,
+    "AutoencoderKLMagvit": Normalised.FACTOR,
+    "AutoencoderKLMiniMaxH3": Normalised.CHANNELS,
+    "AutoencoderKLMochi": Normalised.CHANNELS,
+    "AutoencoderKLQwenImage": Normalised.CHANNELS,
+    "AutoencoderKLQwenImage21": Normalised.CHANNELS,
+    "AutoencoderKLTemporalDecoder": Normalised.FACTOR,
+    "AutoencoderKLWan": Normalised.CHANNELS,
+    "AutoencoderRAE": Normalised.INSIDE,
+    "AutoencoderTiny": Normalised.FACTOR,
+    "AutoencoderVidTok": Normalised.NONE,
+    "Kandinsky6SRVAE": Normalised.FACTOR,
+    "LTX2VideoDiffusionDecoderModel": Normalised.BUFFERS,
+    "VQModel": Normalised.FACTOR,
+}
+
+
+def normalisation_of(module: DiffusersModel) -> Normalised:
+    """Return how latents of a model are normalised: by its class or a base class, `NONE` for an unknown one."""
+    for name in class_names(type(module)):
+        if name in NORMALISATIONS:
+            return NORMALISATIONS[name]
+    return Normalised.NONE
 
 
 def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name; of a batch norm, mean and deviation of each of its channels."""
-    kind = _normalisation_of(module)
-    if kind == "BUFFERS":
-        return {name: module.get_buffer(name).tolist() for name in CHANNEL_KEYS}
-    if kind == "BATCH_NORM":
-        values = module.bn.running_mean, (module.bn.running_var + module.bn.eps).sqrt()
-        return {name: value.tolist() for name, value in zip(CHANNEL_KEYS, values, strict=True)}
-    keys = {"CHANNELS": CHANNEL_KEYS, "FACTOR": FACTOR_KEYS}.get(kind, ())
-    more = CHANNEL_KEYS if kind == "FACTOR" and _has_channels(module) else ()
-    found = {name: module.config.get(name) for name in (*keys, *more)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    kind = normalisation_of(module)
+    if kind == Normalised.BUFFERS:
+        return {MEAN_KEY: module.get_buffer(MEAN_KEY).tolist(), STD_KEY: module.get_buffer(STD_KEY).tolist()}
+    if kind == Normalised.BATCH_NORM:
+        std = (module.bn.running_var + module.bn.eps).sqrt()
+        return {MEAN_KEY: module.bn.running_mean.tolist(), STD_KEY: std.tolist()}
+    keys: list[str] = []
+    if kind == Normalised.FACTOR:
+        keys += [SCALE_KEY, SHIFT_KEY]
+    if kind == Normalised.CHANNELS or (kind == Normalised.FACTOR and _has_channels(module)):
+        keys += [MEAN_KEY, STD_KEY]
+    normalisation: Normalisation = {}
+    for name in keys:
+        value = module.config.get(name)
+        normalisation[name] = list(value) if isinstance(value, tuple) else value
+    return normalisation
 
 
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
@@ -37,23 +93,24 @@ def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) ->
 
     The positions of a patch, which a batch norm keeps apart, get the same: those of their channel.
     """
-    kind = _normalisation_of(module)
-    per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
-    if kind == "BUFFERS":
-        for name, values in per_channel.items():
-            module.get_buffer(name).copy_(torch.tensor(values, dtype=torch.float64))
-    elif kind == "BATCH_NORM":
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in per_channel.values())
+    kind = normalisation_of(module)
+    if kind == Normalised.BUFFERS:
+        module.get_buffer(MEAN_KEY).copy_(torch.tensor(statistics.mean, dtype=torch.float64))
+        module.get_buffer(STD_KEY).copy_(torch.tensor(statistics.std, dtype=torch.float64))
+    elif kind == Normalised.BATCH_NORM:
+        mean = torch.tensor(statistics.mean, dtype=torch.float64)
+        variance = torch.tensor(statistics.std, dtype=torch.float64).square() - module.bn.eps
         positions = module.bn.num_features // len(mean)
         module.bn.running_mean.copy_(mean.repeat_interleave(positions))
-        module.bn.running_var.copy_((std.square() - module.bn.eps).clamp(min=0).repeat_interleave(positions))
-    elif kind == "CHANNELS" or (kind == "FACTOR" and _has_channels(module)):
-        module.register_to_config(**per_channel)
-    elif kind == "FACTOR":
-        shift = {} if module.config.get("shift_factor") is None else {"shift_factor": statistics.overall_mean}
-        module.register_to_config(scaling_factor=1 / statistics.overall_std, **shift)
+        module.bn.running_var.copy_(variance.clamp(min=0).repeat_interleave(positions))
+    elif kind == Normalised.CHANNELS or (kind == Normalised.FACTOR and _has_channels(module)):
+        module.register_to_config(**{MEAN_KEY: statistics.mean, STD_KEY: statistics.std})
+    elif kind == Normalised.FACTOR:
+        module.register_to_config(scaling_factor=1 / statistics.overall_std)
+        if module.config.get(SHIFT_KEY) is not None:
+            module.register_to_config(shift_factor=statistics.overall_mean)
 
 
 def _has_channels(module: DiffusersModel) -> bool:
     """Return whether the configuration has numbers of each channel, which pipelines of SDXL use if they are set."""
-    return all(module.config.get(name) is not None for name in CHANNEL_KEYS)
+    return module.config.get(MEAN_KEY) is not None and module.config.get(STD_KEY) is not None

@@ -21,25 +21,30 @@ from telecine.data.source import RemotePath
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.html import render_page
 from telecine.report.video import shrink
-from telecine.tools.data_report.inspect import DEFINITIONS, DataReport, SampledClip
+from telecine.tools.data_report.measures import DEFINITIONS
+from telecine.tools.data_report.report import DataReport, SampledClip
 
 _PAGE_FILE = "data.html"
 _VIDEO_FILE = "clips.mp4"
 _MAX_ROWS = 200  # files on the page; the JSON has all
-_SHEET_SIDE, _VIDEO_SIDE = 160, 192  # pixels of the longer side: of a frame on the sheet, and of a clip in the video
+# Pixels of the longer side: of a frame on the sheet, and of a clip in the video.
+_SHEET_SIDE = 160
+_VIDEO_SIDE = 192
 _VIDEO_COLUMNS = 6
-_MAX_IN_VIDEO = 120  # clips: frames of H.264 have at most 16 384 rows
+MAX_IN_VIDEO = 120
+"""Most clips in the video: frames of H.264 have at most 16 384 rows."""
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
     """Write data.html, data.json, clips.mp4 and, if there are cuts, scenes.csv into a folder; return the page."""
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
-    shown = report.clips[:_MAX_IN_VIDEO]
-    write_preview(folder / _VIDEO_FILE, _moving_sheet(shown), max(clip.fps for clip in shown))
+    shown = report.clips[:MAX_IN_VIDEO]
+    fastest = max(clip.fps for clip in shown)
+    write_preview(folder / _VIDEO_FILE, lay_out_clips(shown), fastest)
     if report.scenes:
         _write_scenes(folder / "scenes.csv", report.scenes)
-    write_text(folder / _PAGE_FILE, _render_data(report))
+    write_text(folder / _PAGE_FILE, render_data(report))
     return folder / _PAGE_FILE
 
 
@@ -49,63 +54,87 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
     writer.writerow(["path", "start_frame", "end_frame"])
     for scene in scenes:
         source = scene.info.path
-        name = source.url if isinstance(source, RemotePath) else str(Path(str(source)).absolute())
+        name = str(Path(str(source)).absolute())
+        if isinstance(source, RemotePath):
+            name = source.url
         writer.writerow([name, scene.first_frame, scene.last_frame + 1])
     write_text(path, text.getvalue())
 
 
-def _render_data(report: DataReport) -> str:
-    figures = [_figure(clip) for clip in report.clips]
-    values = {"summary": _summary(report), "clips": figures, "video": _VIDEO_FILE, "definitions": DEFINITIONS}
-    limits = {"max_rows": _MAX_ROWS, "max_in_video": _MAX_IN_VIDEO}
-    return render_page("data.html", titles=[report.data], report=report, **limits, **values)
+def render_data(report: DataReport) -> str:
+    """Return the page as HTML."""
+    return render_page(
+        "data.html",
+        titles=[report.data],
+        report=report,
+        summary=summarize(report),
+        clips=[_clip_figure(clip) for clip in report.clips],
+        video=_VIDEO_FILE,
+        definitions=DEFINITIONS,
+        max_rows=_MAX_ROWS,
+        max_in_video=MAX_IN_VIDEO,
+    )
 
 
-def _summary(report: DataReport) -> list[tuple[str, str]]:
-    is_image = [row.is_image for row in report.files if row.is_used]
-    used = count_files(is_image.count(False), is_image.count(True))
-    remarks = [word for clip in report.clips for word in {each.partition(" ")[0] for each in clip.remarks}]
-    return [
-        ("files used", f"{used}, of {len(report.files)} files"),
-        ("frames to train on", f"{report.num_train:,}"),
-        ("frames held out", f"{report.num_held_out:,}"),
-        ("clips read", str(len(report.clips))),
-        *((f"{word} among them", str(remarks.count(word))) for word in ("black", "static", "cut")),
-        ("groups of copies", str(len(report.copies))),
-        ("clips a core reads in a second", f"{report.clips_per_second:.3g}"),
-        ("decoded, at the size of clips", gigabytes(report.cache_bytes)),
-    ]
+def summarize(report: DataReport) -> dict[str, str]:
+    """Return the most important values about a data set, as text by name."""
+    used = [row for row in report.files if row.is_used]
+    num_images = sum(row.is_image for row in used)
+    rows = {
+        "files used": f"{count_files(len(used) - num_images, num_images)}, of {len(report.files)} files",
+        "frames to train on": f"{report.num_train:,}",
+        "frames held out": f"{report.num_held_out:,}",
+        "clips read": str(len(report.clips)),
+    }
+    for kind in ("black", "static", "cut"):
+        num_clips = sum(any(remark.startswith(kind) for remark in clip.remarks) for clip in report.clips)
+        rows[f"{kind} among them"] = str(num_clips)
+    rows["groups of copies"] = str(len(report.copies))
+    rows["clips a core reads in a second"] = f"{report.clips_per_second:.3g}"
+    rows["decoded, at the size of clips"] = gigabytes(report.cache_bytes)
+    return rows
 
 
 def print_data(console: Console, report: DataReport) -> None:
     """Print the most important values about a data set, and the advice."""
     table = Table("data", Column(report.data, overflow="fold"))
-    for row in _summary(report):
-        table.add_row(*row)
+    for name, value in summarize(report).items():
+        table.add_row(name, value)
     console.print(table)
     for text in report.advice:
         console.print(text, soft_wrap=True)
 
 
-def _figure(clip: SampledClip) -> dict[str, Any]:
+def _clip_figure(clip: SampledClip) -> dict[str, Any]:
+    """Return the first, middle and last frame of a clip as a JPEG, and what its caption says."""
     last = len(clip.frames) - 1
-    strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], _SHEET_SIDE)), dim=1)
-    text = io.BytesIO()
-    Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
-    jpeg, shape = base64.b64encode(text.getvalue()).decode("ascii"), " x ".join(map(str, clip.shape[:3]))
-    size = {"width": strip.shape[1], "height": strip.shape[0]}
-    return {"jpeg": jpeg, **size, "source": Path(clip.source).name, "shape": shape, "clip": clip}
+    positions = sorted({0, last // 2, last})
+    frames = shrink(clip.frames[positions], _SHEET_SIDE)
+    strip = torch.cat(list(frames), dim=1)
+    jpeg = io.BytesIO()
+    Image.fromarray(strip.numpy()).save(jpeg, "JPEG", quality=85)
+    return {
+        "jpeg": base64.b64encode(jpeg.getvalue()).decode("ascii"),
+        "width": strip.shape[1],
+        "height": strip.shape[0],
+        "source": Path(clip.source).name,
+        "shape": " x ".join(str(size) for size in clip.shape[:3]),
+        "clip": clip,
+    }
 
 
-def _moving_sheet(clips: list[SampledClip]) -> Tensor:
-    """Return a grid of clips, each at its own speed, uint8 `(T, H, W, 3)`."""
-    small = at_one_rate([shrink(clip.frames, _VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
-    height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    columns = min(_VIDEO_COLUMNS, len(small))
-    num_rows = -(-len(small) // columns)
-    sheet = torch.zeros(len(small[0]), num_rows * height, columns * width, 3, dtype=torch.uint8)
-    for index, clip in enumerate(small):
-        row, column = divmod(index, columns)
-        top, left = row * height + (height - clip.shape[1]) // 2, column * width + (width - clip.shape[2]) // 2
-        sheet[:, top : top + clip.shape[1], left : left + clip.shape[2]] = clip
+def lay_out_clips(clips: Sequence[SampledClip]) -> Tensor:
+    """Return a grid of clips, each in the middle of its cell and at its own speed, uint8 `(T, H, W, 3)`."""
+    small = [shrink(clip.frames, _VIDEO_SIDE) for clip in clips]
+    videos = at_one_rate(small, [clip.fps for clip in clips])
+    height = max(video.shape[1] for video in videos)
+    width = max(video.shape[2] for video in videos)
+    num_columns = min(_VIDEO_COLUMNS, len(videos))
+    num_rows = -(-len(videos) // num_columns)
+    sheet = torch.zeros(len(videos[0]), num_rows * height, num_columns * width, 3, dtype=torch.uint8)
+    for index, video in enumerate(videos):
+        row, column = divmod(index, num_columns)
+        top = row * height + (height - video.shape[1]) // 2
+        left = column * width + (width - video.shape[2]) // 2
+        sheet[:, top : top + video.shape[1], left : left + video.shape[2]] = video
     return sheet

@@ -1,43 +1,46 @@
 """The page about latent spaces, in the look of the report: one HTML file that works offline."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 from telecine.base.files import write_json, write_text
-from telecine.base.yaml_files import read_package_yaml
 from telecine.report.charts import Chart, Series, charts_data, make_curve
 from telecine.report.html import render_page, short
-from telecine.tools.latents.denoising import LEVELS
-from telecine.tools.latents.measures import DEFINITIONS, TRANSFORMS, Channels, LatentReport, LatentSpace
-
-_PLOTS: dict[str, tuple[str, str, str]] = read_package_yaml("telecine.evaluation", "definitions.yaml")["latent_plots"]
-_LABELS = ("latent", "scaled-down video")
-_TRANSFORMS = ["none", *TRANSFORMS]
+from telecine.tools.latents.plots import LATENT_PLOTS, TRANSFORM_NAMES, LatentPlot
+from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "latents.json", asdict(report))
-    write_text(page := folder / "latents.html", _render_latents(report))
+    page = folder / "latents.html"
+    write_text(page, render_latents(report))
     return page
 
 
-def _render_latents(report: LatentReport) -> str:
-    spaces, titles = report.models, [space.title for space in report.models]
-    left_out: list[object] = [None, [{} for _ in spaces], DEFINITIONS]  # no base model, no samplers; said elsewhere
-    most = max(len(space.channels.std) for space in spaces)
-    charts = _charts(spaces, [str(index) for index in range(most)])
+def render_latents(report: LatentReport) -> str:
+    """Return the page about latent spaces as HTML."""
+    titles = [space.title for space in report.models]
+    max_channels = max(len(space.channels.std) for space in report.models)
+    channel_names = [str(index) for index in range(max_channels)]
+    channel_rows = []
+    for index, name in enumerate(channel_names):
+        channel_rows.append((name, [_channel(space.channels, index) for space in report.models]))
+    protocol = []
+    no_samplers: list[object] = [{} for _ in report.models]
+    for name, value in report.protocol.items():
+        if name != "definitions" and value is not None and value != no_samplers:
+            protocol.append((name, value))
     return render_page(
         "latents.html",
         titles=titles,
-        data=charts_data(charts, runs=titles, file="latents.json"),
+        data=charts_data(_charts(report.models, channel_names), runs=titles, file="latents.json"),
         summary=report.summary(),
-        probes=[(space.title, space.probe) for space in spaces if space.probe],
-        channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
-        protocol=[(name, value) for name, value in report.protocol.items() if value not in left_out],
+        probes=[(space.title, space.probe) for space in report.models if space.probe is not None],
+        channels=channel_rows,
+        protocol=protocol,
         definitions=DEFINITIONS,
     )
 
@@ -46,47 +49,34 @@ def _channel(channels: Channels, index: int) -> str:
     if index >= len(channels.std):
         return "-"
     values = (channels.mean[index], channels.std[index], channels.kurtosis[index])
-    return ", ".join(map(short, values)) + (", dead" if index in channels.dead else "")
+    text = ", ".join(short(value) for value in values)
+    return f"{text}, dead" if index in channels.dead else text
 
 
-def _charts(spaces: Sequence[LatentSpace], channels: list[str]) -> list[Chart]:
-    """Return a chart for each measure that a model has, with the latent and, if measured, the scaled-down video."""
-    points = [_points(space) for space in spaces]
-    names = {"transform": _TRANSFORMS, "channel": channels}
+def _charts(spaces: Sequence[LatentSpace], channel_names: list[str]) -> list[Chart]:
+    """Return a chart for each measure that a model has."""
+    x_names = {"transform": TRANSFORM_NAMES, "channel": channel_names}
     charts = []
-    for measure, (title, x, scale) in _PLOTS.items():
-        series = []
-        for position, label in enumerate(_LABELS):
-            curves = []
-            for index, measures in enumerate(points):
-                if position < len(measures[measure]):
-                    curves.append(make_curve(index, measures[measure][position]))
-            if curves:
-                series.append(Series(label, measure, curves, is_reference=position > 0))
-        explanation = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
+    for plot in LATENT_PLOTS:
+        series = _series(plot, spaces)
         if any(curve.values for one in series for curve in one.curves):
             chart = Chart(
-                title=title,
+                title=plot.title,
                 series=series,
-                scale=scale,
-                explanation=f"{explanation[0].upper()}{explanation[1:]}.",
-                x=x,
-                x_names=names.get(x, []),
+                scale=plot.scale,
+                explanation=f"{plot.definition[0].upper()}{plot.definition[1:]}.",
+                x=plot.x,
+                x_names=x_names.get(plot.x, []),
             )
             charts.append(chart)
     return charts
 
 
-def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]]:
-    """Return the positions and values of each measure: of the latent, then of the scaled-down video if it has it."""
-    spectrum, correlation, total = space.spectrum, space.autocorrelation, sum(space.eigenvalues) or 1.0
-    return {
-        "spectrum": [zip(spectrum.frequency, each, strict=True) for each in (spectrum.latent, spectrum.video)],
-        "eigenvalues": [enumerate((value / total for value in space.eigenvalues), 1)],
-        "autocorrelation.space": [enumerate(correlation[name], 1) for name in ("space", "video_space")],
-        "autocorrelation.time": [enumerate(correlation[name], 1) for name in ("time", "video_time")],
-        "equivariance": [((_TRANSFORMS.index(name), value["mse"]) for name, value in space.equivariance.items())],
-        "noise": [((float(size), value) for size, value in space.noise_psnr.items())],
-        "probe": [zip(LEVELS, space.probe.shares() if space.probe else (), strict=False)],
-        "drift": [enumerate(cast(list[float], space.drift.get("correlation", [])))],
-    }
+def _series(plot: LatentPlot, spaces: Sequence[LatentSpace]) -> list[Series]:
+    """Return the curves of the latents and, if the plot has them, of the scaled-down videos."""
+    curves = [make_curve(index, plot.points(space)) for index, space in enumerate(spaces)]
+    series = [Series("latent", plot.name, curves)]
+    if plot.video_points is not None:
+        curves = [make_curve(index, plot.video_points(space)) for index, space in enumerate(spaces)]
+        series.append(Series("scaled-down video", plot.name, curves, is_reference=True))
+    return series

@@ -17,7 +17,7 @@ from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
-from telecine.evaluation.measure import frechet_undefined, load_frechet_network
+from telecine.evaluation.frechet import frechet_undefined, load_frechet_network
 from telecine.evaluation.source import ModelSource
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
@@ -33,39 +33,52 @@ from telecine.training.tensor_files import EMA
 
 
 def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
-    """Train a generator on the latents of a model, in a run in a folder of `folder`, and return its measures.
+    """Train a generator on the latents of a model, in a run of its own, and return its measures.
 
     The same call again resumes the run; another model, other files, clips or settings have another run.
+
+    Args:
+        source: The model, and the clips.
+        config: The settings; those of the generator are `config.probe`.
+        folder: Has the folders of the run and of the latents, and the video of samples.
+        console: Where the progress is printed.
 
     Raises:
         ValueError: The model has no `encode` and `decode`, there are no unseen videos, or too few clips of them for the
             Frechet distances.
-        TrainingError, Interrupted: See `train`.
+        TrainingError: See `train`.
+        Interrupted: See `train`.
     """
-    probe, device = config.probe, next(source.model.parameters()).device
+    probe = config.probe
+    device = next(source.model.parameters()).device
     settings = _train_config(source, config)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
-    if {span.info.path for span in spans.train} & {span.info.path for span in spans.held_out}:
-        contract, remedy = "ten videos or more, of which some are held out whole", "Add some, or set `probe.val_data`."
-        raise argument_error("data", contract, "fewer", remedy)
+    train_files = {span.info.path for span in spans.train}
+    if any(span.info.path in train_files for span in spans.held_out):
+        contract = "ten videos or more, of which some are held out whole"
+        raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
     read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
 
-    def videos() -> Iterator[Video]:
-        clips = iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit)
-        return (clip["video"][None].to(device) for clip in clips)
+    def unseen_videos() -> Iterator[Video]:
+        for clip in iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit):
+            yield clip["video"][None].to(device)
 
     network = load_frechet_network(probe.features, settings.clips, device)
-    if network and (reason := frechet_undefined(row_and_features(videos(), network)[1])):
-        remedy = "A larger `max_clips`, and more unseen videos, give more clips."
-        raise argument_error("probe.features", "left out here", f"{probe.features}: {reason}", remedy)
-    clips, accelerator = ClipDataset(spans.train, settings.clips, seed=settings.seed), build_accelerator(settings)
-    of_latents = repr(identity_of(source.model.latent_model, clips, accelerator.mixed_precision))
+    if network is not None:
+        _, features = row_and_features(unseen_videos(), network)
+        reason = frechet_undefined(features)
+        if reason is not None:
+            remedy = "A larger `max_clips`, and more unseen videos, give more clips."
+            raise argument_error("probe.features", "left out here", f"{probe.features}: {reason}", remedy)
+    clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
+    accelerator = build_accelerator(settings)
+    latents_identity = repr(identity_of(source.model.latent_model, clips, accelerator.mixed_precision))
     unseen = [(fingerprint_of(span.info.path), span.first_frame, span.last_frame) for span in spans.held_out]
     weights = digest_of_tensors(source.model.named_parameters())
-    name = f"{seed_of(of_latents, weights, repr(unseen), repr(replace(probe, features=None))):x}"
-    cache = str(folder / f"{seed_of(of_latents):x}-latents")
+    name = f"{seed_of(latents_identity, weights, repr(unseen), repr(replace(probe, features=None))):x}"
+    cache = str(folder / f"{seed_of(latents_identity):x}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
-    latents = _latents_of(clips, source.model, cache, accelerator)
+    latents = _cached_latents(clips, source.model, cache, accelerator)
     console.print(f"training a generator on the latents of {source.title}, in {settings.output_dir}", soft_wrap=True)
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
@@ -75,13 +88,15 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
     summary = Run(result.run).summary()
     assert summary is not None
     samples = folder / f"{name}.mp4"
-    return measure_denoiser(denoiser.eval(), linear, videos, samples, probe.seed, network, summary.seconds)
+    return measure_denoiser(denoiser.eval(), linear, unseen_videos, samples, probe.seed, network, summary.seconds)
 
 
 def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
     """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
-    clips, probe, warmup = source.clips, config.probe, min(100, config.probe.steps // 10)
+    clips = source.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
+    probe = config.probe
+    warmup_steps = min(100, probe.steps // 10)
     return TrainConfig(
         data=config.data,
         val_data=probe.val_data,
@@ -98,20 +113,21 @@ def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
         trackers=(),
         clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
         objective=ObjectiveConfig(perceptual_weight=0.0),
-        optimizer=OptimizerConfig(lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup, schedule="cosine"),
+        optimizer=OptimizerConfig(lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"),
     )
 
 
 @torch.no_grad()
-def _latents_of(clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator) -> Tensor:
-    """Return the latents of the training clips, on the CPU; the run's cache, in a folder, has them then."""
+def _cached_latents(clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator) -> Tensor:
+    """Return the latents of the training clips, on the CPU, and leave them in the run's cache, a folder."""
     cache = open_cache(folder, Frozen(model).module, clips, accelerator)
     assert cache is not None
     assert clips.config.num_clips is not None
+    device = next(model.parameters()).device
     names = clips.names_of([(0, number) for number in range(clips.config.num_clips)])
     for number, name in enumerate(with_progress(names, "encoding")):
         if name not in cache:
-            video = clips[0, number]["video"][None].to(next(model.parameters()).device)
+            video = clips[0, number]["video"][None].to(device)
             cache.add([name], model.latent_model.encode(video))
     cache.write()
     return cache.read(names, torch.device("cpu")).mode()

@@ -1,0 +1,144 @@
+"""The logs of both steps, as callers get them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+from telecine.base.shapes import Scalar
+from telecine.losses import GANLoss
+from telecine.objective.weights import Weights, mean, total
+
+Log: TypeAlias = dict[str, Tensor]
+
+# What the discriminators' step and training add to the log of the autoencoder's step: names, and how names begin.
+_NAMES_OF_TRAINING = ("mse", "lr", "clips_per_second")
+_PREFIXES_OF_OTHERS = (
+    "total_disc_loss",
+    "discr_loss",
+    "lecam_loss",
+    "grad_penalty_loss",
+    "logits_real",
+    "logits_fake",
+    "accuracy_real",
+    "accuracy_fake",
+    "hinge_active",
+    "grad_norm",
+    "grad_clipped",
+    "grad_overflow",
+    "update_ratio",
+    "frame_gradient_",
+    "adversarial_gradient_",
+    "ema_psnr_behind",
+)
+
+
+def autoencoder_log(
+    log: Log, generator_losses: Log, adaptive_weights: Log, aux: Mapping[str, Scalar], weights: Weights, split: str
+) -> Log:
+    """Return the log of the autoencoder's step.
+
+    Args:
+        log: The loss, named "total_loss", and its terms.
+        generator_losses: The generator's loss for each discriminator.
+        adaptive_weights: Their adaptive weights.
+        aux: The auxiliary losses by name.
+        weights: The weights at this step; those that are ramps are logged.
+        split: What stands before each name.
+
+    Raises:
+        ValueError: An auxiliary loss has the name of another entry.
+    """
+    like = log["total_loss"]
+    log = {
+        **log,
+        "aux_losses": total(aux.values(), like=like),
+        "gen_loss": total(generator_losses.values(), like=like),
+        "adaptive_weight": mean(adaptive_weights.values(), like=like),
+    }
+    if len(generator_losses) > 1:
+        log |= {f"gen_loss_{key}": value for key, value in generator_losses.items()}
+        log |= {f"adaptive_weight_{key}": value for key, value in adaptive_weights.items()}
+    for name, weight in weights.ramps.items():
+        log[name] = torch.full((), weight, device=like.device)
+    check_names_of_aux_losses(aux, [*log])
+    return detached_copies({**log, **{name: value for name, value in aux.items() if name}}, split)
+
+
+def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) -> None:
+    """Check that auxiliary losses have other names than all else that is logged in an update.
+
+    Raises:
+        ValueError: One has the name of an entry of `logged`, of the discriminators' step, or of training.
+    """
+    for name in aux:
+        is_of_training = name.removeprefix("disc_").startswith(_PREFIXES_OF_OTHERS) or name in _NAMES_OF_TRAINING
+        if is_of_training or name in logged:
+            remedy = f"Rename it, for instance to 'quantizer_{name}'."
+            raise argument_error("aux_losses", "named unlike all else in the log", repr(name), remedy)
+
+
+def discriminator_log(loss: Scalar, logs: Mapping[str, Log], *, like: Tensor, split: str) -> Log:
+    """Return the log of the discriminators' step: sums of their terms, means of their statistics.
+
+    Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
+    other statistics are left out.
+
+    Args:
+        loss: The sum of the discriminators' losses.
+        logs: The terms and statistics of each discriminator that trains at this step.
+        like: A tensor on the device of the log.
+        split: What stands before each name.
+    """
+    # In this order, and also where no discriminator has them.
+    names = dict.fromkeys(("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake"))
+    for log in logs.values():
+        names |= dict.fromkeys(log)
+    combined = {"total_disc_loss": loss}
+    for name in names:
+        values = {key: log[name] for key, log in logs.items() if name in log}
+        is_loss = name.endswith("_loss")
+        combine = total if is_loss else mean
+        combined[name] = combine(values.values(), like=like)
+        if len(values) > 1 and (name == "discr_loss" or not is_loss):
+            combined |= {f"{name}_{key}": value for key, value in values.items()}
+    return detached_copies(combined, split)
+
+
+@torch.no_grad()
+def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
+    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
+
+    Args:
+        real: Logits of real samples, of any shape.
+        fake: Logits of reconstructions; of `real`'s shape if the loss has no `boundary`.
+        gan_loss: The loss, whose `boundary` and `margin` are compared with.
+    """
+    real = real.detach().float()
+    fake = fake.detach().float()
+    if gan_loss.boundary is None:
+        flags = [real > fake, real > fake]
+    else:
+        flags = [real > gan_loss.boundary, fake < gan_loss.boundary]
+    if gan_loss.margin is not None:
+        flags += [real < gan_loss.margin, fake > -gan_loss.margin]
+    fractions = torch.stack(flags).flatten(1).float().mean(1)
+    log = {
+        "logits_real": real.mean(),
+        "logits_fake": fake.mean(),
+        "logits_real_std": real.std(correction=0),
+        "logits_fake_std": fake.std(correction=0),
+        "accuracy_real": fractions[0],
+        "accuracy_fake": fractions[1],
+    }
+    if gan_loss.margin is not None:
+        log["hinge_active"] = (fractions[2] + fractions[3]) / 2
+    return log
+
+
+def detached_copies(log: Log, split: str) -> Log:
+    """Return detached float32 copies, named with the split before each name."""
+    copies = torch.stack([value.detach().float() for value in log.values()]).unbind()
+    return {f"{split}/{name}": value for name, value in zip(log, copies, strict=True)}

@@ -1,0 +1,371 @@
+"""The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from telecine.base.checks import argument_error, check_choice
+from telecine.base.shapes import Scalar
+from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
+from telecine.discriminators.spectral_norm import shared_spectral_norms
+from telecine.losses import gaussian_nll
+from telecine.losses.perceptual import WeightsSource
+from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
+from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.functions import check_result, import_functions
+from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
+from telecine.objective.gradients import (
+    DiscriminatorLoss,
+    GeneratorLosses,
+    both_steps,
+    choose_strategy,
+    discriminator_step,
+    generator_step,
+)
+from telecine.objective.lecam_term import LeCamTerm
+from telecine.objective.log import Log, autoencoder_log, discriminator_log
+from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
+from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
+from telecine.objective.weights import Weights, WeightSchedule, mean, total
+from telecine.ops.ranks import with_averaged_gradient
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    GANConfig,
+    ObjectiveConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    Term,
+    Weight,
+)
+from telecine.settings.validate import validate
+
+
+class Update(NamedTuple):
+    """The losses of both steps on one batch, and their logs."""
+
+    loss: Scalar
+    log: Log
+    disc_loss: Scalar
+    disc_log: Log
+
+
+class VideoAutoencoderLoss(nn.Module):
+    """Reconstruction + LPIPS + GAN with adaptive weight + gradient penalty + auxiliary losses, in two steps.
+
+    The loss of the autoencoder is::
+
+        nll(recon + perceptual_weight * lpips) + sum_t weight_t * term_t
+            + adversarial_loss_weight * sum_d w_d g_d + multiscale_adversarial_loss_weight * sum_m w_m g_m
+            + feature_matching_loss_weight * feature_matching + quantizer_aux_loss_weight * aux
+
+    By default `nll` is the identity, `recon` the mean squared error, `g = -mean(D(reconstructions))` from `disc_start`
+    on, and `w = |grad lpips| / |grad g|` at the last layer. The loss of the discriminators is::
+
+        sum_d discr_d + grad_penalty_loss_weight * sum_d gp_d + lecam_loss_weight * sum_d lecam_d
+
+    over all discriminators, by default with `discr = mean(relu(1 + D(fake))) + mean(relu(1 - D(real)))` and
+    `gp = mean_b (|d sum D(real) / d real_b| - 1)^2`.
+
+    `update` computes both on one batch and is faster than two calls. A weight is a number, a `Ramp`, or a dict of a
+    ramp's fields; a term is not computed while its weight is 0. The state dict holds what is learned and the running
+    averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
+
+    Args:
+        disc_start, perceptual_weight, ..., gradient_checkpointing: The fields of `ObjectiveConfig`, explained there.
+            A group is an instance of its class or a dict of its fields; a term is a `Term`, a dict, or a weight.
+        vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
+        discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
+            `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
+        discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
+        multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, each likewise.
+
+    Raises:
+        ValueError: If a setting is invalid, or an adversarial weight has no discriminator.
+        FileNotFoundError: If the weights of LPIPS cannot be found.
+    """
+
+    # Keyword arguments of an sgm-style engine beside the two videos.
+    forward_keys = ("optimizer_idx", "global_step", "last_layer", "split", "regularization_log")
+
+    def __init__(
+        self,
+        disc_start: int,
+        perceptual_weight: Weight = ObjectiveConfig.perceptual_weight,
+        adversarial_loss_weight: Weight = ObjectiveConfig.adversarial_loss_weight,
+        multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
+        grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
+        quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
+        vgg_weights: WeightsSource = None,
+        discr_kwargs: DiscriminatorSpec | None = None,
+        discr_3d_kwargs: DiscriminatorSpec | None = None,
+        *,
+        multiscale_discr_kwargs: Sequence[DiscriminatorSpec] = (),
+        reconstruction: ReconstructionConfig | Mapping[str, object] = ReconstructionConfig(),
+        perceptual: PerceptualConfig | Mapping[str, object] = PerceptualConfig(),
+        gan: GANConfig | Mapping[str, object] = GANConfig(),
+        penalty: PenaltyConfig | Mapping[str, object] = PenaltyConfig(),
+        adaptive_weight: AdaptiveWeightConfig | Mapping[str, object] = AdaptiveWeightConfig(),
+        terms: Mapping[str, Term | Weight | Mapping[str, object]] | None = None,
+        eager_gradients: bool = ObjectiveConfig.eager_gradients,
+        gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
+    ) -> None:
+        arguments = {**locals(), "terms": terms or {}}
+        super().__init__()
+        settings = {setting.name: arguments[setting.name] for setting in fields(ObjectiveConfig)}
+        self.config = validate(ObjectiveConfig, settings)
+        self.schedule = WeightSchedule(self.config)
+        functions = import_functions(self.config)
+        self.recon_loss = functions.recon_loss
+        self.gan_loss = functions.gan_loss
+        self.penalty = functions.penalty
+        self.terms = build_terms(self.config, functions)
+        modules = {name: term.function for name, term in self.terms.items() if isinstance(term.function, nn.Module)}
+        self.term_modules = nn.ModuleDict({f"{name}_loss": module for name, module in modules.items()})
+        self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
+        # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
+        names = [name for name, _ in self.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
+        self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
+        self.register_load_state_dict_pre_hook(drop_lpips_weights)
+        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
+        has_lecam = self.schedule.is_ever_on("lecam")
+        self.lecam = LeCamTerm(d.key for d in self.discriminators if has_lecam)
+        self.gan_terms = build_gan_terms(self.config, functions, self.lecam)
+
+    def _build_discriminators(
+        self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
+    ) -> None:
+        self.discr: nn.Module | None = None
+        self.discr_3d: nn.Module | None = None
+        if frames is not None:
+            self.discr = build_discriminator(frames, default=Discriminator, name="discr_kwargs")
+        if videos is not None:
+            self.discr_3d = build_discriminator(videos, default=Discriminator3D, name="discr_3d_kwargs")
+        if not isinstance(scales, (Sequence, nn.ModuleList)):
+            raise argument_error("multiscale_discr_kwargs", "a list", type(scales).__name__, "Put it into a list.")
+        self.multiscale_discrs = nn.ModuleList()
+        for index, spec in enumerate(scales):
+            name = f"multiscale_discr_kwargs[{index}]"
+            self.multiscale_discrs.append(build_discriminator(spec, default=Discriminator3D, name=name))
+        check_discriminators(self.discriminators, self.schedule.terms.values())
+        if self.config.gradient_checkpointing:
+            for d in self.discriminators:
+                d.enable_gradient_checkpointing()
+
+    @property
+    def discriminators(self) -> list[VideoDiscriminator]:
+        """The discriminators of single frames, of whole videos, and of the video at 1/2, 1/4, ... of its size."""
+        discriminators = []
+        if self.discr is not None:
+            discriminators.append(VideoDiscriminator("discr", self.discr, "frames"))
+        if self.discr_3d is not None:
+            discriminators.append(VideoDiscriminator("discr_3d", self.discr_3d, "video"))
+        for level, module in enumerate(self.multiscale_discrs):
+            discriminators.append(
+                VideoDiscriminator(
+                    f"multiscale_discrs.{level}",
+                    module,
+                    sees=getattr(module, "sees", "video"),
+                    kind="multiscale discriminator",
+                    factor=2 ** (level + 1),
+                )
+            )
+        return discriminators
+
+    def get_trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of every discriminator, for the second optimizer."""
+        return [parameter for d in self.discriminators for parameter in d.module.parameters()]
+
+    def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
+        """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
+        parameters = [] if self.logvar is None else [self.logvar]
+        return parameters + [weight for weight in self.term_modules.parameters() if weight.requires_grad]
+
+    @shared_spectral_norms()
+    def forward(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        optimizer_idx: int,
+        global_step: int,
+        aux_losses: AuxLosses = None,
+        last_layer: Tensor | LayerActivations | None = None,
+        split: str = "train",
+        **options: Unpack[BatchOptions],
+    ) -> tuple[Tensor, Log]:
+        """Compute the loss of one step.
+
+        Args:
+            inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
+            reconstructions: The autoencoder's output; same shape and device.
+            optimizer_idx: 0 for the autoencoder's step, 1 for the discriminators'.
+            global_step: Number of autoencoder updates so far.
+            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
+                as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
+            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            split: Prefix of the log's keys.
+            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
+
+        Returns:
+            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
+
+        Raises:
+            ValueError: If an argument is not as above. No argument is mutated.
+        """
+        check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
+        if optimizer_idx == 1:
+            self._check_has_discriminators()
+            aux_losses = {}
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
+        weights = self.schedule.at(global_step)
+        gan = self._gan(batch, weights)
+        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        if optimizer_idx == 1:
+            return self.discriminator_loss(batch, discriminator_step(gan, strategy))
+        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
+        return self.autoencoder_loss(batch, weights, terms, generator_step(gan, eager=strategy.is_eager))
+
+    @shared_spectral_norms()
+    def update(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        global_step: int,
+        aux_losses: AuxLosses = None,
+        last_layer: Tensor | LayerActivations | None = None,
+        split: str = "train",
+        **options: Unpack[BatchOptions],
+    ) -> Update:
+        """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
+
+        Arguments and values are those of two calls, except for random numbers: where one pass serves both steps, which
+        `choose_strategy` decides, a discriminator of frames sees the same frames in both.
+
+        Returns:
+            Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
+
+        Raises:
+            ValueError: If an argument is not as in a call, or there are no discriminators.
+        """
+        self._check_has_discriminators()
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
+        weights = self.schedule.at(global_step)
+        gan = self._gan(batch, weights)
+        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
+        if strategy.shares_pass:
+            generator, discriminators = both_steps(gan)
+        else:
+            generator = generator_step(gan, eager=strategy.is_eager)
+            discriminators = discriminator_step(gan, strategy)
+        loss, log = self.autoencoder_loss(batch, weights, terms, generator)
+        disc_loss, disc_log = self.discriminator_loss(batch, discriminators)
+        return Update(loss, log, disc_loss, disc_log)
+
+    def video_terms(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
+        """Return the terms of the autoencoder's loss that need no discriminator, by name.
+
+        Those of weight 0 are left out.
+
+        Args:
+            batch: The videos.
+            weights: The weights at this step.
+            eager: Compute the gradients of LPIPS together with its value.
+        """
+        terms = {}
+        recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
+        terms["recon"] = check_result(self.recon_loss, recon)
+        terms |= self.perceptual(batch, weights, eager=eager)  # with terms on features of its network
+        for name, term in self.terms.items():
+            if weights[name] > 0 and not term.reads_features:
+                terms[name] = compute_on_batch(term, batch)
+        return terms
+
+    def autoencoder_loss(
+        self, batch: Batch, weights: Weights, terms: Mapping[str, Scalar], generator: GeneratorLosses
+    ) -> tuple[Scalar, Log]:
+        """Return the autoencoder's loss and its log.
+
+        Args:
+            batch: The videos.
+            weights: The weights at this step.
+            terms: Those of `video_terms`.
+            generator: The terms that discriminators cause, by name and discriminator.
+        """
+        recon = terms["recon"]
+        lpips = terms.get("perceptual", torch.zeros((), device=batch.real.device))
+        distance = recon + weights.sum({"perceptual": lpips})
+        if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
+            distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
+        nll = batch.num_elements * distance
+        extra = {name: term for name, term in terms.items() if name not in ("recon", "perceptual")}
+
+        g = generator.get("adversarial", {})
+        g_m = generator.get("multiscale_adversarial", {})
+        references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
+        w = adaptive_weights(self.config.adaptive_weight, {**g, **g_m}, references, batch.grad_at)
+        adversarial = {}
+        if g:
+            adversarial["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
+        if g_m:
+            adversarial["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
+        features = generator.get("feature_matching", {})
+        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
+        aux = {"quantizer_aux": total(batch.aux.values(), like=recon)} if batch.aux else {}
+
+        loss = nll + weights.sum({**extra, **adversarial, **matching, **aux})
+        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
+        for name, term in {**extra, **matching}.items():
+            log[f"{name}_loss"] = term
+        if self.logvar is not None:
+            log |= {"nll_loss": nll, "logvar": self.logvar}
+        return loss, autoencoder_log(log, {**g, **g_m}, w, batch.aux, weights, batch.split)
+
+    def discriminator_loss(self, batch: Batch, discriminators: Mapping[str, DiscriminatorLoss]) -> tuple[Scalar, Log]:
+        """Return the sum of the losses of the discriminators that train at this step, and its log."""
+        loss = total([d.loss for d in discriminators.values()], like=batch.real)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
+        logs = {name: d.log for name, d in discriminators.items()}
+        return loss, discriminator_log(loss, logs, like=batch.real, split=batch.split)
+
+    @staticmethod
+    def loss_of_discriminator(terms: Log, weights: Weights) -> Scalar:
+        """Return the loss of one discriminator from its terms; those that are not computed at this step are missing."""
+        extra = {name: term for name, term in terms.items() if name != "discr"}
+        return terms["discr"] + weights.sum(extra)
+
+    def _gan(self, batch: Batch, weights: Weights) -> GAN:
+        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        generator_terms = []
+        discriminator_terms = []
+        for term in self.gan_terms:
+            if weights[term.name] == 0 or (term.name == "grad_penalty" and not has_penalty):
+                continue
+            if term.settings.step == "autoencoder":
+                generator_terms.append(term)
+            else:
+                discriminator_terms.append(term)
+        return GAN(
+            discriminators=self.discriminators,
+            discriminators_train=weights.discriminators_train,
+            real=batch.disc_real,
+            fake=batch.disc_fake,
+            generator=batch.generator,
+            loss=self.gan_loss,
+            penalty=self.penalty if has_penalty else None,
+            generator_terms=generator_terms,
+            discriminator_terms=discriminator_terms,
+            discriminator_loss=partial(self.loss_of_discriminator, weights=weights),
+        )
+
+    def _check_has_discriminators(self) -> None:
+        if not self.discriminators:
+            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
+            raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)

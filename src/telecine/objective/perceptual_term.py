@@ -1,0 +1,127 @@
+"""The perceptual term: LPIPS of the sampled frames, and the terms that compare features of its network."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Frames, Scalar
+from telecine.losses.perceptual import (
+    LPIPS,
+    CustomDistance,
+    WeightsSource,
+    as_rgb,
+    pick_frames,
+    sample_frame_indices,
+)
+from telecine.losses.perceptual.frames import in_chunks
+from telecine.losses.perceptual.weights import is_default_source
+from telecine.objective.batch import Batch
+from telecine.objective.eager import eager_backward
+from telecine.objective.functions import Functions
+from telecine.objective.terms import Term
+from telecine.objective.weights import Weights
+from telecine.settings import ObjectiveConfig
+
+
+class PerceptualTerm(nn.Module):
+    """The mean distance over the sampled frames, and further terms of the same features.
+
+    Args:
+        config: The settings of the objective.
+        functions: The functions that they name.
+        terms: All terms by name; those that read features are computed here.
+        vgg_weights: See `VideoAutoencoderLoss`.
+
+    Raises:
+        ValueError: `vgg_weights` are for another network, or a distance without features has terms of features.
+    """
+
+    distance: LPIPS | CustomDistance | None
+    """The network; None if neither LPIPS nor a term of its features is ever on."""
+
+    def __init__(
+        self, config: ObjectiveConfig, functions: Functions, terms: Mapping[str, Term], vgg_weights: WeightsSource
+    ) -> None:
+        super().__init__()
+        self.num_frames = config.perceptual.num_frames
+        self.chunk_size = config.perceptual.chunk_size
+        self.feature_terms = {name: term for name, term in terms.items() if term.reads_features}
+        net = functions.perceptual_net
+        if net != "vgg" and not is_default_source("vgg", vgg_weights):
+            contract = 'left out unless `perceptual.net` is "vgg"'
+            remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
+            raise argument_error("vgg_weights", contract, describe(config.perceptual.net), remedy)
+        settings = [config.all_terms()["perceptual"], *(term.settings for term in self.feature_terms.values())]
+        if not any(term.ramp.is_ever_on for term in settings):
+            self.distance = None
+        elif isinstance(net, str):
+            self.distance = LPIPS(net, weights=vgg_weights if net == "vgg" else None)
+        elif isinstance(net, LPIPS):
+            self.distance = net
+        else:
+            self.distance = CustomDistance(net)
+        if self.feature_terms and isinstance(self.distance, CustomDistance):
+            contract = "without terms of features for a distance that has none"
+            got = repr(next(iter(self.feature_terms)))
+            raise argument_error("terms", contract, got, 'Use "vgg" or "alex" as `perceptual.net`.')
+
+    def forward(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
+        """Return the distance, named "perceptual", and the terms of features; those of weight 0 are left out.
+
+        Args:
+            batch: The videos.
+            weights: The weights at this step.
+            eager: Compute each chunk's gradient before the next chunk. A chunk then has by default as many frames as
+                there are clips.
+        """
+        names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
+        if not names:
+            return {}
+        indices = sample_frame_indices(batch.fake, self.num_frames, batch.generator)
+        # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
+        frames = as_rgb(at_least_float32(pick_frames(batch.fake, indices)), batch.background)
+        targets = as_rgb(at_least_float32(pick_frames(batch.real, indices)), batch.background)
+        # The weighted sum over the frames is the mean.
+        if batch.clip_weight is None:
+            frame_weights = torch.full((len(frames),), 1 / len(frames), device=frames.device)
+        else:
+            frame_weights = (batch.clip_weight / len(frames)).repeat_interleave(indices.shape[1])
+        trained: list[nn.Parameter] = []
+        for name in names:
+            if name != "perceptual":
+                trained += self.feature_terms[name].trained_weights().values()
+        size = len(frames)
+        if eager:
+            size = self.chunk_size or len(batch.fake)
+        chunks = []
+        for x, y, w in zip(frames.split(size), targets.split(size), frame_weights.split(size), strict=True):
+            compare = partial(self._compare, target=y, frame_weights=w, names=names)
+            chunks.append(eager_backward(compare, x, trained) if eager else compare(x))
+        return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
+
+    def _compare(self, frames: Frames, *, target: Frames, frame_weights: Tensor, names: list[str]) -> dict[str, Scalar]:
+        """Return the weighted sum over the frames of the distance and of each term of features."""
+        assert self.distance is not None
+        feature_terms = [self.feature_terms[name] for name in names if name != "perceptual"]
+        compare = partial(self.distance, feature_terms=feature_terms) if feature_terms else self.distance
+        output = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.chunk_size)
+        distance, *values = output if isinstance(output, tuple) else (output,)
+        by_name = {"perceptual": distance}
+        for term, value in zip(feature_terms, values, strict=True):
+            if value.shape != frames.shape[:1]:
+                contract = f"of shape ({len(frames)},), one value per frame"
+                remedy = "Average what belongs to one frame."
+                raise argument_error(f"the result of the term {term.name}", contract, value, remedy)
+            by_name[term.name] = value
+        return {name: (frame_weights * by_name[name]).sum() for name in names}
+
+
+def drop_lpips_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+    for key in list(state_dict):
+        if key.startswith(f"{prefix}perceptual_model."):
+            del state_dict[key]

@@ -1,0 +1,109 @@
+"""What would help the training on a data set, in sentences."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from telecine.base.checks import count
+from telecine.base.devices import gigabytes
+from telecine.data import Span
+from telecine.data.source import Source
+from telecine.settings import ClipConfig
+from telecine.tools.data_report.report import DataReport
+
+# Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
+_LONG_DISTANCE = 60
+_CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
+_LARGE_FRACTION = 0.2  # of all frames, in one file
+
+
+def give_advice(report: DataReport, clips: ClipConfig, train: Sequence[Span], free_memory: int) -> list[str]:
+    """Return sentences about a data set.
+
+    Args:
+        report: What was measured.
+        clips: The settings of clips.
+        train: The frames to train on.
+        free_memory: Bytes of memory that are free.
+    """
+    sentences = []
+    if not clips.cache:
+        sentences.extend(_reading_advice(report, clips))
+    sentences.append(_cache_advice(report, clips, free_memory))
+
+    num_unusual = sum(bool(clip.remarks) for clip in report.clips)
+    if num_unusual:
+        sentences.append(f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips.")
+
+    num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
+    if report.scenes:
+        sentences.append(
+            f"Cuts were found in {report.num_cut} of {report.num_searched} videos that were decoded whole, of "
+            f"{num_videos}. The list `scenes.csv` has the scenes between them; as `--data`, no clip has a cut."
+        )
+        if report.num_unlisted:
+            sentences.append(
+                "`scenes.csv` cannot name what is in tar files, and leaves it out: "
+                f"{report.num_unlisted} videos and images."
+            )
+    elif report.num_left:
+        sentences.append(
+            f"Searched for cuts: {report.num_searched} of {num_videos} videos. `--max_frames` searches more."
+        )
+
+    if clips.weighting == "frames":
+        sentences.extend(_weighting_advice(train))
+    if report.copies:
+        sentences.append(
+            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: held-out clips may be copies "
+            "of training clips."
+        )
+    return sentences
+
+
+def _reading_advice(report: DataReport, clips: ClipConfig) -> list[str]:
+    speed = report.clips_per_second
+    workers = count(clips.num_workers, "worker")
+    most = speed * max(clips.num_workers, 1)
+    sentences = [
+        f"One core reads {speed:.3g} clips a second; {workers} (`--clips.num_workers`) up to {most:.3g}, if there are "
+        "as many cores. Training that is faster than that waits for clips."
+    ]
+    distances = []
+    for row in report.files:
+        if row.is_used and row.keyframe_distance is not None:
+            distances.append(row.keyframe_distance)
+    num_far = sum(distance > _LONG_DISTANCE for distance in distances)
+    if num_far:
+        sentences.append(
+            f"More than {_LONG_DISTANCE} frames between keyframes: {num_far} of {len(distances)} videos. Reading a "
+            "clip decodes all frames from the keyframe before it. Re-encode them with "
+            "`ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
+        )
+    return sentences
+
+
+def _cache_advice(report: DataReport, clips: ClipConfig, free_memory: int) -> str:
+    size = gigabytes(report.cache_bytes)
+    if report.cache_bytes >= _CACHE_FRACTION * free_memory:
+        return f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
+    if clips.cache:
+        return f"All training frames are decoded once and kept: {size} at this size (`clips.cache`)."
+    return f"All training frames take {size} at this size: `--clips.cache true` decodes them once."
+
+
+def _weighting_advice(train: Sequence[Span]) -> list[str]:
+    """Return a sentence if one of the videos has most of the frames, from which clips are drawn equally often."""
+    num_frames = Counter[Source]()
+    for span in train:
+        if not span.info.is_image:
+            num_frames[span.info.path] += span.num_frames
+    if not num_frames:
+        return []
+    ((path, most),) = num_frames.most_common(1)
+    fraction = most / num_frames.total()
+    if fraction <= max(_LARGE_FRACTION, 1.5 / len(num_frames)):
+        return []
+    return [
+        f"{path} has {fraction:.0%} of the frames, and of the clips of training. `--clips.weighting files` draws all "
+        "files equally often, as the clips shown here."
+    ]

@@ -1,0 +1,205 @@
+"""The term that compares features inside the decoders of student and teacher."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Scalar
+from telecine.losses import Decode
+from telecine.losses.reconstruction import weighted_mean
+from telecine.models import VideoAutoencoder
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_blocks import ChannelNorm, Upsample
+from telecine.tools.distill.teacher import load_teacher
+
+_SMALLEST_STD = 1e-3
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """A layer of the teacher, and the features of the student that are compared with it."""
+
+    layer: str
+    """The teacher's layer by its name inside the decoder."""
+    level: int
+    """The student's resolution: 0 is that of the latent, each other one has twice the height and width."""
+    first_frame_apart: bool
+    """Whether the first latent frame has one frame in this layer; else it has as many as each other one."""
+
+
+class TeacherFeatures(nn.Module):
+    """The squared error of a student's features against a frozen teacher's inside the decoder (arXiv:2508.09136).
+
+    A trained projection maps the student's features at the end of each of its resolutions to the channels of a layer of
+    the teacher, whose features are averaged over the frames of a latent frame, and standardised for each channel over
+    the batch. The term is the mean over layers, and 1 without knowledge of the video. An update decodes once more.
+
+    `pairs` are the layers that are compared, in the order of `projections`.
+
+    Args:
+        teacher: A model or a run.
+        channels: Channels of the student's levels, see `CausalVAEConfig.channels`.
+        layers: Layers of the teacher's decoder by name; by default the last one of each height and width that the
+            student has, too; of a decoder of telecine, its last residual block.
+
+    Raises:
+        ValueError: The teacher's decoder does not call such a layer, or no layer of such a size.
+    """
+
+    def __init__(self, teacher: str, channels: Sequence[int], layers: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.teacher = Frozen(load_teacher(teacher))
+        model = self.teacher.module
+        smallest_clip = torch.zeros(1, model.in_channels, *model.covering_clip(1, 1, 1))
+        latent = model.encode(smallest_clip).mode()[:, :, :1]
+        names = [name for name, _ in _decoder_of(model).named_modules() if name]
+        features = self.teacher_features(latent, names)
+        # In layers whose channels are last, as some of Mochi's, the last two sizes differ.
+        features = {name: x for name, x in features.items() if x.shape[-1] == x.shape[-2]}
+        scales = {name: x.shape[-1] // latent.shape[-1] for name, x in features.items()}
+        names = list(layers) or _last_layers(model, scales, num_levels=len(channels))
+        if not names:
+            raise _layer_error("none of the student's sizes", features)
+        self.pairs: list[FeaturePair] = []
+        projections = []
+        for name in names:
+            if name not in features:
+                raise _layer_error(name, features)
+            level = min(max(scales[name], 1).bit_length(), len(channels)) - 1
+            self.pairs.append(FeaturePair(name, level, first_frame_apart=features[name].shape[2] == 1))
+            projections.append(nn.Conv3d(channels[-1 - level], features[name].shape[1], 1))
+        self.projections = nn.ModuleList(projections)
+
+    def forward(self, *, latent: Tensor, decode: Decode, weight: Tensor | None = None) -> Scalar:
+        """Return the error, 0-d.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            decode: The method of the student.
+            weight: Weight of each clip, `(B,)`; None for 1.
+
+        Raises:
+            ValueError: `decode` is not the method of a decoder of telecine.
+        """
+        student = getattr(decode, "__self__", None)
+        if not isinstance(student, CausalAutoencoder):
+            remedy = "Use the term in `telecine distill`."
+            raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
+        ends = _ends_of_resolutions(student)
+        with _recorded_outputs(student.decoder.network, ends) as outputs:
+            decode(latent)
+        features = self.teacher_features(latent, [pair.layer for pair in self.pairs])
+        errors = []
+        for pair, projection in zip(self.pairs, self.projections, strict=True):
+            chunks = outputs[ends[pair.level]]
+            x = at_least_float32(projection(torch.cat(chunks, dim=2)))
+            y = average_frames(features[pair.layer], x.shape[2:], first_frame_apart=pair.first_frame_apart)
+            y = at_least_float32(y)
+            std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
+            standardised = (y - mean) / std.clamp_min(_SMALLEST_STD)
+            errors.append(weighted_mean((x - standardised).square(), weight))
+        return torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def teacher_features(self, latent: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the outputs `(B, c, T, H, W)` of layers of the teacher's decoder, in the order in which they end.
+
+        Of a single latent frame, only layers that are called once are returned.
+        """
+        teacher = self.teacher.module
+        with _recorded_outputs(_decoder_of(teacher), names) as outputs:
+            teacher.decode(latent)
+        features: dict[str, Tensor] = {}
+        for name, chunks in outputs.items():
+            if latent.shape[2] == 1 and len(chunks) > 1:
+                continue
+            if chunks[0].ndim == 4:  # of frames, all at once
+                features[name] = _clips_from_frames(chunks[0], batch=len(latent))
+                continue
+            x = torch.cat(chunks, dim=2)
+            if len(x) > len(latent):  # of frames, as clips of one frame
+                x = _clips_from_frames(x.flatten(1, -3), batch=len(latent))
+            features[name] = x
+        return features
+
+
+def _clips_from_frames(frames: Tensor, batch: int) -> Tensor:
+    """Return `(B, c, T, H, W)` of `(B * T, c, H, W)`."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels: int) -> list[str]:
+    """Return the last layer of each height and width that the student has, too, the smallest first.
+
+    Args:
+        model: The teacher.
+        scales: The sides of the features of its layers divided by those of the latent.
+        num_levels: Resolutions of the student.
+    """
+    names = list(scales)
+    if isinstance(model, CausalAutoencoder):
+        names = [f"network.{end}" for end in _ends_of_resolutions(model)]
+    last = {scales[name]: name for name in names}
+    return [last[2**level] for level in range(num_levels) if 2**level in last]
+
+
+def _layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:
+    remedy = nearest(name, features) or f"Its last ones are {', '.join(list(features)[-3:])}."
+    return argument_error("feature_layers", "layers that the teacher's decoder calls", repr(name), remedy)
+
+
+def _ends_of_resolutions(model: CausalAutoencoder) -> list[str]:
+    """Return the names of the last layer of each resolution in the decoder's network."""
+    ends = []
+    for index, (_, following) in enumerate(pairwise(model.decoder.network)):
+        if isinstance(following, (Upsample, ChannelNorm)):
+            ends.append(str(index))
+    return ends
+
+
+def _decoder_of(model: nn.Module) -> nn.Module:
+    return getattr(model, "module", model).get_submodule("decoder")
+
+
+@contextmanager
+def _recorded_outputs(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield the outputs of layers by name, in the order in which they end, one for each temporal chunk."""
+    outputs: dict[str, list[Tensor]] = {}
+    names_of_layers = {module.get_submodule(name): name for name in names}
+
+    def record(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim in (4, 5):
+            outputs.setdefault(names_of_layers[layer], []).append(output)
+
+    hooks = [layer.register_forward_hook(record) for layer in names_of_layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def average_frames(video: Tensor, size: Sequence[int], *, first_frame_apart: bool) -> Tensor:
+    """Return features averaged to a size.
+
+    Args:
+        video: `(B, c, T, H, W)`.
+        size: Frames, height and width of the result.
+        first_frame_apart: Whether the first frame stays alone; else it is averaged like the others.
+    """
+    num_frames, height, width = size
+    if not first_frame_apart:
+        return F.adaptive_avg_pool3d(video, (num_frames, height, width))
+    first = F.adaptive_avg_pool3d(video[:, :, :1], (1, height, width))
+    if num_frames == 1:
+        return first
+    others = F.adaptive_avg_pool3d(video[:, :, 1:], (num_frames - 1, height, width))
+    return torch.cat([first, others], dim=2)

@@ -1,0 +1,45 @@
+"""The term that compares a student's reconstruction with its teacher's."""
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.frozen import Frozen
+from telecine.base.randomness import Generators, randn
+from telecine.base.shapes import Scalar, Video
+from telecine.losses import l1
+from telecine.tools.distill.teacher import generates, load_teacher
+
+
+class TeacherReconstruction(nn.Module):
+    """The mean absolute error against the reconstruction of a frozen teacher from the same latent.
+
+    A teacher that generates decodes random noise.
+
+    Args:
+        teacher: A model or a run.
+        decode_steps: Steps of a teacher that generates.
+    """
+
+    def __init__(self, teacher: str, decode_steps: int = 1) -> None:
+        super().__init__()
+        self.teacher = Frozen(load_teacher(teacher, decode_steps))
+
+    def forward(
+        self, *, reconstruction: Video, latent: Tensor, generator: Generators = None, weight: Tensor | None = None
+    ) -> Scalar:
+        """Return the error, 0-d.
+
+        Args:
+            reconstruction: The student's, `(B, C, T, H, W)`.
+            latent: What both decode, `(B, C, t, h, w)`.
+            generator: Of the noise: one, or one for each clip; PyTorch's default generator if None.
+            weight: Weight of each clip, `(B,)`; None for 1.
+        """
+        teacher = self.teacher.module
+        with torch.no_grad():
+            if generates(teacher):
+                noise = randn(reconstruction.shape, generator=generator, device=latent.device)
+                target = teacher.decode(latent, noise)
+            else:
+                target = teacher.decode(latent)
+        return l1(reconstruction=reconstruction, target=target, weight=weight)

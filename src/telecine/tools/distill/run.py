@@ -1,0 +1,99 @@
+"""Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils import set_seed
+from rich.console import Console
+
+from telecine.base.checks import argument_error, check_type
+from telecine.models import VideoAutoencoder, load_autoencoder
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.student import StudentAutoencoder, student_config
+from telecine.settings import CausalVAEConfig, DistillConfig, ObjectiveConfig, Term
+from telecine.tools.distill.teacher import generates, load_teacher
+from telecine.training import TrainResult, train
+
+LATENT_TERM = "teacher_latent"
+RECONSTRUCTION_TERM = "teacher_reconstruction"
+FEATURES_TERM = "teacher_features"
+
+
+def distill(
+    config: DistillConfig, *, console: Console | None = None, steal_lock: bool = False, change_data: bool = False
+) -> TrainResult:
+    """Train a student of a teacher, as `train` does, with the same objective, checkpoints and report.
+
+    By default the student is the teacher's encoder and a small decoder; the teacher is frozen and in no checkpoint.
+    With its own encoder it is a `CausalVAE`, which needs the teacher in training only.
+
+    Args:
+        config: The settings of the run.
+        console: See `train`, as the next two.
+        steal_lock: Start although another process seems to use the run's folder.
+        change_data: Resume although the data changed.
+
+    Raises:
+        ValueError: A setting or the data is wrong, or the student cannot have the teacher's compression.
+        TrainingError: See `train`.
+        Interrupted: See `train`.
+    """
+    check_type("config", config, DistillConfig, 'Use `DistillConfig(teacher="runs/mine")`.')
+    if config.teacher is None:
+        raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
+    name = _absolute(config.teacher)
+    teacher = load_teacher(name, config.teacher_decode_steps)
+    architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
+    imitated: CausalAutoencoder | None = None
+    if architecture.decoder == "flow" and not config.train_encoder and generates(teacher):
+        imitated = teacher
+        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
+    terms = _terms_of_teacher(config, teacher, name, architecture)
+    learns_from_decoder = bool(terms) or imitated is not None
+    if learns_from_decoder and not set(architecture.nested_channels) <= set(teacher.nested_channels):
+        contract = f"those of the teacher, {list(teacher.nested_channels)}"
+        got = str(list(architecture.nested_channels))
+        remedy = "Use a teacher with them, or leave out what learns from it."
+        raise argument_error("nested_channels", contract, got, remedy)
+    config = replace(config, teacher=name, causal_vae=architecture, objective=_with_terms(config, terms))
+    if config.train_encoder:
+        config = replace(config, model=None)
+        return train(config, console=console, steal_lock=steal_lock, change_data=change_data)
+    set_seed(config.seed)
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
+    config = replace(config, model=name, teacher=_absolute(student.teacher))  # that of a student is its own teacher
+    if imitated is not None and student.imitate(imitated):
+        config = replace(config, linear_start=False)
+    return train(config, autoencoder=student, console=console, steal_lock=steal_lock, change_data=change_data)
+
+
+def _terms_of_teacher(
+    config: DistillConfig, teacher: VideoAutoencoder, name: str, architecture: CausalVAEConfig
+) -> dict[str, Term]:
+    """Return the terms of the objective that look at the teacher of this name."""
+    terms: dict[str, Term] = {}
+    if config.train_encoder:
+        terms[LATENT_TERM] = Term("telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name})
+    if config.teacher_weight > 0:
+        params: dict[str, object] = {"teacher": name}
+        if generates(teacher):
+            params["decode_steps"] = config.teacher_decode_steps
+        terms[RECONSTRUCTION_TERM] = Term("telecine.tools.distill.TeacherReconstruction", config.teacher_weight, params)
+    if config.feature_weight > 0:
+        params = {"teacher": name, "channels": architecture.channels, "layers": list(config.feature_layers)}
+        terms[FEATURES_TERM] = Term("telecine.tools.distill.TeacherFeatures", config.feature_weight, params)
+    return terms
+
+
+def _with_terms(config: DistillConfig, terms: dict[str, Term]) -> ObjectiveConfig:
+    """Return the objective with the teacher's terms in the place of those in settings that a run has saved."""
+    others = dict(config.objective.terms)
+    for name in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
+        others.pop(name, None)
+    return replace(config.objective, terms=others | terms)
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path of a folder or file; another name stays."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

@@ -1,0 +1,19 @@
+"""The teacher of a distillation: a frozen autoencoder, which may generate."""
+
+from typing import TypeGuard
+
+from telecine.models import VideoAutoencoder, load_autoencoder
+from telecine.models.causal import CausalAutoencoder
+
+
+def load_teacher(name: str, decode_steps: int = 1) -> VideoAutoencoder:
+    """Return the autoencoder of a name; one that generates decodes in `decode_steps` steps."""
+    teacher = load_autoencoder(name)
+    if generates(teacher):
+        teacher.set_decoding(steps=decode_steps)
+    return teacher
+
+
+def generates(teacher: VideoAutoencoder) -> TypeGuard[CausalAutoencoder]:
+    """Return whether a teacher has a decoder of telecine that makes video of noise."""
+    return isinstance(teacher, CausalAutoencoder) and teacher.generates

@@ -1,0 +1,141 @@
+"""What is measured of a latent space, with the definition of each measure, and the report of `telecine latents`."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from telecine.evaluation.latent_measures import DEAD_FRACTION, HIGH_FREQUENCY, num_dead
+from telecine.tools.latents.decoding import HALF, NO_TRANSFORM
+from telecine.tools.latents.denoising import LatentProbe
+
+DEFINITIONS: dict[str, str] = {
+    "latent": "the mode of the posterior",
+    "channels": "kurtosis: 3 for a normal distribution; dead: a standard deviation of at most "
+    f"{DEAD_FRACTION:g} times the largest",
+    "effective_rank": "exp of the entropy of the covariance eigenvalues' shares",
+    "spectrum": "share of the spatial power by frequency in cycles per position, channels standardised, the mean of "
+    f"each frame left out; high_frequencies: the share above {HIGH_FREQUENCY:g}. Of the video: scaled down to the "
+    "latent's height and width, one frame for each latent frame",
+    "autocorrelation": "of positions 1, 2, ... apart, channels standardised; space: mean of both directions",
+    "equivariance": "mean squared error, in [0, 4], and PSNR of the decoded transformed latent against the transformed "
+    "video; scale_1/2: bilinear, antialiased, and left out if half of a clip is smaller than the model's smallest; "
+    "turn_90: counterclockwise",
+    "noise": "PSNR against the video of the decoded latent plus normal noise, by its standard deviation in units of "
+    "each channel's",
+    "codes": "of a discrete bottleneck: share of the codebook that occurs in the clips, entropy of the frequencies in "
+    "bits, and 2 to that power; means over the codes of a position",
+    "drift": "from the base model's latent of the same clips: correlation of each channel, and |z - z_base| / |z_base|",
+    "probe": "of the latents of unseen videos, normalised by channel, with normal noise of the level: squared error of "
+    "the velocity (noise less latent) that a transformer predicts, which flow matching trained on the latents of the "
+    "data, as a share of what the best linear denoiser of patches leaves (Wiener filter of the same latents)",
+}
+"""The definition of each measure, as `latents.json` has it."""
+
+_CODE_LABELS = {
+    "codes_used": "codes used",
+    "code_entropy": "entropy of the codes, bits",
+    "code_perplexity": "perplexity of the codes",
+}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Statistics of each channel, and the indices of dead ones."""
+
+    mean: list[float]
+    std: list[float]
+    kurtosis: list[float]
+    dead: list[int]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Share of the spatial power at each frequency, and at high ones, of the latent and of the scaled-down video."""
+
+    frequency: list[float]
+    latent: list[float]
+    video: list[float]
+    high_frequencies: dict[str, float]
+    """By "latent" and "video"."""
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The measures of one model; `DEFINITIONS` says how each is defined."""
+
+    title: str
+    shape: list[int]
+    """Of the latent of a clip: channels, frames, height, width."""
+    channels: Channels
+    eigenvalues: list[float]
+    effective_rank: float
+    spectrum: Spectrum
+    autocorrelation: dict[str, list[float]]
+    """By "space" and "time" of the latent, "video_space" and "video_time" of the scaled-down video."""
+    equivariance: dict[str, dict[str, float]]
+    """`mse` and `psnr` by transformation; "none" is the reconstruction."""
+    noise_psnr: dict[str, float]
+    """By the noise's standard deviation in units of each channel's."""
+    codes: dict[str, float] = field(default_factory=dict)
+    """See `code_usage`. Empty for a continuous latent."""
+    nested_psnr: dict[str, float] = field(default_factory=dict)
+    """By the number of channels to which the latent is cut, of a model with nested channels."""
+    drift: dict[str, list[float] | float] = field(default_factory=dict)
+    """`correlation` of each channel and `relative_error`, if there is a base model."""
+    probe: LatentProbe | None = None
+    """How well a generator does that was trained on it, if one was."""
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a line of a table."""
+        errors = [values["mse"] for name, values in self.equivariance.items() if name != NO_TRANSFORM]
+        left_out = "" if HALF in self.equivariance else f" without {HALF}"
+        figures = {
+            "channels": float(len(self.channels.std)),
+            "dead channels": num_dead(self.channels.std),
+            "mean std": sum(self.channels.std) / len(self.channels.std),
+            "effective rank": self.effective_rank,
+            "high frequencies": self.spectrum.high_frequencies["latent"],
+            "high frequencies of the video": self.spectrum.high_frequencies["video"],
+            "PSNR, dB": self.equivariance[NO_TRANSFORM]["psnr"],
+            "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
+            f"equivariance error{left_out}, MSE": sum(errors) / len(errors),
+        }
+        for number, psnr in self.nested_psnr.items():
+            figures[f"PSNR with {number} channels, dB"] = psnr
+        for name, value in self.codes.items():
+            figures[_CODE_LABELS[name]] = value
+        drift = self.drift.get("relative_error")
+        if isinstance(drift, float):
+            figures["drift from the base"] = drift
+        if self.probe is not None:
+            figures.update(self.probe.figures())
+        return figures
+
+
+@dataclass(frozen=True)
+class LatentReport:
+    """The measures of all models on the same clips, and the protocol: the content of `latents.json`."""
+
+    models: list[LatentSpace]
+    protocol: dict[str, object]
+
+    def summary(self) -> list[tuple[str, list[str]]]:
+        """Return the lines of a table: the name of each figure, and its value of each model."""
+        model_figures = [space.figures() for space in self.models]
+        names: dict[str, None] = {}
+        for figures in model_figures:
+            names.update(dict.fromkeys(figures))
+        lines = []
+        for name in names:
+            values = [f"{figures[name]:.4g}" if name in figures else "-" for figures in model_figures]
+            lines.append((name, values))
+        return lines
+
+    def print_to(self, console: Console) -> None:
+        """Print a few numbers about each model."""
+        columns = [Column(space.title, overflow="fold") for space in self.models]
+        table = Table("latent", *columns)
+        for name, values in self.summary():
+            table.add_row(name, *values)
+        console.print(table)

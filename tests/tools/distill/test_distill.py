@@ -1,0 +1,174 @@
+"""Distillation from a tiny Wan, end to end, and the terms that look at a teacher."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.__main__ import main
+from telecine.models import load_autoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.student import StudentAutoencoder
+from telecine.runs import Run
+from telecine.runs.settings import _as_yaml
+from telecine.settings import DistillConfig
+from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
+
+from ...models.tiny_models import tiny_model
+from ...training.test_trainer import tensors
+
+
+@pytest.mark.slow
+def test_a_student_of_a_run_of_a_student(folder):
+    command = ["distill", "--config", "distill.yaml", "--steps", "1"]
+    assert main([*command, "--teacher", "wan", "--output_dir", "first"]) == 0
+    assert main([*command, "--teacher", "first", "--output_dir", "second"]) == 0
+    assert load_autoencoder("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_decoder_for_a_tiny_wan(folder, capsys):
+    command = [
+        "distill",
+        "--config",
+        "distill.yaml",
+        "--teacher",
+        "wan",
+        "--output_dir",
+        "run",
+        "--latent_cache",
+        "latents",
+    ]
+    assert main([*command, "--teacher_weight", "0.5", "--steps", "1"]) == 0
+    assert main([*command, "--teacher_weight", "0.5"]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert len(list(Path("latents").glob("*.safetensors"))) == 2, "a clip was encoded in each run"
+    run = folder / "run"
+    (means,) = (record for record in Run(run).history.read() if record.get("step") == 2 and "train/lr" in record)
+    assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(means)
+    checkpoint = Run(run).checkpoints.all()[-1][1]
+    config = json.loads((checkpoint / "ema" / "config.json").read_text())
+    wan = DiffusersAutoencoder.from_pretrained("wan")
+    assert config["teacher"] == "wan", "not where it is on this machine"
+    assert config["latents_mean"] == list(wan.module.config.latents_mean)
+    of_student = {"decoder"}
+    for name in ("ema", "model"):
+        assert {key.split(".")[0] for key in load_file(checkpoint / name / "model.safetensors")} == of_student
+    assert not any("teacher" in key for key in load_file(checkpoint / "objective.safetensors"))
+    loaded = load_autoencoder(checkpoint / "ema")
+    assert isinstance(loaded, StudentAutoencoder)
+    latent = wan.encode(torch.zeros(1, 3, 5, 32, 32)).mode()
+    assert loaded.decode(latent).shape == (1, 3, 5, 32, 32)
+    assert main(["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
+@pytest.mark.parametrize(("name", "frames"), [("mochi", 7), ("allegro", 8)])
+def test_teachers_with_other_rules_of_frames(folder, name, frames):
+    """Mochi has a latent frame of six frames, and Allegro none of the first frame alone. A resumed run is the same."""
+    tiny_model(name).save_pretrained(name)
+    command = ["distill", "--config", "distill.yaml", "--teacher", name, "--clips.num_frames", str(frames)]
+    command += ["--teacher_weight", "0.5", "--feature_weight", "0.1"]
+    assert main([*command, "--output_dir", "whole"]) == 0
+    shutil.copytree("whole", "parts")
+    shutil.rmtree(Run(Path("parts")).checkpoints.all()[-1][1])
+    assert main([*command, "--output_dir", "parts"]) == 0
+    whole, parts = (Run(Path(output)).checkpoints.all()[-1][1] for output in ("whole", "parts"))
+    ours, theirs = tensors(whole), tensors(parts)
+    assert len(ours) == 6
+    assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
+    student, teacher = load_autoencoder(whole / "ema"), DiffusersAutoencoder.from_pretrained(name).eval()
+    video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
+    teacher.requires_grad_(False)  # as the student's: PyTorch multiplies matrices of trained weights in other shapes
+    with torch.no_grad():
+        latent = teacher.encode(video).mode()
+        assert torch.equal(student.encode(video).mode(), latent)
+        assert torch.equal(student(video, sample_posterior=False).video, student.decode(latent))
+
+
+def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder):
+    term = TeacherLatent("wan")
+    assert list(term.parameters()) == []
+    assert term.state_dict() == {}
+    target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    of_teacher = DiffusersAutoencoder.from_pretrained("wan").encode(target).mode().detach()
+    mean = of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher)
+    assert term(latent=of_teacher, target=target) == pytest.approx(0.0, abs=1e-8)
+    assert term(latent=mean, target=target) == pytest.approx(1.0, rel=1e-3)
+    half = term(latent=mean, target=target, weight=torch.tensor([0.5, 0.5]))
+    assert half == pytest.approx(0.5, rel=1e-3)
+    latent = mean.clone().requires_grad_()
+    term(latent=latent, target=target).backward()
+    assert latent.grad.abs().sum() > 0
+
+
+def test_the_term_of_the_reconstruction(folder):
+    term = TeacherReconstruction("wan")
+    wan = DiffusersAutoencoder.from_pretrained("wan")
+    latent = torch.randn(2, 4, 2, 4, 4)
+    with torch.no_grad():  # as the teacher decodes: with a graph, its norms round differently
+        decoded = wan.decode(latent)
+    assert term(reconstruction=decoded, latent=latent) == 0
+    x = (decoded + 0.25).requires_grad_()
+    loss = term(reconstruction=x, latent=latent)
+    assert loss.item() == pytest.approx(0.25, rel=1e-5)
+    loss.backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Return a list of the settings that `train` would get from `distill`."""
+    found = []
+    result = SimpleNamespace(print_to=lambda console: None)
+    monkeypatch.setattr(run, "train", lambda config, **_: (found.append(config), result)[1])
+    return found
+
+
+def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
+    assert main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"]) == 0
+    Path("saved.yaml").write_text(_as_yaml(trained[0]))
+    for weight in ("0.5", "0"):
+        assert main(["distill", "--config", "saved.yaml", "--teacher_weight", weight]) == 0
+    assert trained[1] == trained[0]
+    assert [[*config.objective.terms] for config in trained[1:]] == [["wavelet", "teacher_reconstruction"], ["wavelet"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--model", "wan"], "`--model` must be left out, but got a value. A student is new, and learns from its `--t"),
+        (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
+        (["--init", "wan"], "`--init` must be left out for a student, but got 'wan'. What it learns from is its "),
+        (["--trainable.weights", "lora"], "`--trainable.weights` must be all or decoder for a student, but got lora."),
+    ],
+)
+def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, typed, message):
+    Path("of_model.yaml").write_text("model: wan\nrandom_weights: true\n")
+    command = ["distill", "--config", "of_model.yaml", "--config", "distill.yaml", "--teacher", "wan"]
+    assert main([*command, *typed]) == 2
+    assert message in capsys.readouterr().err
+    assert trained == []
+    assert DistillConfig(init="run", train_encoder=True).init == "run", "which starts both parts"
+
+
+def test_errors(folder):
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher MODEL`"
+    ):
+        distill(DistillConfig())
+    clips = {"clips": DistillConfig().clips.__class__(num_frames=5, height=32, width=32)}
+    with pytest.raises(ValueError, match="`teacher_weight` must be at least 0"):
+        distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
+    with pytest.raises(ValueError, match="`latent_weight` must be above 0"):
+        distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
+    Path("student.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
+    with pytest.raises(
+        ValueError, match=r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a"
+    ):
+        distill(DistillConfig(teacher="wan", student="student.yaml", teacher_weight=1.0, **clips))

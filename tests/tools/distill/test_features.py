@@ -1,0 +1,134 @@
+"""The term that compares features inside the decoders of student and teacher."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.__main__ import main
+from telecine.models import CausalVAE
+from telecine.models.causal import CausalAutoencoder
+from telecine.models.load import load_autoencoder
+from telecine.models.student import StudentAutoencoder, student_config
+from telecine.runs import Run
+from telecine.settings import CausalVAEConfig
+from telecine.tools.distill.features import TeacherFeatures, average_frames
+
+from ...models.tiny_models import tiny_model
+from ...training.test_trainer import tensors
+
+CONFIG = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
+
+
+@pytest.fixture
+def vae(folder):
+    """Have a telecine model with random weights in the working directory, beside the tiny Wan."""
+    torch.manual_seed(0)
+    model = CausalVAE(CONFIG)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained("vae")
+
+
+def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
+    """A student like the teacher, with projections that standardise its features; and with projections to 0."""
+    term, student = TeacherFeatures("vae", CONFIG.channels), load_autoencoder("vae")
+    assert [(pair.level, pair.layer) for pair in term.pairs] == [(0, "network.1"), (1, "network.3")]
+    assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
+    latent = torch.randn(2, 4, 3, 4, 4)
+    with torch.no_grad():
+        features = term.teacher_features(latent, [pair.layer for pair in term.pairs])
+        for x, projection in zip(features.values(), term.projections, strict=True):
+            std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
+            projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
+            projection.bias.copy_(-mean / std)
+        assert term(latent=latent, decode=student.decode) == pytest.approx(0.0, abs=1e-9)
+        for weight in term.projections.parameters():
+            weight.zero_()
+        found = term(latent=latent, decode=student.decode)
+        assert found == pytest.approx(1.0, rel=1e-4)
+        halved = term(latent=latent, decode=student.decode, weight=torch.tensor([0.5, 0.5]))
+        assert halved == pytest.approx(float(found) / 2, rel=1e-4)
+
+
+def test_layers_of_a_wan_are_chosen_by_resolution(folder):
+    """The student has the latent's resolution and twice that. Wan makes 5 frames of 2 latent frames."""
+    wan = load_autoencoder("wan")
+    config = student_config("tiny", wan, (5, 32, 32))
+    student = StudentAutoencoder.of(wan, "wan", load_autoencoder, config)
+    term = TeacherFeatures("wan", config.channels)
+    assert len([pair.layer for pair in term.pairs]) == 2
+    assert [pair.level for pair in term.pairs] == [0, 1]
+    assert term.state_dict().keys() == {f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    features = term.teacher_features(torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs])
+    sizes = [x.shape[2:] for x in features.values()]
+    assert [size[1:] for size in sizes] == [(4, 4), (8, 8)]
+    term(latent=torch.randn(2, 4, 2, 4, 4), decode=student.decode).backward()
+    first = student.decoder.network[0].conv.weight
+    assert first.grad.abs().sum() > 0
+    assert all(p.weight.grad.abs().sum() > 0 for p in term.projections)
+
+
+@pytest.mark.parametrize("name", ["kl_image", "qwen_image21"])
+def test_of_frames(folder, name):
+    """An autoencoder of images decodes frames, or clips of one frame; chunks of a student are put together."""
+    tiny_model(name).save_pretrained(name)
+    teacher = load_autoencoder(name)
+    config = student_config("tiny", teacher, (3, 32, 32))
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, config)
+    term = TeacherFeatures(name, config.channels)
+    latent = torch.randn(2, config.latent_channels, 3, 4, 4)
+    whole = term(latent=latent, decode=student.decode)
+    student.enable_temporal_chunks(1)
+    torch.testing.assert_close(term(latent=latent, decode=student.decode), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
+@pytest.mark.parametrize(("name", "frames"), [("mochi", 3), ("allegro", 2), ("wan", 1)])
+def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, name, frames):
+    """Inside Mochi and Allegro, the first latent frame has as many frames as each other one."""
+    tiny_model(name).save_pretrained(name)
+    teacher = load_autoencoder(name)
+    config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
+    term = TeacherFeatures(name, config.channels)
+    features = term.teacher_features(torch.zeros(1, 4, 1, 4, 4), [pair.layer for pair in term.pairs])
+    assert [x.shape[2:] for x in features.values()] == [(1, 4, 4), (frames, 8, 8)], "not those with channels last"
+    assert [pair.level for pair in term.pairs] == [0, 1]
+    assert [pair.first_frame_apart for pair in term.pairs] == [True, frames == 1]
+
+
+def test_a_mean_over_frames():
+    video = torch.arange(12.0).view(1, 1, 12, 1, 1)
+    assert average_frames(video, (3, 1, 1), first_frame_apart=False).flatten().tolist() == [1.5, 5.5, 9.5]
+    assert average_frames(video[:, :, :9], (3, 1, 1), first_frame_apart=True).flatten().tolist() == [0, 2.5, 6.5]
+
+
+def test_errors(vae):
+    with pytest.raises(ValueError, match=r"`feature_layers` must be layers that .* got 'network\.9'\. Did you"):
+        TeacherFeatures("vae", CONFIG.channels, ["network.9"])
+    term = TeacherFeatures("vae", CONFIG.channels)
+    with pytest.raises(ValueError, match="`decode` must be the method of a decoder of telecine"):
+        term(latent=torch.zeros(1, 4, 1, 2, 2), decode=load_autoencoder("wan").decode)
+    assert isinstance(load_autoencoder("vae"), CausalAutoencoder)
+
+
+@pytest.mark.slow
+def test_projections_are_trained_saved_and_resumed(folder):
+    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--feature_weight", "0.5"]
+    assert main([*command, "--output_dir", "whole"]) == 0
+    shutil.copytree("whole", "parts")
+    shutil.rmtree(Run(Path("parts")).checkpoints.all()[-1][1])
+    assert main([*command, "--output_dir", "parts"]) == 0
+    whole, parts = (Run(Path(name)).checkpoints.all() for name in ("whole", "parts"))
+    first, last = (load_file(each[1] / "objective.safetensors") for each in (parts[0], parts[-1]))
+    names = [name for name in last if "projections" in name]
+    assert len(names) == 4
+    assert not any("teacher." in name for name in last)
+    assert any(not torch.equal(first[name], last[name]) for name in names)
+    ours, theirs = tensors(whole[-1][1]), tensors(parts[-1][1])
+    assert len(ours) == 6
+    assert all(torch.equal(ours[file][name], theirs[file][name]) for file in ours for name in ours[file])
+    assert "train/teacher_features_loss" in Run(Path("whole")).history.path.read_text()

@@ -1,0 +1,124 @@
+"""The probe of a latent: its run, its measures of unseen videos, and the page of `telecine latents --probe`."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from telecine.cli.commands import run
+from telecine.evaluation.metric import Metric
+from telecine.models import CausalVAE
+from telecine.report.video import write_video
+from telecine.runs import Run
+from telecine.settings import CausalVAEConfig
+from telecine.tools.latents.denoising import LEVELS
+from telecine.training import TrainingError
+
+CLIPS = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
+PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
+DISTANCES = ["reconstructions to unseen clips", "samples to unseen clips", "samples to reconstructions"]
+
+
+def moving(seed):
+    """Return 26 frames of 32 x 32 that move over noise."""
+    picture = torch.randint(256, (32, 58, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.stack([picture[:, start : start + 32] for start in range(26)])
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """The command line of a probe of a model on two videos; a third is unseen."""
+    for seed, name in enumerate(("data/one.mp4", "data/two.mp4", "unseen/three.mp4")):
+        write_video(tmp_path / name, moving(seed), fps=25)
+    torch.manual_seed(0)
+    CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(tmp_path / "model")
+    output = str(tmp_path / "latents")
+    return ["latents", str(tmp_path / "model"), "--data", str(tmp_path / "data"), *CLIPS, *PROBE, "-o", output]
+
+
+@pytest.mark.slow
+def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, monkeypatch, tmp_path, capsys):
+    output = tmp_path / "latents"
+
+    def network(video):
+        return video.mean((2, 3, 4))
+
+    network.metric = Metric(name="a network", definition="", min_frames=2)
+    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    options = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    same_encoder = tmp_path / "same_encoder"
+    model = CausalVAE.from_pretrained(tmp_path / "model")
+    model.decoder.linear.maps[0].bias.data.add_(0.1)
+    model.save_pretrained(same_encoder)
+    run([options[0], str(same_encoder), *options[1:]])
+    assert "velocity loss" in " ".join(capsys.readouterr().out.split())
+
+    text = (output / "latents.json").read_text()
+    other, model = json.loads(text)["models"]
+    probe = model["probe"]
+    assert other["probe"]["losses"] == probe["losses"], "the same latents, and the same noise"
+    assert other["probe"]["samples"] != probe["samples"]
+    assert len(probe["losses"]) == len(probe["linear_losses"]) == len(LEVELS)
+    assert all(0 < each < 10 for each in probe["losses"] + probe["linear_losses"])
+    assert list(probe["frechet"]) == DISTANCES
+    assert all(each > 0 for each in probe["frechet"].values())
+    assert json.loads(text)["protocol"]["probe"]["steps"] == 4
+    page = (output / "latents.html").read_text()
+    assert f'<video src="{probe["samples"]}"' in page
+    assert (output / probe["samples"]).is_file()
+
+    trained = Run(output / probe["samples"].removesuffix(".mp4"))
+    assert [step for step, _ in trained.checkpoints.all()] == [3, 4]
+    shutil.rmtree(trained.checkpoints.path(4))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    run([each.replace(str(tmp_path / "data"), str(tmp_path / "moved")) for each in options])
+    (again,) = json.loads((output / "latents.json").read_text())["models"]
+    assert again["probe"].pop("seconds") > 0
+    assert probe.pop("seconds") > 0
+    assert again == model
+
+
+def test_seen_videos_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"):
+        run(arguments)
+
+
+def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeypatch, tmp_path):
+    def network(video):
+        return torch.zeros(len(video), 6)
+
+    unseen = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    monkeypatch.setattr("telecine.tools.latents.probe.train", None)
+    network.metric = Metric(name="a network", definition="", min_frames=10)
+    with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
+        run(unseen)
+    network.metric = Metric(name="a network", definition="", min_frames=2)
+    with pytest.raises(
+        ValueError,
+        match=r"`probe\.features` must be left out here, but got transnetv2: needs at least 7 clips, not 4",
+    ):
+        run(unseen)
+    with pytest.raises(ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"):
+        run([each for each in unseen if each != "--probe"])
+    write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)
+    with pytest.raises(ValueError, match=r"`probe\.val_data` must be held-out files with a decodable clip of 5 frames"):
+        run(unseen)
+
+
+def test_other_files_in_the_same_folder_have_another_run(arguments, monkeypatch, tmp_path):
+    folders = []
+
+    def train(config, **_):
+        folders.append(config.output_dir)
+        raise TrainingError("it would train")
+
+    monkeypatch.setattr("telecine.tools.latents.probe.train", train)
+    for seed in (None, None, 3):
+        if seed is not None:
+            write_video(tmp_path / "data" / "four.mp4", moving(seed), fps=25)
+        with pytest.raises(TrainingError):
+            run([*arguments, "--probe.val_data", str(tmp_path / "unseen")])
+    first, again, changed = folders
+    assert first == again != changed

@@ -1,0 +1,100 @@
+"""Compiled networks have the values and gradients of plain ones, within rounding."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from telecine import PatchDiscriminator3D, VideoAutoencoderLoss
+from telecine.models import CausalVAE, as_video_autoencoder
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.compilation import compile_networks
+
+
+class Frames(nn.Module):
+    """A perceptual network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, *, reconstruction, target):
+        return (self.conv(reconstruction) - self.conv(target)).square().mean((1, 2, 3))
+
+
+def networks(tiny, *, norm="group", **options):
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator3D(dim=4, num_layers=1, num_temporal_layers=1, norm=norm)
+    loss = VideoAutoencoderLoss(
+        0,
+        perceptual={"net": Frames()},
+        adversarial_loss_weight=0.5,
+        quantizer_aux_loss_weight=0.1,
+        discr_3d_kwargs=discriminator,
+        **options,
+    )
+    return CausalVAE(tiny().causal_vae).train(), loss
+
+
+def values_of(model, loss, autocast=None):
+    """Return losses, logs and gradients of two updates."""
+    values = []
+    for step in range(2):
+        torch.manual_seed(step)
+        video = torch.rand(2, 3, 5, 16, 16) * 2 - 1
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            output = model(video, generator=torch.Generator().manual_seed(step))
+            update = loss.update(video, output.video, step, output.aux, model.last_layer)
+        update.loss.backward()
+        update.disc_loss.backward()
+        values += [update.loss.detach(), *update.log.values(), update.disc_loss.detach(), *update.disc_log.values()]
+        for weight in [*model.parameters(), *loss.parameters()]:
+            values.append(weight.grad)
+            weight.grad = None
+        assert update.log["train/adaptive_weight"] not in (0, 1)
+    return values
+
+
+PENALTY = "discr_3d (the gradient penalty differentiates it twice)"
+SPECTRAL = "discr_3d (its spectral norms are shared by all passes of an update)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "autocast", "eager"),
+    [
+        ({"grad_penalty_loss_weight": 1.0}, None, [PENALTY]),
+        ({"grad_penalty_loss_weight": 1.0, "eager_gradients": False}, None, [PENALTY]),
+        ({"norm": "spectral"}, torch.bfloat16, [SPECTRAL]),
+        ({"grad_penalty_loss_weight": 1.0}, torch.float16, [PENALTY]),
+        ({}, None, []),
+    ],
+)
+def test_values_are_those_of_plain_networks(tiny, options, autocast, eager):
+    """The adaptive weight and the loss take gradients through the same compiled autoencoder."""
+    torch._dynamo.reset()
+    model, loss = networks(tiny, **options)
+    expected = values_of(*copy.deepcopy((model, loss)), autocast)
+    assert compile_networks("aot_eager", model, loss) == eager
+    tolerance = {torch.bfloat16: 3e-2, torch.float16: 1e-2}.get(autocast, 1e-4)
+    torch.testing.assert_close(values_of(model, loss, autocast), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_options_of_accelerate_compile(tiny, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "max-autotune")
+    calls = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: calls.append((module, options)))
+    config = tiny(dynamo_backend="aot_eager")
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    networks = [state.autoencoder.encoder, state.autoencoder.decoder, state.objective.perceptual.distance]
+    assert [module for module, _ in calls] == networks
+    assert all(options == {"backend": "aot_eager", "mode": "max-autotune", "dynamic": True} for _, options in calls)
+    assert f"not compiled: {PENALTY}" in caplog.text
+
+
+def test_a_module_of_the_user_stays_as_it_is(tiny):
+    loss = VideoAutoencoderLoss(0, perceptual_weight=0)
+    model = as_video_autoencoder(nn.Conv3d(3, 3, 1))
+    assert compile_networks("aot_eager", model, loss) == ["the autoencoder (a module of yours)"]
