@@ -92,7 +92,13 @@ def _check_device(generator: torch.Generator, device: torch.device) -> None:
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:
-    """Return an independent generator for each clip, from the seed and the clip's number in the run."""
+    """Return an independent generator for each clip.
+
+    Args:
+        seed: The seed of the run.
+        clips: The numbers of the clips in the run.
+        device: The device of the generators.
+    """
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
 
 
