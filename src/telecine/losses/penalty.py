@@ -103,8 +103,8 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     x = real.detach()
     x_tilde = fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    shape = (len(x), *[1] * (x.ndim - 1))
-    epsilon = rand(shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    one_per_clip = (len(x), *[1] * (x.ndim - 1))
+    epsilon = rand(one_per_clip, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = epsilon * x + (1 - epsilon) * x_tilde
     x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
