@@ -26,8 +26,9 @@ from telecine.report.page import write_report
 from telecine.report.run import read_run
 from telecine.report.video import write_video
 from telecine.runs import Run, find_checkpoint
-from telecine.runs.checkpoints import Checkpoints, _write_manifest
+from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.history import History, validations
+from telecine.runs.manifest import write_manifest
 from telecine.runs.settings import write_settings
 from telecine.settings import (
     ClipConfig,
@@ -421,7 +422,7 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
     (folder / "state.json").write_text('{"step": 1}')
     (folder / "manifest.json").unlink()
-    _write_manifest(folder, step=1)
+    write_manifest(folder, step=1)
     with pytest.raises(ValueError, match=r"state.json` must be that of a checkpoint of this version.*clips_per_step"):
         train(tiny(), console=quiet())
     (folder / "state.json").write_text("{")
@@ -531,12 +532,12 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.opened, self.reached = threading.Event(), threading.Event()
-        monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", self._wait)
+        monkeypatch.setattr("telecine.runs.checkpoints.write_manifest", self._wait)
 
     def _wait(self, folder, step, known):
         self.reached.set()
         assert self.opened.wait(60), "training waited for the checkpoint"
-        _write_manifest(folder, step, known)
+        write_manifest(folder, step, known)
 
 
 @pytest.mark.slow
@@ -583,7 +584,7 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
         while not checkpointer.has_failed:
             time.sleep(0.01)
 
-    monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", fail)
+    monkeypatch.setattr("telecine.runs.checkpoints.write_manifest", fail)
     monkeypatch.setattr(loop, "train_step", lambda state, *a, **b: updates.append(0) or train_step(state, *a, **b))
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "save", save_and_wait)
