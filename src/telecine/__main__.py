@@ -44,7 +44,7 @@ def _fail(errors: Sequence[str], words: Sequence[str]) -> int:
 
 
 def _as_typed(line: str, options: Sequence[str]) -> str:
-    """Return the line of an error with settings as they are typed, `--steps` for `steps`, if the first one was typed."""
+    """Return the line of an error with settings as they are typed, `--steps` for `steps`, if its first one was."""
     parts = line.split("`")  # every second part is code, the first of them the setting
     if len(parts) < 3:
         return line
