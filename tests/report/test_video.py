@@ -82,7 +82,7 @@ def interrupted(frames):
 @pytest.mark.parametrize(
     ("frames", "error", "message"),
     [
-        (interrupted(moving(3, 32, 32)), KeyboardInterrupt, ""),
+        (interrupted(moving(3, 32, 32)), KeyboardInterrupt, None),
         (chain(moving(3, 32, 32), moving(3, 32, 34)), ValueError, r"height and width \(32, 32\), as before"),
         ([], ValueError, "at least one frame"),
         (torch.zeros(2, 3, 8, 8), ValueError, r"uint8 of shape \(T, H, W, 3\)"),

@@ -21,6 +21,8 @@ const wholeRanges = {};
 const charts = [];
 // Called by each `redraw`: they show the choices in buttons and sliders.
 const controls = [];
+// The number of times that something else was chosen.
+let version = 0;
 
 /** Show text as it is: plotly reads tags in names, and names may be anyone's. */
 function plain(text) {
@@ -41,6 +43,11 @@ function readColours() {
 /** Return the smallest and the largest of values, of which there may be more than a function has arguments. */
 function extent(values) {
   return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
+/** Format a number with four significant digits. */
+function short(value) {
+  return String(Number(value.toPrecision(4))).replaceAll("-", "\u2212");
 }
 
 function toggle(list, item) {
@@ -94,8 +101,8 @@ function isLogarithmic(plot, values) {
   const positive = values.filter((value) => value > 0);
   if (chosen.scale === "linear" || !positive.length) return false;
   if (chosen.scale === "log" || plot.scale === "log") return true;
-  const [low, high] = extent(values);
-  return plot.scale === "wide" && low > 0 && high > MAX_LINEAR_RATIO * low;
+  const [low, high] = extent(positive);
+  return plot.scale === "wide" && high > MAX_LINEAR_RATIO * low;
 }
 
 /** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
@@ -113,10 +120,11 @@ function verticalAxis(plot, curves) {
   const values = valuesInside(plot, curves);
   const isLog = isLogarithmic(plot, values);
   const ends = isLog ? values.filter((value) => value > 0).map(Math.log10) : values;
-  if (!ends.length) return { type: "linear", range: [0, 1] };
+  if (!ends.length) return { type: "linear", range: [0, 1], hides: false };
   const [low, high] = extent(ends);
   const margin = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
-  return { type: isLog ? "log" : "linear", range: [low - margin, high + margin] };
+  const hides = isLog && curves.some(({ curve }) => curve.values.some((value) => value <= 0));
+  return { type: isLog ? "log" : "linear", range: [low - margin, high + margin], hides };
 }
 
 function tracesOf(plot, shown, axis) {
@@ -170,6 +178,7 @@ function layoutOf(plot, axis, height) {
   const names = plot.x_names;
   const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
   const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
+  const range = [...(chosen.ranges[plot.x] ?? wholeRanges[plot.x])]; // a copy, which plotly changes while a reader drags
   return {
     height,
     autosize: true,
@@ -182,8 +191,8 @@ function layoutOf(plot, axis, height) {
     // On a touch screen, a finger on a chart scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
-    xaxis: { ...shared, ...labels, ...hover, automargin: true, range: chosen.ranges[plot.x] ?? wholeRanges[plot.x], title: { text: plain(plot.x), standoff: 4 } },
-    yaxis: { ...shared, ...axis, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
+    xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(plot.x), standoff: 4 } },
+    yaxis: { ...shared, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
 
@@ -226,11 +235,17 @@ function makeChart(plot, index) {
   for (const series of plot.series) {
     const style = lineStyle(plot, series, 0);
     if (severalRuns) style.colour = "muted";
-    legend.append(legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style));
+    const button = legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style);
+    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !plot.x_names.length)) {
+      button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
+    }
+    legend.append(button);
   }
-  const chart = { plot, canvas, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, isStale: true };
+  const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
+  const chart = { plot, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, version: 0 };
   const tools = html("span", { class: "tools" }, toolButton(chart, "CSV", "Copy the values", copyCsv), toolButton(chart, "PNG", "Save the figure", savePng));
   const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
+  figure.append(hidesValues);
   if (plot.explanation) figure.append(html("p", { class: "hint" }, plot.explanation));
   if (plot.note) figure.append(html("p", { class: "hint note bad" }, plot.note));
   canvas.style.height = `${chart.height}px`;
@@ -241,7 +256,7 @@ function makeChart(plot, index) {
 function summaryOf(plot) {
   const ends = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
     const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
-    return `${label}${run} from ${Number(curve.first.toPrecision(4))} to ${Number(curve.last.toPrecision(4))}`;
+    return `${label}${run} from ${short(curve.first)} to ${short(curve.last)}`;
   }));
   return `${plot.title}: ${ends.join("; ")}`;
 }
@@ -299,13 +314,19 @@ async function savePng({ plot, canvas, height }) {
 // ---- drawing
 
 async function draw(chart) {
-  chart.isStale = false;
+  const drawing = version;
   const { plot, canvas, height } = chart;
   const shown = shownCurves(plot);
   const axis = verticalAxis(plot, shown);
+  chart.hidesValues.hidden = !axis.hides;
   const isFirst = !canvas.classList.contains("js-plotly-plot");
   await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true });
+  chart.version = drawing;
   if (isFirst) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
+}
+
+function isStale(chart) {
+  return chart.version !== version;
 }
 
 /** Zoom all charts with the same horizontal axis; a double click shows all of it again. */
@@ -320,10 +341,8 @@ function onZoom(x, change) {
 function redraw() {
   readColours();
   controls.forEach((show) => show());
-  for (const chart of charts) {
-    chart.isStale = true;
-    if (chart.isNear) draw(chart);
-  }
+  version += 1;
+  charts.filter(({ isNear }) => isNear).forEach(draw);
 }
 
 function showControls() {
@@ -346,13 +365,13 @@ function makeCharts() {
   byId("whole-range").addEventListener("click", () => { chosen.ranges = {}; redraw(); });
   byId("theme").addEventListener("change", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => charts.filter(({ isStale }) => isStale).forEach(draw));
+  addEventListener("beforeprint", () => charts.filter(isStale).forEach(draw));
   controls.push(showControls);
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       const chart = charts.find(({ canvas }) => canvas === target);
       chart.isNear = isIntersecting;
-      if (isIntersecting && chart.isStale) draw(chart);
+      if (isIntersecting && isStale(chart)) draw(chart);
     }
   }, { rootMargin: "400px" });
   charts.forEach(({ canvas }) => observer.observe(canvas));
