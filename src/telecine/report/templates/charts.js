@@ -320,7 +320,7 @@ async function draw(chart) {
   const axis = verticalAxis(plot, shown);
   chart.hidesValues.hidden = !axis.hides;
   const isFirst = !canvas.classList.contains("js-plotly-plot");
-  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true });
+  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
   chart.version = drawing;
   if (isFirst) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
 }
