@@ -26,7 +26,7 @@ from telecine import __main__ as cli
 from telecine import runs
 from telecine.data import sample_videos
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.interrupt import STOP_SIGNALS
 
@@ -111,7 +111,7 @@ def start(config: TrainConfig, name: str = "process", environment: Mapping[str, 
     """Start a process that trains."""
     folder = Path(config.output_dir)
     settings, log = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("yaml", name))
-    settings.write_text(_as_yaml(config), encoding="utf-8")
+    settings.write_text(as_yaml(config), encoding="utf-8")
     process = FORK.Process(target=_train, args=(settings, log, environment or {}))
     process.start()
     return Run(process, config, log)

@@ -11,8 +11,6 @@ from telecine.base.checks import (
     check_count,
     check_fraction,
     check_positive,
-    check_step,
-    check_weight,
     count_files,
     describe,
     nearest,
@@ -36,7 +34,7 @@ def test_argument_error():
     assert isinstance(error, ValueError)
     assert str(error) == "`size` must be even, but got 3 (int). Add one."
     assert isinstance(argument_error("size", "even", "a text", "x", TypeError), TypeError)
-    assert "but got a text. " in str(argument_error("size", "even", "a text", "Change it."))
+    assert str(argument_error("size", "even", "a text")) == "`size` must be even, but got a text."
 
 
 def test_the_nearest_word_is_suggested():
@@ -75,9 +73,7 @@ def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, sim
     ("check", "accepted", "rejected", "contract"),
     [
         (check_count, {1: 1, 16: 16}, (0, -1, 1.0, INF), "a positive int"),
-        (check_step, {0: 0, 1: 1, 1e4: 10000}, (-1, 0.5, INF, NAN), "a whole number of steps >= 0"),
         (check_positive, {1: 1.0, 1e-8: 1e-8}, (0, -1.0, INF, NAN), "a finite number above 0"),
-        (check_weight, {0: 0.0, 2: 2.0}, (-1e-8, INF, NAN), "a finite number >= 0"),
         (check_fraction, {0: 0.0, 0.999: 0.999}, (-0.1, 1, NAN), "a number from 0 to below 1"),
     ],
 )

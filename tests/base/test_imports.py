@@ -189,7 +189,9 @@ def test_no_assert_checks_what_could_be_wrong():
         for node in ast.walk(ast.parse(text)) if "assert " in text else ():
             if isinstance(node, ast.Assert):
                 text = ast.unparse(node.test)
-                assert text.startswith(("isinstance(", "is_dataclass(")) or text.endswith(" is not None"), (path, text)
+                assert text.startswith(("isinstance(", "not isinstance(", "is_dataclass(")) or text.endswith(
+                    " is not None"
+                ), (path, text)
                 narrowing += 1
     assert narrowing > 5
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from telecine.__main__ import main
-from telecine.base.yaml_files import _MAX_BYTES, line_of, parse_yaml, read_yaml
+from telecine.base.yaml_files import MAX_BYTES, line_of, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
 BAD = {
@@ -17,7 +17,7 @@ BAD = {
     "brackets": ("a: 1\nb: " + "[" * 33 + "]" * 33, "nested at most 32 deep, but got more in line 2"),
     "many brackets": ("[" * 10_000, "must be .*, but got"),
     "digits": ("steps: " + "9" * 5000, "must be YAML in UTF-8, but got other text .*digits"),
-    "size": ("#" * (_MAX_BYTES + 1), "at most 1048576 bytes, but got 1048577 bytes"),
+    "size": ("#" * (MAX_BYTES + 1), "at most 1048576 bytes, but got 1048577 bytes"),
     "tag": ("a: !!python/object/apply:os.system [true]", "must be YAML in UTF-8, but got other text"),
     "list": ("- a\n- b\n", "`key: value` lines, but got a list in line 1"),
     "text": ("\nsettings\n", "`key: value` lines, but got text in line 2"),

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from telecine.__main__ import main
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
@@ -52,7 +52,7 @@ def names_of(settings, prefix=""):
 
 def test_every_case_sets_every_setting_that_older_versions_have(same_bits, same_bits_cases, tmp_path):
     assert list(same_bits.CASES) == CASES
-    expected = names_of(yaml.safe_load(_as_yaml(TrainConfig()))) - names_of(same_bits_cases.LATER)
+    expected = names_of(yaml.safe_load(as_yaml(TrainConfig()))) - names_of(same_bits_cases.LATER)
     for name, case in same_bits.CASES.items():
         (tmp_path / name).mkdir()
         path = same_bits.prepare(case, tmp_path / name, 40)

@@ -1,7 +1,5 @@
 """Two short videos, and a span of each."""
 
-from __future__ import annotations
-
 import pytest
 
 from telecine.data import Span, index_video
@@ -10,7 +8,7 @@ from .videos import moving_frames, write_video
 
 
 @pytest.fixture(scope="session")
-def spans(tmp_path_factory: pytest.TempPathFactory) -> list[Span]:
+def spans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     short = index_video(write_video(folder / "short.mp4", moving_frames(12), g="5"))
     long = index_video(write_video(folder / "long.mp4", moving_frames(40, 36, 90, seed=1), g="10"))

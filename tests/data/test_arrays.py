@@ -1,9 +1,6 @@
 """Arrays of any number of channels are clips: found, indexed by their header, read in their range, and refused."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,14 +23,16 @@ from telecine.settings import ClipConfig
 from .videos import numbered_frames, write_shard, write_video
 
 T, H, W = 7, 20, 24
-RANDOM = np.random.default_rng(0)
-BYTES = RANDOM.integers(0, 256, (T, H, W, 2), dtype=np.uint8)
+BYTES = np.random.default_rng(0).integers(0, 256, (T, H, W, 2), dtype=np.uint8)
 TWO = ClipConfig(3, 16, 16, channels=2)
 
 
-def save(path: Path, values: np.ndarray) -> Path:
+def save(path, values):
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values) if path.suffix == ".npy" else np.savez_compressed(path, clip=values)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        np.savez_compressed(path, clip=values)
     return path
 
 
@@ -48,26 +47,24 @@ def save(path: Path, values: np.ndarray) -> Path:
         ("W H C T", np.float32, (-0.1, 0.1)),  # closer to 0 than its nearest float32
     ],
 )
-def test_values_are_mapped_from_their_range(
-    tmp_path: Path, suffix: str, layout: str | None, dtype: Any, limits: tuple[float, ...]
-) -> None:
+def test_values_are_mapped_from_their_range(tmp_path, suffix, layout, dtype, limits):
     low, high = limits or (0, np.iinfo(dtype).max)
     values = (low + BYTES.astype(np.float64) / 255 * (high - low)).astype(dtype)
     axes = (layout or "T H W C").split()
     stored = values.transpose(["THWC".index(axis) for axis in axes])
-    stored = np.asfortranarray(stored) if layout == "C T H W" else stored
-    config = ClipConfig(channels=2, layout=layout, range=limits)
-    info = index_video(save(tmp_path / f"a{suffix}", stored), config)
+    if layout == "C T H W":
+        stored = np.asfortranarray(stored)
+    info = index_video(save(tmp_path / f"a{suffix}", stored), replace(TWO, layout=layout, range=limits))
     assert (info.num_frames, info.height, info.width, info.is_image) == (T, H, W, False)
-    found = read_clip(info, 1, 3, 2)
+    frames = read_clip(info, 1, 3, 2)
     expected = (values[1:6:2].astype(np.float64) - low) / (high - low) * 2 - 1
-    assert found.dtype == torch.float32
-    assert np.abs(found.numpy() - expected).max() < 1e-6
-    assert found.abs().max() <= 1
-    assert torch.equal(torch.stack([*iterate_frames(info)])[1:6:2], found)
+    assert frames.dtype == torch.float32
+    assert np.abs(frames.numpy() - expected).max() < 1e-6
+    assert frames.abs().max() <= 1
+    assert torch.equal(torch.stack([*iterate_frames(info)])[1:6:2], frames)
 
 
-def test_bytes_are_those_of_a_video_to_the_bit(tmp_path: Path) -> None:
+def test_bytes_are_those_of_a_video_to_the_bit(tmp_path):
     info = index_video(save(tmp_path / "a.npy", BYTES), TWO)
     video = video_from_bytes(read_clip(info, 0, T))
     assert torch.equal(video, video_from_bytes(torch.from_numpy(BYTES)))
@@ -75,15 +72,16 @@ def test_bytes_are_those_of_a_video_to_the_bit(tmp_path: Path) -> None:
     assert read_clip(info, 0, 2, size=(9, 10)).abs().max() <= 1
 
 
-def test_an_array_without_time_is_an_image_and_one_of_three_axes_is_grey(tmp_path: Path) -> None:
-    image = index_video(save(tmp_path / "a.npy", BYTES[0]), ClipConfig(channels=2, layout="H W C"))
-    assert (image.is_image, image.num_frames) == (True, 1)
+def test_an_array_without_time_is_an_image_and_one_of_three_axes_is_grey(tmp_path):
+    image = index_video(save(tmp_path / "a.npy", BYTES[0]), replace(TWO, layout="H W C"))
+    assert (image.num_frames, image.is_image, image.fps) == (1, True, 1.0)
+    assert torch.equal(torch.stack([*iterate_frames(image)]), read_clip(image, 0, 1))
     grey = index_video(save(tmp_path / "b.npy", BYTES[..., 0]), ClipConfig(channels=1))
     assert ClipConfig(channels=1).channels == "grey"
     assert read_clip(grey, 0, T).shape == (T, H, W, 1)
 
 
-REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
+REFUSED = {
     "channels": (BYTES, {"channels": 3}, "2 channels, but `clips.channels` has 3"),
     "axes": (BYTES[0, 0], {}, r"shape \(24, 2\), but not the axes T H W C; set `clips.layout`"),
     "floats without a range": (BYTES.astype(np.float32), {}, "float32, for which `clips.range` must say"),
@@ -95,68 +93,59 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path, case: str) -> None:
+def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path, case):
     values, settings, message = REFUSED[case]
     save(tmp_path / "a.npy", values)
     with pytest.raises(DataError, match=message):
-        load_spans(tmp_path, ClipConfig(**{"channels": 2, **settings}))
+        load_spans(tmp_path, replace(TWO, **settings))
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.npy", BYTES)
-    content = path.read_bytes()
+def test_damaged_files_are_refused(tmp_path):
+    content = save(tmp_path / "a.npy", BYTES).read_bytes()
     np.savez(tmp_path / "two.npz", a=BYTES, b=BYTES)
     np.savez(tmp_path / "code.npz", np.array([print], dtype=object))
-    for name, damaged in (
-        ("short.npy", content[:-1]),
-        ("claims.npy", content.replace(b"(7, 20, 24, 2)", b"(9999999999, )")),
-        ("head.npy", content[:20]),
-        ("text.npy", b"text"),
-        ("text.npz", b"PK\3\4text"),
-    ):
-        (tmp_path / name).write_bytes(damaged)
-    for name in ("short.npy", "claims.npy", "head.npy", "text.npy", "text.npz", "two.npz", "code.npz"):
+    damaged = {
+        "short.npy": content[:-1],
+        "claims.npy": content.replace(b"(7, 20, 24, 2)", b"(9999999999, )"),
+        "head.npy": content[:20],
+        "text.npy": b"text",
+        "text.npz": b"PK\3\4text",
+    }
+    for name, damaged_content in damaged.items():
+        (tmp_path / name).write_bytes(damaged_content)
+    for name in (*damaged, "two.npz", "code.npz"):
         with pytest.raises(DecodeError, match=name):
             index_video(tmp_path / name, TWO)
 
 
 @pytest.mark.parametrize("value", [256.0, -0.5, np.nan])
-def test_values_outside_of_the_range_end_reading(tmp_path: Path, value: float) -> None:
+def test_values_outside_of_the_range_end_reading(tmp_path, value):
     values = BYTES.astype(np.float32)
     values[4, 2, 3, 1] = value
-    info = index_video(save(tmp_path / "a.npy", values), ClipConfig(channels=2, range=(0, 255)))
+    info = index_video(save(tmp_path / "a.npy", values), replace(TWO, range=(0, 255)))
     read_clip(info, 0, 4)
     with pytest.raises(DataError, match=r"a\.npy: values from .* in frames 2 to 4, outside of `clips\.range`, \[0, 25"):
         read_clip(info, 2, 3)
 
 
-@pytest.mark.parametrize("name", ["a.h5", "b.hdf5", "c.zarr"])
-def test_other_formats_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"must be arrays as \.npy or \.npz, but got .*\. Save each clip with `numpy"):
-        load_spans(tmp_path / name)
-
-
 @pytest.mark.parametrize("cache", [False, True])
-def test_arrays_are_found_split_and_drawn_as_videos(
-    tmp_path: Path, cache: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_arrays_are_found_split_and_drawn_as_videos(tmp_path, cache):
     for number in range(3):
         save(tmp_path / "in" / f"{number}.npy", np.roll(BYTES, number))
     write_video(tmp_path / "in" / "v.mp4", numbered_frames(8))
     write_shard(tmp_path / "in" / "b.tar", [save(tmp_path / "c.npy", BYTES), save(tmp_path / "d.npz", BYTES)])
-    config = ClipConfig(3, 16, 16, channels=2, cache=cache, random_flip=True, scale_jitter=1.2)
+    config = replace(TWO, cache=cache, random_flip=True, scale_jitter=1.2)
     for _ in range(2):
         spans, skipped = load_spans(tmp_path / "in", config)
-        assert [Path(str(span.info.path)).name for span in spans] == ["0.npy", "1.npy", "2.npy", "c.npy", "d.npz"]
-        assert [(each.path.name, each.reason) for each in skipped] == [
-            ("v.mp4", "not an array; only arrays can have 2 channels")
-        ]
+        assert [span.info.path.name for span in spans] == ["0.npy", "1.npy", "2.npy", "c.npy", "d.npz"]
+        (skip,) = skipped
+        assert (skip.path.name, skip.reason) == ("v.mp4", "not an array; only arrays can have 2 channels")
     train, held_out = split_videos(spans, 0.4, 3)
     assert len(train) == len(held_out) == 5
-    clips = [ClipDataset(train, config)[index]["video"] for index in (3, 3, 4)]
-    assert clips[0].shape == (2, 3, 16, 16)
-    assert torch.equal(clips[0], clips[1])
-    assert not torch.equal(clips[0], clips[2])
+    first, again, second = (ClipDataset(train, config)[index]["video"] for index in (3, 3, 4))
+    assert first.shape == (2, 3, 16, 16)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
     (tmp_path / "list.csv").write_text("path,start_frame,end_frame\nin/0.npy,2,5\n")
     (span,) = load_spans(tmp_path / "list.csv", config)[0]
     assert (span.first_frame, span.last_frame) == (2, 4)
@@ -165,18 +154,18 @@ def test_arrays_are_found_split_and_drawn_as_videos(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "T H"}, "`layout` must be H and W, and at most T and C"),
-        ({"layout": "T H W H"}, "`layout` must be H and W, and at most T and C"),
-        ({"range": (1, 0)}, "`range` must be two finite numbers, the smaller one first"),
-        ({"range": (0, float("inf"))}, "`range` must be two finite numbers"),
+        ({"layout": "T H"}, "layout"),
+        ({"layout": "T H W H"}, "layout"),
+        ({"range": (1, 0)}, "range"),
+        ({"range": (0, float("inf"))}, "range"),
         ({"channels": 0}, "channels"),
     ],
 )
-def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         ClipConfig(**settings)
 
 
-def test_defaults_leave_the_identity_of_clips_as_it_was() -> None:
+def test_defaults_leave_the_identity_of_clips_as_it_was():
     assert {"layout", "range"}.isdisjoint(ClipConfig().identity())
     assert ClipConfig(range=(0, 1)).identity()["range"] == (0, 1)

@@ -1,7 +1,5 @@
 """Copies of remote files are kept in a folder of bounded size."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading
@@ -19,14 +17,14 @@ from telecine.data.source import RemotePath
 class Cache(RemoteCache):
     """A cache of 30 bytes, which records what is fetched."""
 
-    def __init__(self, folder: Path, max_bytes: int = 30) -> None:
+    def __init__(self, folder, max_bytes=30):
         super().__init__(folder, max_bytes)
         self.fetched: list[str] = []
 
-    def use(self, name: str, size: int = 10) -> Path:
+    def use(self, name, size=10):
         """Use a file, whose content is its name, and make later uses later ones."""
 
-        def fetch(path: Path) -> None:
+        def fetch(path):
             path.write_text(name.ljust(size))
             self.fetched.append(name)
 
@@ -36,21 +34,21 @@ class Cache(RemoteCache):
             os.utime(path, (status.st_atime - 10, status.st_mtime - 10))
         return copy
 
-    def names(self) -> list[str]:
+    def names(self):
         """Return the names of the files that are in the cache or being fetched, sorted."""
         return sorted(path.read_text().strip() for path in self.folder.iterdir() if len(path.name) >= 64)
 
 
-def hash_of(name: str) -> str:
+def hash_of(name):
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
+def cache(tmp_path):
     return Cache(tmp_path / "cache")
 
 
-def test_the_files_that_were_not_used_for_longest_are_removed(cache: Cache) -> None:
+def test_the_files_that_were_not_used_for_longest_are_removed(cache):
     for name in ("a", "b", "c", "a", "d"):
         assert cache.use(name).read_text().strip() == name
     assert cache.names() == ["a", "c", "d"]
@@ -59,7 +57,7 @@ def test_the_files_that_were_not_used_for_longest_are_removed(cache: Cache) -> N
     assert cache.fetched == ["a", "b", "c", "d", "e"]
 
 
-def test_files_that_are_not_copies_are_neither_counted_nor_removed(cache: Cache) -> None:
+def test_files_that_are_not_copies_are_neither_counted_nor_removed(cache):
     others = ["thesis.pdf", "a.partial", "b.10.partial", f"{'0' * 64}.pdf", "folder/thesis.pdf"]
     for name in others:
         path = cache.folder / name
@@ -73,7 +71,7 @@ def test_files_that_are_not_copies_are_neither_counted_nor_removed(cache: Cache)
     assert "a" not in cache.names()
 
 
-def test_what_a_killed_process_left_is_removed(cache: Cache) -> None:
+def test_what_a_killed_process_left_is_removed(cache):
     copy = cache.use("a")
     copy.rename(copy.with_name(f"{copy.name}.10.partial"))
     (cache.folder / f"{'0' * 64}.mp4.25.partial").touch()
@@ -82,7 +80,7 @@ def test_what_a_killed_process_left_is_removed(cache: Cache) -> None:
     assert cache.names() == ["a"]
 
 
-def test_files_that_are_being_fetched_keep_their_room(cache: Cache) -> None:
+def test_files_that_are_being_fetched_keep_their_room(cache):
     """A lock of 256 is held while a file is fetched. Its name has two digits of the hash."""
     cache.use("a")
     other = cache.folder / f"{'0' * 64}.25.partial"
@@ -99,10 +97,10 @@ def test_files_that_are_being_fetched_keep_their_room(cache: Cache) -> None:
     assert cache.names() == ["b"]
 
 
-def test_two_that_need_a_file_fetch_it_once(cache: Cache) -> None:
+def test_two_that_need_a_file_fetch_it_once(cache):
     fetched: list[Path] = []
 
-    def fetch(path: Path) -> None:
+    def fetch(path):
         time.sleep(0.1)
         path.write_bytes(bytes(10))
         fetched.append(path)
@@ -115,8 +113,8 @@ def test_two_that_need_a_file_fetch_it_once(cache: Cache) -> None:
     assert len(fetched) == 1
 
 
-def test_nothing_is_left_of_a_failed_fetch(cache: Cache) -> None:
-    def fail(path: Path) -> None:
+def test_nothing_is_left_of_a_failed_fetch(cache):
+    def fail(path):
         path.write_bytes(b"half")
         raise OSError("connection lost")
 
@@ -126,7 +124,7 @@ def test_nothing_is_left_of_a_failed_fetch(cache: Cache) -> None:
     assert (cache.folder / "total").read_text() == "0"
 
 
-def test_a_full_folder_of_many_files_gets_more_room_at_once(tmp_path: Path) -> None:
+def test_a_full_folder_of_many_files_gets_more_room_at_once(tmp_path):
     cache = Cache(tmp_path, max_bytes=2000)
     cache.use("a")
     for number in range(199):
@@ -143,13 +141,13 @@ def test_a_full_folder_of_many_files_gets_more_room_at_once(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def served(tmp_path, monkeypatch):
     """Let a server send ten bytes for each file, into a cache of 30 bytes; record the paths that are written."""
     monkeypatch.setenv("TELECINE_REMOTE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "30e-9")
     paths: list[Path] = []
 
-    def download(file: RemotePath, path: Path, *_: object) -> None:
+    def download(file, path, *_):
         path.write_bytes(bytes(file.size or 0))
         paths.append(path)
 
@@ -158,11 +156,11 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
-def file(name: str, size: int = 10, version: str = "1") -> RemotePath:
+def file(name, size=10, version="1"):
     return RemotePath(f"s3://bucket/{name}", size, version)
 
 
-def test_names_do_not_lead_out_of_the_folder(served: list[Path], tmp_path: Path) -> None:
+def test_names_do_not_lead_out_of_the_folder(served, tmp_path):
     for name in ("../../x.mp4", "/etc/passwd", "..", "a\0.mp4", "x.mp4/../../y", "é\udc80.PNG", "x." + "y" * 4000):
         remote.open_local(file(name, 1), Path.read_bytes)
     remote.open_local(file("..", 1, version="2"), Path.read_bytes)
@@ -171,16 +169,16 @@ def test_names_do_not_lead_out_of_the_folder(served: list[Path], tmp_path: Path)
     assert {path.name[64:] for path in served} == {".mp4.1.partial", ".png.1.partial", ".1.partial"}
 
 
-def test_a_file_that_is_larger_than_the_cache(served: list[Path]) -> None:
+def test_a_file_that_is_larger_than_the_cache(served):
     message = r"s3://bucket/a: 31 bytes, more than the 30 bytes of the cache\. Set TELECINE_REMOTE_CACHE_GB higher"
     with pytest.raises(DataError, match=message):
         remote.open_local(file("a", 31), Path.read_bytes)
 
 
-def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served: list[Path]) -> None:
+def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served):
     num_removals = 2
 
-    def opening(path: Path) -> bytes:
+    def opening(path):
         if len(served) <= num_removals:
             path.unlink()
         return path.read_bytes()
@@ -193,13 +191,13 @@ def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served: lis
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "nan", "inf"])
-def test_the_size_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_a_number(text, monkeypatch):
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", text)
     with pytest.raises(ValueError, match="`TELECINE_REMOTE_CACHE_GB` must be a number of gigabytes above 0, but got"):
         max_cache_bytes()
 
 
-def test_the_default_folder_and_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_folder_and_size(monkeypatch, tmp_path):
     for name in ("TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

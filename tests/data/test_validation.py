@@ -1,7 +1,5 @@
 """Held-out spans share no frame with training spans, and validation clips are always the same."""
 
-from __future__ import annotations
-
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -26,27 +24,36 @@ from telecine.settings import Bucket, ClipConfig
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0, scale_jitter=1.5)
+ONE = array("q", [0])
 
 
-def _videos(lengths: list[int]) -> list[Span]:
+def videos(*lengths):
+    """Return spans of videos `0.mp4`, `1.mp4`, ... with these numbers of frames."""
     infos = [
-        VideoInfo(Path(f"{i}.mp4"), 64, 48, 25.0, array("q", range(length)), array("q", [0]))
-        for i, length in enumerate(lengths)
+        VideoInfo(Path(f"{i}.mp4"), 64, 48, 25.0, array("q", range(length)), ONE) for i, length in enumerate(lengths)
     ]
     return [whole_video(info) for info in infos]
 
 
-def _images(count: int) -> list[Span]:
-    one = array("q", [0])
-    return [whole_video(VideoInfo(Path(f"{i}.png"), 64, 48, 1.0, one, one, is_image=True)) for i in range(count)]
+def images(count):
+    return [whole_video(VideoInfo(Path(f"{i}.png"), 64, 48, 1.0, ONE, ONE, is_image=True)) for i in range(count)]
 
 
-def _frames(spans: list[Span]) -> set[tuple[str, int]]:
+def frames(spans):
     return {(str(span.info.path), frame) for span in spans for frame in range(span.first_frame, span.last_frame + 1)}
 
 
-def _ranges(spans: list[Span]) -> list[tuple[int, int]]:
+def ranges(spans):
     return [(span.first_frame, span.last_frame) for span in spans]
+
+
+def names(spans):
+    return [span.info.path.name for span in spans]
+
+
+def split_ranges(spans, val_fraction, clip_span):
+    train, held_out = split_videos(spans, val_fraction, clip_span)
+    return ranges(train), ranges(held_out)
 
 
 @settings(deadline=None, max_examples=50)
@@ -56,10 +63,10 @@ def _ranges(spans: list[Span]) -> list[tuple[int, int]]:
     clip_span=st.integers(1, 20),
 )
 @pytest.mark.slow
-def test_spans_are_disjoint_and_long_enough(lengths: list[int], fraction: float, clip_span: int) -> None:
-    videos = _videos(lengths)
+def test_spans_are_disjoint_and_long_enough(lengths, fraction, clip_span):
+    spans = videos(*lengths)
     try:
-        train, held_out = split_videos(videos, fraction, clip_span)
+        train, held_out = split_videos(spans, fraction, clip_span)
     except DataError:
         usable = [length for length in lengths if length >= clip_span]
         assert len(usable) < 10
@@ -67,112 +74,103 @@ def test_spans_are_disjoint_and_long_enough(lengths: list[int], fraction: float,
         return
     assert train
     assert held_out
-    assert not _frames(train) & _frames(held_out)
+    assert not frames(train) & frames(held_out)
     # Videos too short for a validation clip are kept for training, where a clip of another size may fit.
-    assert _frames(train) | _frames(held_out) == _frames(videos)
+    assert frames(train) | frames(held_out) == frames(spans)
     assert all(span.num_frames >= min(clip_span, span.info.num_frames) for span in train)
     assert all(span.num_frames >= clip_span for span in held_out)
-    assert (train, held_out) == split_videos(videos, fraction, clip_span)
+    assert (train, held_out) == split_videos(spans, fraction, clip_span)
 
 
-def test_many_videos_are_held_out_whole() -> None:
-    train, held_out = split_videos(_videos([30] * 20), 0.1, 9)
-    assert [span.info.path.name for span in held_out] == ["5.mp4", "15.mp4"]
+@pytest.mark.parametrize("kind", [images, lambda count: videos(*[30] * count)])
+def test_many_files_are_held_out_whole(kind):
+    train, held_out = split_videos(kind(20), 0.1, 9)
+    assert [Path(name).stem for name in names(held_out)] == ["5", "15"]
     assert len(train) == 18
-    assert len(split_videos(_videos([30] * 10), 0.01, 9)[1]) == 1
-    assert len(split_videos(_videos([30] * 9), 0.01, 9)[1]) == 9
+    assert len(split_videos(kind(10), 0.01, 9)[1]) == 1
 
 
-def test_the_end_of_each_of_few_videos_is_held_out() -> None:
-    train, held_out = split_videos(_videos([100, 40, 10, 18]), 0.2, 9)
-    assert _ranges(train) == [(0, 79), (0, 30), (0, 9), (0, 8)]
-    assert _ranges(held_out) == [(80, 99), (31, 39), (9, 17)]
+def test_the_end_of_each_of_few_videos_is_held_out():
+    expected = ([(0, 79), (0, 30), (0, 9), (0, 8)], [(80, 99), (31, 39), (9, 17)])
+    assert split_ranges(videos(100, 40, 10, 18), 0.2, 9) == expected
+    assert len(split_videos(videos(*[30] * 9), 0.01, 9)[1]) == 9
 
 
-def test_nothing_is_long_enough() -> None:
-    message = r"long enough for a clip of 17 frames, .* but got at most 12 frames, in 1\.mp4\. .*smaller stride\."
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        (videos(5, 12), r"clip of 17 frames, .* but got at most 12 frames, in 1\.mp4\. .*smaller stride\."),
+        (videos(5, 20), "clip of 17 frames, 34 together, but got at most 20 .*stride, or 10 videos or more"),
+        ([], "`data` must be a video or two images, but got nothing"),
+        (images(1), "`data` must be a video or two images, but got one image"),
+    ],
+)
+def test_nothing_can_be_held_out(spans, message):
     with pytest.raises(DataError, match=message):
-        split_videos(_videos([5, 12]), 0.1, 17)
-    message = r"held-out clip of 17 frames, 34 together, but got at most 20 .*smaller stride, or 10 videos or more\."
-    with pytest.raises(DataError, match=message):
-        split_videos(_videos([5, 20]), 0.1, 17)
-    with pytest.raises(DataError, match="`data` must be a video or two images, but got nothing"):
-        split_videos([], 0.1, 17)
+        split_videos(spans, 0.1, 17)
 
 
-def test_spans_of_one_video_are_split_at_one_frame() -> None:
-    info = _videos([1000])[0].info
-    train, held_out = split_videos([Span(info, 0, 49), Span(info, 30, 129), Span(info, 200, 249)], 0.2, 9)
-    assert _ranges(train) == [(0, 49), (30, 129), (200, 213)]
-    assert _ranges(held_out) == [(214, 249)]
-    same = [Span(info, 0, 99)] * 10
-    train, held_out = split_videos(same, 0.1, 9)
-    assert (_ranges(train), _ranges(held_out)) == ([(0, 89)] * 10, [(90, 99)] * 10)
-    # Parts that are too short for a clip are dropped.
-    train, held_out = split_videos([Span(info, 0, 49), Span(info, 40, 49), Span(info, 30, 44)], 0.2, 9)
-    assert (_ranges(train), _ranges(held_out)) == ([(0, 39), (30, 39)], [(40, 49), (40, 49)])
+def test_spans_of_one_video_are_split_at_one_frame():
+    (video,) = videos(1000)
+
+    def parts(*limits):
+        return [Span(video.info, first, last) for first, last in limits]
+
+    spans = parts((0, 49), (30, 129), (200, 249))
+    assert split_ranges(spans, 0.2, 9) == ([(0, 49), (30, 129), (200, 213)], [(214, 249)])
+    same = parts((0, 99)) * 10
+    assert split_ranges(same, 0.1, 9) == ([(0, 89)] * 10, [(90, 99)] * 10)
+    too_short = parts((0, 49), (40, 49), (30, 44))  # parts that are too short for a clip are dropped
+    assert split_ranges(too_short, 0.2, 9) == ([(0, 39), (30, 39)], [(40, 49), (40, 49)])
+    # Spans that are too short for a validation clip are trained on up to the held-out end.
+    scenes = parts(*((12 * i, 12 * i + 11) for i in range(15)), (180, 219), (195, 205))
+    assert split_ranges(scenes, 0.1, 17) == ([(180, 202), *ranges(scenes[:15]), (195, 202)], [(203, 219)])
 
 
-def test_spans_that_are_too_short_for_a_validation_clip_are_trained_on_up_to_the_held_out_end() -> None:
-    info = _videos([240])[0].info
-    scenes = [Span(info, 12 * i, 12 * i + 11) for i in range(15)] + [Span(info, 180, 219), Span(info, 195, 205)]
-    train, held_out = split_videos(scenes, 0.1, 17)
-    assert _ranges(held_out) == [(203, 219)]
-    assert _ranges(train) == [(180, 202), *_ranges(scenes[:15]), (195, 202)]
-
-
-def test_all_spans_of_a_video_are_held_out_together() -> None:
-    videos = [part for span in _videos([100] * 10) for part in (Span(span.info, 0, 59), Span(span.info, 40, 99))]
-    train, held_out = split_videos(videos, 0.1, 9)
-    assert (len(train), len(held_out)) == (18, 2)
-    assert {span.info.path.name for span in held_out} == {"5.mp4"}
-    # That includes its short spans.
-    short = [Span(video.info, 0, 3) for video in videos[10:14]]
-    train, _ = split_videos(videos + short, 0.1, 9)
-    assert len(train) == 18 + 2
+def test_all_spans_of_a_video_are_held_out_together():
+    spans = []
+    for video in videos(*[100] * 10):
+        spans += [replace(video, last_frame=59), replace(video, first_frame=40)]
+    train, held_out = split_videos(spans, 0.1, 9)
+    assert (len(train), names(held_out)) == (18, ["5.mp4"] * 2)
+    short = [Span(span.info, 0, 3) for span in spans[10:14]]  # two of the held-out video
+    assert len(split_videos(spans + short, 0.1, 9)[0]) == 18 + 2
 
 
 @pytest.mark.parametrize("other", ["sub/../v.mp4", "link.mp4"])
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_several_paths_of_one_file_are_one_video(tmp_path: Path, other: str, in_tar: bool) -> None:
+def test_several_paths_of_one_file_are_one_video(tmp_path, other, in_tar):
     (tmp_path / "link.mp4").symlink_to(tmp_path / "v.mp4")
-    paths = (tmp_path / "v.mp4", tmp_path / other)
-    sources = [TarMember(path, "a.mp4", 512, 99) if in_tar else path for path in paths]
-    one, two = (replace(_videos([100])[0].info, path=source) for source in sources)
-    train, held_out = split_videos([Span(one, 0, 59), Span(two, 40, 99), Span(one, 85, 95)], 0.1, 9)
-    assert (_ranges(train), _ranges(held_out)) == ([(0, 59), (40, 89)], [(90, 99)])
-    train, held_out = split_videos([Span(one, 40, 99), Span(two, 90, 97)], 0.2, 9)
-    assert (_ranges(train), _ranges(held_out)) == ([(40, 87)], [(88, 99)])
+    sources = [tmp_path / "v.mp4", tmp_path / other]
+    if in_tar:
+        sources = [TarMember(path, "a.mp4", 512, 99) for path in sources]
+    (video,) = videos(100)
+    one, two = (replace(video.info, path=source) for source in sources)
+    spans = [Span(one, 0, 59), Span(two, 40, 99), Span(one, 85, 95)]
+    assert split_ranges(spans, 0.1, 9) == ([(0, 59), (40, 89)], [(90, 99)])
+    assert split_ranges([Span(one, 40, 99), Span(two, 90, 97)], 0.2, 9) == ([(40, 87)], [(88, 99)])
 
 
-def test_images_are_held_out_whole() -> None:
-    train, held_out = split_videos(_images(20), 0.1, 17)
-    assert [span.info.path.name for span in held_out] == ["5.png", "15.png"]
-    assert len(train) == 18
-    assert [len(part) for part in split_videos(_images(2), 0.1, 17)] == [1, 1]
-    with pytest.raises(DataError, match="a video or two images, but got one image"):
-        split_videos(_images(1), 0.1, 17)
+def test_images_and_videos_are_split_separately():
+    train, held_out = split_videos(images(20) + videos(100), 0.1, 9)
+    assert [name for name in names(train) if name.endswith("mp4")] == ["0.mp4"]
+    assert names(held_out) == ["0.mp4", "5.png", "15.png"]
+    for spans, num_train, num_held_out in (
+        (images(2), 1, 1),
+        (images(2) + videos(100), 2, 2),
+        (images(1) + videos(100), 2, 1),
+        (images(1) * 2 + videos(100), 3, 1),  # a list may name a file twice
+    ):
+        assert [len(part) for part in split_videos(spans, 0.1, 9)] == [num_train, num_held_out]
 
 
-def test_images_and_videos_are_split_separately() -> None:
-    train, held_out = split_videos(_images(20) + _videos([100]), 0.1, 9)
-    assert [span.info.path.name for span in train if not span.info.is_image] == ["0.mp4"]
-    assert [span.info.path.name for span in held_out] == ["0.mp4", "5.png", "15.png"]
-    assert [len(part) for part in split_videos(_images(2) + _videos([100]), 0.1, 9)] == [2, 2]
-    for images in (_images(1), _images(1) * 2):  # a list may name a file twice
-        assert [len(part) for part in split_videos(images + _videos([100]), 0.1, 9)] == [1 + len(images), 1]
-
-
-def test_validation_clips_are_always_the_same(spans: list[Span]) -> None:
+def test_validation_clips_are_always_the_same(spans):
     clips = read_validation_clips(spans, CONFIG, 5)
     assert_same_clips(clips, read_validation_clips(spans, CONFIG, 5))
-    assert [(Path(clip["source"]).name, clip["start"]) for clip in clips] == [
-        ("short.mp4", 0),
-        ("short.mp4", 7),
-        ("long.mp4", 4),
-        ("long.mp4", 17),
-        ("long.mp4", 31),
-    ]
+    several_sizes = replace(CONFIG, buckets=(Bucket(9, 16, 16), Bucket(5, 32, 40)))
+    assert_same_clips(clips, read_validation_clips(spans, several_sizes, 5))
+    places = [(Path(clip["source"]).name, clip["start"]) for clip in clips]
+    assert places == [("short.mp4", 0), ("short.mp4", 7), ("long.mp4", 4), ("long.mp4", 17), ("long.mp4", 31)]
     assert all(clip["video"].shape == (3, 5, 32, 40) for clip in clips)
     # The short video has room for two clips without overlap, the long one for six.
     assert len(read_validation_clips(spans, CONFIG, 100)) == 2 + 6
@@ -182,58 +180,53 @@ def test_validation_clips_are_always_the_same(spans: list[Span]) -> None:
         read_validation_clips(spans, CONFIG, 0)
 
 
-def test_validation_clips_are_centre_crops(spans: list[Span]) -> None:
+def test_validation_clips_are_centre_crops(spans):
     config = ClipConfig(num_frames=12, height=24, width=64, num_workers=0)
     (clip,) = read_validation_clips(spans[:1], config, 1)
     (whole,) = read_validation_clips(spans[:1], replace(config, height=48), 1)
     assert (clip["video"] == whole["video"][:, :, 12:36]).all()
 
 
-def test_validation_clips_have_the_validation_size(spans: list[Span]) -> None:
-    config = replace(CONFIG, buckets=(Bucket(9, 16, 16), Bucket(5, 32, 40)))
-    assert_same_clips(read_validation_clips(spans, config, 3), read_validation_clips(spans, CONFIG, 3))
-
-
-def test_validation_on_images(tmp_path: Path, spans: list[Span]) -> None:
-    images = [whole_video(index_video(path)) for path in write_images(tmp_path, 3)]
-    assert {Path(clip["source"]).suffix for clip in read_validation_clips(images + spans, CONFIG, 4)} == {".mp4"}
-    for config, used in ((CONFIG, images), (replace(CONFIG, image_ratio=1.0), images + spans)):
+def test_validation_on_images(tmp_path, spans):
+    files = [whole_video(index_video(path)) for path in write_images(tmp_path, 3)]
+    assert {Path(clip["source"]).suffix for clip in read_validation_clips(files + spans, CONFIG, 4)} == {".mp4"}
+    for config, used in ((CONFIG, files), (replace(CONFIG, image_ratio=1.0), files + spans)):
         clips = read_validation_clips(used, config, 4)
         assert [Path(clip["source"]).name for clip in clips] == ["0.png", "1.png", "2.png"]
         assert {clip["video"].shape for clip in clips} == {(3, 1, 32, 40)}
-    with pytest.raises(DataError, match="held-out files with a decodable clip of 5 frames"):
-        read_validation_clips([], CONFIG, 4)
 
 
-def test_corrupt_validation_clips_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrupt_validation_clips_are_skipped(tmp_path, caplog):
     path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
     span = whole_video(index_video(damage(path, 0.45, 0.6)))
-    config = ClipConfig(num_frames=2, height=32, width=32, num_workers=0)
+    config = replace(CONFIG, num_frames=2)
     assert 0 < len(read_validation_clips([span], config, 10)) < 10
     assert "skipping a validation clip" in caplog.text
     path.unlink()
-    with pytest.raises(DataError, match=r"but got none; the longest has 60 frames, .*damaged\.mp4\. "):
+    with pytest.raises(
+        DataError, match=r"`data` must be .*, but got none; the longest has 60 frames, .*damaged\.mp4\. "
+    ):
         read_validation_clips([span], config, 10)
-
-
-def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[Span]) -> None:
-    message = "`val_data` must be held-out files with a decodable clip of 99 frames, but got none; the longest has"
+    message = "`val_data` must be held-out files with a decodable clip of 2 frames, but got none. "
     with pytest.raises(DataError, match=message):
-        read_validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")
+        read_validation_clips([], config, 4, name="val_data")
 
 
 def test_what_is_held_out_is_not_trained_on(caplog):
-    one, two, three = _videos([40, 40, 40])
+    one, two, three = videos(40, 40, 40)
     assert without_held_out([one, two, three], [three]) == [one, two]
     assert "40 of 120 frames are in `val_data`, and not trained on" in caplog.text
-    first, last = replace(two, last_frame=19), replace(two, first_frame=20)
+    first = replace(two, last_frame=19)
+    last = replace(two, first_frame=20)
     part = replace(two, first_frame=15, last_frame=29)
     left = [replace(two, last_frame=14), replace(two, first_frame=30)]
     assert without_held_out([one, first, last], [part]) == [one, *left]
     assert without_held_out([one, two], [part]) == [one, *left]
     assert without_held_out([two], [replace(last, last_frame=24), part]) == left, "in any order, also overlapping"
+    caplog.clear()
     assert without_held_out([one, first], [last]) == [one, first]
-    (image,) = _images(1)
+    assert not caplog.text
+    (image,) = images(1)
     assert without_held_out([image, one], [image]) == [one]
     assert without_held_out([one], [one]) == [one]
     assert "`val_data` has all of `data`: validation is on what is trained on" in caplog.text

@@ -14,7 +14,7 @@ from telecine.base.precision import autocast_off
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators import features as features_file
 from telecine.discriminators import patch as patch_file
-from telecine.discriminators.spectral_norm import shared_spectral_norms, step_spectral_norms
+from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gradient_penalty
 
 features = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))["features"]
@@ -142,18 +142,3 @@ def test_an_update_of_the_objective_takes_one_step(eager):
     expected(video)
     assert len(passes) >= 2
     torch.testing.assert_close(left_vectors(network), left_vectors(expected))
-
-
-def test_the_step_before_compiled_code_is_in_float32_under_autocast():
-    networks = [build(NETWORKS[1]).float() for _ in range(2)]
-    with torch.autocast("cpu", torch.bfloat16):
-        step_spectral_norms(networks[0])
-    step_spectral_norms(networks[1])
-    assert all(map(torch.equal, networks[0].buffers(), networks[1].buffers()))
-
-
-def test_a_network_without_spectral_norms_has_no_step_before_compiled_code():
-    network = PatchDiscriminator(dim=1)
-    before = copy.deepcopy(network.state_dict())
-    step_spectral_norms(network)
-    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

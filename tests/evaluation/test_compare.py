@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
@@ -78,76 +80,70 @@ def with_protocol(folder, copy, **fields):
 @pytest.mark.slow
 def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     comparison = compare(worse, better, output=tmp_path)
-    assert {each.name: each.better for each in comparison.differences} == {
-        "psnr": "B",
-        "ssim": "B",
-        "lpips_alex": "B",
-        "|grid_4|": "B",
-    }
+    names = ["psnr", "ssim", "lpips_alex", "|grid_4|"]
+    assert [(difference.name, difference.better) for difference in comparison.differences] == [(n, "B") for n in names]
     assert (comparison.num_clips, comparison.warnings) == (NUM_CLIPS, [])
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert (written["A"], written["B"]) == (str(worse), str(better))
     assert (written["confidence"], written["num_clips"]) == (0.95, NUM_CLIPS)
     psnr = written["metrics"]["psnr"]
     assert (psnr["mean"], psnr["verdict"]) == (pytest.approx(10), "B")
+    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
+    assert [psnr["first"], psnr["second"]] == pytest.approx(means)
     for name in ("comparison.png", "comparison_frames.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 20
-
-
-def test_the_difference_is_that_of_the_means(worse, better):
-    (psnr, *_) = compare(worse, better).differences
-    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
-    assert (psnr.first, psnr.second) == pytest.approx(tuple(means))
-    assert psnr.mean == pytest.approx(means[1] - means[0])
+    console = Console(record=True, width=200)
+    replace(comparison, warnings=["data: a and b"]).print_to(console)
+    assert "differs: data: a and b" in console.export_text()
 
 
 def test_an_evaluation_compared_with_itself_is_undecided(worse):
-    assert {each.better for each in compare(worse, worse).differences} == {"undecided"}
+    assert {difference.better for difference in compare(worse, worse).differences} == {"undecided"}
 
 
-def test_different_clips_or_settings_raise(worse):
+@pytest.mark.parametrize("name", MUST_MATCH)
+def test_different_clips_or_settings_raise(worse, name):
     protocol = read_protocol(worse)
-    for name in MUST_MATCH:
-        with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
-            check_protocols(protocol, protocol | {name: "something else"})
+    with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
+        check_protocols(protocol, protocol | {name: "something else"})
 
 
-def test_different_networks_raise(worse, better, tmp_path):
-    other = with_protocol(better, tmp_path / "other", backbones={"lpips_alex": "sha256 0"})
-    with pytest.raises(ValueError, match=r"backbones\.lpips_alex: sha256 1+ and sha256 0"):
-        compare(worse, other)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbones": {"lpips_alex": "sha256 0"}}, r"backbones\.lpips_alex: sha256 1+ and sha256 0"),
+        ({"metrics": {}}, "share a metric"),
+        ({"metrics": None}, "evaluations with `metrics` in their protocol, but got None"),
+    ],
+)
+def test_other_networks_and_metrics_raise(worse, fields, message):
+    protocol = read_protocol(worse)
+    with pytest.raises(ValueError, match=message):
+        check_protocols(protocol, protocol | fields)
 
 
-def test_other_differences_are_warnings(worse, better, tmp_path):
-    other = with_protocol(better, tmp_path / "other", data="elsewhere", versions={"torch": "1"})
-    data, *versions = compare(worse, other).warnings
-    assert data == "data: videos and elsewhere"
-    assert {line.partition(":")[0] for line in versions} == {
-        f"versions.{name}" for name in read_protocol(worse)["versions"]
-    }
-    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in versions)
-
-
-def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
-    protocol = read_protocol(better)
+def test_other_differences_are_warnings(worse):
+    protocol = read_protocol(worse)
     fewer = {name: protocol["metrics"][name] for name in ("psnr", "ssim")}
-    comparison = compare(worse, with_protocol(better, tmp_path / "other", metrics=fewer))
-    assert [each.name for each in comparison.differences] == ["psnr", "ssim"]
-    assert comparison.warnings == ["only one has grid_4, lpips_alex"]
-    with pytest.raises(ValueError, match="share a metric"):
-        check_protocols(protocol, protocol | {"metrics": {}})
+    other = protocol | {"data": "elsewhere", "versions": {"torch": "1"}, "metrics": fewer}
+    warnings = check_protocols(protocol, other)
+    assert warnings[0] == "data: videos and elsewhere"
+    assert {line.partition(":")[0] for line in warnings[1:-1]} == {f"versions.{name}" for name in protocol["versions"]}
+    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in warnings)
+    assert warnings[-1] == "only one has grid_4, lpips_alex"
 
 
 def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):
     folders = []
     for folder, value in ((worse, 90.0), (better, 70.0)):
-        metrics = read_protocol(folder)["metrics"] | {"fvd": "of 15 clips"}
+        metrics = {"psnr": read_protocol(folder)["metrics"]["psnr"], "fvd": "of 15 clips"}
         folders.append(with_protocol(folder, tmp_path / folder.name, metrics=metrics))
         figures = json.loads((folders[-1] / "metrics.json").read_text()) | {"fvd": value}
         (folders[-1] / "metrics.json").write_text(json.dumps(figures))
-    last = compare(*folders).differences[-1]
-    assert (last.name, last.mean, last.interval, last.better) == ("fvd", -20, None, "undecided")
+    psnr, fvd = compare(*folders).differences
+    assert psnr.name == "psnr"
+    assert (fvd.name, fvd.mean, fvd.interval, fvd.better) == ("fvd", -20, None, "undecided")
 
 
 @pytest.mark.parametrize(
@@ -293,47 +289,36 @@ def figures(monkeypatch):
 
 
 def test_one_panel_per_metric_and_one_line_per_evaluation(figures, tmp_path):
-    curves = {"A": {"psnr": [30.0, 29.0], "ssim": [0.9, 0.8]}, "B": {"psnr": [31.0, 30.5]}}
+    """The range of values is at least 1 dB."""
+    curves = {"A": {"psnr": [30.0, 30.01], "ssim": [0.9, 0.5]}, "B": {"psnr": [30.2, 30.1]}}
     plot_frames(curves, tmp_path / "frames.png")
     psnr, ssim = figures[0].axes
     assert [line.get_label() for line in psnr.lines] == ["A", "B"]
-    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 29.0], [31.0, 30.5]]
-    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.8]]
+    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 30.01], [30.2, 30.1]]
+    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.5]]
     assert psnr.get_title() == "psnr, larger is better"
-    with Image.open(tmp_path / "frames.png") as picture:
-        assert picture.width > picture.height
-
-
-def test_the_value_range_has_a_minimum(figures, tmp_path):
-    plot_frames({"": {"psnr": [30.0, 30.01], "ssim": [0.5, 0.9]}}, tmp_path / "frames.png")
-    heights = [np.ptp(axes.get_ylim()) for axes in figures[0].axes]
-    assert heights == pytest.approx([1.0, 0.44])
+    assert [np.ptp(axes.get_ylim()) for axes in (psnr, ssim)] == pytest.approx([1.0, 0.44])
 
 
 @pytest.mark.parametrize(
-    ("larger_is_better", "interval", "colour"),
+    ("larger_is_better", "mean", "interval", "colour"),
     [
-        (True, (1.0, 3.0), "#0072b2"),
-        (False, (1.0, 3.0), "#d55e00"),
-        (True, (-1.0, 5.0), "#707070"),
-        (True, None, "#707070"),
+        (True, 2.0, (1.0, 3.0), "#0072b2"),
+        (False, 2.0, (1.0, 3.0), "#d55e00"),
+        (True, 2.0, (-1.0, 5.0), "#707070"),
+        (True, 2.0, None, "#707070"),
+        (True, 0.0, (0.0, 0.0), "#707070"),
+        (True, math.nan, (math.nan, math.nan), "#707070"),
     ],
 )
-def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
-    difference = Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
+def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, mean, interval, colour):
+    difference = Difference("psnr", 30.0, 30.0 + mean, mean, interval, larger_is_better)
     plot_differences([difference], "a title", tmp_path / "differences.png")
     (axes,) = figures[0].axes
     zero, bar, point = axes.lines
     place = axes.transData.transform
     assert (place((2, 0))[0] > place((0, 0))[0]) == larger_is_better
-    assert tuple(bar.get_xdata()) == (interval or (2.0, 2.0))
-    assert (list(point.get_xdata()), list(zero.get_xdata())) == ([2.0], [0, 0])
-    assert point.get_color() == colour
+    assert tuple(bar.get_xdata()) == pytest.approx(interval or (2.0, 2.0), nan_ok=True)
+    assert list(point.get_xdata()) == pytest.approx([mean], nan_ok=True)
+    assert (list(zero.get_xdata()), point.get_color()) == ([0, 0], colour)
     assert axes.texts[0].get_text() == difference.text()
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_equal_figures_and_nan_are_plotted(tmp_path, value):
-    plot_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
-    with Image.open(tmp_path / "one.png") as picture:
-        assert picture.width == 800

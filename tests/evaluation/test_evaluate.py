@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, measure, source
+from telecine.evaluation import ReconstructionMetrics, measure
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import default_metrics
 from telecine.evaluation.source import read_span
+from telecine.runs import Run
 from telecine.runs.settings import write_settings
 from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
 
@@ -43,18 +44,15 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
 
 
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
-def test_an_evaluation_on_clips_that_were_trained_on_says_so(
-    model_folder, videos, tmp_path, caplog, monkeypatch, relation
-):
-    checkpoint = tmp_path / "step-00000001"
+def test_an_evaluation_on_clips_that_were_trained_on_says_so(model_folder, videos, tmp_path, caplog, relation):
+    checkpoint = Run(tmp_path / "run").checkpoints.path(1)
     shutil.copytree(model_folder, checkpoint / "ema")
     (checkpoint / "state.json").write_text("{}")
     first = min(videos.glob("*.mp4"))
     shutil.copy(first, tmp_path / "copy.mp4")
     data = {"the folder": videos, "a file": first, "another copy": tmp_path / "copy.mp4", "gone": tmp_path / "gone"}
     write_settings(checkpoint, TrainConfig(data=str(data[relation])))
-    monkeypatch.setattr(source, "find_checkpoint", lambda path: path)
-    evaluate(checkpoint, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
+    evaluate(tmp_path / "run", EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
     number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
     assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])

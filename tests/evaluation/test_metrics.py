@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.evaluation import ReconstructionMetrics, mean_over_clips, measure, metrics
+from telecine.evaluation import ReconstructionMetrics, mean_over_clips, measure
 from telecine.evaluation.metric import METRICS, ClipMetric, register
 from telecine.evaluation.metrics import default_metrics
 from telecine.evaluation.pixel_metrics import GRID_PERIODS
@@ -34,88 +34,71 @@ def pair(batch=3, frames=5, height=17, width=23, noise=0.2):
 
 
 def measured(recon, target, **settings):
-    found = ReconstructionMetrics(**settings)
-    found.update(reconstruction=recon, target=target)
-    return found
+    metrics = ReconstructionMetrics(**settings)
+    metrics.update(reconstruction=recon, target=target)
+    return metrics
 
 
-class TestAccumulation:
-    def test_batches_do_not_matter(self):
-        recon, target = pair(batch=2, frames=2, height=176, width=176)
-        settings = {"perceptual": {"lpips_vgg": MeanDistance()}, "metrics": default_metrics()}
-        whole, single = measured(recon, target, **settings), ReconstructionMetrics(**settings)
-        for a, b in zip(recon.split(1), target.split(1), strict=True):
-            single.update(reconstruction=a, target=b)
-        assert tuple(whole.compute()) == (*default_metrics(), "lpips_vgg")
-        for clip, expected in zip(whole.per_clip(), single.per_clip(), strict=True):
-            assert clip == pytest.approx(expected, rel=1e-5)
-
-    def test_clips_of_different_lengths_have_equal_weights(self):
-        metrics = ReconstructionMetrics()
-        for frames, offset in ((1, 0.2), (9, 0.02)):
-            target = torch.zeros(1, 3, frames, 16, 16)
-            metrics.update(reconstruction=target + offset, target=target)
-        assert metrics.compute()["psnr"] == pytest.approx(30.0, abs=1e-3)
-        assert metrics.compute() == mean_over_clips(metrics.per_clip())
-
-    def test_reconstructions_are_clamped(self):
-        target = torch.ones(1, 3, 1, 16, 16)
-        assert measured(target * 50, target).compute()["psnr"] == pytest.approx(100.0, abs=1e-4)
-
-    def test_per_clip_returns_copies(self):
-        metrics = measured(*pair())
-        metrics.per_clip()[0]["psnr"] = -1.0
-        assert metrics.per_clip()[0]["psnr"] > 0
-
-    def test_half_precision_is_measured_in_float32(self):
-        recon, target = (clip.bfloat16() for clip in pair())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            metrics = measured(recon, target)
-        assert metrics.compute() == measured(recon.float(), target.float()).compute()
-
-    def test_compute_without_clips_raises(self):
-        with pytest.raises(ValueError, match="Call `update` before `compute`"):
-            ReconstructionMetrics().compute()
-
-    def test_nan_is_kept_in_its_clip(self):
-        recon, target = pair(batch=2)
-        recon[0, 0, 0, 0, 0] = math.nan
-        values = measured(recon, target).per_clip()
-        assert math.isnan(values[0]["psnr"])
-        assert math.isnan(values[0]["ssim"])
-        assert math.isfinite(values[1]["psnr"])
+def test_batches_do_not_matter():
+    recon, target = pair(batch=2, frames=2, height=176, width=176)
+    settings = {"perceptual": {"lpips_vgg": MeanDistance()}, "metrics": default_metrics()}
+    whole, single = measured(recon, target, **settings), ReconstructionMetrics(**settings)
+    for a, b in zip(recon.split(1), target.split(1), strict=True):
+        single.update(reconstruction=a, target=b)
+    assert tuple(whole.compute()) == (*default_metrics(), "lpips_vgg")
+    for clip, expected in zip(whole.per_clip(), single.per_clip(), strict=True):
+        assert clip == pytest.approx(expected, rel=1e-5)
 
 
-class TestPerceptual:
-    def test_is_the_mean_over_frames_of_the_clamped_reconstruction(self):
-        recon, target = pair(noise=1.0)
-        values = measured(recon, target, perceptual={"lpips_alex": MeanDistance()}).per_clip()
-        expected = (recon.clamp(-1, 1) - target).abs().flatten(1).mean(1)
-        assert [clip["lpips_alex"] for clip in values] == pytest.approx(expected.tolist(), abs=1e-6)
+def test_clips_of_different_lengths_have_equal_weights():
+    metrics = ReconstructionMetrics()
+    for frames, offset in ((1, 0.2), (9, 0.02)):
+        target = torch.zeros(1, 3, frames, 16, 16)
+        metrics.update(reconstruction=target + offset, target=target)
+    assert metrics.compute()["psnr"] == pytest.approx(30.0, abs=1e-3)
+    assert metrics.compute() == mean_over_clips(metrics.per_clip())
+    metrics.per_clip()[0]["psnr"] = -1.0
+    assert metrics.per_clip()[0]["psnr"] > 0, "a copy"
 
-    def test_frames_are_processed_in_chunks(self, monkeypatch):
-        distance = MeanDistance()
-        chunked = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": distance})
-        assert distance.num_frames == [8, 6]
-        monkeypatch.setattr(metrics, "FRAMES_PER_CHUNK", 100)
-        whole = measured(*pair(batch=2, frames=7), perceptual={"lpips_vgg": MeanDistance()})
-        assert chunked.compute() == pytest.approx(whole.compute(), abs=1e-6)
 
-    def test_a_distance_that_averages_frames_raises(self):
-        distance = nn.Module()
-        distance.forward = lambda *, reconstruction, target: (reconstruction - target).mean()
-        with pytest.raises(ValueError, match=r"`perceptual\['mine'\]` must be a module that returns shape \(8,\)"):
-            measured(*pair(), perceptual={"mine": distance})
+def test_half_precision_is_measured_in_float32():
+    recon, target = (clip.bfloat16() for clip in pair())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        metrics = measured(recon, target)
+    assert metrics.compute() == measured(recon.float(), target.float()).compute()
+
+
+def test_nan_is_kept_in_its_clip():
+    recon, target = pair(batch=2)
+    recon[0, 0, 0, 0, 0] = math.nan
+    broken, whole = measured(recon, target).per_clip()
+    assert all(math.isnan(value) for value in broken.values())
+    assert all(math.isfinite(value) for value in whole.values())
+
+
+def test_frames_are_measured_in_chunks_each_as_if_alone():
+    """The clamped reconstruction is measured. A clip has the mean over its frames, but for PSNR."""
+    recon, target = pair(batch=2, frames=7, noise=1.0)
+    distance = MeanDistance()
+    metrics = measured(recon, target, perceptual={"mine": distance})
+    assert distance.num_frames == [8, 6]
+    errors = (recon.clamp(-1, 1) - target).abs().mean((1, 3, 4))
+    for clip, (values, curves) in enumerate(zip(metrics.per_clip(), metrics.per_frame(), strict=True)):
+        assert [*curves] == ["psnr", "ssim", "mine"]
+        assert values["mine"] == pytest.approx(errors[clip].mean().item(), abs=1e-6)
+        assert curves["mine"] == pytest.approx(errors[clip].tolist(), abs=1e-6)
+        for frame in range(7):
+            alone = measured(recon[clip, None, :, frame, None], target[clip, None, :, frame, None]).compute()
+            assert {name: curves[name][frame] for name in alone} == pytest.approx(alone, abs=1e-4)
 
 
 def test_channels_that_are_no_colours_are_measured_together():
-    metrics = ReconstructionMetrics()
     target = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(1, 2, 3, 16, 16)
     reconstruction = target.clone()
     reconstruction[:, 1] += 0.1
-    metrics.update(reconstruction=reconstruction, target=target)
-    assert set(metrics.compute()) == {"psnr", "ssim"}
-    assert 27 < metrics.compute()["psnr"] < 30
+    values = measured(reconstruction, target).compute()
+    assert set(values) == {"psnr", "ssim"}
+    assert 27 < values["psnr"] < 30
 
 
 class TestInvalidArguments:
@@ -149,36 +132,26 @@ class TestInvalidArguments:
         with pytest.raises(ValueError, match=f"`target` must be large and long enough for {name}, .*{message}"):
             measured(video, video, metrics=["psnr", name])
 
-    def test_a_distance_with_the_name_of_a_built_in_metric(self):
-        with pytest.raises(ValueError, match="Rename it"):
-            ReconstructionMetrics({"ssim": MeanDistance()})
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"perceptual": {"ssim": MeanDistance()}}, "Rename it"),
+            ({"metrics": ["flickr"]}, r"but got 'flickr' \(str\)\. Did you mean `flicker`\?"),
+        ],
+    )
+    def test_names(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            ReconstructionMetrics(**settings)
 
-    def test_an_unknown_metric(self):
-        with pytest.raises(ValueError, match=r"but got 'flickr' \(str\)\. Did you mean `flicker`\?"):
-            ReconstructionMetrics(metrics=["flickr"])
+    def test_a_distance_that_averages_frames(self):
+        distance = nn.Module()
+        distance.forward = lambda *, reconstruction, target: (reconstruction - target).mean()
+        with pytest.raises(ValueError, match=r"`perceptual\['mine'\]` must be a module that returns shape \(8,\)"):
+            measured(*pair(), perceptual={"mine": distance})
 
-
-class TestPerFrame:
-    def test_equals_the_metrics_of_each_frame_alone(self, monkeypatch):
-        recon, target = pair(batch=2, frames=4)
-        monkeypatch.setattr(metrics, "FRAMES_PER_CHUNK", 3)
-        curves = measured(recon, target, perceptual={"lpips_vgg": MeanDistance()}).per_frame()
-        assert [set(curve) for curve in curves] == [{"psnr", "ssim", "lpips_vgg"}] * 2
-        for clip, curve in enumerate(curves):
-            for frame in range(4):
-                alone = measured(
-                    recon[clip, None, :, frame, None],
-                    target[clip, None, :, frame, None],
-                    perceptual={"lpips_vgg": MeanDistance()},
-                ).compute()
-                assert {name: values[frame] for name, values in curve.items()} == pytest.approx(alone, abs=1e-4)
-
-    def test_a_worse_frame_has_a_lower_psnr(self):
-        target = torch.zeros(1, 3, 3, 16, 16)
-        recon = target.clone()
-        recon[:, :, 2] += 0.2
-        (curves,) = measured(recon, target).per_frame()
-        assert curves["psnr"] == pytest.approx([100, 100, 20], abs=1e-3)
+    def test_no_clips(self):
+        with pytest.raises(ValueError, match="Call `update` before `compute`"):
+            ReconstructionMetrics().compute()
 
 
 @pytest.mark.parametrize(

@@ -43,91 +43,58 @@ class TestPsnr:
         assert psnr(reconstruction=target, target=target).item() == pytest.approx(100.0, abs=1e-4)
 
 
-def numpy_ssim(x, y):
-    """Equation 13 of Wang et al. 2004 at every pixel with reflected borders, in float64."""
-    x, y = (np.pad(image, ((0, 0), (5, 5), (5, 5)), mode="reflect") for image in (x, y))
-    taps = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
-    window = np.outer(taps, taps) / taps.sum() ** 2
-    c1, c2 = 0.01**2, 0.03**2
-    values = []
-    for channel in range(x.shape[0]):
-        for row in range(x.shape[1] - 10):
-            for column in range(x.shape[2] - 10):
-                a, b = (image[channel, row : row + 11, column : column + 11] for image in (x, y))
-                mu_a, mu_b = (window * a).sum(), (window * b).sum()
-                var_a, var_b = (window * a * a).sum() - mu_a**2, (window * b * b).sum() - mu_b**2
-                cov = (window * a * b).sum() - mu_a * mu_b
-                numerator = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
-                values.append(numerator / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2)))
-    return float(np.mean(values))
-
-
-class TestSsim:
-    def test_equals_the_definition(self):
-        generator = torch.Generator().manual_seed(0)
-        target = torch.rand(2, 3, 13, 12, generator=generator) * 1.6 - 0.8
-        recon = target + 0.2 * torch.rand(target.shape, generator=generator) - 0.1
-        expected = [numpy_ssim(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
-        assert ssim(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
-
-    def test_equals_scikit_image_for_flat_borders(self):
-        """The two treat borders differently, which does not matter if they are flat."""
-        recon, target = frames(num=1, side=48)
-        recon, target = (torch.nn.functional.pad(image, (12, 12, 12, 12), value=0.5) for image in (recon, target))
-        expected = structural_similarity(
-            in_numpy(target[0]),
-            in_numpy(recon[0]),
-            channel_axis=0,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            full=True,
-        )[1].mean()
-        assert ssim(reconstruction=recon, target=target).item() == pytest.approx(expected, abs=1e-5)
-
-    def test_identical_frames_score_1(self):
-        _, target = frames(side=16)
-        assert ssim(reconstruction=target, target=target).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
-
-
-def numpy_ms_ssim(x, y):
-    """Equation 7 of Wang et al. 2003 with the borders of torchmetrics: only the last scale counts them."""
-    means = []
-    for scale in range(5):
-        mu_x, mu_y = _blur(x), _blur(y)
-        var_x, var_y, cov = _blur(x * x) - mu_x**2, _blur(y * y) - mu_y**2, _blur(x * y) - mu_x * mu_y
-        contrast = (2 * cov + 0.03**2) / (var_x + var_y + 0.03**2)
-        luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
-        means.append((luminance * contrast).mean() if scale == 4 else contrast[:, 5:-5, 5:-5].mean())
-        x, y = (_halve(image) for image in (x, y))
-    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
-
-
-def _blur(images):
+def blur(images):
     return gaussian_filter(images, sigma=(0, 1.5, 1.5), truncate=3.5, mode="mirror")
 
 
-def _halve(images):
+def similarity(x, y):
+    """Return luminance and contrast of equation 13 of Wang et al. 2004 at every pixel, with reflected borders."""
+    mu_x, mu_y = blur(x), blur(y)
+    var_x, var_y, cov = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2, blur(x * y) - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
+    return luminance, (2 * cov + 0.03**2) / (var_x + var_y + 0.03**2)
+
+
+def numpy_ssim(x, y):
+    luminance, contrast = similarity(x, y)
+    return float((luminance * contrast).mean())
+
+
+def halve(images):
     channels, rows, columns = images.shape
     even = images[:, : rows // 2 * 2, : columns // 2 * 2]
     return even.reshape(channels, rows // 2, 2, columns // 2, 2).mean((2, 4))
 
 
-class TestMsSsim:
-    def test_equals_the_definition(self):
-        recon, target = frames()
-        expected = [numpy_ms_ssim(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
-        assert ms_ssim(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+def numpy_ms_ssim(x, y):
+    """Equation 7 of Wang et al. 2003 with the borders of torchmetrics: only the last scale counts them."""
+    means = []
+    for _ in range(4):
+        means.append(similarity(x, y)[1][:, 5:-5, 5:-5].mean())
+        x, y = halve(x), halve(y)
+    means.append(numpy_ssim(x, y))
+    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
 
-    def test_identical_frames_score_1_and_opposite_ones_0(self):
-        _, target = frames(num=1)
-        assert ms_ssim(reconstruction=target, target=target).item() == pytest.approx(1.0, abs=1e-5)
-        assert ms_ssim(reconstruction=-target, target=target).item() == 0.0
 
-    def test_more_noise_scores_lower(self):
-        scores = [ms_ssim(reconstruction=a, target=b).mean() for a, b in (frames(noise=n) for n in (0.1, 0.3, 0.9))]
-        assert scores[0] > scores[1] > scores[2]
+@pytest.mark.parametrize(
+    ("metric", "reference", "side"), [(ssim, numpy_ssim, 16), (ssim, numpy_ssim, 48), (ms_ssim, numpy_ms_ssim, 176)]
+)
+class TestSimilarity:
+    def test_equals_the_definition(self, metric, reference, side):
+        recon, target = frames(side=side)
+        expected = [reference(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
+        assert metric(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_identical_frames_score_1_and_noise_scores_lower(self, metric, reference, side):
+        pairs = [frames(side=side, noise=noise) for noise in (0, 0.1, 0.3, 0.9)]
+        scores = [metric(reconstruction=recon, target=target).mean().item() for recon, target in pairs]
+        assert scores[0] == pytest.approx(1, abs=1e-5)
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_negative_terms_of_ms_ssim_count_as_0():
+    _, target = frames(num=1)
+    assert ms_ssim(reconstruction=-target, target=target).item() == 0.0
 
 
 class TestSharpness:

@@ -1,12 +1,15 @@
 """The processes that share an evaluation. `test_evaluate.py` runs two real ones."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation import measure
 from telecine.evaluation.evaluate import device_of_process
-from telecine.evaluation.measure import measure_clips, process_group
+from telecine.evaluation.measure import MetricSet, measure_clips, process_group
+from telecine.evaluation.source import index_data, select_clips
+from telecine.settings import ClipConfig
 
 
 def test_one_process_needs_no_group(monkeypatch):
@@ -50,19 +53,30 @@ def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     assert second_of_two == ["gloo", "destroyed"]
 
 
-def test_each_process_measures_other_clips_and_has_all_results_in_order(second_of_two, monkeypatch):
-    def all_gather(gathered, of_rank):
-        assert [result.index for result in of_rank] == [1, 3]
-        gathered[:] = [[result(0), result(2), result(4)], of_rank]
+@dataclass
+class Same:
+    """A source whose reconstructions are the clips."""
 
-    def result(index, *_):
-        return measure.ClipResult(index, "a.mp4", 0, {}, {}, "")
+    clips: ClipConfig
+
+    def reconstruct(self, span, target):
+        return target
+
+
+def test_each_process_measures_other_clips_and_has_all_results_in_order(second_of_two, videos, monkeypatch):
+    clips = ClipConfig(num_frames=5, height=16, width=16)
+    spans = select_clips(index_data(videos), clips, 5)
+    metric_set = MetricSet(["psnr"], {}, None, {}, {})
+    alone = measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), 0, 1)
+
+    def all_gather(gathered, results):
+        assert [result.index for result in results] == [1, 3]
+        gathered[:] = [[alone[0], alone[2], alone[4]], results]
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
-    monkeypatch.setattr(measure, "_measure_clip", result)
     with process_group() as processes:
-        results = measure_clips(None, None, range(5), torch.device("cpu"), *processes)
-    assert [result.index for result in results] == [0, 1, 2, 3, 4]
+        assert measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), *processes) == alone
+    assert [result.metrics["psnr"] for result in alone] == pytest.approx([100] * 5)
 
 
 def test_each_process_gets_a_different_gpu(monkeypatch):

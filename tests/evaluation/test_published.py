@@ -14,20 +14,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torchvision.transforms import v2
 
 from telecine.__main__ import main
 from telecine.data import Span, find_videos, index_videos, read_clip
-from telecine.evaluation import source
 from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.frechet import I3DFeatures, frechet_distance
-from telecine.evaluation.metrics import METRICS
-from telecine.evaluation.protocols import PROTOCOLS, TOKENBENCH, UCF101, VIDTOK
+from telecine.evaluation.metric import METRICS
+from telecine.evaluation.protocols import DAVIS, PROTOCOLS, TOKENBENCH, UCF101, VIDTOK, WF_VAE_25, WF_VAE_33
 from telecine.evaluation.published import CLIP_CHOICES, VALUES
-from telecine.models import Reconstruction
-from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
 
@@ -35,39 +31,15 @@ from .videos import noisy, waves
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
 NUM_FRAMES = 12
-# At this size, the first of the two videos is enlarged, or left alone, and the second one is made smaller.
-SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
-
-
-class Fake(nn.Module):
-    """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
-
-    position = ClipPosition()
-    in_channels = 3
-
-    def set_decoding(self, **options):
-        assert options == {}
-
-    def describe_decoding(self):
-        return {}
-
-    def forward(self, video, sample_posterior=True, *, generator=None):
-        noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0
-        return Reconstruction(0.8 * video + 0.1 * video.mean(2, keepdim=True) + 0.05 * noise, {})
-
-    def check_clip(self, *size):
-        pass
-
-    def covering_clip(self, *size):
-        return size
+TEXTS = ("data", "sources", "not_stated", "deviations")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two videos of 12 frames, of 40 x 56 and of 64 x 80."""
     folder = tmp_path_factory.mktemp("published")
-    for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
-        write_video(folder / name, waves(NUM_FRAMES, height, width, seed), fps=25, crf=4)
+    write_video(folder / "a.mp4", waves(NUM_FRAMES, 40, 56, 0), fps=25, crf=4)
+    write_video(folder / "b.mp4", waves(NUM_FRAMES, 64, 80, 1), fps=25, crf=4)
     return folder
 
 
@@ -77,95 +49,66 @@ def infos(data):
 
 
 @pytest.fixture
-def run(data, fake_lpips, monkeypatch):
-    """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
-    monkeypatch.setattr(source, "load_model", lambda *_: Fake())
+def run(data, tiny_model, fake_lpips, monkeypatch):
+    """Return a function that evaluates the tiny model by a protocol."""
 
     def run(protocol, **settings):
         monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)
         settings = {"features": "none", "data": str(data), "device": "cpu", **settings}
-        return evaluate("model", EvaluateConfig(protocol=protocol.name, **settings))
+        return evaluate(tiny_model, EvaluateConfig(protocol=protocol.name, **settings))
 
     return run
 
 
 def small(protocol):
-    """Return the protocol for small and short videos; which items are there stays the same."""
-    numbers = {key: value for key, value in SMALL.items() if getattr(protocol, key) is not None}
-    if protocol.max_length is not None:
-        numbers["max_length"] = (8, 0.2)
-    if protocol.num_videos is not None:
-        numbers["num_videos"] = 2
-    if protocol.chunk is not None:
-        numbers["chunk"] = 5
-    return replace(protocol, **numbers)
-
-
-def changes(protocol):
-    """Return another value of each item that a measurement depends on."""
-    return {
-        "num_videos": 3,
-        "clips": "first" if protocol.clips == "all" else "all",
-        "num_frames": 4,
-        "sample_fps": 12.5,
-        "max_length": (4, 0.1),
-        "short_side": 50,
-        "interpolation": "lanczos" if protocol.interpolation == "bilinear" else "bilinear",
-        "enlarge": not protocol.enlarge,
-        "crop": 30,
-        "posterior": "mode" if protocol.posterior == "sample" else "sample",
-        "chunk": 4,
-        "values": "rounded" if protocol.values == "truncated" else "truncated",
-        "metrics": protocol.metrics[1:],
-    }
-
-
-TEXTS = ("data", "sources", "not_stated", "deviations")
-NOT_MEASURED = {"name", "needs_features"}
-# DAVIS is not resized, so how does not matter.
-WITHOUT_EFFECT = {("davis", "interpolation"), ("davis", "enlarge")}
-
-# Numbers of videos, or clips, that `data` does not have, and items that exclude each other.
-COSMOS_REFUSED = ["num_videos", "clips", "num_frames", "posterior"]
-REFUSED = {
-    "vidtok": ["num_videos", "chunk"],
-    "wf_vae_33": ["num_videos", "max_length", "chunk"],
-    "tokenbench": COSMOS_REFUSED,
-    "davis": COSMOS_REFUSED,
-    "ucf101": ["num_videos", "posterior"],
-}
+    """Return the protocol for small and short videos, of which the first is enlarged, or left alone."""
+    numbers = {"short_side": 44, "crop": 32, "num_frames": 5, "chunk": 5, "max_length": (8, 0.2), "num_videos": 2}
+    return replace(protocol, **{name: value for name, value in numbers.items() if getattr(protocol, name) is not None})
 
 
 def as_json(evaluation):
     return json.loads(json.dumps(asdict(evaluation.protocol)))
 
 
-# wf_vae_25 has another number of frames than wf_vae_33, kinetics600 no number of videos.
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_change_of_any_item_is_noticed(name, run):
-    protocol = small(PROTOCOLS[name])
-    base = run(protocol)
-    assert {*changes(protocol), *TEXTS, *NOT_MEASURED} == {item.name for item in fields(protocol)}
-    assert check_protocols(as_json(base), as_json(run(protocol))) == []
-    refused = []
-    for item, value in changes(protocol).items():
-        try:
-            other = run(replace(protocol, **{item: value}))
-        except ValueError:
-            refused.append(item)
-            continue
-        with pytest.raises(ValueError, match=rf"with the same protocol, but got .*published\.{item}: "):
-            check_protocols(as_json(base), as_json(other))
-        assert (other.metrics == base.metrics) == ((name, item) in WITHOUT_EFFECT), item
-    assert refused == REFUSED[name]
-    for item in TEXTS:
-        published = as_json(base)["published"] | {item: ["something else"]}
-        with pytest.raises(ValueError, match=rf"published\.{item}: .* and \['something else'\]"):
-            check_protocols(as_json(base), as_json(base) | {"published": published})
+CHANGES = {
+    "clips": "first",
+    "num_frames": 9,
+    "sample_fps": 12.5,
+    "max_length": (6, 0.1),
+    "short_side": 50,
+    "interpolation": "lanczos",
+    "enlarge": False,
+    "crop": 28,
+    "posterior": "sample",
+    "chunk": 4,
+    "values": "rounded",
+    "metrics": ("ssim_valid",),
+    **dict.fromkeys(TEXTS, ("something else",)),
+}
+
+
+@pytest.mark.parametrize("item", CHANGES)
+def test_a_change_of_any_item_is_noticed(item, run):
+    protocol = replace(small(VIDTOK), posterior="mode")
+    base, other = run(protocol), run(replace(protocol, **{item: CHANGES[item]}))
+    assert check_protocols(as_json(base), as_json(base)) == []
+    with pytest.raises(ValueError, match=rf"with the same protocol, but got .*published\.{item}: "):
+        check_protocols(as_json(base), as_json(other))
+    assert (other.metrics == base.metrics) == (item in TEXTS)
+
+
+def test_items_that_exclude_each_other_are_refused(run):
+    assert {*CHANGES, "name", "num_videos", "needs_features"} == {item.name for item in fields(VIDTOK)}
+    with pytest.raises(ValueError, match="`data` must be the 3 videos of protocol vidtok"):
+        run(replace(small(VIDTOK), num_videos=3))
+    with pytest.raises(ValueError, match="`clips` must be whole, or of a number of frames"):
+        replace(VIDTOK, clips="whole")
+    with pytest.raises(ValueError, match="`posterior` must be the mode in chunks, but got sample"):
+        replace(VIDTOK, chunk=5)
 
 
 def test_evaluations_by_other_protocols_do_not_compare(run):
-    first, second = (as_json(run(small(PROTOCOLS[name]))) for name in ("wf_vae_25", "wf_vae_33"))
+    first, second = (as_json(run(small(protocol))) for protocol in (WF_VAE_25, WF_VAE_33))
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and wf_vae_33"):
         check_protocols(first, second)
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and None"):
@@ -217,15 +160,17 @@ def test_the_command_refuses_in_one_line(data, capsys):
     assert "`--data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
 
 
-def test_the_command_of_the_page_runs(run, no_plots, data, fake_i3d, tmp_path, monkeypatch, capsys):
+def test_the_command_of_the_page_runs(
+    fake_lpips, no_plots, model_folder, data, fake_i3d, tmp_path, monkeypatch, capsys
+):
     page = re.search(r"```\ntelecine (.*--protocol.*)\n```", PAGE).group(1)
-    run(small(PROTOCOLS["davis"]))  # the fakes
-    monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=10))
+    monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=13))
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "runs/small")
     shutil.copytree(data, "mcl_jcv")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")
     assert main(page.split()) == 0, capsys.readouterr().err
-    assert "4 clips, 10 frames of 32 x 32, protocol vidtok" in " ".join(capsys.readouterr().out.split())
+    assert "2 clips, 13 frames of 32 x 32, protocol vidtok" in " ".join(capsys.readouterr().out.split())
     published = json.loads((tmp_path / "figures" / "vidtok" / "protocol.json").read_text())["published"]
     assert published["sources"] == list(VIDTOK.sources)
 
@@ -315,9 +260,9 @@ class TestSelection:
             small(VIDTOK).select([replace(info, fps=14.0) for info in infos])
 
     def test_the_first_clip(self, infos):
-        assert self.starts(infos, small(PROTOCOLS["wf_vae_33"])) == [("a", 0, 4), ("b", 0, 4)]
+        assert self.starts(infos, small(WF_VAE_33)) == [("a", 0, 4), ("b", 0, 4)]
         with pytest.raises(ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"):
-            PROTOCOLS["wf_vae_33"].select(infos)
+            WF_VAE_33.select(infos)
 
     def test_a_random_clip(self, infos):
         """Its first frame depends on the name of the file alone; shorter videos repeat their last frame."""
@@ -336,7 +281,7 @@ class TestSelection:
 
     def test_whole_videos_up_to_a_length(self, infos):
         assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]
-        assert self.starts(infos, PROTOCOLS["davis"]) == [("a", 0, 11), ("b", 0, 11)]
+        assert self.starts(infos, DAVIS) == [("a", 0, 11), ("b", 0, 11)]
 
     @pytest.mark.parametrize(("num_frames", "fps", "expected"), [(200, 30, 200), (999, 24, 300), (999, 59.94, 600)])
     def test_long_videos_are_cut(self, infos, num_frames, fps, expected):
@@ -394,7 +339,7 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
     for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
         write_video(tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4)
     settings = {"protocol": "tokenbench", "data": str(data), "device": "cpu"}
-    run(small(TOKENBENCH))  # the fakes
+    run(small(TOKENBENCH))
     evaluation = evaluate(tmp_path, EvaluateConfig(**settings))
     assert evaluation.protocol.subject == f"{tmp_path}, as videos"
     assert 25 < evaluation.metrics["psnr_bytes"] < evaluation.metrics["psnr_modulo"] < 40
@@ -412,30 +357,29 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
             evaluate(tmp_path, EvaluateConfig(**settings | changes))
 
 
-@pytest.mark.parametrize("name", ["wf_vae_25", "davis"])  # resized by torchvision and by Pillow
-def test_arrays_have_the_values_of_videos(name, run, tmp_path):
+@pytest.mark.parametrize("protocol", [WF_VAE_25, DAVIS])  # resized by torchvision and by Pillow
+def test_arrays_have_the_values_of_videos(protocol, run, tmp_path):
     """Those of 16 bits are rounded to the 8 of the published figures."""
-    protocol, found = small(PROTOCOLS[name]), []
+    results = []
     frames = waves(NUM_FRAMES, 40, 56, 1)
     write_video(tmp_path / "a.mkv", frames, fps=25)
     np.save(tmp_path / "a.npy", frames.numpy())
     np.save(tmp_path / "b.npy", frames.numpy().astype(np.uint16) * 257)
     for file in ("a.mkv", "a.npy", "b.npy"):
-        evaluation = run(protocol, data=str(tmp_path / file))
-        found.append((evaluation.metrics, evaluation.protocol.clips_sha256))
-    assert found[0] == found[1] == found[2]
+        evaluation = run(small(protocol), data=str(tmp_path / file))
+        results.append((evaluation.metrics, evaluation.protocol.clips_sha256))
+    assert results[0] == results[1] == results[2]
 
 
 def test_whole_videos_that_are_too_short_for_the_i3d_are_refused(run, fake_i3d, tmp_path):
     write_video(tmp_path / "a.mkv", waves(9, 40, 56), fps=25)
     with pytest.raises(ValueError, match=r"`num_frames` must be at least 10 for fvd, but got 9 \(int\)\. Use longer"):
-        run(small(PROTOCOLS["davis"]), data=str(tmp_path), features=str(fake_i3d))
+        run(small(DAVIS), data=str(tmp_path), features=str(fake_i3d))
 
 
 def test_the_frechet_distance_of_single_clips(run, fake_i3d):
     """Means of the squared distance of `FakeI3D`'s features, as batches of one clip give."""
-    protocol = replace(small(PROTOCOLS["wf_vae_25"]), num_frames=10)
-    evaluation = run(protocol, features=str(fake_i3d))
+    evaluation = run(replace(small(WF_VAE_25), num_frames=10, posterior="mode", chunk=5), features=str(fake_i3d))
     assert list(evaluation.metrics) == ["psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"]
     assert 0 < evaluation.metrics["fvd_single"] < 1
     assert evaluation.protocol.backbones["fvd_single"].startswith("fake_i3d.pt, sha256 ")

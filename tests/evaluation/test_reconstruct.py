@@ -43,23 +43,23 @@ def run(model, info, **settings):
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 
-@pytest.mark.parametrize(("overlap_frames", "tile"), [(0, None), (2, 32)])
-def test_every_frame_is_reconstructed_from_bounded_inputs(tiny_model, videos, tile, overlap_frames):
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        ({}, (5, 48, 64)),
+        ({"tile": 32, "tile_overlap": 8, "overlap_frames": 2}, (5, 32, 32)),
+        ({"tile": 32, "height": 96, "width": 128, "num_frames": 13}, (13, 32, 32)),
+    ],
+)
+def test_every_frame_is_reconstructed_from_bounded_inputs(tiny_model, videos, settings, largest):
     info = index_video(videos / "one.mp4")
     model = Recorder(tiny_model)
-    settings = {"num_frames": 5, "tile": tile, "tile_overlap": 8, "overlap_frames": overlap_frames}
-    frames, reconstruction = run(model, info, **settings)
-    assert torch.equal(frames, torch.stack(list(iterate_frames(info.path))))
-    assert reconstruction.shape == (26, 3, 48, 64)
+    size = (settings.get("height", 48), settings.get("width", 64))
+    frames, reconstruction = run(model, info, **{"num_frames": 5, **settings})
+    assert torch.equal(frames, torch.stack(list(iterate_frames(info, size))))
+    assert reconstruction.shape == (26, 3, *size)
     assert reconstruction.abs().max() <= 1
-    assert max(model.shapes) == ((1, 3, 5, 48, 64) if tile is None else (1, 3, 5, 32, 32))
-
-
-def test_tiles_stay_small_for_larger_frames(tiny_model, videos):
-    model = Recorder(tiny_model)
-    _, reconstruction = run(model, index_video(videos / "one.mp4"), num_frames=13, tile=32, height=96, width=128)
-    assert reconstruction.shape == (26, 3, 96, 128)
-    assert max(model.shapes) == (1, 3, 13, 32, 32)
+    assert max(model.shapes) == (1, 3, *largest)
 
 
 def test_a_tile_as_large_as_the_frame_changes_nothing(tiny_model, videos):

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
-from telecine.evaluation import source
 from telecine.evaluation.source import (
     contains_videos,
     index_data,
@@ -198,13 +197,17 @@ class TestVideoSource:
         target = read_span(span, opened.clips)["video"][None]
         assert (opened.reconstruct(span, target) - target).abs().mean() < 0.02
 
-    def test_a_broken_reconstruction_raises(self, videos, reconstructions, monkeypatch):
-        infos, opened = self.open(reconstructions["little"], videos, num_frames=20)
+    def test_a_broken_reconstruction_raises(self, videos, copied_videos):
+        infos, opened = self.open(copied_videos, videos, num_frames=20)
         span = select_clips(infos, opened.clips, 1)[0]
         target = read_span(span, opened.clips)["video"][None]
-        monkeypatch.setattr(source, "read_span", lambda span, config: None)
+        shutil.rmtree(copied_videos)
         with pytest.raises(ValueError, match=r"`checkpoint` must be decodable where `data` is, but got .*are broken"):
             opened.reconstruct(span, target)
+
+    def test_steps_of_a_decoder_are_refused(self, videos, reconstructions):
+        with pytest.raises(ValueError, match="`decode_steps` must be left out for reconstructions as videos"):
+            self.open(reconstructions["little"], videos, decode_steps=2)
 
 
 class TestMatching:

@@ -8,9 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.evaluation.tiling import (
-    _pad_to,
-    _ramp,
-    _tile_starts,
     blended_chunks,
     count_chunks,
     overlapping_chunks,
@@ -156,7 +153,6 @@ def test_tiles_equal_whole_frames_outside_an_overlap_as_wide_as_the_receptive_fi
     assert 8 < receptive_radius(random_model) <= 64
     tiling = rounded_tiling(Tiling(128, 64), random_model)
     video = random_clip(5, 16, 192)
-    assert _tile_starts(192, tiling) == [0, 64]
     expected = reconstruct_whole(random_model, video)
     difference = (reconstruct_tiled(random_model, video, tiling) - expected).abs()
     outside = torch.cat([difference[..., :64], difference[..., 128:]], dim=-1)
@@ -200,23 +196,3 @@ def test_tiles_of_one_cell_cannot_overlap():
     message = r"`tile` must be at least 8 for tiles that overlap .* got 4 .*Set it to 8, or `tile_overlap` to 0"
     with pytest.raises(ValueError, match=message):
         rounded_tiling(Tiling(4, 1), CellMeans())
-
-
-@pytest.mark.parametrize(("side", "expected"), [(16, [0]), (20, [0, 4]), (28, [0, 12]), (30, [0, 12, 14])])
-def test_the_last_tile_ends_with_the_frame(side, expected):
-    assert _tile_starts(side, Tiling(16, 4)) == expected
-
-
-def test_weights_add_up_to_1_in_an_overlap():
-    total = torch.zeros(28)
-    total[:16] += _ramp(0, 16, 28, 4)
-    total[12:] += _ramp(12, 16, 28, 4)
-    torch.testing.assert_close(total, torch.ones(28))
-
-
-def test_padding_repeats_the_last_frame_row_and_column():
-    video = random_clip(2, 3, 5)
-    padded = _pad_to(video, (5, 4, 8))
-    assert padded.shape == (3, 5, 4, 8)
-    assert torch.equal(padded[:, :2, :3, :5], video)
-    assert torch.equal(padded[:, 4, 3, 7], video[:, 1, 2, 4])

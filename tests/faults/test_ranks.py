@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.lock import OWNER_FILE
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -28,7 +28,7 @@ FORWARDED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
 
 def command(config, *options, script=NO_PICTURES):
     settings = Path(config.output_dir).with_suffix(".yaml")
-    settings.write_text(_as_yaml(config))
+    settings.write_text(as_yaml(config))
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *options)
     return [*torchrun, str(script), "train", "--config", str(settings)]
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from telecine.runs import Run
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
 from telecine.training import train
 
@@ -25,7 +25,7 @@ NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
 
 def command(config, folder):
     path = folder / "settings.yaml"
-    path.write_text(_as_yaml(config))
+    path.write_text(as_yaml(config))
     return [str(NO_PICTURES), "train", "--config", str(path)]
 
 

@@ -332,7 +332,6 @@ def test_a_partial_of_a_known_penalty_keeps_its_declarations():
         differentiates_fake=known.differentiates_fake,
         double_backward=known.double_backward,
         uses_fake=known.uses_fake,
-        noise=known.noise,
     )
 
 

@@ -13,7 +13,7 @@ from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
 from telecine.models.diffusers.diffusion_decoder import WindowAttention
 from telecine.models.flow import Sampler, random_levels
 from telecine.models.interface import ClipPosition
-from telecine.models.load import _teacher_of, without_weights
+from telecine.models.load import teacher_of, without_weights
 from telecine.settings.autoencoder import FlowConfig
 
 from .tiny_models import ltx2_diffusion_decoder, tiny_model
@@ -102,9 +102,9 @@ def test_an_autoencoder_whose_folder_is_named_like_one_of_a_checkpoint(tmp_path)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"_teacher": "model"}')
     (checkpoint / "config.yaml").write_text(f"model: {pipeline / 'decoder'}\n")
-    assert _teacher_of(checkpoint / "ema") == str(pipeline / "model")
+    assert teacher_of(checkpoint / "ema") == str(pipeline / "model")
     pipeline.rename(tmp_path / "moved")
-    assert _teacher_of(checkpoint / "ema") == str(checkpoint / "model"), "moved, too"
+    assert teacher_of(checkpoint / "ema") == str(checkpoint / "model"), "moved, too"
 
 
 def test_sizes_below_a_window_of_attention_are_refused(pipeline):

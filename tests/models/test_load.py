@@ -12,7 +12,8 @@ from telecine.data import index_video, read_clip, sample_videos, video_from_byte
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.models import CausalVAE, load, load_autoencoder
 from telecine.models.student import StudentAutoencoder
-from telecine.runs.checkpoints import Checkpoints, _write_manifest
+from telecine.runs.checkpoints import Checkpoints
+from telecine.runs.manifest import write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import tiny_model
@@ -91,7 +92,7 @@ def test_a_run_and_a_checkpoint(tmp_path):
         for weights in ("ema", "model"):
             saved[step, weights] = CausalVAE(SMALL)
             saved[step, weights].save_pretrained(Checkpoints(tmp_path).path(step) / weights)
-        _write_manifest(Checkpoints(tmp_path).path(step), step)
+        write_manifest(Checkpoints(tmp_path).path(step), step)
     for loaded, expected in (
         (load_autoencoder(tmp_path), saved[2, "ema"]),
         (load_autoencoder(Checkpoints(tmp_path).path(2) / "model"), saved[2, "model"]),
@@ -148,7 +149,7 @@ except ImportError as error:
 def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
     folder = tmp_path / "step-00000003"
     CausalVAE(CausalVAEConfig(base_channels=4, blocks_per_level=1)).save_pretrained(folder / "ema")
-    _write_manifest(folder, 3)
+    write_manifest(folder, 3)
     load_autoencoder(folder / "ema")
     path = folder / "ema" / "model.safetensors"
     content = bytearray(path.read_bytes())

@@ -16,7 +16,7 @@ from telecine.models.causal import build_decoder
 from telecine.models.flow import random_levels
 from telecine.models.linear import PatchDecoder, fit_decoder
 from telecine.models.student import SIZES, StudentAutoencoder, student_config
-from telecine.runs.checkpoints import _write_manifest
+from telecine.runs.manifest import write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import CLIPS, adapter
@@ -210,7 +210,7 @@ def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_pat
     (checkpoint / "config.yaml").write_text(f"teacher: {named}\n")
     for name in ("model", "ema"):
         assert load_autoencoder(checkpoint / name).teacher == str(named)
-    _write_manifest(checkpoint, 1)
+    write_manifest(checkpoint, 1)
     named.rename(tmp_path / "elsewhere")
     assert load_autoencoder(checkpoint / "ema").teacher == str(named), "not the student itself"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from telecine.base.randomness import seed_of
 from telecine.models import CausalVAE, LinearAutoencoder
-from telecine.models.transfer import _copy_matching, check_source, copy_from
+from telecine.models.transfer import check_source, copy_from, copy_matching
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
@@ -36,7 +36,7 @@ def reconstruct(model):
 
 def test_4x8x8_becomes_4x16x16():
     source, model = trained(), CausalVAE(replace(CONFIG, latent="4x16x16", base_channels=8))
-    counts = _copy_matching(source, into=model)
+    counts = copy_matching(source, into=model)
     assert {name: some > 0 for name, (some, _) in counts.items()} == dict(zip(PARTS, (False, True) * 2, strict=True))
     old, new = source.encoder.network, model.encoder.network
     copied = [(old[index], new[index]) for index in range(3)]  # up to the first halving
@@ -56,7 +56,7 @@ def test_4x8x8_becomes_4x16x16():
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_more_residual_blocks_reconstruct_the_same(num_blocks):
     source, model = trained(), CausalVAE(replace(CONFIG, blocks_per_level=num_blocks))
-    counts = _copy_matching(source, into=model)
+    counts = copy_matching(source, into=model)
     assert all(some == total for some, total in counts.values()) == (num_blocks == 1)
     assert torch.equal(reconstruct(model), reconstruct(source))
 
@@ -73,7 +73,7 @@ def test_more_residual_blocks_reconstruct_the_same(num_blocks):
 )
 def test_an_output_layer_is_copied_with_all_that_it_reads(changes, whole):
     source, model = trained(), CausalVAE(replace(CONFIG, **changes))
-    counts = _copy_matching(source, into=model)
+    counts = copy_matching(source, into=model)
     assert [name for name, (some, total) in counts.items() if some == total] == whole
     for part in (model.encoder, model.decoder):
         is_whole = part is model.encoder and "encoder.network" in whole
@@ -82,7 +82,7 @@ def test_an_output_layer_is_copied_with_all_that_it_reads(changes, whole):
 
 def test_linear_maps_do_not_depend_on_the_patches_of_the_networks():
     source, model = trained(), CausalVAE(replace(CONFIG, patch_size=8, channel_multipliers=(2,)))
-    counts = _copy_matching(source, into=model)
+    counts = copy_matching(source, into=model)
     assert {name: some == total for name, (some, total) in counts.items()}.items() >= {
         "encoder.linear": True,
         "decoder.linear": True,
@@ -93,7 +93,7 @@ def test_linear_maps_do_not_depend_on_the_patches_of_the_networks():
 def test_an_output_layer_that_predicts_something_else_is_not_copied():
     config = replace(CONFIG, decoder="flow")
     model = CausalVAE(replace(config, flow=FlowConfig(prediction="velocity")))
-    counts = _copy_matching(trained(replace(config, flow=FlowConfig(prediction="x0"))), into=model)
+    counts = copy_matching(trained(replace(config, flow=FlowConfig(prediction="x0"))), into=model)
     assert [name for name, (some, total) in counts.items() if some < total] == ["decoder.network"]
     assert not model.decoder.network[-1].conv.weight.any()
 

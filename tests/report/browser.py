@@ -89,6 +89,8 @@ def chart(page: Page, title: str) -> Locator:
     """Return the figure of a chart, which is drawn once it is scrolled into view."""
     figure = page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title, exact=True))
     figure.scroll_into_view_if_needed()
+    is_drawn = "title => charts.some((chart) => chart.plot.title === title && chart.isNear && !isStale(chart))"
+    page.wait_for_function(is_drawn, arg=title)
     figure.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
     return figure
 

@@ -104,6 +104,7 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
     lines = [
         {"step": step, "train/grad_norm": 1.0, "train/mse": 10.0**-step, "train/lr": 0.1} for step in range(1, 101)
     ]
+    lines[40]["train/mse"] = 0.0
     lines[50]["train/grad_norm"] = 1e6
     lines[60]["train/lr"] = 5.0
 
@@ -112,9 +113,15 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
         assert norms["type"] == "log"
         assert 5 < norms["range"][1] < 6, "the smoothed spike is inside, the logged one is not"
         assert drawn(page, "all losses")["y"]["type"] == "log", "of values that differ by more than 100"
+        note = "Values that are not positive are left out"
+        assert note in chart(page, "all losses").inner_text()
+        page.get_by_label("Linear", exact=True).check()
+        assert drawn(page, "all losses")["y"]["type"] == "linear"
+        assert note not in chart(page, "all losses").inner_text()
         rate = drawn(page, "learning rate")
         assert rate["names"] == ["learning rate"], "a schedule is not smoothed"
         assert rate["y"]["range"][1] > 5.0
+        assert chart(page, "learning rate").locator(".legend").inner_text() == "learning rate\n0.1"
 
     assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
 
@@ -415,3 +422,15 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
     assert check_page(context, path, check) == []
+
+
+def test_a_chart_of_many_long_curves_is_drawn(context, tmp_path):
+    values = {f"train/frame_gradient_{frame:03d}": 1 + frame / 40 for frame in range(40)}
+    runs = [write_run(tmp_path / name, [{"step": step, **values} for step in range(1300)]) for name in "ab"]
+
+    def check(page: Page) -> None:
+        shown = drawn(page, "gradient of each frame / mean")
+        assert len(shown["names"]) == 80
+        assert shown["y"]["range"] == pytest.approx([0.95, 2.02], abs=0.01)
+
+    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []

@@ -17,26 +17,34 @@ from .runs import STAMPED_FRAMES, records, write_clips_of, write_run
 
 pytestmark = pytest.mark.slow
 TIMES = "\u00d7"
+LAST = STAMPED_FRAMES - 1
+
+
+def button(page, name):
+    return page.get_by_role("button", name=name)
+
+
+def press(page, *steps):
+    """Press keys in turn, and check that the player shows the frame that follows from each."""
+    for key, number in steps:
+        page.keyboard.press(key)
+        wait_for_frame(page, number)
+        assert shown_number(page) == number
 
 
 def test_each_step_is_exactly_one_frame(page):
     shown = [shown_numbers(page)]
     for number in range(1, STAMPED_FRAMES):
-        page.get_by_role("button", name="One frame forward").click()
+        button(page, "One frame forward").click()
         wait_for_frame(page, number)
         shown.append(shown_numbers(page))
     assert shown == [(number, number) for number in range(STAMPED_FRAMES)]
-    page.get_by_role("button", name="One frame forward").click()
-    assert shown_number(page) == STAMPED_FRAMES - 1, "there is no frame after the last"
-    for number in (STAMPED_FRAMES - 2, STAMPED_FRAMES - 3):
-        page.get_by_role("button", name="One frame back").click()
+    button(page, "One frame forward").click()
+    assert shown_number(page) == LAST, "there is no frame after the last"
+    for name, number in (("One frame back", LAST - 1), ("First frame", 0), ("Last frame", LAST)):
+        button(page, name).click()
         wait_for_frame(page, number)
         assert shown_number(page) == number
-    page.get_by_role("button", name="First frame").click()
-    wait_for_frame(page, 0)
-    assert shown_number(page) == 0
-    page.get_by_role("button", name="Last frame").click()
-    wait_for_frame(page, STAMPED_FRAMES - 1)
 
 
 def test_a_frame_is_drawn_after_the_browser_presents_it(page):
@@ -70,7 +78,7 @@ def test_frames_are_exact_in_any_order(page):
     timeline = page.locator("#timeline")
     box = stable_box(page, "#timeline")
     for number in (7, 2, 11, 0, 8, 3):
-        x = 40 + number / (STAMPED_FRAMES - 1) * (box["width"] - 52)
+        x = 40 + number / LAST * (box["width"] - 52)
         timeline.click(position={"x": x, "y": 40})  # waits until the page is stable, unlike `page.mouse`
         wait_for_frame(page, number)
         assert shown_number(page) == number
@@ -78,11 +86,11 @@ def test_frames_are_exact_in_any_order(page):
 
 def test_it_plays_and_pauses(page):
     page.select_option("#speed", "0.25")  # 160 ms per frame, so that each is observed
-    page.get_by_role("button", name="Play").click()
-    for number in (3, STAMPED_FRAMES - 1, 1):  # it loops
+    button(page, "Play").click()
+    for number in (3, LAST, 1):  # it loops
         wait_for_frame(page, number)
     assert evaluate(page, "#frame-readout", "e => e.ariaLive") == "off"
-    page.get_by_role("button", name="Pause").click()
+    button(page, "Pause").click()
     requested = page.get_attribute("#timeline", "aria-valuenow")
     wait_for_frame(page, int(requested) - 1)  # its decoding may not have ended yet
     number = int(page.get_attribute("#player", "data-shown"))
@@ -92,68 +100,58 @@ def test_it_plays_and_pauses(page):
     assert int(page.get_attribute("#player", "data-shown")) == number
 
 
-def test_it_plays_from_the_first_frame_on_after_the_last(page):
+def test_it_plays_from_the_first_frame_on_after_the_last_and_ends_there_without_loop(page):
     page.select_option("#speed", "0.1")
-    page.get_by_role("button", name="Last frame").click()
-    wait_for_frame(page, STAMPED_FRAMES - 1)
-    page.get_by_role("button", name="Play").click()
-    page.wait_for_function("n => document.getElementById('player').dataset.shown !== n", arg=str(STAMPED_FRAMES - 1))
+    button(page, "Last frame").click()
+    wait_for_frame(page, LAST)
+    button(page, "Play").click()
+    page.wait_for_function("n => document.getElementById('player').dataset.shown !== n", arg=str(LAST))
     assert page.get_attribute("#player", "data-shown") == "0"
-    page.get_by_role("button", name="Pause").click()
-
-
-def test_without_loop_it_ends_at_the_last_frame(page):
-    page.get_by_role("button", name="Loop").click()
+    button(page, "Loop").click()
     page.select_option("#speed", "2")
-    page.get_by_role("button", name="Play").click()
-    wait_for_frame(page, STAMPED_FRAMES - 1)
-    page.get_by_role("button", name="Play").wait_for()
-    assert shown_number(page) == STAMPED_FRAMES - 1
-    page.get_by_role("button", name="Loop").click()
+    wait_for_frame(page, LAST)
+    button(page, "Play").wait_for()
+    assert shown_number(page) == LAST
+    button(page, "Loop").click()
 
 
-def test_every_action_has_a_key(page):
+def test_each_action_has_a_key(page):
     page.focus("#panes")
-    expected = [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", STAMPED_FRAMES - 1), ("Home", 0)]
-    for key, number in expected:
-        page.keyboard.press(key)
-        wait_for_frame(page, number)
-        assert shown_number(page) == number
+    press(page, ("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", LAST), ("Home", 0))
     page.focus("#timeline")
-    page.keyboard.press("ArrowRight")
-    wait_for_frame(page, 1)
+    press(page, ("ArrowRight", 1))
     assert page.get_attribute("#timeline", "aria-valuetext") == "frame 2 of 12, 0.04 s, 100.00 dB"
     assert page.inner_text("#frame-readout") == "frame 2 of 12, 0.04 s, 100.00 dB"
-    page.keyboard.press("Space")
-    page.get_by_role("button", name="Pause").wait_for()
-    page.keyboard.press("Space")
-    page.get_by_role("button", name="Play").wait_for()
+    for name in ("Pause", "Play"):
+        page.keyboard.press("Space")
+        button(page, name).wait_for()
     before = page.input_value("#speed")
     page.keyboard.press("]")
     assert float(page.input_value("#speed")) > float(before)
     page.keyboard.press("[")
-    page.keyboard.press("l")
-    assert page.get_by_role("button", name="Loop").get_attribute("aria-pressed") == "false"
-    page.keyboard.press("l")
-    page.keyboard.press("n")
-    assert page.inner_text("#clip-title") == "clip 1.mp4, frame 10"
-    page.keyboard.press("p")
-    assert page.inner_text("#clip-title") == "clip 0.mp4, frame 0"
+    for is_loop in ("false", "true"):
+        page.keyboard.press("l")
+        assert button(page, "Loop").get_attribute("aria-pressed") == is_loop
+    for key, title in (("n", "clip 1.mp4, frame 10"), ("p", "clip 0.mp4, frame 0")):
+        page.keyboard.press(key)
+        assert page.inner_text("#clip-title") == title
 
 
 def test_all_panes_zoom_and_move_together(page):
+    def pictures():
+        return [pane_image(page, pane).tobytes() for pane in range(3)]
+
     page.locator("#best-and-worst").get_by_role("button", name="worst PSNR").click()
     wait_for_frame(page, 0)
-    whole = [pane_image(page, pane).tobytes() for pane in range(3)]
-    page.get_by_role("button", name="Zoom in").click()
-    page.get_by_role("button", name="Zoom in").click()
+    whole = pictures()
+    button(page, "Zoom in").click()
+    button(page, "Zoom in").click()
     assert page.inner_text("#zoom") == f"2.3 {TIMES}"
-    zoomed = [pane_image(page, pane).tobytes() for pane in range(3)]
+    zoomed = pictures()
     page.focus("#panes")
     page.keyboard.press("Shift+ArrowRight")
-    moved = [pane_image(page, pane).tobytes() for pane in range(3)]
-    for images in zip(whole, zoomed, moved, strict=True):
-        assert len(set(images)) == 3
+    moved = pictures()
+    assert all(len(set(images)) == 3 for images in zip(whole, zoomed, moved, strict=True))
     box = stable_box(page, "#panes canvas")
     page.mouse.move(box["x"] + 50, box["y"] + 50)
     page.mouse.wheel(0, -400)
@@ -164,7 +162,7 @@ def test_all_panes_zoom_and_move_together(page):
     assert pane_image(page, 0).tobytes() not in {*whole, *zoomed, *moved}
     page.keyboard.press("0")
     assert page.inner_text("#zoom") == f"1 {TIMES}"
-    assert [pane_image(page, pane).tobytes() for pane in range(3)] == whole
+    assert pictures() == whole
 
 
 def test_pinching_zooms(page):
@@ -181,22 +179,23 @@ def test_pinching_zooms(page):
 
 def test_two_runs_play_the_same_clip_in_step(page):
     page.select_option("#run-1", "1")
+    metrics = "PSNR 40.00, SSIM 0.9000, LPIPS (Alex) 0.1000"
     assert page.locator("#panes figcaption").all_inner_texts() == [
         "Input",
-        "first, step 60 PSNR 40.00, SSIM 0.9000, LPIPS (Alex) 0.1000",
-        "second, step 60 PSNR 40.00, SSIM 0.9000, LPIPS (Alex) 0.1000",
+        f"first, step 60 {metrics}",
+        f"second, step 60 {metrics}",
         f"first, step 60 Difference {TIMES} 4",
         f"second, step 60 Difference {TIMES} 4",
     ]
     page.focus("#panes")
-    for key, number in (("End", STAMPED_FRAMES - 1), ("ArrowLeft", STAMPED_FRAMES - 2)):
+    for key, number in (("End", LAST), ("ArrowLeft", LAST - 1)):
         page.keyboard.press(key)
         wait_for_frame(page, number)
         assert [shown_number(page, pane) for pane in range(3)] == [number] * 3
     assert page.inner_text("#frame-readout").endswith("100.00 dB, 100.00 dB")
     page.focus("#step-1")
     page.keyboard.press("Home")
-    wait_for_frame(page, STAMPED_FRAMES - 2)
+    wait_for_frame(page, LAST - 1)
     assert page.inner_text("#panes figcaption b >> nth=1") == "second, step 0"
     assert page.locator("#timeline path").count() == 2
     page.evaluate("DATA.validations[2].clips[0].sha256 = ''")  # as if the run had another clip
@@ -209,11 +208,11 @@ def test_two_runs_play_the_same_clip_in_step(page):
 def test_a_missing_video_shows_an_error(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))
-    page = write_report([run])
+    page_file = write_report([run])
     shutil.rmtree(tmp_path / "run" / "report_videos")
 
-    def check(opened: Page) -> None:
-        opened.wait_for_selector("#player-error:visible")
-        assert "cannot be played. Is the folder of videos beside this page?" in opened.inner_text("#player-error")
+    def check(page: Page) -> None:
+        page.wait_for_selector("#player-error:visible")
+        assert "cannot be played. Is the folder of videos beside this page?" in page.inner_text("#player-error")
 
-    check_page(context, page, check)
+    check_page(context, page_file, check)

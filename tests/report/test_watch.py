@@ -17,33 +17,38 @@ def live(page):
     return json.loads(text)
 
 
-@pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run", [{"step": 0, "val/psnr": 11.0}], "steps: 2\n")
-
-
 def append(run, **record):
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def test_a_damaged_run_is_not_waited_for(run, tmp_path, monkeypatch):
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", [{"step": 0, "val/psnr": 11.0}], "steps: 2\n")
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Functions that are called in turn instead of waiting."""
+    events = []
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: events.pop(0)())
+    return events
+
+
+def test_a_damaged_run_is_not_waited_for(run, tmp_path, meanwhile):
     damaged = write_run(tmp_path / "damaged", [])
     (damaged / "metrics.jsonl").write_text("[]\n")
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: append(run, step=2, **{"val/psnr": 12.0}))
+    meanwhile.append(lambda: append(run, step=2, **{"val/psnr": 12.0}))
     pages = []
     watch_runs([run, damaged], tmp_path / "page.html", lambda page: pages.append(page.read_text()))
     assert len(pages) == 2
     assert all("metrics.jsonl, line 1` must be a JSON object" in page for page in pages)
 
 
-def test_the_page_is_written_until_the_run_is_finished(run, monkeypatch):
-    later = [
-        lambda: None,  # no new values
-        lambda: append(run, step=1, **{"train/lr": 0.1}),
-        lambda: append(run, step=2, **{"val/psnr": 12.0}),
-    ]
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: later.pop(0)())
+def test_the_page_is_written_until_the_run_is_finished(run, meanwhile):
+    meanwhile.append(lambda: None)  # no new values
+    meanwhile.append(lambda: append(run, step=1, **{"train/lr": 0.1}))
+    meanwhile.append(lambda: append(run, step=2, **{"val/psnr": 12.0}))
     versions = []
     watch_runs([run], None, lambda page: versions.append(live(page)))
     assert len(versions) == 3
@@ -52,23 +57,21 @@ def test_the_page_is_written_until_the_run_is_finished(run, monkeypatch):
     assert (run / "report_videos" / "version.js").read_text() == 'pageVersion("finished");\n'
 
 
-def test_files_that_disappear_meanwhile_are_read_again(run, monkeypatch):
+def test_files_that_disappear_meanwhile_are_read_again(run, meanwhile):
     append(run, step=2, **{"val/psnr": 12.0})
-    errors = [FileNotFoundError("clips.json")]
-
-    def write(*arguments, **options):
-        if errors:
-            raise errors.pop()
-        return run / "report.html"
-
-    monkeypatch.setattr(module, "write_report", write)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    meanwhile.append(lambda: None)
     pages = []
-    watch_runs([run], None, pages.append)
-    assert (pages, errors) == ([run / "report.html"], [])
+
+    def written(page):
+        pages.append(page)
+        if len(pages) == 1:
+            raise FileNotFoundError("clips.json")
+
+    watch_runs([run], None, written)
+    assert pages == [run / "report.html"] * 2
 
 
-def test_a_run_is_finished_after_its_last_validation(run):
+def test_a_run_trains_until_its_last_validation(run):
     append(run, step=2, **{"train/lr": 0.1})
     assert trains(Run(run))
     append(run, step=2, **{"val/psnr": 12.0})
@@ -77,13 +80,13 @@ def test_a_run_is_finished_after_its_last_validation(run):
     assert trains(Run(run))
 
 
-def test_another_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"`runs` must be folders of runs"):
-        watch_runs([tmp_path], None, lambda page: None)
-
-
 def test_the_page_of_a_finished_run_does_not_load_itself_again(tmp_path):
     run = write_run(tmp_path / "run", records(60))
     pages = []
     watch_runs([run], None, pages.append)
     assert [live(page) for page in pages] == [None]
+
+
+def test_another_folder_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"`runs` must be folders of runs"):
+        watch_runs([tmp_path], None, print)

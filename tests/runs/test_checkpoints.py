@@ -11,7 +11,8 @@ import pytest
 from telecine.__main__ import main
 from telecine.base import files
 from telecine.runs import DamagedError, Run, find_checkpoint
-from telecine.runs.checkpoints import Checkpoints, _check_manifest, _read_manifest, _write_manifest
+from telecine.runs.checkpoints import Checkpoints
+from telecine.runs.manifest import check_manifest, write_manifest
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def checkpoint(tmp_path):
     for name in ("ema/model.safetensors", "model/model.safetensors", "state.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"the contents of {name}")
-    _write_manifest(folder, 7)
+    write_manifest(folder, 7)
     return folder
 
 
@@ -34,9 +35,9 @@ def test_the_manifest_lists_every_file(checkpoint):
 
 def test_digests_that_others_have_computed_are_used(checkpoint):
     (checkpoint / "manifest.json").unlink()
-    _write_manifest(checkpoint, 7, {checkpoint / "state.json": "0" * 64})
+    write_manifest(checkpoint, 7, {checkpoint / "state.json": "0" * 64})
     with pytest.raises(DamagedError, match=r"state.json` must be as it was written"):
-        _check_manifest(checkpoint)
+        check_manifest(checkpoint)
 
 
 def swap(folder):
@@ -65,7 +66,7 @@ def swap(folder):
 def test_damage_is_named(checkpoint, damage, message):
     damage(checkpoint)
     with pytest.raises(DamagedError, match=message):
-        _check_manifest(checkpoint)
+        check_manifest(checkpoint)
 
 
 def test_a_checkpoint_with_the_name_of_another_step(checkpoint):
@@ -77,15 +78,15 @@ def test_a_part_of_a_copy_with_another_name(checkpoint):
     copied = checkpoint.with_name("favourite")
     shutil.copytree(checkpoint, copied)
     (copied / "model" / "model.safetensors").write_text("other")
-    _check_manifest(copied, part="ema")
+    check_manifest(copied, part="ema")
     with pytest.raises(DamagedError, match=r"model/model.safetensors` must be a file of"):
-        _check_manifest(copied, part="model")
+        check_manifest(copied, part="model")
 
 
 def test_a_link_to_a_checkpoint_has_the_name_that_it_points_to(checkpoint):
     link = checkpoint.with_name("best")
     link.symlink_to(checkpoint)
-    _check_manifest(link)
+    check_manifest(link)
 
 
 def write_checkpoint(run, step, write, **options):
@@ -126,7 +127,7 @@ def test_all_single_bit_flips_of_a_manifest_are_damage(tmp_path):
     folder = tmp_path / "step-00000007"
     folder.mkdir()
     (folder / "a").touch()
-    _write_manifest(folder, 7)
+    write_manifest(folder, 7)
     path = folder / "manifest.json"
     written, num_flips = path.read_bytes(), 0
     descriptor = os.open(path, os.O_WRONLY)
@@ -134,7 +135,7 @@ def test_all_single_bit_flips_of_a_manifest_are_damage(tmp_path):
         for bit in range(8):
             os.pwrite(descriptor, bytes([byte ^ 1 << bit]), index)
             with pytest.raises(DamagedError, match=r"manifest.json` must be "):
-                _read_manifest(folder, follow=False)
+                check_manifest(folder)
             num_flips += 1
         os.pwrite(descriptor, bytes([byte]), index)
     os.close(descriptor)
@@ -159,11 +160,11 @@ def test_a_manifest_of_an_older_version_has_no_digest_of_itself(checkpoint):
     ):
         path.write_text(json.dumps(manifest | {"files": manifest["files"] | {name: other}}))
         with pytest.raises(DamagedError, match=r"manifest.json` must be as it was written, but got other values"):
-            _check_manifest(checkpoint)
+            check_manifest(checkpoint)
     for key, other in (("step", "7"), ("files", [])):
         path.write_text(json.dumps(manifest | {key: other}))
         with pytest.raises(DamagedError, match=r"manifest.json` must be as it was written"):
-            _check_manifest(checkpoint)
+            check_manifest(checkpoint)
 
 
 def test_a_flipped_bit_of_a_manifest_leads_back_to_the_checkpoint_before(tmp_path, capsys):

@@ -8,8 +8,7 @@ import torch
 
 from telecine.runs import Run
 from telecine.runs import environment as module
-from telecine.runs.environment import _git_revision as git_revision
-from telecine.runs.environment import environment
+from telecine.runs.environment import environment, git_revision
 
 
 class TestEnvironment:

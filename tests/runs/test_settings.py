@@ -12,8 +12,7 @@ from telecine import Term
 from telecine.losses import mse
 from telecine.losses.penalty import Penalty, r1
 from telecine.runs.settings import (
-    _ABSENT,
-    _as_yaml,
+    as_yaml,
     flat_settings,
     read_saved_settings,
     side_by_side_settings,
@@ -37,7 +36,7 @@ class TestSettings:
         assert [(row.name, row.values, row.differs) for row in rows] == [
             ("a", ["1", "1"], False),
             ("b", ["2", "3"], True),
-            ("c", [_ABSENT, "4"], True),
+            ("c", ["not set", "4"], True),
         ]
 
     def test_a_run_without_the_file_has_none(self, tmp_path):
@@ -84,7 +83,7 @@ def with_term(config, function):
 
 
 def test_functions_are_saved_by_the_path_that_imports_them():
-    saved = yaml.safe_load(_as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
+    saved = yaml.safe_load(as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
     assert saved["target"] == f"{mse.__module__}.mse"
     assert saved["weight"] == 0.1
 
@@ -94,14 +93,14 @@ def test_functions_that_cannot_be_imported_are_refused():
         return mse(reconstruction=reconstruction, target=target)
 
     of_a_script.__qualname__ = "of_a_script"
-    _as_yaml(with_term(TrainConfig(), of_a_script))
+    as_yaml(with_term(TrainConfig(), of_a_script))
     of_a_script.__module__ = "__main__"
     for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
         with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
-            _as_yaml(with_term(TrainConfig(), function))
+            as_yaml(with_term(TrainConfig(), function))
     penalty = ObjectiveConfig(penalty=PenaltyConfig(kind=Penalty(r1)))
     with pytest.raises(ValueError, match=r"an importable function, but got Penalty.*dotted path"):
-        _as_yaml(TrainConfig(objective=penalty))
+        as_yaml(TrainConfig(objective=penalty))
 
 
 @pytest.mark.parametrize(

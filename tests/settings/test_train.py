@@ -14,7 +14,7 @@ from telecine.discriminators.residual import TimeWeighting
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.objective import VideoAutoencoderLoss
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
@@ -216,7 +216,7 @@ def test_the_command_line_reads_what_a_run_writes(tmp_path):
     config = replace(
         TrainConfig(), data="x", steps=7, objective=ObjectiveConfig(perceptual=PerceptualConfig(num_frames="all"))
     )
-    (tmp_path / "config.yaml").write_text(_as_yaml(config))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert read_config(tmp_path / "config.yaml") == config
 
 
@@ -233,10 +233,10 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
         "eager_gradients",
         "gradient_checkpointing",
     }
-    (tmp_path / "config.yaml").write_text(_as_yaml(config))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
     again = read_config(tmp_path / "config.yaml")
     assert again == config
-    assert _as_yaml(again) == _as_yaml(config)
+    assert as_yaml(again) == as_yaml(config)
 
 
 def test_functions_are_saved_by_their_paths(tmp_path):
@@ -245,7 +245,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
         gan=GANConfig(loss=hinge),
         terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})},
     )
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(objective=objective)))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(objective=objective)))
     again = read_config(tmp_path / "config.yaml").objective
     assert again.reconstruction.loss == "telecine.losses.reconstruction.mse"
     assert again.gan.loss == "telecine.losses.adversarial.hinge"
@@ -259,7 +259,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
 def test_a_function_that_cannot_be_imported_is_refused():
     config = TrainConfig(objective=ObjectiveConfig(terms={"edges": Term(lambda reconstruction, target: target.mean())}))
     with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
-        _as_yaml(config)
+        as_yaml(config)
 
 
 def test_a_file_may_give_part_of_a_ramp(tmp_path):
@@ -298,7 +298,7 @@ def test_presets_override_earlier_files_and_are_overridden_beside_them():
     earlier = {"causal_vae": {"base_channels": 8, "latent_channels": 3, "time_kernel": 1}}
     config = read_config(earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}).causal_vae
     assert (config.base_channels, config.blocks_per_level, config.latent_channels, config.time_kernel) == (256, 7, 3, 1)
-    saved = yaml.safe_load(_as_yaml(TrainConfig(causal_vae=config)))["causal_vae"]
+    saved = yaml.safe_load(as_yaml(TrainConfig(causal_vae=config)))["causal_vae"]
     assert saved.keys() == vars(config).keys(), "a run saves what a preset stands for"
     with pytest.raises(ValueError, match=r"`causal_vae.size` must be one of 'tiny', .* Did you mean `large`"):
         read_config({"causal_vae": {"size": "lage"}})

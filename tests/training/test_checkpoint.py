@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig
 from telecine.training import TrainingError, train
 from telecine.training.resume import describe_changes
@@ -18,7 +18,7 @@ from telecine.training.resume import describe_changes
 @pytest.fixture
 def saved(tiny, tmp_path):
     """Return the folder of a checkpoint of the tiny run that holds its settings only."""
-    (tmp_path / "config.yaml").write_text(_as_yaml(tiny()))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
     return tmp_path
 
 

@@ -19,7 +19,7 @@ from telecine.base.imports import allow_code
 from telecine.cli.commands import COMMANDS
 from telecine.models import load_autoencoder
 from telecine.runs import Run, find_checkpoint
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
@@ -121,7 +121,7 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
 
 
 def test_a_module_that_returns_no_video_is_one_line(tiny, package, tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text(_as_yaml(tiny(model=f"{NAME}.Named")))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny(model=f"{NAME}.Named")))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--allow_code", NAME]) == 2
     assert re.search(
         r"^telecine: error: `the module's output` must be .* a dict of.*, but got ", capsys.readouterr().err

@@ -10,7 +10,7 @@ from rich.console import Console
 from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.training.run import DryRunResult, dry_run
 
 
@@ -78,7 +78,7 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command(tiny, tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text(_as_yaml(tiny()))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "an update of step 2" in out

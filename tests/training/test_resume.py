@@ -8,7 +8,7 @@ import yaml
 from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
-from telecine.runs.settings import _as_yaml
+from telecine.runs.settings import as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
 from telecine.training.resume import SavedSettings
 
@@ -16,7 +16,7 @@ from telecine.training.resume import SavedSettings
 @pytest.fixture
 def saved(tiny, tmp_path):
     """Return the folder of a checkpoint of the tiny run that holds its settings only."""
-    (tmp_path / "config.yaml").write_text(_as_yaml(tiny()))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
     return tmp_path
 
 
@@ -91,20 +91,20 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
     terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
-    (tmp_path / "config.yaml").write_text(_as_yaml(config))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
     SavedSettings(tmp_path).check_networks(config)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
     assert SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA) == []
 
 
@@ -125,7 +125,7 @@ DATA |= {"data_sha256": ""}
 )
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
     config, data = TrainConfig(data="a"), DATA | data
-    (tmp_path / "config.yaml").write_text(_as_yaml(config))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert SavedSettings(tmp_path).check_clips(config, SUMMARY, data) == changes
     data["validation"] = replace(CLIPS_BEFORE, sha256="ba")
     named = ", ".join(changes) or "files of the same sizes"
@@ -140,7 +140,7 @@ def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path
 
 
 def test_the_same_files_may_be_in_another_place(tmp_path):
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data="a")))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data="a")))
     moved = TrainConfig(data="b")
     assert SavedSettings(tmp_path).check_clips(moved, SUMMARY, DATA | {"data_sha256": "cd"}) == []
     others = replace(SUMMARY, validation=replace(CLIPS_BEFORE, sha256="ba"))  # arrays of the same names and sizes
@@ -152,14 +152,14 @@ def test_the_same_files_may_be_in_another_place(tmp_path):
 
 
 def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data="a")))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data="a")))
     SavedSettings(tmp_path).check_data("b", is_same=True)
     with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got None"):
         SavedSettings(tmp_path).check_data(None, is_same=True)
 
 
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
-    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig()))
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig()))
     old = replace(SUMMARY, data_sha256="")
     assert SavedSettings(tmp_path).check_clips(TrainConfig(), old, DATA | {"data_sha256": "ef"}) == []
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.runs import DamagedError, Run
-from telecine.runs.checkpoints import _check_manifest
+from telecine.runs.manifest import check_manifest
 from telecine.training.distributed import local_shard
 from telecine.training.tensor_files import (
     SHARDS,
@@ -149,13 +149,13 @@ def test_a_damaged_shard_is_named(tmp_path):
     write(folder, 2)
     Run(tmp_path).checkpoints.finish(1, folder, keep=1)
     folder = Run(tmp_path).checkpoints.path(1)
-    _check_manifest(folder)
+    check_manifest(folder)
     path = shard_file(folder, 1, 2)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=r"shard-00001-of-00002.safetensors` must be as it was written"):
-        _check_manifest(folder)
+        check_manifest(folder)
     path.write_bytes(content[:20])
     with pytest.raises(DamagedError, match=r"shards` must be a safetensors file"):
         saved_tensors(folder, "model")

@@ -5,18 +5,27 @@ contract, the value and a remedy. `remedy` replaces the general remedy where a c
 """
 
 import difflib
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {"fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."}
 # Names that settings and values have elsewhere, with their names here.
-_ELSEWHERE = json.loads(Path(__file__).with_name("elsewhere.json").read_text(encoding="utf-8"))
+_OTHER_NAMES = {
+    "bf16": "mixed_precision",
+    "epochs": "steps",
+    "fp16": "mixed_precision",
+    "gpu": "cuda",
+    "learning_rate": "optimizer.lr",
+    "lpips_weight": "objective.perceptual_weight",
+    "recipe": "config",
+    "save_steps": "save_every",
+    "wandb": "trackers",
+}
 
 
 def describe(value: object) -> str:
@@ -42,83 +51,140 @@ def printable(text: str) -> str:
 
 
 def argument_error(
-    name: str, contract: str, got: object, remedy: str, error: type[Exception] = ValueError
+    name: str, contract: str, got: object, remedy: str = "", error: type[Exception] = ValueError
 ) -> Exception:
-    """Build the error of an invalid argument: the contract, the value, and the remedy.
+    """Build the error of an invalid argument.
 
-    A `str` as `got` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
+    Args:
+        name: The argument, or a file.
+        contract: What it must be.
+        got: What it is. A `str` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
+        remedy: What to do, as a sentence.
+        error: The class of the error.
     """
     got = got if isinstance(got, str) else describe(got)
-    return error(f"`{name}` must be {contract}, but got {got}. {remedy}")
+    return error(f"`{name}` must be {contract}, but got {got}. {remedy}".rstrip())
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "Did you mean `...`?" with the known word that has all parts of `word` or is spelled alike, or ""."""
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """Return "Did you mean `...`?" with the candidate that has all parts of a word or is spelled alike, or "".
+
+    Args:
+        word: What was typed. Dashes and underscores are the same.
+        candidates: The words that exist.
+    """
     if word in _INSTEAD:
         return _INSTEAD[word]
-    name, names = word.lstrip("-").replace("-", "_"), {each.lstrip("-"): each for each in known}
-    parts = {each: {*each.replace(".", "_").split("_")} for each in (name, *names)}
-    matches = sorted((each for each in names if parts[name] <= parts[each]), key=len)
-    matches = matches or difflib.get_close_matches(name, names, n=1)
-    matches = [here] if (here := _ELSEWHERE.get(name.rpartition(".")[2])) in names else matches
-    return f"Did you mean `{names[matches[0]]}`?" if matches else ""
+    name = word.lstrip("-").replace("-", "_")
+    candidates = {candidate.lstrip("-"): candidate for candidate in candidates}
+    match = _OTHER_NAMES.get(name.rpartition(".")[2])
+    if match not in candidates:
+        parts = _parts(name)
+        with_parts = [candidate for candidate in candidates if parts <= _parts(candidate)]
+        alike = difflib.get_close_matches(name, candidates, n=1)
+        match = min(with_parts, key=len) if with_parts else next(iter(alike), None)
+    return "" if match is None else f"Did you mean `{candidates[match]}`?"
 
 
-def suggestion(word: object, known: Iterable[str]) -> str:
-    """Return a sentence that suggests the known word nearest to `word`, or that lists all known words."""
-    known = list(known)
-    return nearest(str(word), known) or f"Use one of: {', '.join(known)}."
+def _parts(name: str) -> set[str]:
+    return set(name.replace(".", "_").split("_"))
+
+
+def suggestion(word: object, candidates: Iterable[str]) -> str:
+    """Return a sentence that suggests the candidate nearest to `word`, or that lists all candidates."""
+    candidates = list(candidates)
+    return nearest(str(word), candidates) or f"Use one of: {', '.join(candidates)}."
 
 
 def check_type(name: str, value: object, kind: type, remedy: str) -> None:
-    """Raise a `ValueError` unless `value` is a `kind`."""
+    """Check that an argument is of a class.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        kind: The class.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        ValueError: It is of another class.
+    """
     if not isinstance(value, kind):
         raise argument_error(name, f"of the class `{kind.__name__}`", describe(value), remedy)
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = "") -> int:
-    """Return an int that is at least `at_least`; raise a `ValueError` for anything else, bools included."""
+    """Return an int that is large enough.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        at_least: The smallest value.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        ValueError: The value is smaller, or no int; a bool is none.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         contract = "a positive int" if at_least == 1 else f"an int of at least {at_least}"
         raise argument_error(name, contract, describe(value), remedy or f"Use {at_least} or more.")
     return value
 
 
-def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
-    """Return a whole number >= 0 as an int; a float such as 1e4 is accepted."""
-    return int(_number(name, value, "a whole number of steps >= 0", lambda n: 0 <= n < math.inf and n % 1 == 0, remedy))
-
-
 def check_positive(name: str, value: object, *, remedy: str = "Leave it out for the default.") -> float:
-    """Return a finite number above 0 as a float; raise a `ValueError` for anything else."""
-    return float(_number(name, value, "a finite number above 0", lambda n: 0 < n < math.inf, remedy))
+    """Return a finite number above 0 as a float.
 
+    Args:
+        name: The argument.
+        value: Its value.
+        remedy: What to do, as a sentence.
 
-def check_weight(name: str, value: object, *, remedy: str = "Use 0 to turn the term off.") -> float:
-    """Return a finite number >= 0 as a float; raise a `ValueError` for anything else."""
-    return float(_number(name, value, "a finite number >= 0", lambda n: 0 <= n < math.inf, remedy))
+    Raises:
+        ValueError: The value is another number, or no number; a bool is none.
+    """
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise argument_error(name, "a finite number above 0", describe(value), remedy)
+    return float(value)
 
 
 def check_fraction(name: str, value: object, *, remedy: str = "Use 0 for no averaging.") -> float:
-    """Return a number from 0 to below 1, such as the decay of an average, as a float."""
-    return float(_number(name, value, "a number from 0 to below 1", lambda n: 0 <= n < 1, remedy))
+    """Return a number from 0 to below 1, such as the decay of an average, as a float.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        ValueError: The value is another number, or no number; a bool is none.
+    """
+    if not _is_number(value) or not 0 <= value < 1:
+        raise argument_error(name, "a number from 0 to below 1", describe(value), remedy)
+    return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str = "") -> T:
-    """Return `value` if it is one of `choices`; the error suggests the nearest of them."""
+    """Return the value if it is one of the choices.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        choices: The values that it may have.
+        remedy: What to do, as a sentence; by default the nearest choice.
+
+    Raises:
+        ValueError: It is none of them.
+    """
     choices = list(choices)
     for choice in choices:
         if value == choice:
             return choice
-    known = ", ".join(map(repr, choices))
-    raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
-
-
-def _number(name: str, value: object, contract: str, accepts: Callable[[float], bool], remedy: str) -> int | float:
-    """Return an int or a float that `accepts` accepts; raise a `ValueError` for anything else, bools included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not accepts(value):
-        raise argument_error(name, contract, describe(value), remedy)
-    return value
+    names = ", ".join(repr(choice) for choice in choices)
+    remedy = remedy or suggestion(value, [str(choice) for choice in choices])
+    raise argument_error(name, f"one of {names}", describe(value), remedy)
 
 
 class SettingsError(ValueError):
@@ -152,8 +218,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resum
 
 def count_files(num_videos: int, num_images: int) -> str:
     """Return numbers of files as "3 videos", "1 image" or "3 videos and 1 image"."""
-    counts = ((num_videos, "video"), (num_images, "image"))
-    return " and ".join(count(number, kind) for number, kind in counts if number)
+    parts = []
+    if num_videos:
+        parts.append(count(num_videos, "video"))
+    if num_images:
+        parts.append(count(num_images, "image"))
+    return " and ".join(parts)
 
 
 def count(number: int, noun: str) -> str:

@@ -10,29 +10,43 @@ import torch
 
 from telecine.base.checks import argument_error
 
-# The control groups of this process, and the folder of all groups.
-CONTROL_GROUP, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# The control groups of this process.
+CONTROL_GROUP = Path("/proc/self/cgroup")
+# The folder of all groups.
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name, if this machine has it; "auto" is an accelerator if there is one, else the CPU."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the device of a name; "auto" is an accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: This machine does not have it.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
     if name == "auto":
-        return torch.device(next(device for device, is_available in available.items() if is_available))
-    if not available[name]:
+        return torch.device(available[0])
+    if name not in available:
         remedy = 'Use "auto" or "cpu", or install a PyTorch build that supports it.'
         raise argument_error("device", "a device of this machine", name, remedy)
     return torch.device(name)
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes in a text such as "80GiB"; raise a `ValueError` unless it is a number with a unit."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = next((unit for unit in _UNITS if found and unit.lower() == found[2].lower()), None)
-    if found is None or unit is None or float(found[1]) == 0:
+    """Return the bytes in a text such as "80GiB".
+
+    Raises:
+        ValueError: It is not a number with a unit.
+    """
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in units or float(match[1]) == 0:
         raise argument_error("memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), "Use 80GiB.")
-    return int(float(found[1]) * _UNITS[unit])
+    return int(float(match[1]) * units[match[2].lower()])
 
 
 def gigabytes(size: float) -> str:
@@ -72,13 +86,19 @@ def _control_group_limits() -> Iterator[int]:
         return
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
-        root, name = CONTROL_GROUPS, "memory.max"
         if "memory" in controllers.split(","):  # version 1
-            root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
-        elif controllers:
+            root = CONTROL_GROUPS / "memory"
+            name = "memory.limit_in_bytes"
+        elif not controllers:  # version 2
+            root = CONTROL_GROUPS
+            name = "memory.max"
+        else:
             continue
         place = root / group.lstrip("/")
         for folder in (place, *place.parents):  # in a container, the files of a group may be at the root
             file = folder / name
-            if folder.is_relative_to(root) and file.is_file() and (limit := file.read_text("utf-8").strip()) != "max":
+            if not folder.is_relative_to(root) or not file.is_file():
+                continue
+            limit = file.read_text("utf-8").strip()
+            if limit != "max":
                 yield int(limit)

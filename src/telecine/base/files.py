@@ -19,21 +19,36 @@ OUTPUT_MARKER = ".telecine-output"
 # Bytes of the largest JSON file that is read.
 _MAX_JSON = 2**26
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file to read its bytes; raise a `ValueError` for all else, without `follow` for links, too."""
+    """Open a regular file to read its bytes.
+
+    Raises:
+        ValueError: It is another kind of file, or, without `follow`, a link.
+    """
     kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
     if kind != stat.S_IFREG:  # opening a FIFO would wait
         raise argument_error(str(path), "a regular file", _KINDS.get(kind, "a device"), "Copy its content to a file.")
     # Should it be replaced meanwhile, the open does not wait either.
-    flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    flags = getattr(os, "O_NONBLOCK", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     return open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
+    """Return the content of a regular file.
+
+    Raises:
+        ValueError: It is another kind of file, or has more bytes.
+    """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(max_bytes + 1) if size <= max_bytes else b""
@@ -75,7 +90,9 @@ def partial_path(path: Path) -> Path:
 
 def remove_partial(folder: Path, before: float) -> None:
     """Remove from a folder what interrupted writes to paths of `partial_path` left `before` this time, in seconds."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
         # Not the time of its content: a copy has that of the original.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
             remove(path)
@@ -107,7 +124,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raise a `ValueError` for anything else, see also `read_bounded`."""
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: The file has other content, or is too large.
+    """
     content = read_bounded(path, _MAX_JSON)
     try:
         value = json.loads(content.decode("utf-8"))
@@ -119,11 +140,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path, offset: int = 0, num_bytes: int = sys.maxsize) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it, or of some of its bytes."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it, or of some of its bytes.
+
+    Args:
+        path: The file.
+        offset: The first byte.
+        num_bytes: The number of bytes, by default all.
+    """
     digest = hashlib.sha256()
     with open_regular(path) as file:
         file.seek(offset)
-        while block := file.read(min(num_bytes, 2**20)):
+        while True:
+            block = file.read(min(num_bytes, 2**20))
+            if not block:
+                break
             digest.update(block)
             num_bytes -= len(block)
     return digest.hexdigest()

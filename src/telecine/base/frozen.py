@@ -29,7 +29,8 @@ class Frozen(nn.Module, Generic[Module]):
             for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
                 parameter.requires_grad_(False)
             # Tensors without values, as in plans, cannot be replaced by themselves.
-            if any(x.dtype in (torch.float16, torch.bfloat16) for x in (*module.parameters(), *module.buffers())):
+            tensors = [*module.parameters(), *module.buffers()]
+            if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
                 module._apply(at_least_float32)
 
     @property
@@ -47,7 +48,8 @@ class Frozen(nn.Module, Generic[Module]):
         if isinstance(module, nn.Module):
             yield from (*module.parameters(), *module.buffers())
             for inner in module.modules():
-                yield from inner.tensors() if isinstance(inner, Frozen) else ()
+                if isinstance(inner, Frozen):
+                    yield from inner.tensors()
         elif isinstance(module, dict):
             yield from module.values()
 
@@ -68,4 +70,6 @@ class Frozen(nn.Module, Generic[Module]):
 def keep_precision(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """Return `fn(tensor)`, such as the tensor on another device, unless that is in half precision."""
     moved = fn(tensor)
-    return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+    if moved.dtype in (torch.float32, torch.float64):
+        return moved
+    return tensor.to(moved.device)

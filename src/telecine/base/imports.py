@@ -14,8 +14,17 @@ T = TypeVar("T")
 # What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
 # error about the setting, because the command line prints no traceback of a `ValueError` or an `OSError`.
 CODE_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
-    *(SyntaxError, TypeError, ValueError),
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
 )
 _MISSING = object()
 # Where the modules are now that files of older versions name.
@@ -55,9 +64,16 @@ def _not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
 
 
 def import_allowed(path: str, name: str) -> object:
-    """Return the object at the dotted path in the setting `name`, else raise a `ValueError`.
+    """Return the object at a dotted path.
 
     Its package must be allowed, and that where it was defined, too: `my_package.os.system` is refused.
+
+    Args:
+        path: The dotted path.
+        name: The setting that has it.
+
+    Raises:
+        ValueError: The object cannot be imported, or is not allowed.
     """
     for old, new in _MOVED.items():
         if path.startswith(old):
@@ -69,39 +85,67 @@ def import_allowed(path: str, name: str) -> object:
         raise _not_allowed_error(name, path)
     try:
         imported = importlib.import_module(module)
-        found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
+        value = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
     except CODE_ERRORS as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
-    if found is _MISSING:
+    if value is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
         raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
-    origin = origin_of(found)
+    origin = origin_of(value)
     if origin is not None and not _is_allowed(origin):
         raise _not_allowed_error(name, path, origin)
-    return found
+    return value
 
 
-def choose(name: str, value: object, known: Mapping[str, T]) -> T:
-    """Return the value of a known name, the callable at a dotted path, or `value` itself if it is callable."""
-    if isinstance(value, str) and value in known:
-        return known[value]
-    found = import_allowed(value, name) if isinstance(value, str) and is_dotted(value) else value
-    if callable(found):
-        return cast(T, found)
-    contract = f"one of {', '.join(map(repr, known))}, or the dotted path of a function"
-    raise argument_error(name, contract, describe(found), suggestion(value, known))
+def choose(name: str, value: object, functions: Mapping[str, T]) -> T:
+    """Return the function of a name, the callable at a dotted path, or the value itself if it is callable.
+
+    Args:
+        name: The setting.
+        value: The name, the dotted path or the callable.
+        functions: The functions that have a name.
+
+    Raises:
+        ValueError: The value is none of these.
+    """
+    if isinstance(value, str) and value in functions:
+        return functions[value]
+    function = value
+    if isinstance(value, str) and is_dotted(value):
+        function = import_allowed(value, name)
+    if callable(function):
+        return cast(T, function)
+    contract = f"one of {', '.join(map(repr, functions))}, or the dotted path of a function"
+    raise argument_error(name, contract, describe(function), suggestion(value, functions))
 
 
-def check_arguments(name: str, function: Callable[..., object], given: Mapping[Any, object], *, are_all: bool) -> None:
-    """Raise a `ValueError` unless a function, class or module has these arguments; and needs no other, if `are_all`."""
-    title, is_class = str(origin_of(function)).rpartition(".")[2], inspect.isclass(function)
-    signature = inspect.signature(function if is_class else getattr(function, "forward", function))
+def check_arguments(
+    name: str, function: Callable[..., object], arguments: Mapping[Any, object], *, are_all: bool
+) -> None:
+    """Check that a function, class or module has arguments of these names.
+
+    Args:
+        name: The setting with the arguments.
+        function: The function, class or module.
+        arguments: The arguments by name.
+        are_all: Whether the function must need no other argument.
+
+    Raises:
+        ValueError: There is no such argument, or a required one is missing.
+    """
+    title = str(origin_of(function)).rpartition(".")[2]
+    called = function if inspect.isclass(function) else getattr(function, "forward", function)
+    signature = inspect.signature(called)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for key in given:
-        if key not in signature.parameters and not takes_any:
-            raise argument_error(name, f"arguments of {title}", repr(key), suggestion(key, signature.parameters))
+    for argument in arguments:
+        if argument not in signature.parameters and not takes_any:
+            remedy = suggestion(argument, signature.parameters)
+            raise argument_error(name, f"arguments of {title}", repr(argument), remedy)
     try:
-        (signature.bind if are_all else signature.bind_partial)(**given)
+        if are_all:
+            signature.bind(**arguments)
+        else:
+            signature.bind_partial(**arguments)
     except TypeError as error:
         contract = f"all required arguments of {title}"
         raise argument_error(name, contract, f"the error: {error}", "Add what is missing.") from error
@@ -122,26 +166,35 @@ def _why(error: BaseException, path: str) -> str:
     if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
         is_part = "." in str(error.name)
         return f"{error}. {'Check the spelling.' if is_part else 'Install it, or add its folder to `PYTHONPATH`.'}"
-    lines = [
-        (frame.f_globals.get("__name__", ""), f"{frame.f_code.co_filename}, line {line}")
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith("<")
-    ]
-    package = path.partition(".")[0]
-    own = [line for module, line in lines if module.partition(".")[0] == package]
-    where = "" if isinstance(error, SyntaxError) else f" ({own[-1] if own else lines[-1][1]})"
-    return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
+    reason = f"Its module raises {type(error).__name__}: {error}"
+    if not isinstance(error, SyntaxError):  # which names its line itself
+        reason += f" ({_line_in_package(error, path.partition('.')[0])})"
+    return f"{reason}. Correct it there."
 
 
-def origin_of(found: object) -> str | None:
+def _line_in_package(error: BaseException, package: str) -> str:
+    """Return the last line of a package that was run before an error; the last line of all if there is none."""
+    last = ""
+    last_in_package = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename.startswith("<"):
+            continue
+        last = f"{frame.f_code.co_filename}, line {line}"
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            last_in_package = last
+    return last_in_package or last
+
+
+def origin_of(value: object) -> str | None:
     """Return the dotted path where a function or a class, or an object's class, was defined; None if it has none."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    if inspect.ismodule(found):
-        return found.__name__
-    if not (inspect.isclass(found) or inspect.isroutine(found)):
-        found = type(found)
-    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    while isinstance(value, functools.partial):
+        value = value.func
+    if inspect.ismodule(value):
+        return value.__name__
+    if not inspect.isclass(value) and not inspect.isroutine(value):
+        value = type(value)
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None)
     return f"{module}.{name}" if module and name else None
 
 
@@ -153,6 +206,9 @@ def how_to_install(extra: str) -> str:
         lines = requires("telecine") or []
     except PackageNotFoundError:  # the source is used without being installed
         return f"Run `pip install -e '.[{extra}]'` in the checkout."
-    parts = (line.partition(";") for line in lines)
-    needed = [name.strip() for name, _, marker in parts if marker.strip() == f"extra == '{extra}'"]
-    return f"Run `{shlex.join(['pip', 'install', *needed])}`."
+    packages = []
+    for line in lines:
+        name, _, marker = line.partition(";")
+        if marker.strip() == f"extra == '{extra}'":
+            packages.append(name.strip())
+    return f"Run `{shlex.join(['pip', 'install', *packages])}`."

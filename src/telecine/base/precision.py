@@ -35,19 +35,21 @@ def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Mo
     The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
     as are all in compiled code, which fuses casts, and all if some are sharded over processes.
     """
-    dtype, others = autocast_dtype(inputs[0].device), set() if separately is None else {*separately.modules()}
+    dtype = autocast_dtype(inputs[0].device)
     if dtype is None or torch.compiler.is_compiling():
         return module(*inputs)
-    weights = {
-        f"{layer_name}.{name}": weight
-        for layer_name, layer in module.named_modules()
-        if layer not in others and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        for name, weight in layer.named_parameters(recurse=False)
-        if weight.dtype == torch.float32
-    }
-    if any(map(is_traceable_wrapper_subclass, weights.values())):
+    excluded = set() if separately is None else set(separately.modules())
+    weights: dict[str, Tensor] = {}
+    for layer_name, layer in module.named_modules():
+        if layer in excluded or not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            continue
+        for name, weight in layer.named_parameters(recurse=False):
+            if weight.dtype == torch.float32:
+                weights[f"{layer_name}.{name}"] = weight
+    if any(is_traceable_wrapper_subclass(weight) for weight in weights.values()):
         return module(*inputs)
-    return functional_call(module, dict(zip(weights, cast_together([*weights.values()], dtype), strict=True)), inputs)
+    copies = cast_together(list(weights.values()), dtype)
+    return functional_call(module, dict(zip(weights, copies, strict=True)), inputs)
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -67,8 +69,16 @@ class _CastTogether(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # for a second derivative
-            return (None, *(None if each is None else each.to(ctx.dtype) for each in gradients))
-        copies = [None if each is None else torch.empty_like(each, dtype=ctx.dtype) for each in gradients]
-        known, sources = [x for x in copies if x is not None], [x for x in gradients if x is not None]
-        torch._foreach_copy_(known, sources)
+            return (None, *(None if gradient is None else gradient.to(ctx.dtype) for gradient in gradients))
+        sources = []
+        targets = []
+        copies: list[Tensor | None] = []
+        for gradient in gradients:
+            copy = None
+            if gradient is not None:
+                copy = torch.empty_like(gradient, dtype=ctx.dtype)
+                sources.append(gradient)
+                targets.append(copy)
+            copies.append(copy)
+        torch._foreach_copy_(targets, sources)
         return (None, *copies)

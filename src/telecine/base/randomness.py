@@ -16,21 +16,45 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
-Draws: TypeAlias = Generators | Tensor  # or the numbers themselves, drawn before
 
 
-def rand(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
+def rand(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return uniform numbers in [0, 1).
+
+    Args:
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
+        dtype: Their type, PyTorch's default if `None`.
+    """
     return _draw(partial(torch.rand, device=device, dtype=dtype), shape, generator, device)
 
 
-def randn(shape: Sequence[int], *, generator: Draws, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return standard normal numbers of `shape`, `(B, ...)`."""
+def randn(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return standard normal numbers.
+
+    Args:
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
+        dtype: Their type, PyTorch's default if `None`.
+    """
     return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
 
 def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
-    """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
+    """Return uniform integers in [0, high).
+
+    Args:
+        high: Above the largest number.
+        shape: `(B, ...)`.
+        generator: Their source, on a device of the same type.
+        device: Where they are drawn.
+    """
     return _draw(partial(torch.randint, high, device=device), shape, generator, device)
 
 
@@ -47,25 +71,34 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Draws, device: torch.device) -> Tensor:
-    if isinstance(generator, Tensor):
-        return generator
-    is_one = generator is None or isinstance(generator, torch.Generator)
-    given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
-    for each in given:
-        if each.device.type != device.type:
-            remedy = f'Create it with `torch.Generator("{device.type}")`.'
-            raise argument_error("generator", f"on {device}", f"a generator on {each.device}", remedy)
-    if is_one:
+def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    if generator is None:
+        return draw(tuple(shape), generator=None)
+    if isinstance(generator, torch.Generator):
+        _check_device(generator, device)
         return draw(tuple(shape), generator=generator)
-    if len(given) != shape[0]:
+    for clip_generator in generator:
+        _check_device(clip_generator, device)
+    if len(generator) != shape[0]:
         remedy = "Pass one generator, or a sequence with one per clip."
-        raise argument_error("generator", f"one generator or {shape[0]}", f"{len(given)} of them", remedy)
-    return torch.stack([draw(tuple(shape[1:]), generator=each) for each in given])
+        raise argument_error("generator", f"one generator or {shape[0]}", f"{len(generator)} of them", remedy)
+    return torch.stack([draw(tuple(shape[1:]), generator=clip_generator) for clip_generator in generator])
+
+
+def _check_device(generator: torch.Generator, device: torch.device) -> None:
+    if generator.device.type != device.type:
+        remedy = f'Create it with `torch.Generator("{device.type}")`.'
+        raise argument_error("generator", f"on {device}", f"a generator on {generator.device}", remedy)
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:
-    """Return an independent generator for each clip, from the seed and the clip's number in the run."""
+    """Return an independent generator for each clip.
+
+    Args:
+        seed: The seed of the run.
+        clips: The numbers of the clips in the run.
+        device: The device of the generators.
+    """
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
 
 

@@ -22,22 +22,29 @@ _RANGE_TOLERANCE = 0.05
 
 
 def check_video(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is a floating-point tensor `(B, C, T, H, W)` without empty axes."""
-    contract, remedy = "a floating-point tensor of shape (B, C, T, H, W)", ""
+    """Check that an argument is a video.
+
+    Raises:
+        ValueError: It is not a floating-point tensor `(B, C, T, H, W)` without empty axes.
+    """
+    contract = "a floating-point tensor of shape (B, C, T, H, W)"
     if not isinstance(value, Tensor):
-        remedy = "Convert it with `torch.as_tensor(...).float()`."
-    elif value.ndim != 5:
+        raise argument_error(name, contract, describe(value), "Convert it with `torch.as_tensor(...).float()`.")
+    if value.ndim != 5:
         remedy = "Add a batch axis with `[None]` to a single clip, a time axis with `[:, :, None]` to images."
-    elif not value.is_floating_point():
-        remedy = "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`."
-    elif 0 in value.shape:
-        contract, remedy = f"{contract} without empty axes", "Drop empty batches before the loss."
-    if remedy:
-        raise argument_error(name, contract, describe(value), remedy)
+        raise argument_error(name, contract, value, remedy)
+    if not value.is_floating_point():
+        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`.")
+    if 0 in value.shape:
+        raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
 
 
 def check_frames(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is a floating-point tensor `(N, C, H, W)`."""
+    """Check that an argument has frames.
+
+    Raises:
+        ValueError: It is not a floating-point tensor `(N, C, H, W)`.
+    """
     contract = "a floating-point tensor of shape (N, C, H, W)"
     if not isinstance(value, Tensor) or value.ndim != 4:
         remedy = "Take frames from a video (B, C, T, H, W) with `pick_frames`; add a batch axis to one with `[None]`."
@@ -49,7 +56,18 @@ def check_frames(name: str, value: object) -> None:
 def check_same_shape(
     name: str, value: Tensor, other_name: str, other: Tensor, *, remedy: str = "Crop or pad one to match the other."
 ) -> None:
-    """Raise a `ValueError` unless both have the same shape: broadcasting would compare unrelated values."""
+    """Check that two tensors have the same shape: broadcasting would compare unrelated values.
+
+    Args:
+        name: The first argument.
+        value: Its tensor.
+        other_name: The second argument.
+        other: Its tensor.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     if value.shape != other.shape:
         raise argument_error(name, f"of `{other_name}`'s shape {tuple(other.shape)}", value, remedy)
 
@@ -61,13 +79,18 @@ def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor)
 
 
 def check_range(name: str, value: Tensor) -> None:
-    """Raise a `ValueError` if a CPU tensor exceeds [-1, 1], and warn if no value is below 0; NaN passes.
+    """Check that a CPU tensor is in [-1, 1], and warn if no value is below 0; NaN passes.
 
     Tensors on other devices pass: reading a value would make the host wait in every step. Fake ones have no values.
+
+    Raises:
+        ValueError: Values are out of the range.
     """
     if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
         return
-    low, high = (float(bound.float().numpy()) for bound in torch.aminmax(value.detach()))
+    bounds = torch.aminmax(value.detach())
+    low = float(bounds.min.float().numpy())
+    high = float(bounds.max.float().numpy())
     if low < VALUE_RANGE[0] - _RANGE_TOLERANCE or high > VALUE_RANGE[1] + _RANGE_TOLERANCE:
         remedy = "Map [0, 1] with `x * 2 - 1`, bytes with `x / 127.5 - 1`."
         raise argument_error(name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy)
@@ -77,7 +100,11 @@ def check_range(name: str, value: Tensor) -> None:
 
 
 def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
-    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1]."""
+    """Check that both are videos `(B, C, T, H, W)` of one shape and device, and `inputs` in [-1, 1].
+
+    Raises:
+        ValueError: They are not.
+    """
     check_video("inputs", inputs)
     check_video("reconstructions", reconstructions)
     remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
@@ -87,7 +114,11 @@ def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
 
 
 def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
-    """Raise a `ValueError` unless both are floating-point frames `(N, C, H, W)` of one shape and device."""
+    """Check that both are floating-point frames `(N, C, H, W)` of one shape and device.
+
+    Raises:
+        ValueError: They are not.
+    """
     check_frames("reconstruction", reconstruction)
     check_frames("target", target)
     check_same_shape("target", target, "reconstruction", reconstruction)

@@ -39,15 +39,23 @@ class PlainConsole(Console):
 
 
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal."""
-    total = len(items) if total is None else total  # type: ignore[arg-type]
+    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
+
+    Args:
+        items: What is iterated over.
+        description: The text beside the progress.
+        total: The number of items, by default their length.
+    """
+    if total is None:
+        total = len(items)  # type: ignore[arg-type]
     console = Console(stderr=True)
     if console.is_terminal:
         from rich.progress import track  # takes time that help and mistakes on the command line must not spend
 
         yield from track(items, description, total=total, console=console, transient=True)
         return
-    start = last = time.monotonic()
+    start = time.monotonic()
+    last = start
     for num_done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()

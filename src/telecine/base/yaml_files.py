@@ -1,10 +1,6 @@
-"""YAML of settings, tables and texts. Files may come from others: they are read with bounded time and memory."""
+"""YAML of settings files. They may come from others: they are read with bounded time and memory."""
 
-from collections.abc import Iterable
-from contextlib import suppress
-from functools import partial
-from importlib import resources
-from itertools import takewhile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +9,22 @@ import yaml
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import read_bounded
 
-_MAX_BYTES = 2**20
+MAX_BYTES = 2**20
 _MAX_DEPTH = 32
-# What is not text without quotes: words, and what consists of these characters if Python reads it as a number.
-_WORDS = {"true": True, "false": False, **dict.fromkeys(("", "~", "null"))}
-_WORDS |= {word: float(word.replace(".", "")) for word in (".inf", "+.inf", "-.inf", ".nan")}
-_DIGITS, _MAX_DIGITS = {*"0123456789abcdefABCDEFx+-."}, 4300
+_MAX_DIGITS = 4300
+# What is not text without quotes: these words, and what consists of these characters if Python reads it as a number.
+_WORDS = {
+    "": None,
+    "~": None,
+    "null": None,
+    "true": True,
+    "false": False,
+    ".inf": float("inf"),
+    "+.inf": float("inf"),
+    "-.inf": float("-inf"),
+    ".nan": float("nan"),
+}
+_CHARACTERS = frozenset("0123456789abcdefABCDEFx+-.")
 # libyaml, where PyYAML has it, is ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -30,20 +36,30 @@ class _Document:
     """
 
     def __init__(self, text: str, name: str = "a value") -> None:
-        self.name, self.lines, self.groups = name, dict[str, int](), {""}
-        kinds = (yaml.NodeEvent, yaml.CollectionEndEvent)
-        self._events = (each for each in yaml.parse(text, Loader=_Loader) if isinstance(each, kinds))
-        values = [self._value(each, "", 1) for each in self._events]
-        if len(values) > 1:
+        self.name = name
+        self.value: Any = None
+        self.lines: dict[str, int] = {}
+        self.groups = {""}
+        self._events = self._read_events(text)
+        first = next(self._events, None)
+        if first is not None:
+            self.value = self._read_value(first, "", 1)
+        if next(self._events, None) is not None:
             raise yaml.YAMLError("more than one document")
-        self.value = values[0] if values else None
 
-    def _value(self, event: yaml.Event, name: str, depth: int) -> Any:
+    @staticmethod
+    def _read_events(text: str) -> Iterator[yaml.Event]:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent)):
+                yield event
+
+    def _read_value(self, event: yaml.Event, name: str, depth: int) -> Any:
         """Return the value of a setting of which this is the first event."""
-        line = self.lines.setdefault(name, event.start_mark.line + 1)
+        line = event.start_mark.line + 1
+        self.lines.setdefault(name, line)
         if isinstance(event, yaml.AliasEvent):
-            contract, remedy = "settings without aliases (`*name`)", "Write the value out."
-            raise argument_error(self.name, contract, f"one in line {line}", remedy)
+            got = f"one in line {self.lines[name]}"
+            raise argument_error(self.name, "settings without aliases (`*name`)", got, "Write the value out.")
         if event.tag is not None:
             raise yaml.YAMLError(f"a tag in line {line}")
         if isinstance(event, yaml.ScalarEvent):
@@ -51,35 +67,50 @@ class _Document:
         if depth > _MAX_DEPTH:
             contract = f"settings that are nested at most {_MAX_DEPTH} deep"
             raise argument_error(self.name, contract, f"more in line {line}", "Check the brackets.")
-        inside = takewhile(lambda each: not isinstance(each, yaml.CollectionEndEvent), self._events)
         if isinstance(event, yaml.MappingStartEvent):
-            return self._group(inside, f"{name}." if name else "", depth)
-        return [self._value(each, f"{name}.{index}", depth + 1) for index, each in enumerate(inside)]
+            return self._read_group(f"{name}." if name else "", depth)
+        items: list[Any] = []
+        for item in self._events:
+            if isinstance(item, yaml.CollectionEndEvent):
+                break
+            items.append(self._read_value(item, f"{name}.{len(items)}", depth + 1))
+        return items
 
-    def _group(self, keys: Iterable[yaml.Event], before: str, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key in keys:
+    def _read_group(self, prefix: str, depth: int) -> dict[str, Any]:
+        group: dict[str, Any] = {}
+        for key in self._events:
+            if isinstance(key, yaml.CollectionEndEvent):
+                break
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarEvent) or key.tag is not None:
                 raise yaml.YAMLError(f"a name that is not plain text in line {line}")
-            if key.value in found:
+            if key.value in group:
                 raise yaml.YAMLError(f"`{key.value}` is given twice, again in line {line}")
-            self.lines[name := before + key.value] = line
-            found[key.value] = value = self._value(next(self._events), name, depth + 1)
-            self.groups |= {name} if isinstance(value, dict) else set()
-        return found
+            name = prefix + key.value
+            self.lines[name] = line
+            group[key.value] = self._read_value(next(self._events), name, depth + 1)
+            if isinstance(group[key.value], dict):
+                self.groups.add(name)
+        return group
 
 
 def _plain_value(text: str) -> Any:
     """Return what text without quotes is in YAML 1.2, which has 1e-4 as a number, and `no` and dates as text."""
-    if text.lower() in _WORDS or not _DIGITS.issuperset(text):
-        return _WORDS.get(text.lower(), text)
+    word = text.lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    if not _CHARACTERS.issuperset(text):
+        return text
     if len(text) > _MAX_DIGITS:
         raise yaml.YAMLError(f"a number of {len(text)} digits")
-    for read in (partial(int, base=16),) if text.startswith("0x") else (int, float):
-        with suppress(ValueError):
-            return read(text)
-    return text
+    try:
+        return int(text, base=16) if text.startswith("0x") else int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def parse_yaml(text: str) -> Any:
@@ -96,7 +127,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_document(path: Path) -> _Document:
-    content = read_bounded(path, _MAX_BYTES)
+    content = read_bounded(path, MAX_BYTES)
     try:
         document = _Document(content.decode("utf-8"), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -110,19 +141,16 @@ def _read_document(path: Path) -> _Document:
     return document
 
 
-def read_package_yaml(package: str, name: str) -> Any:
-    """Return the values in a YAML file of a package of telecine, which may have aliases."""
-    return yaml.load(resources.files(package).joinpath(name).read_text(encoding="utf-8"), Loader=_Loader)
-
-
 def line_of(path: Path, name: str) -> int | None:
     """Return the line in a YAML file of the setting of a dotted name; None if the file does not have it."""
     try:
         document = _read_document(path)
     except ValueError:
         return None
-    found = name
-    while found and found not in document.lines:  # a number stands for the only setting of its group, such as a weight
-        found = found.rpartition(".")[0]
-    is_in_group = found != name and found in document.groups
-    return None if is_in_group else document.lines.get(found)
+    # A number stands for the only setting of its group, such as a weight.
+    place = name
+    while place and place not in document.lines:
+        place = place.rpartition(".")[0]
+    if place != name and place in document.groups:
+        return None
+    return document.lines.get(place)

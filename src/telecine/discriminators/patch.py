@@ -35,16 +35,17 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     """Return weight and bias of each convolution in the dtype that autocast uses for `x`, computed all at once.
 
     All have a spectral norm or none; in float16 the gradient of one, a sum over the whole weight, would overflow. In
-    compiled code each convolution computes its own; under Dynamo, with a step of the power iteration in each pass.
+    compiled code each convolution computes its own, with a step of the power iteration in each pass.
     """
+    is_compiled = torch.compiler.is_dynamo_compiling()
     dtype = autocast_dtype(x.device)
     with autocast_off(x.device):
-        if is_parametrized(convs[0], "weight") and not torch.compiler.is_dynamo_compiling():
+        if is_parametrized(convs[0], "weight") and not is_compiled:
             weights = list(normalised_weights(convs))
         else:
             weights = [conv.weight for conv in convs]
         biases = [conv.bias for conv in convs]
-        if dtype is not None and weights[0].dtype == torch.float32 and not torch.compiler.is_compiling():
+        if dtype is not None and weights[0].dtype == torch.float32 and not is_compiled:
             cast = list(cast_together(weights + biases, dtype))
             weights = cast[: len(convs)]
             biases = cast[len(convs) :]

@@ -9,10 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import is_parametrized
-
-from telecine.base.precision import autocast_off
-from telecine.discriminators.base import GradientCheckpointing
 
 
 class _SpectralNorms(NamedTuple):
@@ -45,12 +41,9 @@ def shared_spectral_norms() -> Iterator[None]:
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
-    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`. In
-    compiled code it is none: `step_spectral_norms` comes before.
+    In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     """
     norms = [layer.parametrizations.weight for layer in layers]
-    if torch.compiler.is_compiling():
-        return [norm.original / (norm[0]._u @ norm.original.flatten(1) @ norm[0]._v) for norm in norms]
     shared = _shared.get()
     if shared is None:
         normalised = _normalise(norms)
@@ -59,14 +52,6 @@ def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
             shared[layers[0]] = _normalise(norms)
         normalised = shared[layers[0]]
     return _Normalise.apply(normalised, *[norm.original for norm in norms])
-
-
-def step_spectral_norms(module: nn.Module) -> None:
-    """Take the step of the power iteration of telecine's networks; others take their steps themselves, in each pass."""
-    for network in (each for each in module.modules() if isinstance(each, GradientCheckpointing)):
-        if layers := [layer for layer in network.modules() if is_parametrized(layer, "weight")]:
-            with autocast_off(next(network.parameters()).device):
-                normalised_weights(layers)
 
 
 @torch.no_grad()

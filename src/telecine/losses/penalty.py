@@ -23,20 +23,11 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.randomness import Draws, Generators, rand, randn
+from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
 from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
-
-
-def _uniform_of_clips(x: Tensor, generator: Draws) -> Tensor:
-    dtype = at_least_float32(x).dtype
-    return rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=dtype)
-
-
-def _normal(x: Tensor, generator: Draws) -> Tensor:
-    return randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,6 @@ class Penalty:
     """The penalty is a function of a gradient. Autocast is then off for all logits of the step."""
     uses_fake: bool = True
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
-    noise: Callable[[Tensor, Generators], Tensor] | None = None
-    """Draws the random numbers for `real`. Compiled code cannot: it passes them as the argument `generator`."""
 
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
@@ -97,7 +86,7 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
-def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Draws = None) -> Scalar:
+def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
@@ -114,7 +103,8 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     x = real.detach()
     x_tilde = fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    epsilon = _uniform_of_clips(x, generator)
+    one_per_clip = (len(x), *[1] * (x.ndim - 1))
+    epsilon = rand(one_per_clip, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = epsilon * x + (1 - epsilon) * x_tilde
     x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
@@ -124,7 +114,12 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
 
 
 def approximate_r1(
-    *, discriminator: LogitsFunction, real: Tensor, real_logits: Tensor, generator: Draws = None, sigma: float = 0.01
+    *,
+    discriminator: LogitsFunction,
+    real: Tensor,
+    real_logits: Tensor,
+    generator: Generators = None,
+    sigma: float = 0.01,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
 
@@ -152,7 +147,8 @@ def approximate_r1(
     """
     check_positive("sigma", sigma, remedy="Use `r1` for the limit at 0.")
     x = real.detach()
-    moved = x + sigma * _normal(x, generator)  # in the noise's type, at least float32
+    noise = randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    moved = x + sigma * noise
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         with autocast_off(x.device):
             logits, moved_logits = discriminator(torch.cat((x.to(moved.dtype), moved))).chunk(2)
@@ -169,14 +165,13 @@ GRAD_PENALTIES: dict[str, Penalty] = {
     "r1": Penalty(r1, differentiates_fake=False, uses_fake=False),
     "r2": Penalty(r2, differentiates_real=False),
     "r1_and_r2": Penalty(r1_and_r2),
-    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False, noise=_uniform_of_clips),
+    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False),
     "approximate_r1": Penalty(
         approximate_r1,
         differentiates_real=False,
         differentiates_fake=False,
         double_backward=False,
         uses_fake=False,
-        noise=_normal,
     ),
 }
 

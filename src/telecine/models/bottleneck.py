@@ -18,7 +18,11 @@ _Indices = Int[Tensor, "batch code time height width"]
 
 
 def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
-    """Return the discrete bottleneck of an autoencoder, or None for a Gaussian one."""
+    """Return the discrete bottleneck of an autoencoder, or None for a Gaussian one.
+
+    Raises:
+        ValueError: The package vector-quantize-pytorch is not installed.
+    """
     if config.bottleneck == "gaussian":
         return None
     try:
@@ -26,12 +30,18 @@ def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
     except ImportError as missing:
         contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(config.bottleneck)
         raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
-    groups = {"num_codebooks": config.latent_channels // config.code_channels, "keep_num_codebooks_dim": True}
+    num_codes = config.latent_channels // config.code_channels
     if config.bottleneck == "fsq":
-        # Indices are computed when they are asked for: the library would make a table of all codes at once.
-        return Bottleneck(library.FSQ(list(config.fsq_levels), **groups, return_indices=False), config)
+        fsq = library.FSQ(
+            list(config.fsq_levels),
+            num_codebooks=num_codes,
+            keep_num_codebooks_dim=True,
+            return_indices=False,  # the library would make a table of all codes at once
+        )
+        return Bottleneck(fsq, config)
     lfq = library.LFQ(
-        **groups,
+        num_codebooks=num_codes,
+        keep_num_codebooks_dim=True,
         codebook_size=config.codebook_size,
         entropy_loss_weight=config.lfq_entropy_weight,
         commitment_loss_weight=config.lfq_commitment_weight,
@@ -86,7 +96,11 @@ class _LookupFreeBottleneck(Bottleneck):
     """
 
     def posterior(self, latent: Latent) -> DeterministicPosterior:
-        """Return the quantized latent with the losses, or raise a `ValueError` if it trains on several processes."""
+        """Return the quantized latent with the losses.
+
+        Raises:
+            ValueError: It trains on several processes.
+        """
         if not self.training:
             return super().posterior(latent)
         if num_ranks() > 1:

@@ -23,25 +23,46 @@ def _repeat_first_frame(video: Video, count: int) -> Video:
 
 
 def fold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
-    """Move blocks of `time x space x space` values into channels; a first frame that is apart is repeated for one."""
+    """Move blocks of `time x space x space` values into channels.
+
+    Args:
+        video: `(B, C, T, H, W)`.
+        time: Frames of a block.
+        space: Height and width of a block.
+        first_frame_apart: Whether the first frame, repeated, is a block of its own.
+    """
     padded = _repeat_first_frame(video, time - 1 if first_frame_apart else 0)
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
 
 def unfold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
-    """Invert `fold`: move channels into blocks of `time x space x space`, and keep one copy of the first frame."""
+    """Invert `fold`: move channels into blocks of `time x space x space`, and keep one copy of the first frame.
+
+    Args:
+        video: `(B, C * time * space * space, t, h, w)`.
+        time: Frames of a block.
+        space: Height and width of a block.
+        first_frame_apart: As of `fold`.
+    """
     spread = rearrange(video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space)
     return spread[:, :, time - 1 if first_frame_apart else 0 :]
 
 
 class CausalConv(nn.Module):
-    """A convolution over a frame and earlier ones. The first frame pads time, so that an image equals a still video."""
+    """A convolution over a frame and earlier ones. The first frame pads time, so that an image equals a still video.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Size in time, and in height and width (odd).
+        conv: Class of the convolution.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, int], conv: type[nn.Conv3d] = nn.Conv3d
     ) -> None:
         super().__init__()
-        time, side = kernel  # the size in time, and in height and width (odd)
+        time, side = kernel
         self.num_repeats = time - 1
         self.conv = conv(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
 
@@ -49,8 +70,10 @@ class CausalConv(nn.Module):
         """Map the next chunk of a clip, and update `earlier`; or map a whole clip if that is None."""
         if earlier is None or self.num_repeats == 0:
             return self.conv(_repeat_first_frame(video, self.num_repeats))
-        before = earlier.get(self)
-        padded = _repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
+        if self in earlier:
+            padded = torch.cat([earlier[self], video], dim=2)
+        else:
+            padded = _repeat_first_frame(video, self.num_repeats)
         earlier[self] = padded[:, :, -self.num_repeats :].clone()  # a view would keep the whole chunk
         return self.conv(padded)
 
@@ -59,19 +82,34 @@ class CausalSequential(nn.Sequential):
     """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
-        """Map a clip, or the next chunk of it, see `CausalConv`; `level` has features of its noise, `(B, F)`."""
+        """Map a clip, or the next chunk of it.
+
+        Args:
+            video: `(B, C, T, H, W)`.
+            earlier: The frames that layers keep between chunks; None for a whole clip.
+            level: Features of the level of its noise, `(B, F)`.
+        """
         for layer in self:
             video = call_layer(layer, video, earlier, level)
         return video
 
 
 def call_layer(layer: nn.Module, video: Video, earlier: EarlierFrames | None, level: Tensor | None) -> Video:
-    """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes."""
+    """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes.
+
+    Args:
+        layer: The layer.
+        video: `(B, C, T, H, W)`.
+        earlier: The frames that layers keep between chunks; None for a whole clip.
+        level: Features of the level of noise, `(B, F)`.
+    """
     if isinstance(layer, ResidualBlock):
         return cast(Video, layer(video, earlier, level))
     if isinstance(layer, CausalConv):
         return cast(Video, layer(video, earlier))
-    return cast(Video, layer(video, level) if isinstance(layer, ChannelNorm) else layer(video))
+    if isinstance(layer, ChannelNorm):
+        return cast(Video, layer(video, level))
+    return cast(Video, layer(video))
 
 
 class ChannelNorm(nn.Module):
@@ -84,7 +122,9 @@ class ChannelNorm(nn.Module):
     def __init__(self, num_channels: int, level_features: int = 0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(num_channels, 1, 1, 1))
-        self.modulation = init_zero(nn.Linear(level_features, 2 * num_channels)) if level_features else None
+        self.modulation: nn.Linear | None = None
+        if level_features > 0:
+            self.modulation = init_zero(nn.Linear(level_features, 2 * num_channels))
 
     def forward(self, video: Video, level: Tensor | None = None) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
@@ -96,7 +136,13 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`x + f(x)`: `f` convolves space and `time_kernel` frames, then space, and is 0 at the start."""
+    """`x + f(x)`: `f` convolves space and `time_kernel` frames, then space, and is 0 at the start.
+
+    Args:
+        num_channels: Channels of input and output.
+        time_kernel: Frames that a position sees: its own and earlier ones.
+        level_features: Features of a noise level; 0 without.
+    """
 
     def __init__(self, num_channels: int, time_kernel: int = 1, level_features: int = 0) -> None:
         super().__init__()
@@ -111,7 +157,13 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
-        """Return a video of the same shape, see `CausalSequential`."""
+        """Return a video of the same shape.
+
+        Args:
+            video: `(B, num_channels, T, H, W)`.
+            earlier: The frames that layers keep between chunks; None for a whole clip.
+            level: Features of the level of noise, `(B, F)`.
+        """
         if self.gradient_checkpointing:
             return video + checkpoint_call(self.branch, video, earlier, level)
         return video + self.branch(video, earlier, level)

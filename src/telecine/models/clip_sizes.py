@@ -4,7 +4,7 @@ Many classes state no or a wrong compression, and most models truncate or pad ot
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from functools import cached_property, partial
 from itertools import chain, islice, pairwise
@@ -35,8 +35,20 @@ _UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError
 
 
 def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
-    """Raise a `ValueError` with the nearest accepted value unless `value` is `step * k + offset` and >= `smallest`."""
-    smallest = smallest or offset or step
+    """Check that a value is `step * k + offset`.
+
+    Args:
+        name: What it is, for the error.
+        value: The value.
+        step: Between accepted values.
+        offset: Of accepted values.
+        smallest: The smallest accepted value; by default `offset`, or `step` if that is 0.
+
+    Raises:
+        ValueError: It is not, or is smaller; the message has the nearest accepted value.
+    """
+    if smallest is None:
+        smallest = offset or step
     nearest = max((value - offset + step // 2) // step * step + offset, smallest)
     if value != nearest:
         raise size_error(name, value, accepted=_multiples(step, offset), nearest=nearest)
@@ -47,7 +59,14 @@ def _multiples(step: int, offset: int) -> str:
 
 
 def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Exception:
-    """Return the error for a size that a model does not reproduce."""
+    """Return the error for a size that a model does not reproduce.
+
+    Args:
+        name: What it is.
+        value: The value.
+        accepted: Which values are accepted.
+        nearest: The nearest one.
+    """
     return argument_error(name, f"{accepted} for this model", str(value), f"Use {nearest}, the nearest accepted value.")
 
 
@@ -56,16 +75,21 @@ class _Probe(nn.Module):
 
     def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
         super().__init__()
-        self.module, self.function = module, function
+        self.module = module
+        self.function = function
 
     def forward(self, video: Video) -> Tensor:
         return self.function(self.module, video)
 
 
 class ClipSizes:
-    """The clip sizes that a model reproduces with a deterministic `reconstruct`, and its last layer; all are cached.
+    """The clip sizes that a model reproduces, and its last layer; all are cached.
 
-    Clips have `in_channels`; `only_side` is the height and width of its only frames, if it reproduces no others.
+    Args:
+        model: The model.
+        reconstruct: From the model and a clip to its reconstruction, without random numbers.
+        in_channels: Channels of clips.
+        only_side: Height and width of the only frames that it reproduces; None if it reproduces others.
     """
 
     def __init__(
@@ -75,7 +99,9 @@ class ClipSizes:
         in_channels: int,
         only_side: int | None = None,
     ) -> None:
-        self.model, self.in_channels, self.only_side = model, in_channels, only_side
+        self.model = model
+        self.in_channels = in_channels
+        self.only_side = only_side
         self.reconstruct = _Probe(model, reconstruct)
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= _LARGE_MODEL
         self._cache: dict[_Size, bool] = {}
@@ -83,19 +109,28 @@ class ClipSizes:
 
     @torch.no_grad()
     def output_shape(self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None) -> torch.Size:
-        """Return the shape of the reconstruction, or of another `function`'s output; buffers and random state stay."""
+        """Return the shape of the reconstruction, or of another function's output; buffers and random state stay.
+
+        Args:
+            size: Frames, height and width of the clip.
+            function: From the model and a clip to another output.
+        """
         probe = self.reconstruct if function is None else _Probe(self.model, function)
-        device = torch.device("meta") if self.on_meta else next(probe.parameters()).device
-        tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         if self.on_meta:
+            device = torch.device("meta")
             named = chain(probe.named_parameters(), probe.named_buffers())
             tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
+        else:
+            device = next(probe.parameters()).device
+            tensors = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         devices = [device.index or 0] if device.type == "cuda" else []
         # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
         eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
             video = torch.zeros(1, self.in_channels, *size, device=device)
-            return (functional_call(probe, tensors, (video,)) if tensors else probe(video)).shape
+            if tensors:
+                return functional_call(probe, tensors, (video,)).shape
+            return probe(video).shape
 
     def reproduces(self, size: _Size) -> bool:
         """Return whether the output for a clip of this size has the same size."""
@@ -118,23 +153,37 @@ class ClipSizes:
         if self.only_side is not None:
             return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):
-            # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
-            self.on_meta, self._cache = on_meta, {}
-            candidates = ((time, side, side) for side in _LARGE_SIDES for time in range(1, _MAX_STEP + 1))
-            found = next(filter(self.reproduces, candidates), None)
-            if found is not None:
-                return next(size for side in _SIDES if self.reproduces(size := (found[0], side, side)))
+            # Models that read values, e.g. with `.item()`, fail on the meta device: they are probed with real clips.
+            self.on_meta = on_meta
+            self._cache = {}
+            size = self._find_smallest()
+            if size is not None:
+                return size
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
         raise argument_error("module", contract, got + self._last_error, remedy)
 
+    def _find_smallest(self) -> _Size | None:
+        """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
+        for large_side in _LARGE_SIDES:
+            for num_frames in range(1, _MAX_STEP + 1):
+                if not self.reproduces((num_frames, large_side, large_side)):
+                    continue
+                for side in _SIDES:
+                    if self.reproduces((num_frames, side, side)):
+                        return num_frames, side, side
+        return None
+
     @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
-        time, side, _ = self.smallest
-        steps = _STEPS if self.only_side is None else ()
-        return next((step for step in steps if self.reproduces((time, side + step, side + step))), side)
+        num_frames, side, _ = self.smallest
+        if self.only_side is None:
+            for step in _STEPS:
+                if self.reproduces((num_frames, side + step, side + step)):
+                    return step
+        return side
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -146,17 +195,28 @@ class ClipSizes:
         called: list[str] = []
         with ExitStack() as hooks:
             for name, module in self.model.named_modules():
-                if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2:
-                    note = partial(lambda name, *_: called.append(f"{name}.weight"), name)
+                weight = module._parameters.get("weight")
+                if weight is not None and weight.ndim >= 2:
+                    note = partial(_note, called, f"{name}.weight")
                     hooks.enter_context(module.register_forward_pre_hook(note))
             self.output_shape(self.smallest)
         if not called:
-            contract, got = f"a member of {type(self.model).__name__}", "no layer with a weight that is called"
+            contract = f"a member of {type(self.model).__name__}"
+            got = "no layer with a weight that is called"
             raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
+        """Check that a clip of this size is reproduced.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: It is not; the message has the nearest accepted value.
+        """
         _, side, _ = self.smallest
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
@@ -166,29 +226,53 @@ class ClipSizes:
             raise self._frames_error(num_frames)
 
     def cover(self, num_frames: int, height: int, width: int) -> _Size:
-        """Return the smallest size that is reproduced and at least this large."""
-        covering = next(self._lengths_from(max(num_frames, 1)), None)
-        if covering is None:
-            raise self._frames_error(num_frames)
-        (_, side, _), step = self.smallest, self.multiple
-        if self.only_side is not None:
-            self.check(covering, max(height, side), max(width, side))
-        rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
-        return covering, rows, columns
+        """Return the smallest size that is reproduced and at least this large.
 
-    def _lengths_from(self, num_frames: int) -> Iterator[int]:
-        return filter(self.reproduces_length, range(num_frames, num_frames + 2 * _MAX_STEP + 1))
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: There is none.
+        """
+        lengths = self._accepted_lengths(range(max(num_frames, 1), num_frames + 2 * _MAX_STEP + 1), most=1)
+        if not lengths:
+            raise self._frames_error(num_frames)
+        _, side, _ = self.smallest
+        if self.only_side is not None:
+            self.check(lengths[0], max(height, side), max(width, side))
+        return lengths[0], self._cover_side(height), self._cover_side(width)
+
+    def _cover_side(self, value: int) -> int:
+        """Return the smallest accepted height or width that is at least as large."""
+        _, side, _ = self.smallest
+        num_steps = -(-max(value - side, 0) // self.multiple)
+        return side + self.multiple * num_steps
+
+    def _accepted_lengths(self, candidates: Iterable[int], most: int) -> list[int]:
+        """Return the first numbers of frames among candidates that are reproduced, at most `most`."""
+        return list(islice(filter(self.reproduces_length, candidates), most))
 
     def _frames_error(self, num_frames: int) -> Exception:
-        below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
-        around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
+        below = self._accepted_lengths(range(num_frames - 1, 0, -1), most=1)
+        first = max(num_frames, 1)
+        above = self._accepted_lengths(range(first, first + 2 * _MAX_STEP + 1), most=3 - len(below))
+        around = below + above
         nearest = min(around, key=lambda length: abs(length - num_frames))
         steps = {after - before for before, after in pairwise(around)}
-        *others, last = map(str, around)
-        accepted = f"{', '.join(others)} or {last}" if others else last
         if len(around) == 3 and len(steps) == 1:
-            accepted = _multiples(min(steps), around[0] % min(steps))
+            step = steps.pop()
+            accepted = _multiples(step, around[0] % step)
+        elif len(around) == 1:
+            accepted = str(around[0])
+        else:
+            accepted = f"{', '.join(map(str, around[:-1]))} or {around[-1]}"
         return size_error("num_frames", num_frames, accepted=accepted, nearest=nearest)
+
+
+def _note(called: list[str], name: str, *_: object) -> None:
+    called.append(name)
 
 
 class ProbedAutoencoder(VideoAutoencoder):
@@ -207,9 +291,27 @@ class ProbedAutoencoder(VideoAutoencoder):
         return self.sizes.last_layer
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless this size is reproduced; the model must not be sharded at the first check."""
+        """Check that this size is reproduced; the model must not be sharded at the first check.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: It is not; the message has the nearest accepted value.
+        """
         self.sizes.check(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
+        """Return the smallest accepted size that is at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: There is none.
+        """
         return self.sizes.cover(num_frames, height, width)

@@ -24,11 +24,19 @@ from telecine.models.pretrained import CONFIG_FILE, load_weights, save_model
 
 # Methods of a module that replace those of its `CustomAutoencoder`.
 _METHODS = (
-    *("check_clip", "covering_clip", "decode", "enable_gradient_checkpointing", "enable_temporal_chunks"),
-    *("latent_normalisation", "linear_autoencoder", "set_latent_statistics"),
+    "check_clip",
+    "covering_clip",
+    "decode",
+    "enable_gradient_checkpointing",
+    "enable_temporal_chunks",
+    "latent_normalisation",
+    "linear_autoencoder",
+    "set_latent_statistics",
 )
-# Keys of the `config.json` beside a custom module's weights: the dotted path of its class, and the arguments of that.
-CLASS_PATH_KEY, ARGUMENTS_KEY = "_class_path", "_arguments"
+CLASS_PATH_KEY = "_class_path"
+"""Key of the `config.json` beside a custom module's weights: the dotted path of its class."""
+ARGUMENTS_KEY = "_arguments"
+"""Key of the `config.json` beside a custom module's weights: the arguments of its class."""
 # Optional arguments of `forward`, as sizes are probed with them.
 _PROBED_WITH = {"sample_posterior": False, "generator": None}
 
@@ -47,8 +55,9 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
         return CustomAutoencoder(module)
     if plain is not module:
-        contract, remedy = "compiled only if it is a module of your own", "Pass it without `torch.compile`."
-        raise argument_error("autoencoder", contract, f"a compiled {type(plain).__name__}", remedy)
+        contract = "compiled only if it is a module of your own"
+        got = f"a compiled {type(plain).__name__}"
+        raise argument_error("autoencoder", contract, got, "Pass it without `torch.compile`.")
     if isinstance(module, VideoAutoencoder):
         return module
     from telecine.models.diffusers import DiffusersAutoencoder
@@ -64,20 +73,25 @@ class CustomAutoencoder(ProbedAutoencoder):
     `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. Parameters of `forward`
     named `sample_posterior`, false in validation, and `generator`, one for each clip, are passed. Optional members of
     the module, see docs/own-model.md, replace defaults.
+
+    Args:
+        module: The module, or what `torch.compile` returned for it.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module: nn.Module = getattr(module, "_orig_mod", module)
-        self.leaves_weights_unused = True  # it may, which is not known
+        self.leaves_weights_unused = True  # it may
         # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
         self._compiled = () if self.module is module else (module,)
-        self.options = _PROBED_WITH.keys() & set(inspect.signature(self.module.forward).parameters)
-        deterministic = {name: each for name, each in _PROBED_WITH.items() if name in self.options}
+        parameters = inspect.signature(self.module.forward).parameters
+        self.options = [name for name in _PROBED_WITH if name in parameters]
+        deterministic = {name: _PROBED_WITH[name] for name in self.options}
         channels = getattr(self.module, "in_channels", 3)
         self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic), channels)
         for name in _METHODS:
-            if (method := getattr(self.module, name, None)) is not None:
+            method = getattr(self.module, name, None)
+            if method is not None:
                 vars(self)[name] = method  # not registered if it is a module
 
     def forward(
@@ -89,6 +103,12 @@ class CustomAutoencoder(ProbedAutoencoder):
     ) -> Reconstruction:
         """Return the reconstruction, the auxiliary losses, and the latent if the module returns it.
 
+        Args:
+            video: `(B, C, T, H, W)` in [-1, 1].
+            sample_posterior: Passed to the module if it has such an argument, as the next.
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+            posterior: None: the module's `forward` encodes.
+
         Raises:
             TypeError: The module's output is not a video, with or without a dict of losses and a latent.
             ValueError: The reconstruction's shape differs from the video's, or a posterior is passed.
@@ -96,9 +116,13 @@ class CustomAutoencoder(ProbedAutoencoder):
         if posterior is not None:
             remedy = "Leave it out: the module's `forward` encodes."
             raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
-        arguments = {"sample_posterior": sample_posterior, "generator": generator}
-        (module,) = self._compiled or (self.module,)
-        result = _as_reconstruction(module(video, **{name: arguments[name] for name in self.options}))
+        module = self._compiled[0] if self._compiled else self.module
+        options: dict[str, Any] = {}
+        if "sample_posterior" in self.options:
+            options["sample_posterior"] = sample_posterior
+        if "generator" in self.options:
+            options["generator"] = generator
+        result = _as_reconstruction(module(video, **options))
         if result.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
@@ -112,46 +136,66 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
-        module, file = merge_low_rank(self.module), Path(folder) / CONFIG_FILE
-        getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
-        if file.parent.is_dir():
-            found = read_json(file) if file.is_file() else {}
-            write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
+        module: Any = merge_low_rank(self.module)
+        if hasattr(module, "save_pretrained"):
+            module.save_pretrained(folder)
+        else:
+            save_model(module, {}, folder)
+        file = Path(folder) / CONFIG_FILE
+        if not file.parent.is_dir():
+            return
+        config = read_json(file) if file.is_file() else {}
+        config[CLASS_PATH_KEY] = origin_of(module)
+        config[ARGUMENTS_KEY] = _declared_arguments(module)
+        write_json(file, config)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
-        getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
+        module: Any = self.module
+        if hasattr(module, "load_weights"):
+            module.load_weights(folder)
+        else:
+            load_weights(module, folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is not compiled.
-        return {**self.__dict__, "_compiled": ()}
+        return {**self.__dict__, "_compiled": ()}  # a copy is not compiled
 
 
 def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
     """Return the arguments of a module's class, as JSON has them; None if the module does not declare them."""
     config = getattr(module, "config", None)
     if not isinstance(config, Mapping):
-        return None if inspect.signature(type(module)).parameters else {}
+        has_arguments = bool(inspect.signature(type(module)).parameters)
+        return None if has_arguments else {}
     try:
-        found = json.loads(json.dumps(dict(config)))
+        arguments = json.loads(json.dumps(dict(config)))
     except (TypeError, ValueError):
         return None
-    return {name: value for name, value in found.items() if not name.startswith("_")}
+    return {name: value for name, value in arguments.items() if not name.startswith("_")}
 
 
 def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
-    """Return a module of the class at a dotted path, which `source` names and `allow_code` allows, with new weights."""
+    """Return a module with new weights.
+
+    Args:
+        path: The dotted path of its class, which `allow_code` allows.
+        arguments: Those of the class, by name.
+        source: Where the path is from, for errors.
+
+    Raises:
+        ValueError: The path or the arguments are wrong.
+    """
     if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
         remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
         raise argument_error(source, "a class that can be imported", describe(path), remedy)
-    found = import_allowed(path, source)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+    cls = import_allowed(path, source)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise argument_error(source, "a class of `torch.nn.Module`", f"{path}, which is none", "Name another.")
     if not isinstance(arguments, Mapping):
         remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
         raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
     try:
-        return as_video_autoencoder(found(**arguments))
+        return as_video_autoencoder(cls(**arguments))
     except CODE_ERRORS as error:
         got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
         raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
@@ -162,14 +206,29 @@ def _reconstruct(module: nn.Module, video: Video, options: dict[str, Any]) -> Vi
 
 
 def _as_reconstruction(output: object) -> Reconstruction:
-    output = output[:3] if isinstance(output, Reconstruction) else output
-    parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
-    video, losses, latent = parts if len(parts) == 3 else (*parts, None)
+    """Return the output of a module's `forward`: a video, or a tuple of a video, losses and perhaps a latent.
+
+    Raises:
+        OutputError: It is something else.
+    """
+    video: object = output
+    losses: object = {}
+    latent: object = None
+    if isinstance(output, Reconstruction):
+        video = output.video
+        losses = output.aux
+        latent = output.latent
+    elif isinstance(output, tuple) and len(output) == 2:
+        video, losses = output
+    elif isinstance(output, tuple) and len(output) == 3:
+        video, losses, latent = output
     are_losses = isinstance(losses, Mapping) and all(isinstance(loss, Tensor) for loss in losses.values())
     if not isinstance(video, Tensor) or not are_losses or not isinstance(latent, Tensor | None):
         remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
         contract = "a video, or a tuple of a video, a dict of tensors and a latent"
         # Not a `ValueError`, which means an unsupported size while sizes are probed.
         raise argument_error("the module's output", contract, describe(output), remedy, OutputError)
-    latent = None if latent is None else at_least_float32(latent)
+    assert isinstance(losses, Mapping)
+    if latent is not None:
+        latent = at_least_float32(latent)
     return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()}, latent=latent)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,71 @@ _ROWS_AT_ONCE = 2**14
 _Patches = Float[Tensor, "batch frame row column value"]
 
 
+class _Frames(NamedTuple):
+    """Frames of a video or a latent that one map encodes or decodes."""
+
+    map: nn.Linear
+    x: Tensor
+    """`(B, C, T, H, W)` of the video or the latent."""
+    patch_frames: int
+    """Frames of a patch."""
+
+
 class _PatchMaps(nn.Module):
     """Affine maps of patches: one of a first frame that is apart, and one of `time_compression` others."""
 
-    is_encoder: ClassVar[bool]
+    first: nn.Linear | None
+    rest: nn.Linear
+
+    def __init__(
+        self, time_compression: int, spatial_compression: int, first: nn.Linear | None, rest: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.time = time_compression
+        self.space = spatial_compression
+        self.first = first
+        self.rest = rest
+
+    @property
+    def maps(self) -> list[nn.Linear]:
+        """The map of the first frame, if it is apart, and that of the others."""
+        return [self.rest] if self.first is None else [self.first, self.rest]
+
+    def split(self, x: Tensor) -> list[_Frames]:
+        """Return the frames of a video or a latent `(B, C, T, H, W)` for each of `maps`."""
+        if self.first is None:
+            return [_Frames(self.rest, x, self.time)]
+        return [_Frames(self.first, x[:, :, :1], 1), _Frames(self.rest, x[:, :, 1:], self.time)]
+
+    def accepts(self, num_frames: int, height: int, width: int) -> bool:
+        """Return whether clips of a size consist of whole patches.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        if self.first is not None:
+            num_frames -= 1
+        return num_frames % self.time == 0 and height % self.space == 0 and width % self.space == 0
+
+    def patches(self, video: Video) -> list[_Patches]:
+        """Return the patches of a video for each of `maps`.
+
+        Raises:
+            ValueError: The video has another number of frames, height or width.
+        """
+        if not self.accepts(*video.shape[2:]):
+            first = "" if self.first is None else "1 + "
+            contract = f"of {first}{self.time} k frames, and of multiples of {self.space} pixels"
+            raise argument_error("video", contract, video, "Crop it.")
+        pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
+        parts = self.split(video)
+        return [rearrange(part.x, pattern, p=part.patch_frames, q=self.space, r=self.space) for part in parts]
+
+
+class PatchEncoder(_PatchMaps):
+    """From the patches of a video to their latent; the arguments are those of `LinearAutoencoder`."""
 
     def __init__(
         self,
@@ -44,58 +105,45 @@ class _PatchMaps(nn.Module):
         in_channels: int,
         first_frame_apart: bool = True,
     ) -> None:
-        super().__init__()
-        self.time = check_count("time_compression", time_compression)
-        self.space = check_count("spatial_compression", spatial_compression)
-        num_values = check_count("in_channels", in_channels) * self.space**2
-        sizes = [(num_values * time, check_count("latent_channels", latent_channels)) for time in (1, self.time)]
-        first, rest = (nn.Linear(*each if self.is_encoder else reversed(each)) for each in sizes)
-        self.first, self.rest = first if first_frame_apart else None, rest
-
-    @property
-    def maps(self) -> list[nn.Linear]:
-        """The map of the first frame, if it is apart, and that of the others."""
-        return [self.rest] if self.first is None else [self.first, self.rest]
-
-    def split(self, x: Tensor) -> list[tuple[Tensor, int]]:
-        """Return the frames of a video or a latent `(B, C, T, H, W)` of each map, and the frames of its patches."""
-        return [(x, self.time)] if self.first is None else [(x[:, :, :1], 1), (x[:, :, 1:], self.time)]
-
-    def accepts(self, num_frames: int, height: int, width: int) -> bool:
-        return not ((num_frames - (self.first is not None)) % self.time or height % self.space or width % self.space)
-
-    def patches(self, video: Video) -> list[_Patches]:
-        if not self.accepts(*video.shape[2:]):
-            first = "" if self.first is None else "1 + "
-            contract = f"of {first}{self.time} k frames, and of multiples of {self.space} pixels"
-            raise argument_error("video", contract, video, "Crop it.")
-        pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
-        return [rearrange(x, pattern, p=time, q=self.space, r=self.space) for x, time in self.split(video)]
-
-
-class PatchEncoder(_PatchMaps):
-    """From the patches of a video to their latent."""
-
-    is_encoder = True
+        num_values = in_channels * spatial_compression**2
+        first = nn.Linear(num_values, latent_channels)
+        rest = nn.Linear(num_values * time_compression, latent_channels)
+        super().__init__(time_compression, spatial_compression, first if first_frame_apart else None, rest)
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, k, H / space, W / space)`, of 1 + k frames if the first one is apart."""
-        apply = F.linear if video.shape[1] != RGBA else partial(of_colours_and_alpha, F.linear, dim=-1)
-        parts = [apply(x, each.weight, each.bias) for each, x in zip(self.maps, self.patches(video), strict=True)]
+        apply = F.linear
+        if video.shape[1] == RGBA:
+            apply = partial(of_colours_and_alpha, F.linear, dim=-1)
+        parts = []
+        for linear, patches in zip(self.maps, self.patches(video), strict=True):
+            parts.append(apply(patches, linear.weight, linear.bias))
         return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
 
 class PatchDecoder(_PatchMaps):
-    """The way back of `PatchEncoder`: from each latent position to its patch."""
+    """The way back of `PatchEncoder`, with the same arguments: from each latent position to its patch."""
 
-    is_encoder = False
+    def __init__(
+        self,
+        time_compression: int,
+        spatial_compression: int,
+        latent_channels: int,
+        in_channels: int,
+        first_frame_apart: bool = True,
+    ) -> None:
+        num_values = in_channels * spatial_compression**2
+        first = nn.Linear(latent_channels, num_values)
+        rest = nn.Linear(latent_channels, num_values * time_compression)
+        super().__init__(time_compression, spatial_compression, first if first_frame_apart else None, rest)
 
     def forward(self, latent: Latent) -> Video:
         """Return the video of a latent."""
-        pattern, parts = "b t h w (c p q r) -> b c (t p) (h q) (w r)", []
-        for each, (z, time) in zip(self.maps, self.split(latent), strict=True):
-            x = each(rearrange(z, "b c t h w -> b t h w c"))
-            parts.append(rearrange(x, pattern, p=time, q=self.space, r=self.space))
+        pattern = "b t h w (c p q r) -> b c (t p) (h q) (w r)"
+        parts = []
+        for linear, z, patch_frames in self.split(latent):
+            patches = linear(rearrange(z, "b c t h w -> b t h w c"))
+            parts.append(rearrange(patches, pattern, p=patch_frames, q=self.space, r=self.space))
         return torch.cat(parts, dim=2)
 
 
@@ -128,9 +176,16 @@ class LinearAutoencoder(nn.Module):
         first_frame_apart: bool = True,
     ) -> None:
         super().__init__()
-        sizes = time_compression, spatial_compression, latent_channels, in_channels, first_frame_apart
-        self.encoder, self.decoder = PatchEncoder(*sizes), PatchDecoder(*sizes)
-        self.bottleneck = None if bottleneck is None else bottleneck.eval()  # no losses
+        check_count("time_compression", time_compression)
+        check_count("spatial_compression", spatial_compression)
+        check_count("latent_channels", latent_channels)
+        check_count("in_channels", in_channels)
+        sizes = (time_compression, spatial_compression, latent_channels, in_channels, first_frame_apart)
+        self.encoder = PatchEncoder(*sizes)
+        self.decoder = PatchDecoder(*sizes)
+        self.bottleneck = bottleneck
+        if bottleneck is not None:
+            bottleneck.eval()  # no losses
 
     def fit(self, clips: Iterable[Video]) -> "LinearAutoencoder":
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
@@ -150,7 +205,7 @@ class LinearAutoencoder(nn.Module):
         if not kept[0]:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
         for encoder, decoder, rows in zip(self.encoder.maps, self.decoder.maps, kept, strict=True):
-            if any(map(len, rows)):
+            if any(len(part) > 0 for part in rows):
                 self._fit_maps(encoder, decoder, torch.cat(rows))
         return self
 
@@ -159,16 +214,18 @@ class LinearAutoencoder(nn.Module):
         _set_to_components(encoder, decoder, patches)
         if self.bottleneck is None:
             return
-        parts = patches.split(_ROWS_AT_ONCE)
-        codes = (self.bottleneck.quantize(encoder(part)[:, :, None, None, None]).flatten(1) for part in parts)
-        sums = sum(_normal_equations(z, part) for z, part in zip(codes, parts, strict=True))
-        assert isinstance(sums, Tensor)
+        sums = _no_equations(decoder)
+        for rows in patches.split(_ROWS_AT_ONCE):
+            codes = self.bottleneck.quantize(encoder(rows)[:, :, None, None, None]).flatten(1)
+            sums += _normal_equations(codes, rows)
         _set_to_least_squares(decoder, sums)
 
     def encode(self, video: Video) -> Latent:
         """Return the latent, see `PatchEncoder`."""
         latent: Latent = self.encoder(video)
-        return latent if self.bottleneck is None else self.bottleneck.quantize(latent)
+        if self.bottleneck is not None:
+            latent = self.bottleneck.quantize(latent)
+        return latent
 
     def decode(self, latent: Latent) -> Video:
         """Return the video of a latent."""
@@ -189,7 +246,8 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
     missing = max(num_values - size, 0)
     std = F.pad(scales / len(patches) ** 0.5, (0, missing))[:num_values]
     components = F.pad(components, (0, missing))[:, :num_values]
-    mean, to_latent = patches.mean(0), components.T / std.clamp_min(_SMALLEST_STD)[:, None]
+    mean = patches.mean(0)
+    to_latent = components.T / std.clamp_min(_SMALLEST_STD)[:, None]
     encoder.weight.copy_(to_latent)
     encoder.bias.copy_(-to_latent @ mean)
     decoder.weight.copy_(components * std)
@@ -199,14 +257,19 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
     """Set a decoder's maps to those with the smallest squared error for latents `(B, C, k, h, w)` and videos."""
-    layers = decoder.maps
-    sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
+    sums = [_no_equations(linear) for linear in decoder.maps]
     for latent, video in pairs:
-        for total, (z, _), patches in zip(sums, decoder.split(latent), decoder.patches(video), strict=True):
-            total += _normal_equations(rearrange(z, "b c t h w -> (b t h w) c"), patches.flatten(0, -2))
-    for layer, total in zip(layers, sums, strict=True):
+        for total, part, patches in zip(sums, decoder.split(latent), decoder.patches(video), strict=True):
+            total += _normal_equations(rearrange(part.x, "b c t h w -> (b t h w) c"), patches.flatten(0, -2))
+    for linear, total in zip(decoder.maps, sums, strict=True):
         if total[0, 0] > 0:  # else there is no clip of several frames
-            _set_to_least_squares(layer, total)
+            _set_to_least_squares(linear, total)
+
+
+def _no_equations(linear: nn.Linear) -> Tensor:
+    """Return the sums of `_normal_equations` of no patches."""
+    num_rows = 1 + linear.in_features
+    return torch.zeros(num_rows, num_rows + linear.out_features, dtype=torch.float64)
 
 
 def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
@@ -226,4 +289,6 @@ def _set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
 def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Return `rows`, or a random subset of them with at most `_VALUES_PER_CLIP` values."""
     most = max(_VALUES_PER_CLIP // rows.shape[1], 1)
-    return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]]
+    if len(rows) <= most:
+        return rows
+    return rows[torch.randperm(len(rows), generator=generator)[:most]]

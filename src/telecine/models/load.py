@@ -42,8 +42,10 @@ def load_autoencoder(
             part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
-    if subfolder is None and (checkpoint := find_checkpoint(Path(name_or_folder))) is not None:
-        name_or_folder = checkpoint / "ema"
+    if subfolder is None:
+        checkpoint = find_checkpoint(Path(name_or_folder))
+        if checkpoint is not None:
+            name_or_folder = checkpoint / "ema"
     folder = _folder_of(name_or_folder, subfolder, revision)
     Checkpoints.check_model(folder)
     kind = class_in(folder)
@@ -54,24 +56,30 @@ def load_autoencoder(
     if kind == _DIFFUSION_DECODER:
         from telecine.models.diffusers import DiffusionDecoder
 
-        return DiffusionDecoder.from_pretrained(folder, _teacher_of(folder), load_autoencoder)
+        return DiffusionDecoder.from_pretrained(folder, teacher_of(folder), load_autoencoder)
     if "." in kind:
         model = build_custom_in(folder)
         model.load_weights(folder)
         return model
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
-        contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a Hub name such as `owner/name`, or `tiny`"
-        is_file = Path(name_or_folder).is_file()
-        got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
-        remedy = "Name the model's folder; files to reconstruct come after it."
-        remedy = remedy if is_file else nearest(str(name_or_folder), ["tiny"]) or "Check the spelling."
-        raise argument_error("the model", contract, got, remedy, FileNotFoundError)
+        raise _missing_error(str(name_or_folder))
     from telecine.models.diffusers import DiffusersAutoencoder
 
     if is_config:
         return DiffusersAutoencoder.from_config(folder)
     return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
+
+
+def _missing_error(name: str) -> Exception:
+    contract = f"a run, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, a Hub name such as `owner/name`, or `tiny`"
+    if Path(name).is_file():
+        got = f"{name!r}, which is a file"
+        remedy = "Name the model's folder; files to reconstruct come after it."
+    else:
+        got = f"{name!r}, which does not exist"
+        remedy = nearest(name, ["tiny"]) or "Check the spelling."
+    return argument_error("the model", contract, got, remedy, FileNotFoundError)
 
 
 def _folder_of(
@@ -94,14 +102,26 @@ def _folder_of(
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
     kind = class_in(config.parent)
-    if kind in (CausalVAE.__name__, StudentAutoencoder.__name__) or "." in kind:
-        files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
-    return folder
+    is_own = kind in (CausalVAE.__name__, StudentAutoencoder.__name__) or "." in kind
+    if not is_own:
+        return folder
+    files = ["*.json"]
+    if with_weights:
+        files.append("*.safetensors")
+    return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
+    """Return an autoencoder with random weights.
+
+    Args:
+        name: See `TrainConfig.model`; None for a `CausalVAE`.
+        config: The architecture of a `CausalVAE`.
+
+    Raises:
+        ImportError: The model needs diffusers, which is not installed.
+        ValueError: The name is that of a custom module, or its configuration is wrong.
+    """
     if name is None:
         check_num_weights(lambda: CausalVAE(config), "causal_vae")
         return CausalVAE(config)
@@ -120,7 +140,7 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.models.diffusers.loading import find_config
 
     if kind == _DIFFUSION_DECODER:
-        return DiffusionDecoder.without_weights(folder, _teacher_of(folder), lambda name: without_weights(name, config))
+        return DiffusionDecoder.without_weights(folder, teacher_of(folder), lambda name: without_weights(name, config))
     is_config = source.endswith(".json")
     return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
 
@@ -143,15 +163,18 @@ def _config_in(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _teacher_of(folder: Path) -> str:
+def teacher_of(folder: Path) -> str:
     """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
 
     It is a path beside the model that the decoder's run has started from, or beside the decoder; or a name on the Hub.
     """
-    name, model = _config_in(folder).get("_teacher", "vae"), read_saved_settings(folder.parent).get("model")
-    beside, origin = folder.parent / name, folder_without_weights(model)[1] if isinstance(model, str) else folder
-    if origin != folder and origin.exists():
-        return _teacher_of(origin)
+    model = read_saved_settings(folder.parent).get("model")
+    if isinstance(model, str):
+        origin = folder_without_weights(model)[1]
+        if origin != folder and origin.exists():
+            return teacher_of(origin)
+    name = _config_in(folder).get("_teacher", "vae")
+    beside = folder.parent / name
     return str(beside) if beside.exists() else name
 
 

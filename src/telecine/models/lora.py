@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that can have low-rank updates."""
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -33,7 +34,14 @@ class _LowRankUpdate(nn.Module):
 
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Freeze a model and add low-rank updates, which start at 0, to the linear layers and convolutions of `names`."""
+    """Freeze a model and add low-rank updates, which start at 0, to layers.
+
+    Args:
+        model: Changed in place.
+        names: Of its linear layers and convolutions.
+        rank: Rank of the updates.
+        alpha: The updates are scaled by `alpha / rank`.
+    """
     model.requires_grad_(False)
     for name in names:
         layer = model.get_submodule(name)
@@ -65,4 +73,6 @@ def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = 
         assert isinstance(weight, Tensor)
         layer.__class__ = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
-        layer.weight = nn.Parameter(weight if store is None else store(weight))
+        if store is not None:
+            weight = store(weight)
+        layer.weight = nn.Parameter(weight)

@@ -30,12 +30,21 @@ _SMALL = 2**12
 _MAX_TENSORS = 2**14
 # Modules that turn a latent into video; all others of an autoencoder compute the latent.
 DECODER = ("decoder", "post_quant_conv")
-# How many missing or mismatched weights an error lists.
 MAX_LISTED = 3
+"""How many missing or mismatched weights an error lists."""
 
 
 def save_model(model: nn.Module, config: Mapping[str, object], folder: str | PathLike[str]) -> None:
-    """Write a model's weights, then its configuration with the class name, into a folder, made if needed."""
+    """Write a model's weights, then its configuration with the class name.
+
+    Args:
+        model: The model.
+        config: Values of the configuration, as JSON has them.
+        folder: It is created if needed.
+
+    Raises:
+        OSError: The weights cannot be written.
+    """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
@@ -46,7 +55,11 @@ def save_model(model: nn.Module, config: Mapping[str, object], folder: str | Pat
 
 @contextmanager
 def safetensors_write(path: Path) -> Iterator[None]:
-    """Turn a `SafetensorError`, e.g. of a full disk, into an `OSError`."""
+    """Turn a `SafetensorError` into an `OSError`.
+
+    Raises:
+        OSError: The weights cannot be written, for example because the disk is full.
+    """
     try:
         yield
     except SafetensorError as error:
@@ -55,19 +68,32 @@ def safetensors_write(path: Path) -> Iterator[None]:
 
 def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with a copy for each that shares memory, as tied weights do: safetensors refuses these."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    pointers: set[int] = set()
     for name, tensor in tensors.items():
         pointer = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.detach().clone() if pointer in seen else tensor.detach()
-        seen.add(pointer)
-    return found
+        separate[name] = tensor.detach()
+        if pointer in pointers:
+            separate[name] = tensor.detach().clone()
+        pointers.add(pointer)
+    return separate
 
 
 def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return a folder's configuration without the class name; raise an error for another class, or an unknown key."""
+    """Return a folder's configuration without the class name.
+
+    Args:
+        folder: The folder.
+        class_name: The class that has to have written it.
+        known: The keys that it may have.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: Another class has written it, or a key is unknown.
+    """
     config = read_json(_require_file(Path(folder) / CONFIG_FILE))
-    if (written_by := config.pop(CLASS_KEY, None)) != class_name:
+    written_by = config.pop(CLASS_KEY, None)
+    if written_by != class_name:
         remedy = "Load it with the class that wrote it."
         raise argument_error("folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy)
     check_known_keys(config, sorted(known))
@@ -75,11 +101,18 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
 
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file."""
-    path, others = Path(folder) / WEIGHTS_FILE, [*Path(folder).glob("*.safetensors")]
-    path = _require_file(path if path.is_file() or len(others) != 1 else others[0])
+    """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: They are damaged, or are not the model's.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    files = list(Path(folder).glob("*.safetensors"))
+    if not path.is_file() and len(files) == 1:
+        path = files[0]
     try:
-        weights = load_file(path)
+        weights = load_file(_require_file(path))
     except SafetensorError as error:
         raise argument_error(str(path), "a safetensors file", f"a damaged one ({error})", "Copy it again.") from error
     copy_state(weights, into=model, source=str(path))
@@ -91,19 +124,30 @@ class _WithoutMemory(TorchFunctionMode):
     num_tensors = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
         if func not in _FACTORIES:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **options)
         self.num_tensors += 1
         if self.num_tensors > _MAX_TENSORS:
             raise ValueError(f"more than {_MAX_TENSORS} tensors")
-        made = func(*args, **{**(kwargs or {}), "device": "meta"})
-        return func(*args, **(kwargs or {})) if func is torch.zeros and made.numel() <= _SMALL else made
+        without_memory = func(*args, **(options | {"device": "meta"}))
+        if func is torch.zeros and without_memory.numel() <= _SMALL:
+            return func(*args, **options)
+        return without_memory
 
 
 def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> None:
-    """Raise a `ValueError` if `build()` has more weights than `folder` has bytes, or than fit into memory.
+    """Check that a model has no more weights than its folder has bytes, and than fit into memory.
 
-    It is built without memory and random numbers: `source`, its configuration, may be of others.
+    It is built without memory and random numbers, since configurations come from others, too.
+
+    Args:
+        build: Builds the model.
+        source: Where its configuration is from, for errors.
+        folder: That of its weights, if there are any.
+
+    Raises:
+        ValueError: It has more, or cannot be built.
     """
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():
@@ -111,8 +155,11 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
     except CODE_ERRORS as error:
         got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"
         raise argument_error(source, "a configuration that its class builds", got, "Correct it.") from error
-    files = [] if folder is None else [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
-    size, memory = sum(path.stat().st_size for path in files), machine_memory()
+    files: list[Path] = []
+    if folder is not None:
+        files = [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
+    size = sum(path.stat().st_size for path in files)
+    memory = machine_memory()
     if files and num_weights > size:
         got = f"one of {num_weights} weights, with files of {size} bytes"
         raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
@@ -122,7 +169,16 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
-    """Copy a state dict into a model, or raise a `ValueError` that names `source` and the first few mismatches."""
+    """Copy a state dict into a model.
+
+    Args:
+        weights: The state dict.
+        into: The model.
+        source: Where the weights are from, for errors.
+
+    Raises:
+        ValueError: Names or shapes differ; the message has the first few.
+    """
     remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
     check_tensors(into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy)
     into.load_state_dict(weights)
@@ -140,28 +196,51 @@ def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def digest_of_encoder(autoencoder: nn.Module) -> str:
     """Return a digest of the weights and buffers that decide the latent of an autoencoder."""
     state = getattr(autoencoder, "module", autoencoder).state_dict()
-    return digest_of_tensors((name, state[name]) for name in state if name.split(".")[0] not in DECODER)
+    of_encoder = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in DECODER}
+    return digest_of_tensors(of_encoder.items())
 
 
-def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def mismatches(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
     """Return a description of each tensor that is missing, unexpected or of another shape."""
-    missing = [f"no {name}" for name in expected if name not in found]
-    unexpected = [f"an unexpected {name}" for name in found if name not in expected]
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
-    return missing + unexpected + [f"{name} of shape {a} instead of {b}" for name, (a, b) in shapes.items() if a != b]
+    missing = [f"no {name}" for name in expected if name not in tensors]
+    unexpected = [f"an unexpected {name}" for name in tensors if name not in expected]
+    other_shapes = []
+    for name in expected:
+        if name in tensors and tensors[name].shape != expected[name].shape:
+            shape = tuple(tensors[name].shape)
+            other_shapes.append(f"{name} of shape {shape} instead of {tuple(expected[name].shape)}")
+    return missing + unexpected + other_shapes
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
 ) -> None:
-    """Raise a `ValueError` with the first few `mismatches`, if there are any."""
-    if problems := mismatches(expected, found):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
+    """Check that tensors have the names and shapes of expected ones.
+
+    Args:
+        expected: The expected ones.
+        tensors: The tensors.
+        name: What they are, for the error, as the next two.
+        contract: What they must be.
+        remedy: What to do.
+
+    Raises:
+        ValueError: They have not; the message has the first few `mismatches`.
+    """
+    problems = mismatches(expected, tensors)
+    if problems:
+        got = "; ".join(problems[:MAX_LISTED])
+        if len(problems) > MAX_LISTED:
+            got += f" and {len(problems) - MAX_LISTED} more"
+        raise argument_error(name, contract, got, remedy)
 
 
 def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
-    """Raise a `ValueError` with the nearest known key for the first unknown key of `config`."""
+    """Check that a configuration has no unknown key.
+
+    Raises:
+        ValueError: It has; the message has the nearest known key.
+    """
     for key in config:
         if key not in known:
             remedy = nearest(key, known) or "Remove it."
@@ -170,6 +249,7 @@ def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
 
 def _require_file(path: Path) -> Path:
     if not path.is_file():
-        contract, got = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}", f"{str(path.parent)!r} without {path.name}"
+        contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        got = f"{str(path.parent)!r} without {path.name}"
         raise argument_error("folder", contract, got, "Check the path.", FileNotFoundError)
     return path

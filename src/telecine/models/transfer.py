@@ -1,7 +1,8 @@
 """Weights of a `CausalVAE` for one of another compression or size: the layers that match are copied."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,25 +17,47 @@ from telecine.models.pretrained import mismatches
 _OUTPUT = "output"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer is, which does not depend on the model's depth."""
+
+    module: str
+    """The module that holds it, such as "encoder.network"."""
+    name: str
+    """The kind of the layer with its number among those of the resolution, counted from the pixels; or "output"."""
+    pixels: int
+    """The side of a position in pixels, of a network; else 1."""
+
+
 def check_source(name: str) -> None:
-    """Raise a `ValueError` unless `TrainConfig.init` names a run or weights of a `CausalVAE`, which are not read."""
-    kind = class_in(folder_without_weights(name)[1])
+    """Check that `TrainConfig.init` names a run or weights of a `CausalVAE`; the weights are not read.
+
+    Raises:
+        ValueError: It does not.
+    """
+    _, folder = folder_without_weights(name)
+    kind = class_in(folder)
     if kind != CausalVAE.__name__:
-        got, remedy = f"{name!r}, {f'a {kind}' if kind else 'which is none'}", "To train another model on, use `model`."
-        raise argument_error("init", "a run or weights of a CausalVAE", got, remedy)
+        what = f"a {kind}" if kind else "which is none"
+        remedy = "To train another model on, use `model`."
+        raise argument_error("init", "a run or weights of a CausalVAE", f"{name!r}, {what}", remedy)
 
 
 def copy_from(name: str, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Call `_copy_matching` with the model of a name, see `check_source`; raise a `ValueError` for another `model`."""
+    """Copy the weights of the model of a name, see `check_source`, into a `CausalVAE`: see `copy_matching`.
+
+    Raises:
+        ValueError: The name or the model is not that of a `CausalVAE`.
+    """
     if not isinstance(model, CausalVAE):
         got = f"{name!r} with a {type(model).__name__}"
         raise argument_error("init", "left out for a model that is no CausalVAE", got, "Load its weights yourself.")
     check_source(name)
-    return _copy_matching(cast(CausalVAE, load_autoencoder(name)), into=model)
+    return copy_matching(cast(CausalVAE, load_autoencoder(name)), into=model)
 
 
 @torch.no_grad()
-def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
+def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
     """Copy the weights of all layers that have the same place and the same shapes in another model, which is new.
 
     Its other layers stay as they are. So does the output layer of a network whose other layers are not all those of the
@@ -43,41 +66,76 @@ def _copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int
     Returns:
         The numbers of copied and of all parameters of each module, such as `{"encoder.network": (100, 300)}`.
     """
-    old, new = dict(_layers(source)), dict(_layers(into))
-    fits = {each for each in old.keys() & new if not mismatches(new[each].state_dict(), old[each].state_dict())}
-    is_other = len({each.config.flow.prediction for each in (source, into) if each.sampler is not None}) > 1
+    old_layers = _layers(source)
+    new_layers = _layers(into)
+    matching: set[_Place] = set()
+    for place, layer in new_layers.items():
+        if place in old_layers and not mismatches(layer.state_dict(), old_layers[place].state_dict()):
+            matching.add(place)
+    predicts_same = True
+    if source.generates and into.generates:
+        predicts_same = source.config.flow.prediction == into.config.flow.prediction
     counts: dict[str, tuple[int, int]] = {}
-    for place, layer in new.items():
-        (module, name, _), is_copied = place, place in fits
-        if name == _OUTPUT:
-            part = module.removesuffix("network")
-            others = {each for each in {**old, **new} if each[0].startswith(part) and each[1] != _OUTPUT} - fits
-            is_copied &= all(each not in old and isinstance(new[each], ResidualBlock) for each in others)
-        is_copied &= not (is_other and module == "decoder.network" and name == _OUTPUT)
+    for place, layer in new_layers.items():
+        is_copied = place in matching
+        if is_copied and place.name == _OUTPUT:
+            is_copied = _feeds_output_alike(place, old_layers, new_layers, matching)
+            if place.module == "decoder.network" and not predicts_same:
+                is_copied = False
         if is_copied:
-            layer.load_state_dict(old[place].state_dict())
-        copied, total = counts.get(module, (0, 0))
+            layer.load_state_dict(old_layers[place].state_dict())
+        copied, total = counts.get(place.module, (0, 0))
         size = sum(weight.numel() for weight in layer.parameters())
-        counts[module] = copied + size * is_copied, total + size
+        if is_copied:
+            copied += size
+        counts[place.module] = (copied, total + size)
     return counts
 
 
-def _layers(model: CausalVAE) -> Iterator[tuple[tuple[str, str, int], nn.Module]]:
-    """Yield the layers of the networks and the linear maps by their place, which does not depend on the model's depth.
-
-    A place is the module; the kind of the layer with its number among those of the resolution, counted from the pixels;
-    and the side of a position in pixels, of a network.
-    """
-    for name, module in model.named_modules():
-        if name.count(".") != 1 or name.partition(".")[0] not in ("encoder", "decoder"):
+def _feeds_output_alike(
+    output: _Place, old: Mapping[_Place, nn.Module], new: Mapping[_Place, nn.Module], matching: set[_Place]
+) -> bool:
+    """Return whether the layers before an output are those of the source, and additional residual blocks."""
+    part = output.module.removesuffix("network")
+    for place in old.keys() | new.keys():
+        is_before = place.module.startswith(part) and place.name != _OUTPUT
+        if not is_before or place in matching:
             continue
-        is_network = isinstance(module, (CausalSequential, nn.ModuleList))
-        layers = [*module.children()] if is_network else [module]
-        pixels, numbers = model.config.patch_size if is_network else 1, Counter[str]()
-        output = layers[-1] if name.endswith(".network") else None
-        for layer in reversed(layers) if name == "decoder.network" else layers:
-            kind = type(layer).__name__
-            yield (name, _OUTPUT if layer is output else f"{kind} {numbers[kind]}", pixels), layer
-            numbers[kind] += 1
-            if isinstance(layer, (Downsample, Upsample)):
-                pixels, numbers = 2 * pixels, Counter()
+        if place in old or not isinstance(new[place], ResidualBlock):
+            return False
+    return True
+
+
+def _layers(model: CausalVAE) -> dict[_Place, nn.Module]:
+    """Return the layers of the networks and the linear maps by their place."""
+    layers: dict[_Place, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_part = name.count(".") == 1 and name.startswith(("encoder.", "decoder."))
+        if is_part and isinstance(module, (CausalSequential, nn.ModuleList)):
+            layers |= _layers_of_network(name, list(module), model.config.patch_size)
+        elif is_part:
+            layers[_Place(name, f"{type(module).__name__} 0", pixels=1)] = module
+    return layers
+
+
+def _layers_of_network(name: str, network: list[nn.Module], pixels: int) -> dict[_Place, nn.Module]:
+    """Return the layers of a network by their place.
+
+    Args:
+        name: The network's.
+        network: Its layers, in the order of their calls.
+        pixels: The side of a position at the highest resolution, in pixels.
+    """
+    output = network[-1] if name.endswith(".network") else None
+    from_pixels = reversed(network) if name == "decoder.network" else network
+    layers: dict[_Place, nn.Module] = {}
+    numbers: Counter[str] = Counter()
+    for layer in from_pixels:
+        kind = type(layer).__name__
+        place_name = _OUTPUT if layer is output else f"{kind} {numbers[kind]}"
+        layers[_Place(name, place_name, pixels)] = layer
+        numbers[kind] += 1
+        if isinstance(layer, (Downsample, Upsample)):
+            pixels *= 2
+            numbers = Counter()
+    return layers

@@ -60,7 +60,8 @@ class Chart:
     title: str
     series: list[Series]
     scale: str = "linear"
-    """Vertical axis: "linear", "log", or "wide", which is logarithmic if positive values differ by more than 100."""
+    """Vertical axis: "linear"; "log", without values that are not positive; or "wide", which is "log" if the positive
+    values differ by a factor of more than 100."""
     explanation: str = ""
     note: str = ""
     """Why its curves do not compare; empty if they do."""

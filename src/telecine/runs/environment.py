@@ -4,8 +4,8 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import distributions
-from itertools import islice
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,22 +15,25 @@ _PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "
 
 def environment(device: torch.device) -> dict[str, str]:
     """Return package versions, machine, device, and the git revision of the current folder if it has one."""
-    values = {
-        "python": platform.python_version(),
-        **{name: found.version for name in _PACKAGES for found in islice(distributions(name=name), 1)},
-        "platform": platform.platform(),
-        "device": _device_name(device),
-        "threads": str(torch.get_num_threads()),
-        "git revision": _git_revision(Path.cwd()),
-    }
-    return {name: value for name, value in values.items() if value}
+    values = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            values[name] = version(name)
+    values["platform"] = platform.platform()
+    values["device"] = _device_name(device)
+    values["threads"] = str(torch.get_num_threads())
+    revision = git_revision(Path.cwd())
+    if revision:
+        values["git revision"] = revision
+    return values
 
 
-def _git_revision(folder: Path) -> str:
+def git_revision(folder: Path) -> str:
     """Return the commit of a folder, with "+ changes" if tracked files were changed; "" without a repository."""
     revision = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if revision else ""
-    return f"{revision} + changes" if changes else revision
+    if revision and _git(folder, "status", "--porcelain", "--untracked-files=no"):
+        revision += " + changes"
+    return revision
 
 
 def _git(folder: Path, *arguments: str) -> str:

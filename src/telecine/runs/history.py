@@ -15,7 +15,8 @@ from telecine.base.files import open_regular, write_text
 
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
-_MAX_LINE, _MAX_BYTES = 2**20, 2**30
+_MAX_LINE = 2**20
+_MAX_BYTES = 2**30
 _adapter: Any = cache(TypeAdapter)
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -38,18 +39,28 @@ class _JSONLines:
         self.path = path
 
     def append(self, value: Mapping[str, Any]) -> None:
+        """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        if self.path.exists() and (size := self.path.stat().st_size) > _MAX_BYTES:
-            contract = f"a file of at most {_MAX_BYTES} bytes"
-            raise argument_error(str(self.path), contract, f"{size} bytes", "Check the path.")
+        """Return the objects of all lines.
+
+        Raises:
+            ValueError: A line is no object of the right kind, or the file is too large.
+        """
+        if self.path.exists():
+            size = self.path.stat().st_size
+            if size > _MAX_BYTES:
+                contract = f"a file of at most {_MAX_BYTES} bytes"
+                raise argument_error(str(self.path), contract, f"{size} bytes", "Check the path.")
         return list(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the objects, with one in memory; see `read`."""
-        return (self._parse(number, line) for number, line in enumerate(self._lines(), 1) if line.strip())
+        for number, line in enumerate(self._lines(), 1):
+            if line.strip():
+                yield self._parse(number, line)
 
     def _lines(self, start: int = 0) -> Iterator[bytes]:
         """Yield the lines from a byte on, of longer ones only `_MAX_LINE` bytes."""
@@ -57,26 +68,30 @@ class _JSONLines:
             return
         with open_regular(self.path, follow=False) as file:
             file.seek(start)
-            while line := file.readline(_MAX_LINE):
+            line = file.readline(_MAX_LINE)
+            while line:
                 if not line.endswith(b"\n") and len(line) < _MAX_LINE:
                     return  # the writing of the last one was interrupted
                 yield line
-                while line and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):  # the rest of a long one
                     line = file.readline(_MAX_LINE)
+                line = file.readline(_MAX_LINE)
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         """Return the object in a line; raise a `ValueError` for anything else: the file may be anyone's."""
-        contract, value = "a JSON object", None
+        name = f"{self.path}, line {number}"
+        if len(line) == _MAX_LINE:
+            raise argument_error(name, "a JSON object", f"a line of at least {_MAX_LINE} bytes", "Remove the line.")
         try:
-            value = json.loads(line.decode("utf-8")) if len(line) < _MAX_LINE else line
-            got = describe(value)
+            value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            got = f"invalid JSON ({error})"
+            raise argument_error(name, "a JSON object", f"invalid JSON ({error})", "Remove the line.") from None
         if not isinstance(value, dict):
-            raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
+            raise argument_error(name, "a JSON object", describe(value), "Remove the line.")
         return value
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all lines, atomically."""
         write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
     def _with_step(self) -> Iterator[dict[str, Any] | None]:
@@ -90,48 +105,79 @@ class _JSONLines:
 
     def last_step(self) -> int:
         """Return the last step, 0 without one."""
-        return max((record["step"] for record in self._with_step() if record), default=0)
+        return max((record["step"] for record in self._with_step() if record is not None), default=0)
 
     def cut(self, step: int) -> tuple[int, int]:
         """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
-        records = [*self._with_step()]
-        kept = [record for record in records if record and record["step"] <= step]
+        kept = []
+        num_dropped = 0
+        for record in self._with_step():
+            if record is None:
+                num_dropped += 1
+            elif record["step"] <= step:
+                kept.append(record)
         self.write(kept)
-        return len(kept), records.count(None)
+        return len(kept), num_dropped
 
 
 class Warnings(_JSONLines):
     """The warnings of a run, `health.jsonl`. An empty file means that nothing was found."""
 
     def all(self) -> list[TrainingWarning] | None:
-        """Return the warnings, or None without a file; raise a `ValueError` if a line is not a warning."""
-        texts = str(self.path), "lines with step, rule, message and remedy", "Remove the line."
-        return [as_dataclass(TrainingWarning, each, *texts) for each in self.read()] if self.path.exists() else None
+        """Return the warnings, or None without a file.
+
+        Raises:
+            ValueError: A line is not a warning.
+        """
+        if not self.path.exists():
+            return None
+        contract = "lines with step, rule, message and remedy"
+        return [
+            as_dataclass(TrainingWarning, line, str(self.path), contract, "Remove the line.") for line in self.read()
+        ]
 
 
 class History(_JSONLines):
     """The records of a run: `step`, and the logged values by name; the oldest first."""
 
     file = "metrics.jsonl"
-    # What was read before: where it ended, the number of lines, the last one, and the validations.
-    _end, _num_lines, _last = 0, 0, b""
-    _validations: tuple[dict[str, float], ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start again at the begin of the file."""
+        self._validations: list[dict[str, float]] = []
+        self._num_lines = 0
+        self._last_line = b""
+        self._end = 0  # the byte after the last line
 
     def validations(self) -> list[dict[str, float]]:
-        """Return the records of validations. Only lines that were added since the last call are read."""
-        if next(self._lines(self._end - len(self._last)), b"") != self._last:  # the run went back, and the file was cut
-            self._end, self._num_lines, self._last, self._validations = 0, 0, b"", ()
+        """Return the records of validations. Only lines that were added since the last call are read.
+
+        Raises:
+            ValueError: A line is not a record.
+        """
+        last_line = next(self._lines(self._end - len(self._last_line)), b"")
+        if last_line != self._last_line:  # the run went back, and the file was cut
+            self._forget()
         for line in self._lines(self._end):
-            self._end, self._num_lines, self._last = self._end + len(line), self._num_lines + 1, line
+            self._num_lines += 1
+            self._last_line = line
+            self._end += len(line)
             if line.strip():
-                self._validations += tuple(validations([self._parse(self._num_lines, line)]))
+                self._validations += validations([self._parse(self._num_lines, line)])
         return list(self._validations)
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         record = super()._parse(number, line)
-        name = next((name for name, value in record.items() if not _is_number(value)), "step")
-        if name != "step" or not _is_step(record.get("step")):
-            contract, got = "numbers by name, with a whole `step`", f"{describe(record.get(name))} as {name!r}"
+        wrong = [name for name, value in record.items() if not _is_number(value)]
+        if not wrong and not _is_step(record.get("step")):
+            wrong = ["step"]
+        if wrong:
+            contract = "numbers by name, with a whole `step`"
+            got = f"{describe(record.get(wrong[0]))} as {wrong[0]!r}"
             raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
         return record
 
@@ -148,14 +194,26 @@ class History(_JSONLines):
 
 
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
-    """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
+    """Return plain values as a dataclass.
+
+    Args:
+        kind: The dataclass, whose fields may have pydantic's constraints.
+        values: The values by field.
+        name: What has the values, for the error, such as the path of a file.
+        contract: What it must be.
+        remedy: What to do otherwise.
+
+    Raises:
+        ValueError: A value is missing, or its type or range is wrong.
+    """
     try:
         return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        value = "no value" if first["type"] == "missing" else describe(first["input"])
-        got = f"{value} as `{'.'.join(map(str, first['loc']))}` ({first['msg'][:1].lower()}{first['msg'][1:]})"
-        raise argument_error(name, contract, got, remedy) from None
+        mistake = error.errors(include_url=False)[0]
+        value = "no value" if mistake["type"] == "missing" else describe(mistake["input"])
+        field = ".".join(str(part) for part in mistake["loc"])
+        message = mistake["msg"][:1].lower() + mistake["msg"][1:]
+        raise argument_error(name, contract, f"{value} as `{field}` ({message})", remedy) from None
 
 
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:

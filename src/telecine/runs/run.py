@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -62,15 +61,23 @@ class RunSummary:
     @staticmethod
     def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
         """Return `copied` in one line."""
-        known = {name: f"{some:,}" if some else "none" for name, (some, _) in copied.items()}
-        return ", ".join(f"{name} {known[name]} of {total:,}" for name, (_, total) in copied.items())
+        parts = []
+        for name, (num_copied, total) in copied.items():
+            number = f"{num_copied:,}" if num_copied else "none"
+            parts.append(f"{name} {number} of {total:,}")
+        return ", ".join(parts)
 
     def after(self, before: "RunSummary | None", step: int) -> "RunSummary":
         """Return the summary of a run that was resumed at a step, with the time and the memory `before`."""
-        known = before or self
-        peak, copied = known.peak_memory, self.copied or known.copied
-        start = known.validated_from if known.validation == self.validation else step + 1
-        return replace(self, seconds=known.seconds, peak_memory=peak, copied=copied, validated_from=start)
+        if before is None:
+            return self
+        return replace(
+            self,
+            seconds=before.seconds,
+            peak_memory=before.peak_memory,
+            copied=self.copied or before.copied,
+            validated_from=before.validated_from if before.validation == self.validation else step + 1,
+        )
 
     def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
         """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
@@ -108,12 +115,18 @@ class SavedValidation:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedValidation":
-        """Return the validation whose clips are in a folder; raise a `ValueError` if their description is damaged."""
+        """Return the validation whose clips are in a folder.
+
+        Raises:
+            ValueError: Their description is damaged, or names a file elsewhere.
+        """
         path = folder / _CLIPS_FILE
         contract, remedy = "the description of a validation", f"Remove {folder}."
         saved = as_dataclass(cls, {**read_json(path), "folder": folder}, str(path), contract, remedy)
-        for name in (clip.video for clip in saved.clips):  # the report copies these files
-            if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
+        for clip in saved.clips:
+            name = clip.video  # the report copies this file
+            is_name = Path(name).name == name and name not in ("", "..") and name.isprintable()
+            if not is_name or (folder / name).is_symlink():
                 got = f"the video {name!r}, which is not a file of its folder"
                 raise argument_error(str(path), contract, got, remedy)
         return saved
@@ -140,51 +153,83 @@ class Run:
         return os.path.lexists(self.history.path)
 
     def check_files(self) -> None:
-        """Raise a `ValueError` if something inside, except `best`, is a symbolic link, or a video is too large."""
-        folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
-        files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
-        files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OWNER_FILE]
-        files += [self.folder / OUTPUT_MARKER]
-        below = (folder.glob(pattern) for pattern in ("*", "*/*") for folder in folders[:2])
-        for path in chain(folders, files, *below):  # a folder before what is in it
+        """Check that the files are in the folder itself: a link of somebody else's could lead anywhere.
+
+        Raises:
+            ValueError: A file or a folder, except `best`, is a symbolic link, or a video is too large.
+        """
+        self._check_paths(
+            self.checkpoints.folder,
+            self._validations,
+            self._videos,
+            self.folder / "tensorboard",
+            self.history.path,
+            self.warnings.path,
+            self.settings_file,
+            self.video_file,
+            self._environment_file,
+            self._summary_file,
+            self.folder / LOCK_FILE,
+            self.folder / OWNER_FILE,
+            self.folder / OUTPUT_MARKER,
+        )
+        for folder in (self.checkpoints.folder, self._validations):
+            self._check_paths(*folder.glob("*"))  # before what is in these
+            self._check_paths(*folder.glob("*/*"))
+
+    @staticmethod
+    def _check_paths(*paths: Path) -> None:
+        for path in paths:
             if path.is_symlink():
                 got = f"a symbolic link to {os.readlink(path)}"
                 raise argument_error(str(path), "in the run's folder itself", got, "Replace it by what it points to.")
-            if path.suffix == ".mp4" and path.exists() and (size := path.stat().st_size) > _MAX_VIDEO:
+            size = path.stat().st_size if path.suffix == ".mp4" and path.exists() else 0
+            if size > _MAX_VIDEO:
                 raise argument_error(str(path), f"a file of at most {_MAX_VIDEO} bytes", f"{size} bytes", "Remove it.")
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
         """Remove the records, warnings and clips after the step of a checkpoint; the run writes the later ones again.
 
-        Return the number of records left, of which the checkpoint has `expected`, and notes about missing ones.
+        Args:
+            step: The step of the checkpoint.
+            expected: The number of records that the checkpoint has.
+
+        Returns:
+            The number of records left, and notes about missing ones.
         """
-        for later, folder in self.validation_folders():
-            if later > step:
+        for validated_step, folder in self.validation_folders():
+            if validated_step > step:
                 shutil.rmtree(folder)
-        cuts = [(file.path, *file.cut(step)) for file in (self.history, self.warnings)]
-        notes = [f"{path}: {dropped} lines could not be read and are dropped" for path, _, dropped in cuts if dropped]
-        path, num_kept, _ = cuts[0]
-        if num_kept < expected:  # after a stop in a validation the run has recorded it later
-            text = f"{num_kept} records up to the checkpoint instead of {expected}; the curves have a gap"
-            notes.append(f"{path}: {text}")
-        return num_kept, notes
+        num_records, num_dropped = self.history.cut(step)
+        _, num_dropped_warnings = self.warnings.cut(step)
+        notes = []
+        for path, number in ((self.history.path, num_dropped), (self.warnings.path, num_dropped_warnings)):
+            if number > 0:
+                notes.append(f"{path}: {number} lines could not be read and are dropped")
+        if num_records < expected:  # after a stop in a validation the run has recorded it later
+            text = f"{num_records} records up to the checkpoint instead of {expected}; the curves have a gap"
+            notes.append(f"{self.history.path}: {text}")
+        return num_records, notes
 
     def _comparable(self) -> list[dict[str, float]]:
         """Return the records of validations on the present clips, see `RunSummary.validated_from`; else all."""
-        found, summary = self.history.validations(), self.summary()
-        return [each for each in found if summary and each["step"] >= summary.validated_from] or found
+        records = self.history.validations()
+        summary = self.summary()
+        if summary is None:
+            return records
+        return [record for record in records if record["step"] >= summary.validated_from] or records
 
     def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
-        found = self._comparable()
-        if not found:
+        """Return the metrics of the first and the last validation.
+
+        Raises:
+            ValueError: The run has no validation.
+        """
+        records = self._comparable()
+        if not records:
             remedy = "Use another --output_dir, or a larger --steps."
             raise argument_error(str(self.history.path), "a file with a validation", "none", remedy)
-        first, last = (
-            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
-            for record in (found[0], found[-1])
-        )
-        return first, last
+        return _metrics(records[0]), _metrics(records[-1])
 
     def best_step(self, metric: str | None, step: int) -> int | None:
         """Return the step of the best finite validation by `metric`, the earliest of equals.
@@ -193,37 +238,50 @@ class Run:
         """
         if metric is None:
             return None
-        name, sign = f"val/{metric}", -1 if "lpips" in metric else 1  # of LPIPS, less is better
-        kept = {step, *(saved for saved, _ in self.checkpoints.all())} - {0}
-        candidates = [each for each in self._comparable() if each["step"] in kept]
-        finite = [each for each in candidates if math.isfinite(each.get(name, math.nan))]
-        best = max(finite, key=lambda record: sign * record[name], default=None)
-        return None if best is None else int(best["step"])
+        saved_steps = {saved_step for saved_step, _ in self.checkpoints.all()}
+        saved_steps.add(step)
+        best_step: int | None = None
+        best_value = -math.inf
+        for record in self._comparable():
+            value = record.get(f"val/{metric}", math.nan)
+            if "lpips" in metric:
+                value = -value  # less is better
+            is_candidate = record["step"] > 0 and record["step"] in saved_steps and math.isfinite(value)
+            if is_candidate and value > best_value:
+                best_step = int(record["step"])
+                best_value = value
+        return best_step
 
     def environment(self) -> dict[str, str]:
         """Return the environment in which the run started, or nothing if it was not recorded."""
-        path = self._environment_file
-        return {name: str(value) for name, value in read_json(path).items()} if path.exists() else {}
+        if not self._environment_file.exists():
+            return {}
+        return {name: str(value) for name, value in read_json(self._environment_file).items()}
 
     def write_environment(self, values: dict[str, str]) -> None:
         """Record the environment."""
         write_json(self._environment_file, values)
 
     def tracker_id(self, *, is_new: bool) -> str:
-        """Return the id of this run in trackers, which is recorded; that of a run before, or a new one."""
+        """Return the id of this run in trackers, which is recorded; that of a run before, or a new one.
+
+        Raises:
+            ValueError: The recorded id is damaged.
+        """
         path = self.folder / "tracker.json"
         if is_new or not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})
-        found = read_json(path).get("id")
-        if not isinstance(found, str):
-            raise argument_error(str(path), "the id of a run in trackers", found, f"Remove {path}.")
-        return found
+        tracker_id = read_json(path).get("id")
+        if not isinstance(tracker_id, str):
+            raise argument_error(str(path), "the id of a run in trackers", tracker_id, f"Remove {path}.")
+        return tracker_id
 
     def summary(self) -> RunSummary | None:
         """Return the summary, or None if it was not recorded; raise a `ValueError` if the file is damaged."""
         path = self._summary_file
-        texts = str(path), "the summary of a run", f"Remove {path}."
-        return as_dataclass(RunSummary, read_json(path), *texts) if path.exists() else None
+        if not path.exists():
+            return None
+        return as_dataclass(RunSummary, read_json(path), str(path), "the summary of a run", f"Remove {path}.")
 
     def write_summary(self, summary: RunSummary) -> None:
         """Record the summary."""
@@ -231,12 +289,23 @@ class Run:
 
     def validation_folders(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every validation with complete clips, oldest first."""
-        return [each for each in step_folders(self._validations) if os.path.lexists(each[1] / _CLIPS_FILE)]
+        folders = step_folders(self._validations)
+        return [(step, folder) for step, folder in folders if os.path.lexists(folder / _CLIPS_FILE)]
 
     def write_validation(
         self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
     ) -> Path:
-        """Return a folder that appears whole, into which `write` writes the videos; it yields their descriptions."""
+        """Write the clips of a validation into a folder that appears whole, and return it.
+
+        Args:
+            step: The step of the validation.
+            write: Writes the videos into the folder that it is called with, and yields their descriptions.
+            fps: The frame rate of the fastest clip.
+            amplification: The factor of the difference in the videos.
+
+        Raises:
+            ValueError: There is no clip.
+        """
         folder = self._validations / step_name(step)
         partial = partial_path(folder)
         partial.mkdir(parents=True)
@@ -255,8 +324,14 @@ class Run:
     def remove_residue(self, before: float) -> None:
         """Remove what interrupted writes and deletions have left, and partial files from `before`, see `RunLock`."""
         self.checkpoints.remove_unfinished()
-        unfinished = [path for _, path in step_folders(self._validations) if not (path / _CLIPS_FILE).is_file()]
-        for folder in (*unfinished, *self._validations.glob(".step-*")):
+        for _, folder in step_folders(self._validations):
+            if not (folder / _CLIPS_FILE).is_file():
+                shutil.rmtree(folder)
+        for folder in self._validations.glob(".step-*"):
             shutil.rmtree(folder)
-        for folder in (self.folder, self._videos):
-            remove_partial(folder, before)
+        remove_partial(self.folder, before)
+        remove_partial(self._videos, before)
+
+
+def _metrics(record: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}

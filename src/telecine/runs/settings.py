@@ -15,11 +15,10 @@ from telecine.base.yaml_files import parse_yaml, read_yaml
 from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
-_ABSENT = "not set"
 
 
-class _Setting(NamedTuple):
-    """One setting, by its dotted name, of several runs: a value for each, `_ABSENT` if it has none."""
+class SettingOfRuns(NamedTuple):
+    """One setting, by its dotted name, of several runs, with a value for each."""
 
     name: str
     values: list[str]
@@ -27,7 +26,11 @@ class _Setting(NamedTuple):
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file."""
+    """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = folder / SETTINGS_FILE
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
@@ -37,19 +40,23 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: object) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
-    write_text(folder / SETTINGS_FILE, _as_yaml(settings))
+    write_text(folder / SETTINGS_FILE, as_yaml(settings))
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that `read_yaml`, which reads YAML 1.2, takes for something else."""
 
 
-_Dumper.add_representer(
-    str, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:str", x, None if parse_yaml(x) == x else "'")
-)
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if parse_yaml(text) == text else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
-def _as_yaml(settings: object) -> str:
+_Dumper.add_representer(str, _represent_text)
+
+
+def as_yaml(settings: object) -> str:
+    """Return settings as the text of a file that `read_config` reads."""
     return yaml.dump(plain_settings(settings), Dumper=_Dumper, sort_keys=False)
 
 
@@ -70,7 +77,11 @@ def _plain(value: object) -> dict[str, Any] | str:
 
 
 def check_encoding(settings: object) -> None:
-    """Raise a `ValueError` if a file cannot hold the settings: a path may have bytes that are not UTF-8."""
+    """Check that a file can hold the settings.
+
+    Raises:
+        ValueError: A text, such as a path, has bytes that are not UTF-8.
+    """
     for name, text in flat_settings(plain_settings(settings)).items():
         if text.encode("utf-8", "ignore").decode("utf-8") != text:
             contract, remedy = "text in UTF-8, in which runs save their settings", "Rename it, or pass a link to it."
@@ -79,12 +90,17 @@ def check_encoding(settings: object) -> None:
 
 def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     """Return nested settings as text by dotted name."""
-    pairs = flat_items(values)
-    return {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in pairs}
+    texts = {}
+    for name, value in flat_items(values):
+        texts[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return texts
 
 
-def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = _ABSENT) -> list[_Setting]:
+def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = "not set") -> list[SettingOfRuns]:
     """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
     names = dict.fromkeys(name for settings in runs for name in settings)
-    rows = ((name, [settings.get(name, absent) for settings in runs]) for name in names)
-    return [_Setting(name, values, differs=len({*values}) > 1) for name, values in rows]
+    rows = []
+    for name in names:
+        values = [settings.get(name, absent) for settings in runs]
+        rows.append(SettingOfRuns(name, values, differs=len(set(values)) > 1))
+    return rows

@@ -180,12 +180,12 @@ def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDe
     if details["type"] == "missing":
         missing = details["loc"][-1]
         if isinstance(missing, int):
-            return str(argument_error(name, f"a list of at least {missing + 1} values", describe(value), "")).rstrip()
+            return str(argument_error(name, f"a list of at least {missing + 1} values", describe(value)))
         if not path:
             return f"`{prefix}{missing}` must be set."
         return str(argument_error(name, f"a group with `{missing}`", describe(value), f"Set `{name}.{missing}`, too."))
     contract = " or ".join(dict.fromkeys(_contract(details) for details in wrong))
-    return str(argument_error(name, contract, describe(value), _remedy(kind, path, value))).rstrip()
+    return str(argument_error(name, contract, describe(value), _remedy(kind, path, value)))
 
 
 def _contract(details: ErrorDetails) -> str:

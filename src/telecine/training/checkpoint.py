@@ -141,7 +141,7 @@ class Checkpointer:
         if self._is_main:
             self._write_files(folder, plain)
             best = self.run.best_step(self.config.best_metric, step)
-            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, known=digests)
+            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, digests=digests)
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""

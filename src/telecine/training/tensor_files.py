@@ -11,8 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
 from telecine.base.checks import argument_error
@@ -118,8 +116,12 @@ def saved_tensors(folder: Path, group: str) -> dict[str, Tensor]:
     if not _has_shards(folder, group):
         whole = load_tensors(folder / f"{group}.safetensors")
         return {name: tensor.to("meta") for name, tensor in whole.items()}
+    # Slow to import, and not needed without shards.
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     with _damage_named(folder / SHARDS):
-        metadata = checkpoint.HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata()
+        metadata = HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata()
     tensors = {}
     for key, entry in metadata.state_dict_metadata.items():
         if key.startswith(f"{group}.") and isinstance(entry, TensorStorageMetadata):
@@ -144,9 +146,11 @@ def load_into(targets: Mapping[str, Tensor], folder: Path, group: str) -> None:
         for name, target in targets.items():
             copy_whole(whole[name], into=target)
         return
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
     by_key = {f"{group}.{name}": target for name, target in targets.items()}
     with _damage_named(folder / SHARDS):
-        checkpoint.load(by_key, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
+        load(by_key, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
 
 
 def _has_shards(folder: Path, group: str) -> bool:

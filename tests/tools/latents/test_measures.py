@@ -10,36 +10,45 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from telecine.__main__ import main
 from telecine.data import DataError
-from telecine.evaluation import source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_measures import latent_summary
-from telecine.losses.perceptual import pick_frames
+from telecine.evaluation.latent_measures import latent_summary, radial_spectrum
+from telecine.evaluation.source import index_data, read_span
 from telecine.models import CausalVAE
 from telecine.report.charts import plotly_script
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
-from telecine.tools.latents import measures as latents
 from telecine.tools.latents.clips import ClipsOnDisk
 from telecine.tools.latents.decoding import TRANSFORMS
 from telecine.tools.latents.measures import measure_latent_spaces, scaled_video
 from telecine.tools.latents.page import render_latents, write_latents
+from telecine.tools.latents.space import Channels
 
 SIZE = {"num_frames": 5, "height": 16, "width": 24, "max_clips": 3, "device": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def changed_folder(tiny_model, tiny_config, tmp_path_factory):
-    """The same model with a latent that is doubled in the first channel."""
-    model = CausalVAE(tiny_config)
-    model.load_state_dict(tiny_model.state_dict())
+def with_linear_encoder(model, change):
+    """Return a copy of a tiny model, whose encoder is linear, after a change of its layers."""
+    copy = CausalVAE(model.config)
+    copy.load_state_dict(model.state_dict())
     with torch.no_grad():
-        for layer in (model.encoder.linear.first, model.encoder.linear.rest):
-            layer.weight[0] *= 2
-            layer.bias[0] *= 2
+        for layer in (copy.encoder.linear.first, copy.encoder.linear.rest):
+            change(layer)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def changed_folder(tiny_model, tmp_path_factory):
+    """The same model with a latent that is doubled in the first channel."""
+
+    def double(layer):
+        layer.weight[0] *= 2
+        layer.bias[0] *= 2
+
     folder = tmp_path_factory.mktemp("changed")
-    model.save_pretrained(folder)
+    with_linear_encoder(tiny_model, double).save_pretrained(folder)
     return folder
 
 
@@ -49,7 +58,18 @@ def report(model_folder, changed_folder, videos):
     return measure_latent_spaces([model_folder, changed_folder], config)
 
 
-def test_the_measures_are_those_of_the_latents(report, tiny_model):
+@pytest.fixture
+def measure_one(videos):
+    """Return a function that measures a model on one clip."""
+
+    def measure(model, **settings):
+        config = LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1, **settings})
+        return measure_latent_spaces([model], config).models[0]
+
+    return measure
+
+
+def test_the_measures_are_those_of_the_latents(report):
     first, second = report.models
     assert first.shape == [4, 2, 4, 6]
     assert [len(values) for values in (first.channels.mean, first.channels.kurtosis, first.eigenvalues)] == [4, 4, 4]
@@ -60,57 +80,57 @@ def test_the_measures_are_those_of_the_latents(report, tiny_model):
     assert first.noise_psnr["0.8"] < first.noise_psnr["0"]
     assert len(first.spectrum.frequency) == len(first.spectrum.latent) == len(first.spectrum.video)
     assert 0 < first.spectrum.high_frequencies["video"] < 1
-    assert {name: len(values) for name, values in first.autocorrelation.items()} == {
-        "space": 3,
-        "time": 1,
-        "video_space": 3,
-        "video_time": 1,
-    }
-
-
-def test_the_drift_from_the_base(report):
-    first, second = report.models
+    lengths = {name: len(values) for name, values in first.autocorrelation.items()}
+    assert lengths == {"space": 3, "time": 1, "video_space": 3, "video_time": 1}
     assert first.drift == {"correlation": pytest.approx([1.0] * 4), "relative_error": 0.0}
     assert second.drift["correlation"] == pytest.approx([1.0] * 4)
     assert second.drift["relative_error"] > 0.1
 
 
-def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_model, tiny_config, videos):
-    other = CausalVAE(replace(tiny_config, latent_channels=8)).eval()
-    config = LatentsConfig(data=str(videos), base="other", **SIZE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_model", lambda checkpoint, *_: other if checkpoint == "other" else tiny_model)
-        with pytest.raises(
-            ValueError, match=r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one wi"
-        ):
-            measure_latent_spaces(["model"], config, probe=pytest.fail)
+@pytest.mark.parametrize(
+    ("settings", "figures"),
+    [
+        ({"nested_channels": (2,)}, {"PSNR with 2 channels, dB"}),
+        ({"bottleneck": "fsq"}, {"codes used", "entropy of the codes, bits", "perplexity of the codes"}),
+    ],
+)
+def test_figures_of_other_latents(measure_one, tiny_config, settings, figures):
+    space = measure_one(CausalVAE(replace(tiny_config, **settings)))
+    assert figures <= space.figures().keys()
+
+
+def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_config, tiny_model, videos, tmp_path):
+    CausalVAE(replace(tiny_config, latent_channels=8)).save_pretrained(tmp_path)
+    config = LatentsConfig(data=str(videos), base=str(tmp_path), **SIZE)
+    message = r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one with \(8, 2, 4, 6\)"
+    with pytest.raises(ValueError, match=message):
+        measure_latent_spaces([tiny_model], config, probe=pytest.fail)
+
+
+def test_a_model_without_a_latent_is_refused(measure_one):
+    module = nn.Conv3d(3, 3, 1)
+    with pytest.raises(ValueError, match="`Conv3d` must be a model that offers its latent, but got one without"):
+        measure_one(module)
 
 
 @pytest.mark.parametrize(("value", "dead"), [(0.5, 4), (math.nan, math.nan)])
-def test_a_constant_latent_is_dead_as_in_training(tiny_model, videos, monkeypatch, value, dead):
-    constant = torch.full((1, 4, 2, 4, 6), value)
-    monkeypatch.setattr(latents, "encode_clips", lambda *_: constant)
-    config = LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})
-    space = measure_latent_spaces([tiny_model], config).models[0]
-    whole = {name: values for name, values in space.equivariance.items() if name != "scale_1/2"}
-    assert "equivariance error, MSE" in space.figures()
-    assert "equivariance error without scale_1/2, MSE" in replace(space, equivariance=whole).figures()
+def test_a_constant_latent_is_dead_as_in_training(measure_one, tiny_model, value, dead):
+    def make_constant(layer):
+        layer.weight.zero_()
+        layer.bias.fill_(value)
+
+    space = measure_one(with_linear_encoder(tiny_model, make_constant))
     figures = {"dead channels": space.figures()["dead channels"], "mean std": space.figures()["mean std"]}
-    of_training = latent_summary(constant)
-    assert figures == pytest.approx({"dead channels": dead, "mean std": of_training["std"]}, nan_ok=True)
-    assert of_training["dead_channels"] == pytest.approx(dead, nan_ok=True)
+    summary = latent_summary(torch.full((1, 4, 2, 4, 6), value))
+    assert figures == pytest.approx({"dead channels": dead, "mean std": summary["std"]}, abs=1e-6, nan_ok=True)
+    assert summary["dead_channels"] == pytest.approx(dead, nan_ok=True)
 
 
 def test_the_protocol_says_what_was_measured(report, videos):
-    protocol = report.protocol
-    assert {name: protocol[name] for name in ("data", "num_clips", "num_frames", "height", "width")} == {
-        "data": str(videos),
-        "num_clips": 3,
-        "num_frames": 5,
-        "height": 16,
-        "width": 24,
-    }
-    assert {"spectrum", "equivariance", "noise", "drift"} <= set(protocol["definitions"])
+    expected = {"data": str(videos), "num_clips": 3, "num_frames": 5, "height": 16, "width": 24}
+    assert {name: report.protocol[name] for name in expected} == expected
+    assert {"spectrum", "equivariance", "noise", "drift"} <= set(report.protocol["definitions"])
+    assert "at most 0.01 times the largest" in report.protocol["definitions"]["channels"]
 
 
 def test_the_hash_of_the_clips_is_that_of_evaluations(model_folder, videos):
@@ -121,85 +141,31 @@ def test_the_hash_of_the_clips_is_that_of_evaluations(model_folder, videos):
 
 
 def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, monkeypatch):
-    read, most = [], []
+    clips = []
+    counts = []
 
-    def read_span(span, config):
-        clip = source.read_span(span, config)
-        read.append(weakref.ref(clip["video"]))
-        most.append(sum(each() is not None for each in read))
+    def read(span, config):
+        clip = read_span(span, config)
+        clips.append(weakref.ref(clip["video"]))
+        counts.append(sum(reference() is not None for reference in clips))
         return clip
 
-    monkeypatch.setattr("telecine.tools.latents.clips.read_span", read_span)
+    monkeypatch.setattr("telecine.tools.latents.clips.read_span", read)
     config = LatentsConfig(data=str(videos), base=str(model_folder), **{**SIZE, "max_clips": 9})
     assert measure_latent_spaces([model_folder, changed_folder], config).protocol["num_clips"] == 9
-    assert max(most) <= 3
+    assert max(counts) <= 3
 
 
-def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
-    shutil.copytree(videos, tmp_path / "videos")
-    found = ClipsOnDisk.find(source.index_data(tmp_path / "videos"), ClipConfig(5, 16, 24), 3)
-    assert len(found) == 3
+def test_clips_that_can_no_longer_be_read(videos, tmp_path):
+    infos = index_data(shutil.copytree(videos, tmp_path / "videos"))
+    config = ClipConfig(5, 16, 24)
+    clips = ClipsOnDisk.find(infos, config, 3)
+    assert len(clips) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
-        list(found)
-
-
-def data_of(page):
-    """Return the data that the page's scripts draw."""
-    return json.loads(re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page)[1])
-
-
-def test_the_page_shows_every_model_and_needs_no_network(report):
-    page = render_latents(report)
-    for space in report.models:
-        assert space.title in page
-    assert "http" not in page.replace(plotly_script(), "").replace("http://www.w3.org", "")
-
-
-def test_every_measure_of_several_values_has_a_plot_with_a_curve_of_each_model(report):
-    data = data_of(render_latents(report))
-    assert data["runs"] == [space.title for space in report.models]
-    plots = {plot["title"].partition(":")[0].partition(",")[0]: plot for plot in data["charts"]}
-    assert [*plots] == ["Spectrum", "Eigenvalues", "Autocorrelation", "Equivariance", "Noise", "Drift"]
-    assert len(data["charts"]) == 7, "autocorrelation in space and in time"
-    for plot in data["charts"]:
-        assert plot["explanation"]
-        for series in plot["series"]:
-            assert [curve["run"] for curve in series["curves"]] == [0, 1]
-            assert series["is_reference"] == (series["label"] == "scaled-down video")
-    first, second = report.models
-    spectrum, video = plots["Spectrum"]["series"]
-    assert spectrum["curves"][1]["steps"] == second.spectrum.frequency
-    assert spectrum["curves"][1]["values"] == pytest.approx(second.spectrum.latent, rel=1e-5)
-    assert video["curves"][0]["values"] == pytest.approx(first.spectrum.video, rel=1e-5)
-    assert sum(plots["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(1, abs=1e-4)
-    assert plots["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
-    errors = [value["mse"] for value in first.equivariance.values()]
-    assert plots["Equivariance"]["series"][0]["curves"][0]["values"] == pytest.approx(errors, rel=1e-5)
-    noise = plots["Noise"]["series"][0]["curves"][0]
-    assert dict(zip(noise["steps"], noise["values"], strict=True)) == pytest.approx(
-        {float(size): value for size, value in first.noise_psnr.items()}, rel=1e-5
-    )
-    assert plots["Drift"]["series"][0]["curves"][0]["values"] == pytest.approx([1.0] * 4)
-
-
-def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(report, tiny_model, videos, monkeypatch):
-    monkeypatch.setattr(CausalVAE, "covering_clip", lambda *_: (5, 16, 24))
-    small = measure_latent_spaces([tiny_model], LatentsConfig(data=str(videos), **{**SIZE, "max_clips": 1})).models[0]
-    assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
-    plots = data_of(render_latents(replace(report, models=[small, report.models[0]])))["charts"]
-    (plot,) = (each for each in plots if each["title"].startswith("Equivariance"))
-    assert plot["x_names"] == ["none", *TRANSFORMS]
-    assert plot["series"][0]["curves"][0]["steps"] == [0, 2, 3, 4, 5, 6]
-
-
-def test_frames_of_a_latent_without_a_frame_of_the_first_one(tiny_config, videos, monkeypatch):
-    """Of 8 frames the latent has 2, each of 4."""
-    shown = []
-    monkeypatch.setattr(latents, "pick_frames", lambda video, at: shown.append(at.tolist()) or pick_frames(video, at))
-    model = CausalVAE(replace(tiny_config, first_frame_apart=False))
-    measure_latent_spaces([model], LatentsConfig(data=str(videos), **{**SIZE, "num_frames": 8, "max_clips": 1}))
-    assert shown == [[[3, 7]]]
+        list(clips)
+    with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 broken ones"):
+        ClipsOnDisk.find(infos, config, 3)
 
 
 def test_the_video_at_the_size_of_its_latent():
@@ -212,19 +178,81 @@ def test_the_video_at_the_size_of_its_latent():
     assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
 
 
-def test_a_plot_without_values_is_left_out(report):
+def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_config, videos):
+    """Of 8 frames the latent has 2, each of 4."""
+    space = measure_one(CausalVAE(replace(tiny_config, first_frame_apart=False)), num_frames=8)
+    (video,) = ClipsOnDisk.find(index_data(videos), ClipConfig(8, 16, 24), 1)
+    _, expected = radial_spectrum(scaled_video(video, torch.zeros(1, 4, 2, 4, 6), False))
+    assert space.spectrum.video == pytest.approx(expected)
+
+
+def data_of(report):
+    """Return the data that the scripts of a report's page draw, and its charts by the first word of their titles."""
+    text = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', render_latents(report))[1]
+    data = json.loads(text)
+    return data, {re.match(r"\w+", chart["title"])[0]: chart for chart in data["charts"]}
+
+
+def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(report):
+    data, charts = data_of(report)
+    assert data["runs"] == [space.title for space in report.models]
+    assert [*charts] == ["Spectrum", "Eigenvalues", "Autocorrelation", "Equivariance", "Noise", "Drift"]
+    assert len(data["charts"]) == 7, "autocorrelation in space and in time"
+    for chart in data["charts"]:
+        assert chart["explanation"]
+        for series in chart["series"]:
+            assert [curve["run"] for curve in series["curves"]] == [0, 1]
+            assert series["is_reference"] == (series["label"] == "scaled-down video")
+    first, second = report.models
+    latent, video = charts["Spectrum"]["series"]
+    assert latent["curves"][1]["steps"] == second.spectrum.frequency
+    assert latent["curves"][1]["values"] == pytest.approx(second.spectrum.latent, rel=1e-5)
+    assert video["curves"][0]["values"] == pytest.approx(first.spectrum.video, rel=1e-5)
+    expected = {
+        "Equivariance": [errors["mse"] for errors in first.equivariance.values()],
+        "Noise": [*first.noise_psnr.values()],
+        "Drift": [1.0] * 4,
+    }
+    for name, values in expected.items():
+        assert charts[name]["series"][0]["curves"][0]["values"] == pytest.approx(values, rel=1e-5)
+    assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [float(level) for level in first.noise_psnr]
+    assert charts["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
+    assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(1, abs=1e-4)
+
+
+class LargeClips(CausalVAE):
+    """A model that accepts one size of clips."""
+
+    def covering_clip(self, *_):
+        return (5, 16, 24)
+
+
+def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(measure_one, report, tiny_config):
+    small = measure_one(LargeClips(tiny_config))
+    assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
+    assert "equivariance error without scale_1/2, MSE" in small.figures()
+    assert "equivariance error, MSE" in report.models[0].figures()
+    _, charts = data_of(replace(report, models=[small, report.models[0]]))
+    assert charts["Equivariance"]["series"][0]["curves"][0]["steps"] == [0, 2, 3, 4, 5, 6]
+
+
+def test_a_chart_without_values_is_left_out(report):
     space = replace(report.models[0], drift={}, eigenvalues=[math.nan] * 4)
-    titles = [plot["title"] for plot in data_of(render_latents(replace(report, models=[space])))["charts"]]
-    assert len(titles) == 5
-    assert not any(title.startswith(("Drift", "Eigenvalues")) for title in titles)
+    _, charts = data_of(replace(report, models=[space]))
+    assert [*charts] == ["Spectrum", "Autocorrelation", "Equivariance", "Noise"]
 
 
-def test_names_are_shown_as_they_are(report):
+def test_names_are_shown_as_they_are_without_a_network(report):
     names = ["cost_$5_and_$6", "_hidden", "</script><b>"]
     spaces = [replace(report.models[0], title=name) for name in names]
-    page = render_latents(replace(report, models=spaces))
-    assert data_of(page)["runs"] == names
+    spaces[1] = replace(spaces[1], channels=Channels([0.0], [1.0], [3.0], [0]))
+    other = replace(report, models=spaces)
+    page = render_latents(other).replace(plotly_script(), "")
+    assert data_of(other)[0]["runs"] == names
     assert "<b>" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "0, 1, 3, dead</td>" in page
+    assert "<td>-</td>" in page, "fewer channels"
 
 
 def test_names_that_are_not_utf8(report, tmp_path):
@@ -237,12 +265,11 @@ def test_names_that_are_not_utf8(report, tmp_path):
 
 def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, capsys):
     sizes = [f"--{name}={value}" for name, value in {**SIZE, "max_clips": 1}.items()]
-    output = tmp_path / "new" / "folder"
-    (tmp_path / "file").touch()
     typed = ["latents", str(model_folder), "--data", str(videos), *sizes, "-o"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "measure_latent_spaces", pytest.fail)
-        assert main([*typed, str(tmp_path / "file" / "latents")]) == 2, "before anything is measured"
+    (tmp_path / "file").touch()
+    assert main([*typed, str(tmp_path / "file" / "latents")]) == 2
+    assert "encoding" not in capsys.readouterr().err, "before anything is measured"
+    output = tmp_path / "new" / "folder"
     assert main([*typed, str(output)]) == 0
     written = json.loads((output / "latents.json").read_text())
     assert written["models"][0]["title"] == str(model_folder)
@@ -253,11 +280,13 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
     assert "effective rank" in capsys.readouterr().out
 
 
-def test_a_dict_is_no_configuration(model_folder):
-    with pytest.raises(ValueError, match=r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}"):
-        measure_latent_spaces([model_folder], {"data": "videos"})
-
-
-def test_without_data(model_folder):
-    with pytest.raises(ValueError, match="`data` must be a file, or a folder of files, but got nothing"):
-        measure_latent_spaces([model_folder], LatentsConfig())
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"data": "videos"}, r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}"),
+        (LatentsConfig(), "`data` must be a file, or a folder of files, but got nothing"),
+    ],
+)
+def test_invalid_settings_are_refused(model_folder, config, message):
+    with pytest.raises(ValueError, match=message):
+        measure_latent_spaces([model_folder], config)

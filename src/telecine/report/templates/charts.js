@@ -1,5 +1,6 @@
 // The charts of a page, drawn by plotly. All that a reader chooses is in `chosen`, and `redraw` draws it.
 const NUM_COLOURS = 8;
+const COLOURS = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "muted", "line", "bad", "surface", "text"];
 const DASHES = ["solid", "dot", "dashdot", "dash", "longdash", "4px 2px", "12px 4px"];
 // What the others are compared with, such as the linear baseline.
 const REFERENCE_DASH = "7px 3px";
@@ -15,20 +16,38 @@ const MAX_LINEAR_RATIO = 100;
 
 const severalRuns = DATA.runs.length > 1;
 const chosen = { smoothing: 0.6, scale: "auto", hiddenRuns: [], hiddenSeries: [], ranges: {} };
+const colours = {};
+const wholeRanges = {};
 const charts = [];
+// Called by each `redraw`: they show the choices in buttons and sliders.
+const controls = [];
+// The number of times that something else was chosen.
+let version = 0;
 
 /** Show text as it is: plotly reads tags in names, and names may be anyone's. */
 function plain(text) {
   return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
-/** Return a colour of the style sheet in the theme that is shown. */
-function themeColour(name) {
-  const probe = html("span", { style: `color: var(--${name})` });
+/** Read the colours of the style sheet in the theme that is shown, for plotly, which knows no style sheet. */
+function readColours() {
+  const probe = html("span");
   document.body.append(probe);
-  const { color } = getComputedStyle(probe);
+  for (const name of COLOURS) {
+    probe.style.color = `var(--${name})`;
+    colours[name] = getComputedStyle(probe).color;
+  }
   probe.remove();
-  return color;
+}
+
+/** Return the smallest and the largest of values, of which there may be more than a function has arguments. */
+function extent(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
+/** Format a number with four significant digits. */
+function short(value) {
+  return String(Number(value.toPrecision(4))).replaceAll("-", "\u2212");
 }
 
 function toggle(list, item) {
@@ -82,8 +101,8 @@ function isLogarithmic(plot, values) {
   const positive = values.filter((value) => value > 0);
   if (chosen.scale === "linear" || !positive.length) return false;
   if (chosen.scale === "log" || plot.scale === "log") return true;
-  const isWide = values.length === positive.length && Math.max(...values) > MAX_LINEAR_RATIO * Math.min(...values);
-  return plot.scale === "wide" && isWide;
+  const [low, high] = extent(positive);
+  return plot.scale === "wide" && high > MAX_LINEAR_RATIO * low;
 }
 
 /** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
@@ -101,23 +120,24 @@ function verticalAxis(plot, curves) {
   const values = valuesInside(plot, curves);
   const isLog = isLogarithmic(plot, values);
   const ends = isLog ? values.filter((value) => value > 0).map(Math.log10) : values;
-  if (!ends.length) return { type: "linear", range: [0, 1] };
-  const low = Math.min(...ends);
-  const high = Math.max(...ends);
+  if (!ends.length) return { type: "linear", range: [0, 1], hides: false };
+  const [low, high] = extent(ends);
   const margin = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
-  return { type: isLog ? "log" : "linear", range: [low - margin, high + margin] };
+  const hides = isLog && curves.some(({ curve }) => curve.values.some((value) => value <= 0));
+  return { type: isLog ? "log" : "linear", range: [low - margin, high + margin], hides };
 }
 
 function tracesOf(plot, shown, axis) {
   const traces = [];
   for (const { series, curve, weight, line } of shown) {
     const { colour, dash } = lineStyle(plot, series, curve.run);
-    const color = themeColour(colour);
+    const color = colours[colour];
     const name = plain(severalRuns ? `${series.label}, ${DATA.runs[curve.run]}` : series.label);
     const quiet = { hoverinfo: "skip", showlegend: false, mode: "lines" };
     if (curve.low.length) {
       traces.push({ ...quiet, x: curve.steps, y: curve.low, line: { width: 0 } });
-      traces.push({ ...quiet, x: curve.steps, y: curve.high, line: { width: 0 }, fill: "tonexty", fillcolor: color.replace("rgb(", "rgba(").replace(")", ", 0.16)") });
+      const fillcolor = color.replace("rgb(", "rgba(").replace(")", ", 0.16)");
+      traces.push({ ...quiet, x: curve.steps, y: curve.high, line: { width: 0 }, fill: "tonexty", fillcolor });
     } else if (weight) {
       traces.push({ ...quiet, x: curve.steps, y: curve.values, opacity: 0.3, line: { color, width: 1 } });
     }
@@ -145,7 +165,7 @@ function tracesOf(plot, shown, axis) {
       name: "warning",
       mode: "markers",
       cliponaxis: false,
-      marker: { color: themeColour("bad"), size: 8, symbol: "triangle-up" },
+      marker: { color: colours.bad, size: 8, symbol: "triangle-up" },
       hovertemplate: "%{text}",
     });
   }
@@ -153,34 +173,35 @@ function tracesOf(plot, shown, axis) {
 }
 
 function layoutOf(plot, axis, height) {
-  const grid = themeColour("line");
+  const grid = colours.line;
   const shared = { gridcolor: grid, linecolor: grid, zeroline: false, tickcolor: grid };
   const names = plot.x_names;
-  const whole = names.length ? [-0.5, names.length - 0.5] : wholeRange(plot.x);
   const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
-  const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: themeColour("muted"), spikethickness: 1, spikedash: "solid" };
+  const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
+  const range = [...(chosen.ranges[plot.x] ?? wholeRanges[plot.x])]; // a copy, which plotly changes while a reader drags
   return {
     height,
     autosize: true,
     margin: { l: 8, r: 14, t: 8, b: 8 },
-    font: { color: themeColour("muted"), family: getComputedStyle(document.body).fontFamily, size: 11 },
+    font: { color: colours.muted, family: getComputedStyle(document.body).fontFamily, size: 11 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     hovermode: names.length ? "x" : "x unified",
-    hoverlabel: { bgcolor: themeColour("surface"), bordercolor: themeColour("line"), font: { color: themeColour("text") }, namelength: -1 },
+    hoverlabel: { bgcolor: colours.surface, bordercolor: colours.line, font: { color: colours.text }, namelength: -1 },
     // On a touch screen, a finger on a chart scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
-    xaxis: { ...shared, ...labels, ...hover, automargin: true, range: chosen.ranges[plot.x] ?? whole, title: { text: plain(plot.x), standoff: 4 } },
-    yaxis: { ...shared, ...axis, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
+    xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(plot.x), standoff: 4 } },
+    yaxis: { ...shared, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
 
-/** Return the ends of a horizontal axis, which all charts with the same one have in common. */
-function wholeRange(x) {
-  const steps = DATA.charts.filter((plot) => plot.x === x).flatMap(({ series }) => series.flatMap(({ curves }) => curves.flatMap((curve) => curve.steps)));
-  const first = steps.reduce((a, b) => Math.min(a, b), Infinity);
-  const last = steps.reduce((a, b) => Math.max(a, b), -Infinity);
+/** Return the ends of the horizontal axis of some charts, which zoom together. */
+function wholeRange(plots) {
+  const [{ x_names: names }] = plots;
+  if (names.length) return [-0.5, names.length - 0.5];
+  const curves = plots.flatMap(({ series }) => series.flatMap((one) => one.curves));
+  const [first, last] = extent(curves.flatMap(({ steps }) => steps));
   const margin = 0.02 * (last - first) || 1;
   return [first - margin, last + margin];
 }
@@ -202,7 +223,7 @@ function legendButton(list, item, label, title, style) {
     toggle(list(), item);
     redraw();
   });
-  redraws.push(show);
+  controls.push(show);
   return button;
 }
 
@@ -214,11 +235,17 @@ function makeChart(plot, index) {
   for (const series of plot.series) {
     const style = lineStyle(plot, series, 0);
     if (severalRuns) style.colour = "muted";
-    legend.append(legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style));
+    const button = legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style);
+    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !plot.x_names.length)) {
+      button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
+    }
+    legend.append(button);
   }
-  const chart = { plot, canvas, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, isStale: true };
+  const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
+  const chart = { plot, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, version: 0 };
   const tools = html("span", { class: "tools" }, toolButton(chart, "CSV", "Copy the values", copyCsv), toolButton(chart, "PNG", "Save the figure", savePng));
   const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
+  figure.append(hidesValues);
   if (plot.explanation) figure.append(html("p", { class: "hint" }, plot.explanation));
   if (plot.note) figure.append(html("p", { class: "hint note bad" }, plot.note));
   canvas.style.height = `${chart.height}px`;
@@ -229,7 +256,7 @@ function makeChart(plot, index) {
 function summaryOf(plot) {
   const ends = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
     const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
-    return `${label}${run} from ${Number(curve.first.toPrecision(4))} to ${Number(curve.last.toPrecision(4))}`;
+    return `${label}${run} from ${short(curve.first)} to ${short(curve.last)}`;
   }));
   return `${plot.title}: ${ends.join("; ")}`;
 }
@@ -276,8 +303,8 @@ async function savePng({ plot, canvas, height }) {
   const shown = shownCurves(plot);
   const axis = verticalAxis(plot, shown);
   const layout = layoutOf(plot, axis, height + 120);
-  const font = { color: themeColour("text") };
-  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(plot.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: themeColour("surface") };
+  const font = { color: colours.text };
+  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(plot.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: colours.surface };
   const size = { width: Math.max(600, canvas.clientWidth), height: height + 120, scale: 2 };
   const picture = await Plotly.toImage({ data: tracesOf(plot, shown, axis), layout: labelled }, { format: "png", ...size });
   html("a", { href: picture, download: fileName(plot, "png") }).click();
@@ -286,16 +313,20 @@ async function savePng({ plot, canvas, height }) {
 
 // ---- drawing
 
-const redraws = [];
-
 async function draw(chart) {
-  chart.isStale = false;
+  const drawing = version;
   const { plot, canvas, height } = chart;
   const shown = shownCurves(plot);
   const axis = verticalAxis(plot, shown);
+  chart.hidesValues.hidden = !axis.hides;
   const isFirst = !canvas.classList.contains("js-plotly-plot");
   await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true });
+  chart.version = drawing;
   if (isFirst) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
+}
+
+function isStale(chart) {
+  return chart.version !== version;
 }
 
 /** Zoom all charts with the same horizontal axis; a double click shows all of it again. */
@@ -308,11 +339,10 @@ function onZoom(x, change) {
 
 /** Draw what is near the visible part of the page now, and the other charts once they are. */
 function redraw() {
-  redraws.forEach((show) => show());
-  for (const chart of charts) {
-    chart.isStale = true;
-    if (chart.isNear) draw(chart);
-  }
+  readColours();
+  controls.forEach((show) => show());
+  version += 1;
+  charts.filter(({ isNear }) => isNear).forEach(draw);
 }
 
 function showControls() {
@@ -325,6 +355,7 @@ function showControls() {
 }
 
 function makeCharts() {
+  for (const { x } of DATA.charts) wholeRanges[x] ??= wholeRange(DATA.charts.filter((plot) => plot.x === x));
   DATA.charts.forEach((plot, index) => charts.push(makeChart(plot, index)));
   for (const [run, name] of severalRuns ? DATA.runs.entries() : []) {
     byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, { colour: `c${run % NUM_COLOURS}`, dash: "solid" }));
@@ -334,17 +365,17 @@ function makeCharts() {
   byId("whole-range").addEventListener("click", () => { chosen.ranges = {}; redraw(); });
   byId("theme").addEventListener("change", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => charts.filter(({ isStale }) => isStale).forEach(draw));
-  redraws.push(showControls);
+  addEventListener("beforeprint", () => charts.filter(isStale).forEach(draw));
+  controls.push(showControls);
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       const chart = charts.find(({ canvas }) => canvas === target);
       chart.isNear = isIntersecting;
-      if (isIntersecting && chart.isStale) draw(chart);
+      if (isIntersecting && isStale(chart)) draw(chart);
     }
   }, { rootMargin: "400px" });
   charts.forEach(({ canvas }) => observer.observe(canvas));
-  redraws.forEach((show) => show());
+  redraw();
 }
 
 /** Show what another version of this page showed. */
