@@ -50,7 +50,7 @@ def build_discriminators(
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
         videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
-    # Last, so that it does not change the initial weights of those of clips.
+    # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
         image = _build(IMAGE[config.image], config, clips, factor=1)
