@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine import Ramp
-from telecine.objective.adaptive_weight import _gradient_norms, adaptive_weights
+from telecine.objective.adaptive_weight import adaptive_weights, gradient_norms
 from telecine.settings import AdaptiveWeightConfig
 
 
@@ -27,12 +27,12 @@ def other_rank(monkeypatch):
 
 
 def layer_norm(loss, weight):
-    (norm,) = _gradient_norms([loss], weight, of_layer=True)
+    (norm,) = gradient_norms([loss], weight, at="last_layer")
     return norm
 
 
 def reconstruction_norm(loss, x):
-    (norm,) = _gradient_norms([loss], x, of_layer=False)
+    (norm,) = gradient_norms([loss], x, at="reconstruction")
     return norm
 
 

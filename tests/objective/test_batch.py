@@ -8,13 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from telecine.base.shapes import check_video_pair
-from telecine.objective.batch import (
-    _clip_weights,
-    _named_aux_losses,
-    _with_gradient_hook,
-    _without_inference_mode,
-    make_batch,
-)
+from telecine.objective.batch import make_batch
 from telecine.settings import AdaptiveWeightConfig, GANConfig, ObjectiveConfig, ReconstructionConfig
 
 SHAPE = (2, 3, 4, 8, 8)
@@ -151,13 +145,14 @@ class TestMakeBatch:
         assert build(fake=fake, last_layer=layer, config=config, mask=mask).grad_at is fake, "before it is masked"
 
     def test_only_inference_tensors_are_copied(self):
-        x = torch.zeros(2)
-        assert _without_inference_mode(x) is x
+        weight = torch.ones(2)
+        assert build(sample_weight=weight).sample_weight is weight
         with torch.inference_mode():
-            y = torch.ones(2)
-            assert _without_inference_mode(y) is y
-        assert not _without_inference_mode(y).is_inference()
-        assert torch.equal(_without_inference_mode(y), y)
+            made_there = torch.ones(2)
+            assert build(sample_weight=made_there).sample_weight is made_there
+        copied = build(sample_weight=made_there).sample_weight
+        assert not copied.is_inference()
+        assert torch.equal(copied, made_there)
 
     def test_masks_and_weights_made_in_inference_mode(self, make_loss, make_discriminator, pair):
         with torch.inference_mode():
@@ -221,7 +216,7 @@ class TestMasksAndWeights:
         assert build(sample_weight=given, mask=half).clip_weight.tolist() == [2, 6]
         assert build(mask=half).clip_weight.tolist() == [2, 2]
         assert build(sample_weight=given, mask=nothing).clip_weight.tolist() == [0, 0]
-        assert _clip_weights(1.0, given.half(), zeros()).dtype == torch.float32
+        assert build(sample_weight=given.half()).clip_weight.dtype == torch.float32
 
     @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
     def test_errors_are_means_over_what_counts(self, make_loss, clip, recon_loss):
@@ -285,7 +280,8 @@ class TestMasksAndWeights:
 
 
 def aux(value, log=None, reduction="mean"):
-    return _named_aux_losses(value, log, torch.device("cpu"), reduction)
+    config = {"reconstruction": ReconstructionConfig(nll_reduction=reduction)}
+    return build(config=config, aux_losses=value, regularization_log=log).aux
 
 
 def posterior(shape=(2, 4, 2, 3, 3)):
@@ -373,19 +369,3 @@ class TestAuxLosses:
     def test_a_distribution_without_variance(self):
         with pytest.raises(ValueError, match="logvar"):
             aux(SimpleNamespace(mean=torch.zeros(1)))
-
-
-class TestGradientHook:
-    def test_it_gets_only_what_flows_through_the_view(self):
-        x = torch.ones(2, requires_grad=True)
-        gradients = []
-        view = _with_gradient_hook(x, gradients.append)
-        (3 * view + 5 * x).sum().backward()
-        assert [gradient.tolist() for gradient in gradients] == [[3, 3]]
-        assert x.grad.tolist() == [8, 8]
-
-    def test_there_is_nothing_to_hook(self):
-        x = torch.ones(2, requires_grad=True)
-        assert _with_gradient_hook(x, None) is x
-        y = x.detach()
-        assert _with_gradient_hook(y, print) is y

@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.ops.convolution import _SLOW_UP_TO, _has_faster_kernel, _layout, _segments
-from telecine.ops.convolution import _fastest_backward as convolution_backward
-from telecine.ops.convolution import _fastest_convolution as convolution
-from telecine.ops.convolution import _Geometry as Geometry
+from telecine.ops.convolution_kernels import (
+    SLOW_UP_TO,
+    Geometry,
+    fastest_backward,
+    fastest_convolution,
+    has_faster_kernel,
+    memory_layout,
+    segments_of,
+)
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
 
@@ -32,7 +37,7 @@ WHOLE = [
     ((1, 4, 1, 6, 6), (5, 4, 3, 3, 3), CUBE),  # one frame cannot be split
     ((2, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),
     ((2, 4, 4, 12, 12), (5, 4, 3, 3, 3), CUBE),  # large enough
-    ((1, 9, 16, 144, 3), (2, 9, 3, 3, 3), CUBE),  # just above _SLOW_UP_TO
+    ((1, 9, 16, 144, 3), (2, 9, 3, 3, 3), CUBE),  # just above SLOW_UP_TO
     ((0, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),  # no clip
 ]
 CASES = [case[:3] for case in SPLIT] + WHOLE
@@ -59,8 +64,10 @@ def test_values_and_gradients(shape, kernel, geometry, with_bias, layout):
     gradients = torch.autograd.grad(expected, leaves, grad_output)
     with torch.no_grad():
         laid_out = x.contiguous(memory_format=layout)
-        torch.testing.assert_close(convolution(laid_out, weight, bias, geometry), expected, rtol=1e-4, atol=1e-4)
-        found = convolution_backward(grad_output, laid_out, weight, geometry, [True, True, with_bias])
+        torch.testing.assert_close(
+            fastest_convolution(laid_out, weight, bias, geometry), expected, rtol=1e-4, atol=1e-4
+        )
+        found = fastest_backward(grad_output, laid_out, weight, geometry, [True, True, with_bias])
     torch.testing.assert_close(found[: len(gradients)], gradients, rtol=1e-4, atol=2e-3)
     assert found[1].is_contiguous()
 
@@ -68,11 +75,11 @@ def test_values_and_gradients(shape, kernel, geometry, with_bias, layout):
 @pytest.mark.parametrize(("shape", "kernel", "geometry"), CASES)
 def test_the_gradient_of_the_input_does_not_depend_on_its_values(shape, kernel, geometry):
     x, weight, _ = make(shape, kernel)
-    grad_output = torch.randn_like(convolution(x, weight, None, geometry))
+    grad_output = torch.randn_like(fastest_convolution(x, weight, None, geometry))
     output_mask = [True, False, False]
-    expected, *others = convolution_backward(grad_output, x, weight, geometry, output_mask)
+    expected, *others = fastest_backward(grad_output, x, weight, geometry, output_mask)
     empty = x.new_zeros(()).expand(x.shape)
-    found = convolution_backward(grad_output, empty, weight, geometry, output_mask)
+    found = fastest_backward(grad_output, empty, weight, geometry, output_mask)
     assert others == [None, None]
     assert torch.equal(found[0], expected)
 
@@ -80,43 +87,43 @@ def test_the_gradient_of_the_input_does_not_depend_on_its_values(shape, kernel, 
 @pytest.mark.parametrize(("shape", "kernel", "geometry", "num_segments"), SPLIT)
 def test_a_single_clip_is_split(shape, kernel, geometry, num_segments):
     x, weight, _ = make(shape, kernel)
-    segments = _segments(x, weight, geometry)
+    segments = segments_of(x, weight, geometry)
     assert segments.num_segments == num_segments
     split = segments.split(x)
     assert split.shape[0] == num_segments
     assert split.is_contiguous(memory_format=segments.layout)
-    y = convolution(x, weight, None, geometry)
+    y = fastest_convolution(x, weight, None, geometry)
     assert not y._is_view(), "an activation could not overwrite a view"
     assert torch.equal(segments.join(segments.split_output(y)), y)
 
 
 def test_which_clips_are_split_and_which_become_channels_last():
-    assert [_segments(*make(*case[:2])[:2], case[2]) for case in WHOLE] == [None] * 5
-    assert _SLOW_UP_TO < 9 * 16 * 144
-    layouts = [_layout(*make(*case[:2])[:2]) for case in WHOLE]
+    assert [segments_of(*make(*case[:2])[:2], case[2]) for case in WHOLE] == [None] * 5
+    assert SLOW_UP_TO < 9 * 16 * 144
+    layouts = [memory_layout(*make(*case[:2])[:2]) for case in WHOLE]
     assert layouts == [torch.contiguous_format] * 2 + [torch.channels_last_3d] * 2 + [torch.contiguous_format]
-    assert _layout(*make(*SPLIT[-1][:2])[:2]) == torch.channels_last_3d
+    assert memory_layout(*make(*SPLIT[-1][:2])[:2]) == torch.channels_last_3d
 
 
 def test_inputs_without_a_faster_kernel():
     x = torch.zeros(1, 2, 4, 6, 6)
-    assert _has_faster_kernel(x)
-    assert not _has_faster_kernel(x.double())
-    assert not _has_faster_kernel(x.bfloat16())
-    assert not _has_faster_kernel(x[0])
-    assert not _has_faster_kernel(x.to("meta"))
+    assert has_faster_kernel(x)
+    assert not has_faster_kernel(x.double())
+    assert not has_faster_kernel(x.bfloat16())
+    assert not has_faster_kernel(x[0])
+    assert not has_faster_kernel(x.to("meta"))
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not _has_faster_kernel(x)
+        assert not has_faster_kernel(x)
 
 
 def test_the_default_dtype_has_no_effect():
     x, weight, _ = make(*SPLIT[0][:2])
     output_mask = [True, False, False]
     for clips in (x, torch.cat([x, x])):
-        grad_output = torch.ones_like(convolution(clips, weight, None, CUBE))
-        expected = convolution_backward(grad_output, clips, weight, CUBE, output_mask)[0]
+        grad_output = torch.ones_like(fastest_convolution(clips, weight, None, CUBE))
+        expected = fastest_backward(grad_output, clips, weight, CUBE, output_mask)[0]
         torch.set_default_dtype(torch.float64)
         try:
-            assert torch.equal(convolution_backward(grad_output, clips, weight, CUBE, output_mask)[0], expected)
+            assert torch.equal(fastest_backward(grad_output, clips, weight, CUBE, output_mask)[0], expected)
         finally:
             torch.set_default_dtype(torch.float32)

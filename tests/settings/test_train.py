@@ -324,9 +324,7 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
         ("sharding", {"sharding": "fsdp2"}),
         ("temporal_chunk", {"temporal_chunk": 4}),
         ("model_gradient_checkpointing", {"model_gradient_checkpointing": True}),
-        ("mixed_precision", {"mixed_precision": "fp16"}),
         ("objective.gradient_checkpointing", {"objective": ObjectiveConfig(gradient_checkpointing=True)}),
-        ("objective.eager_gradients", {"objective": ObjectiveConfig(eager_gradients=False)}),
     ],
 )
 def test_what_compiled_code_cannot_do_is_refused(name, options):

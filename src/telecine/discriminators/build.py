@@ -41,9 +41,6 @@ def build_discriminators(
     Returns:
         The discriminator of single frames, `None` without one or if 1 is no factor; and those of clips, by factor.
     """
-    image: nn.Module | None = None
-    if config.image != "none" and 1 in factors:
-        image = _build(IMAGE[config.image], config, clips, factor=1)
     videos: list[nn.Module] = []
     if config.video == "features" and factors:
         features = config.features
@@ -53,6 +50,10 @@ def build_discriminators(
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
         videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
+    # After the others: the order decides which random numbers the weights are.
+    image: nn.Module | None = None
+    if config.image != "none" and 1 in factors:
+        image = _build(IMAGE[config.image], config, clips, factor=1)
     return image, videos
 
 

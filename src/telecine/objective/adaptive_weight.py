@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -39,29 +39,48 @@ def adaptive_weights(
     """Return the weight of each generator loss by name; 1 if there are no gradients to compare.
 
     The weight is `min(|grad reference| / max(|grad loss|, min_norm), max)`, without a graph; 1 if it is not finite.
-    Gradients are compared at `grad_at`: the last layer's weight or activations, or the reconstruction.
+
+    Args:
+        config: The settings.
+        losses: The generator losses by name.
+        references: What they may be compared with, by the names of `config.reference`.
+        grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
+
+    Raises:
+        ValueError: A loss does not depend on `grad_at`.
     """
-    reference = references.get(config.reference)
     ones = {name: torch.ones_like(loss) for name, loss in losses.items()}
+    reference = references.get(config.reference)
     if not losses or reference is None or not reference.requires_grad:
         return ones
     if grad_at is None or not grad_at.requires_grad:
         if config.at == "last_layer" and not is_compiling():
             warnings.warn(_NO_LAYER.format("is None" if grad_at is None else "requires no gradient"), stacklevel=2)
         return ones
-    reference_norm, *norms = _gradient_norms([reference, *losses.values()], grad_at, of_layer=config.at == "last_layer")
-    ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
-    weights = [torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1) for ratio in ratios]
-    return dict(zip(losses, weights, strict=True))
+    norms = gradient_norms([reference, *losses.values()], grad_at, at=config.at)
+    reference_norm = next(norms)
+    weights = {}
+    for name, norm in zip(losses, norms, strict=True):
+        ratio = (reference_norm / norm.clamp(min=config.min_norm)).detach()
+        weights[name] = torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), 1)
+    return weights
 
 
-def _gradient_norms(
-    losses: Sequence[Scalar], grad_at: Tensor | LayerActivations, *, of_layer: bool
+def gradient_norms(
+    losses: Sequence[Scalar], grad_at: Tensor | LayerActivations, *, at: Literal["last_layer", "reconstruction"]
 ) -> Iterator[Scalar]:
-    """Yield the float32 2-norm of `d loss / d grad_at` for each loss.
+    """Yield the float32 2-norm of `d loss / d grad_at` for each loss. The graphs are kept.
 
     It is that of the mean of the ranks' losses. Of the reconstruction, ranks have different clips, so the squares add
-    up. This is an extra backward from each loss. The graphs are kept.
+    up. This is an extra backward from each loss.
+
+    Args:
+        losses: Scalars.
+        grad_at: What to differentiate.
+        at: Whether this is the last layer, which ranks share, or the reconstruction.
+
+    Raises:
+        ValueError: A loss does not depend on `grad_at`.
     """
     gradients: Iterable[Tensor | None]
     if isinstance(grad_at, LayerActivations):
@@ -74,7 +93,7 @@ def _gradient_norms(
             got = grad_at.layer if isinstance(grad_at, LayerActivations) else grad_at
             raise argument_error("last_layer", "a parameter that `reconstructions` were computed with", got, remedy)
         wide = gradient.detach().float()
-        if of_layer:
+        if at == "last_layer":
             yield torch.linalg.vector_norm(average_over_ranks(wide))
         else:
             yield (average_over_ranks(wide.square().sum()) / num_ranks()).sqrt()
@@ -117,36 +136,46 @@ class LayerActivations:
         """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
         calls = [(source, output) for source, output in self._calls or [] if output.requires_grad]
         outputs = [output for _, output in calls]
-        gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
-        found: list[Tensor | None] = [None] * len(losses)
-        all_inputs = self._inputs([source for source, _ in calls])
-        for inputs, *output_gradients in zip(all_inputs, *gradients, strict=True):
-            for index, gradient in enumerate(output_gradients):
-                if gradient is not None:
-                    part, sum_before = self._weight_gradient_of_call(inputs, gradient), found[index]
-                    found[index] = part if sum_before is None else sum_before + part
-        return found
+        output_gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        sums: list[Tensor | None] = [None] * len(losses)
+        for call, inputs in enumerate(self._inputs([source for source, _ in calls])):
+            for index, gradients in enumerate(output_gradients):
+                gradient = gradients[call]
+                if gradient is None:
+                    continue
+                part = self._weight_gradient_of_call(inputs, gradient)
+                before = sums[index]
+                sums[index] = part if before is None else before + part
+        return sums
 
     def _inputs(self, sources: Sequence[_Inputs | CheckpointedCall]) -> Iterator[_Inputs]:
         """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
         for _, group in groupby(sources, key=id):
-            source, *others = group
+            calls = list(group)
+            source = calls[0]
             if isinstance(source, CheckpointedCall):
-                yield from self._inputs_in(source, 1 + len(others))
+                yield from self._inputs_in(source, len(calls))
             else:
                 yield source
 
-    def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[_Inputs]:
-        """Run a checkpointed call again, and return the layer's arguments in it."""
-        found: list[_Inputs] = []
-        keep = lambda _, args, kwargs: found.append((args, kwargs))  # noqa: E731
+    def _inputs_in(self, checkpointed: CheckpointedCall, num_calls: int) -> list[_Inputs]:
+        """Run a checkpointed call again, and return the layer's arguments in it.
+
+        Raises:
+            RuntimeError: The layer is called another number of times.
+        """
+        inputs: list[_Inputs] = []
+
+        def keep(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            inputs.append((args, kwargs))
+
         with torch.no_grad(), self.layer.register_forward_pre_hook(keep, with_kwargs=True):
             checkpointed.run()
-        if len(found) != expected:
-            called = f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}"
+        if len(inputs) != num_calls:
+            called = f"{type(self.layer).__name__} was called {len(inputs)} times instead of {num_calls}"
             remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."
             raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
-        return found
+        return inputs
 
     def _weight_gradient_of_call(self, inputs: _Inputs, grad_output: Tensor) -> Tensor:
         """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""

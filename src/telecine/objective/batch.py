@@ -1,8 +1,9 @@
 """The arguments of a call, checked: videos, masks, sample weights, auxiliary losses."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Batch:
     """The arguments of one call."""
 
     real: Video
@@ -39,7 +41,7 @@ class Batch(NamedTuple):
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     decode: Decode | None
-    background: Tensor | float = 0.0
+    background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
 
@@ -92,30 +94,50 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
 ) -> Batch:
-    """Return the inputs of the terms; raise a `ValueError` if one breaks the contract of `VideoAutoencoderLoss`."""
+    """Return the checked inputs of the terms.
+
+    Args:
+        config: The settings of the objective.
+        inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
+        regularization_log, ..., decode: See `BatchOptions`.
+
+    Raises:
+        ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
+    """
     check_video_pair(inputs, reconstructions)
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error("last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy)
     if mask is not None:
         _check_mask(mask, inputs)
+        mask = _without_inference_mode(mask)
     if sample_weight is not None:
-        contract, remedy = f"of shape ({len(inputs)},)", "Pass one weight per clip."
-        _check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
+        contract = f"of shape ({len(inputs)},)"
+        _check_per_clip("sample_weight", sample_weight, inputs, contract, "Pass one weight per clip.", num_axes=1)
+        sample_weight = _without_inference_mode(sample_weight)
     if latent is not None:
         _check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
-    mask, sample_weight = (None if x is None else _without_inference_mode(x) for x in (mask, sample_weight))
+
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
     real = at_least_float32(_without_inference_mode(inputs.detach()))
-    reconstructions = fake = at_least_float32(_without_inference_mode(reconstructions))
-    reduction = config.reconstruction.nll_reduction
-    fraction: Tensor | float = 1.0
+    reconstructions = at_least_float32(_without_inference_mode(reconstructions))
+    fake = reconstructions
+    fraction: Tensor | float = 1.0  # of the values that count
     if mask is not None:
         # A masked-out target that is not finite would reach every term.
         real = torch.where(mask | torch.isfinite(real), real, torch.zeros_like(real))
         fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
         fraction = mask.expand_as(real).float().mean()
-    disc_real, disc_fake = _windowed_and_augmented(real, _with_gradient_hook(fake, grad_hook), config.gan, generator)
+    num_elements: Tensor | float = 1
+    reduction = config.reconstruction.nll_reduction
+    if reduction == "sum":
+        num_elements = fake[0].numel() * fraction
+
+    disc_fake = fake
+    if grad_hook is not None and fake.requires_grad:
+        disc_fake = fake.view_as(fake)  # the hook gets the gradient that flows back through this view
+        disc_fake.register_hook(grad_hook)
+    disc_real, disc_fake = _windowed_and_augmented(real, disc_fake, config.gan, generator)
     background: Tensor | float = 0.0
     if real.shape[1] == RGBA and torch.is_grad_enabled():
         background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
@@ -124,9 +146,9 @@ def make_batch(
         fake=fake,
         mask=mask,
         sample_weight=sample_weight,
-        clip_weight=None if mask is None and sample_weight is None else _clip_weights(fraction, sample_weight, real),
+        clip_weight=_clip_weights(mask, sample_weight, fraction, real),
         split=split,
-        num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
+        num_elements=num_elements,
         aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
         generator=generator,
@@ -138,32 +160,35 @@ def make_batch(
     )
 
 
-def _with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:
-    """Return `x` as a view; `hook` is called with the gradient that flows back through this view."""
-    if hook is not None and x.requires_grad:
-        x = x.view_as(x)
-        x.register_hook(hook)
-    return x
-
-
 def _windowed_and_augmented(real: Video, fake: Video, config: GANConfig, generator: Generators) -> tuple[Video, Video]:
     """Return `window` consecutive frames of each longer clip with random changes, the same ones of both videos."""
-    starts = real.shape[2] - config.window + 1 if config.window is not None else 1
-    if starts > 1:
-        first = randint(starts, (len(real), 1), generator=generator, device=real.device)
-        indices = first + torch.arange(real.shape[2] - starts + 1, device=real.device)
-        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
+    num_frames = real.shape[2]
+    if config.window is not None and config.window < num_frames:
+        num_starts = num_frames - config.window + 1
+        first = randint(num_starts, (len(real), 1), generator=generator, device=real.device)
+        indices = first + torch.arange(config.window, device=real.device)
+        real = _clips_of(real, indices)
+        fake = _clips_of(fake, indices)
     if config.augment:
         real, fake = augment((real, fake), config.augment, generator)
     return real, fake
 
 
-def _clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:
-    """Return the weight of each clip's error, `(B,)` in float32.
+def _clips_of(video: Video, indices: Tensor) -> Video:
+    """Return the frames `indices` `(B, k)` of each clip as a video."""
+    return pick_frames(video, indices).unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+def _clip_weights(
+    mask: Tensor | None, sample_weight: Tensor | None, fraction: Tensor | float, videos: Video
+) -> Tensor | None:
+    """Return the weight of each clip's error, `(B,)` in float32; None for 1.
 
     An error is averaged over a whole video, of which only a fraction can differ from 0. Divided by that fraction it is
     the mean over what counts. If nothing counts, the weights are 0.
     """
+    if mask is None and sample_weight is None:
+        return None
     weight = torch.ones(len(videos), device=videos.device) if sample_weight is None else sample_weight.float()
     if isinstance(fraction, float):
         return weight
@@ -180,7 +205,8 @@ def _named_aux_losses(
         log = regularization_log or {}
         aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
     if not isinstance(aux_losses, Mapping):
-        aux_losses = {"kl_loss" if hasattr(aux_losses, "logvar") else "": aux_losses}
+        name = "kl_loss" if hasattr(aux_losses, "logvar") else ""
+        aux_losses = {name: aux_losses}
     return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
 
 

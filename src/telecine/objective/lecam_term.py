@@ -16,5 +16,10 @@ class LeCamTerm(nn.ModuleDict):
         super().__init__({key: LeCam() for key in keys})
 
     def forward(self, *, key: str, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
-        """Return the regulariser of one discriminator's logits; in training mode its means are updated first."""
+        """Return the regulariser of one discriminator's logits; in training mode its means are updated first.
+
+        Args:
+            key: The discriminator's `VideoDiscriminator.key`.
+            real_logits, fake_logits: Its logits, of any shape.
+        """
         return cast(LeCam, self[key])(real=real_logits, fake=fake_logits)

@@ -55,6 +55,14 @@ class Update(NamedTuple):
     disc_log: Log
 
 
+class VideoTerms(NamedTuple):
+    """The terms of the autoencoder's loss that need no discriminator."""
+
+    recon: Scalar
+    lpips: Scalar  # 0 while its weight is 0
+    others: dict[str, Scalar]  # those of `terms` by name
+
+
 class VideoAutoencoderLoss(nn.Module):
     """Reconstruction + LPIPS + GAN with adaptive weight + gradient penalty + auxiliary losses, in two steps.
 
@@ -244,8 +252,11 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> Update:
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
-        Arguments and values are those of two calls, except for random numbers: where one pass serves both steps, which
+        Values are those of two calls, except for random numbers: where one pass serves both steps, which
         `choose_strategy` decides, a discriminator of frames sees the same frames in both.
+
+        Args:
+            inputs, reconstructions, global_step, aux_losses, last_layer, split, options: As in a call.
 
         Returns:
             Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
@@ -268,61 +279,62 @@ class VideoAutoencoderLoss(nn.Module):
         disc_loss, disc_log = self.discriminator_loss(batch, discriminators)
         return Update(loss, log, disc_loss, disc_log)
 
-    def video_terms(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
-        """Return the terms of the autoencoder's loss that need no discriminator, by name.
-
-        Those of weight 0 are left out.
+    def video_terms(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoTerms:
+        """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
             eager: Compute the gradients of LPIPS together with its value.
         """
-        terms = {}
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
-        terms["recon"] = check_result(self.recon_loss, recon)
-        terms |= self.perceptual(batch, weights, eager=eager)  # with terms on features of its network
+        check_result(self.recon_loss, recon)
+        values = self.perceptual(batch, weights, eager=eager)  # with terms on features of its network
+        lpips = values.get("perceptual", torch.zeros((), device=batch.real.device))
+        others = {name: value for name, value in values.items() if name != "perceptual"}
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
-                terms[name] = compute_on_batch(term, batch)
-        return terms
+                others[name] = compute_on_batch(term, batch)
+        return VideoTerms(recon, lpips, others)
 
     def autoencoder_loss(
-        self, batch: Batch, weights: Weights, terms: Mapping[str, Scalar], generator: GeneratorLosses
+        self, batch: Batch, weights: Weights, terms: VideoTerms, generator: GeneratorLosses
     ) -> tuple[Scalar, Log]:
         """Return the autoencoder's loss and its log.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
-            terms: Those of `video_terms`.
+            terms: The terms that need no discriminator.
             generator: The terms that discriminators cause, by name and discriminator.
         """
-        recon = terms["recon"]
-        lpips = terms.get("perceptual", torch.zeros((), device=batch.real.device))
+        recon, lpips, others = terms
         distance = recon + weights.sum({"perceptual": lpips})
         if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
             distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
         nll = batch.num_elements * distance
-        extra = {name: term for name, term in terms.items() if name not in ("recon", "perceptual")}
 
         g = generator.get("adversarial", {})
         g_m = generator.get("multiscale_adversarial", {})
+        features = generator.get("feature_matching", {})
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, {**g, **g_m}, references, batch.grad_at)
-        adversarial = {}
-        if g:
-            adversarial["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
-        if g_m:
-            adversarial["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
-        features = generator.get("feature_matching", {})
-        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
-        aux = {"quantizer_aux": total(batch.aux.values(), like=recon)} if batch.aux else {}
 
-        loss = nll + weights.sum({**extra, **adversarial, **matching, **aux})
+        values = dict(others)
+        if g:
+            values["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
+        if g_m:
+            values["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
+        if features:
+            values["feature_matching"] = mean(features.values(), like=recon)
+        if batch.aux:
+            values["quantizer_aux"] = total(batch.aux.values(), like=recon)
+        loss = nll + weights.sum(values)
+
         log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
-        for name, term in {**extra, **matching}.items():
-            log[f"{name}_loss"] = term
+        for name in (*others, "feature_matching"):
+            if name in values:
+                log[f"{name}_loss"] = values[name]
         if self.logvar is not None:
             log |= {"nll_loss": nll, "logvar": self.logvar}
         return loss, autoencoder_log(log, {**g, **g_m}, w, batch.aux, weights, batch.split)
@@ -337,9 +349,12 @@ class VideoAutoencoderLoss(nn.Module):
 
     @staticmethod
     def loss_of_discriminator(terms: Log, weights: Weights) -> Scalar:
-        """Return the loss of one discriminator from its terms; those that are not computed at this step are missing."""
-        extra = {name: term for name, term in terms.items() if name != "discr"}
-        return terms["discr"] + weights.sum(extra)
+        """Return the loss of one discriminator: `discr`, and each other term times its weight.
+
+        Terms that are not computed at this step are missing.
+        """
+        others = {name: term for name, term in terms.items() if name != "discr"}
+        return terms["discr"] + weights.sum(others)
 
     def _gan(self, batch: Batch, weights: Weights) -> GAN:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()

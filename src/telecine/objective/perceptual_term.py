@@ -121,7 +121,13 @@ class PerceptualTerm(nn.Module):
 
 
 def drop_lpips_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded.
+
+    Args:
+        module: The loss.
+        state_dict: The state dict, which is changed in place.
+        prefix: What stands before the names of the loss in it.
+    """
     for key in list(state_dict):
         if key.startswith(f"{prefix}perceptual_model."):
             del state_dict[key]

@@ -35,6 +35,13 @@ REMOVED: Mapping[str, object] = {
 }
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
+# Arguments of the commands that train, which are not settings of the run.
+StealLock: TypeAlias = Annotated[
+    bool, "Train although another process seems to train there: it is gone, with its machine."
+]
+ChangeData: TypeAlias = Annotated[
+    bool, "Resume although --data is other data than before. Without it, such a run is refused."
+]
 _SECONDS_PER_YEAR = 31_536_000
 # A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
 LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]
@@ -144,8 +151,8 @@ class TrainConfig:
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
     dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
-    """Compile discriminators, LPIPS and the autoencoder with `torch.compile`: the first updates take minutes. Not with
-    sharding, temporal chunks, gradient checkpointing or fp16."""
+    """Compile the autoencoder, LPIPS, and discriminators without an exact gradient penalty with `torch.compile`: the
+    first updates take minutes. Not with sharding, temporal chunks or gradient checkpointing."""
     log_every: Count = 10
     """Steps between two records in `metrics.jsonl` and TensorBoard."""
     val_every: Count = 1_000
@@ -256,9 +263,7 @@ class TrainConfig:
             "sharding": self.sharding != "none",
             "temporal_chunk": self.temporal_chunk is not None,
             "model_gradient_checkpointing": self.model_gradient_checkpointing,
-            "mixed_precision": self.mixed_precision == "fp16",
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
-            "objective.eager_gradients": not self.objective.eager_gradients,
         }
         for name, is_on in uncompiled.items():
             if is_on:

@@ -126,20 +126,18 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
                 decode=autoencoder.decode,
                 sample_weight=output.weight,
             )
-            log = {"data": batch.video.mean()}
             if state.trains_discriminators:
                 update = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
                 losses = [update.loss, update.disc_loss]
-                log |= update.log | update.disc_log
+                objective_log = update.log | update.disc_log
             else:
-                loss, autoencoder_log = objective(
-                    target, output.video, 0, state.step, output.aux, last_layer, **options
-                )
+                loss, objective_log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
                 losses = [loss]
-                log |= autoencoder_log
-        for name in ("perceptual", "grad_penalty"):
-            if objective.schedule.at(state.step)[name] == 0:
-                log.pop(f"train/{name}_loss", None)  # its 0 was not computed and would distort the mean
+        # The 0 of a term that was not computed would distort the mean over updates.
+        weights = objective.schedule.at(state.step)
+        not_computed = [f"train/{name}_loss" for name in ("perceptual", "grad_penalty") if weights[name] == 0]
+        computed = {name: value for name, value in objective_log.items() if name not in not_computed}
+        log = {"data": batch.video.mean(), **computed}
         # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
         reference = target if autoencoder.trains_on_latents else batch.video
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=reference)
