@@ -154,7 +154,7 @@ def test_the_command_refuses_in_one_line(data, capsys):
     assert main(command) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert (
-        "`--num_frames` must be 17 with protocol vidtok, but got 33 (int). Leave out `--num_frames`, or `--protocol`."
+        "`--num_frames` must be 17 with protocol vidtok, but got 33 (int). Leave out `num_frames`, or `protocol`."
         in first
     )
     assert "`--data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
@@ -307,6 +307,11 @@ class TestReading:
         frame = Image.fromarray(read_clip(infos[1], 0, 1)[0].numpy()).resize((55, 44), Image.Resampling.LANCZOS)
         assert np.array_equal(((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame))
         assert smaller.shape == (3, 8, 40, 56)
+
+    def test_a_clip_that_cannot_be_decoded_is_left_out(self, infos, caplog):
+        gone = replace(infos[0], path=Path("gone.mp4"))
+        assert small(VIDTOK).read(Span(gone, 0, 4)) is None
+        assert "skipping a clip: " in caplog.text
 
     @pytest.mark.parametrize(
         ("name", "size", "expected"),
