@@ -255,8 +255,9 @@ def starters(folder: Path, number: int) -> Row:
 def _take_lock(run: Path, barrier: Barrier) -> None:
     """Take the lock when all are there, hold it until all have tried, and end without a release, as if killed."""
     barrier.wait(LIMIT)
+    locks = []
     try:
-        RunLock(run)
+        locks.append(RunLock(run))  # a lock that is not referenced is released
         code = 0
     except ValueError as error:
         code = USER_ERROR if "used by one run at a time" in str(error) else 1

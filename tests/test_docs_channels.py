@@ -25,7 +25,7 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictur
 def test_its_settings_fit_each_other():
     words = [shlex.split(command)[1:] for command in COMMANDS]
     settings = [FUNCTIONS[name].parse(typed)[0]["settings"] for name, *typed in words]
-    assert [each.clips.num_channels for each in settings if hasattr(each, "clips")] == [4, 2, 4]
+    assert [config.clips.num_channels for config in settings if hasattr(config, "clips")] == [4, 2, 4]
 
 
 @pytest.mark.slow
@@ -43,7 +43,9 @@ def test_the_page(tmp_path, monkeypatch, cached_weights):
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")
     for command in COMMANDS:
         name, *words = shlex.split(command)[1:]
-        assert main([name, *(["--config", "small.yaml"] if name == "train" else []), *words]) == 0, command
+        if name == "train":
+            words = ["--config", "small.yaml", *words]
+        assert main([name, *words]) == 0, command
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     names = {"video": torch.zeros(1, 4, 1, 8, 8)}
     exec(compile(code, "channels.md", "exec"), names)

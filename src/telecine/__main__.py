@@ -35,20 +35,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(errors: Sequence[str], words: Sequence[str]) -> int:
-    """Print errors on standard error, a line for each, and return their exit code. Settings are named as typed."""
-    options = [word.partition("=")[0] for word in words]
+    """Print errors on standard error, a line for each, and return their exit code."""
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
     for error in errors:
         line = " ".join(error.split())
-        if line.startswith("`"):
-            name = line.split("`")[1]
-            if name == "output" and "-o" in options:
-                line = line.replace("`output`", "`-o`", 1)
-            elif any(f"--{name}.".startswith(f"{option}.") for option in options):
-                line = f"`--{line[1:]}"
-                if "` is not a setting." in line:
-                    line = line.replace("Did you mean `", "Did you mean `--")
-        print(f"telecine: error: {printable(line)}", file=sys.stderr)
+        print(f"telecine: error: {printable(_as_typed(line, options))}", file=sys.stderr)
     return 2
+
+
+def _as_typed(line: str, options: Sequence[str]) -> str:
+    """Return the line of an error with settings as they are typed, `--steps` for `steps`, if its first one was."""
+    parts = line.split("`")  # every second part is code, the first of them the setting
+    if len(parts) < 3:
+        return line
+    is_unknown = parts[2].startswith(" is not a setting")
+    if parts[1] == "output" and "-o" in options:
+        parts[1] = "-o"
+    elif _is_typed(parts[1], options):
+        for index in range(1, len(parts), 2):
+            if is_unknown or _is_typed(parts[index], options):
+                parts[index] = f"--{parts[index]}"
+    return "`".join(parts)
+
+
+def _is_typed(name: str, options: Sequence[str]) -> bool:
+    return any(f"--{name}.".startswith(f"{option}.") for option in options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from telecine.data import (
     split_videos,
     video_from_bytes,
 )
+from telecine.data.arrays import write_array
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, write_shard, write_video
@@ -62,6 +63,10 @@ def test_values_are_mapped_from_their_range(tmp_path, suffix, layout, dtype, lim
     assert np.abs(frames.numpy() - expected).max() < 1e-6
     assert frames.abs().max() <= 1
     assert torch.equal(torch.stack([*iterate_frames(info)])[1:6:2], frames)
+    write_array(tmp_path / "copy.npy", info, read_clip(info, 0, T).movedim(-1, 1).split(3))
+    copy = np.load(tmp_path / "copy.npy")
+    assert copy.dtype == stored.dtype.newbyteorder("=")
+    assert np.abs(copy.astype(np.float64) - stored).max() <= (0 if copy.dtype.kind == "u" else 1e-3 * (high - low))
 
 
 def test_bytes_are_those_of_a_video_to_the_bit(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from telecine.data import ClipDataset, DecodeError, index_video, read_clip, whole_video
+from telecine.data import ClipDataset, DecodeError, index_video, iterate_frames, read_clip, whole_video
 from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import write_planes
@@ -134,6 +134,7 @@ def test_alpha_of_webm_is_read_at_any_position(tmp_path, codec, options, limit):
     assert error(pixels[..., 3], stack(frames, 3)) <= limit
     info = index_video(path)
     assert torch.equal(read_clip(info, 2, 2, 2, pixels=PixelFormat("rgba")), pixels[2::2])
+    assert torch.equal(torch.stack([*iterate_frames(path, pixels=PixelFormat("rgba"))]), pixels)
     assert torch.equal(read_clip(info, 0, T), read(path, "rgb")), "the default"
     if limit == 0:
         assert torch.equal(pixels[..., :3], read(path, "rgb"))
@@ -167,6 +168,7 @@ def test_images_with_alpha(tmp_path, suffix, options):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(PIXELS).save(path, **options)
     assert error(read(path, "rgba", num_frames=1)[0], PIXELS) == 0
+    assert error(read(path, "rgba", 16, 1)[0], 257 * PIXELS.astype(int)) == 0
     alpha = PIXELS[..., 3:] / 255
     assert error(read(path, "rgb", num_frames=1)[0], PIXELS[..., :3] * alpha + 255 * (1 - alpha)) <= 1
     assert read(path, "grey", num_frames=1, size=(20, 30)).shape == (1, 20, 30, 1)

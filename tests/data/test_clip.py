@@ -2,15 +2,13 @@
 
 import hashlib
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from telecine.data import bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
 from telecine.data.clip import ClipSpec, make_clip
-from telecine.models.interface import check_channels
-from telecine.settings import Bucket, ClipConfig
+from telecine.settings import Bucket
 
 from .videos import moving_frames
 
@@ -106,12 +104,3 @@ def test_the_hash_of_clips_depends_on_every_pixel_and_their_order():
     assert a == hashlib.sha256(bytes(2 * 4 * 4 * 3)).hexdigest()
     assert clips_sha256([a, b]) == hashlib.sha256(f"{a}\n{b}".encode()).hexdigest()
     assert len({clips_sha256(hashes) for hashes in ([a, b], [b, a], [a], [b])}) == 4
-
-
-@pytest.mark.parametrize(("channels", "number"), [("grey", 1), ("rgba", 4)])
-def test_channels_that_a_model_lacks_are_one_error_with_its_own(channels, number):
-    model = SimpleNamespace(in_channels=3)
-    check_channels(ClipConfig(), model)
-    message = rf'of 3 channels.* got "{channels}".* Use a model with `in_channels` {number}, or clips'
-    with pytest.raises(ValueError, match=message):
-        check_channels(ClipConfig(channels=channels), model)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from telecine.data import DataError, DecodeError, index_cache, index_video, load_spans, tar_members
-from telecine.data.index_cache import IndexCache, index_path
+from telecine.data.index_cache import IndexCache, index_path, num_bytes
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -64,6 +64,8 @@ def test_nothing_is_read_again(folder, load):
     written = index_path(folder).stat().st_mtime_ns
     assert load(folder) == (infos, [])
     assert infos[1:] == [index_video(info.path) for info in infos[1:]]
+    assert num_bytes(infos[1].path) == (folder / "a.mp4").stat().st_size
+    assert num_bytes(infos[2].path) == infos[2].path.size
     assert index_path(folder).stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [".telecine-index", "0.png", "a.mp4", "b.tar"]
 

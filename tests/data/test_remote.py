@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from telecine.data import (
     ClipBatchSampler,
@@ -238,6 +239,13 @@ def test_a_file_that_changes_after_the_listing_ends_the_run(s3, folder, address,
     assert not isinstance(caught.value, DecodeError)
 
 
+def test_a_server_that_does_not_tell_the_size(monkeypatch):
+    server = SimpleNamespace(info=lambda url: {"size": None, "type": "file"})
+    monkeypatch.setattr(remote, "with_retries", lambda url, call, *_: call(server))
+    with pytest.raises(DecodeError, match=r"https://b/a: its server does not tell its size"):
+        remote.open_local(RemotePath("https://b/a"), open)
+
+
 FILE = RemotePath("s3://b/a", 10, "1")
 
 
@@ -287,13 +295,27 @@ def test_a_missing_package_is_named(monkeypatch, protocol):
         load_spans(f"{protocol}://b/a.mp4")
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "No access")])
-def test_wrong_requests_are_not_tried_again(s3, error):
-    def fail(fs):
-        raise error
+@pytest.fixture
+def gcsfs(monkeypatch):
+    """Stand in for the packages of `gs://`, which are not installed."""
+    monkeypatch.setitem(sys.modules, "gcsfs", SimpleNamespace(GCSFileSystem=MemoryFileSystem))
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", SimpleNamespace(HttpError=KeyError))
+    errors = SimpleNamespace(GoogleAuthError=KeyError, TransportError=KeyError)
+    monkeypatch.setitem(sys.modules, "google.auth.exceptions", errors)
+    yield
+    vars(sys.modules["fsspec.registry"])["_registry"].pop("gs", None)
 
-    with pytest.raises(DataError, match=rf"s3://b/a: cannot be read \(.*{error.strerror}"):
-        remote.with_retries("s3://b/a", fail)
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.usefixtures("gcsfs")
+def test_wrong_requests_are_not_tried_again(s3, protocol):
+    for error in (OSError(28, "No space left on device"), PermissionError(13, "No access")):
+
+        def fail(fs, error=error):
+            raise error
+
+        with pytest.raises(DataError, match=rf"{protocol}://b/a: cannot be read \(.*{error.strerror}"):
+            remote.with_retries(f"{protocol}://b/a", fail)
     with pytest.raises(DataError, match=r"s3://Bad_Bucket!/a: cannot be read \(Parameter validation failed.*Check the"):
         load_spans("s3://Bad_Bucket!/a")
 

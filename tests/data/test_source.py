@@ -24,7 +24,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
-from telecine.data.source import RemotePath, as_source, is_hidden, kind_of
+from telecine.data.source import RemotePath, as_source, is_hidden, kind_of, resolve_source
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -108,6 +108,7 @@ def test_names_tell_what_a_source_is(members):
     assert as_source("ftp://b/a.mp4") == Path("ftp:/b/a.mp4")
     assert RemotePath("https://h/a/b.MP4?x=/c.tar").suffix == ".MP4"
     assert RemotePath("s3://b/what?.mp4").name == "what?.mp4"
+    assert resolve_source(RemotePath("s3://b/../a")) == RemotePath("s3://b/../a")
 
 
 def test_damaged_members_and_archives(tmp_path, files):

@@ -4,16 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from telecine import models
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.models import CausalVAE, load, load_autoencoder
+from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs.checkpoints import Checkpoints
-from telecine.runs.manifest import write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import tiny_model
@@ -89,10 +90,11 @@ def test_a_file_that_is_no_model(tmp_path):
 def test_a_run_and_a_checkpoint(tmp_path):
     saved = {}
     for step in (1, 2):
+        temporary = Checkpoints(tmp_path).begin(step)
         for weights in ("ema", "model"):
             saved[step, weights] = CausalVAE(SMALL)
-            saved[step, weights].save_pretrained(Checkpoints(tmp_path).path(step) / weights)
-        write_manifest(Checkpoints(tmp_path).path(step), step)
+            saved[step, weights].save_pretrained(temporary / weights)
+        Checkpoints(tmp_path).finish(step, temporary, keep=2)
     for loaded, expected in (
         (load_autoencoder(tmp_path), saved[2, "ema"]),
         (load_autoencoder(Checkpoints(tmp_path).path(2) / "model"), saved[2, "model"]),
@@ -147,9 +149,10 @@ except ImportError as error:
 
 
 def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
-    folder = tmp_path / "step-00000003"
-    CausalVAE(CausalVAEConfig(base_channels=4, blocks_per_level=1)).save_pretrained(folder / "ema")
-    write_manifest(folder, 3)
+    temporary = Checkpoints(tmp_path).begin(3)
+    CausalVAE(SMALL).save_pretrained(temporary / "ema")
+    Checkpoints(tmp_path).finish(3, temporary, keep=1)
+    folder = Checkpoints(tmp_path).path(3)
     load_autoencoder(folder / "ema")
     path = folder / "ema" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -179,14 +182,13 @@ class TestPackaged:
         CausalVAE(SMALL).save_pretrained("tiny")
         assert load_autoencoder("tiny").config == SMALL
 
-    def test_damage_is_noticed(self, tmp_path, monkeypatch):
-        shutil.copytree(load._PACKAGED, tmp_path / "models")
-        monkeypatch.setattr(load, "_PACKAGED", tmp_path / "models")
-        path = tmp_path / "models" / "tiny" / "config.json"
-        load_autoencoder("tiny")
+    def test_damage_is_noticed(self, tmp_path):
+        shutil.copytree(Path(models.__file__).parent / "packaged", tmp_path / "packaged")
+        path = tmp_path / "packaged" / "tiny" / "config.json"
+        load_autoencoder(path.parent)
         path.write_text(path.read_text().replace("}", " }"))
         with pytest.raises(ValueError, match=rf"{path}` must be a file of"):
-            load_autoencoder("tiny")
+            load_autoencoder(path.parent)
 
 
 def test_a_configuration_that_is_far_larger_than_the_weights(tmp_path):

@@ -16,7 +16,7 @@ from telecine.models.causal import build_decoder
 from telecine.models.flow import random_levels
 from telecine.models.linear import PatchDecoder, fit_decoder
 from telecine.models.student import SIZES, StudentAutoencoder, student_config
-from telecine.runs.manifest import write_manifest
+from telecine.runs.checkpoints import Checkpoints
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import CLIPS, adapter
@@ -204,13 +204,14 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
 
 def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_path):
     named = saved.rename(tmp_path / "model")
-    checkpoint = tmp_path / "step"
+    temporary = Checkpoints(tmp_path / "run").begin(1)
     for name in ("model", "ema"):
-        student_of(named).save_pretrained(checkpoint / name)
-    (checkpoint / "config.yaml").write_text(f"teacher: {named}\n")
+        student_of(named).save_pretrained(temporary / name)
+    (temporary / "config.yaml").write_text(f"teacher: {named}\n")
     for name in ("model", "ema"):
-        assert load_autoencoder(checkpoint / name).teacher == str(named)
-    write_manifest(checkpoint, 1)
+        assert load_autoencoder(temporary / name).teacher == str(named)
+    Checkpoints(tmp_path / "run").finish(1, temporary, keep=1)
+    checkpoint = Checkpoints(tmp_path / "run").path(1)
     named.rename(tmp_path / "elsewhere")
     assert load_autoencoder(checkpoint / "ema").teacher == str(named), "not the student itself"
 

@@ -1,63 +1,96 @@
 """What a run records while it trains, and what is kept of it when the run resumes."""
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import asdict, replace
 
 import pytest
 
 from telecine.runs import Run
-from telecine.runs.history import History, _JSONLines, validations
+from telecine.runs.history import History, TrainingWarning
 from telecine.runs.run import RunSummary, ValidationClips
 
+FILES = ("metrics.jsonl", "health.jsonl")
 
-class TestRecords:
-    def test_are_read_in_order_without_an_unfinished_line(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
-        lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
-        path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
-        assert _JSONLines(path).read() == lines
-        assert validations(lines) == lines[1:]
 
-    def test_a_missing_file_has_no_lines(self, tmp_path):
-        assert _JSONLines(tmp_path / "none.jsonl").read() == []
+def write_lines(path, *lines):
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
-    @pytest.mark.parametrize("line", ["{broken", "[1]"])
-    def test_a_damaged_line_raises(self, tmp_path, line):
-        path = tmp_path / "metrics.jsonl"
-        path.write_text(f'{{"step": 1}}\n{line}\n')
-        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
-            _JSONLines(path).read()
+
+def steps(records):
+    return [record["step"] for record in records]
+
+
+def test_records_are_read_in_order_without_an_unfinished_line(tmp_path):
+    run = Run(tmp_path)
+    assert run.history.read() == []
+    run.history.path.write_text('{"step": 1}\n\n{"step": 2, "val/psnr": 3.0}\n{"step": 3, "lo')
+    assert run.history.read() == [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
+    assert run.history.validations() == [{"step": 2, "val/psnr": 3.0}]
+
+
+def test_warnings_are_read(tmp_path):
+    run = Run(tmp_path)
+    assert run.warnings.all() is None
+    warning = TrainingWarning(3, "a_rule", "a message", "a remedy")
+    run.warnings.append(asdict(warning))
+    assert run.warnings.all() == [warning]
+    run.warnings.append({"step": 3, "rule": "a_rule"})
+    with pytest.raises(ValueError, match=r"health.jsonl` must be lines with step, .* got no value as `message`"):
+        run.warnings.all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "a JSON object, but got invalid JSON"),
+        ("[1]", "a JSON object, but got"),
+        ("[" * 100_000, "a JSON object, but got invalid JSON"),
+        ("\0" * 2**21, "a JSON object, but got a line of at least 1048576 bytes"),
+        ('{"step": 1, "val/psnr": "x"}', "numbers by name, with a whole `step`, but got 'x' .* as 'val/psnr'"),
+        ('{"step": 1e400}', "numbers by name, with a whole `step`, but got inf"),
+        ('{"step": true}', "numbers by name, with a whole `step`, but got True"),
+        ('{"loss": 2}', "numbers by name, with a whole `step`, but got None .* as 'step'"),
+    ],
+)
+def test_a_damaged_line_is_named_and_dropped_when_the_run_resumes(tmp_path, line, message):
+    run = Run(tmp_path)
+    run.history.path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 1}}\n')
+    with pytest.raises(ValueError, match=rf"metrics.jsonl, line 2` must be {message}.*Remove the line"):
+        run.history.read()
+    assert run.cut(20, expected=2) == (2, [f"{run.history.path}: 1 lines could not be read and are dropped"])
+    assert steps(run.history.read()) == [0, 1]
+    assert run.cut(20, expected=2) == (2, [])
+    assert run.cut(20, expected=6) == (
+        2,
+        [f"{run.history.path}: 2 records up to the checkpoint instead of 6; the curves have a gap"],
+    )
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path):
+    run = Run(tmp_path)
+    run.history.path.touch()
+    os.truncate(run.history.path, 2**31)
+    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file of at most 1073741824 bytes"):
+        run.history.read()
 
 
 def test_records_up_to_the_checkpoint_are_kept(tmp_path):
-    for name in ("metrics.jsonl", "health.jsonl"):
-        lines = [json.dumps({"step": step}) for step in (0, 10, 20, 30)]
-        (tmp_path / name).write_text("\n".join(lines) + '\n{"step": 30, "val')
+    for name in FILES:
+        write_lines(tmp_path / name, *({"step": step} for step in (0, 10, 20, 30)))
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'{"step": 30, \xff')
     for step in (0, 20, 30):
         folder = tmp_path / "validation" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         (folder / "clips.json").touch()
     assert Run(tmp_path).cut(20, expected=3) == (3, [])
     assert [step for step, _ in Run(tmp_path).validation_folders()] == [0, 20]
-    for name in ("metrics.jsonl", "health.jsonl"):
-        assert [line["step"] for line in _JSONLines(tmp_path / name).read()] == [0, 10, 20]
-
-
-def test_lines_that_a_power_failure_has_damaged_are_dropped_and_counted(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 0}\n\0\0\0\0\xff": 1}\n{"step": 10}\n[1]\n{"loss": 2}\n{"step": 20}\n\0\0')
-    num_kept, notes = Run(tmp_path).cut(20, expected=3)
-    assert num_kept == 3
-    assert notes == [f"{path}: 3 lines could not be read and are dropped"]
-    assert [line["step"] for line in _JSONLines(path).read()] == [0, 10, 20]
-    assert Run(tmp_path).cut(20, expected=3) == (3, [])
-    _, (note,) = Run(tmp_path).cut(20, expected=6)
-    assert note == f"{path}: 3 records up to the checkpoint instead of 6; the curves have a gap"
-
-
-def test_a_new_run_begins_with_empty_files(tmp_path):
-    assert Run(tmp_path).cut(-1) == (0, [])
-    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "health.jsonl").read_text() == ""
+    for name in FILES:
+        assert steps(json.loads(line) for line in (tmp_path / name).read_text().splitlines()) == [0, 10, 20]
+    assert Run(tmp_path).history.last_step() == 20
+    assert Run(tmp_path).cut(-1) == (0, []), "a new run begins with empty files"
+    assert [(tmp_path / name).read_text() for name in FILES] == ["", ""]
 
 
 def validated(folder, records):
@@ -117,22 +150,20 @@ def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
 
 
 class TestValidations:
-    def append(self, run, *records):
-        for record in records:
-            run.history.append(record)
+    def append(self, run, *steps):
+        for step in steps:
+            run.history.append({"step": step, "val/psnr": 1.0})
 
-    def test_only_new_lines_are_read(self, tmp_path, monkeypatch):
+    def test_only_new_lines_are_read(self, tmp_path):
         run, reader = Run(tmp_path), Run(tmp_path)
         assert reader.history.validations() == []
-        self.append(run, {"step": 0, "val/psnr": 1.0}, {"step": 1, "train/lr": 1.0})
-        parsed = []
-        parse = History._parse
-        monkeypatch.setattr(History, "_parse", lambda self, n, line: (parsed.append(n), parse(self, n, line))[1])
-        for step in (2, 3, 4):
-            assert len(reader.history.validations()) == step - 1
-            self.append(run, {"step": step, "val/psnr": 1.0})
-        assert [each["step"] for each in reader.history.validations()] == [0, 2, 3, 4]
-        assert parsed == [1, 2, 3, 4, 5]
+        self.append(run, 0)
+        run.history.append({"step": 1, "train/lr": 1.0})
+        assert steps(reader.history.validations()) == [0]
+        content = run.history.path.read_bytes()
+        run.history.path.write_bytes(content.replace(b'{"step": 0', b'["step": 0'))  # which reading it again would find
+        self.append(run, 2, 3)
+        assert steps(reader.history.validations()) == [0, 2, 3]
 
     def test_a_line_that_is_being_written_is_read_later(self, tmp_path):
         run = Run(tmp_path)
@@ -144,20 +175,17 @@ class TestValidations:
 
     def test_a_history_that_was_cut_is_read_again(self, tmp_path):
         run, reader = Run(tmp_path), Run(tmp_path)
-        self.append(run, *({"step": step, "val/psnr": 1.0} for step in range(3)))
+        self.append(run, 0, 1, 2)
         assert len(reader.history.validations()) == 3
         run.cut(1, expected=2)
-        assert [each["step"] for each in reader.history.validations()] == [0, 1]
-        self.append(run, {"step": 2, "val/psnr": 2.0})
-        assert reader.history.validations()[-1] == {"step": 2, "val/psnr": 2.0}
+        assert steps(reader.history.validations()) == [0, 1]
+        self.append(run, 5)
+        assert steps(reader.history.validations()) == [0, 1, 5]
+        run.history.append([1])
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 4` must be a JSON object"):
-            (self.append(run, [1]), reader.history.validations())
+            reader.history.validations()
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "val/psnr": "x"}', '{"step": 1e400}', "[" * 100_000, '{"step": true}'])
-def test_records_that_are_none_are_dropped_when_a_run_resumes(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\n' + line + '\n{"step": 1}\n' + "\0" * 2**21 + "\n" + "\0" * 2**21)
-    num_kept, notes = Run(tmp_path).cut(20, expected=2)
-    assert (num_kept, notes) == (2, [f"{path}: 3 lines could not be read and are dropped"])
-    assert [record["step"] for record in Run(tmp_path).history.read()] == [0, 1]
+def test_the_gradient_of_a_frame_has_a_name():
+    assert History.gradient_of_frame(7) == "train/frame_gradient_007"
+    assert [History.frame_of(name) for name in ("train/frame_gradient_007", "train/lr")] == [7, None]

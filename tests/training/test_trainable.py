@@ -165,7 +165,7 @@ def test_a_pattern_without_a_match_suggests_the_nearest_name(config, says):
 
 
 def test_invalid_settings_are_refused():
-    with pytest.raises(ValueError, match="one of 'all', 'decoder', 'lora'"):
+    with pytest.raises(ValueError, match="`weights` must be 'all', 'decoder' or 'lora'"):
         TrainableConfig(weights="encoder")
     with pytest.raises(ValueError, match="`lora_rank` must be at least 1"):
         TrainableConfig(lora_rank=0)

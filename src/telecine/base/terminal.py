@@ -31,11 +31,19 @@ class PlainConsole(Console):
         """Return a text, or the cell of a table, as rich prints it. A line break in a name would forge a line."""
         return super().render_str(printable(text).replace("\n", "\\n"), **options)
 
+    def say(self, text: str) -> None:
+        """Print a text whose lines the terminal breaks, so that paths can be copied."""
+        self.print(text, soft_wrap=True)
+
     @staticmethod
     def escape_logs() -> None:
         """Show escape sequences in what Python logs to standard error without a handler: records name files."""
         if logging.lastResort is not None:
             logging.lastResort.setFormatter(_PrintableFormatter())
+
+
+# What commands print to.
+console = PlainConsole()
 
 
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -48,11 +56,11 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
     """
     if total is None:
         total = len(items)  # type: ignore[arg-type]
-    console = Console(stderr=True)
-    if console.is_terminal:
+    progress_console = Console(stderr=True)
+    if progress_console.is_terminal:
         from rich.progress import track  # takes time that help and mistakes on the command line must not spend
 
-        yield from track(items, description, total=total, console=console, transient=True)
+        yield from track(items, description, total=total, console=progress_console, transient=True)
         return
     start = time.monotonic()
     last = start
@@ -62,4 +70,4 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
         if now - last > SECONDS_BETWEEN_LINES:
             last = now
             left = (now - start) / num_done * (total - num_done)
-            console.out(f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False)
+            progress_console.out(f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False)

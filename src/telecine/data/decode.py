@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.image import ANIMATED, read_image
 from telecine.data.pixels import FrameConverter
 from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, as_source, open_file
+from telecine.data.source import AnyPath, TarMember, VideoInfo, as_source, open_file
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 
 # FFmpeg recognises formats by content, whatever the name. Formats that name other files, such as `hls`, are left out.
@@ -73,7 +72,7 @@ VIDEO_ERRORS = (FFmpegError, OSError, ValueError)  # a `ValueError`: FFmpeg read
 
 @contextmanager
 def open_video(
-    path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None
+    path: AnyPath, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first stream of moving video.
 
@@ -158,7 +157,7 @@ def _alpha_decoder(stream: VideoStream) -> Any:
 
 
 def iterate_frames(
-    path: str | PathLike[str] | Source | VideoInfo, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+    path: AnyPath | VideoInfo, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
 ) -> Iterator[Tensor]:
     """Yield all frames in order, in constant memory.
 
@@ -270,17 +269,16 @@ def _numbered_frames(
     info: VideoInfo, indices: range, frames: Iterable[VideoFrame]
 ) -> Iterator[tuple[int, VideoFrame | None]]:
     """Yield frames with their indices in the video, by their timestamps if these are unique; -1 for others."""
-    if not info.seekable:
-        yield from enumerate(frames)  # decoded from the start
-        return
-    end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
-    index_of = {info.pts[index]: index for index in range(indices[0], end)}
-    for frame in frames:
-        if frame.pts is not None:
+    if info.seekable:
+        end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
+        index_of: dict[int | None, int] = {info.pts[index]: index for index in range(indices[0], end)}
+        for frame in frames:
             yield index_of.get(frame.pts, -1), frame
+    else:  # decoded from the start
+        yield from enumerate(frames)
 
 
-def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> None:
+def _check_intact(frame: VideoFrame, path: AnyPath) -> None:
     """Raise a `DecodeError` if the decoder concealed errors in a frame."""
     if frame.is_corrupt:
         raise DecodeError(f"{path}: the frame with timestamp {frame.pts} is corrupt")
@@ -304,9 +302,8 @@ def _packets_from_keyframe(info: VideoInfo, start: int, max_pixels: int) -> Gene
                 continue
             packets = container.demux(stream)
             first = next(packets, None)
-            if first is None or not first.is_keyframe or first.pts is None:
-                continue
-            if first.pts <= info.pts[keyframes[-1]]:
+            latest = info.pts[keyframes[-1]]
+            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= latest:
                 yield first
                 yield from packets
                 return

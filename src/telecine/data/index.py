@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from os import PathLike
 from typing import NamedTuple
 
 from av.container import InputContainer
@@ -26,7 +25,7 @@ from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
 from telecine.data.remote import open_local
-from telecine.data.source import Source, Span, VideoInfo, as_source, check_frame, kind_of
+from telecine.data.source import AnyPath, Source, Span, VideoInfo, as_source, check_frame, kind_of
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Skipped:
         return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
-def index_video(path: str | PathLike[str] | Source, config: ClipConfig | None = None) -> VideoInfo:
+def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     """Index a video by its packets and its first frame, an image or an array by its header.
 
     All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
@@ -138,7 +137,7 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
 
 
 def index_videos(
-    paths: Iterable[str | PathLike[str] | Source], *, index: Callable[[Source], VideoInfo] = index_video
+    paths: Iterable[AnyPath], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
     """Index videos, images and arrays in parallel threads.
 

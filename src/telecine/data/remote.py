@@ -209,7 +209,9 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline
     fs = _file_system(address)
     temporary, permanent = _error_types(_protocol(address))
     start = time.monotonic()
-    for attempt, pause in enumerate((*RETRY_SECONDS, None), 1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return call(fs)
         except (*temporary, *permanent) as error:
@@ -226,14 +228,14 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline
             if deadline is not None:
                 deadline.seconds_left()
             passed = time.monotonic() - start
-            is_late = attempt > 1 and pause is not None and passed + pause > _MAX_RETRY_SECONDS
-            if pause is None or is_late:
+            is_last = attempt > len(RETRY_SECONDS)
+            pause = 0 if is_last else RETRY_SECONDS[attempt - 1]
+            if is_last or (attempt > 1 and passed + pause > _MAX_RETRY_SECONDS):
                 attempts = f"{attempt} attempts in {passed:.0f} seconds"
                 remedy = "Check the network, then run the same command again."
                 raise DataError(f"{address}: cannot be read after {attempts} ({_text(cause)}). {remedy}") from error
             logger.warning("%s: %s; trying again in %g seconds", address, _text(cause), pause)
             time.sleep(pause)
-    raise AssertionError("unreachable")
 
 
 def _protocol(address: str) -> str:

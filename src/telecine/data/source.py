@@ -106,6 +106,7 @@ class TarMember:
 
 
 Source: TypeAlias = File | TarMember
+AnyPath: TypeAlias = str | PathLike[str] | Source  # of a user: a path, an address, or a source
 
 
 def is_address(text: str) -> bool:
@@ -114,7 +115,7 @@ def is_address(text: str) -> bool:
     return separator != "" and protocol in PROTOCOLS
 
 
-def as_source(path: str | PathLike[str] | Source) -> Source:
+def as_source(path: AnyPath) -> Source:
     """Convert a path to a `Path`, an address to a `RemotePath`, and return other sources unchanged."""
     if isinstance(path, (RemotePath, TarMember)):
         return path

@@ -35,6 +35,13 @@ REMOVED: Mapping[str, object] = {
 }
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
+# Arguments of the commands that train, which are not settings of the run.
+StealLock: TypeAlias = Annotated[
+    bool, "Train although another process seems to train there: it is gone, with its machine."
+]
+ChangeData: TypeAlias = Annotated[
+    bool, "Resume although --data is other data than before. Without it, such a run is refused."
+]
 _SECONDS_PER_YEAR = 31_536_000
 # A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
 LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]

@@ -140,17 +140,23 @@ def load_into(targets: Mapping[str, Tensor], folder: Path, group: str) -> None:
         targets: Tensors with names and shapes of `saved_tensors`.
         folder: The folder of the checkpoint.
         group: The group, such as "model" or "optimizer".
+
+    Raises:
+        DamagedError: A file is missing or damaged.
     """
     if not _has_shards(folder, group):
         whole = load_tensors(folder / f"{group}.safetensors")
         for name, target in targets.items():
             copy_whole(whole[name], into=target)
         return
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
 
     by_key = {f"{group}.{name}": target for name, target in targets.items()}
-    with _damage_named(folder / SHARDS):
+    try:
         load(by_key, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
+    except CheckpointException as error:  # not an `Exception`; it has the traceback of each process
+        cause, _ = error.failures[0]
+        raise _damaged(folder / SHARDS, cause) from error
 
 
 def _has_shards(folder: Path, group: str) -> bool:
@@ -162,8 +168,12 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
-        raise argument_error(str(path), contract, got, "Use another checkpoint.", DamagedError) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> Exception:
+    got = f"a missing or damaged one ({error})"
+    return argument_error(str(path), "a safetensors file", got, "Use another checkpoint.", DamagedError)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

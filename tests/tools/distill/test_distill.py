@@ -14,12 +14,12 @@ from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
-from telecine.runs.settings import as_yaml
+from telecine.runs.settings import write_settings
 from telecine.settings import DistillConfig
 from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
 
 from ...models.tiny_models import tiny_model
-from ...training.test_trainer import tensors
+from ...training.helpers import tensors
 
 
 @pytest.mark.slow
@@ -132,9 +132,9 @@ def trained(monkeypatch):
 
 def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
     assert main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"]) == 0
-    Path("saved.yaml").write_text(as_yaml(trained[0]))
+    write_settings(folder, trained[0])
     for weight in ("0.5", "0"):
-        assert main(["distill", "--config", "saved.yaml", "--teacher_weight", weight]) == 0
+        assert main(["distill", "--config", "config.yaml", "--teacher_weight", weight]) == 0
     assert trained[1] == trained[0]
     assert [[*config.objective.terms] for config in trained[1:]] == [["wavelet", "teacher_reconstruction"], ["wavelet"]]
 

@@ -168,8 +168,8 @@ class DiffusionDecoder(Student):
         return self.module.config.temporal_compression_ratio, self.module.config.spatial_compression_ratio
 
     @property
-    def _smallest_clip(self) -> tuple[int, int, int]:
-        """The frames, height and width below which a window of attention would not fit."""
+    def smallest_clip(self) -> tuple[int, int, int]:
+        """The fewest frames, height and width in which the windows of attention fit."""
         time, space = self._compression
         num_frames = 1 + time * self._smallest_number(axis=0)
         height = space * (1 + self._smallest_number(axis=1))
@@ -201,7 +201,7 @@ class DiffusionDecoder(Student):
             ValueError: They do not.
         """
         super().check_clip(num_frames, height, width)
-        frames, rows, columns = self._smallest_clip
+        frames, rows, columns = self.smallest_clip
         for name, value, smallest in (
             ("num_frames", num_frames, frames),
             ("height", height, rows),
@@ -218,7 +218,7 @@ class DiffusionDecoder(Student):
             height: Height in pixels.
             width: Width in pixels.
         """
-        frames, rows, columns = self._smallest_clip
+        frames, rows, columns = self.smallest_clip
         return super().covering_clip(max(num_frames, frames), max(height, rows), max(width, columns))
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:

@@ -1,6 +1,16 @@
-"""`telecine distill`: a small decoder, or autoencoder, that learns from another one."""
+"""`telecine distill`: a small decoder, or autoencoder, that learns from another one.
 
-from telecine.tools.distill.features import TeacherFeatures as TeacherFeatures
-from telecine.tools.distill.latent import TeacherLatent as TeacherLatent
-from telecine.tools.distill.reconstruction import TeacherReconstruction as TeacherReconstruction
-from telecine.tools.distill.run import distill as distill
+Each name is imported on first use: the help of the command need not wait for PyTorch.
+"""
+
+import lazy_loader  # type: ignore[import-untyped]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "features": ["TeacherFeatures"],
+        "latent": ["TeacherLatent"],
+        "reconstruction": ["TeacherReconstruction"],
+        "run": ["distill"],
+    },
+)

@@ -113,6 +113,10 @@ class TeacherFeatures(nn.Module):
         """Return the outputs `(B, c, T, H, W)` of layers of the teacher's decoder, in the order in which they end.
 
         Of a single latent frame, only layers that are called once are returned.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            names: Of the layers, inside the decoder.
         """
         teacher = self.teacher.module
         with _recorded_outputs(_decoder_of(teacher), names) as outputs:

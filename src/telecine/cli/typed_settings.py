@@ -1,0 +1,145 @@
+"""Settings that are typed or in the environment, read by pydantic-settings as nested values."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pydantic import create_model
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
+
+from telecine.base.checks import argument_error, nearest
+from telecine.base.yaml_files import parse_yaml
+from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, merged, nested
+from telecine.settings.validate import settings_of
+
+# `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
+_ENVIRONMENT = "TELECINE__"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a `ValueError` about a mistake, instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report a mistake.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(message)
+
+
+def parse_words(parser: Parser, words: Sequence[str], settings: type | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments in words by name, and the words that are none.
+
+    Args:
+        parser: What reads the words. It also gets the options that are inside a dict of the settings.
+        words: What is typed.
+        settings: The dataclass of the settings, if there are any.
+    """
+    names = [] if settings is None else [setting.name for setting in settings_of(settings, inside_values=True)]
+    for option in dict.fromkeys(word.partition("=")[0] for word in words):
+        # Names that no parser can list: those in a dict, such as `--objective.terms.wavelet.weight`.
+        if option.startswith("--") and "." in option and option[2:] not in names:
+            parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
+    arguments, unknown = parser.parse_known_args(words)
+    return vars(arguments), unknown
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(protected_namespaces=(), cli_hide_none_type=True)
+
+
+class SettingsReader(CliSettingsSource[Any]):
+    """Reads typed settings. A text that is no value of a list or of a group is left to the check of the setting."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        """Return the value that a text in YAML stands for.
+
+        Args:
+            field_name: The setting.
+            field: Its definition.
+            value: The text.
+        """
+        return parse_yaml(value)
+
+    def read(self, options: dict[str, Any]) -> Nested:
+        """Return nested settings from texts.
+
+        Args:
+            options: The texts by dotted name, a list of texts for a list.
+
+        Raises:
+            ValueError: A text is empty, or is no list or group where one is needed.
+        """
+        json_options: dict[str, Any] = {}
+        for name, text in options.items():
+            texts = text if isinstance(text, list) else [text]
+            if not all(part.strip() for part in texts):
+                remedy = "Check the variable of the shell, or type null for none."
+                raise argument_error(name, "a value", "an empty text", remedy)
+            json_texts = [_as_json(part) for part in texts]
+            json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
+        try:
+            values = self(parsed_args=json_options)()
+        except UnreadableError as error:
+            raise ValueError(str(error)) from error
+        # Names that users choose have values of any type.
+        free = {name: text for name, text in options.items() if not FREE_NAMES.isdisjoint(name.split(".")[:-1])}
+        return merged([values, nested((name, parse_yaml(text)) for name, text in free.items())])
+
+
+def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
+    """Add settings to a parser, and return what reads them."""
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in kind.__pydantic_fields__.items()}
+    model = create_model("Settings", __base__=_Settings, **fields)
+    return SettingsReader(model, root_parser=parser)
+
+
+def _as_json(text: str) -> str:
+    """Return a list or a group in YAML as JSON, which pydantic-settings reads."""
+    if text.startswith(("{", "[")):
+        value = parse_yaml(text)
+        if isinstance(value, (dict, list)):
+            return json.dumps(value)
+    return text
+
+
+def environment_name(setting: str) -> str:
+    """Return the name of the variable that has a setting."""
+    return _ENVIRONMENT + setting.replace(".", "__").upper()
+
+
+def environment_settings(kind: Any) -> Nested:
+    """Return the nested settings in variables of the environment, such as `TELECINE__CLIPS__HEIGHT`.
+
+    Args:
+        kind: The dataclass of the settings.
+
+    Raises:
+        ValueError: A variable is not a setting.
+    """
+    words = []
+    for variable, text in os.environ.items():
+        if variable.startswith(_ENVIRONMENT):
+            name = variable.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
+            words.append(f"--{name}={text}")
+    if not words:
+        return {}
+    parser = Parser(allow_abbrev=False)
+    source = add_settings(kind, parser)
+    options, unknown = parse_words(parser, words, kind)
+    if unknown:
+        variable = environment_name(unknown[0].partition("=")[0][2:])
+        variables = [environment_name(setting.name) for setting in settings_of(kind)]
+        raise ValueError(f"`{variable}` is not a setting. {nearest(variable, variables)}".rstrip())
+    return source.read(options)
+
+
+def from_environment() -> list[str]:
+    """Return "name=value" for each setting of a training run that the launcher or the environment has."""
+    lines = [f"{name}={value} (accelerate launch)" for name, value in launcher_settings().items()]
+    variables = sorted(name for name in os.environ if name.startswith(_ENVIRONMENT))
+    return lines + [f"{name}={os.environ[name]}" for name in variables]

@@ -1,0 +1,17 @@
+"""The command `telecine distill`."""
+
+from telecine.base.terminal import console
+from telecine.settings import DistillConfig
+from telecine.settings.train import ChangeData, StealLock
+
+
+def distill(
+    settings: DistillConfig,
+    *,
+    steal_lock: StealLock = False,
+    change_data: ChangeData = False,
+) -> None:
+    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
+    from telecine.tools.distill.run import distill
+
+    distill(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(console)

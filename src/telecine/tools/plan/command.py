@@ -1,0 +1,24 @@
+"""The command `telecine plan`."""
+
+from typing import Annotated
+
+from telecine.base.checks import check_count
+from telecine.base.terminal import console
+from telecine.settings import TrainConfig
+
+
+def plan(
+    settings: TrainConfig,
+    *,
+    memory: Annotated[
+        str | None,
+        "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand.",
+    ] = None,
+    num_processes: Annotated[int, "Number of processes that sharding is planned for."] = 8,
+) -> None:
+    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
+    from telecine.base.devices import parse_memory
+    from telecine.tools.plan.plan import make_plan
+
+    available = None if memory is None else parse_memory(memory)
+    make_plan(settings, available, check_count("num_processes", num_processes)).print_to(console)
