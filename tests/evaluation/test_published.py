@@ -308,6 +308,11 @@ class TestReading:
         assert np.array_equal(((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame))
         assert smaller.shape == (3, 8, 40, 56)
 
+    def test_a_clip_that_cannot_be_decoded_is_left_out(self, infos, caplog):
+        gone = replace(infos[0], path=Path("gone.mp4"))
+        assert small(VIDTOK).read(Span(gone, 0, 4)) is None
+        assert "skipping a clip: " in caplog.text
+
     @pytest.mark.parametrize(
         ("name", "size", "expected"),
         [

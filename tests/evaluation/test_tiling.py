@@ -139,28 +139,6 @@ def random_model(tiny_model):
     return model
 
 
-def receptive_radius(model, side=192):
-    """Return the distance in columns at which a change of one cell still changes the output."""
-    video = random_clip(1, 8, side)
-    changed = video.clone()
-    changed[..., side // 2 : side // 2 + 4] += 1.0
-    difference = (reconstruct_whole(model, changed) - reconstruct_whole(model, video)).abs()
-    columns = difference.amax((0, 1, 2)).gt(1e-6).nonzero()[:, 0]
-    return int(max(side // 2 - columns.min(), columns.max() - side // 2 - 3))
-
-
-def test_tiles_equal_whole_frames_outside_an_overlap_as_wide_as_the_receptive_field(random_model):
-    assert 8 < receptive_radius(random_model) <= 64
-    tiling = rounded_tiling(Tiling(128, 64), random_model)
-    video = random_clip(5, 16, 192)
-    expected = reconstruct_whole(random_model, video)
-    difference = (reconstruct_tiled(random_model, video, tiling) - expected).abs()
-    outside = torch.cat([difference[..., :64], difference[..., 128:]], dim=-1)
-    assert outside.max() < 1e-5
-    # In the overlap, the padding at the tiles' edges matters: 2 % of the standard deviation for this model.
-    assert difference[..., 64:128].mean() < 0.03 * expected.std()
-
-
 def test_wider_overlaps_reduce_the_error(random_model):
     video = random_clip(1, 16, 144)
     expected = reconstruct_whole(random_model, video)

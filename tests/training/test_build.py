@@ -345,3 +345,13 @@ def test_a_run_with_states_of_eight_bits_resumes(tiny):
     with pytest.raises(ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"):
         train(replace(config, optimizer=OptimizerConfig()), console=Console(quiet=True))
     assert train(replace(config, steps=2), console=Console(quiet=True)).last["psnr"] > 5
+
+
+def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_others(tiny):
+    weights = []
+    for image in ("none", "patch"):
+        torch.manual_seed(0)
+        objective = objective_of(tiny(discriminator=replace(tiny().discriminator, image=image)))
+        weights.append({key: weight for key, weight in objective.state_dict().items() if key.startswith("discr_3d.")})
+    assert len(weights[0]) > 10
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)

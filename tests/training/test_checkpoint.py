@@ -1,4 +1,4 @@
-"""The notes of a run that resumes, and which process copies what. Whole runs that resume are in `test_trainer.py`."""
+"""The notes of a run that resumes, and which process copies what. Whole runs that resume are in `test_loop.py`."""
 
 import math
 from dataclasses import replace

@@ -11,7 +11,7 @@ from telecine.__main__ import main
 from telecine.runs import Run, find_checkpoint
 from telecine.training import train
 
-from .test_trainer import resumed_copy
+from .helpers import resumed_copy
 
 
 def config_of(tiny, monkeypatch, **changes):

@@ -22,12 +22,10 @@ from telecine.runs import Run, find_checkpoint
 from telecine.runs.settings import as_yaml
 from telecine.settings import LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
-from telecine.training import Interrupted, train
+from telecine.training import train
 from telecine.training.build import build_autoencoder, custom_module
-from telecine.training.loop import train_to_the_end
-from telecine.training.prepare import prepare
 
-from .test_trainer import LIGHT, StopAfter, quiet, tensors
+from .helpers import LIGHT, StopAfter, StopAfterValidation, quiet, run_to, tensors
 
 NAME = "own_of_tests"
 PACKAGE = """
@@ -195,24 +193,13 @@ class Noisy(nn.Module):
         return self.decoder(video + 0.1 * torch.randn_like(video))
 
 
-class StopAfterValidation(StopAfter):
-    """Stops a trainer once the validation of a step is recorded."""
-
-    @property
-    def is_set(self):
-        return any(record["step"] == self.num_steps for record in self.trainer.files.history.validations())
-
-
 def test_random_numbers_of_an_evaluation_do_not_change_the_updates(tiny, tmp_path):
     settings = {"steps": 4, "val_every": 2, "save_every": 2, **LIGHT, "latent_clips": 2}
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
     model = Noisy()
     train(straight, autoencoder=copy.deepcopy(model), console=quiet())
     for stop in (StopAfter, StopAfterValidation):  # in the second validation, then after it
-        trainer = prepare(resumed, quiet(), copy.deepcopy(model))
-        with pytest.raises(Interrupted):
-            train_to_the_end(trainer, stop(trainer, 2))
-        trainer.close()
+        run_to(resumed, 2, autoencoder=copy.deepcopy(model), stop=stop).close()
     train(resumed, autoencoder=copy.deepcopy(model), console=quiet())
     ours, theirs = (tensors(find_checkpoint(Path(each.output_dir))) for each in (straight, resumed))
     assert all(torch.equal(value, theirs[file][key]) for file in ours for key, value in ours[file].items())

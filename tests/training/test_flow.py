@@ -27,7 +27,7 @@ from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
-from .test_trainer import LIGHT, assert_equal_runs, quiet, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, quiet, resumed_copy
 
 
 @pytest.fixture

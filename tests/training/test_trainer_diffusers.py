@@ -34,7 +34,7 @@ from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 
 from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
-from .test_trainer import assert_equal_runs, resumed_copy
+from .helpers import assert_equal_runs, resumed_copy
 
 FULL = ObjectiveConfig(
     disc_start=0,

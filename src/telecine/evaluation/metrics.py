@@ -75,10 +75,10 @@ class ReconstructionMetrics:
         for name in self.metrics:
             check_choice("metrics", name, built_in)
         self._measured = [built_in[name] for name in self.metrics]
-        self._measured_of_alpha = []
+        self._alpha_metrics = []
         for metric in built_in.values():
             if isinstance(metric, ClipMetric) and metric.needs_alpha and metric not in self._measured:
-                self._measured_of_alpha.append(metric)
+                self._alpha_metrics.append(metric)
 
     @torch.no_grad()
     def update(self, *, reconstruction: Video, target: Video) -> None:
@@ -115,7 +115,7 @@ class ReconstructionMetrics:
             for name in self.perceptual:
                 per_clip[name] = per_frame[name].mean(1)
             if target.shape[1] == RGBA:
-                for metric in self._measured_of_alpha:
+                for metric in self._alpha_metrics:
                     per_clip[metric.name] = metric.function(reconstruction=reconstruction, target=target)
         self._per_clip += _rows(per_clip)
         self._per_frame += _rows(per_frame)

@@ -19,7 +19,7 @@ from telecine.settings import DistillConfig
 from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
 
 from ...models.tiny_models import tiny_model
-from ...training.test_trainer import tensors
+from ...training.helpers import tensors
 
 
 @pytest.mark.slow

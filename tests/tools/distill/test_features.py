@@ -17,7 +17,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill.features import TeacherFeatures, average_frames
 
 from ...models.tiny_models import tiny_model
-from ...training.test_trainer import tensors
+from ...training.helpers import tensors
 
 CONFIG = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
 

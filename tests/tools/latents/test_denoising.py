@@ -20,9 +20,9 @@ def covariance():
     """Return a covariance of the 16 values of a patch whose channels have unit variance."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(16, 16, generator=generator, dtype=torch.float64))[0]
-    found = basis @ torch.diag(torch.logspace(0.7, -1.5, 16, dtype=torch.float64)) @ basis.T
-    scale = found.diagonal().view(4, 4).mean(1).rsqrt().repeat_interleave(4)
-    return scale[:, None] * found * scale
+    unscaled = basis @ torch.diag(torch.logspace(0.7, -1.5, 16, dtype=torch.float64)) @ basis.T
+    scale = unscaled.diagonal().view(4, 4).mean(1).rsqrt().repeat_interleave(4)
+    return scale[:, None] * unscaled * scale
 
 
 def gaussian(num, seed):
@@ -106,9 +106,9 @@ def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, mo
     monkeypatch.setattr(denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4]))
     clips, samples = torch.rand(2, 1, 5, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
     linear = WienerFilter.fit(gaussian(40, seed=1))
-    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, None, 1.0)
-    assert found.frechet == {}
-    assert found.samples == f"{tmp_path.name}/samples.mp4"
+    probe = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, None, 1.0)
+    assert probe.frechet == {}
+    assert probe.samples == f"{tmp_path.name}/samples.mp4"
     info = index_video(samples)
     assert (info.height, info.width) == (3 * 32, 2 * 5 * 32)
 
@@ -120,7 +120,7 @@ def test_the_distance_of_features_that_are_not_finite_is_nan(denoiser, monkeypat
     clips, samples = torch.rand(5, 1, 3, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
     linear = WienerFilter.fit(gaussian(40, seed=1))
     network = lambda video: video.mean((2, 3, 4))  # noqa: E731
-    found = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, network, 1.0)
-    assert all(map(math.isnan, found.frechet.values()))
-    assert len(found.frechet) == 3
-    assert all(map(math.isfinite, found.losses))
+    probe = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, network, 1.0)
+    assert all(map(math.isnan, probe.frechet.values()))
+    assert len(probe.frechet) == 3
+    assert all(map(math.isfinite, probe.losses))

@@ -60,9 +60,9 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
     assert other["probe"]["losses"] == probe["losses"], "the same latents, and the same noise"
     assert other["probe"]["samples"] != probe["samples"]
     assert len(probe["losses"]) == len(probe["linear_losses"]) == len(LEVELS)
-    assert all(0 < each < 10 for each in probe["losses"] + probe["linear_losses"])
+    assert all(0 < loss < 10 for loss in probe["losses"] + probe["linear_losses"])
     assert list(probe["frechet"]) == DISTANCES
-    assert all(each > 0 for each in probe["frechet"].values())
+    assert all(distance > 0 for distance in probe["frechet"].values())
     assert json.loads(text)["protocol"]["probe"]["steps"] == 4
     page = (output / "latents.html").read_text()
     assert f'<video src="{probe["samples"]}"' in page
@@ -72,7 +72,7 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
     assert [step for step, _ in trained.checkpoints.all()] == [3, 4]
     shutil.rmtree(trained.checkpoints.path(4))
     (tmp_path / "data").rename(tmp_path / "moved")
-    run([each.replace(str(tmp_path / "data"), str(tmp_path / "moved")) for each in options])
+    run([word.replace(str(tmp_path / "data"), str(tmp_path / "moved")) for word in options])
     (again,) = json.loads((output / "latents.json").read_text())["models"]
     assert again["probe"].pop("seconds") > 0
     assert probe.pop("seconds") > 0
@@ -101,7 +101,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     ):
         run(unseen)
     with pytest.raises(ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"):
-        run([each for each in unseen if each != "--probe"])
+        run([word for word in unseen if word != "--probe"])
     write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)
     with pytest.raises(ValueError, match=r"`probe\.val_data` must be held-out files with a decodable clip of 5 frames"):
         run(unseen)

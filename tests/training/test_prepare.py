@@ -1,0 +1,277 @@
+"""What a run checks, prints and takes over before its first update."""
+
+import re
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from telecine import Ramp
+from telecine.data import index_video, read_clip
+from telecine.report.video import write_video
+from telecine.runs import Run
+from telecine.runs.settings import write_settings
+from telecine.settings import (
+    ClipConfig,
+    GANConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    Term,
+    TrainConfig,
+)
+from telecine.training import train
+from telecine.training.build import build_accelerator
+from telecine.training.interrupt import StopRequest
+from telecine.training.loop import validate
+from telecine.training.prepare import newest_checkpoint, prepare
+from telecine.training.run import dry_run
+
+from .helpers import (
+    LIGHT,
+    assert_equal_runs,
+    assert_equal_tensors,
+    checkpoint_folder,
+    last_checkpoint,
+    quiet,
+    recorder,
+    run_to,
+    tensors,
+    train_all,
+)
+
+
+@pytest.mark.parametrize("config", ["demo", {"steps": 1}])
+@pytest.mark.parametrize("function", [train, dry_run])
+def test_a_name_and_a_dict_are_no_configuration(config, function):
+    with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
+        function(config)
+
+
+@pytest.mark.parametrize("run", [train, dry_run])
+def test_functions_are_checked_before_any_video_is_read(run):
+    config = TrainConfig(data="nowhere", objective=ObjectiveConfig(terms={"x": Term("elsewhere.edges")}))
+    with pytest.raises(ValueError, match=r"`objective.terms.x.target` must be in telecine or in a package"):
+        run(config)
+    decoding = replace(config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2")
+    with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
+        run(decoding)
+
+
+@pytest.mark.parametrize("name", ["validation", ".telecine-output", "metrics.jsonl", "checkpoints", ".lock"])
+def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
+    config = tiny()
+    (tmp_path / "private").touch()
+    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / name).symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link"):
+        train(config, console=quiet())
+    assert (tmp_path / "private").read_bytes() == b""
+    assert len([*Path(config.output_dir).iterdir()]) == 1
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny):
+    if find_spec("wandb") is not None:
+        pytest.skip("wandb is installed here")
+    with pytest.raises(ValueError, match=r"`trackers` must be installed, but got \['wandb'\]"):
+        train(tiny(trackers=("wandb",)), console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clips": ClipConfig(num_frames=6, height=32, width=32)}, r"must be 4k\+1 .*, but got 6\. Use 5"),
+        ({"data": "/nothing"}, "/nothing, which does not exist"),
+    ],
+)
+def test_wrong_clips_are_refused_before_anything_is_written(tiny, changes, message):
+    config = tiny(**changes)
+    with pytest.raises(ValueError, match=message):
+        train(config, console=quiet())
+    assert not Path(config.output_dir).exists()
+
+
+def test_the_folder_of_a_run_must_not_be_that_of_the_data(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
+        prepare(tiny(data=str(tmp_path), output_dir=str(tmp_path)), quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_videos_of_a_run_inside_its_data_are_no_data(tiny, tmp_path, small_video):
+    data = tmp_path / "data"
+    validation = data / "run" / "validation" / "step-00000000"
+    validation.mkdir(parents=True)
+    for folder in (data, data / "run", validation):
+        shutil.copy(small_video, folder / "video.mp4")
+    run = prepare(tiny(data=str(data), output_dir=str(data / "run"), **LIGHT), quiet())
+    assert [span.info.path for span in run.clips.train.spans] == [data / "video.mp4"]
+    run.close()
+
+
+@pytest.mark.slow
+def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
+    console = recorder()
+    prepare(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console).close()
+    assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in console.export_text()
+
+
+def test_a_checkpoint_that_a_process_does_not_see_is_refused(tiny, tmp_path):
+    checkpoints = SimpleNamespace(newest_intact=lambda: (tmp_path / "elsewhere", []))
+    run = SimpleNamespace(checkpoints=checkpoints, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"`output_dir` must be a folder that all processes see, but got .* or copy"):
+        newest_checkpoint(run, build_accelerator(tiny()), quiet())
+
+
+@pytest.mark.parametrize("last", [3, 6, 7])
+def test_records_of_a_run_that_has_lost_its_checkpoints_are_not_removed(tiny, last):
+    """The second checkpoint, of step 6, would have waited for the first one."""
+    config = tiny(**LIGHT)
+    console = recorder()
+    run = Run(config.output_dir)
+    run.folder.mkdir()
+    write_settings(run.folder, config)
+    run.history.write([{"step": step} for step in range(last + 1)])
+    if last > 2 * config.save_every:
+        with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
+            prepare(config, console)
+    else:
+        prepare(config, console)
+        assert f"without a checkpoint, the records up to step {last} are removed" in console.export_text()
+    assert run.history.last_step() == (last if last > 2 * config.save_every else 0)
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(tiny):
+    validate(prepare(tiny(**LIGHT), quiet()), StopRequest())
+    train(tiny(steps=1, **LIGHT), console=quiet())
+    assert [record["step"] for record in Run(tiny().output_dir).history.validations()] == [0, 1]
+
+
+@pytest.mark.slow
+def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
+    run_to(tiny(), 2)
+    objective = replace(
+        tiny().objective,
+        reconstruction=ReconstructionConfig(loss="charbonnier"),
+        perceptual=PerceptualConfig(net="vgg"),
+        gan=GANConfig(loss="vanilla", feature_matching_loss_weight=1.0),
+        terms={"gram": Ramp(1.0, start=2)},
+        adversarial_loss_weight=Ramp(0.5, steps=9),
+    )
+    run = train_all(tiny(objective=objective, steps=3))
+    assert run.state.step == 3
+    assert "train/gram_loss" in run.files.history.path.read_text()
+
+
+@pytest.mark.slow
+def test_settings_that_do_not_change_the_networks_may_change(tiny):
+    run_to(tiny(steps=3), 2)
+    settings = OptimizerConfig(lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0)
+    run = train_all(tiny(optimizer=settings, steps=3))
+    assert "lr: 0.0001" in run.files.settings_file.read_text()
+    (group,) = run.state.optimizer.param_groups
+    (disc_group,) = run.state.disc_optimizer.param_groups
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.1, 0.2), 0.5, 1e-4)
+    assert disc_group["betas"] == (0.3, 0.4)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny):
+    console = recorder()
+    run_to(tiny(trackers=("tensorboard",)), 1, console)
+    assert re.search(r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text())
+    folder = last_checkpoint(tiny())
+    records = Run(tiny().output_dir).history.path
+    records.write_bytes(b"\0" * len(records.read_bytes()[:-1]) + b"\n")  # as after a power failure
+    console = recorder()
+    (tracker,) = prepare(tiny(seed=7, trackers=("tensorboard",)), console).accelerator.trackers
+    assert tracker.init_kwargs == {"purge_step": 2}, "it drops later records"
+    assert tracker.logging_dir == str(Path(tiny().output_dir) / "tensorboard")
+    text = console.export_text()
+    assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in text
+    assert f"warning: {records}: 1 lines could not be read and are dropped\n" in text
+    assert f"warning: {records}: 0 records up to the checkpoint instead of 1; the curves have a gap\n" in text
+    before = tensors(folder)
+    with pytest.raises(ValueError, match=r"`discriminator\.dim` must be 2 as in"):
+        train(tiny(discriminator=replace(tiny().discriminator, dim=4)), console=quiet())
+    assert_equal_tensors(before, tensors(folder))
+    (folder / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"No checkpoint .* is intact.*state.json` must be a file of \d+ bytes"):
+        train(tiny(), console=quiet())
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_path):
+    steps = {**LIGHT, "steps": 3, "val_every": 3, "save_every": 1, "keep": 3}
+    straight, damaged = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "damaged"))
+    train(straight, console=quiet())
+    run_to(damaged, 2)
+    path = checkpoint_folder(damaged, 2) / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes(content)
+    console = recorder()
+    train(damaged, console=console)
+    text = console.export_text()
+    assert f"warning: `{path}` must be as it was written, but got other bytes" in text
+    assert f"resuming from {checkpoint_folder(damaged, 1)}\n" in text
+    assert_equal_runs(straight, damaged, num_files=5)
+    assert (path.parent.with_name("damaged-step-00000002") / path.name).is_file()
+
+
+@pytest.mark.slow
+def test_the_link_to_the_best_checkpoint_is_mended_at_the_start(tiny):
+    config = tiny(steps=2, val_every=1, save_every=1, best_metric="psnr", keep=4, **LIGHT)
+    result = train(config, console=quiet())
+    best = (result.run / "best").resolve()
+    other = next(folder for _, folder in Run(result.run).checkpoints.all() if folder.resolve() != best)
+    (result.run / "best").unlink()
+    (result.run / "best").symlink_to(other.relative_to(result.run))
+    (result.run / "checkpoints" / ".step-00000009.partial").mkdir()
+    train(config, console=quiet())
+    assert (result.run / "best").resolve() == best
+    assert not list((result.run / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_video, tmp_path):
+    data = tmp_path / "videos"
+    data.mkdir()
+    shutil.copy(small_video, data / "a.mp4")
+    config = tiny(data=str(data), **LIGHT)
+    run_to(config, 1)
+    write_video(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
+    with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):
+        train(config, console=quiet())
+    prepare(config, quiet(), change_data=True)
+    shutil.copy(small_video, data / "a.mp4")
+    prepare(config, quiet())
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(tiny):
+    config = tiny(steps=1, **LIGHT)
+    train(config, console=quiet())
+    path = Path(config.output_dir) / "summary.json"
+    first = Run(config.output_dir).summary()
+    train(replace(config, steps=2), console=quiet())
+    assert Run(config.output_dir).summary().seconds > first.seconds
+    path.write_text("{")
+    console = recorder()
+    train(replace(config, steps=3), console=console)
+    assert re.search(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
+    assert Run(config.output_dir).summary().num_parameters == first.num_parameters
+
+
+def test_a_run_says_where_it_computes_and_how_large_it_is(tiny):
+    console = recorder()
+    run = prepare(tiny(**LIGHT), console)
+    text = console.export_text()
+    run.close()
+    assert "computing on cpu, mixed precision: no\n" in text
+    assert re.search(r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text)
