@@ -26,6 +26,12 @@ pytestmark = pytest.mark.slow
 LOGITS = "discriminator: logits"
 
 
+def zoom(page: Page, title: str, first: float, last: float) -> None:
+    """Zoom a chart as dragging over it does."""
+    relayout = "(plot, ends) => Plotly.relayout(plot, { 'xaxis.range[0]': ends[0], 'xaxis.range[1]': ends[1] })"
+    chart(page, title).locator(".plot").evaluate(relayout, [first, last])
+
+
 def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
     assert page.title() == "first, second: telecine report"
     for figure in page.locator("#charts figure").all():
@@ -174,7 +180,9 @@ def test_the_pointer_reads_values_and_drags_zoom_all_charts(page):
     assert zoomed["x"][0] == pytest.approx(40, abs=2)
     assert zoomed["y"]["range"][0] > whole["y"]["range"][0], "the vertical axis follows"
     assert drawn(page, LOGITS)["x"] == zoomed["x"]
-    page.locator("#whole-range").click()
+    plot = chart(page, LOGITS).locator(".nsewdrag")
+    plot.dblclick()
+    page.locator("#whole-range").wait_for(state="hidden")
     assert drawn(page, LOGITS)["x"] == whole["x"]
     assert drawn(page, "SSIM") == whole
 
@@ -333,9 +341,7 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         page.select_option("#speed", "2")
         page.get_by_role("button", name="Zoom in").click()
         page.get_by_label("Dark", exact=True).check()
-        chart(page, "SSIM").locator(".plot").evaluate(
-            "plot => Plotly.relayout(plot, { 'xaxis.range[0]': 5, 'xaxis.range[1]': 15 })"
-        )
+        zoom(page, "SSIM", 5, 15)
         page.locator("#curves summary").click()
         last = page.locator("#curves th").get_by_role("button", name="Last", exact=True)
         last.click()
@@ -413,9 +419,7 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
         assert figure.locator(".xtick text").all_text_contents() == ["none", "flip", "<b>turn"]
         assert "What it is." in figure.inner_text()
         before = drawn(page, "Equivariance")
-        chart(page, "Noise").locator(".plot").evaluate(
-            "plot => Plotly.relayout(plot, { 'xaxis.range[0]': 0.1, 'xaxis.range[1]': 0.2 })"
-        )
+        zoom(page, "Noise", 0.1, 0.2)
         assert drawn(page, "Noise")["x"] == [0.1, 0.2]
         assert drawn(page, "Equivariance") == before
         page.set_viewport_size({"width": 360, "height": 740})

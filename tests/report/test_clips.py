@@ -115,3 +115,13 @@ def test_clips_of_several_rates_play_at_their_own_speed_in_one_picture():
     assert shown[2] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0]
     assert all(torch.equal(*pair) for pair in zip(at_one_rate(clips[::2], [25.0, 25.0]), clips[::2], strict=True))
     assert len(at_one_rate(clips, [60.0, 60.0, 1.0])[0]) == 6 * 8
+
+
+def test_depth_says_what_its_colours_are(tmp_path):
+    depth = torch.arange(1000, 1000 + 2 * 16 * 16).reshape(2, 16, 16, 1).to(torch.uint16)
+    write_clips(Run(tmp_path), 0, [ValidationClip(depth, depth, {}, "depth.npy", 0, FPS)], fps=FPS)
+    (saved,) = validations(tmp_path)
+    assert saved.clips[0].colours == "1000 to 1511 of 65535"
+    run = ReportedRun("run", [], {}, {}, None, [saved])
+    (shown,) = player_data([run], VideoFolder(tmp_path / "report.html"))
+    assert shown["clips"][0]["title"] == "depth.npy, frame 0, colours: 1000 to 1511 of 65535"

@@ -278,3 +278,8 @@ def test_rows_of_the_table_describe_the_curves(tmp_path):
     cells = re.findall(r"<t[dh][^>]*>(?:<code>)?([^<]*)", table.rpartition("<tr>")[2])
     last = f"{(num - 1) / 4:.4g}"
     assert cells == ["learning rate", "learning rate", "train/lr", "0", last, "0", last, "1"]
+
+
+def test_a_metric_without_a_label_has_its_own_name_and_no_arrow(tmp_path):
+    run = write_run(tmp_path / "run", [{"step": 3, "val/psnr": 20.0, "val/my_metric": 1.0}])
+    assert "Steps PSNR ↑ my_metric 3" in text_of(write_report([run]))

@@ -210,3 +210,25 @@ def test_depth_is_shown_in_the_colours_of_its_range():
     reconstruction = (values.int() + 257 * 10).to(torch.uint16)
     difference = lay_out_panes(target=values, reconstruction=reconstruction).split(16, dim=2)[2]
     assert difference.unique().tolist() == [40], "four times ten levels of 255"
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "stored", "shown"),
+    [
+        (1, torch.uint8, "gray", "gray"),
+        (3, torch.uint8, "bgr0", "rgb24"),
+        (4, torch.uint8, "bgra", "rgba"),
+        (1, torch.uint16, "gray16le", "gray16le"),
+        (3, torch.uint16, "gbrp16le", "rgb48le"),
+        (4, torch.uint16, "gbrap16le", "rgba64le"),
+    ],
+)
+def test_an_mkv_keeps_frames_without_loss(tmp_path, channels, dtype, stored, shown):
+    frames = torch.randint(torch.iinfo(dtype).max, (3, 15, 21, channels)).to(dtype)
+    write_video(tmp_path / "video.mkv", frames, 25)
+    with av.open(str(tmp_path / "video.mkv")) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == stored
+        back = [frame.to_ndarray(format=shown) for frame in container.decode(video=0)]
+    assert torch.equal(torch.stack([torch.from_numpy(frame) for frame in back]).view(frames.shape), frames)
+    with pytest.raises(ValueError, match="uint8 or uint16 of shape"):
+        write_video(tmp_path / "video.mkv", frames.float(), 25)

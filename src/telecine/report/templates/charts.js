@@ -178,6 +178,8 @@ function layoutOf(plot, axis, height) {
   const names = plot.x_names;
   const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
   const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
+  // A label for each power of ten, where a logarithmic axis has two of them or more.
+  const powers = axis.type === "log" && axis.range[1] - axis.range[0] >= 2 ? { dtick: 1 } : {};
   const range = [...(chosen.ranges[plot.x] ?? wholeRanges[plot.x])]; // a copy, which plotly changes while a reader drags
   return {
     height,
@@ -192,7 +194,7 @@ function layoutOf(plot, axis, height) {
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
     xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(plot.x), standoff: 4 } },
-    yaxis: { ...shared, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
+    yaxis: { ...shared, ...powers, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
 
@@ -242,7 +244,7 @@ function makeChart(plot, index) {
     legend.append(button);
   }
   const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
-  const chart = { plot, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, version: 0 };
+  const chart = { plot, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, version: 0 };
   const tools = html("span", { class: "tools" }, toolButton(chart, "CSV", "Copy the values", copyCsv), toolButton(chart, "PNG", "Save the figure", savePng));
   const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
   figure.append(hidesValues);
@@ -319,10 +321,10 @@ async function draw(chart) {
   const shown = shownCurves(plot);
   const axis = verticalAxis(plot, shown);
   chart.hidesValues.hidden = !axis.hides;
-  const isFirst = !canvas.classList.contains("js-plotly-plot");
-  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true });
+  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
   chart.version = drawing;
-  if (isFirst) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
+  if (!chart.listens) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
+  chart.listens = true;
 }
 
 function isStale(chart) {
