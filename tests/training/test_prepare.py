@@ -1,5 +1,6 @@
 """What a run checks, prints and takes over before its first update."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from telecine import Ramp
@@ -251,6 +253,26 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     prepare(config, quiet(), change_data=True)
     shutil.copy(small_video, data / "a.mp4")
     prepare(config, quiet())
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_other_files_of_the_same_size_are_named_on_resuming(tiny, small_video, tmp_path, keeps_time):
+    values = np.random.default_rng(0).integers(0, 256, (2, 20, 32, 32, 3), dtype=np.uint8)
+    path = tmp_path / "arrays" / "a.npy"
+    path.parent.mkdir()
+    np.save(path, values[0])
+    config = tiny(data=str(path.parent), val_data=str(small_video), **LIGHT)
+    run_to(config, 1)
+    times = (path.stat().st_atime, path.stat().st_mtime)
+    console = recorder()
+    os.utime(path)
+    prepare(config, console)
+    assert "has changed" not in console.export_text(), "another time alone"
+    np.save(path, values[1])
+    if keeps_time:
+        os.utime(path, times)
+    prepare(config, console)
+    assert "the data has changed: files of the same sizes with other content" in console.export_text()
 
 
 @pytest.mark.slow

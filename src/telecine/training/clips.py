@@ -53,9 +53,11 @@ class Clips:
         spans = self.train.spans
         sizes = {path: num_bytes(path) for path in {span.info.path for span in spans}}
         files = sha256()
+        content = sha256()
         for span in spans:
             path = span.info.path
             files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+            content.update(f"{span.info.digest}\n".encode())
         # The hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
@@ -66,6 +68,7 @@ class Clips:
             "num_frames": sum(span.num_frames for span in spans),
             "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
             "data_sha256": files.hexdigest(),
+            "content_sha256": content.hexdigest(),
         }
 
 
@@ -140,7 +143,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 def check_same_data(recorded: Mapping[str, Any]) -> None:
     """Raise a `ValueError` in every process if one has other data than the first."""
-    data_of_ranks = gather_object([(recorded["data_sha256"], recorded["validation"])])
+    data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
+    data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
     if others:
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
