@@ -267,6 +267,7 @@ class Span:
     info: VideoInfo
     first_frame: int
     last_frame: int  # inclusive
+    group: str = ""  # spans of one group are held out together; empty if the data names none
 
     @property
     def num_frames(self) -> int:

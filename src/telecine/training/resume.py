@@ -21,6 +21,7 @@ _CLIP_CHOICE = (
     "image_ratio",
     "max_pixels",
     "val_fraction",
+    "holdout",
     "bit_depth",
     "layout",
     "range",
