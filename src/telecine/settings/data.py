@@ -115,7 +115,8 @@ class ClipConfig:
     """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: Annotated[Number, Field(ge=1, le=8)] = 1.0
-    """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
+    """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off. With
+    `cache` it takes up to four times the memory."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
     num_clips: Count | None = None
