@@ -264,19 +264,6 @@ class TestForward:
         torch.testing.assert_close(same, gradients, rtol=0, atol=0)
         assert few < 0.6 * kept
 
-    @pytest.mark.slow
-    def test_learns_one_clip(self):
-        vae, video = model(trained=False, latent_channels=8, base_channels=16), clip(1, frames=5, height=8)
-        optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
-        errors = []
-        for _ in range(60):
-            error = (vae(video).video - video).square().mean()
-            optimizer.zero_grad()
-            error.backward()
-            optimizer.step()
-            errors.append(error.item())
-        assert errors[-1] < 0.4 * errors[0]
-
 
 class TestLinearStart:
     def test_the_model_starts_as_the_linear_autoencoder_and_learns_what_is_left(self):

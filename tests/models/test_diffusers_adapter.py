@@ -75,18 +75,25 @@ def test_there_is_no_linear_autoencoder_if_latent_frames_do_not_divide_the_other
     assert shared("minimax_h3").linear_autoencoder(39, 32, 32) is None
 
 
-class OneFrame(nn.Module):
-    """A module that is not of diffusers, and only accepts clips of one frame."""
+class NotDiffusers(nn.Module):
+    """A module with `encode` and `decode` that is not a diffusers model."""
 
     def __init__(self):
         super().__init__()
         self.down, self.up = nn.Conv3d(3, 2, 1), nn.Conv3d(2, 3, 1)
 
     def encode(self, x):
-        return self.down(x[:, :, :1])
+        return self.down(x)
 
     def decode(self, z):
         return self.up(z)
+
+
+class OneFrame(NotDiffusers):
+    """Only accepts clips of one frame."""
+
+    def encode(self, x):
+        return self.down(x[:, :, :1])
 
 
 def test_no_clip_covers_two_frames_for_a_model_of_one():
@@ -238,20 +245,6 @@ def test_probing_does_not_change_buffers():
 def test_gradient_checkpointing_without_support_is_refused():
     with pytest.raises(ValueError, match="one without it"):
         DiffusersAutoencoder(NotDiffusers()).enable_gradient_checkpointing()
-
-
-class NotDiffusers(nn.Module):
-    """A module with `encode` and `decode` that is not a diffusers model."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = nn.Conv3d(3, 2, 1), nn.Conv3d(2, 3, 1)
-
-    def encode(self, x):
-        return self.down(x)
-
-    def decode(self, z):
-        return self.up(z)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The settings: groups as classes or dicts, and an error that names each invalid value."""
 
 import inspect
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
@@ -154,6 +154,15 @@ WEIGHTS = [item.name for item in fields(ObjectiveConfig) if item.name.endswith("
 def test_bad_weights(name, value, contract):
     with pytest.raises(ValueError, match=rf"^`{name}` must be {contract}, but got"):
         ObjectiveConfig(**{name: value})
+
+
+def test_a_ramp_has_a_weight():
+    with pytest.raises(ValueError, match=r"^`weight` must be set\.$"):
+        Ramp()
+    with pytest.raises(ValueError, match=r"^`weight` must be at least 0, but got -1"):
+        Ramp(-1)
+    with pytest.raises(ValueError, match=r"^`steps` must be a whole number, but got 1.5"):
+        replace(Ramp(1.0), steps=1.5)
 
 
 def test_bad_steps():

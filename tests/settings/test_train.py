@@ -81,6 +81,12 @@ WRONG = [
         {"objective": dict(disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11))},
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
+    ({"sharding": "fsdp2", "latent_cache": "x"}, "`latent_cache` must be left out with sharded weights, but got 'x'"),
+    ({"sharding": "fsdp2", "optimizer.name": "adamw_8bit"}, "`optimizer.name` must be adamw with sharded weights"),
+    ({"sharding": "fsdp2", "mixed_precision": "fp16"}, "`mixed_precision` must be no or bf16 with sharded weights"),
+    ({"init": "x", "model": "y"}, "`init` must be left out with `model` or LoRA, but got 'x'"),
+    ({"teacher": "x", "init": "y"}, "`init` must be left out for a student, but got 'y'"),
+    ({"teacher": "x", "trainable.weights": "lora"}, "`trainable.weights` must be all or decoder for a student"),
     ({"process_timeout": 1e15}, "`process_timeout` must be at most 31536000, but got 1000"),
     (
         {"clips": dict(channels=2), "best_metric": "lpips_alex"},

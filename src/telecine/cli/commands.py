@@ -149,7 +149,11 @@ def evaluate(
         "Compare evaluations, given by their output folders: two clip by clip, several in a table.",
     ] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations.
+
+    Raises:
+        ValueError: Neither a checkpoint nor evaluations are named.
+    """
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
     from telecine.evaluation.paper_table import make_table
@@ -212,7 +216,11 @@ def recipes(
     action: Annotated[Literal["list", "show"], "What to do."],
     name: Annotated[str | None, "The recipe to show."] = None,
 ) -> None:
-    """List or show recipes: settings that train well together, for `--config`."""
+    """List or show recipes: settings that train well together, for `--config`.
+
+    Raises:
+        ValueError: The recipe to show is not named.
+    """
     if action == "list":
         print("\n".join(describe_recipes()))
     elif name is None:
@@ -225,7 +233,11 @@ def config(
     action: Annotated[Literal["validate", "schema"], "What to do."],
     files: Annotated[list[str], "The files, or recipes, to check: later ones override earlier ones."] = [],  # noqa: B006
 ) -> None:
-    """Check settings files, or print the JSON schema by which editors check and complete them."""
+    """Check settings files, or print the JSON schema by which editors check and complete them.
+
+    Raises:
+        ValueError: There are no files to check, or they have mistakes.
+    """
     if action == "schema":
         print(json_schema(TrainConfig))
     elif not files:
@@ -249,7 +261,12 @@ def checkpoint(
     action: Annotated[Literal["verify"], "What to do."],
     run: Annotated[str, "Folder of a run, or of one of its checkpoints."],
 ) -> None:
-    """Verify that the files of a run's checkpoints are those that were written."""
+    """Verify that the files of a run's checkpoints are those that were written.
+
+    Raises:
+        ValueError: There is no checkpoint.
+        DamagedError: A file is not as it was written.
+    """
     from telecine.runs import DamagedError, Run
     from telecine.runs.checkpoints import Checkpoints
 

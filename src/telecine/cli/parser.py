@@ -61,7 +61,7 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
 
 
 class Command:
-    """A command of `telecine`: a function, whose signature is the command line and whose docstring is the help.
+    """A command of `telecine`: a function. Its signature is the command line, the start of its docstring is the help.
 
     Parameters before `*` are positional, those after it are options, `settings` is a dataclass of settings. The type of
     each other parameter is `Annotated` with its help.
@@ -70,7 +70,7 @@ class Command:
     def __init__(self, run: Callable[..., None]) -> None:
         self.run = run
         self.name = run.__name__
-        self.summary = inspect.getdoc(run) or ""
+        self.summary = (inspect.getdoc(run) or "").partition("\n\n")[0]
         hints = get_type_hints(run)
         self.settings: type | None = hints.get("settings")
         # Whether its settings are those of a training run, for which there are recipes.

@@ -23,16 +23,26 @@ class Parser(argparse.ArgumentParser):
     """Raises a `ValueError` about a mistake, instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a `ValueError`."""
+        """Report a mistake.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(message)
 
 
 def parse_words(parser: Parser, words: Sequence[str], settings: type | None) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments in words by name, and the words that are none."""
-    known = [] if settings is None else [setting.name for setting in settings_of(settings, inside_values=True)]
+    """Return the arguments in words by name, and the words that are none.
+
+    Args:
+        parser: What reads the words. It also gets the options that are inside a dict of the settings.
+        words: What is typed.
+        settings: The dataclass of the settings, if there are any.
+    """
+    names = [] if settings is None else [setting.name for setting in settings_of(settings, inside_values=True)]
     for option in dict.fromkeys(word.partition("=")[0] for word in words):
         # Names that no parser can list: those in a dict, such as `--objective.terms.wavelet.weight`.
-        if option.startswith("--") and "." in option and option[2:] not in known:
+        if option.startswith("--") and "." in option and option[2:] not in names:
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
     arguments, unknown = parser.parse_known_args(words)
     return vars(arguments), unknown
@@ -46,7 +56,13 @@ class SettingsReader(CliSettingsSource[Any]):
     """Reads typed settings. A text that is no value of a list or of a group is left to the check of the setting."""
 
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
-        """Return the value that a text in YAML stands for."""
+        """Return the value that a text in YAML stands for.
+
+        Args:
+            field_name: The setting.
+            field: Its definition.
+            value: The text.
+        """
         return parse_yaml(value)
 
     def read(self, options: dict[str, Any]) -> Nested:
@@ -117,8 +133,8 @@ def environment_settings(kind: Any) -> Nested:
     options, unknown = parse_words(parser, words, kind)
     if unknown:
         variable = environment_name(unknown[0].partition("=")[0][2:])
-        known = [environment_name(setting.name) for setting in settings_of(kind)]
-        raise ValueError(f"`{variable}` is not a setting. {nearest(variable, known)}".rstrip())
+        variables = [environment_name(setting.name) for setting in settings_of(kind)]
+        raise ValueError(f"`{variable}` is not a setting. {nearest(variable, variables)}".rstrip())
     return source.read(options)
 
 

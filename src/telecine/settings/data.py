@@ -64,7 +64,13 @@ class Bucket:
         return replace(self, num_frames=1)
 
     def decode_size(self, height: int, width: int, max_zoom: float) -> tuple[int, int]:
-        """Return the smallest height and width of a video of this size that cover the crop, times `max_zoom`."""
+        """Return the smallest height and width to which a video can be resized and cover the clip.
+
+        Args:
+            height: The height of the video in pixels.
+            width: The width of the video in pixels.
+            max_zoom: A factor of at least 1, by which clips may be zoomed.
+        """
         scale = max_zoom * max(self.height / height, self.width / width)
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 

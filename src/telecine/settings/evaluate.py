@@ -38,7 +38,11 @@ class Tiling:
 
 
 def check_overlap(num_frames: int, overlap: int) -> None:
-    """Raise a `ValueError` unless a chunk is longer than its overlap."""
+    """Check that a chunk is longer than its overlap.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not 0 <= overlap < num_frames:
         contract = f"at least 0 and below the chunk's {num_frames} frames"
         raise argument_error("overlap_frames", contract, overlap, "2 to 4 frames hide a seam.")

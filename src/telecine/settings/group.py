@@ -22,7 +22,10 @@ _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 def group(kind: type[T]) -> type[T]:
     """Make a class a group of settings: a frozen dataclass with a docstring below each field, which is its help.
 
-    Values are checked when an instance is created or replaced. A mistake is a `SettingsError`, which is a `ValueError`.
+    Values are checked when an instance is created or replaced.
+
+    Raises:
+        SettingsError: An instance is created with a wrong value. It is a `ValueError` of one line for each mistake.
     """
     made = pydantic.dataclasses.dataclass(kind, frozen=True, config=_CONFIG)
     check = made.__init__

@@ -175,7 +175,7 @@ def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDe
     if details["type"] in _UNKNOWN:
         names = [setting.name for setting in settings_of(kind, prefix, inside_values=True)]
         if len(path) > 1:
-            names = [known.replace(ANY_NAME, path[-2]) for known in names]
+            names = [candidate.replace(ANY_NAME, path[-2]) for candidate in names]
         return f"`{name}` is not a setting. {nearest(name, names)}".rstrip()
     if details["type"] == "missing":
         missing = details["loc"][-1]

@@ -15,6 +15,7 @@ from telecine.losses import mse
 from telecine.models import Posterior
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
+from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
@@ -23,7 +24,7 @@ from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
 from telecine.training.state import LR_FACTOR, TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
-_FINAL_LR_SCALE = 0.05
+FINAL_LR_SCALE = 0.05
 
 
 class DivergenceError(TrainingError):
@@ -67,17 +68,17 @@ def train_step(
     Raises:
         TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
+    weights = state.objective.schedule.at(state.step)
     logs: list[dict[str, Tensor]] = []
     with shared_spectral_norms():
         for batch in batches:
             is_last = batch is batches[-1]
-            logs.append(accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))
-    log = _finite_values(_mean_over_batches(logs), state.step)
+            logs.append(accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last))
+    log = finite_values(_mean_over_batches(logs), state.step)
 
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
-    if state.trains_discriminators:
-        assert state.disc_optimizer is not None
+    if state.disc_optimizer is not None and weights.discriminators_train:
         average_gradients(parameters_of(state.disc_optimizer))
         log |= _optimizer_step(state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio)
     if state.accelerator.scaler is not None:
@@ -86,12 +87,19 @@ def train_step(
     return log
 
 
-def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
+def accumulate_gradients(
+    state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
+) -> dict[str, Tensor]:
     """Add the gradients of a micro-batch to those of the networks.
+
+    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
+    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
+    reconstruction. `accelerator.backward` then scales and adds them, and runs through the autoencoder alone.
 
     Args:
         state: The networks.
         batch: Clips that pass through the networks together.
+        weights: The weights of all terms at this step.
         scale: The factor of the gradients: 1 over the number of micro-batches.
         is_last: Whether it is the last micro-batch of the update, after which the autoencoder's gradients are averaged
             over the processes.
@@ -126,15 +134,14 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
                 decode=autoencoder.decode,
                 sample_weight=output.weight,
             )
-            if state.trains_discriminators:
-                update = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
+            if state.disc_optimizer is not None and weights.discriminators_train:
+                update = objective.update(target, output.video, weights, output.aux, last_layer, **options)
                 losses = [update.loss, update.disc_loss]
                 objective_log = update.log | update.disc_log
             else:
-                loss, objective_log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
+                loss, objective_log = objective(target, output.video, 0, weights, output.aux, last_layer, **options)
                 losses = [loss]
         # The 0 of a term that was not computed would distort the mean over updates.
-        weights = objective.schedule.at(state.step)
         not_computed = [f"train/{name}_loss" for name in ("perceptual", "grad_penalty") if weights[name] == 0]
         computed = {name: value for name, value in objective_log.items() if name not in not_computed}
         log = {"data": batch.video.mean(), **computed}
@@ -236,7 +243,7 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
     elif config.schedule == "cosine":
         progress = (state.step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        scale *= _FINAL_LR_SCALE + (1 - _FINAL_LR_SCALE) * cosine
+        scale *= FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * cosine
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * scale
     if state.disc_optimizer is not None:
@@ -245,7 +252,7 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
     return config.lr * scale
 
 
-def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
