@@ -96,19 +96,6 @@ class TestAnyHeightAndWidth:
         check_every_pixel_counts(build(IMAGE_PATCHES["none"]), (2, 3, *size))
 
 
-@pytest.mark.slow
-@settings(max_examples=12, deadline=None)
-@given(
-    make=st.sampled_from(list(SIZED.values())),
-    built=st.tuples(st.integers(16, 80), st.integers(16, 80), st.integers(1, 70)),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(16, 40), st.integers(16, 40)),
-    antialiased=st.booleans(),
-)
-def test_any_network_accepts_any_video(make, built, shape, antialiased):
-    network = build_sized(make, image_size=built[:2], frame_num=built[2], antialiased_downsample=antialiased)
-    check_every_pixel_counts(network, (shape[0], 3, *shape[1:]))
-
-
 @settings(max_examples=12, deadline=None)
 @given(
     norm=st.sampled_from(["group", "none", "spectral"]),
