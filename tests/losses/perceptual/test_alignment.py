@@ -132,7 +132,7 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
     here = f"{__name__}.Net"
     with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
         _build_network(here, None)
-    monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
+    monkeypatch.setattr("telecine.base.imports.allowed_packages", {"telecine", __name__})
     net = Net()
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     torch.save(net.state_dict(), tmp_path / "net.pt")
