@@ -40,9 +40,10 @@ def test_a_model_averages_gradients_unless_told_otherwise():
 
     wrapped = state_of(nn.Linear(1, 1), accelerator=SimpleNamespace(no_sync=no_sync))
     assert not wrapped.is_sharded
-    for enabled in (False, True):
-        with sharded.no_sync(enabled), wrapped.no_sync(enabled):
-            assert inside == [wrapped.model] * enabled
+    with sharded.gradient_sync(enabled=True), wrapped.gradient_sync(enabled=True):
+        assert inside == []
+    with sharded.gradient_sync(enabled=False), wrapped.gradient_sync(enabled=False):
+        assert inside == [wrapped.model]
     assert sharded.model.syncs == [True, False]
 
 
