@@ -427,7 +427,7 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, clip):
         with pytest.raises(ValueError, match=f"`{name}` must be 0 without a discriminator.*Pass one as"):
             make_loss(**{name: 0.5})
     with pytest.raises(
-        ValueError, match=r"the step of the discriminators` must be left out of a loss without any.*Build the loss with"
+        ValueError, match=r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
     ):
         make_loss()(clip(), clip(), 1, 0)
 
