@@ -13,8 +13,8 @@ from telecine.objective.weights import Weights, mean, total
 
 Log: TypeAlias = dict[str, Tensor]
 
-# The names that an auxiliary loss may not have, beside those of the autoencoder's step: all else in the log of an update.
-# A test runs an update and compares them. An exact name of training:
+# The names that an auxiliary loss may not have, beside those of the autoencoder's step: all else that an update logs. A
+# test compares them with the log of an update. Whole names of training:
 _TRAINING_NAMES = ("mse", "lr", "clips_per_second")
 # How names of training begin, after "disc_" for the discriminators' optimizer:
 _TRAINING_PREFIXES = (
