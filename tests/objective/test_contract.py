@@ -699,7 +699,7 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     assert report["finished"] == cases
     # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
     quadratic, linear = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3, 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
-    assert report["calls"] == {"_quadratic_attention": quadratic, "_linear_attention": linear}
+    assert report["calls"] == {"quadratic_attention": quadratic, "linear_attention": linear}
 
 
 # All of them.
