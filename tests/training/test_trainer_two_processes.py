@@ -201,7 +201,9 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(runs, name):
     straight = tensors(last_checkpoint(configs[name]))
     assert [path for path in straight if path.startswith("shards/")] == SHARDS[name]
     assert len(straight) == 6 + (name == "fsdp2")
-    assert sorted(straight["random.safetensors"]) == ["0.cpu", "1.cpu"], "the random state of each process"
+    random = straight["random.safetensors"]
+    assert sorted(random) == ["0.cpu", "1.cpu"], "the random state of each process"
+    assert not torch.equal(random["0.cpu"], random["1.cpu"]), "each process draws its own dropout masks"
     assert_equal_tensors(straight, tensors(last_checkpoint(configs[f"{name}_resumed"])))
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch._utils import _take_tensors
 
 from telecine.base.checks import argument_error
+from telecine.base.randomness import seed_of
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
 from telecine.ops.ranks import num_ranks
 
@@ -272,3 +273,9 @@ def shard_offsets(tensor: Tensor) -> list[int]:
         return [0] * tensor.ndim
     (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
     return list(chunk.offsets)
+
+
+def seed_other_processes(seed: int) -> None:
+    """Let every process but the first draw other numbers inside the model, such as dropout masks, than the first."""
+    if rank() > 0:
+        torch.manual_seed(seed_of(seed, "process", rank()))

@@ -30,7 +30,13 @@ from telecine.training.baseline import prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import Clips, build_clips
-from telecine.training.distributed import any_rank, barrier_without_time_limit, describe_processes, on_first_process
+from telecine.training.distributed import (
+    any_rank,
+    barrier_without_time_limit,
+    describe_processes,
+    on_first_process,
+    seed_other_processes,
+)
 from telecine.training.hub import create_repository
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
@@ -268,6 +274,7 @@ def _build(
     # The state on the device, new or from the checkpoint.
     checkpointer = Checkpointer(config, model, is_main=is_main)
     state = build_state(config, accelerator, model, is_resumed=is_resumed)
+    seed_other_processes(config.seed)
     print_lines(console, [f"{state.describe_size(config.steps)}; {clips.describe()}"])
     if clips.held_out:
         print_lines(console, [f"held out: {clips.held_out}"])
