@@ -31,6 +31,7 @@ LATER: Settings = {
         "layout": None,
         "range": [],
         "holdout": "earlier",
+        "colour_matrix": "bt601",
     },
     "optimizer": {"name": "adamw"},
     "causal_vae": {

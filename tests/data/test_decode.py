@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 from telecine.data import DataError, DecodeError, index_video, iterate_frames, pixels, read_clip
 from telecine.data.decode import decoded_frames, open_video
-from telecine.settings import ClipConfig
+from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import (
     damage,
     moving_frames,
+    new_stream,
     numbered_frames,
     numbers_of,
     rotate_clockwise,
     set_display_matrix,
+    stamp,
     truncate,
     write_exif,
     write_greys,
@@ -142,6 +144,22 @@ def test_colours_follow_the_colour_matrix_of_the_file(tmp_path, matrix):
     colours = torch.tensor([200, 40, 90], dtype=torch.uint8).expand(2, 48, 64, 3).contiguous()
     path = write_video(tmp_path / "tagged.mp4", colours, "libx264", matrix=matrix, crf="1")
     assert (read(path, 2).int() - colours.int()).abs().max() <= 4
+
+
+@pytest.mark.parametrize(("height", "matrix"), [(718, Colorspace.ITU601), (720, Colorspace.ITU709)])
+def test_an_unspecified_colour_matrix_is_that_of_players(tmp_path, height, matrix):
+    colours = torch.tensor([200, 40, 90], dtype=torch.uint8).expand(height, 64, 3).contiguous()
+    with new_stream(tmp_path / "a.mp4", "libx264", "yuv420p", (height, 64)) as (container, stream):
+        frame = av.VideoFrame.from_ndarray(colours.numpy(), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+        frame.colorspace = 2
+        container.mux(stream.encode(stamp(frame, 0)))
+        container.mux(stream.encode())
+    info = index_video(tmp_path / "a.mp4")
+    assert (read_clip(info, 0, 1)[0].int() - colours.int()).abs().max() <= 4
+    clip = read_clip(info, 0, 1, pixels=PixelFormat(matrix="bt601"))[0]
+    is_as_before = (clip.int() - colours.int()).abs().max() <= 4
+    assert is_as_before == (matrix == Colorspace.ITU601)
 
 
 @pytest.mark.parametrize("size", [None, (24, 32), (46, 62), (96, 128)])

@@ -9,6 +9,7 @@ from telecine.report.page_videos import best_and_worst
 from telecine.report.run import HeldOutMetric, read_run, read_runs, unique_names
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
+from telecine.settings.data import EARLIER
 
 from .runs import records, write_clips_of, write_run
 
@@ -19,8 +20,9 @@ class TestReadRun:
         write_clips_of(folder)
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
         run = read_run(folder, "name")
+        clips = {f"clips.{name}": value for name, value in EARLIER.items()}
         assert run.steps == 60
-        assert run.settings == {"steps": "60", "clips.holdout": "earlier", "clips.height": "64"}
+        assert run.settings == {"steps": "60", **clips, "clips.height": "64"}
         assert run.held_out() == {
             "psnr": HeldOutMetric(first=11.0, last=21.0, linear=25.4),
             "ssim": HeldOutMetric(first=0.04, last=0.5, linear=None),

@@ -19,6 +19,7 @@ from telecine.runs.settings import (
     write_settings,
 )
 from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
+from telecine.settings.data import EARLIER
 from telecine.settings.parse import read_config
 from telecine.training import train
 
@@ -29,7 +30,7 @@ class TestSettings:
             "data: null\nclips:\n  height: 64\n  cache: true\nlevels: [1, 2]\ndate: 2024-01-31\n"
         )
         expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "levels": "[1, 2]"}
-        expected |= {"date": "2024-01-31", "clips.holdout": "earlier"}  # as before this setting
+        expected |= {"date": "2024-01-31", **{f"clips.{name}": value for name, value in EARLIER.items()}}
         assert flat_settings(read_saved_settings(tmp_path)) == expected
 
     def test_differences_are_marked(self):

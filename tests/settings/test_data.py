@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
+from telecine.settings.data import EARLIER
 from telecine.settings.validate import validate
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -129,8 +130,10 @@ def test_the_identity_of_clips_has_what_changes_them():
     read_otherwise = ClipConfig(num_clips=3, num_workers=5, timeout=9.0, cache=True, max_pixels=10**6, val_fraction=0.3)
     assert read_otherwise.identity() == ClipConfig().identity()
     # As folders of latents have them: another name would refuse those of earlier versions.
-    assert [*ClipConfig().identity()] == [
+    assert [*ClipConfig(**EARLIER).identity()] == [
         *("num_frames", "height", "width", "buckets", "image_ratio", "stride"),
         *("random_flip", "random_orientation", "scale_jitter", "weighting"),
     ]
+    zoomed = ClipConfig(scale_jitter=2.0, **EARLIER)
+    assert zoomed.identity() != replace(zoomed, cache=True).identity(), "which is resized from other frames"
     assert ClipConfig(stride=2).identity() != ClipConfig().identity()

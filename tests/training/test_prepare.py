@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
@@ -27,6 +28,7 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
+from telecine.settings.data import EARLIER
 from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.interrupt import StopRequest
@@ -295,19 +297,23 @@ def test_no_scene_of_a_held_out_film_is_trained_on(tiny, scenes):
 
 def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
     config = tiny(data=str(scenes), **LIGHT)
-    earlier = replace(config, clips=replace(config.clips, holdout="earlier"))
+    earlier = replace(config, clips=replace(config.clips, **EARLIER))
     before = run_to(earlier, 1)
     before.close()
     folder = checkpoint_folder(config, 1)
-    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("  holdout: earlier\n", ""))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    for name in EARLIER:
+        del settings["clips"][name]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / "manifest.json").unlink()
     write_manifest(folder, 1)
     console = recorder()
     run = prepare(config, console)
-    assert "`clips.holdout` stays 'earlier', as the run started" in console.export_text()
+    for name, value in EARLIER.items():
+        assert f"`clips.{name}` stays {value!r}, as the run started" in console.export_text(clear=False)
     assert "settings changed" not in console.export_text()
     assert run.records.summary.validation == before.records.summary.validation
-    assert run.config.clips.holdout == "earlier"
+    assert run.config == earlier
 
 
 @pytest.mark.slow

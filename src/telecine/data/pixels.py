@@ -26,6 +26,8 @@ INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 _FORMATS_8_BITS: dict[str | int, str] = {"grey": "gray", "rgb": "gbrp", "rgba": "gbrap"}
 _FORMATS_16_BITS: dict[str | int, str] = {"grey": "gray16le", "rgb": "rgb48le", "rgba": "rgba64le"}
 
+_UNSPECIFIED = 2  # the colour matrix of ITU-T H.273
+_HD_LINES = 720  # players take a video of as many lines or more for BT.709 if it does not say so
 _WHITE = 65535  # of 16 bits
 _LIMITED_WHITE = 65283  # of swscale's 16-bit RGB from limited range
 
@@ -101,9 +103,14 @@ class FrameConverter:
         return torch.stack(self.planes(frame), dim=-1)
 
     def _reformat(self, frame: VideoFrame, height: int, width: int, formats: dict[str | int, str]) -> VideoFrame:
-        matrix = None
-        if self.pixels.channels == "grey" and not frame.format.is_rgb:
+        matrix = None  # that of the file, or BT.601 if it has none
+        is_taken_for_hd = self.pixels.matrix == "auto" and frame.height >= _HD_LINES
+        if frame.format.is_rgb:
+            pass
+        elif self.pixels.channels == "grey":
             matrix = Colorspace.ITU601  # the luma as it is: swscale would convert another one to that of BT.601
+        elif frame.colorspace == _UNSPECIFIED and is_taken_for_hd:
+            matrix = Colorspace.ITU709
         return self._reformatter.reformat(
             frame,
             width,

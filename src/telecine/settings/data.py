@@ -21,7 +21,7 @@ TIMEOUT = 180.0
 _READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
 
 # Settings that older runs lack, and the value with which a run does what older versions did.
-EARLIER: Mapping[str, str] = {"holdout": "earlier"}
+EARLIER: Mapping[str, str] = {"holdout": "earlier", "colour_matrix": "bt601"}
 _HOLDOUTS = ("auto", "folder", "file", "earlier")
 _COLUMN = "column:"
 
@@ -39,6 +39,8 @@ class PixelFormat(NamedTuple):
 
     channels: _ChannelNames | int = "rgb"
     bit_depth: Literal[8, 16] = 8
+    matrix: Literal["auto", "bt601"] = "auto"
+    """Of files that do not say theirs, see `ClipConfig.colour_matrix`."""
 
 
 RGB = PixelFormat()
@@ -101,6 +103,9 @@ class ClipConfig:
     many `in_channels`."""
     bit_depth: Literal[8, 16] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
+    colour_matrix: Literal["auto", "bt601"] = "auto"
+    """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by
+    BT.601 otherwise ("auto"), or always by BT.601, as in runs of earlier versions."""
     layout: str | None = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
@@ -193,7 +198,7 @@ class ClipConfig:
     @property
     def pixel_format(self) -> PixelFormat:
         """What a decoded pixel holds."""
-        return PixelFormat(self.channels, self.bit_depth)
+        return PixelFormat(self.channels, self.bit_depth, self.colour_matrix)
 
     @property
     def val_bucket(self) -> "Bucket":
@@ -213,12 +218,17 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if self.pixel_format == RGB:  # telecine 0.2 had no other
+        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:  # telecine 0.2 had no other
             del values["channels"], values["bit_depth"]
+        for name, earlier in EARLIER.items():
+            if values[name] == earlier:
+                del values[name]
+        if self.scale_jitter > 1:  # earlier versions resized these clips twice
+            values["zoomed_from"] = "cache" if self.cache else "file"
         if not (self.layout or self.range):
             del values["layout"], values["range"]
         for name in _READING_SETTINGS:
-            del values[name]
+            values.pop(name, None)
         return values
 
     @property

@@ -26,6 +26,7 @@ from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import OptimizerConfig, TrainConfig
+from telecine.settings.data import EARLIER
 from telecine.training.baseline import prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
@@ -389,9 +390,11 @@ def _with_first_start(config: TrainConfig, saved: Mapping[str, Any], console: Co
     if config.discriminator.init != disc_init:
         print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
     clips = config.clips
-    if saved["clips"]["holdout"] == "earlier" != clips.holdout:
-        print_lines(console, ["`clips.holdout` stays 'earlier', as the run started"])
-        clips = replace(clips, holdout="earlier")
+    for name, earlier in EARLIER.items():
+        if saved["clips"][name] == earlier and getattr(clips, name) != earlier:
+            print_lines(console, [f"`clips.{name}` stays {earlier!r}, as the run started"])
+            change: dict[str, Any] = {name: earlier}
+            clips = replace(clips, **change)
     return replace(config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips)
 
 

@@ -22,6 +22,7 @@ _CLIP_CHOICE = (
     "max_pixels",
     "val_fraction",
     "holdout",
+    "colour_matrix",
     "bit_depth",
     "layout",
     "range",
