@@ -32,6 +32,7 @@ LATER: Settings = {
         "range": [],
         "holdout": "earlier",
         "colour_matrix": "bt601",
+        "order": "independent",
     },
     "optimizer": {"name": "adamw"},
     "causal_vae": {

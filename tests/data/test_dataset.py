@@ -125,6 +125,34 @@ def test_all_positions_are_equally_likely(spans, by_file):
         assert 0.5 * expected < count < 1.7 * expected
 
 
+@pytest.mark.parametrize("weighting", ["frames", "files"])
+def test_an_epoch_draws_each_file_once(spans, weighting):
+    files = [replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4"))) for number in range(50)]
+    config = replace(CONFIG, weighting=weighting)
+    drawn = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=3), 150)]
+    epochs = [drawn[:50], drawn[50:100], drawn[100:]]
+    assert [len(set(epoch)) for epoch in epochs] == [50, 50, 50]
+    assert epochs[0] != epochs[1] != epochs[2]
+    again = ClipDataset(files, config, seed=3)
+    assert [again.spec_at(number, number).span.info.path for number in (120, 7)] == [drawn[120], drawn[7]], (
+        "in any order"
+    )
+    other = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=4), 50)]
+    assert other != epochs[0]
+    independent = specs(ClipDataset(files, replace(config, order="independent"), seed=3), 50)
+    assert len({spec.span.info.path for spec in independent}) < 40
+
+
+def test_an_epoch_draws_long_files_more_often(spans):
+    files = [replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4"))) for number in range(12)]
+    for number in range(6):
+        files[number] = replace(files[number], last_frame=files[number].first_frame + 11)  # 8 positions of 28
+    for epoch in range(4):
+        dataset = ClipDataset(files, CONFIG)
+        drawn = [dataset.spec_at(0, 12 * epoch + number).span for number in range(12)]
+        assert sum(span in files[6:] for span in drawn) in (9, 10), "12 * 28 / 36 on average"
+
+
 def test_flips_zooms_and_crops_are_equally_likely(spans):
     drawn = specs(ClipDataset(spans, CONFIG), 1800)
     assert 825 < sum(spec.flip for spec in drawn) < 975

@@ -4,6 +4,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
@@ -32,6 +33,8 @@ Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the se
 class _SpanPool:
     """The spans that are long enough for a clip. All positions of a clip in them are equally likely.
 
+    All positions, one span after the other, are divided into `num_parts` parts of one size. An epoch draws each once.
+
     Raises:
         DataError: no span is long enough.
     """
@@ -44,9 +47,24 @@ class _SpanPool:
             raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
         self._ends = list(accumulate(span.num_starts(clip_span) for span in self.spans))
 
-    def draw(self, generator: torch.Generator) -> tuple[Span, int]:
-        """Draw a span and the index of a clip's first frame in its video."""
-        position = int(torch.randint(self._ends[-1], (), generator=generator))
+    @property
+    def num_parts(self) -> int:
+        """The number of clips in an epoch: that of spans."""
+        return len(self.spans)
+
+    def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
+        """Draw a span and the index of a clip's first frame in its video.
+
+        Args:
+            generator: The source of random numbers.
+            part: The part to draw from; by default all.
+        """
+        first = 0
+        end = self._ends[-1]
+        if part is not None:
+            first = part * self._ends[-1] // self.num_parts
+            end = (part + 1) * self._ends[-1] // self.num_parts
+        position = first + int(torch.randint(end - first, (), generator=generator))
         index = bisect_right(self._ends, position)
         begin = self._ends[index - 1] if index > 0 else 0
         span = self.spans[index]
@@ -63,9 +81,22 @@ class _FilePool(_SpanPool):
             files.setdefault(span.info.path, []).append(span)
         self._files = [_SpanPool(file_spans, clip_span) for file_spans in files.values()]
 
-    def draw(self, generator: torch.Generator) -> tuple[Span, int]:
-        index = int(torch.randint(len(self._files), (), generator=generator))
-        return self._files[index].draw(generator)
+    @property
+    def num_parts(self) -> int:
+        """The number of clips in an epoch: that of files."""
+        return len(self._files)
+
+    def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
+        """Draw a span and the index of a clip's first frame in its video; a part is a file."""
+        if part is None:
+            part = int(torch.randint(len(self._files), (), generator=generator))
+        return self._files[part].draw(generator)
+
+
+@lru_cache(maxsize=8)  # clips are read about in their order, of several sizes
+def _permutation(seed: int, epoch: int, num_parts: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
+    return torch.randperm(num_parts, generator=generator)
 
 
 class ClipDataset(Dataset[Clip]):
@@ -75,7 +106,9 @@ class ClipDataset(Dataset[Clip]):
     of its clips and whether they are images, so that they can be batched; the index determines the rest. With
     `config.num_clips`, it counts modulo that number. `dataset[index]` is `dataset[index, index]`.
 
-    All first frames of clips are equally likely, and so are all images, unless `config.weighting` is "files". A clip
+    All first frames of clips are equally likely, and so are all images, unless `config.weighting` is "files". With
+    `config.order` "epochs", clips are drawn without repetition: each of as many clips as spans, or files, is drawn from
+    another part of the data, in an order that depends on the seed and the number of the epoch. A clip
     that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
     in a row, reading raises a `DataError`.
 
@@ -174,8 +207,13 @@ class ClipDataset(Dataset[Clip]):
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
         # The order of the draws determines all clips.
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self._number(index), attempt))
-        span, start = pool.draw(generator)
+        number = self._number(index)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, number, attempt))
+        part = None
+        if self.config.order == "epochs" and attempt == 0:
+            epoch, place = divmod(number, pool.num_parts)
+            part = int(_permutation(self.seed, epoch, pool.num_parts)[place])
+        span, start = pool.draw(generator, part)
         zoom, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         upside_down = False
         transpose = False

@@ -21,7 +21,7 @@ TIMEOUT = 180.0
 _READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
 
 # Settings that older runs lack, and the value with which a run does what older versions did.
-EARLIER: Mapping[str, str] = {"holdout": "earlier", "colour_matrix": "bt601"}
+EARLIER: Mapping[str, str] = {"holdout": "earlier", "colour_matrix": "bt601", "order": "independent"}
 _HOLDOUTS = ("auto", "folder", "file", "earlier")
 _COLUMN = "column:"
 
@@ -124,6 +124,9 @@ class ClipConfig:
     `cache` it takes up to four times the memory."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
+    order: Literal["epochs", "independent"] = "epochs"
+    """Draw as many clips as there are files, or segments of a list, without repetition before the next round of them
+    ("epochs"), or each clip independently of the others, as runs of earlier versions did."""
     num_clips: Count | None = None
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: CountOrZero = 2
