@@ -54,8 +54,8 @@ def give_advice(report: DataReport, clips: ClipConfig, train: Sequence[Span], fr
         sentences.extend(_weighting_advice(train))
     if report.copies:
         sentences.append(
-            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: held-out clips may be copies "
-            "of training clips."
+            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: of copies that were encoded "
+            "again, one may be held out and the other trained on."
         )
     return sentences
 
