@@ -190,7 +190,7 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if self.pixel_format == RGB:  # telecine 0.2 had no other
+        if self.pixel_format == RGB:  # older versions had no other
             del values["channels"], values["bit_depth"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]

@@ -33,16 +33,16 @@ _NETWORK_SETTINGS = ("clips.num_frames", "clips.height", "clips.width", "objecti
 _STARTS = ("discriminator.init", "discriminator.init_optimizer")
 
 
-def check_records(run: Run) -> list[str]:
-    """Return what to say if records are removed because their run has no checkpoint.
+def check_records(files: Run) -> list[str]:
+    """Return warnings for a run without a checkpoint: its records are removed.
 
     Raises:
-        ValueError: The run surely had a checkpoint: its records go beyond two times `save_every`.
+        ValueError: The run had a checkpoint: its records go beyond two times `save_every`.
     """
-    last = run.history.last_step()
-    save_every = read_saved_settings(run.folder).get("save_every", last)
+    last = files.history.last_step()
+    save_every = read_saved_settings(files.folder).get("save_every", last)
     if last > 2 * save_every:  # the second checkpoint waits for the first one
-        got = f"{run.folder}, with records up to step {last}, whose checkpoints are gone"
+        got = f"{files.folder}, with records up to step {last}, whose checkpoints are gone"
         remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
         raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
     if last == 0:
@@ -51,16 +51,16 @@ def check_records(run: Run) -> list[str]:
 
 
 class SavedSettings:
-    """The settings of a checkpoint, beside which a run that resumes from it puts its own."""
+    """The settings of a checkpoint, which are compared with those of a run that resumes from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
 
     def changes(self, config: TrainConfig) -> list[str]:
-        """Return "name old -> new" for each setting that differs, but for the model and the folder.
+        """Return "name old -> new" for each setting that differs, except the model and the folder.
 
-        A setting that an older version lacked had its default.
+        Settings that an older version did not have count as their defaults.
         """
         saved = flat_settings(_with_removed(self.values))
         now = flat_settings(_with_removed(plain_settings(config)))
@@ -75,12 +75,12 @@ class SavedSettings:
                 changes.append(f"{name} {before} -> {after}")
         return changes
 
-    def check_data(self, data: str | None, *, is_same: bool) -> None:
-        """Check that the run trains on the data of its checkpoint, which may be in another place.
+    def check_data(self, data: str | None, *, may_be_same: bool) -> None:
+        """Check that the run trains on the data of its checkpoint. The data may have been moved.
 
         Args:
             data: The folder or list of videos; None for the sample videos.
-            is_same: Whether files and held-out clips are the same, or not known yet.
+            may_be_same: Whether files and held-out clips may be the same: they are, or were not compared yet.
 
         Raises:
             ValueError: The data differs.
@@ -88,7 +88,7 @@ class SavedSettings:
         saved = self.values["data"]
         if saved == data:
             return
-        if saved and data and (is_same or os.path.realpath(saved) == os.path.realpath(data)):
+        if saved and data and (may_be_same or os.path.realpath(saved) == os.path.realpath(data)):
             return
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
@@ -109,7 +109,7 @@ class SavedSettings:
         is_same = False
         if before is not None and not now["val_data"]:
             is_same = before.data_sha256 == data["data_sha256"] and before.validation == data["validation"]
-        self.check_data(now["data"], is_same=is_same)
+        self.check_data(now["data"], may_be_same=is_same)
         if before is None:
             return []
         pairs = {
@@ -131,10 +131,10 @@ class SavedSettings:
         """Check that no setting that changes the networks differs.
 
         Raises:
-            ValueError: Such a setting differs; it is the first one.
+            ValueError: Such a setting differs. The error names the first one.
         """
         if "gan" not in self.values["objective"]:
-            contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
+            contract, got = "a new folder or a run of this version", f"{self.folder}, written by an older version"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
         saved = _network_settings(plain_settings(TrainConfig()))  # an older version lacks new settings
         saved.update(_network_settings(self.values))
@@ -173,13 +173,13 @@ def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any]
 
 
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:
-    """Return the settings that choose the held-out clips; the defaults of those that an older version lacks."""
+    """Return the settings that choose the held-out clips; defaults for those that an older version does not have."""
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
     return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in _CLIP_CHOICE]]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with those of older versions that are no more, at the value that they always have now."""
+    """Return settings with those that were removed since older versions, at the only value that is left."""
     return merged([nested(REMOVED.items()), settings])
 
 
