@@ -131,7 +131,7 @@ def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
 def _hold_out_files(files: Sequence[Sequence[Span]], val_fraction: float) -> tuple[list[Span], list[Span]]:
     """Hold out all spans of some files, at least one, evenly spaced in their order."""
     num_held_out = max(1, round(len(files) * val_fraction))
-    chosen = set(_middles(len(files), num_held_out))
+    chosen = set(middles_of_parts(len(files), num_held_out))
     train: list[Span] = []
     held_out: list[Span] = []
     for index, spans in enumerate(files):
@@ -231,7 +231,7 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     """Return the span of each validation clip, and the index of its first frame in the video."""
     spans = [span for span in spans if span.num_starts(clip_span) > 0]
     if len(spans) > max_clips:
-        spans = [spans[index] for index in _middles(len(spans), max_clips)]
+        spans = [spans[index] for index in middles_of_parts(len(spans), max_clips)]
     # Give a clip to each span in turn, until there are enough clips or no span has room for another.
     turns: list[tuple[int, int]] = []
     for index, span in enumerate(spans):
@@ -240,17 +240,17 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     num_clips = Counter(index for _, index in sorted(turns)[:max_clips])
     starts: list[tuple[Span, int]] = []
     for index, span in enumerate(spans):
-        offsets = _evenly_spaced(span.num_starts(clip_span), num_clips[index])
+        offsets = _spread_with_ends(span.num_starts(clip_span), num_clips[index])
         starts.extend((span, span.first_frame + offset) for offset in offsets)
     return starts
 
 
-def _middles(total: int, count: int) -> list[int]:
+def middles_of_parts(total: int, count: int) -> list[int]:
     """Divide the indices from 0 to `total - 1` into `count` equal parts, and return the middles."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
-def _evenly_spaced(num_starts: int, count: int) -> list[int]:
+def _spread_with_ends(num_starts: int, count: int) -> list[int]:
     """Return `count` indices from 0 to `num_starts - 1`, both included; the middle one if `count` is 1."""
     if count == 1:
         return [(num_starts - 1) // 2]

@@ -18,6 +18,20 @@ CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 TIMEOUT = 180.0
 # Settings that do not change what a clip is: latents that are kept stay valid.
 _READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
+# Settings that choose the held-out clips. A run that resumes with other data must change one of them: metrics would not
+# compare.
+HELD_OUT_SETTINGS = (
+    "num_frames",
+    "height",
+    "width",
+    "stride",
+    "image_ratio",
+    "max_pixels",
+    "val_fraction",
+    "bit_depth",
+    "layout",
+    "range",
+)
 
 
 def channels_named(number: int | _ChannelNames) -> _ChannelNames | int:

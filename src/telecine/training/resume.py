@@ -8,29 +8,10 @@ from typing import Any
 from telecine.base.checks import argument_error, describe
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
+from telecine.settings.data import HELD_OUT_SETTINGS
 from telecine.settings.parse import flat_items, merged, nested
-from telecine.settings.train import REMOVED
-
-# The settings that choose the held-out clips.
-_CLIP_CHOICE = (
-    "num_frames",
-    "height",
-    "width",
-    "stride",
-    "image_ratio",
-    "max_pixels",
-    "val_fraction",
-    "bit_depth",
-    "layout",
-    "range",
-)
-# Groups of settings that decide which weights exist, and their shapes.
-_NETWORK_GROUPS = ("causal_vae.", "discriminator.", "trainable.")
-# The discriminators' linear heads depend on the size of the clips.
-_NETWORK_SETTINGS = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
-# Where discriminators started; they are now those of the checkpoint.
-_STARTS = ("discriminator.init", "discriminator.init_optimizer")
+from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
 
 
 def check_records(files: Run) -> list[str]:
@@ -175,7 +156,7 @@ def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any]
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; defaults for those that an older version does not have."""
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
-    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in _CLIP_CHOICE]]
+    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in HELD_OUT_SETTINGS]]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -189,13 +170,25 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     flat = dict(flat_items(_with_removed(settings)))
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
-    names = [name for name in flat if name.startswith(_NETWORK_GROUPS) or name in _NETWORK_SETTINGS]
-    networks.update({name: flat[name] for name in names if name not in _STARTS})
+    names = [name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS]
+    networks |= {name: flat[name] for name in names}
     networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     weights = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
     for weight in (*weights, "adaptive_weight.decay"):
         name = f"objective.{weight}"
-        is_on = flat.get(name, 0) > 0 or flat.get(f"{name}.weight", 0) > 0 or flat.get(f"{name}.initial", 0) > 0
-        networks[name] = "above 0" if is_on else "0"
+        networks[name] = "above 0" if _is_ever_on(flat, name) else "0"
     return networks
+
+
+def _is_ever_on(flat: Mapping[str, Any], name: str) -> bool:
+    """Return whether a weight is above 0 at any step; False if an older version did not have it.
+
+    Args:
+        flat: Plain settings by their dotted names.
+        name: The weight: a number, or a ramp, which is flattened to `{name}.weight`, `{name}.initial` and others.
+    """
+    if name in flat:
+        return bool(flat[name] > 0)
+    ramp = Ramp(weight=flat.get(f"{name}.weight", 0), initial=flat.get(f"{name}.initial", 0))
+    return ramp.is_ever_on
