@@ -147,7 +147,7 @@ def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path
     ):
         SavedSettings(tmp_path).check_clips(config, SUMMARY, data)
     others = {"val_fraction": 0.3}, {"range": (0.0, 1.0)}, {"layout": "T C H W"}, {"bit_depth": 16}
-    chosen = [replace(config, clips=replace(config.clips, **each)) for each in others]
+    chosen = [replace(config, clips=replace(config.clips, **change)) for change in others]
     for other in (replace(config, val_clips=3), *chosen):
         assert SavedSettings(tmp_path).check_clips(other, SUMMARY, data) == changes, "the user has chosen other clips"
 
