@@ -26,7 +26,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
-from ..models.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
+from ..models.tiny_models import tiny_model
 from .helpers import LIGHT, assert_equal_runs, quiet, resumed_copy
 
 
@@ -117,7 +117,7 @@ def test_latents_are_decoded_in_steps(run):
 @pytest.mark.usefixtures("probe_each_configuration_once")
 def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys):
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
-    model = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
+    model = tiny_model("ltx_video", timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
     clips = replace(tiny().clips, num_frames=9)
     changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": clips}
@@ -146,7 +146,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     """From random weights, for a frozen autoencoder; the levels are those of `causal_vae.flow`."""
     monkeypatch.chdir(tmp_path)
     tiny_model("ltx2_video").save_pretrained("vae")
-    config = json.loads(ltx2_diffusion_decoder().to_json_string())
+    config = json.loads(tiny_model("ltx2_diffusion_decoder").to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
     changes = {**LIGHT, "steps": 2, "save_every": 1, "clips": clips}
@@ -158,7 +158,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     (*_, last) = Run(Path("run")).history.validations()
     assert {"val/psnr", "val/psnr_4_steps"} < set(last)
     checkpoint = Run(Path("run")).checkpoints.all()[-1][1]
-    trained = type(ltx2_diffusion_decoder()).from_pretrained(checkpoint / "ema")
+    trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(checkpoint / "ema")
     assert trained.config["_teacher"] == "vae"
     command = ["evaluate", "run", "--data", str(run.data), "-o", "figures", "--device", "cpu", "--max_clips", "1"]
     assert main([*command, "--decode_steps", "2"]) == 0
