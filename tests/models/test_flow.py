@@ -188,7 +188,7 @@ class TestNetwork:
         torch.testing.assert_close(model(prediction="velocity").decoder(*inputs), noise() - scale * v)
 
     def test_gradients_of_a_conditioned_block(self):
-        block = add_noise_to_weights(ResidualBlock(2, 2, level_features=3).double(), 0.3)
+        block = add_noise_to_weights(ResidualBlock(2, 2, noise_features=3).double(), 0.3)
         x = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
         level = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, level: block(x, None, level), (x, level))
