@@ -288,15 +288,6 @@ def test_a_class_that_cannot_be_imported(tmp_path):
         load_autoencoder(tmp_path)
 
 
-<<<<<<< HEAD
-=======
-def test_no_module(package):
-    allow_code("mine_of_tests")
-    with pytest.raises(ValueError, match=r"must be a subclass of `torch\.nn\.Module`, .*NoModule, which is not"):
-        build_custom("mine_of_tests.NoModule", {}, "model")
-
-
->>>>>>> main
 def test_a_configuration_calls_no_function(tmp_path):
     """Functions of telecine are allowed without a word of the user's."""
     arguments = {"path": str(tmp_path / "written"), "value": 1}

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from telecine.models import load_autoencoder
+from telecine.models import load_autoencoder, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, loading
 
 from .helpers import edit_config
@@ -102,6 +102,7 @@ def test_a_configuration_is_checked_before_a_model_is_built(tmp_path, monkeypatc
         return made
 
     monkeypatch.setattr(torch, "empty", counted)
+    monkeypatch.setattr(pretrained, "MAX_TENSORS", 1000)
     with pytest.raises(ValueError, match=message):
         load_autoencoder(tmp_path if has_weights else tmp_path / "config.json")
     assert max(sizes) < 2**20
