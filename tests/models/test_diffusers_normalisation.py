@@ -99,8 +99,8 @@ def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_p
     model.set_latent_statistics(STATISTICS)
     model.save_pretrained(tmp_path)
     config = AutoModel.from_pretrained(str(tmp_path)).config
-    assert (config["latents_mean"], found["latents_std"]) == (STATISTICS.mean, STATISTICS.std)
-    assert (config["scaling_factor"], found["shift_factor"]) == (0.5, 0.1)
+    assert (config["latents_mean"], config["latents_std"]) == (STATISTICS.mean, STATISTICS.std)
+    assert (config["scaling_factor"], config["shift_factor"]) == (0.5, 0.1)
 
 
 def test_a_subclass_is_normalised_as_its_class_and_others_not():
