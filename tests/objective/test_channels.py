@@ -19,7 +19,7 @@ class Recorder:
     """A distance that records what it sees."""
 
     def __call__(self, *, reconstruction, target):
-        self.seen = reconstruction, target
+        self.seen = (reconstruction, target)
         return (reconstruction - target).square().flatten(1).mean(1)
 
 
