@@ -312,6 +312,6 @@ def test_frames_that_do_not_fit_in_memory(spans, monkeypatch):
         monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240)
         DecodedCache(spans[:1], PLAIN)
         monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240 - 1)
-        each = r"\. " if num_processes == 1 else r" in each of 3 processes\. "
-        with pytest.raises(ValueError, match=rf"more than 80% of 0\.0 GiB of memory, but got .* decoded frames{each}"):
+        where = r"\. " if num_processes == 1 else r" in each of 3 processes\. "
+        with pytest.raises(ValueError, match=rf"more than 80% of 0\.0 GiB of memory, but got .* decoded frames{where}"):
             DecodedCache(spans[:1], PLAIN)

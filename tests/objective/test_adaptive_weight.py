@@ -151,7 +151,8 @@ class TestInTheLoss:
 @pytest.mark.parametrize(("layer", "problem"), [(None, "is None"), (torch.ones(3), "requires no gradient")])
 def test_without_a_layer_the_weight_is_1_and_a_warning_tells(layer, problem):
     x = torch.ones(3, requires_grad=True)
-    losses, references = {"d": (2 * x).sum()}, {"perceptual": x.sum()}
+    losses = {"d": (2 * x).sum()}
+    references = {"perceptual": x.sum()}
     with pytest.warns(UserWarning, match=f"`last_layer` {problem}, so that the adaptive weight is 1"):
         assert build()(losses, references, layer)["d"] == 1
     with warnings.catch_warnings():

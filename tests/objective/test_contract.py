@@ -56,7 +56,8 @@ def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_
             disc_start=5, adversarial_loss_weight=2, discr_3d_kwargs=make_discriminator(3), perceptual_weight=0
         )
         loss.train(training)
-        real, fake = clip(), clip(seed=2)
+        real = clip()
+        fake = clip(seed=2)
         mse = (real - fake).square().mean().item()
         for step, on in ((0, False), (4, False), (5, True), (1000, True)):
             loss.discr_3d.inputs.clear()
@@ -101,7 +102,8 @@ def test_line_03_the_2d_discriminator_is_called_in_both_steps_and_trained(make_l
     loss = make_loss(adversarial_loss_weight=1, discr_kwargs=IMAGE, perceptual_weight=0)
     shapes = []
     loss.discr.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
-    real, fake = clip(), clip(seed=2).requires_grad_()
+    real = clip()
+    fake = clip(seed=2).requires_grad_()
     total, log = loss(real, fake, 0, 0)
     total.backward()
     assert shapes == [(2, 3, 16, 16)]
@@ -221,7 +223,9 @@ def test_line_06_validation_without_gradients_has_no_penalty(make_loss, clip, au
 def test_line_06_a_batch_made_in_inference_mode_trains_both_networks(make_loss, clip, autoencoder):
     loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, **NETWORKS)
     with torch.inference_mode():
-        real, fake, aux = clip(), clip(seed=2), torch.tensor(1.0)
+        real = clip()
+        fake = clip(seed=2)
+        aux = torch.tensor(1.0)
     total, log = loss(real, fake, 1, 0)
     total.backward()
     assert log["train/grad_penalty_loss"] > 0
@@ -282,7 +286,8 @@ def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discriminator, clip, autoencoder, dtype):
     """Autocast does not change the elementwise discriminators, so only the losses themselves could differ."""
-    logs, gradients = [], []
+    logs = []
+    gradients = []
     for enabled in (False, True):
         loss = make_loss(
             adversarial_loss_weight=1,

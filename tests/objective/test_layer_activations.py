@@ -110,7 +110,8 @@ def test_it_replaces_the_weight_as_last_layer(make_loss, make_discriminator, aut
 def test_inputs_that_are_not_kept_are_computed_again():
     """As for the temporal chunks of a decoder: each call has two layers, and takes what the call before left."""
     torch.manual_seed(0)
-    first, last = nn.Linear(3, 3).double(), nn.Linear(3, 2).double()
+    first = nn.Linear(3, 3).double()
+    last = nn.Linear(3, 2).double()
     activations = LayerActivations(last)
 
     def decode(x, cache):
@@ -124,8 +125,8 @@ def test_inputs_that_are_not_kept_are_computed_again():
     losses = [output.sin().sum(), output.square().sum(), torch.ones((), requires_grad=True)]
     expected = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in losses[:2]]
     assert output.requires_grad
-    *found, unrelated = activations.weight_gradients(losses)
-    torch.testing.assert_close(found, expected)
+    *gradients, unrelated = activations.weight_gradients(losses)
+    torch.testing.assert_close(gradients, expected)
     assert unrelated is None
     losses[0].backward()
     assert activations.requires_grad

@@ -102,7 +102,7 @@ def test_sums_means_and_each_discriminator():
     assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
     assert (log["grad_penalty_loss"], log["lecam_loss"]) == (22, 33)
     assert (log["accuracy_real"], log["accuracy_real_discr"], log["accuracy_real_discr_3d"]) == (0.5, 0.75, 0.25)
-    names = {f"{name}{of}" for name in (*STATISTICS, "discr_loss") for of in ("", "_discr", "_discr_3d")}
+    names = {f"{name}{suffix}" for name in (*STATISTICS, "discr_loss") for suffix in ("", "_discr", "_discr_3d")}
     assert set(log) == {*names, "grad_penalty_loss", "lecam_loss"}
 
 

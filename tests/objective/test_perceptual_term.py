@@ -24,7 +24,8 @@ def inputs_of(distance):
 class TestNetworks:
     @pytest.mark.slow
     def test_alex_by_name_and_as_an_object(self, cached_weights, clip):
-        x, y = clip((1, 3, 2, 32, 32)), clip((1, 3, 2, 32, 32), seed=2)
+        x = clip((1, 3, 2, 32, 32))
+        y = clip((1, 3, 2, 32, 32), seed=2)
         lpips = LPIPS("alex")
         expected = lpips(reconstruction=y.transpose(1, 2).flatten(0, 1), target=x.transpose(1, 2).flatten(0, 1)).mean()
         for net in ("alex", lpips):
@@ -122,7 +123,8 @@ class TestFrames:
     def test_number(self, make_loss, clip, frames, expected, eager):
         loss = make_loss(perceptual={"num_frames": frames}, eager_gradients=eager)
         calls = inputs_of(loss.perceptual.distance)
-        real, fake = clip((2, 3, 5, 16, 16)), clip((2, 3, 5, 16, 16), seed=2)
+        real = clip((2, 3, 5, 16, 16))
+        fake = clip((2, 3, 5, 16, 16), seed=2)
         loss(real, fake, 0, 0)
         assert len(calls) == (expected if eager else 1), "one frame of each clip at a time"
         targets = torch.cat([call["target"] for call in calls]).unflatten(0, (2, expected))
@@ -141,7 +143,8 @@ class TestFrames:
             total, _ = loss(*pair, 0, 0)
             return [len(call["target"]) for call in calls], total, torch.autograd.grad(total, pair[1])[0]
 
-        whole, chunks = run(None), run(3)
+        whole = run(None)
+        chunks = run(3)
         assert whole[0] == ([2] * 4 if eager else [8])
         assert chunks[0] == [3, 3, 2]
         torch.testing.assert_close(chunks[1:], whole[1:])

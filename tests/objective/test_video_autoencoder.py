@@ -44,7 +44,8 @@ def still(video):
 
 def lpips_by_hand(weights, x, y):
     """Return LPIPS of single frames (3, H, W), stage by stage and channel by channel."""
-    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    shift = torch.tensor([-0.030, -0.088, -0.188])
+    scale = torch.tensor([0.458, 0.448, 0.450])
     features = [(frame - shift.view(3, 1, 1).to(frame)) / scale.view(3, 1, 1).to(frame) for frame in (x, y)]
     positions = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
     total = 0
@@ -90,7 +91,8 @@ def autoencoder_step_by_hand(loss, real, fake, aux, last_layer):
 
 
 def discriminator_step_by_hand(loss, real, fake):
-    hinge, penalty = 0, 0
+    hinge = 0
+    penalty = 0
     for (discriminator, x), (_, x_fake) in zip(inputs_by_hand(loss, real), inputs_by_hand(loss, fake), strict=True):
         for b in range(len(real)):
             sample = x[b : b + 1].detach().clone().requires_grad_()
@@ -224,7 +226,8 @@ class TestLearnedVariance:
     @pytest.mark.parametrize("eager", [False, True])
     def test_an_update_with_a_frozen_autoencoder(self, make_loss, pair, eager):
         """As while the discriminators warm up."""
-        real, fake = pair[0], pair[1].detach()
+        real = pair[0]
+        fake = pair[1].detach()
         loss = make_loss(
             perceptual_weight=0,
             adversarial_loss_weight=1,
@@ -381,7 +384,8 @@ class TestGuarantees:
             "gan": {"lecam_loss_weight": 0.25},
             "adversarial_loss_weight": Ramp(1, steps=2),
         }
-        loss, other = make_loss(**options), make_loss(seed=7, **options)
+        loss = make_loss(**options)
+        other = make_loss(seed=7, **options)
         names = {name.split(".")[0] for name in loss.state_dict()}
         assert names == {"logvar", "lecam", "discr", "discr_3d", "multiscale_discrs"}
         loss(*pair, 1, 0)
@@ -413,7 +417,8 @@ class TestGuarantees:
     @pytest.mark.slow
     def test_copies(self, make_loss, clip):
         loss = make_loss(**{**EVERYTHING, "perceptual": {"num_frames": "all"}, "terms": {"gram": 0.1}})
-        real, fake = clip((1, 3, 2, 16, 16)), clip((1, 3, 2, 16, 16), seed=2)
+        real = clip((1, 3, 2, 16, 16))
+        fake = clip((1, 3, 2, 16, 16), seed=2)
         loss(real, fake, 1, 0)[0].backward()
         file = io.BytesIO()
         torch.save(loss, file)

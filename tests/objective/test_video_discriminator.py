@@ -15,12 +15,6 @@ def build(module=None, sees="video", factor=1, frame_indices=INDICES):
     return VideoDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
 
 
-def test_one_frame_of_each_clip():
-    x = torch.randn(3, 2, 4, 5, 6)
-    frames = build(sees="frames").input_of(x)
-    assert torch.equal(frames, torch.stack([x[0, :, 2], x[1, :, 0], x[2, :, 3]]))
-
-
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
 def test_down_scaled_videos_are_means_of_cells(factor, size):
     x = torch.randn(2, 3, 2, *size, dtype=torch.float64)

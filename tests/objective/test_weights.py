@@ -78,7 +78,8 @@ def test_all_weights_at_a_step():
         terms={"wavelet": 0.1, "gram": {"weight": {"weight": 2.0, "start": 3}}},
         disc_start=3,
     )
-    before, after = weights.at(2), weights.at(4)
+    before = weights.at(2)
+    after = weights.at(4)
     constant = {"perceptual": 0.7, "quantizer_aux": 0.9, "lecam": 0.5, "grad_penalty": 3.0, "wavelet": 0.1}
     late = {"adversarial": 0.3, "multiscale_adversarial": 0.2, "feature_matching": 0.4, "gram": 2.0}
     assert before.terms == {**constant, **dict.fromkeys(late, 0)}

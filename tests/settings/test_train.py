@@ -234,8 +234,9 @@ def everything():
 
 def test_ramps_and_choices_are_read_back(tmp_path, everything):
     config = replace(TrainConfig(), data="x", **everything)
-    given, defaults = config.objective, ObjectiveConfig()
-    assert {name for name in vars(defaults) if getattr(given, name) == getattr(defaults, name)} == {
+    objective = config.objective
+    defaults = ObjectiveConfig()
+    assert {name for name in vars(defaults) if getattr(objective, name) == getattr(defaults, name)} == {
         "eager_gradients",
         "gradient_checkpointing",
     }
@@ -284,8 +285,8 @@ def test_every_recipe_is_valid():
     for path in (RECIPES / "demo.yaml", RECIPES / "gpu.yaml"):
         config = read_config(path.stem)
         assert config == read_config(path)
-        given = yaml.safe_load(path.read_text())["objective"]
-        assert config.objective.adversarial_loss_weight == given["adversarial_loss_weight"] > 0
+        objective = yaml.safe_load(path.read_text())["objective"]
+        assert config.objective.adversarial_loss_weight == objective["adversarial_loss_weight"] > 0
 
 
 @pytest.mark.parametrize(("latent", "channels"), [("4x8x8", 16), ("4x16x16", 48), ("8x32x32", 128)])
