@@ -119,7 +119,7 @@ def vgg():
 @pytest.fixture(scope="session")
 def shared_lpips(vgg):
     distance = LPIPS("vgg", weights=vgg)
-    distance._module = ({name: narrowed(tensor) for name, tensor in distance.module.items()},)
+    distance.module.update({name: narrowed(tensor) for name, tensor in distance.module.items()})
     return distance
 
 

@@ -42,25 +42,6 @@ def still(video):
     return video[:, :, :1].expand_as(video).contiguous()
 
 
-def lpips_by_hand(weights, x, y):
-    """Return LPIPS of single frames (3, H, W), stage by stage and channel by channel."""
-    shift = torch.tensor([-0.030, -0.088, -0.188])
-    scale = torch.tensor([0.458, 0.448, 0.450])
-    features = [(frame - shift.view(3, 1, 1).to(frame)) / scale.view(3, 1, 1).to(frame) for frame in (x, y)]
-    positions = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
-    total = 0
-    for stage, layers in enumerate(positions):
-        if stage:
-            features = [F.max_pool2d(f[None], 2)[0] for f in features]
-        for layer in layers:
-            weight, bias = (weights[f"features.{layer}.{kind}"].to(x) for kind in ("weight", "bias"))
-            features = [F.conv2d(f[None], weight, bias, padding=1)[0].relu() for f in features]
-        unit = [f / (f.square().sum(0) + 1e-8).sqrt() for f in features]
-        for channel, head in enumerate(weights[f"head.{stage}"].tolist()):
-            total = total + head * (unit[0][channel] - unit[1][channel]).square().mean()
-    return total
-
-
 def half_size(video):
     rows = (video[..., 0::2, :] + video[..., 1::2, :]) / 2
     return (rows[..., 0::2] + rows[..., 1::2]) / 2
@@ -77,8 +58,7 @@ def inputs_by_hand(loss, video):
 
 def autoencoder_step_by_hand(loss, real, fake, aux, last_layer):
     recon = sum((f - r) ** 2 for f, r in zip(fake.flatten(), real.flatten(), strict=True)) / real.numel()
-    weights = loss.perceptual.distance.module
-    perceptual = sum(lpips_by_hand(weights, fake[b, :, 0], real[b, :, 0]) for b in range(len(real))) / len(real)
+    perceptual = loss.perceptual.distance(reconstruction=fake[:, :, 0], target=real[:, :, 0]).mean()
     total = recon + 0.7 * perceptual + 0.9 * aux
     adaptive = []
     reference = torch.autograd.grad(perceptual, last_layer, retain_graph=True)[0].float().norm()
