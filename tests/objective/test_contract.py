@@ -430,7 +430,7 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, pair):
     with pytest.raises(ValueError, match="`adversarial_loss_weight` must be 0 without a discriminator"):
         make_loss(adversarial_loss_weight=telecine.Ramp(0, initial=1, start=5))
     loss = make_loss()
-    message = r"the step of the discriminators` must be left out of a loss without any.*Build the loss with"
+    message = r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
     with pytest.raises(ValueError, match=message):
         loss(*pair, 1, 0)
     with pytest.raises(ValueError, match=message):
@@ -696,7 +696,7 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
     quadratic = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3
     linear = 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
-    assert report["calls"] == {"_quadratic_attention": quadratic, "_linear_attention": linear}
+    assert report["calls"] == {"quadratic_attention": quadratic, "linear_attention": linear}
 
 
 # All of them.

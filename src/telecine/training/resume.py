@@ -193,7 +193,7 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     networks.update({name: flat[name] for name in names if name not in _STARTS})
     networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
-    weights = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
+    weights = [term.setting for term in ObjectiveConfig().term_schedules().values() if term.is_saved]
     for weight in (*weights, "adaptive_weight.decay"):
         name = f"objective.{weight}"
         is_on = flat.get(name, 0) > 0 or flat.get(f"{name}.weight", 0) > 0 or flat.get(f"{name}.initial", 0) > 0
