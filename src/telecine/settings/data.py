@@ -19,6 +19,22 @@ CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 TIMEOUT = 180.0
 # Settings that do not change what a clip is: latents that are kept stay valid.
 _READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
+# Settings that choose the held-out clips. A run that resumes with other data must change one of them: metrics would not
+# compare.
+HELD_OUT_SETTINGS = (
+    "num_frames",
+    "height",
+    "width",
+    "stride",
+    "image_ratio",
+    "max_pixels",
+    "val_fraction",
+    "holdout",
+    "colour_matrix",
+    "bit_depth",
+    "layout",
+    "range",
+)
 
 # Settings that older runs lack, and the value with which a run does what older versions did.
 EARLIER: Mapping[str, str] = {"holdout": "earlier", "colour_matrix": "bt601", "order": "independent"}
@@ -221,7 +237,7 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:  # telecine 0.2 had no other
+        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:  # older versions had no other
             del values["channels"], values["bit_depth"]
         for name, earlier in EARLIER.items():
             if values[name] == earlier:
