@@ -126,6 +126,15 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
         torch.testing.assert_close(network.state_dict()[name], expected.state_dict()[name])
 
 
+def test_a_summed_likelihood_sums_the_divergence(build, video):
+    mean = build(objective=ObjectiveConfig(perceptual_weight=0.0))
+    reconstruction = ReconstructionConfig(nll_reduction="sum")
+    summed = build(objective=ObjectiveConfig(perceptual_weight=0.0, reconstruction=reconstruction))
+    num_values = mean.autoencoder.encode(video).mode()[0].numel()
+    mean_kl = update(mean, video, step=0)["train/kl_loss"]
+    assert update(summed, video, step=0)["train/kl_loss"] == pytest.approx(num_values * mean_kl, rel=1e-5)
+
+
 def snapshot(parameters):
     return [parameter.detach().clone() for parameter in parameters]
 

@@ -346,7 +346,7 @@ class CausalVAE(CausalAutoencoder):
 
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
-    training improves on that. The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the
+    training improves on that. The auxiliary losses are `{"kl_loss": the posterior's moments}`, or those of the
     discrete bottleneck. The networks work on patches of latent frames, and halve height and width as `Downsample`.
 
     Args:

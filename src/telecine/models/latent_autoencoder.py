@@ -12,7 +12,7 @@ from telecine.base.randomness import Generators, randint
 from telecine.base.shapes import Video
 from telecine.models.flow import Sampler
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import Posterior
+from telecine.models.latent import AuxLosses, Posterior
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -48,17 +48,21 @@ class LatentAutoencoder(VideoAutoencoder):
         if is_update and self.sampler is not None:
             output = self.denoise(latent, video, generator)
         else:
-            output = Reconstruction(*self.decode_with_losses(latent))
+            decoded, decoder_losses = self.decode_with_losses(latent)
+            output = Reconstruction(decoded, {**decoder_losses})
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             got = f"{tuple(output.video.shape)} from {type(getattr(self, 'module', self)).__name__}"
             remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
             raise argument_error("the reconstruction", contract, got, remedy)
         losses = self.losses_of(posterior) | output.aux
-        return output._replace(aux={name: at_least_float32(loss) for name, loss in losses.items()}, latent=latent)
+        for name, loss in losses.items():
+            if isinstance(loss, Tensor):
+                losses[name] = at_least_float32(loss)
+        return output._replace(aux=losses, latent=latent)
 
-    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
-        """Return the auxiliary losses of the latent by name, 0-d."""
+    def losses_of(self, posterior: Posterior) -> AuxLosses:
+        """Return the auxiliary losses of the latent by name."""
         return posterior.aux()
 
     def _with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:

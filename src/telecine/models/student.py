@@ -19,7 +19,7 @@ from telecine.base.yaml_files import read_yaml
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.causal import CausalAutoencoder, build_decoder
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
+from telecine.models.latent import NORMALISATION_KEYS, AuxLosses, ChannelMoments, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder, fit_decoder
 from telecine.models.lora import merge_low_rank
@@ -108,7 +108,7 @@ class Student(LatentAutoencoder):
             remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in a copy's config.json."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
-    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
+    def losses_of(self, posterior: Posterior) -> AuxLosses:
         """Return no losses, as the encoder is frozen."""
         return {}
 

@@ -48,8 +48,10 @@ class Batch:
 class _Gaussian(Protocol):
     """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
 
-    mean: Tensor
-    logvar: Tensor
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def logvar(self) -> Tensor: ...
 
 
 AuxLoss: TypeAlias = Tensor | float | _Gaussian

@@ -39,8 +39,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     """A diffusers autoencoder that can be trained: `forward` encodes, samples and decodes, with all gradients.
 
     Input and output are `(B, 3, T, H, W)` in [-1, 1] for every class, and the output is not clamped. Tiling and
-    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
-    latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
+    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": the
+    posterior's moments}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. Accepted
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
     a clip separately: an image is a clip of one frame. In some classes (Wan, Qwen, Mochi), clips of one frame leave the
     weights that mix frames without a gradient. DDP then needs `find_unused_parameters=True`.
@@ -102,7 +102,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
-        return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
+        decoded, losses = self.family.decode(self.module, add_noise(latent, noise, level), level)
+        return Reconstruction(decoded, {**losses})
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
