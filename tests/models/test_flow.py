@@ -265,7 +265,18 @@ class TestAutoencoder:
         torch.testing.assert_close(output.video, vae.decode(output.latent))
         mode = vae(video, sample_posterior=False)
         assert torch.equal(mode.video, vae.decode(mode.latent))
-        assert torch.equal(vae.train()(video, sample_posterior=False).video, mode.video)
+        with torch.no_grad():
+            assert torch.equal(vae.train()(video, sample_posterior=False).video, mode.video)
+
+    def test_a_generator_draws_the_noise_of_each_clip(self):
+        """In training, the noise of validation would be the only noise that terms that decode ever see."""
+        vae, z = model(), latent()
+        with pytest.raises(ValueError, match="`generator` must be that of the update"):
+            vae.decode(z)
+        video = vae.decode(z, generator=clip_generators(0, [4, 5], CPU))
+        torch.testing.assert_close(vae.decode(z[1:], generator=clip_generators(0, [5], CPU))[0], video[1])
+        same = vae.decode(z[:1].expand(2, -1, -1, -1, -1), generator=clip_generators(0, [4, 5], CPU))
+        assert (same[0] - same[1]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("steps", [1, 4])
     def test_the_same_seed_has_the_same_bits(self, steps):
@@ -303,9 +314,9 @@ class TestAutoencoder:
         torch.testing.assert_close(vae.decode(z, start), vae.decode(z), rtol=0, atol=0)
 
     def test_saved_and_loaded(self, tmp_path):
-        vae = model(dtype=torch.float32, prediction="velocity", shift=2.0)
+        vae = model(dtype=torch.float32, prediction="velocity", shift=2.0).eval()
         vae.save_pretrained(tmp_path)
-        loaded = load_autoencoder(tmp_path)
+        loaded = load_autoencoder(tmp_path).eval()
         assert isinstance(loaded.decoder, FlowDecoder)
         assert loaded.config == vae.config
         assert torch.equal(loaded.decode(latent().float()), vae.decode(latent().float()))

@@ -239,15 +239,16 @@ class CausalAutoencoder(LatentAutoencoder):
         self.sampler = Sampler() if self.generates else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
-    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+    def decode(self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None) -> Video:
         """Return the video `(B, C, T, s*h, s*w)`, not clamped.
 
         Args:
             latent: `(B, latent_channels, k, h, w)`, or cut to one of `nested_channels`.
-            noise: What a decoder that generates starts from, of the result's shape; by default that of `sampler`.
+            noise: What a decoder that generates starts from, of the result's shape.
+            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
 
         Raises:
-            ValueError: The latent has another shape.
+            ValueError: The latent has another shape, or there is no noise in training.
         """
         check_video("latent", latent)
         if latent.shape[1] in self.nested_channels:
@@ -259,16 +260,18 @@ class CausalAutoencoder(LatentAutoencoder):
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
             return cast(Video, self._call_decoder(latent))
-        first = int(self.config.first_frame_apart)
-        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
-        height = self.config.spatial_compression * latent.shape[3]
-        width = self.config.spatial_compression * latent.shape[4]
         if noise is None:
-            shape = (len(latent), self.in_channels, num_frames, height, width)
-            noise = self.sampler.noise(shape, self.position, latent.device)
-        frame_size = self.position.frame_size or (height, width)
+            noise = self.decoding_noise(self.decoded_shape(latent), generator, latent.device)
+        frame_size = self.position.frame_size or (noise.shape[3], noise.shape[4])
         levels = self.sampler.levels(self.config.flow.shift_of(*frame_size))
         return integrate(partial(self.decoder, latent), noise, levels)
+
+    def decoded_shape(self, latent: Tensor) -> tuple[int, int, int, int, int]:
+        """Return the shape `(B, C, T, H, W)` of the video of a latent."""
+        first = int(self.config.first_frame_apart)
+        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
+        space = self.config.spatial_compression
+        return len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4]
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target.

@@ -73,10 +73,27 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         check_input(self, video)
         return self.family.encode(self.module, video)
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped."""
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            generator: Of a decoder that removes noise: one, or one for each clip, which draws the noise of `sampler`'s
+                level, while PyTorch's default generator draws what the decoder adds itself. None for fixed noise.
+
+        Raises:
+            ValueError: There is no generator in training, and the decoder removes noise.
+        """
         check_video("latent", latent)
-        return self.decode_with_losses(latent)[0]
+        if self.sampler is None or generator is None:
+            if self.sampler is not None:
+                self.check_not_training()
+            return self.decode_with_losses(latent)[0]
+        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        if self.sampler.level:
+            noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+            latent = add_noise(latent, noise, level)
+        return self.family.decode(self.module, latent, level)[0]
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""

@@ -116,8 +116,13 @@ class LatentDenoiser(Student):
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
         return (latent - self.mean) / self.std
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video of normalised latents `(B, C, t, h, w)`, not clamped."""
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video of normalised latents, not clamped.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            generator: Not used: the frozen autoencoder decodes with the noise of its own `sampler`, if it has one.
+        """
         return self.latent_model.decode(latent * self.std + self.mean)
 
     def forward(
