@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, TypeAlias, TypedDict
+from typing import Protocol, TypeAlias, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,15 @@ from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.losses.perceptual import pick_frames
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
+
+
+class Gaussian(Protocol):
+    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
+
+    @property
+    def mean(self) -> Tensor: ...
+    @property
+    def logvar(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +49,13 @@ class Batch:
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
+    posterior: Gaussian | None  # that of the auxiliary losses
     decode: Decode | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
 
-class _Gaussian(Protocol):
-    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
-
-    @property
-    def mean(self) -> Tensor: ...
-    @property
-    def logvar(self) -> Tensor: ...
-
-
-AuxLoss: TypeAlias = Tensor | float | _Gaussian
+AuxLoss: TypeAlias = Tensor | float | Gaussian
 AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
 
 
@@ -157,6 +158,7 @@ def make_batch(
         disc_real=disc_real,
         disc_fake=disc_fake,
         latent=latent,
+        posterior=_posterior_of(aux_losses),
         decode=decode,
         background=background,
     )
@@ -195,6 +197,15 @@ def _clip_weights(
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
+
+
+def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
+    """Return the first posterior among auxiliary losses; None without one."""
+    values = aux_losses.values() if isinstance(aux_losses, Mapping) else [aux_losses]
+    for value in values:
+        if hasattr(value, "logvar"):
+            return cast(Gaussian, value)
+    return None
 
 
 def _named_aux_losses(

@@ -125,6 +125,7 @@ def compute_on_batch(term: Term, batch: Batch) -> Scalar:
         weight=weight,
         mask=batch.mask,
         latent=batch.latent,
+        posterior=batch.posterior,
         decode=batch.decode,
         generator=batch.generator,
     )

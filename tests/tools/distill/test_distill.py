@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
-from telecine.models import load_autoencoder
+from telecine.models import Moments, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
@@ -105,6 +105,21 @@ def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder)
     latent = mean.clone().requires_grad_()
     term(latent=latent, target=target).backward()
     assert latent.grad.abs().sum() > 0
+
+
+def test_the_term_of_the_latent_compares_posteriors(folder):
+    """Of the teacher's own posterior it is 0, whatever is sampled: it must not train the student's variance to 0."""
+    term = TeacherLatent("wan")
+    target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = DiffusersAutoencoder.from_pretrained("wan").encode(target)
+    student = Moments(expected.mean.clone(), expected.logvar.clone().requires_grad_())
+    value = term(latent=expected.sample(), target=target, posterior=student)
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    narrower = Moments(expected.mean, (expected.logvar - 2).requires_grad_())
+    term(latent=expected.sample(), target=target, posterior=narrower).backward()
+    assert (narrower.logvar.grad <= 0).all(), "a descent widens it"
+    assert narrower.logvar.grad.abs().sum() > 0
 
 
 def test_the_term_of_the_reconstruction(folder):
