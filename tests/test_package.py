@@ -83,6 +83,23 @@ def test_every_file_has_a_layer():
     assert names == set().union(*LAYERS)
 
 
+def test_only_commands_import_tools_and_no_tool_another_one():
+    folders = [folder for folder in (SOURCE / "tools").iterdir() if (folder / "__init__.py").exists()]
+    assert len(folders) >= 4
+    checked = 0
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).parts
+        for node in nodes_of(path):
+            module = getattr(node, "module", None) or ""
+            if not module.startswith("telecine.tools."):
+                continue
+            checked += 1
+            tool = module.split(".")[2]
+            is_command = parts[0] == "cli" and module == f"telecine.tools.{tool}.command"
+            assert is_command or parts[:2] == ("tools", tool), f"{'/'.join(parts)} imports {module}"
+    assert checked > 10
+
+
 def modules_imported(path, name, known):
     """Yield the modules of telecine that a module imports, lazy ones and those for a type checker included."""
     for node in nodes_of(path):

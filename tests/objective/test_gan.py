@@ -92,15 +92,6 @@ class TestGANLosses:
         for gradients in discriminator_gradients(loss, x, y):
             torch.testing.assert_close(gradients, [y.mean().detach() - x.mean()])
 
-    def test_the_generators_gradient(self, make_loss, make_discriminator, pair):
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=0.5, discr_3d_kwargs=make_discriminator(3.0))
-        total, log = loss(*pair, 0, 0)
-        expected = F.mse_loss(*pair) - 0.5 * 3 * pair[1].mean()
-        torch.testing.assert_close(total, expected)
-        gradients = [torch.autograd.grad(t, pair[1])[0] for t in (total, expected)]
-        torch.testing.assert_close(*gradients)
-        assert log["train/gen_loss"].item() == pytest.approx(-3 * pair[1].mean().item())
-
     @pytest.mark.parametrize("eager", [False, True])
     def test_a_discriminator_without_trainable_parameters(self, make_loss, make_discriminator, pair, eager):
         options = {"discr_3d_kwargs": make_discriminator().requires_grad_(False), "eager_gradients": eager}
@@ -154,13 +145,6 @@ class TestFeatureMatching:
         assert log["train/gen_loss"].item() == pytest.approx(-2 * pair[1].mean().item()), (
             "multi-scale ones have no weight"
         )
-
-    def test_it_is_off_before_disc_start(self, make_loss, make_feature_discriminator, pair):
-        discriminator = make_feature_discriminator()
-        gan = {"feature_matching_loss_weight": 1}
-        log = make_loss(disc_start=1, gan=gan, discr_3d_kwargs=discriminator)(*pair, 0, 0)[1]
-        assert not discriminator.inputs
-        assert "train/feature_matching_loss" not in log
 
     def test_it_needs_features(self, make_loss, make_discriminator, pair):
         gan = {"feature_matching_loss_weight": 3}
@@ -273,10 +257,6 @@ class TestPenalty:
             recorded.clear()
             loss(*pair, 1, 1)
         assert recorded == [True, True], "this step has no penalty"
-
-    def test_a_weight_of_0_computes_nothing(self, make_loss, pair):
-        log = self.build(make_loss, "r1", grad_penalty_loss_weight=0)(*pair, 1, 0)[1]
-        assert log["train/grad_penalty_loss"] == 0
 
     def test_what_a_penalty_declares(self):
         def function(**_):

@@ -113,9 +113,6 @@ class TestForms:
         assert len(functions) == 8
         assert {name: term.function for name, term in terms_of(dict.fromkeys(functions, 1.0)).items()} == functions
 
-    def test_the_order_is_kept(self):
-        assert list(terms_of({"temporal": 1, "edges": Term(edges), "gram": 2})) == ["temporal", "edges", "gram"]
-
 
 class TestMistakes:
     @pytest.mark.parametrize(
@@ -470,15 +467,6 @@ class TestInTheLoss:
             assert len(calls) == (weight > 0) == ("train/edges_loss" in log)
             term = weight * log["train/edges_loss"] if weight else 0
             torch.testing.assert_close(total_loss.detach(), log["train/recon_loss"] + term)
-
-    def test_wavelet_and_temporal(self, make_loss, pair):
-        terms = {"wavelet": {"weight": 2, "params": {"levels": 2}}, "temporal": 3}
-        total_loss, log = make_loss(perceptual_weight=0, terms=terms)(*pair, 0, 0)
-        x, y = pair
-        expected = wavelet_l1(reconstruction=y, target=x, levels=2), temporal_difference(reconstruction=y, target=x)
-        assert log["train/wavelet_loss"].item() == expected[0].item()
-        assert log["train/temporal_loss"].item() == expected[1].item()
-        torch.testing.assert_close(total_loss, F.mse_loss(x, y) + 2 * expected[0] + 3 * expected[1])
 
     def test_features_of_the_sampled_frames(self, make_loss, pair):
         def gram_of(*, reconstruction_features, target_features):

@@ -13,7 +13,7 @@ from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
-from telecine.training.baseline import _measure_linear, fit_linear, recorded_linear, training_clips
+from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.loop import train_to_the_end
@@ -56,7 +56,7 @@ def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_o
     with torch.no_grad():
         for clip in clips.val:
             metrics.update(reconstruction=expected(clip["video"][None]), target=clip["video"][None])
-    measured = _measure_linear(linear, clips.val, {}, torch.device("cpu"))
+    measured = measure_linear(linear, clips.val, {}, torch.device("cpu"))
     assert measured == {name: pytest.approx(value) for name, value in metrics.compute().items()}
 
 

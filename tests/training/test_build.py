@@ -35,11 +35,11 @@ from telecine.settings import (
 from telecine.training import train
 from telecine.training.build import (
     OPTIMIZERS,
-    _to_channels_last,
     build_accelerator,
     build_autoencoder,
     build_objective,
     build_state,
+    to_channels_last,
 )
 from telecine.training.step import set_learning_rates
 from telecine.training.tensor_files import save_tensors
@@ -294,7 +294,7 @@ def figures(loss):
 
 def test_losses_and_gradients_in_channels_last_layout(cached_weights):
     plain, loss = (objective_with() for _ in range(2))
-    _to_channels_last(loss, torch.device("cpu"))
+    to_channels_last(loss, torch.device("cpu"))
     torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
     weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
@@ -307,9 +307,9 @@ def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
     exact = objective_with(grad_penalty_loss_weight=1)
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
-        _to_channels_last(exact, cpu)
+        to_channels_last(exact, cpu)
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
-    _to_channels_last(approximate, cpu)
+    to_channels_last(approximate, cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))
 
 

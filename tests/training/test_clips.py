@@ -11,7 +11,7 @@ from telecine.data import DataError, ReadingStopped
 from telecine.report.video import write_video
 from telecine.training import clips as of_run
 from telecine.training.build import build_autoencoder
-from telecine.training.clips import Spans, _check_same_data, build_clips, read_next
+from telecine.training.clips import Spans, build_clips, check_same_data, read_next
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
@@ -54,12 +54,12 @@ def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
 @pytest.mark.parametrize("change", [{"data_sha256": "b"}, {"validation": "other clips"}])
 def test_other_data_in_another_process_is_refused(monkeypatch, change):
     recorded = {"data_sha256": "a", "validation": "clips"}
-    _check_same_data(recorded)
+    check_same_data(recorded)
     other = tuple({**recorded, **change}.values())
     monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, other, *own, other])
     message = r"`data` must be the same in all processes, .* in process 1, 3 than in process 0"
     with pytest.raises(ValueError, match=message):
-        _check_same_data(recorded)
+        check_same_data(recorded)
 
 
 @pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])

@@ -1,9 +1,8 @@
 """Every rule fires in a run that is set up to fail, and none in a healthy run."""
 
 import io
-import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 
 from telecine.report.run import read_run
 from telecine.runs import Run
-from telecine.runs.history import History, _JSONLines
+from telecine.runs.history import History, TrainingWarning
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -90,7 +89,7 @@ def run(tiny):
 
 
 def warnings(config):
-    return {line["rule"]: line for line in _JSONLines(Path(config.output_dir) / "health.jsonl").read()}
+    return {warning.rule: warning for warning in Run(config.output_dir).warnings.all()}
 
 
 @pytest.mark.slow
@@ -112,8 +111,8 @@ def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, c
     config, warned, text = run(28, **wrong)
     assert set(warned) == {"discriminator_saturated", "learns_nothing", "perceptual_flat"}
     for line in warned.values():
-        assert f"step {line['step']}: {line['message']} ({line['rule']}). {line['remedy']}" in text
-        assert sum(line["message"] in message for message in caplog.messages) == 1
+        assert f"step {line.step}: {line.message} ({line.rule}). {line.remedy}" in text
+        assert sum(line.message in message for message in caplog.messages) == 1
     before = (Path(config.output_dir) / "health.jsonl").read_text()
     run(29, **wrong)
     assert (Path(config.output_dir) / "health.jsonl").read_text() == before, "a resumed run does not repeat warnings"
@@ -125,8 +124,8 @@ def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
     _, warned, _ = run(LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
     expected = {"discriminator_collapsed", "learns_nothing", "adaptive_weight_at_bound", "always_clipped"}
     assert set(warned) == expected
-    assert "below" in warned["adaptive_weight_at_bound"]["message"]
-    assert "discriminators" in warned["learns_nothing"]["message"]
+    assert "below" in warned["adaptive_weight_at_bound"].message
+    assert "discriminators" in warned["learns_nothing"].message
 
 
 @pytest.mark.slow
@@ -134,7 +133,7 @@ def test_an_adversarial_term_that_is_too_strong(run):
     objective = {"adversarial_loss_weight": 1e6, "adaptive_weight": AdaptiveWeightConfig(max=1e-3)}
     _, warned, _ = run(RECENT + 4, objective=objective)
     assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(warned)
-    assert "maximum" in warned["adaptive_weight_at_bound"]["message"]
+    assert "maximum" in warned["adaptive_weight_at_bound"].message
 
 
 @pytest.mark.slow
@@ -163,7 +162,7 @@ def test_a_frame_without_gradient_and_an_average_that_lags(run):
         autoencoder=CopiesTheFirstFrame(),
     )
     assert set(warned) == {"frames_without_gradient", "ema_behind"}
-    assert "frames [0] of 5" in warned["frames_without_gradient"]["message"]
+    assert "frames [0] of 5" in warned["frames_without_gradient"].message
 
 
 @pytest.mark.slow
@@ -189,7 +188,7 @@ def test_a_model_that_starts_at_random_and_ends_below_the_linear_baseline(run, m
         2, linear_baseline=True, objective=NO_DISCRIMINATOR, discriminator=DiscriminatorConfig("none")
     )
     assert set(warned) == {"below_linear"}
-    assert warned["below_linear"]["step"] == 2
+    assert warned["below_linear"].step == 2
     assert "the model is worse than the linear baseline of the same latent: psnr" in text
 
 
@@ -329,33 +328,32 @@ def test_no_rule_fires_during_the_warmup(tiny):
 
 
 def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, tmp_path):
-    lines = [
-        {"step": step, "rule": rule, "message": "", "remedy": ""} for step, rule in ((105, "x"), (130, "ema_behind"))
-    ]
-    (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = Run(tmp_path)
+    lines = [TrainingWarning(105, "x", "", ""), TrainingWarning(130, "ema_behind", "", "")]
+    run.warnings.write(map(asdict, lines))
+    run.history.write({"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120))
     console = Console(record=True, width=40, file=io.StringIO())
-    Run(tmp_path).cut(105)
+    run.cut(105)
     diagnostics = diagnostics_of(tmp_path, tiny(), console=console)
-    assert _JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
+    assert run.warnings.all() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
     diagnostics.check(131, {EMA_BEHIND: 3.0})
-    (_, again) = _JSONLines(tmp_path / "health.jsonl").read()
-    assert (again["step"], again["rule"]) == (130, "ema_behind")
+    _, again = run.warnings.all()
+    assert (again.step, again.rule) == (130, "ema_behind")
     (line,) = console.export_text().splitlines()
-    assert line.startswith(f"warning: step 130: {again['message']} (ema_behind). Lower `optimizer.ema_decay`")
+    assert line.startswith(f"warning: step 130: {again.message} (ema_behind). Lower `optimizer.ema_decay`")
 
 
 def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
-    lines = [{"step": step, "rule": str(step), "message": "", "remedy": ""} for step in (10, 30)]
-    (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = Run(tmp_path)
+    lines = [TrainingWarning(step, str(step), "", "") for step in (10, 30)]
+    run.warnings.write(map(asdict, lines))
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
         diagnostics_of(tmp_path, tiny(), console=Console(quiet=True), rollbacks=rollbacks)
-        first, one, two, last = _JSONLines(tmp_path / "health.jsonl").read()
+        first, one, two, last = run.warnings.all()
         assert [first, last] == lines
-        assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
-        assert two["message"].endswith("learning rates times 0.25")
-        assert (one["step"], two["step"], one["rule"], two["rule"]) == (20, 20, "rolled_back", "rolled_back")
+        assert one.message == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
+        assert two.message.endswith("learning rates times 0.25")
+        assert (one.step, two.step, one.rule, two.rule) == (20, 20, "rolled_back", "rolled_back")

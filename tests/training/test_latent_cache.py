@@ -24,12 +24,12 @@ from telecine.training.build import build_autoencoder, build_state
 from telecine.training.clips import build_clips
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import (
-    _IDENTITY_FILE,
+    IDENTITY_FILE,
     LatentCache,
-    _check_disk,
-    _find_missing,
+    check_disk,
     describe_change,
     fill_latent_cache,
+    find_missing_batches,
     identity_of,
     measure_latents,
 )
@@ -126,9 +126,9 @@ def test_errors_of_files(tmp_path):
     (tmp_path / "latents-0.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"):
         LatentCache(tmp_path)
-    _check_disk(tmp_path, 1)
+    check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
-        _check_disk(tmp_path, 2**60)
+        check_disk(tmp_path, 2**60)
 
 
 def test_settings_that_do_not_go_together():
@@ -268,10 +268,10 @@ def test_missing_batches_are_those_with_a_new_clip(cached):
     trainer = prepare(config, Console(quiet=True))
     clips = trainer.clips.train
     sampler = ClipBatchSampler(range(8), batch_size=2, num_micro_batches=1, rank=0, num_ranks=1)
-    assert _find_missing(trainer.latent_cache, clips, sampler) == ([0, 1], 3, 3)
+    assert find_missing_batches(trainer.latent_cache, clips, sampler) == ([0, 1], 3, 3)
     trainer.latent_cache.add(clips.names_of([(0, 0), (0, 1)]), gaussian(2))
     trainer.latent_cache.write()
-    assert _find_missing(trainer.latent_cache, clips, sampler) == ([1], 1, 3)
+    assert find_missing_batches(trainer.latent_cache, clips, sampler) == ([1], 1, 3)
     trainer.close()
 
 
@@ -279,7 +279,7 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
     _, config = cached()
     trainer = prepare(config, Console(quiet=True))
     same = identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
-    assert json.loads((tmp_path / "cache" / _IDENTITY_FILE).read_text()) == same
+    assert json.loads((tmp_path / "cache" / IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
         trainer.state.autoencoder.decoder.linear.first.bias.add_(1)
     assert identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"

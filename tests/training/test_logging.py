@@ -14,7 +14,7 @@ from telecine.training.logging import (
     Monitor,
     ReconstructionGradient,
 )
-from telecine.training.step import _finite_values
+from telecine.training.step import finite_values
 
 
 def test_means_are_over_the_updates_that_have_the_value():
@@ -147,4 +147,4 @@ def test_a_gradient_of_zero_has_shares_that_are_not_finite():
     (0 * x).sum().backward()
     assert all(math.isnan(value) for value in gradient.log.values())
     log = gradient.log | {ADVERSARIAL_SHARE: torch.tensor(math.nan), "train/mse": torch.tensor(0.5)}
-    assert _finite_values(log, 3) == {"train/mse": 0.5}
+    assert finite_values(log, 3) == {"train/mse": 0.5}

@@ -54,14 +54,28 @@ def test_settings_that_change_the_networks_are_refused(tiny, saved, change, mess
         SavedSettings(saved).check_networks(replace(tiny(), **change(tiny())))
 
 
+def change_saved(folder, name, value):
+    """Change a setting of the checkpoint, or remove it if `value` is None."""
+    path = folder / "config.yaml"
+    settings = group = yaml.safe_load(path.read_text())
+    *parents, last = name.split(".")
+    for parent in parents:
+        group = group[parent]
+    group[last] = value
+    if value is None:
+        del group[last]
+    path.write_text(yaml.safe_dump(settings))
+
+
 def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, saved):
-    settings = yaml.safe_load((saved / "config.yaml").read_text())
-    del settings["causal_vae"]["bottleneck"]
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    change_saved(saved, "causal_vae.bottleneck", None)
+    change_saved(saved, "clips.bit_depth", None)
     SavedSettings(saved).check_networks(tiny())
-    discrete = replace(tiny().causal_vae, bottleneck="fsq")
+    assert SavedSettings(saved).changes(tiny()) == []
+    discrete = tiny(causal_vae=replace(tiny().causal_vae, bottleneck="fsq"))
+    assert SavedSettings(saved).changes(discrete) == ["causal_vae.bottleneck gaussian -> fsq"]
     with pytest.raises(ValueError, match=r"`causal_vae.bottleneck` must be 'gaussian' as in"):
-        SavedSettings(saved).check_networks(tiny(causal_vae=discrete))
+        SavedSettings(saved).check_networks(discrete)
 
 
 def test_other_settings_may_change(tiny, saved):
@@ -76,9 +90,7 @@ def test_other_settings_may_change(tiny, saved):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
-    settings = yaml.safe_load((saved / "config.yaml").read_text())
-    settings["objective"] = {"recon_loss": "mse", "disc_train_start": 1}
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    change_saved(saved, "objective", {"recon_loss": "mse", "disc_train_start": 1})
     with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
         SavedSettings(saved).check_networks(tiny())
 
@@ -165,32 +177,24 @@ def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
 
 
 REMOVED_SETTINGS = [
-    ("discriminator", "pad_mode", "first", "zero", "`discriminator.pad_mode` must be 'zero' as in .* got 'first'"),
-    ("objective.adaptive_weight", "decay", 0.0, 0.9, "`objective.adaptive_weight.decay` must be 'above 0' as in"),
+    ("discriminator.pad_mode", "first", "zero", "`discriminator.pad_mode` must be 'zero' as in .* got 'first'"),
+    ("objective.adaptive_weight.decay", 0.0, 0.9, "`objective.adaptive_weight.decay` must be 'above 0' as in"),
 ]
 
 
-@pytest.mark.parametrize(("group", "name", "now", "other", "message"), REMOVED_SETTINGS)
-def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, group, name, now, other, message):
-    settings = yaml.safe_load((saved / "config.yaml").read_text())
-    of_group = settings
-    for part in group.split("."):
-        of_group = of_group[part]
-    of_group[name] = now
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+@pytest.mark.parametrize(("name", "now", "other", "message"), REMOVED_SETTINGS)
+def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, name, now, other, message):
+    change_saved(saved, name, now)
     SavedSettings(saved).check_networks(tiny())
     assert SavedSettings(saved).changes(tiny()) == []
-    of_group[name] = other
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    change_saved(saved, name, other)
     with pytest.raises(ValueError, match=message):
         SavedSettings(saved).check_networks(tiny())
 
 
 def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
-    settings = yaml.safe_load((saved / "config.yaml").read_text())
-    settings["objective"]["gan"]["lecam_decay"] = 0.99
-    settings["discriminator"]["init_optimizer"] = True
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    change_saved(saved, "objective.gan.lecam_decay", 0.99)
+    change_saved(saved, "discriminator.init_optimizer", True)
     SavedSettings(saved).check_networks(tiny())
     changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
     assert sorted(SavedSettings(saved).changes(tiny())) == sorted(changes)

@@ -17,11 +17,11 @@ from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, O
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.prepare import describe_short_warmup
 from telecine.training.step import (
-    _FINAL_LR_SCALE,
+    FINAL_LR_SCALE,
     MicroBatch,
     TrainingError,
-    _finite_values,
     clip_gradients,
+    finite_values,
     set_learning_rates,
     train_step,
 )
@@ -58,10 +58,10 @@ def test_cosine_falls_from_one_to_its_final_scale():
     config = OptimizerConfig(warmup_steps=10, schedule="cosine")
     scales = [lr_scale(config, step, 110) for step in range(10, 111)]
     assert scales[0] == 1.0
-    assert scales[50] == pytest.approx((1 + _FINAL_LR_SCALE) / 2)
-    assert scales[-1] == pytest.approx(_FINAL_LR_SCALE)
+    assert scales[50] == pytest.approx((1 + FINAL_LR_SCALE) / 2)
+    assert scales[-1] == pytest.approx(FINAL_LR_SCALE)
     assert all(later <= earlier for earlier, later in pairwise(scales))
-    assert lr_scale(config, 200, 110) == pytest.approx(_FINAL_LR_SCALE)
+    assert lr_scale(config, 200, 110) == pytest.approx(FINAL_LR_SCALE)
 
 
 def test_a_run_that_ends_with_its_warmup_starts_the_cosine_at_one():
@@ -331,7 +331,7 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
     log = {name: torch.tensor(1.0) for name in ("train/total_loss", "train/recon_loss", "train/perceptual_loss")}
     log["train/total_loss"] = log["train/perceptual_loss"] = torch.tensor(float("inf"))
     with pytest.raises(TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"):
-        _finite_values(log, 9)
+        finite_values(log, 9)
 
 
 def test_nan_in_a_discriminator_is_named(build, video):

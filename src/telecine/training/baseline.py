@@ -69,7 +69,7 @@ def prepare_linear(
             print_lines(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
     if not config.linear_baseline:
         return {}
-    metrics = _measure_linear(linear, clips.val, perceptual, device)
+    metrics = measure_linear(linear, clips.val, perceptual, device)
     print_lines(console, [f"linear baseline: held-out {describe_metrics(metrics)}"])
     return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
 
@@ -94,9 +94,17 @@ def training_clips(clips: Clips) -> Iterator[Video]:
 
 
 @torch.no_grad()
-def _measure_linear(
+def measure_linear(
     linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, float]:
+    """Return the mean of each metric of the baseline over held-out clips.
+
+    Args:
+        linear: The baseline, which is moved to the device.
+        val: The held-out clips.
+        perceptual: The perceptual metrics of a validation by name.
+        device: Where it is measured.
+    """
     linear.to(device)
     metrics = ReconstructionMetrics(perceptual)
     for clip in val:

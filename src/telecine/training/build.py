@@ -190,8 +190,12 @@ def _discriminators_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith(_DISCRIMINATORS)}
 
 
-def _to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
-    """Change the memory layout of discriminators and LPIPS in place; values change by rounding."""
+def to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
+    """Change the memory layout of discriminators and LPIPS in place; values change by rounding.
+
+    Raises:
+        ValueError: On the CPU with a penalty that is differentiated twice.
+    """
     if loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward and device.type == "cpu":
         # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
         remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
@@ -220,7 +224,7 @@ def build_state(
         _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
     if config.channels_last:
-        _to_channels_last(objective, device)
+        to_channels_last(objective, device)
     broadcast_module(objective)
     model.to(device)
     adaptive = config.objective.adaptive_weight

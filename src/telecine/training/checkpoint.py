@@ -84,7 +84,11 @@ class Checkpointer:
         return self._written is not None and self._written.done() and self._written.exception() is not None
 
     def wait(self) -> None:
-        """Wait until the last save is on the disk, and raise its error, on every process."""
+        """Wait until the last save is on the disk.
+
+        Raises:
+            BaseException: The error of the last save, on every process, such as a `DivergenceError` or an `OSError`.
+        """
         (error,) = broadcast_object_list([self.close()])
         if error is not None:
             self.saved_step = None

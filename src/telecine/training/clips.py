@@ -134,11 +134,11 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_skipped=len(spans.skipped) + spans.num_short,
     )
     if num_ranks() > 1:
-        _check_same_data(clips.recorded())
+        check_same_data(clips.recorded())
     return clips
 
 
-def _check_same_data(recorded: Mapping[str, Any]) -> None:
+def check_same_data(recorded: Mapping[str, Any]) -> None:
     """Raise a `ValueError` in every process if one has other data than the first."""
     data_of_ranks = gather_object([(recorded["data_sha256"], recorded["validation"])])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]

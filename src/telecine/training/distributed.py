@@ -217,12 +217,14 @@ class _CacheHooks:
         self._callers: list[Any] = []
 
     def before(self, module: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Remember the caller's lists and dicts; a forward pre-hook."""
         self._callers = _caches_in(args, kwargs)
         call = CheckpointedCall.running()
         if call and not call.is_first_run:  # older PyTorch recomputes a second chunk with sharded weights
             module.unshard()
 
     def after(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        """Copy the changes of the block's copies; a forward hook."""
         for original, copied in zip(self._callers, _caches_in(args, kwargs), strict=True):
             overwrite(original, copied)
         self._callers = []

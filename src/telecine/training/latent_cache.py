@@ -34,7 +34,7 @@ from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
 from telecine.training.weight_files import architecture_of
 
-_IDENTITY_FILE = "identity.json"
+IDENTITY_FILE = "identity.json"
 _PATTERN = "latents-*.safetensors"
 # Increase the number when the content of the files changes. Older folders are then refused.
 _FORMAT = 1
@@ -229,7 +229,7 @@ def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: 
 
 def _check_identity(folder: Path, identity: dict[str, object]) -> None:
     """Write the identity of its latents to a new folder; raise a `ValueError` if a folder has another one."""
-    path = folder / _IDENTITY_FILE
+    path = folder / IDENTITY_FILE
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
@@ -242,8 +242,16 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
 
 
-def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
-    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
+def find_missing_batches(
+    cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler
+) -> tuple[list[int], int, int]:
+    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
+
+    Args:
+        cache: The cache.
+        clips: The clips to train on.
+        sampler: All batches; those of the result are some of its numbers.
+    """
     names: set[str] = set()
     missing: set[str] = set()
     batches: list[int] = []
@@ -281,7 +289,7 @@ def fill_latent_cache(
         ValueError: If the disk has too little space.
     """
     accelerator = state.accelerator
-    find_missing = partial(_find_missing, cache, clips, sampler)
+    find_missing = partial(find_missing_batches, cache, clips, sampler)
     missing, num_missing, num_clips = on_first_process(find_missing, accelerator)
     if num_clips == 0:
         return
@@ -304,14 +312,15 @@ def fill_latent_cache(
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(clips.names_of(sampler_of_rank.items(position)), posterior)
                 if position == 0:
-                    _check_disk(cache.folder, size * num_missing)
+                    check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
     before_each()  # every process has written its part
     cache.find_files()
 
 
-def _check_disk(folder: Path, size: int) -> None:
+def check_disk(folder: Path, size: int) -> None:
+    """Raise a `ValueError` if the disk of a folder has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if size > free:
         remedy = "Use another disk, or a smaller `clips.num_clips`."

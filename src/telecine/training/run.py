@@ -177,7 +177,10 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
     """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
-    starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
+    starts. A checkpoint in the output folder is not read. The arguments are as in `train`.
+
+    Raises:
+        ValueError, TypeError, TrainingError, Interrupted: As in `train`.
     """
     _check_config(config)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:

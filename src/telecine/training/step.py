@@ -24,7 +24,7 @@ from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
 from telecine.training.state import LR_FACTOR, TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
-_FINAL_LR_SCALE = 0.05
+FINAL_LR_SCALE = 0.05
 
 
 class DivergenceError(TrainingError):
@@ -73,7 +73,7 @@ def train_step(
         for batch in batches:
             is_last = batch is batches[-1]
             logs.append(accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))
-    log = _finite_values(_mean_over_batches(logs), state.step)
+    log = finite_values(_mean_over_batches(logs), state.step)
 
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
@@ -240,7 +240,7 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
     elif config.schedule == "cosine":
         progress = (state.step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        scale *= _FINAL_LR_SCALE + (1 - _FINAL_LR_SCALE) * cosine
+        scale *= FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * cosine
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * scale
     if state.disc_optimizer is not None:
@@ -249,7 +249,7 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
     return config.lr * scale
 
 
-def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))

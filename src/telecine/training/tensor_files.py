@@ -90,7 +90,13 @@ def check_headers(folder: Path) -> None:
 
 
 def shard_file(folder: Path, rank: int, num_ranks: int) -> Path:
-    """Return the file in the folder of a checkpoint in which a process writes its shards."""
+    """Return the file in which a process writes its shards.
+
+    Args:
+        folder: The folder of the checkpoint.
+        rank: The rank of the process.
+        num_ranks: The number of processes.
+    """
     return folder / SHARDS / f"shard-{rank:05d}-of-{num_ranks:05d}.safetensors"
 
 
