@@ -23,9 +23,12 @@ class Gaussian(Protocol):
     """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
 
     @property
-    def mean(self) -> Tensor: ...
+    def mean(self) -> Tensor:
+        """The means."""
+
     @property
-    def logvar(self) -> Tensor: ...
+    def logvar(self) -> Tensor:
+        """The logarithms of the variances."""
 
 
 @dataclass(frozen=True, kw_only=True)

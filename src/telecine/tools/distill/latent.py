@@ -16,7 +16,7 @@ _SMALLEST_VARIANCE = 1e-6
 class TeacherLatent(nn.Module):
     """The mean squared distance of a posterior to a frozen teacher's, each channel in units of its variance.
 
-    The distance of two normal distributions is that of Wasserstein, `(mean - mean')^2 + (std - std')^2` of each element.
+    The distance of two normal distributions is that of Wasserstein, `(mean - mean')^2 + (std - std')^2`.
     A sample compared with the teacher's mean would train the student's deviation to 0. Where the student or the teacher
     is no normal distribution, means are compared alone, or the latent that is not sampled.
 
