@@ -134,6 +134,17 @@ def test_other_differences_are_warnings(worse):
     assert warnings[-1] == "only one has grid_4, lpips_alex"
 
 
+def test_an_older_evaluation_does_not_say_whether_it_had_tf32(worse):
+    """It still compares, with a warning."""
+    protocol = read_protocol(worse)
+    assert protocol["tf32"] is False
+    older = {name: value for name, value in protocol.items() if name != "tf32"}
+    assert check_protocols(older, protocol) == check_protocols(protocol, older)
+    (warning,) = check_protocols(older, protocol)
+    assert warning == "tf32: forbidden in one; the other is older and does not say it"
+    assert check_protocols(older, older) == []
+
+
 def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):
     folders = []
     for folder, value, only_here in ((worse, 90.0, "ssim"), (better, 70.0, "lpips_alex")):

@@ -43,6 +43,16 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(metrics.compute(), abs=1e-5)
 
 
+def test_it_is_without_tf32(tiny_model, videos):
+    allowed = []
+    tiny_model.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    evaluation = evaluate(tiny_model, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cudnn.allow_tf32, "the default of PyTorch"
+    assert evaluation.protocol.tf32 is False
+
+
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
 def test_an_evaluation_on_clips_that_were_trained_on_says_so(model_folder, videos, tmp_path, caplog, relation):
     checkpoint = Run(tmp_path / "run").checkpoints.path(1)

@@ -151,6 +151,8 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
     warnings = _differing(first, second, _SHOULD_MATCH)
+    if first.get("tf32") != second.get("tf32"):
+        warnings.append("tf32: forbidden in one; the other is older and does not say it")
     first_versions = _table({"versions": {}, **first}, "versions")
     second_versions = _table({"versions": {}, **second}, "versions")
     packages = sorted(first_versions.keys() | second_versions.keys())

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import Clip
@@ -93,6 +94,7 @@ def training_clips(clips: Clips) -> Iterator[Video]:
         yield clips.train[index]["video"][None]
 
 
+@tf32(False)
 @torch.no_grad()
 def measure_linear(
     linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device
