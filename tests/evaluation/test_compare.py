@@ -48,7 +48,7 @@ def write_evaluation(folder, psnr):
         clips_sha256="1234",
         backbones={"lpips_alex": f"sha256 {'1' * 64}"},
     )
-    rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
+    rows = [{"source": f"{index}.mp4", "start": 0, **clip} for index, clip in enumerate(clips)]
     per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)  # drawn in tests of its own
@@ -205,12 +205,13 @@ def draws(num=60, seed=0, offset=0.0):
 def compared(tmp_path, no_plots):
     """Return a function that compares the values of a metric in two evaluations of the same clips."""
 
-    def compare_values(name, first, second):
+    def compare_values(name, first, second, num_videos=None):
+        num_videos = num_videos or len(first)
         for label, values in (("first", first), ("second", second)):
             clips = [{name: value} for value in values]
             protocol = EvaluationProtocol("videos", len(clips), 2, 48, 64, "", "", {name: METRICS[name].describe()})
-            rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
-            (tmp_path / label).mkdir()
+            rows = [{"source": f"{index % num_videos}.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
+            (tmp_path / label).mkdir(exist_ok=True)
             Evaluation(mean_over_clips(clips), rows, {}, protocol).write(tmp_path / label)
         (difference,) = compare(tmp_path / "first", tmp_path / "second").differences
         return difference
@@ -256,6 +257,21 @@ def test_pairing_removes_the_variance_between_clips(compared):
     difference = compared("psnr", first, [value + 0.1 for value in first])
     assert difference.interval == pytest.approx((0.1, 0.1))
     assert difference.better == "B"
+
+
+def test_clips_of_one_video_are_drawn_together(compared):
+    """Each video's clips are equal: the interval is that of one clip for each video."""
+    values = draws(offset=0.3)
+    clips = compared("psnr", [0.0] * len(values), values)
+    repeated = 4 * values
+    videos = compared("psnr", [0.0] * len(repeated), repeated, num_videos=len(values))
+    assert videos.interval == pytest.approx(clips.interval)
+
+
+@pytest.mark.parametrize("num_clips", [2, 20])
+def test_a_single_video_names_no_winner(compared, num_clips):
+    difference = compared("psnr", [30.0] * num_clips, [31.0] * num_clips, num_videos=1)
+    assert (difference.interval, difference.better) == (None, "undecided")
 
 
 def test_a_single_clip_has_no_interval(compared):

@@ -120,8 +120,8 @@ class Evaluation:
 def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
     """Measure reconstructions of clips of `config.data`, computed by an autoencoder or read from videos.
 
-    An autoencoder reconstructs the mode of each clip's posterior; it and the metrics compute without TF32. Under `torchrun` the processes share the clips; all
-    of them return the same results, and the main process writes the files.
+    An autoencoder reconstructs the mode of each clip's posterior. It and the metrics compute without TF32. Under
+    `torchrun` the processes share the clips; all of them return the same results, and the main one writes the files.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; a module, which
