@@ -44,6 +44,8 @@ from telecine.training.build import (
 from telecine.training.step import set_learning_rates
 from telecine.training.tensor_files import save_tensors
 
+from .helpers import quiet
+
 
 def objective_of(config):
     return build_objective(config.objective, config.discriminator, config.clips)
@@ -355,3 +357,9 @@ def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_other
         weights.append({key: weight for key, weight in objective.state_dict().items() if key.startswith("discr_3d.")})
     assert len(weights[0]) > 10
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+
+
+def test_half_precision_with_a_loss_scale_is_for_gpus(tiny):
+    """Accelerate trains in float32 on a CPU, and says fp16."""
+    with pytest.raises(ValueError, match="`mixed_precision` must be no or bf16 on a CPU, but got fp16"):
+        train(tiny(mixed_precision="fp16"), console=quiet())

@@ -134,11 +134,11 @@ class TrainConfig:
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the networks' forward passes; losses are always computed in float32."""
+    """Precision of the networks' forward passes; losses are always computed in float32. "fp16" is for GPUs."""
     allow_tf32: bool | None = None
-    """Whether updates may compute float32 in TF32 on NVIDIA's GPUs from Ampere on, which is faster and rounds factors to
-    10 bits. Left out, PyTorch's default holds: in convolutions, and not in products of matrices. Validation and
-    evaluation are always without it."""
+    """Whether updates may compute float32 in TF32 on NVIDIA's GPUs from Ampere on: faster, with factors of 10 bits.
+    Left out, PyTorch's default holds: in convolutions, and not in products of matrices. Validation and evaluation are always
+    without it."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
