@@ -227,6 +227,11 @@ class CausalAutoencoder(LatentAutoencoder):
         return self.config.in_channels
 
     @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame, as the configuration says."""
+        return self.config.first_frame_apart
+
+    @property
     def generates(self) -> bool:
         """Whether the decoder makes video of noise, and `decode` takes the noise."""
         return isinstance(self.decoder, FlowDecoder)

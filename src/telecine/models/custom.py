@@ -129,6 +129,11 @@ class CustomAutoencoder(ProbedAutoencoder):
         return result
 
     @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame: the module's attribute, or true."""
+        return bool(getattr(self.module, "first_frame_apart", True))
+
+    @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last layer, where the adaptive weight compares gradients."""
         weight = getattr(self.module, "last_layer", None)

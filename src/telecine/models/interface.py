@@ -102,6 +102,11 @@ class VideoAutoencoder(nn.Module, ABC):
         return 3
 
     @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first frame of a latent is that of a single frame; true by default, as for causal models."""
+        return True
+
+    @property
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's last layer, where the adaptive weight compares gradients."""

@@ -53,6 +53,7 @@ class Batch:
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
+    first_frame_apart: bool  # whether the first latent frame is that of a single frame
     decode: Decode | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
@@ -82,6 +83,8 @@ class BatchOptions(TypedDict, total=False):
     of other terms, theirs are computed by the caller's `backward()`."""
     decode: Decode | None
     """The decoder, a function of a latent, for terms that decode a changed one."""
+    first_frame_apart: bool
+    """Whether the first frame of `latent` is that of a single frame, which is the default."""
 
 
 def make_batch(
@@ -99,13 +102,14 @@ def make_batch(
     grad_hook: Callable[[Tensor], None] | None = None,
     latent: Tensor | None = None,
     decode: Decode | None = None,
+    first_frame_apart: bool = True,
 ) -> Batch:
     """Return the checked inputs of the terms.
 
     Args:
         config: The settings of the objective.
         inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
-        regularization_log, ..., decode: See `BatchOptions`.
+        regularization_log, ..., first_frame_apart: See `BatchOptions`.
 
     Raises:
         ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
@@ -162,6 +166,7 @@ def make_batch(
         disc_fake=disc_fake,
         latent=latent,
         posterior=_posterior_of(aux_losses),
+        first_frame_apart=first_frame_apart,
         decode=decode,
         background=background,
     )

@@ -34,7 +34,17 @@ TERMS: dict[str, Callable[..., Any]] = {
     "alignment": Alignment,
 }
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
-BATCH_INPUTS = ("reconstruction", "target", "weight", "mask", "latent", "posterior", "decode", "generator")
+BATCH_INPUTS = (
+    "reconstruction",
+    "target",
+    "weight",
+    "mask",
+    "latent",
+    "posterior",
+    "first_frame_apart",
+    "decode",
+    "generator",
+)
 FEATURE_INPUTS = ("reconstruction_features", "target_features")
 PENALTY_INPUTS = ("discriminator", "real", "fake", "real_logits", "fake_logits", "generator")
 

@@ -126,6 +126,7 @@ def compute_on_batch(term: Term, batch: Batch) -> Scalar:
         mask=batch.mask,
         latent=batch.latent,
         posterior=batch.posterior,
+        first_frame_apart=batch.first_frame_apart,
         decode=batch.decode,
         generator=batch.generator,
     )

@@ -128,6 +128,7 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
                 grad_hook=gradient.adversarial_hook,
                 latent=output.latent,
                 decode=decode,
+                first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
             )
             if state.trains_discriminators:

@@ -122,6 +122,14 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         decoded, losses = self.family.decode(self.module, add_noise(latent, noise, level), level)
         return Reconstruction(decoded, {**losses})
 
+    @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame, as the family or the configuration says."""
+        is_apart = self.family.first_frame_apart
+        if isinstance(is_apart, str):
+            return bool(getattr(self.module, is_apart))
+        return is_apart
+
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
 
@@ -135,9 +143,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         _, channels, latent_frames, rows, _ = latent_shape
-        is_apart = self.family.first_frame_apart
-        if isinstance(is_apart, str):
-            is_apart = bool(getattr(self.module, is_apart))
+        is_apart = self.first_frame_apart
         # Frames that belong to latent frames after the first one that is apart.
         num_others = num_frames - int(is_apart)
         latent_others = latent_frames - int(is_apart)
