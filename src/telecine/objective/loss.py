@@ -201,7 +201,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         optimizer_idx: int,
-        global_step: int,
+        global_step: int | Weights,
         aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
@@ -213,7 +213,7 @@ class VideoAutoencoderLoss(nn.Module):
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
             reconstructions: The autoencoder's output; same shape and device.
             optimizer_idx: 0 for the autoencoder's step, 1 for the discriminators'.
-            global_step: Number of autoencoder updates so far.
+            global_step: Number of autoencoder updates so far, or the weights at that step, `schedule.at(global_step)`.
             aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
             last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
@@ -231,7 +231,7 @@ class VideoAutoencoderLoss(nn.Module):
             self._check_has_discriminators()
             aux_losses = {}
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
-        weights = self.schedule.at(global_step)
+        weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
         if optimizer_idx == 1:
@@ -244,7 +244,7 @@ class VideoAutoencoderLoss(nn.Module):
         self,
         inputs: Tensor,
         reconstructions: Tensor,
-        global_step: int,
+        global_step: int | Weights,
         aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
@@ -266,7 +266,7 @@ class VideoAutoencoderLoss(nn.Module):
         """
         self._check_has_discriminators()
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
-        weights = self.schedule.at(global_step)
+        weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
         terms = self.video_terms(batch, weights, eager=strategy.is_eager)

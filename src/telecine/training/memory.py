@@ -278,8 +278,9 @@ def _count_update(
     counter.part = DATA
     batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
     counter.part = LOSSES
+    weights = state.objective.schedule.at(state.step)
     for batch in batches:
-        accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
+        accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=batch is batches[-1])
     counter.part = OPTIMIZER
     for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
         for group in optimizer.param_groups:  # as `new_state` chooses

@@ -120,11 +120,6 @@ class TrainState:
         return optimizers
 
     @property
-    def trains_discriminators(self) -> bool:
-        """Whether the discriminators train at this step."""
-        return self.disc_optimizer is not None and self.objective.schedule.at(self.step).discriminators_train
-
-    @property
     def is_sharded(self) -> bool:
         """Whether the autoencoder's weights are sharded over processes."""
         return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module

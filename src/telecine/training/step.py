@@ -16,6 +16,7 @@ from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
+from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
@@ -68,17 +69,17 @@ def train_step(
     Raises:
         TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
+    weights = state.objective.schedule.at(state.step)
     logs: list[dict[str, Tensor]] = []
     with shared_spectral_norms():
         for batch in batches:
             is_last = batch is batches[-1]
-            logs.append(accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))
+            logs.append(accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last))
     log = finite_values(_mean_over_batches(logs), state.step)
 
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
-    if state.trains_discriminators:
-        assert state.disc_optimizer is not None
+    if state.disc_optimizer is not None and weights.discriminators_train:
         average_gradients(parameters_of(state.disc_optimizer))
         log |= _optimizer_step(state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio)
     if state.accelerator.scaler is not None:
@@ -87,12 +88,19 @@ def train_step(
     return log
 
 
-def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
+def accumulate_gradients(
+    state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
+) -> dict[str, Tensor]:
     """Add the gradients of a micro-batch to those of the networks.
+
+    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
+    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
+    reconstruction. `accelerator.backward` then scales and adds them, and runs through the autoencoder alone.
 
     Args:
         state: The networks.
         batch: Clips that pass through the networks together.
+        weights: The weights of all terms at this step.
         scale: The factor of the gradients: 1 over the number of micro-batches.
         is_last: Whether it is the last micro-batch of the update, after which the autoencoder's gradients are averaged
             over the processes.
@@ -131,15 +139,14 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
                 first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
             )
-            if state.trains_discriminators:
-                update = objective.update(target, output.video, state.step, output.aux, last_layer, **options)
+            if state.disc_optimizer is not None and weights.discriminators_train:
+                update = objective.update(target, output.video, weights, output.aux, last_layer, **options)
                 losses = [update.loss, update.disc_loss]
                 objective_log = update.log | update.disc_log
             else:
-                loss, objective_log = objective(target, output.video, 0, state.step, output.aux, last_layer, **options)
+                loss, objective_log = objective(target, output.video, 0, weights, output.aux, last_layer, **options)
                 losses = [loss]
         # The 0 of a term that was not computed would distort the mean over updates.
-        weights = objective.schedule.at(state.step)
         not_computed = [f"train/{name}_loss" for name in ("perceptual", "grad_penalty") if weights[name] == 0]
         computed = {name: value for name, value in objective_log.items() if name not in not_computed}
         log = {"data": batch.video.mean(), **computed}
