@@ -161,7 +161,7 @@ def one_rank():
 
 def trainable_model(name, weights):
     model = DiffusersAutoencoder(tiny_model(name))
-    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    select_trainable(model, TrainableConfig(weights=weights))
     return model
 
 

@@ -171,6 +171,15 @@ def test_invalid_settings_are_refused():
         TrainableConfig(lora_rank=0)
 
 
+@pytest.mark.parametrize("setting", [{"lora_rank": 4}, {"lora_alpha": 4.0}])
+@pytest.mark.parametrize("weights", ["all", "decoder"])
+def test_settings_of_lora_need_lora(setting, weights):
+    (name,) = setting
+    with pytest.raises(ValueError, match=f'`{name}` must be left out unless `weights` is "lora"'):
+        TrainableConfig(weights=weights, **setting)
+    TrainableConfig(weights="lora", **setting)
+
+
 class Frozen(nn.Module):
     """A pretrained network with a new layer, which alone is trained."""
 

@@ -34,7 +34,7 @@ from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 
 from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
-from .helpers import assert_equal_runs, resumed_copy
+from .helpers import assert_equal_runs, recorder, resumed_copy
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -201,7 +201,7 @@ def assert_equal(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_path, weights):
-    trainable = TrainableConfig(weights=weights, lora_rank=2)
+    trainable = TrainableConfig(weights=weights)
     config = diffusers_config("wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1})
     train(config, console=quiet())
     resumed = resumed_copy(config, tmp_path / "resumed")
@@ -235,6 +235,16 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config, tmp_path):
     other.save_pretrained(config.model)
     with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
         prepare(replace(config, steps=2), quiet())
+
+
+@pytest.mark.parametrize(("weights", "number"), [("all", 1), ("decoder", 0)])
+def test_a_run_that_trains_the_encoder_of_a_model_says_what_follows(diffusers_config, weights, number):
+    console = recorder()
+    config = diffusers_config("wan", trainable=TrainableConfig(weights=weights), **LIGHT)
+    prepare(config, console).close()
+    text = console.export_text()
+    assert text.count("generators that were trained on latents of this model no longer fit") == number
+    assert text.count("--config decoder keeps its latents") == number
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def write_shards(folder, groups):
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_the_folders_that_other_programs_load_are_made_from_shards(tmp_path, weights):
     model = CustomAutoencoder(Normalised())
-    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    select_trainable(model, TrainableConfig(weights=weights))
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_()

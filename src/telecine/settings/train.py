@@ -76,7 +76,11 @@ class OptimizerConfig:
 
 @group
 class TrainableConfig:
-    """Which weights are trained; all others are frozen."""
+    """Which weights are trained; all others are frozen.
+
+    Raises:
+        ValueError: A setting of LoRA differs from its default without LoRA.
+    """
 
     weights: Literal["all", "decoder", "lora"] = "all"
     """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
@@ -90,6 +94,16 @@ class TrainableConfig:
     """Rank of the LoRA updates."""
     lora_alpha: Positive = 16.0
     """Scale of the LoRA updates, times 1 / rank."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "lora":
+            return
+        contract = 'left out unless `weights` is "lora"'
+        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no low-rank updates."
+        if self.lora_rank != TrainableConfig.lora_rank:
+            raise argument_error("lora_rank", contract, self.lora_rank, remedy)
+        if self.lora_alpha != TrainableConfig.lora_alpha:
+            raise argument_error("lora_alpha", contract, self.lora_alpha, remedy)
 
 
 @group
@@ -137,8 +151,8 @@ class TrainConfig:
     """Precision of the networks' forward passes; losses are always computed in float32. "fp16" is for GPUs."""
     allow_tf32: bool | None = None
     """Whether updates may compute float32 in TF32 on NVIDIA's GPUs from Ampere on: faster, with factors of 10 bits.
-    Left out, PyTorch's default holds: in convolutions, and not in products of matrices. Validation and evaluation are always
-    without it."""
+    Left out, PyTorch's default holds: in convolutions, and not in products of matrices. Validation and evaluation never
+    use it."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0

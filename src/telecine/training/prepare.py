@@ -39,6 +39,12 @@ from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest
 from telecine.training.records import Records
 from telecine.training.resume import SavedSettings, check_records
 from telecine.training.state import TrainState
+from telecine.training.trainable import trains_encoder
+
+_ENCODER_CHANGES = (
+    "the encoder is trained, too: generators that were trained on latents of this model no longer fit; "
+    "--config decoder keeps its latents"
+)
 
 
 class LockedFolder:
@@ -244,6 +250,10 @@ def _build(
     if config.init is not None and not is_resumed:
         copied = copy_from(config.init, model)
         print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
+
+    is_trained_on = config.model is not None and not config.random_weights and start.module is None
+    if is_trained_on and not is_resumed and trains_encoder(model):
+        print_lines(console, [_ENCODER_CHANGES])
 
     # The data.
     clips, data = _read_data(start, model, accelerator, console, change_data=change_data)
