@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from telecine.base.checks import argument_error, describe
+from telecine.base.frozen import Frozen
+from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
@@ -48,6 +52,17 @@ def check_records(run: Run) -> list[str]:
     if last == 0:
         return []
     return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"]
+
+
+def frozen_digests(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return a digest of the weights of each frozen network inside of networks, by its dotted name."""
+    digests: dict[str, str] = {}
+    for prefix, network in networks.items():
+        for name, module in network.named_modules(prefix=prefix):
+            if isinstance(module, Frozen):
+                tensors = [(str(index), tensor) for index, tensor in enumerate(module.tensors())]
+                digests[name] = digest_of_tensors(tensors)
+    return digests
 
 
 class SavedSettings:
@@ -126,6 +141,24 @@ class SavedSettings:
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
+
+    def check_frozen_networks(self, before: RunSummary | None, networks: Mapping[str, str]) -> None:
+        """Check that the networks that the run reads and does not train are those of before.
+
+        Args:
+            before: The summary of the run before it was resumed; None if it was not recorded.
+            networks: What `frozen_digests` returns.
+
+        Raises:
+            ValueError: One has other weights: the run would go on with another teacher or other features.
+        """
+        if before is None:
+            return
+        changed = [name for name, digest in networks.items() if before.networks.get(name, digest) != digest]
+        if changed:
+            contract = f"those that the run in {self.folder} was trained with"
+            remedy = "Restore the files that they are loaded from, or use another --output_dir."
+            raise argument_error("the frozen networks", contract, f"other weights of {', '.join(changed)}", remedy)
 
     def check_networks(self, config: TrainConfig) -> None:
         """Check that no setting that changes the networks differs.

@@ -136,6 +136,19 @@ def test_the_term_of_the_reconstruction(folder):
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
 
 
+def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
+    """It would be trained on two teachers."""
+    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
+    assert main([*command, "--steps", "1", "--output_dir", "run"]) == 0
+    before = Run(Path("run")).summary().networks
+    assert [name for name in before if "teacher_latent" in name]
+    assert main([*command, "--steps", "2", "--output_dir", "run"]) == 0
+    assert Run(Path("run")).summary().networks == before
+    tiny_model("wan", seed=1).save_pretrained("wan")
+    assert main([*command, "--steps", "3", "--output_dir", "run"]) == 2
+    assert "`the frozen networks` must be those that the run in" in capsys.readouterr().err
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Return a list of the settings that `train` would get from `distill`."""
