@@ -13,7 +13,7 @@ import telecine
 from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
-from telecine.discriminators.build import _resolve_class
+from telecine.discriminators import Discriminator, build_discriminator
 from telecine.objective.functions import import_functions, import_term
 from telecine.settings import Term
 from telecine.settings.parse import read_config
@@ -163,9 +163,11 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
 
 @pytest.mark.parametrize("target", ["math.dist", "os.system", "builtins.eval"])
 def test_terms_and_discriminators_of_other_packages(target):
-    for build in (lambda path: import_term(Term(path), "term"), lambda path: _resolve_class(path, "discr_kwargs")):
-        with pytest.raises(ValueError, match=rf"but got '{target}'. If you trust it, add `--allow_code"):
-            build(target)
+    message = rf"but got '{target}'. If you trust it, add `--allow_code"
+    with pytest.raises(ValueError, match=message):
+        import_term(Term(target), "term")
+    with pytest.raises(ValueError, match=message):
+        build_discriminator({"target": target}, default=Discriminator, name="discr_kwargs")
 
 
 def test_a_function_of_neither_video_is_no_term(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.discriminators.augment import AUGMENTATIONS, _color, _cutout, _translation, augment
+from telecine.discriminators.augment import AUGMENTATIONS, augment, color, cutout, translation
 
 
 def video(shape=(2, 3, 3, 8, 12), seed=0):
@@ -14,19 +14,19 @@ def draws(*values):
     return [torch.tensor([value, 0.5]) for value in values]
 
 
-def test_color():
+def testcolor():
     x = video()
-    for unchanged in (_color(x, *[torch.full((2,), 0.5)] * 3), _color(x, *draws(0.5, 0.5, 0.5))):
+    for unchanged in (color(x, *[torch.full((2,), 0.5)] * 3), color(x, *draws(0.5, 0.5, 0.5))):
         torch.testing.assert_close(unchanged, x)
-    torch.testing.assert_close(_color(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
+    torch.testing.assert_close(color(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
     grey = x[0].mean(0, keepdim=True).expand_as(x[0])
-    torch.testing.assert_close(_color(x, *draws(0.5, 0.0, 0.5))[0], grey)
+    torch.testing.assert_close(color(x, *draws(0.5, 0.0, 0.5))[0], grey)
     expected = x[0].mean() + 1.25 * (x[0] - x[0].mean())
-    torch.testing.assert_close(_color(x, *draws(0.5, 0.5, 0.75))[0], expected)
+    torch.testing.assert_close(color(x, *draws(0.5, 0.5, 0.75))[0], expected)
 
 
 @pytest.mark.parametrize(("vertical", "horizontal"), [(0.0, 0.0), (0.5, 0.999), (0.999, 0.5), (0.4, 0.3)])
-def test_translation(vertical, horizontal):
+def testtranslation(vertical, horizontal):
     """By at most round(8 / 8) = 1 row and round(12 / 8) = 2 columns."""
     down, right = int(vertical * 3) - 1, int(horizontal * 5) - 2
     x = video()
@@ -35,21 +35,21 @@ def test_translation(vertical, horizontal):
         for column in range(12):
             if 0 <= row + down < 8 and 0 <= column + right < 12:
                 expected[..., row, column] = x[0, ..., row + down, column + right]
-    found = _translation(x, *draws(vertical, horizontal))
-    assert torch.equal(found[0], expected)
-    assert torch.equal(found[1], x[1]), "each clip moves by itself"
+    moved = translation(x, *draws(vertical, horizontal))
+    assert torch.equal(moved[0], expected)
+    assert torch.equal(moved[1], x[1]), "each clip moves by itself"
 
 
 @pytest.mark.parametrize(("size", "length"), [((8, 12), (4, 6)), ((5, 7), (3, 4)), ((1, 1), (1, 1))])
-def test_cutout(size, length):
+def testcutout(size, length):
     """The rectangle's middle is anywhere in the frame, as in the authors' code."""
     x = torch.ones(1, 1, 2, *size)
     generator, hidden = torch.Generator().manual_seed(0), set()
     for _ in range(60):
-        found = _cutout(x, *torch.rand(2, 1, generator=generator))
-        assert torch.equal(found[:, :, 0], found[:, :, 1]), "the same in all frames"
-        rows, columns = (found[0, 0, 0] == 0).any(1), (found[0, 0, 0] == 0).any(0)
-        assert torch.equal(found[0, 0, 0] == 0, rows[:, None] & columns)
+        is_hidden = cutout(x, *torch.rand(2, 1, generator=generator))[0, 0] == 0
+        assert torch.equal(is_hidden[0], is_hidden[1]), "the same in all frames"
+        rows, columns = is_hidden[0].any(1), is_hidden[0].any(0)
+        assert torch.equal(is_hidden[0], rows[:, None] & columns)
         hidden.add((int(rows.sum()), int(columns.sum())))
     assert max(rows for rows, _ in hidden) == length[0]
     assert max(columns for _, columns in hidden) == length[1]

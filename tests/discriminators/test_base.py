@@ -16,6 +16,7 @@ from telecine.discriminators import (
     as_output,
     frozen,
 )
+from telecine.discriminators.base import check_batch
 
 SIZED = {"dim": 1, "image_size": 32}
 FRAMES, VIDEO = (2, 3, 32, 48), (2, 3, 5, 32, 48)
@@ -88,6 +89,13 @@ class TestEveryDiscriminator:
         assert [tuple(tensor.shape) for tensor in (logits, *features)] == shapes
         assert len(features) == len(network.blocks)
 
+    @pytest.mark.parametrize("wrong", [lambda x: x[0], lambda x: x[:, :1], lambda x: x[:, None]])
+    def test_an_input_of_another_shape_is_refused(self, case, wrong):
+        network, x, _ = case
+        axes = "B, C, H, W" if x.ndim == 4 else "B, C, T, H, W"
+        with pytest.raises(ValueError, match=rf"`x` must be of shape \({axes}\) with C = 3, but got shape \("):
+            network(wrong(x))
+
     def test_gradients_flow_from_the_logits_to_every_feature_and_on_to_the_input(self, case):
         network, x, _ = case
         x.requires_grad_()
@@ -140,25 +148,36 @@ class TestEveryDiscriminator:
             assert [tuple(tensor.shape) for tensor in (output.logits, *output.features)] == shapes
 
 
+@pytest.mark.parametrize(
+    ("shape", "sees", "remedy"),
+    [
+        ((3, 8, 8), "frames", "Images have 4 axes"),
+        ((1, 4, 8, 8), "frames", "Build the discriminator"),
+        ((1, 4, 2, 8, 8), "video", "Build the discriminator"),
+        ((1, 5, 3, 8, 8), "video", r"It looks like \(B, T, C, H, W\): use `.transpose\(1, 2\)`"),
+    ],
+)
+def test_the_remedy_for_a_shape(shape, sees, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        check_batch(torch.zeros(shape), sees, channels=3)
+
+
 class TestAsOutput:
-    def test_an_output_is_returned_unchanged(self):
-        output = DiscriminatorOutput(torch.zeros(2), (torch.zeros(2, 3),))
-        assert as_output(output) == output
-
-    def test_logits_without_features(self):
-        logits = torch.zeros(2)
-        output = as_output(logits)
-        assert output.logits is logits
-        assert output.features == ()
-
-    @pytest.mark.parametrize(("outer", "kind"), [(tuple, list), (list, tuple)])
-    def test_a_pair(self, kind, outer):
+    @pytest.mark.parametrize(
+        ("pack", "num_features"),
+        [
+            (lambda logits, feature: logits, 0),
+            (lambda logits, feature: (logits, [feature]), 1),
+            (lambda logits, feature: [logits, (feature,)], 1),
+            (lambda logits, feature: DiscriminatorOutput(logits, (feature,)), 1),
+        ],
+    )
+    def test_logits_and_pairs(self, pack, num_features):
         logits, feature = torch.zeros(2, 4), torch.zeros(2, 3)
-        output = as_output(outer((logits, kind((feature,)))))
+        output = as_output(pack(logits, feature))
         assert type(output) is DiscriminatorOutput
         assert output.logits is logits
-        assert isinstance(output.features, tuple)
-        assert output.features[0] is feature
+        assert output.features == (feature,) * num_features
 
     @pytest.mark.parametrize(
         ("output", "got"),

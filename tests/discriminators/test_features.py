@@ -14,9 +14,8 @@ from torchvision.models import shufflenet_v2_x0_5
 
 from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import gradient_penalty
-from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES
-from telecine.losses.perceptual.feature_maps import FeatureMaps, _BackboneMaps, build_maps
+from telecine.losses.perceptual.feature_maps import FeatureMaps, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 SmallNet = SMALL["SmallNet"]
@@ -44,7 +43,7 @@ def fill(network):
 
 @pytest.fixture(scope="module")
 def vgg(cached_weights):
-    return _BackboneMaps(LPIPS("vgg"))
+    return build_maps("vgg")
 
 
 def test_equals_the_formula():
@@ -52,9 +51,9 @@ def test_equals_the_formula():
     x = wave((2, 3, 3, 9, 11))
     logits, activations = network(x)
     maps = net(x.transpose(1, 2).flatten(0, 1))
-    for index, (each, size) in enumerate(zip(maps, [(5, 6), (3, 3)], strict=True)):
-        assert each.shape[2:] == size
-        y = each.view(2, 3, *each.shape[1:]).transpose(1, 2)
+    assert [feature_map.shape[2:] for feature_map in maps] == [(5, 6), (3, 3)]
+    for index, feature_map in enumerate(maps):
+        y = feature_map.view(2, 3, *feature_map.shape[1:]).transpose(1, 2)
         flat = y.flatten(1)
         y = ((flat - flat.mean(1, keepdim=True)) / (flat.var(1, False, keepdim=True) + 1e-5).sqrt()).view_as(y)
         head = network.heads[index]
@@ -91,7 +90,7 @@ def test_known_channels_and_the_smallest_frame(vgg):
 def test_alexnet_sees_the_last_row_and_column(height, width):
     torch.manual_seed(0)
     weights = {name: 0.1 * torch.randn(shape) for name, shape in BACKBONES["alex"].tensor_shapes().items()}
-    network = FeatureDiscriminator(dim=2, net=_BackboneMaps(LPIPS("alex", weights=weights)))
+    network = FeatureDiscriminator(dim=2, net=build_maps("alex", weights))
     x = torch.randn(1, 3, 1, height, width, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(x).logits.sum(), x)
     assert (gradient != 0).all()
@@ -145,7 +144,7 @@ class TestFrozen:
 
     def test_frames_are_resized(self):
         maps = FeatureMaps(SmallNet(), size=8)(torch.rand(2, 3, 5, 30))
-        assert [tuple(each.shape) for each in maps] == [(2, 4, 4, 4), (2, 6, 2, 2)]
+        assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 4, 4, 4), (2, 6, 2, 2)]
 
     def test_tokens_are_a_map(self):
         tokens = torch.arange(2 * 11 * 3.0).view(2, 11, 3)  # two tokens of the class, 3 x 3 of the frame

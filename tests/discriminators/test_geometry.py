@@ -138,11 +138,6 @@ def test_a_network_for_large_long_clips_accepts_small_short_ones(make):
 
 
 @video_networks
-def test_every_pixel_of_an_odd_clip(make):
-    check_every_pixel_counts(build(make), (2, 3, 5, 17, 31))
-
-
-@video_networks
 @pytest.mark.parametrize("time", [1, 5])
 def test_clips_are_independent(make, time):
     check_independence(build(make), (3, 3, time, 16, 17))

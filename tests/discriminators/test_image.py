@@ -59,27 +59,6 @@ def test_state_dicts_of_magvit2_load_in_both_directions(magvit2, antialiased):
     theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
-def test_blur_buffers_are_saved_and_loaded():
-    config = {"dim": 1, "image_size": 16, "antialiased_downsample": True}
-    ours = Discriminator(**config)
-    blurs = [name for name in ours.state_dict() if name.endswith("maybe_blur.f")]
-    assert blurs == [f"blocks.{level}.0.maybe_blur.f" for level in range(3)]
-    other = Discriminator(**config)
-    other.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(1, 3, 16, 16)
-    assert torch.equal(other(x).logits, ours(x).logits)
-    assert not [name for name in Discriminator(dim=1, image_size=16).state_dict() if "blur" in name]
-
-
-def test_blurring_changes_the_logits():
-    torch.manual_seed(0)
-    blurred = Discriminator(dim=1, image_size=16, antialiased_downsample=True)
-    plain = Discriminator(dim=1, image_size=16)
-    plain.load_state_dict({name: w for name, w in blurred.state_dict().items() if "blur" not in name}, strict=True)
-    x = torch.randn(2, 3, 16, 16)
-    assert not torch.allclose(plain(x).logits, blurred(x).logits)
-
-
 @pytest.mark.parametrize("name", ["attn_heads", "attn_dim_head"])
 def test_arguments_without_effect_are_accepted(name):
     shapes = [
@@ -87,15 +66,3 @@ def test_arguments_without_effect_are_accepted(name):
         for extra in ({}, {name: 3})
     ]
     assert shapes[0] == shapes[1]
-
-
-@pytest.mark.parametrize("name", ["dim", "channels", "ff_mult", "linear_attn_dim_head", "linear_attn_heads"])
-def test_error_for_a_count(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
-        Discriminator(**{"dim": 1, "image_size": 16, name: 0})
-
-
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
-def test_error_for_the_shape(shape):
-    with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\) with C = 3, but got"):
-        Discriminator(dim=1, image_size=16)(torch.zeros(shape))

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import nn
 
 from telecine import PatchDiscriminator3D
-from telecine.discriminators.blocks import Blur, DiscriminatorBlock3D, _Conv3d, _SpaceToDepthConv, padded_conv3d
+from telecine.discriminators.blocks import Blur, DiscriminatorBlock3D, SpaceToDepthConv, padded_conv3d
 
 MODES = {"both": {}, "space": {"space_only": True}, "time": {"time_only": True}}
 AXES = {"both": (True, True, True), "space": (False, True, True), "time": (True, False, False)}
@@ -41,13 +41,6 @@ def test_videos_equal_a_loop(mode, shape):
     torch.testing.assert_close(Blur().double()(x, **MODES[mode]), naive_blur(x, mode))
 
 
-@pytest.mark.parametrize("flags", [{}, {"space_only": True}])
-def test_images_are_blurred_in_space(flags):
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(Blur()(x, **flags), naive_blur(x[:, :, None], "space")[:, :, 0])
-
-
 def test_known_values_of_an_impulse():
     x = torch.zeros(1, 1, 3, 3, 3)
     x[..., 1, 1, 1] = 64
@@ -56,11 +49,6 @@ def test_known_values_of_an_impulse():
     assert torch.equal(Blur()(x, space_only=True)[0, 0, 1], 4 * torch.outer(kernel, kernel))
     assert torch.equal(Blur()(x, time_only=True)[0, 0, :, 1, 1], 16 * kernel)
     assert Blur()(x, space_only=True)[0, 0, [0, 2]].abs().sum() == 0
-
-
-def test_edges_are_replicated():
-    ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
-    assert Blur()(ramp)[0, 0, 0].tolist() == [0.25, 1.0, 2.0, 2.75]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +71,10 @@ def test_gradcheck_and_gradgradcheck_of_the_blur(mode):
     assert torch.autograd.gradgradcheck(lambda x: blur(x, **MODES[mode]) ** 2, (x,))
 
 
-def test_the_kernel_is_in_the_state_dict():
-    assert Blur().state_dict()["f"].tolist() == [1.0, 2.0, 1.0]
-    assert not list(Blur().parameters())
+def test_images_are_blurred_in_space():
+    x = torch.randn(2, 3, 4, 5)
+    assert torch.equal(Blur()(x), Blur()(x[:, :, None], space_only=True)[:, :, 0])
+    assert torch.equal(Blur()(x, space_only=True), Blur()(x))
 
 
 def test_errors_of_the_blur():
@@ -106,16 +95,14 @@ def test_errors_of_the_blur():
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), ((3, 4, 4), (1, 2, 2)), ((3, 4, 4), 2)])
 def test_conv3d_equals_pytorchs(time, kernel, stride):
     torch.manual_seed(0)
-    conv = _Conv3d(2, 3, kernel, stride, padding=1).double()
-    theirs = nn.Conv3d(2, 3, kernel, stride, padding=1).double()
-    theirs.load_state_dict(conv.state_dict())
+    conv = nn.Conv3d(2, 3, kernel, stride, padding=1).double()
+    other = nn.Conv3d(2, 3, kernel, stride, padding=1).double()
     x = torch.randn(2, 2, time, 6, 7, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(conv(x), theirs(x))
-    ours, expected = (torch.autograd.grad(c(x).square().sum(), [x, c.weight, c.bias]) for c in (conv, theirs))
-    torch.testing.assert_close(ours, expected)
-    other = torch.randn_like(conv.weight)
-    expected = nn.functional.conv3d(x, other, conv.bias, conv.stride, conv.padding)
-    torch.testing.assert_close(padded_conv3d(x, conv, other), expected)
+    torch.testing.assert_close(padded_conv3d(x, conv, other.weight, other.bias), other(x))
+    gradients = [
+        torch.autograd.grad(y.square().sum(), [x, conv.weight, conv.bias]) for y in (padded_conv3d(x, conv), conv(x))
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def fill_memory_with_nan():
@@ -149,54 +136,28 @@ def test_bfloat16_gradients_of_two_frames_equal_those_of_float32(make):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_single_frame_in_bfloat16_equals_float32(channels):
     torch.manual_seed(0)
-    conv, x = _Conv3d(channels, 16, 3, padding=1), torch.randn(2, channels, 1, 32, 32)
+    conv, x = nn.Conv3d(channels, 16, 3, padding=1), torch.randn(2, channels, 1, 32, 32)
     for _ in range(3):
         fill_memory_with_nan()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            narrow = conv(x)
+            narrow = padded_conv3d(x, conv)
         torch.testing.assert_close(narrow.float(), conv(x), atol=0.05, rtol=0)
 
 
 # Space to depth
 
-CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"
-CELLS_3D = "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w"
 
-
-def space_to_depth(x, conv):
-    """Rearrange, then mix, as the published code does."""
-    names = ("p1", "p2") if x.ndim == 4 else ("p1", "p2", "p3")
-    return conv(rearrange(x, CELLS_2D if x.ndim == 4 else CELLS_3D, **dict.fromkeys(names, 2)))
-
-
-class TestSpaceToDepthConv:
-    @pytest.mark.parametrize("size", [(2, 2), (4, 6), (2, 4, 6), (8, 2, 2)])
-    def test_equals_rearrangement_and_mixing(self, size):
-        torch.manual_seed(0)
-        layer = _SpaceToDepthConv(3, dims=len(size)).double()
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
-        torch.testing.assert_close(layer(x), space_to_depth(x, layer[1]))
-
-    @pytest.mark.parametrize("size", [(1, 1), (3, 4), (4, 5), (1, 2, 3), (3, 3, 3)])
-    def test_odd_axes_repeat_their_last_position(self, size):
-        torch.manual_seed(0)
-        layer = _SpaceToDepthConv(2, dims=len(size)).double()
-        x = torch.randn(2, 2, *size, dtype=torch.float64)
-        even = x
-        for axis in range(2, x.ndim):
-            if x.shape[axis] % 2:
-                even = torch.cat([even, even.narrow(axis, even.shape[axis] - 1, 1)], axis)
-        assert layer(x).shape[2:] == tuple((n + 1) // 2 for n in size)
-        torch.testing.assert_close(layer(x), space_to_depth(even, layer[1]))
-
-    @pytest.mark.parametrize("size", [(3, 2), (1, 3), (1, 2, 3), (3, 1, 1)])
-    def test_gradcheck_and_gradgradcheck(self, size):
-        torch.manual_seed(0)
-        layer = _SpaceToDepthConv(1, dims=len(size)).double()
-        x = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(layer, (x,))
-        assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
-
-    def test_names_of_published_checkpoints(self):
-        shapes = {name: tuple(tensor.shape) for name, tensor in _SpaceToDepthConv(3, dims=3).state_dict().items()}
-        assert shapes == {"1.weight": (3, 24, 1, 1, 1), "1.bias": (3,)}
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (2, 4, 6), (1, 1), (3, 4), (1, 2, 3), (3, 3, 3)])
+def test_space_to_depth_equals_rearrangement_and_mixing_with_the_last_position_of_odd_axes_repeated(size):
+    torch.manual_seed(0)
+    layer = SpaceToDepthConv(2, dims=len(size)).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
+    even = x
+    for axis in range(2, x.ndim):
+        if x.shape[axis] % 2:
+            even = torch.cat([even, even.narrow(axis, even.shape[axis] - 1, 1)], axis)
+    if len(size) == 2:
+        cells = rearrange(even, "b c (h p1) (w p2) -> b (c p1 p2) h w", p1=2, p2=2)
+    else:
+        cells = rearrange(even, "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w", p1=2, p2=2, p3=2)
+    torch.testing.assert_close(layer(x), layer[1](cells))

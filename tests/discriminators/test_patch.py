@@ -11,10 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-import telecine
-from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D, build_discriminator
-from telecine.discriminators.patch import Norm, _num_groups
-from telecine.losses import gradient_penalty
+from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
+from telecine.discriminators.patch import Norm
 
 CLASSES = (PatchDiscriminator, PatchDiscriminator3D)
 both = pytest.mark.parametrize("cls", CLASSES)
@@ -89,24 +87,25 @@ class TestLayers:
         assert (seen.any(0).sum(), seen.any(1).sum()) == (54, 54)
         assert seen.sum() == 54 * 54
 
+    @pytest.mark.parametrize(
+        ("channels", "groups"), [(1, 1), (8, 1), (16, 1), (31, 1), (48, 3), (64, 4), (100, 5), (512, 32), (40, 2)]
+    )
+    def test_groups_have_at_least_16_channels(self, channels, groups):
+        network = PatchDiscriminator(dim=channels, max_dim=channels, num_layers=1)
+        assert network.blocks[1][1].num_groups == groups
+
     @pytest.mark.parametrize("num_temporal_layers", range(5))
-    def test_the_map_of_a_video(self, num_temporal_layers):
+    @pytest.mark.parametrize("time", [1, 2, 5, 8, 9])
+    def test_the_map_of_a_video(self, num_temporal_layers, time):
         network = build(PatchDiscriminator3D, num_temporal_layers=num_temporal_layers)
-        for time in (1, 2, 5, 8, 9):
-            logits = network(sample(PatchDiscriminator3D, time=time)).logits
-            assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
+        logits = network(sample(PatchDiscriminator3D, time=time)).logits
+        assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
 
     @pytest.mark.parametrize(("num_layers", "size"), [(1, (33, 47)), (3, (32, 32)), (3, (60, 90)), (5, (33, 47))])
     def test_the_map_of_an_image(self, num_layers, size):
         network = build(PatchDiscriminator, num_layers=num_layers)
         logits = network(sample(PatchDiscriminator, size=size)).logits
         assert logits.shape == (2, *(length >> num_layers for length in size))
-
-    @pytest.mark.parametrize(
-        ("channels", "groups"), [(1, 1), (8, 1), (16, 1), (31, 1), (48, 3), (64, 4), (100, 5), (512, 32), (40, 2)]
-    )
-    def test_groups(self, channels, groups):
-        assert _num_groups(channels) == groups
 
     @both
     def test_group_norm_leaves_a_gradient_on_the_smallest_map(self, cls):
@@ -144,21 +143,6 @@ class TestNorms:
             assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
 
     @both
-    def test_spectral_norm_changes_in_training_mode_only(self, cls):
-        network = build(cls, norm="spectral")
-        x = sample(cls)
-        assert torch.equal(network(x).logits, network(x).logits)
-        network.train()
-        assert not torch.equal(network(x).logits, network(x).logits)
-
-    @both
-    def test_spectral_norm_allows_two_forwards_before_a_backward(self, cls):
-        network = build(cls, norm="spectral").train()
-        real, fake = network(sample(cls, seed=1)).logits, network(sample(cls, seed=2)).logits
-        (real.mean() - fake.mean()).backward()
-        assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters() if parameter.ndim > 1)
-
-    @both
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_the_spectral_norm_is_estimated_outside_autocast(self, cls, dtype):
         network = cls(dim=2, norm="spectral")
@@ -183,18 +167,6 @@ class TestNorms:
             logits = network(x).logits
         torch.testing.assert_close(logits.float(), expected, atol=0.05, rtol=0.05)
 
-    @both
-    @every_norm
-    def test_copying_saving_and_loading(self, cls, norm):
-        network = build(cls, norm=norm)
-        x = sample(cls)
-        expected = network(x).logits
-        assert torch.equal(copy.deepcopy(network)(x).logits, expected)
-        other = build(cls, seed=9, norm=norm)
-        assert not torch.equal(other(x).logits, expected)
-        other.load_state_dict(network.state_dict(), strict=True)
-        assert torch.equal(other(x).logits, expected)
-
 
 class TestDoubleBackward:
     @pytest.mark.parametrize("cls", [PatchDiscriminator, pytest.param(PatchDiscriminator3D, marks=pytest.mark.slow)])
@@ -213,30 +185,6 @@ class TestDoubleBackward:
         twice = (x,) if norm == "spectral" else (x, *parameters)  # weights with a spectral norm are differentiated once
         others = parameters[len(twice) - 1 :]
         assert torch.autograd.gradgradcheck(lambda *given: logits(*given, *others), twice, fast_mode=True)
-
-    @both
-    @every_norm
-    def test_the_penalty_and_its_gradient_equal_a_loop_over_samples(self, cls, norm):
-        network = build(cls, norm=norm)
-        x = sample(cls, batch=3).requires_grad_()
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        penalty = gradient_penalty(real=x, logits=network(x).logits)
-        gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
-        expected = 0.0
-        for one in x.detach():
-            one = one[None].requires_grad_()
-            total = sum(network(one).logits.flatten().unbind())
-            (gradient,) = torch.autograd.grad(total, one, create_graph=True)
-            expected = expected + (gradient.square().sum().sqrt() - 1) ** 2 / len(x)
-        torch.testing.assert_close(penalty, expected)
-        assert penalty > 0
-        compared = 0
-        for ours, loop in zip(gradients, torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
-            if ours is None and loop is None:
-                continue  # biases of a network that is linear around the sample
-            torch.testing.assert_close(ours, loop)
-            compared += 1
-        assert compared >= 5
 
     @pytest.mark.slow
     def test_batches_1_to_9_in_float32_with_several_threads(self, forks, tmp_path):
@@ -293,25 +241,3 @@ class TestArguments:
             contract = f"`x` must be at least {smallest} pixels high and wide with `num_layers={num_layers}`, but got"
             with pytest.raises(ValueError, match=f"{contract} {size[0]} x {size[1]}. Use fewer layers"):
                 network(sample(cls, size=size))
-
-    @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
-    def test_error_for_the_shape_of_images(self, shape):
-        with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\) with C = 3, but got"):
-            PatchDiscriminator(dim=1)(torch.zeros(shape))
-
-    @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 4, 16, 16), (3, 4, 16, 16)])
-    def test_error_for_the_shape_of_videos(self, shape):
-        with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, T, H, W\) with C = 3, but got"):
-            PatchDiscriminator3D(dim=1)(torch.zeros(shape))
-
-    @both
-    def test_they_are_built_from_a_target(self, cls):
-        spec = {"target": f"telecine.discriminators.{cls.__name__}", "params": {"dim": 2, "norm": "none"}}
-        network = build_discriminator(spec, default=nn.Identity, name="discr_kwargs")
-        assert type(network) is cls is getattr(telecine, cls.__name__)
-
-    @both
-    def test_the_reference_does_not_have_them(self, cls):
-        spec = {"target": f"sgm.modules.autoencoding.losses.video_loss.{cls.__name__}"}
-        with pytest.raises(ValueError, match=r"must be importable, .*cogvideo has no `PatchDiscriminator"):
-            build_discriminator(spec, default=nn.Identity, name="discr_kwargs")

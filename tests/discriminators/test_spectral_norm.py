@@ -2,7 +2,6 @@
 
 import copy
 import runpy
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +9,7 @@ import pytest
 import torch
 
 from telecine import VideoAutoencoderLoss
-from telecine.base.precision import autocast_off
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
-from telecine.discriminators import features as features_file
-from telecine.discriminators import patch as patch_file
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gradient_penalty
 
@@ -36,18 +32,10 @@ def sample(network, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@contextmanager
-def by_pytorch(on=True):
-    """Let each convolution compute its own weight inside, outside of autocast."""
-
-    def own(convs, x):
-        with autocast_off(x.device):
-            return [(conv.weight, conv.bias) for conv in convs]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for file in (patch_file, features_file) if on else ():
-            patch.setattr(file, "conv_parameters", own)
-        yield
+@pytest.fixture
+def by_pytorch(monkeypatch):
+    """Return a function that lets each convolution compute its own weight from now on, as in compiled code."""
+    return lambda: monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
 
 
 def left_vectors(network):
@@ -60,19 +48,45 @@ def assert_close(ours, theirs):
 
 
 @of_networks
-def test_values_gradients_and_state_are_those_of_pytorch(make):
-    results = []
-    for own in (False, True):
-        network, found = build(make), []
+def test_values_gradients_and_state_are_those_of_pytorch(make, by_pytorch):
+    def two_steps():
+        network, results = build(make), []
         x = sample(network).requires_grad_()
-        with by_pytorch(own):
-            for _ in range(2):  # the second from the state of the first
-                logits, activations = network(x)
-                total = logits.square().sum() + 3 * gradient_penalty(real=x, logits=logits) + activations[-1].mean()
-                gradients = torch.autograd.grad(total, [x, *network.parameters()])
-                found += [logits, *activations, *gradients, *(value.clone() for value in network.buffers())]
-        results.append(found)
-    assert_close(*results)
+        for _ in range(2):  # the second from the state of the first
+            logits, activations = network(x)
+            total = logits.square().sum() + 3 * gradient_penalty(real=x, logits=logits) + activations[-1].mean()
+            gradients = torch.autograd.grad(total, [x, *network.parameters()])
+            results += [logits, *activations, *gradients, *(value.clone() for value in network.buffers())]
+        return results
+
+    ours = two_steps()
+    by_pytorch()
+    assert_close(ours, two_steps())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@of_networks
+def test_gradients_under_autocast_are_those_of_pytorch(make, dtype, by_pytorch):
+    def gradients():
+        network = build(make).float()
+        with torch.autocast("cpu", dtype):
+            logits = network(sample(network).float()).logits
+        return torch.autograd.grad(logits.float().mean(), [*network.parameters()])
+
+    ours = gradients()
+    assert all(gradient.dtype == torch.float32 for gradient in ours)
+    by_pytorch()
+    torch.testing.assert_close(ours, gradients(), rtol=1e-3, atol=1e-5)
+
+
+def test_networks_do_not_share():
+    network = build(NETWORKS[0])
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        next(other.parameters()).mul_(-1)
+    x = sample(network)
+    with shared_spectral_norms():
+        assert not torch.allclose(network(x).logits, other(x).logits)
 
 
 def test_weights_are_differentiated_once():
@@ -93,40 +107,16 @@ def test_passes_share_one_step(make):
         with torch.no_grad(), shared_spectral_norms():  # one inside another has no effect
             network(fake)
         gradients = [torch.autograd.grad(network(x).logits.mean(), [*network.parameters()]) for x in (real, fake)]
-        found = [a + b for a, b in zip(*gradients, strict=True)]
+        shared = [a + b for a, b in zip(*gradients, strict=True)]
     expected(real)
     after = left_vectors(network)
     torch.testing.assert_close(after, left_vectors(expected))
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     expected.eval()  # the step is done
     total = expected(real).logits.mean() + expected(fake).logits.mean()
-    assert_close(found, list(torch.autograd.grad(total, [*expected.parameters()])))
+    assert_close(shared, list(torch.autograd.grad(total, [*expected.parameters()])))
     network(real)
     assert any(not torch.equal(a, b) for a, b in zip(after, left_vectors(network), strict=True)), "shared no more"
-
-
-def test_networks_do_not_share():
-    network = build(NETWORKS[0])
-    other = copy.deepcopy(network)
-    with torch.no_grad():
-        next(other.parameters()).mul_(-1)
-    x = sample(network)
-    with shared_spectral_norms():
-        logits = [each(x).logits for each in (network, other)]
-    assert not torch.allclose(*logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@of_networks
-def test_gradients_under_autocast_are_those_of_pytorch(make, dtype):
-    results = []
-    for own in (False, True):
-        network = build(make).float()
-        with by_pytorch(own), torch.autocast("cpu", dtype):
-            logits = network(sample(network).float()).logits
-        results.append(torch.autograd.grad(logits.float().mean(), [*network.parameters()]))
-    assert all(gradient.dtype == torch.float32 for gradient in results[0])
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("eager", [True, False])

@@ -154,13 +154,9 @@ class LossTester:
             assert checked
 
             def loss(*tensors: Tensor, inputs: Inputs = inputs) -> Tensor:
-                given = iter(tensors)
-                learned = {
-                    name: map_tensors(lambda _: next(given), {name: inputs[name]})[name]
-                    for name in case.learns
-                    if name in inputs
-                }
-                return case.loss(**{**inputs, **learned})
+                perturbed = iter(tensors)
+                learned = {name: inputs[name] for name in case.learns if name in inputs}
+                return case.loss(**{**inputs, **map_tensors(lambda _: next(perturbed), learned)})
 
             assert torch.autograd.gradcheck(loss, checked, fast_mode=seed > 0)
 

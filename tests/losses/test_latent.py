@@ -12,7 +12,6 @@ from telecine.losses import (
     latent_masking,
     latent_noise,
     local_correlation,
-    mse,
     scale_equivariance,
 )
 from telecine.losses.latent import resized
@@ -51,10 +50,12 @@ def seeded(loss, **options):
 
 
 def error(fake, real, weight=None, kept=None):
-    kept = torch.ones_like(real, dtype=torch.bool) if kept is None else kept
-    weights = torch.ones(len(real)) if weight is None else weight
-    each = ((fake - real) ** 2 * kept).flatten(1).mean(1) * weights
-    return each.mean() / max(kept.double().mean(), 1e-12)
+    if kept is None:
+        kept = torch.ones_like(real, dtype=torch.bool)
+    if weight is None:
+        weight = torch.ones(len(real))
+    errors = ((fake - real) ** 2 * kept).flatten(1).mean(1) * weight
+    return errors.mean() / max(kept.double().mean(), 1e-12)
 
 
 def changed_pair(change, latent, target, weight=None, mask=None):
@@ -99,20 +100,23 @@ def correlation_of_pairs(latent, weight=None, threshold=0.75):
     z = (latent - latent.mean(axes, keepdim=True)) / latent.std(axes, keepdim=True, correction=0)
     total = 0.0
     for index, clip in enumerate(z):
-        parts = []
-        for start, frames in ((0, 1), (1, min(2, clip.shape[1] - 1))):
-            found = []
-            for t in range(start, clip.shape[1] - frames + 1 if start else 1, max(frames, 1)):
-                for h in range(0, clip.shape[2] - 1, 2):
-                    for w in range(0, clip.shape[3] - 1, 2):
-                        window = clip[:, t : t + frames, h : h + 2, w : w + 2].flatten(1).T
-                        r = torch.corrcoef(window)
-                        found.append(r[~torch.eye(len(r), dtype=torch.bool)].mean())
-            if frames:
-                parts.append(torch.stack(found).mean())
-        value = torch.relu(threshold - torch.stack(parts).mean())
+        means = [mean_correlation(clip[:, :1], 1)]
+        if clip.shape[1] > 1:
+            means.append(mean_correlation(clip[:, 1:], min(2, clip.shape[1] - 1)))
+        value = torch.relu(threshold - torch.stack(means).mean())
         total += value * (1 if weight is None else weight[index])
     return total / len(z)
+
+
+def mean_correlation(clip, num_frames):
+    """Return the mean over windows of `num_frames` x 2 x 2 and over the pairs of their positions."""
+    correlations = []
+    for t in range(0, clip.shape[1] - num_frames + 1, num_frames):
+        for h in range(0, clip.shape[2] - 1, 2):
+            for w in range(0, clip.shape[3] - 1, 2):
+                r = torch.corrcoef(clip[:, t : t + num_frames, h : h + 2, w : w + 2].flatten(1).T)
+                correlations.append(r[~torch.eye(len(r), dtype=torch.bool)].mean())
+    return torch.stack(correlations).mean()
 
 
 def correlation_example(seed):
@@ -135,32 +139,16 @@ class TestRegularisers(LossTester):
                 num_examples=4,
                 half_rel=float("inf") if loss is latent_noise else 2e-2,
                 function=loss,
-                errors=errors,
             )
-            for loss, options, reference, errors in (
+            for loss, options, reference in (
                 (
                     equivariance,
                     {},
                     partial(changed_pair, turned_and_scaled),
-                    (
-                        (
-                            {"min_scale": 0.0},
-                            "`min_scale` must be above 0 and at most 1, but got 0.0 (float). "
-                            "Use 0.25, as the paper does.",
-                        ),
-                        (
-                            {"num_orientations": 4},
-                            "`num_orientations` must be at most 3, but got 4 (int). Set `flip` for more.",
-                        ),
-                        (
-                            {"num_orientations": 8, "flip": True},
-                            "`num_orientations` must be at most 7, but got 8 (int). Use fewer.",
-                        ),
-                    ),
                 ),
-                (scale_equivariance, {"factors": (2,)}, partial(changed_pair, halved), ()),
-                (latent_masking, {}, masked, ()),
-                (latent_noise, {}, noised, ()),
+                (scale_equivariance, {"factors": (2,)}, partial(changed_pair, halved)),
+                (latent_masking, {}, masked),
+                (latent_noise, {}, noised),
             )
         ),
         LossCase(
@@ -206,82 +194,76 @@ def double(latent):
     return frames.unflatten(0, (len(latent), -1)).transpose(1, 2)
 
 
+def seeded_generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def decoded():
+    """Return the latents that `decode` got."""
+    return []
+
+
+@pytest.fixture
+def decode(decoded):
+    def identity(latent):
+        decoded.append(latent)
+        return latent
+
+    return identity
+
+
 def test_an_equivariant_decoder_has_no_error_and_another_has_one():
     latent = random((1, 3, 2, 4, 2), 0)
-    turns = set()
-
-    def decode(latent):
-        turns.add(tuple(latent.shape[-2:]))
-        return double(latent)
-
+    pair = {"latent": latent, "target": double(latent), "min_scale": 1.0}
     for seed in range(6):
-        given = {"latent": latent, "target": double(latent), "min_scale": 1.0}
-        assert equivariance(decode=decode, generator=torch.Generator().manual_seed(seed), **given) == 0
+        assert equivariance(**pair, decode=double, generator=seeded_generator(seed)) == 0
         # It adds a gradient from left to right, whatever the orientation of the latent.
-        assert equivariance(decode=lambda z: double(z) + torch.arange(2 * z.shape[-1]), **given) > 1
-    assert turns == {(4, 2), (2, 4)}
+        assert equivariance(**pair, decode=lambda z: double(z) + torch.arange(2 * z.shape[-1])) > 1
 
 
-def test_with_flips_all_seven_other_orientations_are_drawn():
+@pytest.mark.parametrize(("flip", "expected"), [(True, {1, 2, 3, 4, 5, 6, 7}), (False, {1, 2, 3})])
+def test_all_other_orientations_are_drawn(flip, expected, decode, decoded):
     latent = torch.arange(12.0).view(1, 1, 1, 3, 4)
-    targets = [turned for x in (latent, latent.flip(-1)) for turned in (torch.rot90(x, k, (-2, -1)) for k in range(4))]
-    seen = set()
-
-    def decode(z):
-        (number,) = [index for index, x in enumerate(targets) if x.shape == z.shape and torch.equal(x, z)]
-        seen.add(number)
-        return z
-
-    for flip, numbers in ((True, {1, 2, 3, 4, 5, 6, 7}), (False, {1, 2, 3})):
-        seen.clear()
-        for seed in range(40):
-            generator = torch.Generator().manual_seed(seed)
-            given = {"latent": latent, "target": latent, "decode": decode, "min_scale": 1.0}
-            assert equivariance(**given, generator=generator, flip=flip) == 0
-        assert seen == numbers
+    for seed in range(40):
+        generator = seeded_generator(seed)
+        value = equivariance(latent=latent, target=latent, decode=decode, min_scale=1.0, generator=generator, flip=flip)
+        assert value == 0
+    orientations = [torch.rot90(x, k, (-2, -1)).tolist() for x in (latent, latent.flip(-1)) for k in range(4)]
+    assert {orientations.index(z.tolist()) for z in decoded} == expected
 
 
-def test_several_orientations_differ_and_are_averaged():
-    latent, seen = random((2, 1, 1, 4, 4), 0), []
+@pytest.mark.parametrize(("count", "flip"), [(2, False), (3, False), (4, True), (7, True)])
+def test_several_orientations_differ_and_are_averaged(count, flip, decode, decoded):
+    latent = random((2, 1, 1, 4, 4), 0)
+    value = equivariance(
+        latent=latent,
+        target=latent,
+        decode=lambda z: decode(z) + len(decoded),
+        min_scale=1.0,
+        flip=flip,
+        num_orientations=count,
+    )
+    assert value.item() == pytest.approx(sum(i**2 for i in range(1, count + 1)) / count)
+    assert len({tuple(z.flatten().tolist()) for z in (latent, *decoded)}) == 1 + count
 
-    def decode(z):
-        seen.append(z)
-        return z + len(seen)
 
-    for count, flip in ((2, False), (3, False), (4, True), (7, True)):
-        seen.clear()
-        given = {"latent": latent, "target": latent, "decode": decode, "min_scale": 1.0, "flip": flip}
-        value = equivariance(**given, num_orientations=count)
-        assert value.item() == pytest.approx(sum(i**2 for i in range(1, count + 1)) / count)
-        assert len(seen) == count
-        assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in [latent, *seen[:i]])
-
-
-def test_a_factor_is_drawn_and_small_latents_become_one_position():
-    sizes = set()
-
-    def decode(latent):
-        sizes.add(tuple(latent.shape[-2:]))
-        return double(latent)
-
-    given = {"latent": random((1, 3, 1, 2, 9), 0), "target": random((1, 3, 1, 4, 18), 1), "decode": decode}
-    for _ in range(20):
-        scale_equivariance(**given)
-    assert sizes == {(1, 4), (1, 2)}
-    sizes.clear()
+@pytest.mark.parametrize(
+    ("loss", "options", "sides"),
+    [(scale_equivariance, {}, {1, 2, 4}), (equivariance, {"min_scale": 0.5}, {1, 4, 5, 6, 7, 8})],
+)
+def test_scales_are_drawn_and_small_latents_become_one_position(loss, options, sides, decode, decoded):
     for _ in range(60):
-        equivariance(**given, min_scale=0.5)
-    assert {side for size in sizes for side in size} == {1, 4, 5, 6, 7, 8}
+        loss(latent=random((1, 3, 1, 2, 9), 0), target=random((1, 3, 1, 4, 18), 1), decode=decode, **options)
+    assert {side for z in decoded for side in z.shape[-2:]} == sides
 
 
-def test_one_generator_for_each_clip():
-    """The first one's seed decides about the transformation, and its numbers stay the same."""
-    given = {"latent": random((2, 3, 1, 4, 4), 0), "target": random((2, 3, 1, 8, 8), 1), "decode": double}
-
+def test_the_first_of_several_generators_decides_about_the_transformation_and_keeps_its_numbers():
     def value(*seeds):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [seeded_generator(seed) for seed in seeds]
         states = [generator.get_state() for generator in generators]
-        result = equivariance(**given, generator=generators)
+        pair = {"latent": random((2, 3, 1, 4, 4), 0), "target": random((2, 3, 1, 8, 8), 1)}
+        result = equivariance(**pair, decode=double, generator=generators)
         assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
         return result.item()
 
@@ -289,26 +271,30 @@ def test_one_generator_for_each_clip():
     assert len({value(seed, 0) for seed in range(8)}) > 4
 
 
-def test_masking_by_blocks():
-    def decode(latent):
-        changed.append((latent != given["latent"]).any(1)[0])
-        return double(latent)
-
-    changed, given = [], {"latent": random((1, 3, 3, 6, 6), 0), "target": random((1, 3, 3, 12, 12), 1)}
+def test_masking_by_blocks(decode, decoded):
+    latent = random((1, 3, 3, 6, 6), 0)
     for _ in range(20):
-        latent_masking(**given, decode=decode, block=3, max_ratio=0.9)
-    assert 0.2 < torch.stack(changed).double().mean() < 0.8
-    blocks = [block for mask in changed for rows in mask.split(3, 1) for block in rows.split(3, 2)]
-    assert len(blocks) == 80
-    assert all(block.unique().numel() == 1 for block in blocks)
+        latent_masking(latent=latent, target=latent, decode=decode, block=3, max_ratio=0.9)
+    masked = torch.stack([(z != latent).any(1)[0] for z in decoded]).double()
+    assert 0.2 < masked.mean() < 0.8
+    blocks = masked.unflatten(2, (2, 3)).unflatten(4, (2, 3)).mean((1, 3, 5))
+    assert set(blocks.flatten().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
         (latent_masking, {"max_ratio": 1.0}, "`max_ratio` must be a number from 0 to below 1"),
+        (latent_masking, {"block": 0}, "`block` must be a positive int"),
         (latent_noise, {"scale": 0.0}, "`scale` must be a finite number above 0"),
         (equivariance, {"min_scale": "0.5"}, r"`min_scale` must be above 0 and at most 1, but got '0.5' \(str\)"),
+        (equivariance, {"min_scale": 0.0}, "`min_scale` must be above 0 and at most 1, but got 0.0"),
+        (
+            equivariance,
+            {"num_orientations": 4},
+            "must be at most 3, but got 4 .*Set `flip` for more",
+        ),
+        (equivariance, {"num_orientations": 8, "flip": True}, "must be at most 7, but got 8 .*Use fewer"),
         (scale_equivariance, {"factors": 2}, r"`factors` must be a list of whole numbers, but got 2 \(int\)"),
         (scale_equivariance, {"factors": []}, r"`factors` must be a list of whole numbers, but got \[\]"),
         (scale_equivariance, {"factors": (0,)}, "`factors` must be a positive int"),
@@ -323,17 +309,15 @@ def test_bad_options(loss, options, message, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", [equivariance, scale_equivariance, latent_masking, latent_noise])
-def test_a_decoder_in_half_precision_gets_such_a_latent(loss, dtype):
-    def decode(latent):
-        assert latent.dtype == dtype
-        return latent
-
+def test_a_decoder_in_half_precision_gets_such_a_latent(loss, dtype, decode, decoded):
     latent = random((1, 3, 1, 4, 4), 0).to(dtype)
     assert loss(latent=latent, target=latent, decode=decode).dtype == torch.float32
+    assert decoded[0].dtype == dtype
 
 
-def test_the_pixel_loss_can_be_chosen():
-    given = {"latent": random((2, 3, 1, 4, 4), 0), "target": torch.zeros(2, 3, 1, 8, 8).double(), "factors": (1,)}
-    values = {loss: scale_equivariance(**given, decode=double, loss=loss).item() for loss in ("mse", "l1")}
-    expected = mse(reconstruction=given["latent"], target=torch.zeros_like(given["latent"])).item()
-    assert values == {"mse": pytest.approx(expected), "l1": pytest.approx(given["latent"].abs().mean().item())}
+@pytest.mark.parametrize(("loss", "expected"), [("mse", torch.square), ("l1", torch.abs)])
+def test_the_pixel_loss_can_be_chosen(loss, expected):
+    latent = random((2, 3, 1, 4, 4), 0)
+    target = torch.zeros(2, 3, 1, 8, 8).double()
+    value = scale_equivariance(latent=latent, target=target, decode=double, factors=(1,), loss=loss)
+    torch.testing.assert_close(value, expected(latent).mean())

@@ -2,75 +2,49 @@
 
 import pytest
 import torch
+from torch import distributed as dist
 
-from telecine.losses.lecam import LeCam, _RunningMean, lecam
-
-
-@pytest.fixture
-def other_rank(monkeypatch):
-    """Return a function that sets the values of a second rank."""
-
-    def set_values(values):
-        monkeypatch.setattr("telecine.losses.lecam.average_over_ranks", lambda x: (x + torch.as_tensor(values)) / 2)
-
-    return set_values
+from telecine.losses.lecam import LeCam, RunningMean, lecam
 
 
-@pytest.fixture
-def after(monkeypatch):
-    """Return a function that sets the decay, and returns the running mean of values."""
-
-    def mean_of(decay, *values):
-        monkeypatch.setattr("telecine.losses.lecam._DECAY", decay)
-        mean = _RunningMean()
-        for value in values:
-            mean.update(torch.tensor(value))
-        return mean
-
-    return mean_of
-
-
-def test_the_first_values_are_averaged_evenly(after):
-    assert after(0.99).mean.item() == 0
-    assert after(0.99, 3.0).mean.item() == 3
-    assert after(0.99, 3.0, 5.0).mean.item() == 4
-    assert after(0.99, 3.0, 5.0, 10.0).mean.item() == 6
-
-
-def test_then_the_decay_takes_over(after):
-    expected, mean = 4.0, after(0.5, 3.0, 5.0)
-    for value in (7.0, -2.0, 11.0):
+def mean_of(*values, decay=0.99):
+    mean = RunningMean(decay)
+    for value in values:
         mean.update(torch.tensor(value))
-        expected = 0.5 * expected + 0.5 * value
-        assert mean.mean.item() == pytest.approx(expected)
+    return mean
 
 
-def test_without_decay_the_newest_value_counts(after):
-    assert after(0.0, 3.0, 5.0).mean.item() == 5
+@pytest.mark.parametrize(
+    ("decay", "values", "expected"),
+    [
+        (0.99, (), 0.0),
+        (0.99, (3.0, 5.0, 10.0), 6.0),  # the first values are averaged evenly
+        (0.5, (3.0, 5.0, 7.0, -2.0), 0.25 * 4 + 0.25 * 7 - 0.5 * 2),  # then the decay takes over
+        (0.0, (3.0, 5.0), 5.0),
+        (0.9, (float("nan"),), 0.0),
+        (0.9, (2.0, float("inf"), -float("inf"), float("nan"), 4.0), 3.0),
+    ],
+)
+def test_a_running_mean(decay, values, expected):
+    assert mean_of(*values, decay=decay).mean.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_ignored(bad, after):
-    assert after(0.9, bad).mean.item() == 0
-    assert after(0.9, 2.0, bad, 4.0).mean.item() == 3
+def test_the_default_decay_is_that_of_1d_tokenizer():
+    assert LeCam().real.decay == 0.999
 
 
-def test_the_mean_has_no_graph(after):
-    mean = after(0.9)
-    mean.update(torch.tensor(2.0, requires_grad=True))
-    assert not mean.mean.requires_grad
-
-
-def test_save_and_load(after):
-    restored = after(0.9)
-    restored.load_state_dict(after(0.9, 1.0, 2.0).state_dict())
-    restored.update(torch.tensor(6.0))
-    assert restored.mean.item() == after(0.9, 1.0, 2.0, 6.0).mean.item()
+def test_the_mean_has_no_graph_and_is_saved():
+    mean = mean_of(1.0, 2.0)
+    restored = mean_of()
+    restored.load_state_dict(mean.state_dict())
+    restored.update(torch.tensor(6.0, requires_grad=True))
+    assert restored.mean.item() == 3
+    assert not restored.mean.requires_grad
 
 
 @pytest.mark.parametrize("convert", ["half", "bfloat16"])
-def test_half_precision_modules_keep_float32_means(convert, after):
-    mean = getattr(after(0.999, *[0.0] * 100), convert)()
+def test_half_precision_modules_keep_float32_means(convert):
+    mean = getattr(mean_of(*[0.0] * 100, decay=0.999), convert)()
     assert mean.mean.dtype == mean.num_values.dtype == torch.float32
     for _ in range(400):
         mean.update(torch.ones(()))
@@ -80,38 +54,37 @@ def test_half_precision_modules_keep_float32_means(convert, after):
 
 
 def test_an_update_does_not_synchronise():
-    mean = _RunningMean().to("meta")
+    mean = RunningMean().to("meta")
     mean.update(torch.ones((), device="meta"))
     assert mean.mean.device.type == "meta"
 
 
-class TestLeCam:
-    def test_the_means_are_updated_first(self):
-        regulariser = LeCam()
-        real, fake = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, 0.0], requires_grad=True)
-        value = regulariser(real=real, fake=fake)
-        expected = lecam(real=real, fake=fake, real_average=torch.tensor(2.0), fake_average=torch.tensor(-0.5))
-        assert value.item() == expected.item() > 0
-        assert value.requires_grad
+def test_the_means_are_updated_first():
+    regulariser = LeCam()
+    assert list(regulariser.state_dict()) == ["real.mean", "real.num_values", "fake.mean", "fake.num_values"]
+    real = torch.tensor([1.0, 3.0], requires_grad=True)
+    fake = torch.tensor([-1.0, 0.0], requires_grad=True)
+    value = regulariser(real=real, fake=fake)
+    expected = lecam(real=real, fake=fake, real_average=torch.tensor(2.0), fake_average=torch.tensor(-0.5))
+    assert value.item() == expected.item() > 0
+    (value + regulariser(real=real, fake=fake)).backward()  # the second update leaves the first graph intact
+    assert real.grad.isfinite().all()
 
-    def test_an_update_leaves_graphs_of_earlier_ones_intact(self):
-        regulariser, logits = LeCam(), torch.ones(2, requires_grad=True)
-        sum(regulariser(real=logits.exp(), fake=-logits.exp()) for _ in range(2)).backward()
-        assert logits.grad.isfinite().all()
 
-    @pytest.mark.parametrize("how", ["eval", "no_grad"])
-    def test_validation_does_not_update_them(self, how):
-        regulariser = LeCam()
-        regulariser(real=torch.ones(2), fake=-torch.ones(2))
-        before = {name: value.clone() for name, value in regulariser.state_dict().items()}
-        if how == "eval":
-            regulariser.eval()
-        with torch.set_grad_enabled(how != "no_grad"):
-            regulariser(real=torch.ones(2) * 9, fake=torch.ones(2) * 9)
-        assert all(torch.equal(value, before[name]) for name, value in regulariser.state_dict().items())
+@pytest.mark.parametrize(("training", "grad"), [(False, True), (True, False)])
+def test_validation_does_not_update_them(training, grad):
+    regulariser = LeCam()
+    regulariser(real=torch.ones(2), fake=-torch.ones(2))
+    before = {name: value.clone() for name, value in regulariser.state_dict().items()}
+    with torch.set_grad_enabled(grad):
+        regulariser.train(training)(real=torch.ones(2) * 9, fake=torch.ones(2) * 9)
+    assert all(torch.equal(value, before[name]) for name, value in regulariser.state_dict().items())
 
-    def test_they_are_averaged_over_ranks(self, other_rank):
-        other_rank([5.0, -5.0])
-        regulariser = LeCam()
-        regulariser(real=torch.ones(2), fake=-torch.ones(2))
-        assert (regulariser.real.mean.item(), regulariser.fake.mean.item()) == (3, -3)
+
+def test_they_are_averaged_over_ranks(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor([5.0, -5.0])))
+    regulariser = LeCam()
+    regulariser(real=torch.ones(2), fake=-torch.ones(2))
+    assert (regulariser.real.mean.item(), regulariser.fake.mean.item()) == (3, -3)

@@ -8,7 +8,7 @@ from jaxtyping import TypeCheckError
 from torch.distributions import Laplace, Normal
 from torch.nn import functional as F
 
-from telecine.losses import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
+from telecine.losses import RECONSTRUCTION_LOSSES, gaussian_nll, l1, mse
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 
 from .harness import LossCase, LossTester, random
@@ -144,23 +144,6 @@ def test_mse_without_weights_saves_only_its_inputs_for_the_backward():
     assert set(saved) == {tensor.data_ptr() for tensor in inputs.values()}
 
 
-@pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES.values(), ids=RECONSTRUCTION_LOSSES)
-def test_a_sample_of_weight_0_gets_no_gradient(loss):
-    inputs = pair((3, 2, 4))
-    inputs["reconstruction"].requires_grad_()
-    loss(**inputs, weight=torch.tensor([1.0, 0.0, 1.0])).backward()
-    assert inputs["reconstruction"].grad.flatten(1).abs().sum(1).gt(0).tolist() == [True, False, True]
-
-
-def test_charbonnier_is_bounded_by_l1_and_has_the_slope_of_mse_at_0():
-    inputs = pair((4, 5))
-    upper = l1(**inputs)
-    assert upper - 0.1 < charbonnier(**inputs, epsilon=0.1) < upper
-    small = torch.tensor([1e-6], dtype=torch.float64, requires_grad=True)
-    charbonnier(reconstruction=small, target=torch.zeros(1, dtype=torch.float64)).backward()
-    assert small.grad.item() == pytest.approx(1e-6 / EPSILON, rel=1e-6)
-
-
 def test_the_result_has_the_wider_input_type_whatever_the_type_of_the_weight():
     x, y = torch.rand(3), torch.rand(3, dtype=torch.float64)
     assert mse(reconstruction=x, target=y).dtype == torch.float64
@@ -179,17 +162,6 @@ def test_nll_of_mse_is_twice_that_of_a_gaussian():
     gaussian = Normal(inputs["reconstruction"], (0.5 * logvar).exp())
     expected = -2 * gaussian.log_prob(inputs["target"]).mean() - math.log(2 * math.pi)
     torch.testing.assert_close(gaussian_nll(distance=mse(**inputs), logvar=logvar), expected)
-
-
-def test_nll_is_smallest_where_logvar_is_the_log_of_the_distance():
-    distance = torch.tensor(0.05, dtype=torch.float64)
-    logvar = distance.log().requires_grad_()
-    value = gaussian_nll(distance=distance, logvar=logvar)
-    value.backward()
-    assert value.item() == pytest.approx(1 + math.log(0.05))
-    assert logvar.grad.item() == pytest.approx(0, abs=1e-12)
-    for step in (-0.1, 0.1):
-        assert gaussian_nll(distance=distance, logvar=logvar + step) > value
 
 
 def test_shape_types_are_checked_in_tests():

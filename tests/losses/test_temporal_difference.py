@@ -88,10 +88,3 @@ def test_a_constant_error_is_ignored_and_flicker_of_the_same_size_is_not():
     assert temporal_difference(reconstruction=x + still, target=x).item() == pytest.approx(0, abs=1e-15)
     value = temporal_difference(reconstruction=x + flicker, target=x).item()
     assert value == pytest.approx(2 * l1(reconstruction=x + flicker, target=x).item())
-
-
-def test_a_masked_frame_removes_both_of_its_changes():
-    x, y = random((2, 3, 5, 4, 4), 0), random((2, 3, 5, 4, 4), 1)
-    frames = torch.tensor([True, True, False, True, True]).view(1, 1, 5, 1, 1)
-    kept = [temporal_difference(reconstruction=x[:, :, t : t + 2], target=y[:, :, t : t + 2]) for t in (0, 3)]
-    torch.testing.assert_close(temporal_difference(reconstruction=x, target=y, mask=frames), sum(kept) / 2)

@@ -5,7 +5,6 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from telecine.ops import ranks
 from telecine.ops.ranks import average_over_ranks, with_averaged_gradient
 
 
@@ -14,23 +13,24 @@ def other_rank(monkeypatch):
     """Return a function that sets the values of a second rank."""
 
     def set_values(values):
-        monkeypatch.setattr(ranks, "average_over_ranks", lambda x: (x + torch.as_tensor(values)) / 2)
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor(values)))
 
     return set_values
 
 
-def test_without_a_process_group_the_average_is_the_tensor_itself():
+@pytest.mark.parametrize("is_initialized", [False, True])
+def test_the_average_of_one_rank_is_the_tensor_itself(is_initialized, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: is_initialized)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     x = torch.ones(2)
     assert average_over_ranks(x) is x
 
 
-def test_the_average_over_ranks_is_a_new_tensor(monkeypatch):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+def test_the_average_over_ranks_is_a_new_tensor(other_rank):
+    other_rank([2.0, 10.0])
     x = torch.tensor([1.0, 10.0])
-    assert average_over_ranks(x) is x
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor([2.0, 10.0])))
     assert average_over_ranks(x).tolist() == [1.5, 10.0]
     assert x.tolist() == [1.0, 10.0]
 

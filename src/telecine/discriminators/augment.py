@@ -18,7 +18,11 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
     """Return videos of one shape `(B, C, T, H, W)` with random changes, which may leave [-1, 1]; the graph is kept.
 
     Each clip has its own changes, which are the same in all its frames and in all of `videos`: pairs stay pairs.
-    `generator` is on the videos' device.
+
+    Args:
+        videos: Clips `(B, C, T, H, W)` in [-1, 1].
+        augmentations: Names of the augmentations, in their order.
+        generator: Source of the draws, on the videos' device.
     """
     changed = list(videos)
     for name in augmentations:
@@ -28,12 +32,20 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
     return changed
 
 
-def _color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
-    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2; not alpha."""
+def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
+    """Change the colours of clips; alpha stays as it is.
+
+    Args:
+        video: `(B, C, T, H, W)`.
+        brightness: Draws `(B,)` in [0, 1), as all; add -1/2 to 1/2.
+        saturation: Multiply the distance of each pixel to its grey by 0 to 2.
+        contrast: Multiply the distance to the clip's mean by 1/2 to 3/2.
+    """
     if video.shape[1] == RGBA:
-        return torch.cat([_color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
-    draws = (brightness, saturation, contrast)
-    brightness, saturation, contrast = (draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in draws)
+        return torch.cat([color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
+    brightness = brightness.to(video.dtype).view(-1, 1, 1, 1, 1)
+    saturation = saturation.to(video.dtype).view(-1, 1, 1, 1, 1)
+    contrast = contrast.to(video.dtype).view(-1, 1, 1, 1, 1)
     video = video + (brightness - 0.5)
     grey = video.mean(1, keepdim=True)
     video = grey + 2 * saturation * (video - grey)
@@ -41,21 +53,35 @@ def _color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tenso
     return mean + (0.5 + contrast) * (video - mean)
 
 
-def _translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
-    """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in."""
+def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+    """Move clips by a whole number of pixels, at most 1/8 of height and width; 0 comes in.
+
+    Args:
+        video: `(B, C, T, H, W)`.
+        vertical: Draws `(B,)` in [0, 1).
+        horizontal: Likewise.
+    """
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
         most = round(_MAX_TRANSLATION * size)
-        source = torch.arange(size, device=video.device) + _whole(draw, 2 * most + 1)[:, None] - most
-        shape = [-1, 1, 1, size, 1] if dim == 3 else [-1, 1, 1, 1, size]
-        inside = ((source >= 0) & (source < size)).view(shape)
-        moved = video.gather(dim, source.clamp(0, size - 1).view(shape).expand_as(video))
+        shift = _whole(draw, 2 * most + 1)[:, None] - most
+        source = torch.arange(size, device=video.device) + shift
+        is_inside = (source >= 0) & (source < size)
+        inside = _along_axis(is_inside, dim)
+        index = _along_axis(source.clamp(0, size - 1), dim)
+        moved = video.gather(dim, index.expand_as(video))
         video = torch.where(inside, moved, 0)
     return video
 
 
-def _cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
-    """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame."""
+def cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+    """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame.
+
+    Args:
+        video: `(B, C, T, H, W)`.
+        vertical: Draws `(B,)` in [0, 1).
+        horizontal: Likewise.
+    """
     hidden = torch.ones((), dtype=torch.bool, device=video.device)
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
@@ -63,8 +89,13 @@ def _cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
         first = _whole(draw, size + 1 - length % 2)[:, None] - length // 2
         position = torch.arange(size, device=video.device)
         covered = (position >= first) & (position < first + length)
-        hidden = hidden & covered.view([-1, 1, 1, size, 1] if dim == 3 else [-1, 1, 1, 1, size])
+        hidden = hidden & _along_axis(covered, dim)
     return torch.where(hidden, 0, video)
+
+
+def _along_axis(values: Tensor, dim: int) -> Tensor:
+    """Return values `(B, size)` with the axes of a video, `size` at axis 3 or 4."""
+    return values[:, None, None, :, None] if dim == 3 else values[:, None, None, None, :]
 
 
 def _whole(draw: Tensor, count: int) -> Tensor:
@@ -72,9 +103,9 @@ def _whole(draw: Tensor, count: int) -> Tensor:
     return (count * draw).long().clamp(max=count - 1)
 
 
-# How many random numbers in [0, 1) each needs for a clip, and its function.
+# The number of draws in [0, 1) that an augmentation needs for a clip, and its function.
 AUGMENTATIONS: dict[str, tuple[int, Callable[..., Video]]] = {
-    "color": (3, _color),
-    "translation": (2, _translation),
-    "cutout": (2, _cutout),
+    "color": (3, color),
+    "translation": (2, translation),
+    "cutout": (2, cutout),
 }

@@ -74,6 +74,11 @@ class Blur(nn.Module):
     def forward(self, x: Tensor, space_only: bool = False, time_only: bool = False) -> Tensor:
         """Blur `(B, C, [T,] H, W)` to the same shape.
 
+        Args:
+            x: Images or videos.
+            space_only: Leave time as it is.
+            time_only: Leave height and width as they are; only for videos.
+
         Raises:
             ValueError: Both flags are set, or `time_only` for images.
         """
@@ -92,17 +97,23 @@ class Blur(nn.Module):
         for dim in dims:
             size = x.shape[dim]
             padded = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
-            before, here, after = (padded.narrow(dim, shift, size) for shift in range(3))
+            before = padded.narrow(dim, 0, size)
+            here = padded.narrow(dim, 1, size)
+            after = padded.narrow(dim, 2, size)
             x = taps[0] * before + taps[1] * here + taps[2] * after
         return x
 
 
-class _SpaceToDepthConv(nn.Sequential):
+class SpaceToDepthConv(nn.Sequential):
     """Halve every spatial (or space-time) axis: move each 2 x 2 (x 2) cell into channels, then mix them linearly.
 
     Both steps together are one convolution of kernel 2 and stride 2. The weight has the shape of the 1x1 convolution
     that follows the rearrangement in published checkpoints (child 1), and is viewed as the larger kernel. Odd axes are
     extended by their last row, column or frame, so that `n` becomes `ceil(n / 2)`.
+
+    Args:
+        channels: Channels of input and output.
+        dims: 2 for images, 3 for videos.
     """
 
     def __init__(self, channels: int, dims: int) -> None:
@@ -111,6 +122,7 @@ class _SpaceToDepthConv(nn.Sequential):
         self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, [T,] H, W)` to half of every axis, rounded up."""
         conv = self[1]
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         kernel_size = [2] * self.dims
@@ -123,8 +135,13 @@ class _SpaceToDepthConv(nn.Sequential):
         return convolve(x, kernel, conv.bias, stride=kernel_size, padding=[0] * self.dims)
 
 
-class _RMSNorm(nn.Module):
-    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467)."""
+class RMSNorm(nn.Module):
+    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
+
+    Args:
+        dim: Number of channels.
+        channel_first: The channels are axis 1, as in `(B, C, H, W)`; otherwise the last axis.
+    """
 
     def __init__(self, dim: int, channel_first: bool = False) -> None:
         super().__init__()
@@ -133,6 +150,7 @@ class _RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1) if channel_first else torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape and dtype of `x`, computed in at least float32."""
         wide = at_least_float32(x)
         # The epsilon is inside the root, so the gradient is finite if all channels of a position are zero.
         inverse = (wide.square().sum(self.axis, keepdim=True) + 1e-12).rsqrt()
@@ -148,8 +166,14 @@ class _Residual(nn.Module):
         return self.fn(x) + x
 
 
-class _TaylorAttention(nn.Module):
-    """Multi-head attention with the kernel `1 + s + s^2 / 2` on the scaled scores `s = q k / sqrt(dim_head)`."""
+class TaylorAttention(nn.Module):
+    """Multi-head attention with the kernel `1 + s + s^2 / 2` on the scaled scores `s = q k / sqrt(dim_head)`.
+
+    Args:
+        dim: Channels of the tokens.
+        dim_head: Channels of each head.
+        heads: Number of heads.
+    """
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
         super().__init__()
@@ -162,26 +186,41 @@ class _TaylorAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `(B, N, dim)` to the same shape."""
         q = rearrange(self.to_q(x) * self.scale, "b n (h d) -> (b h) n d", h=self.heads)
         k, v = rearrange(self.to_kv(x), "b n (kv h d) -> kv (b h) n d", kv=2, h=self.heads)
         num_tokens, dim_head = q.shape[1:]
-        attend = _quadratic_attention if num_tokens <= 1 + dim_head + dim_head**2 else _linear_attention
+        num_features = 1 + dim_head + dim_head**2
+        attend = quadratic_attention if num_tokens <= num_features else linear_attention
         # Not under autocast: the kernel grows with the square of the scores and exceeds float16's range.
         with autocast_off(x.device):
-            out = attend(at_least_float32(q), at_least_float32(k), at_least_float32(v)).to(v.dtype)
-        return self.to_out(rearrange(out, "(b h) n d -> b n (h d)", h=self.heads))
+            out = attend(at_least_float32(q), at_least_float32(k), at_least_float32(v))
+        return self.to_out(rearrange(out.to(v.dtype), "(b h) n d -> b n (h d)", h=self.heads))
 
 
-def _quadratic_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute attention with the explicit N x N kernel, which is cheaper for fewer tokens than features."""
+def quadratic_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention by the explicit N x N kernel, which is cheaper for fewer tokens than features.
+
+    Args:
+        q: Scaled queries `(B, N, D)`.
+        k: Keys `(B, N, D)`.
+        v: Values `(B, N, E)`.
+    """
     scores = q @ k.transpose(1, 2)
     kernel = 1 + scores + scores.square() / 2
     return (kernel @ v) / kernel.sum(-1, keepdim=True)
 
 
-def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute attention with the features of the expansion, by matrix products whose cost is linear in the tokens."""
-    q, k = _taylor_features(q), _taylor_features(k)
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return attention by the features of the expansion, with matrix products whose cost is linear in the tokens.
+
+    Args:
+        q: Scaled queries `(B, N, D)`.
+        k: Keys `(B, N, D)`.
+        v: Values `(B, N, E)`.
+    """
+    q = _taylor_features(q)
+    k = _taylor_features(k)
     return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1).unsqueeze(-1))
 
 
@@ -196,8 +235,8 @@ class LinearSpaceAttention(nn.Module):
 
     def __init__(self, *, dim: int, dim_head: int = 8, heads: int = 8) -> None:
         super().__init__()
-        self.norm = _RMSNorm(dim)
-        self.attn = _TaylorAttention(dim, dim_head, heads)
+        self.norm = RMSNorm(dim)
+        self.attn = TaylorAttention(dim, dim_head, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
@@ -226,7 +265,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, *, mult: int = 4) -> None:
         super().__init__()
         inner = int(dim * mult * 2 / 3)
-        self.norm = _RMSNorm(dim, channel_first=True)
+        self.norm = RMSNorm(dim, channel_first=True)
         self.net = nn.Sequential(nn.Conv2d(dim, 2 * inner, 1), _GEGLU(), nn.Conv2d(inner, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -271,7 +310,7 @@ class DiscriminatorBlock(_ResidualBlock):
     ) -> None:
         skip = _Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         net = _activated(_Conv2d(input_channels, filters, 3, padding=1), _Conv2d(filters, filters, 3, padding=1))
-        downsample_conv = _SpaceToDepthConv(filters, dims=2) if downsample else None
+        downsample_conv = SpaceToDepthConv(filters, dims=2) if downsample else None
         super().__init__(skip, net, downsample_conv, antialiased_downsample)
 
 
@@ -287,7 +326,7 @@ class DiscriminatorBlock3D(_ResidualBlock):
     ) -> None:
         skip = _Conv3d(input_channels, filters, 1, stride=2)
         net = _activated(_Conv3d(input_channels, filters, 3, padding=1), _Conv3d(filters, filters, 3, padding=1))
-        super().__init__(skip, net, _SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time)
+        super().__init__(skip, net, SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time)
 
 
 class CausalConv3d(nn.Module):

@@ -49,7 +49,8 @@ def build_discriminators(
         for _ in factors:
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
-        videos = [_build(VIDEO[config.video], config, clips, factor) for factor in factors]
+        for factor in factors:
+            videos.append(_build(VIDEO[config.video], config, clips, factor))
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:

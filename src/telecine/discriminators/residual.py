@@ -104,17 +104,22 @@ class _ResidualDiscriminator(GradientCheckpointing):
                 if self.time_weighting == "positions":
                     x = x.mean(dim=2)
                 else:
-                    x = _mean_over_frames(x, num_frames, self.temporal_num_layers)
+                    x = mean_over_frames(x, num_frames, self.temporal_num_layers)
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
 
 
-def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
+def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
     """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
 
     The first position contains the first of `num_frames` frames, the following ones `2**num_poolings` frames each, and
     the last one the remaining frames.
+
+    Args:
+        x: The pooled video `(B, C, t, H, W)`.
+        num_frames: Number of frames before pooling.
+        num_poolings: How often pairs of frames were pooled.
     """
     span = 2**num_poolings
     # Filled on the device: copying a list of weights to it may make the host wait.
@@ -131,8 +136,9 @@ def _as_image_size(image_size: object) -> tuple[int, int]:
     try:
         height, width = map(operator.index, image_size)  # type: ignore[call-overload]
     except (TypeError, ValueError):
-        contract, got = "an int or a pair of ints (height, width)", describe(image_size)
-        raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None
+        contract = "an int or a pair of ints (height, width)"
+        remedy = "Pass the size of the training crops."
+        raise argument_error("image_size", contract, describe(image_size), remedy) from None
     if min(height, width) < _MIN_SIZE:
         remedy = "Build the discriminator for larger crops, or up-sample small ones first."
         raise argument_error("image_size", f"at least {_MIN_SIZE}", f"{height} x {width}", remedy)

@@ -10,9 +10,6 @@ from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.ops.ranks import average_over_ranks
 
-# Decay of the running means, as in 1D-tokenizer: a small one follows the noise of single batches.
-_DECAY = 0.999
-
 
 def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
     """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`, part of the discriminator's loss.
@@ -34,31 +31,36 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
     return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()
 
 
-class _RunningMean(nn.Module):
+class RunningMean(nn.Module):
     """An exponential moving average: `m <- decay * m + (1 - decay) * value`; 0 before the first value.
 
     The first values are averaged evenly until the decay takes over, so there is no bias towards 0. Values that are not
     finite are ignored. No host-device synchronisation.
+
+    Args:
+        decay: In [0, 1). The default is that of 1D-tokenizer: a small one follows the noise of single batches.
     """
 
     mean: Tensor
     num_values: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, decay: float = 0.999) -> None:
         super().__init__()
+        self.decay = decay
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_RunningMean":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningMean":
         # Half precision would round small updates to zero.
         return super()._apply(lambda tensor: keep_precision(fn, tensor), recurse)
 
     @torch.no_grad()
     def update(self, value: Scalar) -> None:
+        """Add a 0-d value; its graph is not kept."""
         value = value.detach().to(self.mean.dtype)
         is_finite = torch.isfinite(value)
         self.num_values += is_finite
-        fraction = (1 / self.num_values.clamp(min=1)).clamp(min=1 - _DECAY)
+        fraction = (1 / self.num_values.clamp(min=1)).clamp(min=1 - self.decay)
         self.mean.lerp_(torch.where(is_finite, value, self.mean), fraction)
 
 
@@ -67,8 +69,8 @@ class LeCam(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.real = _RunningMean()
-        self.fake = _RunningMean()
+        self.real = RunningMean()
+        self.fake = RunningMean()
 
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""

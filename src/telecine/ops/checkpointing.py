@@ -25,7 +25,12 @@ _copy = partial(tree_map, lambda leaf: leaf)
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
-    `forward` may change lists and dicts among its arguments, also nested ones. Layers keep tensors in `cache_name`.
+    Args:
+        forward: The function; it may change lists and dicts among its arguments, also nested ones.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        layers: Layers that keep tensors between calls.
+        cache_name: The attribute in which they keep them.
     """
 
     _running: ClassVar[ContextVar[CheckpointedCall | None]] = ContextVar("running", default=None)
@@ -37,7 +42,8 @@ class CheckpointedCall:
     cache_name: str
 
     def __post_init__(self) -> None:
-        self.args, self.kwargs = _copy((self.args, self.kwargs))
+        self.args = _copy(self.args)
+        self.kwargs = _copy(self.kwargs)
         self.before = self.cached()
         self.is_first_run = True
 
@@ -48,7 +54,8 @@ class CheckpointedCall:
 
     def run(self) -> tuple[Any, list[Any], list[Any]]:
         """Return the output, the changed arguments, and the layers' tensors after the call."""
-        args, kwargs = _copy((self.args, self.kwargs))
+        args = _copy(self.args)
+        kwargs = _copy(self.kwargs)
         outside = self.cached()
         self.set_cached(self.before)
         token = self._running.set(self._running.get() or self)

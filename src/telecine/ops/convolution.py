@@ -67,14 +67,16 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
         needs_values = ctx.needs_input_grad[1] or not has_faster_kernel(x)
-        ctx.save_for_backward(x if needs_values else x.new_zeros(()).expand(x.shape), weight)
+        saved = x if needs_values else x.new_zeros(()).expand(x.shape)
+        ctx.save_for_backward(saved, weight)
         ctx.geometry = geometry
         return fastest_convolution(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return (*_ConvolutionBackward.apply(grad_output, x, weight, ctx.geometry, _output_mask(ctx)), None)
+        gradients = _ConvolutionBackward.apply(grad_output, x, weight, ctx.geometry, _output_mask(ctx))
+        return (*gradients, None)
 
 
 def _output_mask(ctx: Any) -> list[bool]:
@@ -83,12 +85,11 @@ def _output_mask(ctx: Any) -> list[bool]:
     A penalty, which differentiates with respect to an input, needs no gradients of weights, and the discriminator's
     step none of inputs. PyTorch's own operators know this; a Python function has to ask about the graph's next nodes.
     """
-    nodes = [node for node, _ in ctx.next_functions]  # one per tensor: a bias of None has no node
-    nodes += [None] * (3 - len(nodes))
-    return [
-        needs and node is not None and torch._C._will_engine_execute_node(node)
-        for needs, node in zip(ctx.needs_input_grad[:3], nodes, strict=True)
-    ]
+    output_mask = [False, False, False]
+    for index, (node, _) in enumerate(ctx.next_functions):  # one per tensor: a bias of None has no node
+        if ctx.needs_input_grad[index] and node is not None:
+            output_mask[index] = torch._C._will_engine_execute_node(node)
+    return output_mask
 
 
 class _ConvolutionBackward(torch.autograd.Function):
@@ -123,4 +124,5 @@ class _ConvolutionBackward(torch.autograd.Function):
             grad_input = fastest_backward(grad_output, x, grad_grad_weight, geometry, [True, False, False])[0]
         if grad_grad_bias is not None:
             parts.append(grad_grad_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_output))
-        return reduce(torch.add, parts) if parts else None, grad_input, grad_weight, None, None
+        grad_grad_output = reduce(torch.add, parts) if parts else None
+        return grad_grad_output, grad_input, grad_weight, None, None

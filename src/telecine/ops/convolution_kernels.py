@@ -54,7 +54,8 @@ def fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry
     if segments is None:
         x = x.contiguous(memory_format=memory_layout(x, weight))
         return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
-    return segments.join(torch.ops.aten.convolution(segments.split(x), weight, bias, *segments.geometry.arguments()))
+    y = torch.ops.aten.convolution(segments.split(x), weight, bias, *segments.geometry.arguments())
+    return segments.join(y)
 
 
 def fastest_backward(
@@ -75,15 +76,21 @@ def fastest_backward(
     if segments is None:
         layout = memory_layout(x, weight)
         # Only the weight's gradient depends on the values of `x`. The system allocates no memory that is never touched.
-        x = x.contiguous(memory_format=layout) if output_mask[1] else torch.empty_like(x, memory_format=layout)
+        if output_mask[1]:
+            x = x.contiguous(memory_format=layout)
+        else:
+            x = torch.empty_like(x, memory_format=layout)
         grad_output = grad_output.contiguous(memory_format=layout)
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
     else:
-        grad_segments, grad_weight, grad_bias = _aten_convolution_backward(
+        grad_input, grad_weight, grad_bias = _aten_convolution_backward(
             segments.split_output(grad_output), segments.split(x), weight, segments.geometry, output_mask
         )
-        grad_input = None if grad_segments is None else segments.sum_gradients(grad_segments, x.shape[2])
-    return grad_input, None if grad_weight is None else grad_weight.contiguous(), grad_bias
+        if grad_input is not None:
+            grad_input = segments.sum_gradients(grad_input, x.shape[2])
+    if grad_weight is not None:
+        grad_weight = grad_weight.contiguous()
+    return grad_input, grad_weight, grad_bias
 
 
 class Segments(NamedTuple):
@@ -98,8 +105,10 @@ class Segments(NamedTuple):
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
-        padded = F.pad(x, (0, 0, 0, 0, self.padding, self.padding)) if self.padding else x
-        return padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3).contiguous(memory_format=self.layout)
+        if self.padding:
+            x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+        segments = x[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3)
+        return segments.contiguous(memory_format=self.layout)
 
     def join(self, y: Tensor) -> Tensor:
         """Map `(num_segments, C, n, H, W)` to `(1, C, num_segments * n, H, W)`; `y` must not be used afterwards."""
@@ -111,7 +120,8 @@ class Segments(NamedTuple):
 
     def split_output(self, y: Tensor) -> Tensor:
         """Undo `join`."""
-        return y[0].unflatten(1, (self.num_segments, -1)).transpose(0, 1).contiguous(memory_format=self.layout)
+        segments = y[0].unflatten(1, (self.num_segments, -1)).transpose(0, 1)
+        return segments.contiguous(memory_format=self.layout)
 
     def sum_gradients(self, segments: Tensor, num_frames: int) -> Tensor:
         """Map the gradients of segments to that of the clip, `(1, C, num_frames, H, W)`."""
@@ -123,7 +133,13 @@ class Segments(NamedTuple):
 
 
 def segments_of(x: Tensor, weight: Tensor, geometry: Geometry) -> Segments | None:
-    """Return how to split `x`, or None if it is fast as it is or has only one frame of output."""
+    """Return how to split a clip, or None if its convolution is fast without.
+
+    Args:
+        x: `(B, C, T, H, W)`. It is split if B is 1, its size at most `SLOW_UP_TO`, and the output has several frames.
+        weight: `(C', C, t, h, w)`.
+        geometry: Stride and padding of the convolution.
+    """
     batch, channels, num_frames, height, _ = x.shape
     stride, *strides = geometry.stride
     padding, *paddings = geometry.padding

@@ -6,7 +6,9 @@ from torch import distributed as dist
 
 def num_ranks() -> int:
     """Return the number of ranks of the default process group; 1 if there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def average_over_ranks(tensor: Tensor) -> Tensor:

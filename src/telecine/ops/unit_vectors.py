@@ -45,10 +45,12 @@ class _UnitVectors(torch.autograd.Function):
             y, _ = _scaled(x, ctx.eps, ctx.is_smooth)
             (grad_x,) = torch.autograd.grad(y, x, grad_output, create_graph=True)
             return grad_x, None, None
-        divide = torch.mul if ctx.is_smooth else torch.div  # the scale of smooth ones is the inverse of the norm
+        # The scale of smooth ones is the inverse of the norm.
+        divide = torch.mul if ctx.is_smooth else torch.div
         y = divide(x, scale)
         inner = (grad_output * y).sum(dim=1, keepdim=True)
         if not ctx.is_smooth:  # 0 where the norm is `eps`, which is rounded to the norm's precision
             threshold = ctx.eps * (1 + torch.finfo(scale.dtype).eps)
             inner = torch.ops.aten.threshold_backward(inner, scale, threshold)
-        return divide(torch.addcmul(grad_output, y, inner, value=-1), scale).to(x.dtype), None, None
+        grad_x = divide(torch.addcmul(grad_output, y, inner, value=-1), scale)
+        return grad_x.to(x.dtype), None, None

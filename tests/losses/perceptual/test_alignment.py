@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.losses.perceptual import Alignment, CorruptWeightsError
-from telecine.losses.perceptual.alignment import _build_network
 
 
 def colours(frames):
@@ -73,14 +72,6 @@ def test_known_values():
     assert identity()(latent=z, target=video[:, :, :1]).item() == pytest.approx(expected.item())
 
 
-def test_gradcheck():
-    term, video = identity(), clips(1)
-    latent = torch.rand(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda z: term(latent=z, target=video), latent.requires_grad_())
-    term(latent=latent, target=video).backward()
-    assert term.projection.weight.grad.any()
-
-
 def test_the_compared_frame_is_drawn():
     video, term = clips(9), identity(cos_margin=0.0, distance_margin=0.0)
     latent = latent_of(video)
@@ -90,65 +81,74 @@ def test_the_compared_frame_is_drawn():
     assert {round(value, 6) for value in values} == {0.0, 1.0, 2.0}  # of two clips, none, one or both
 
 
-def test_the_network_is_frozen_and_hidden():
+def test_only_the_projection_is_trained_and_saved():
     net = Net()
-    term = Alignment(4, net=net, size=16)
-    assert (
-        {name for name, _ in term.named_parameters()}
-        == set(term.state_dict())
-        == {
-            "projection.weight",
-            "projection.bias",
-        }
-    )
-    assert not any(weight.requires_grad for weight in net.parameters())
+    term = Alignment(4, net=net, size=16).train()
+    names = {"projection.weight", "projection.bias"}
+    assert {name for name, _ in term.named_parameters()} == set(term.state_dict()) == names
     assert term.projection.weight.shape == (5, 4, 1, 1)
-    term.train()
-    features = [term.network(torch.ones(1, 3, 16, 16))[-1] for _ in range(2)]
-    assert torch.equal(*features)
+    assert torch.equal(*[term.network(torch.ones(1, 3, 16, 16))[-1] for _ in range(2)]), "no dropout"
     term.double()
     assert net.conv.weight.dtype == torch.float64
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("size", [None, 16])
-def test_clips_of_every_precision(dtype, size):
-    video, term = clips().to(dtype), Alignment(4, net=Net(), size=size)
-    latent = torch.rand(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
-    values = [
-        term(latent=latent.to(each), target=video.to(each), generator=torch.Generator().manual_seed(2))
-        for each in (dtype, torch.float32)
-    ]
-    assert [value.dtype for value in values] == [torch.float32] * 2
-    torch.testing.assert_close(*values)
-
-
-def test_a_network_in_double_precision():
-    term = Alignment(4, net=Net().double(), size=16).double()
     assert term(latent=torch.rand(2, 4, 2, 2, 2), target=clips().float()).dtype == torch.float64
 
 
-def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeypatch):
-    here = f"{__name__}.Net"
-    with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
-        _build_network(here, None)
-    monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
-    net = Net()
-    save_file(net.state_dict(), tmp_path / "net.safetensors")
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    for name in ("net.safetensors", "net.pt"):
-        assert torch.equal(_build_network(here, str(tmp_path / name)).conv.weight, net.conv.weight)
-    save_file(Net(features=2).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"`weights` must be those of Net, but got .*size mismatch for conv.weight"):
-        _build_network(here, str(tmp_path / "other.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"`weights` must be an existing file, but got .*none\.pt"):
-        _build_network(here, str(tmp_path / "none.pt"))
-    for name in ("net.safetensors", "net.pt"):
-        content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", [{"net": Net()}, {"net": Net(), "size": 16}, CLIPS])
+def test_every_precision(dtype, options):
+    term = Alignment(4, **options)
+    latent = torch.rand(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    video = clips(4).to(dtype)
+    value, expected = (
+        term(latent=latent.to(to), target=video.to(to), generator=torch.Generator().manual_seed(2))
+        for to in (dtype, torch.float32)
+    )
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("options", [{}, CLIPS])
+def test_gradcheck(options):
+    term = identity(**options)
+    latent = torch.rand(2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def value(z, weight):
+        arguments = {"latent": z, "target": clips(4), "generator": torch.Generator().manual_seed(2)}
+        return torch.func.functional_call(term, {"projection.weight": weight}, (), arguments)
+
+    weight = term.projection.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(value, (latent.requires_grad_(), weight))
+
+
+class TestNetworksByName:
+    HERE = f"{__name__}.Net"
+
+    @pytest.fixture
+    def allowed(self, monkeypatch):
+        monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
+
+    def test_other_code_must_be_allowed(self):
+        with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
+            Alignment(3, net=self.HERE)
+
+    @pytest.mark.parametrize(("name", "save"), [("net.safetensors", save_file), ("net.pt", torch.save)])
+    def test_weights_by_path(self, name, save, tmp_path, allowed):
+        path, net = tmp_path / name, Net()
+        with pytest.raises(FileNotFoundError, match=rf"`weights` must be an existing file, but got .*{name}"):
+            Alignment(3, net=self.HERE, weights=str(path))
+        save(net.state_dict(), path)
+        assert torch.equal(Alignment(3, net=self.HERE, weights=str(path)).network.module.conv.weight, net.conv.weight)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(CorruptWeightsError, match=f"`weights` must be a checkpoint, but .*{name} cannot be read"):
-            _build_network(here, str(tmp_path / name))
-    assert _build_network("alex", None)(torch.zeros(2, 3, 64, 64))[-1].shape == (2, 256, 3, 3)
+            Alignment(3, net=self.HERE, weights=str(path))
+        save(Net(features=2).state_dict(), path)
+        with pytest.raises(ValueError, match=r"`weights` must be those of Net, .*size mismatch for conv"):
+            Alignment(3, net=self.HERE, weights=str(path))
+
+    def test_the_network_of_lpips(self, cached_weights):
+        term = Alignment(3)
+        assert term.projection.out_channels == 256
+        assert term.network(torch.zeros(2, 3, 64, 64))[-1].shape == (2, 256, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +196,14 @@ def test_the_last_of_several_maps_and_tokens():
         return [frames, colours(frames)]
 
     def tokens(frames):
-        found = colours(frames).flatten(2).transpose(1, 2)
-        return torch.cat([found[:, :1], found], dim=1)
+        last = colours(frames).flatten(2).transpose(1, 2)
+        return torch.cat([last[:, :1], last], dim=1)
 
     video = clips()
     values = []
     for net in (colours, maps, tokens):
-        torch.manual_seed(0)
-        term = Alignment(3, net=net)
-        latent, generator = latent_of(video).flip(1), torch.Generator().manual_seed(1)
-        values.append(term(latent=latent, target=video, generator=generator).item())
+        generator = torch.Generator().manual_seed(1)
+        values.append(identity(net)(latent=latent_of(video).flip(1), target=video, generator=generator).item())
     assert values[0] > 0.1
     assert values == pytest.approx([values[0]] * 3)
 
@@ -268,29 +266,6 @@ class TestWholeClips:
         term = identity(**CLIPS | options, cos_margin=0.0, distance_margin=0.0)
         assert term(latent=latent(video), target=video).abs() < 1e-6
         assert term(latent=-latent(video), target=video) > 1.9
-
-    def test_gradcheck(self):
-        term, video = identity(**CLIPS), clips(4)
-        latent = torch.rand(2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-        def value(z, weight):
-            generator = torch.Generator().manual_seed(2)
-            return torch.func.functional_call(
-                term, {"projection.weight": weight}, (), {"latent": z, "target": video, "generator": generator}
-            )
-
-        weight = term.projection.weight.detach().clone().requires_grad_()
-        assert torch.autograd.gradcheck(value, (latent.requires_grad_(), weight))
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision(self, dtype):
-        term, video = Alignment(4, **CLIPS), clips(4).to(dtype)
-        latent = torch.rand(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
-        values = [
-            term(latent=latent.to(each), target=video.to(each), generator=torch.Generator().manual_seed(2))
-            for each in (dtype, torch.float32)
-        ]
-        torch.testing.assert_close(*values)
 
     @pytest.mark.parametrize(
         ("options", "message"),

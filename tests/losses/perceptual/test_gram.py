@@ -1,4 +1,4 @@
-"""Gram matrices and their distance, also with LPIPS: known value, sums over pixels, gradients, precision, memory."""
+"""The distance of Gram matrices, also with LPIPS: known value, sums over pixels, gradients, precision, memory."""
 
 import functools
 import itertools
@@ -8,9 +8,7 @@ import torch
 
 from telecine.losses.perceptual import gram
 from telecine.losses.perceptual.backbones import BACKBONES
-from telecine.losses.perceptual.lpips import _gram_matrix
-
-NETS = ("vgg", "alex")
+from telecine.losses.perceptual.lpips import gram_matrix
 
 
 def features(*shape, seed=0, dtype=torch.float64):
@@ -23,26 +21,20 @@ def gram_distance(x, y):
 
 def test_known_value():
     x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two features, one row of two pixels
-    assert torch.equal(_gram_matrix(x), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
+    assert torch.equal(gram_matrix(x), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
     assert gram_distance(x, torch.zeros_like(x)).tolist() == [(25 + 2 * 121 + 625) / 16]
 
 
 def test_equals_sums_over_pixels():
-    x = features(2, 3, 4, 5)
-    matrix = _gram_matrix(x)
-    assert matrix.shape == (2, 3, 3)
+    x, y = features(2, 3, 4, 5), features(2, 3, 4, 5, seed=1)
+    expected = torch.zeros(2, dtype=torch.float64)
     for frame, i, j in itertools.product(range(2), range(3), range(3)):
-        products = [x[frame, i, h, w] * x[frame, j, h, w] for h in range(4) for w in range(5)]
-        assert matrix[frame, i, j].item() == pytest.approx(sum(map(float, products)) / (3 * 4 * 5), rel=1e-12)
-
-
-def test_distance_is_the_squared_frobenius_norm_per_frame():
-    x, y = features(3, 4, 5, 6), features(3, 4, 5, 6, seed=1)
-    expected = torch.linalg.matrix_norm(_gram_matrix(x) - _gram_matrix(y)).square()
+        difference = 0.0
+        for h, w in itertools.product(range(4), range(5)):
+            difference += x[frame, i, h, w] * x[frame, j, h, w] - y[frame, i, h, w] * y[frame, j, h, w]
+        expected[frame] += (difference / (3 * 4 * 5)) ** 2
     torch.testing.assert_close(gram_distance(x, y), expected)
     assert torch.equal(gram_distance(x, y), gram_distance(y, x))
-    apart = [gram_distance(x[i : i + 1], y[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(gram_distance(x, y), torch.cat(apart))
 
 
 def test_is_zero_for_equal_features_at_other_positions():
@@ -50,17 +42,9 @@ def test_is_zero_for_equal_features_at_other_positions():
     assert gram_distance(x, x.clone()).tolist() == [0, 0]
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     shuffled = x.flatten(2)[..., order].unflatten(2, (4, 5))
-    tiled = x.repeat(1, 1, 2, 3)
-    for same_texture in (shuffled, tiled):
+    for same_texture in (shuffled, x.repeat(1, 1, 2, 3)):
         torch.testing.assert_close(gram_distance(x, same_texture), torch.zeros(2, dtype=x.dtype), rtol=0, atol=1e-24)
     assert (gram_distance(x, x.flip(1)) > 1e-4).all()
-
-
-def test_grows_with_the_difference():
-    x, noise = features(2, 3, 4, 5), features(2, 3, 4, 5, seed=1)
-    distances = [gram_distance(x, x + amount * noise) for amount in (0, 0.1, 0.2, 0.4)]
-    for less, more in itertools.pairwise(distances):
-        assert (less < more).all()
 
 
 def test_gradcheck_with_equal_and_empty_features():
@@ -71,24 +55,13 @@ def test_gradcheck_with_equal_and_empty_features():
     assert torch.autograd.gradcheck(gram_distance, inputs)
     assert torch.autograd.gradgradcheck(gram_distance, inputs)
     gradient, _ = torch.autograd.grad(gram_distance(x, y).sum(), inputs)
-    assert gradient[0].abs().sum() > 0
-    assert torch.equal(gradient[1:], torch.zeros_like(gradient[1:]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_at_least_float32_also_under_autocast(dtype):
-    x, y = features(2, 3, 4, 5, dtype=torch.float32).to(dtype), features(2, 3, 4, 5, seed=1).to(dtype)
-    widest = torch.promote_types(dtype, torch.float32)
-    expected = gram_distance(x.to(widest), y.to(widest))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
-        assert _gram_matrix(x).dtype == widest
-        assert torch.equal(gram_distance(x, y), expected)
+    assert gradient.flatten(1).ne(0).any(1).tolist() == [True, False, False]
 
 
 def test_half_precision_does_not_overflow():
     x = torch.full((1, 4, 8, 8), 65504.0, dtype=torch.float16).requires_grad_()
-    distance = gram_distance(x, torch.zeros_like(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = gram_distance(x, torch.zeros_like(x))
     # Each of the 16 entries is the square divided by the 4 features.
     assert distance.item() == pytest.approx(65504.0**4, rel=1e-6)
     assert torch.autograd.grad(distance / 65504**4, x)[0].isfinite().all()
@@ -110,20 +83,12 @@ def lpips_and_gram(model, x, y):
     return model(reconstruction=x, target=y, feature_terms=[gram])
 
 
-def noisy(frames, amount):
-    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
-    return (frames + amount * noise).clamp(-1, 1)
-
-
 @pytest.mark.slow
 def test_gram_equals_that_of_the_published_packages_features(models, references, real_frames):
     pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
     x, y = (references("alex").net(references("alex").scaling_layer(frames)) for frames in pair)
     assert len(x) == len(y) == 5
-    expected = torch.zeros(2, dtype=torch.float64)
-    for frame, (x_l, y_l) in itertools.product(range(2), zip(x, y, strict=True)):
-        f_x, f_y = (features[frame].flatten(1).double() for features in (x_l, y_l))
-        expected[frame] += ((f_x @ f_x.T - f_y @ f_y.T) / f_x.numel()).pow(2).sum()
+    expected = gram(reconstruction_features=[m.double() for m in x], target_features=[m.double() for m in y])
     lpips, actual = lpips_and_gram(models["alex"], *pair)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
     assert torch.equal(lpips, models["alex"](reconstruction=pair[0], target=pair[1]))
@@ -143,33 +108,15 @@ def test_feature_terms_do_not_change_a_bit_of_the_distances_gradient(random_mode
             assert torch.equal(actual, gradient)
 
 
-def test_gram_is_zero_for_equal_frames_and_grows_with_noise(models, real_frames):
-    frames = real_frames["bikes.mp4"][:1]
-    noises = (0, 0.05, 0.1, 0.3)
-    distances = [lpips_and_gram(models["alex"], noisy(frames, amount), frames) for amount in noises]
-    assert distances[0] == (torch.zeros(1), torch.zeros(1))
-    for less, more in itertools.pairwise(distances):
-        assert all(a < b for a, b in zip(less, more, strict=True))
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_terms_share_one_pass_of_the_backbone_and_are_computed_only_if_given(net, random_models, no_sync):
+@pytest.mark.parametrize("net", BACKBONES)
+def test_terms_share_one_pass_of_the_backbone_and_are_computed_only_on_request(net, random_models, no_sync):
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
-    num_layers = len(BACKBONES[net].tensor_shapes()) // 2
     compare = functools.partial(random_models[net], feature_terms=[gram])
     for call, num_products in ((random_models[net], 0), (compare, 10)):
         with no_sync() as mode:
             call(reconstruction=frames, target=-frames)
-        assert mode.calls.count("convolution") == 2 * num_layers
+        assert mode.calls.count("convolution") == 2 * len(BACKBONES[net].convolutions())
         assert mode.calls.count("bmm") == num_products
-
-
-def test_gradcheck_of_both_in_float64(random_models):
-    generator = torch.Generator().manual_seed(1)
-    size = BACKBONES["alex"].minimum_size
-    pair = [torch.rand(1, 3, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
-    inputs = [frames.requires_grad_() for frames in pair]
-    assert torch.autograd.gradcheck(functools.partial(lpips_and_gram, random_models["alex"]), inputs, fast_mode=True)
 
 
 def test_gradients_of_both_are_finite_on_flat_and_equal_frames(models):
@@ -188,6 +135,5 @@ def test_both_are_at_least_float32_also_under_autocast(dtype, random_models, rea
     expected = lpips_and_gram(random_models["alex"], x.to(widest), y.to(widest))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = lpips_and_gram(random_models["alex"], x, y)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert ours.dtype == widest
-        assert torch.equal(ours, theirs)
+    assert [values.dtype for values in actual] == [widest] * 2
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)

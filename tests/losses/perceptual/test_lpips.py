@@ -10,16 +10,24 @@ from pathlib import Path
 import lpips as published
 import pytest
 import torch
-from torch import nn
 
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES
-from telecine.losses.perceptual.lpips import _feature_distance, _load_heads, _run_stages
+from telecine.losses.perceptual.lpips import feature_distance
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
-SMALLEST = {"vgg": 16, "alex": 31}
-FLAT = {"black": -1.0, "grey": 0.0, "white": 1.0}
+
+
+BLACK, GREY, WHITE = -1.0, 0.0, 1.0
+
+
+def constant(value, size=64):
+    return torch.full((1, 3, size, size), value)
+
+
+def constant_weights(net, value):
+    return {name: torch.full(shape, value) for name, shape in BACKBONES[net].tensor_shapes().items()}
 
 
 def distance_and_gradient(model, reconstruction, target):
@@ -36,10 +44,6 @@ def call(model):
 def noisy(frames, amount, seed=0):
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(seed))
     return (frames + amount * noise).clamp(-1, 1)
-
-
-def flat(value, size=64, count=1):
-    return torch.full((count, 3, size, size), FLAT[value])
 
 
 @pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
@@ -69,17 +73,16 @@ def test_maps_resized_to_the_frame_have_nearly_the_same_mean(models, references,
 
 
 @pytest.mark.parametrize(
-    ("net", "pair", "expected"),
+    ("net", "reconstruction", "target", "expected"),
     [
-        ("vgg", ("black", "white"), 0.453837),
-        ("vgg", ("grey", "black"), 0.538974),
-        ("alex", ("black", "white"), 0.813954),
-        ("alex", ("grey", "black"), 0.707362),
+        ("vgg", BLACK, WHITE, 0.453837),
+        ("vgg", GREY, BLACK, 0.538974),
+        ("alex", BLACK, WHITE, 0.813954),
+        ("alex", GREY, BLACK, 0.707362),
     ],
 )
-def test_known_values(net, pair, expected, models):
-    reconstruction, target = (flat(value) for value in pair)
-    distance = models[net](reconstruction=reconstruction, target=target)
+def test_known_values(net, reconstruction, target, expected, models):
+    distance = models[net](reconstruction=constant(reconstruction), target=constant(target))
     assert distance.shape == (1,)
     assert distance.tolist() == pytest.approx([expected], abs=2e-6)
 
@@ -99,12 +102,12 @@ def test_heads_are_the_published_ones(net):
     folders = [Path(published.__file__).parent / "weights" / "v0.1"]
     if torchmetrics := find_spec("torchmetrics"):  # found, not imported: that takes seconds
         folders.append(Path(torchmetrics.origin).parent / "functional" / "image" / "lpips_models")
-    heads = _load_heads(net)
-    assert len(heads) == 5
+    tensors = LPIPS(net, weights=constant_weights(net, 0.0)).module
+    assert sum(name.startswith("head.") for name in tensors) == 5
     for folder in folders:
         state = torch.load(folder / f"{net}.pth", "cpu", weights_only=True)
         for index in range(5):
-            assert torch.equal(heads[f"head.{index}"], state[f"lin{index}.model.1.weight"].flatten())
+            assert torch.equal(tensors[f"head.{index}"], state[f"lin{index}.model.1.weight"].flatten())
 
 
 # Gradients
@@ -118,7 +121,7 @@ def test_gradcheck_of_one_layer_with_pixels_without_features():
     y[:, :, 0, 1] = 0
     x[:, :, 1, 1] = y[:, :, 1, 1] = 0
     inputs = (x.requires_grad_(), y.requires_grad_(), head)
-    assert torch.autograd.gradcheck(_feature_distance, inputs, eps=1e-8, rtol=1e-3, atol=1e-4)
+    assert torch.autograd.gradcheck(feature_distance, inputs, eps=1e-8, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +133,13 @@ def test_gradcheck_of_one_layer_with_pixels_without_features():
         ("alex", torch.bfloat16),
     ],
 )
-def test_gradients_are_finite_on_flat_and_equal_frames(net, dtype, models):
-    flats = {name: flat(name, size=32) for name in FLAT}
+def test_gradients_are_finite_on_constant_and_equal_frames(net, dtype, models):
     noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pairs = [(x, y) for x in flats.values() for y in flats.values()]
-    pairs += [(noise, noise), (noise, flats["black"]), (flats["white"], noise)]
-    reconstruction, target = (torch.cat(side).to(dtype) for side in zip(*pairs, strict=True))
+    frames = [noise, *(constant(value, size=32) for value in (BLACK, GREY, WHITE))]
+    reconstruction, target = (
+        torch.cat(side).to(dtype) for side in zip(*itertools.product(frames, frames), strict=True)
+    )
     distance, gradient = distance_and_gradient(call(models[net]), reconstruction, target)
-    assert distance.shape == (12,)
     assert distance.isfinite().all()
     assert gradient.isfinite().all()
     assert gradient.dtype == dtype
@@ -145,11 +147,11 @@ def test_gradients_are_finite_on_flat_and_equal_frames(net, dtype, models):
 
 @pytest.mark.parametrize("net", NETS)
 def test_gradient_is_zero_if_all_features_are_zero(net):
-    state = {name: torch.zeros(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
-    distance, gradient = distance_and_gradient(call(LPIPS(net, weights=state)), frames, -frames)
-    assert torch.equal(distance, torch.zeros(1))
-    assert torch.equal(gradient, torch.zeros_like(frames))
+    model = LPIPS(net, weights=constant_weights(net, 0.0))
+    distance, gradient = distance_and_gradient(call(model), frames, -frames)
+    assert not distance.any()
+    assert not gradient.any()
 
 
 @pytest.fixture
@@ -187,108 +189,66 @@ def test_graph_holds_one_activation_per_layer(models, saved_bytes):
     assert one_each < saved_bytes(models["vgg"], frames.requires_grad_(), frames.detach().flip(-1)) < 2.5 * one_each
 
 
-def test_inputs_are_not_changed_and_inference_mode_works(models, real_frames):
-    frames = real_frames["bikes.mp4"]
-    reconstruction, target = frames[:2].clone(), frames[2:].clone()
-    with torch.inference_mode():
-        inside = models["alex"](reconstruction=reconstruction, target=target)
-        created_inside = target.clone()
-    assert torch.equal(reconstruction, frames[:2])
-    assert torch.equal(target, frames[2:])
-    distance, gradient = distance_and_gradient(call(models["alex"]), reconstruction, created_inside)
-    assert torch.equal(distance, inside)
-    assert gradient.isfinite().all()
-
-
 # Precision
 
 
-def test_autocast_changes_nothing(models, real_frames):
-    frames = real_frames["carphone_pristine.mp4"]
-    expected = distance_and_gradient(call(models["alex"]), frames[:1], frames[3:])
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype", "expected_dtype"),
+    [
+        (torch.float32, torch.float32, torch.float32),
+        (torch.float16, torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float64, torch.float64, torch.float64),
+    ],
+)
+def test_at_least_float32_also_under_autocast(dtype, target_dtype, expected_dtype, models, real_frames):
+    x, y = real_frames["bikes.mp4"][:2].to(dtype).split(1)
+    expected = distance_and_gradient(call(models["alex"]), x.to(expected_dtype), y.to(expected_dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (frames[0, 0] @ frames[0, 0].T).dtype == torch.bfloat16
-        actual = distance_and_gradient(call(models["alex"]), frames[:1], frames[3:])
+        actual = distance_and_gradient(call(models["alex"]), x, y.to(target_dtype))
+    assert actual[0].dtype == expected_dtype
     assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
+    assert torch.equal(actual[1], expected[1].to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_inputs_are_computed_in_float32(dtype, models, real_frames):
-    x, y = (frames.to(dtype) for frames in real_frames["bikes.mp4"][:2].split(1))
-    expected = models["alex"](reconstruction=x.float(), target=y.float())
-    for other in (y, y.float()):
-        actual = models["alex"](reconstruction=x, target=other)
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, expected)
-
-
-def test_float64_inputs_are_computed_in_float64(models, real_frames):
-    model = models["alex"]
-    x, y = real_frames["bikes.mp4"][:2].double().split(1)
-    cast = model(reconstruction=x, target=y)
-    moved = copy.deepcopy(model).double()(reconstruction=x, target=y)
-    assert cast.dtype == moved.dtype == torch.float64
-    assert torch.equal(cast, moved)
-    torch.testing.assert_close(cast.float(), model(reconstruction=x.float(), target=y.float()))
-
-
-@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, lambda module: module.to(torch.float16)])
-def test_stays_in_float32_if_the_parent_becomes_half_precision(cast, models, real_frames):
+def test_moved_to_float64_and_half_precision(models, real_frames):
     x, y = real_frames["bikes.mp4"][:2].split(1)
-    parent = nn.ModuleDict({"loss": copy.deepcopy(models["alex"]), "linear": nn.Linear(1, 1)})
-    cast(parent)
-    assert parent["linear"].weight.dtype != torch.float32
-    actual = parent["loss"](reconstruction=x, target=y)
-    assert torch.equal(actual, models["alex"](reconstruction=x, target=y))
+    model = copy.deepcopy(models["alex"])
+    expected = model(reconstruction=x.double(), target=y.double())
+    assert torch.equal(model.double()(reconstruction=x, target=y), expected)
+    model = copy.deepcopy(models["alex"]).half()
+    assert torch.equal(model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y))
+
+
+def test_inference_mode(models, real_frames):
+    frames = real_frames["bikes.mp4"]
+    with torch.inference_mode():
+        inside = models["alex"](reconstruction=frames[:2], target=frames[2:])
+        created_inside = frames[2:].clone()
+    distance, gradient = distance_and_gradient(call(models["alex"]), frames[:2], created_inside)
+    assert torch.equal(distance, inside)
+    assert gradient.isfinite().all()
 
 
 # As a frozen module
 
 
-def test_stays_in_evaluation_mode_and_is_deterministic(models, real_frames):
+def test_frozen_hidden_and_deterministic(models, real_frames):
     x, y = real_frames["bikes.mp4"][:2].split(1)
-    parent = nn.ModuleList([copy.deepcopy(models["alex"])])
-    first = parent[0](reconstruction=x, target=y)
-    parent.train()
-    assert parent.training
-    assert not any(module.training for module in parent[0].modules())
-    for _ in range(2):
-        assert torch.equal(parent[0](reconstruction=x, target=y), first)
-
-
-def test_hidden_from_optimizers_wrappers_and_checkpoints(models):
-    model = models["alex"]
-    parent = nn.ModuleDict({"loss": model, "linear": nn.Linear(1, 1)})
-    assert not list(model.parameters())
-    assert not list(model.buffers())
-    assert list(parent.state_dict()) == ["linear.weight", "linear.bias"]
-    parent.load_state_dict(parent.state_dict(), strict=True)
-    parent.requires_grad_(True)
+    model = copy.deepcopy(models["alex"]).train().requires_grad_(True)
+    assert not model.state_dict()
     assert not any(tensor.requires_grad for tensor in model.module.values())
+    assert torch.equal(model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y))
 
 
 def test_copies_pickles_and_saves(models, real_frames):
     x, y = real_frames["bikes.mp4"][:2].split(1)
-    expected = models["alex"](reconstruction=x, target=y)
     buffer = io.BytesIO()
     torch.save(models["alex"], buffer)
     buffer.seek(0)
-    copies = [
-        copy.deepcopy(models["alex"]),
-        pickle.loads(pickle.dumps(models["alex"])),
-        torch.load(buffer, weights_only=False),
-    ]
-    for other in copies:
+    expected = models["alex"](reconstruction=x, target=y)
+    for other in (pickle.loads(pickle.dumps(models["alex"])), torch.load(buffer, weights_only=False)):
         assert torch.equal(other(reconstruction=x, target=y), expected)
-    assert copies[0].module["scale"] is not models["alex"].module["scale"]
-
-
-def test_moves_with_its_parent(models):
-    parent = nn.ModuleList([copy.deepcopy(models["alex"])]).to("meta")
-    assert {tensor.device.type for tensor in parent[0].module.values()} == {"meta"}
-    parent = nn.ModuleList([copy.deepcopy(models["alex"])]).to("meta", torch.float16)
-    assert {(tensor.device.type, tensor.dtype) for tensor in parent[0].module.values()} == {("meta", torch.float32)}
 
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
@@ -307,54 +267,36 @@ def test_nothing_is_read_from_the_device(net, models, real_frames, no_sync):
 # Arguments
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_smallest_frames(net, models):
-    size = SMALLEST[net]
-    assert BACKBONES[net].minimum_size == size
-    weights = {name: torch.zeros(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
-    weights |= {"shift": torch.zeros(()), "scale": torch.ones(())}
-
-    def run(size):
-        *_, features = _run_stages(BACKBONES[net].stages, weights, torch.zeros(1, 3, size, size))
-        return features
-
-    assert min(run(size).shape) > 0
-    with pytest.raises(RuntimeError):
-        run(size - 1)
+@pytest.mark.parametrize(("net", "size"), [("vgg", 16), ("alex", 31)])
+def test_the_smallest_frames(net, size):
+    model = LPIPS(net, weights=constant_weights(net, 0.01))
     frames = torch.rand(1, 3, size, size + 1) * 2 - 1
-    assert models[net](reconstruction=frames, target=-frames).isfinite().all()
-    frames = frames[..., : size - 1]
-    with pytest.raises(ValueError, match=f"`reconstruction` must be at least {size} pixels .*interpolate"):
-        models[net](reconstruction=frames, target=frames)
+    assert min(model.features(frames)[-1].shape) > 0
+    assert model(reconstruction=frames, target=-frames).isfinite().all()
+    with pytest.raises(ValueError, match=f"`frames` must be at least {size} pixels .*interpolate"):
+        model.features(frames[..., : size - 1])
 
 
-GREY = torch.zeros(1, 1, 32, 32)
+FRAME, GREY_FRAME = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
 
 
 @pytest.mark.parametrize(
     ("reconstruction", "target", "message"),
     [
-        (
-            GREY,
-            GREY,
-            r"`reconstruction` must be .*\(N, 3, H, W\), but got .*\(1, 1, 32, 32\).*expand.*\(B, T, C, H, W\)",
-        ),
-        (torch.zeros(1, 3, 32, 32), GREY, r"`target` must be of `reconstruction`'s shape \(1, 3, 32, 32\)"),
-        (torch.zeros(3, 32, 32), GREY, r"`reconstruction` must be .*\[None\]"),
+        (GREY_FRAME, GREY_FRAME, r"`reconstruction` must be .*\(N, 3, H, W\), .*\(1, 1, 32, 32\).*expand.*\(B, T, C"),
+        (FRAME, GREY_FRAME, r"`target` must be of `reconstruction`'s shape \(1, 3, 32, 32\)"),
+        (FRAME[0], FRAME, r"`reconstruction` must be .*\[None\]"),
+        (FRAME[..., :30], FRAME[..., :30], "`reconstruction` must be at least 31 pixels"),
     ],
 )
 def test_wrong_frames(reconstruction, target, message, random_models):
     with pytest.raises(ValueError, match=message):
         random_models["alex"](reconstruction=reconstruction, target=target)
+    with pytest.raises(TypeError):
+        random_models["alex"](FRAME, FRAME)
 
 
 @pytest.mark.parametrize("net", ["squeeze", ["vgg"]])
 def test_unknown_net(net):
     with pytest.raises(ValueError, match='`net` must be "vgg" or "alex", but got'):
         LPIPS(net)
-
-
-def test_pairs_are_keyword_only(models):
-    frames = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(TypeError):
-        models["alex"](frames, frames)

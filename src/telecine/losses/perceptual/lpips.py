@@ -82,7 +82,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             xs = []
             ys = []
             for x, y, head in self._stages(reconstruction, target):
-                distances.append(_feature_distance(x, y, head))
+                distances.append(feature_distance(x, y, head))
                 if feature_terms:  # otherwise no map is kept
                     xs.append(x)
                     ys.append(y)
@@ -131,8 +131,17 @@ def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: 
         yield x
 
 
-def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
-    """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
+def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
+    """Return the distance of feature maps: the squared difference of unit vectors, averaged and weighted.
+
+    Args:
+        x: `(N, C, H, W)`.
+        y: The same shape.
+        head: The weight of each channel, `(C,)`.
+
+    Returns:
+        One distance for each frame, `(N,)`.
+    """
     # Smooth: the gradient of a pixel whose features are all zero would be NaN.
     x = unit_vectors(x, _EPSILON, is_smooth=True)
     y = unit_vectors(y, _EPSILON, is_smooth=True)
@@ -225,12 +234,12 @@ def gram(
     """
     distances = []
     for x, y in zip(reconstruction_features, target_features, strict=True):
-        difference = _gram_matrix(x) - _gram_matrix(y)
+        difference = gram_matrix(x) - gram_matrix(y)
         distances.append(difference.square().sum(dim=(1, 2)))
     return _sum(distances)
 
 
-def _gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
+def gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
     """Return `F F^T / (C H W)` of each feature map, with F its C rows of H W values (equation 3)."""
     with autocast_off(features.device):
         rows = at_least_float32(features).flatten(2)
