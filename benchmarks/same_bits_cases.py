@@ -37,6 +37,7 @@ LATER: Settings = {
             "level_std": 1.0,
             "shift": 1.0,
             "shift_pixels": None,
+            "noise_fraction": 0.0,
             "weighting": "uniform",
             "one_step": False,
         },

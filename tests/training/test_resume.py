@@ -8,8 +8,9 @@ import yaml
 from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
-from telecine.runs.settings import as_yaml
-from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
+from telecine.runs.settings import as_yaml, plain_settings
+from telecine.settings import CausalVAEConfig, GANConfig, ReconstructionConfig, TrainConfig
+from telecine.settings.autoencoder import FlowConfig
 from telecine.training.resume import SavedSettings
 
 
@@ -198,3 +199,21 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     SavedSettings(saved).check_networks(tiny())
     changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
     assert sorted(SavedSettings(saved).changes(tiny())) == sorted(changes)
+
+
+@pytest.mark.parametrize("decoder", ["direct", "flow"])
+def test_a_run_with_the_levels_of_an_older_version_keeps_them(tmp_path, decoder):
+    """The same command resumes it, although its defaults have changed."""
+    config = TrainConfig(causal_vae=CausalVAEConfig(decoder=decoder))
+    settings = plain_settings(config)
+    settings["causal_vae"]["flow"]["shift"] = 1.0
+    del settings["causal_vae"]["flow"]["noise_fraction"]
+    (tmp_path / "config.yaml").write_text(as_yaml(settings))
+    saved = SavedSettings(tmp_path)
+    resumed = saved.with_levels(config)
+    assert (resumed.causal_vae.flow.shift, resumed.causal_vae.flow.noise_fraction) == (1.0, 0.0)
+    saved.check_networks(resumed)
+    assert saved.changes(resumed) == []
+    other = CausalVAEConfig(decoder=decoder, flow=FlowConfig(shift=2.0))
+    with pytest.raises(ValueError, match=r"`causal_vae\.flow\.shift` must be 1\.0 as in"):
+        saved.check_networks(saved.with_levels(TrainConfig(causal_vae=other)))

@@ -44,6 +44,7 @@ from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import with_older_flow
 from telecine.settings.validate import validate
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
@@ -481,6 +482,8 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
         raise argument_error("folder", contract, f"{architecture} (1 is telecine 0.1's)", remedy)
     values.pop(MEAN_KEY, None)
     values.pop(STD_KEY, None)
+    if isinstance(values.get("flow"), dict):
+        values["flow"] = with_older_flow(values["flow"])
     return validate(CausalVAEConfig, values)
 
 

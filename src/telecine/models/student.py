@@ -36,7 +36,7 @@ from telecine.models.pretrained import (
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
-from telecine.settings.autoencoder import with_presets
+from telecine.settings.autoencoder import with_older_flow, with_presets
 from telecine.settings.validate import validate
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
@@ -283,7 +283,10 @@ def _read_student(folder: Path) -> _SavedStudent:
     _check_saved(values, DECODER_KEY, dict, "a group of settings", file)
     _check_saved(values, TEACHER_KEY, str, "a text", file)
     _check_saved(values, DIGEST_KEY, str, "a text", file)
-    config = validate(CausalVAEConfig, values.pop(DECODER_KEY), f"{DECODER_KEY}.")
+    decoder = values.pop(DECODER_KEY)
+    if isinstance(decoder.get("flow"), dict):
+        decoder["flow"] = with_older_flow(decoder["flow"])
+    config = validate(CausalVAEConfig, decoder, f"{DECODER_KEY}.")
     teacher = _find_teacher(folder, values.pop(TEACHER_KEY))
     digest = values.pop(DIGEST_KEY)
     return _SavedStudent(config, teacher, digest, normalisation=values)

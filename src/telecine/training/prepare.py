@@ -216,6 +216,10 @@ def _find_start(
         if accelerator.is_main_process:
             summary = read_earlier_summary(run, console)
         saved = SavedSettings(checkpoint)
+        flow = config.causal_vae.flow
+        config = saved.with_levels(config)
+        if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
+            print_warnings(console, ["the levels of noise of `causal_vae.flow` stay as the run started"])
         saved.check_networks(config)
         if not change_data:
             # Whether data in another place is the same is checked once it is read.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings.autoencoder import FlowConfig, with_older_flow
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import REMOVED
 
@@ -71,6 +73,20 @@ class SavedSettings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
+        autoencoder = self.values.get("causal_vae", {})
+        if "flow" in autoencoder:
+            autoencoder["flow"] = with_older_flow(autoencoder["flow"])
+
+    def with_levels(self, config: TrainConfig) -> TrainConfig:
+        """Return settings with the run's own noise levels where `config` has defaults: older versions had others."""
+        saved = self.values.get("causal_vae", {}).get("flow", {})
+        flow = config.causal_vae.flow
+        changes = {}
+        for name, value in saved.items():
+            is_default = getattr(flow, name, None) == getattr(FlowConfig, name, None)
+            if is_default and hasattr(flow, name):
+                changes[name] = value
+        return replace(config, causal_vae=replace(config.causal_vae, flow=replace(flow, **changes)))
 
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, but for the model and the folder.
