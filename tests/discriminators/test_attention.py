@@ -133,17 +133,6 @@ def test_feed_forward(dim, mult, hidden):
     torch.testing.assert_close(layer(x), layer.net[2](value * F.gelu(gate)))
 
 
-def test_names_of_published_checkpoints():
-    names = {f"attn.{name}.0.weight" for name in ("to_q", "to_kv", "to_out")} | {"norm.gamma"}
-    state = LinearSpaceAttention(dim=4).state_dict()
-    assert set(state) == names
-    assert state["attn.to_q.0.weight"].shape == (8 * 8, 4)
-    assert set(FeedForward(4).state_dict()) == {
-        "norm.gamma",
-        *(f"net.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")),
-    }
-
-
 def test_the_output_is_contiguous():
     """The double backward of channels-last convolutions, which would follow, corrupts the heap on the CPU."""
     attention = LinearSpaceAttention(dim=8, dim_head=4, heads=2)

@@ -80,11 +80,6 @@ class TestAnyNumberOfFrames:
     def test_networks_built_for_one(self, make, frame_num, time):
         check_every_pixel_counts(build_sized(make, image_size=16, frame_num=frame_num), (2, 3, time, 16, 16))
 
-    @pytest.mark.parametrize(("num_temporal_layers", "time"), [(0, 1), (0, 5), (1, 2), (2, 3), (3, 8), (3, 17)])
-    def test_patches(self, num_temporal_layers, time):
-        network = build(PATCHES["none"], num_temporal_layers=num_temporal_layers)
-        check_every_pixel_counts(network, (2, 3, time, 16, 16))
-
 
 @pytest.mark.parametrize(("built_for", "size"), SIZES)
 class TestAnyHeightAndWidth:
@@ -97,22 +92,8 @@ class TestAnyHeightAndWidth:
         network = build_sized(Discriminator, image_size=built_for, antialiased_downsample=antialiased)
         check_every_pixel_counts(network, (2, 3, *size))
 
-    def test_patches(self, built_for, size):
-        check_every_pixel_counts(build(PATCHES["none"]), (1, 3, 5, *size))
+    def test_patches_of_images(self, built_for, size):
         check_every_pixel_counts(build(IMAGE_PATCHES["none"]), (2, 3, *size))
-
-
-@pytest.mark.slow
-@settings(max_examples=12, deadline=None)
-@given(
-    make=st.sampled_from(list(SIZED.values())),
-    built=st.tuples(st.integers(16, 80), st.integers(16, 80), st.integers(1, 70)),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(16, 40), st.integers(16, 40)),
-    antialiased=st.booleans(),
-)
-def test_any_network_accepts_any_video(make, built, shape, antialiased):
-    network = build_sized(make, image_size=built[:2], frame_num=built[2], antialiased_downsample=antialiased)
-    check_every_pixel_counts(network, (shape[0], 3, *shape[1:]))
 
 
 @settings(max_examples=12, deadline=None)

@@ -41,16 +41,6 @@ def test_videos_equal_a_loop(mode, shape):
     torch.testing.assert_close(Blur().double()(x, **MODES[mode]), naive_blur(x, mode))
 
 
-def test_known_values_of_an_impulse():
-    x = torch.zeros(1, 1, 3, 3, 3)
-    x[..., 1, 1, 1] = 64
-    kernel = torch.tensor([1.0, 2.0, 1.0])
-    assert torch.equal(Blur()(x)[0, 0], torch.einsum("i,j,k->ijk", kernel, kernel, kernel))
-    assert torch.equal(Blur()(x, space_only=True)[0, 0, 1], 4 * torch.outer(kernel, kernel))
-    assert torch.equal(Blur()(x, time_only=True)[0, 0, :, 1, 1], 16 * kernel)
-    assert Blur()(x, space_only=True)[0, 0, [0, 2]].abs().sum() == 0
-
-
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("both", torch.float16), ("space", torch.bfloat16), ("time", torch.float32)]
 )

@@ -184,7 +184,7 @@ class TestDoubleBackward:
         assert torch.autograd.gradcheck(logits, (x, *parameters), fast_mode=True)
         twice = (x,) if norm == "spectral" else (x, *parameters)  # weights with a spectral norm are differentiated once
         others = parameters[len(twice) - 1 :]
-        assert torch.autograd.gradgradcheck(lambda *given: logits(*given, *others), twice, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *inputs: logits(*inputs, *others), twice, fast_mode=True)
 
     @pytest.mark.slow
     def test_batches_1_to_9_in_float32_with_several_threads(self, forks, tmp_path):

@@ -84,31 +84,36 @@ def logits(real, fake, num=3):
 
 def gan_case(name, side):
     index = GANLosses._fields.index(side)
-    gaps = (0.9, 0.0, -1.0)  # the larger, the better for the discriminator
-    real = torch.zeros(2, 1, 4)
-    message = (
-        "`fake` must be of `real`'s shape {}, but got a torch.float32 tensor of shape {} on cpu. "
-        "Pass as many real samples as fakes to the discriminator."
-    )
-    optimum = OPTIMA.get((name, side))
+    learns = ("real", "fake")
+    gaps = [0.9, 0.0, -1.0]  # the larger, the better for the discriminator
+    large = logits(-6e4, 6e4)
+    if side == "generator":
+        gaps.reverse()
+        large = logits(6e4, -6e4)
+        if name != "relativistic":
+            learns = ("fake",)
+    optima = []
+    if (name, side) in OPTIMA:
+        optima.append((logits(*OPTIMA[name, side]), 0.0))
+    errors = []
+    if name == "relativistic":
+        for shape in ((2, 4), (1, 1, 4), (2, 1, 1)):
+            message = (
+                f"`fake` must be of `real`'s shape (2, 1, 4), but got a torch.float32 tensor of shape {shape} on cpu. "
+                "Pass as many real samples as fakes to the discriminator."
+            )
+            errors.append(({"real": torch.zeros(2, 1, 4), "fake": torch.zeros(shape)}, message))
     return LossCase(
         name=f"{name}-{side}",
         loss=lambda real, fake: getattr(GAN_LOSSES[name](real=real, fake=fake), side),
         example=gan_example(name),
         reference=lambda real, fake: loop_over_logits(name, real, fake)[index],
-        learns=("real", "fake") if side == "discriminator" or name == "relativistic" else ("fake",),
-        known=tuple((logits(r, f), values[index]) for r, f, *values in KNOWN[name]),
-        optima=() if optimum is None else ((logits(*optimum), 0.0),),
-        increasing=tuple(logits(gap, -gap) for gap in (gaps if side == "discriminator" else gaps[::-1])),
-        large=None
-        if (name, side) in IN_RANGE
-        else (logits(-6e4, 6e4) if side == "discriminator" else logits(6e4, -6e4)),
-        errors=()
-        if name != "relativistic"
-        else tuple(
-            ({"real": real, "fake": torch.zeros(shape)}, message.format((2, 1, 4), shape))
-            for shape in ((2, 4), (1, 1, 4), (2, 1, 1))
-        ),
+        learns=learns,
+        known=tuple((logits(real, fake), values[index]) for real, fake, *values in KNOWN[name]),
+        optima=tuple(optima),
+        increasing=tuple(logits(gap, -gap) for gap in gaps),
+        large=None if (name, side) in IN_RANGE else large,
+        errors=tuple(errors),
         function=GAN_LOSSES[name],
     )
 

@@ -135,6 +135,9 @@ class TestPenalties(LossTester):
             assert penalty.function.__name__ == name
 
 
+# What a penalty declares decides what the objective prepares for it.
+
+
 @pytest.fixture
 def inputs():
     return example(0)
@@ -144,27 +147,6 @@ def inputs():
 def discriminator(inputs):
     inputs["hidden"].requires_grad_()
     return discriminator_of(inputs["hidden"], inputs["bias"], inputs["out"])
-
-
-@pytest.mark.parametrize(
-    ("name", "slope", "expected"),
-    [
-        ("one_centered", 3.0, 25.0),
-        ("one_centered", 0.5, 0.0),
-        ("wgan_gp", 3.0, 25.0),
-        ("wgan_gp", 0.5, 0.0),
-        ("r1", 3.0, 18.0),
-        ("r2", 3.0, 18.0),
-        ("r1_and_r2", 3.0, 36.0),
-    ],
-)
-def test_known_values_of_a_plane(name, slope, expected):
-    shape = (3, 1, 2, 2)  # the norm of the gradient is `slope` * sqrt(4)
-    value = call(GRAD_PENALTIES[name], lambda x: slope * x.flatten(1).sum(1), normal(shape, 1), normal(shape, 2))
-    assert value.item() == pytest.approx(expected, abs=1e-20)
-
-
-# What a penalty declares decides what the objective prepares for it.
 
 
 @penalties
@@ -262,19 +244,6 @@ def test_a_penalty_gets_the_arguments_that_it_has():
 
 
 # Half precision and autocast.
-
-
-@penalties
-def test_float32_under_autocast(name, inputs):
-    inputs = {key: tensor.float() for key, tensor in inputs.items()}
-    discriminator = discriminator_of(inputs["hidden"].requires_grad_(), inputs["bias"], inputs["out"])
-    outside = call(GRAD_PENALTIES[name], discriminator, inputs["real"], inputs["fake"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = call(GRAD_PENALTIES[name], discriminator, inputs["real"], inputs["fake"])
-    assert inside.dtype == torch.float32
-    # The objective computes penalties with a double backward without autocast; here they have bfloat16's rounding.
-    # The finite difference is divided by its small step, and so is the rounding of float32.
-    assert inside.item() == pytest.approx(outside.item(), rel=0.1 if GRAD_PENALTIES[name].double_backward else 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

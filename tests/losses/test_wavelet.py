@@ -4,7 +4,6 @@ import inspect
 import itertools
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,18 +125,3 @@ def test_haar_equals_a_loop_over_blocks(size, seed):
     expected = torch.stack([torch.stack([loop_over_blocks(channel) for channel in sample], 1) for sample in x])
     assert haar(x).shape == expected.shape == (2, 8, 2, *[math.ceil(n / 2) for n in size])
     torch.testing.assert_close(haar(x), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_haar_of_half_precision_is_computed_in_float32(dtype):
-    x = random(EVEN, 1).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        bands = haar(x)
-    torch.testing.assert_close(bands, haar(x.float()), rtol=0, atol=0)
-
-
-def test_a_weight_means_the_same_at_any_resolution():
-    pair = {"reconstruction": random((1, 2, 4, 4, 4), 1), "target": random((1, 2, 4, 4, 4), 2)}
-    tiled = {name: tensor.repeat(1, 1, 2, 3, 2) for name, tensor in pair.items()}
-    for levels in (1, 2):
-        assert wavelet_l1(**tiled, levels=levels).item() == pytest.approx(wavelet_l1(**pair, levels=levels).item())

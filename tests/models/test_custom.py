@@ -298,7 +298,7 @@ def test_a_class_that_cannot_be_imported(tmp_path):
 
 def test_no_module(package):
     allow_code("mine_of_tests")
-    with pytest.raises(ValueError, match=r"`model` must be a class of `torch\.nn\.Module`, .*NoModule, which is none"):
+    with pytest.raises(ValueError, match=r"must be a subclass of `torch\.nn\.Module`, .*NoModule, which is not"):
         build_custom("mine_of_tests.NoModule", {}, "model")
 
 
@@ -307,7 +307,7 @@ def test_a_configuration_calls_no_function(tmp_path):
     arguments = {"path": str(tmp_path / "written"), "value": 1}
     config = {"_class_path": "telecine.base.files.write_json", "_arguments": arguments}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"must be a class of `torch\.nn\.Module`, .*write_json, which is none"):
+    with pytest.raises(ValueError, match=r"must be a subclass of `torch\.nn\.Module`, .*write_json, which is not"):
         load_autoencoder(tmp_path)
     assert not (tmp_path / "written").exists()
 

@@ -205,7 +205,7 @@ class TestNetwork:
         torch.testing.assert_close(of_velocity, x_t - scale * v)
 
     def test_gradients_of_a_conditioned_block(self):
-        block = ResidualBlock(2, 2, level_features=3).double()
+        block = ResidualBlock(2, 2, noise_features=3).double()
         with torch.no_grad():
             for weight in block.parameters():
                 weight += 0.3 * torch.randn_like(weight)

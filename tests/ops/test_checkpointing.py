@@ -22,8 +22,15 @@ class Recurrent(nn.Module):
 
     def forward(self, x, cache=None):
         self.num_calls += 1
-        before = self.kept if self.where == "attribute" else cache[0] if self.where == "list" else cache["a"]["b"]
-        y = self.layer(x).tanh() if before is None else self.layer(x + before).tanh()
+        if self.where == "attribute":
+            before = self.kept
+        elif self.where == "list":
+            before = cache[0]
+        else:
+            before = cache["a"]["b"]
+        if before is not None:
+            x = x + before
+        y = self.layer(x).tanh()
         after = y.square()
         if self.where == "attribute":
             self.kept = after
@@ -50,11 +57,11 @@ def test_what_a_call_keeps_is_an_input_of_the_next(where):
     expected_gradients = torch.autograd.grad(expected.square().sum(), inputs)
     checkpoint_module(module, "kept" if where == "attribute" else "")
     module.num_calls = 0
-    found = outputs(module, x, where)
+    output = outputs(module, x, where)
     assert module.num_calls == 4
     after = module.kept
-    assert torch.equal(found, expected)
-    gradients = torch.autograd.grad(found.square().sum(), inputs)
+    assert torch.equal(output, expected)
+    gradients = torch.autograd.grad(output.square().sum(), inputs)
     assert module.num_calls == 8, "each call is computed once more"
     assert module.kept is after, "the backward pass leaves what the layers keep as it is"
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
@@ -77,8 +84,8 @@ def test_checkpointed_calls_can_be_nested():
         return torch.cat([outer(part, cache=cache) for part in x.split(1)])
 
     cache = [None]
-    found = torch.cat([checkpoint_call(both, part, cache) for part in x.split(2)])
-    gradient = torch.autograd.grad(found.square().sum(), outer.layer.weight)[0]
+    output = torch.cat([checkpoint_call(both, part, cache) for part in x.split(2)])
+    gradient = torch.autograd.grad(output.square().sum(), outer.layer.weight)[0]
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
 
@@ -117,7 +124,7 @@ def test_the_backward_pass_computes_one_call_after_the_other_again():
 
     def forward(x, cache, number):
         events.append(f"forward {number}")
-        cache[0] = x.exp() if cache[0] is None else (x + cache[0]).exp()
+        cache[0] = (x if cache[0] is None else x + cache[0]).exp()
         return cache[0].sin()
 
     parts = [torch.zeros(8, requires_grad=True) for _ in range(3)]

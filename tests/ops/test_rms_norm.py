@@ -20,16 +20,16 @@ def leaves(*shape, dtype=torch.float64):
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4, 6), (2, 5, 4, 6), (1, 5, 1, 1, 2)])
 def test_value_and_gradients(shape):
-    found = []
+    results = []
     for function in (rms_norm, plain):
         x, weight = leaves(*shape)
         if shape[0] == 1:
             x = x[..., 1:].detach().requires_grad_()  # one position: sums over the others are the tensor itself
         y = function(x, weight)
         torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y).mul(y)[..., -3:].sum().backward()
-        found.append((y.detach(), x.grad, weight.grad))
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
-    assert found[0][2].abs().min() > 0
+        results.append((y.detach(), x.grad, weight.grad))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    assert results[0][2].abs().min() > 0
 
 
 def test_gradients_of_what_is_trained_alone():

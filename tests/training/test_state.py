@@ -29,9 +29,9 @@ def state_of(model, accelerator=None):
 def test_a_sharded_model_averages_gradients_unless_told_otherwise():
     state = state_of(Sharded())
     for enabled in (True, False):
-        with state.no_sync(enabled):
+        with state.gradient_sync(enabled=enabled):
             pass
-    assert state.model.syncs == [False, True]
+    assert state.model.syncs == [True, False]
     assert state.is_sharded
     assert not state_of(nn.Linear(1, 1)).is_sharded
 
@@ -45,9 +45,9 @@ def test_a_wrapped_model_averages_gradients_unless_told_otherwise():
         yield
 
     state = state_of(nn.Linear(1, 1), SimpleNamespace(no_sync=no_sync))
-    with state.no_sync(False):
+    with state.gradient_sync(enabled=True):
         assert inside == []
-    with state.no_sync(True):
+    with state.gradient_sync(enabled=False):
         assert inside == [state.model]
 
 

@@ -293,10 +293,10 @@ def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, r
 
 def test_ddp_does_not_wait_for_weights_that_are_not_used(build, video, monkeypatch):
     state, seen = build(), []
-    monkeypatch.setattr(type(state), "no_sync", lambda _, enabled: seen.append(enabled) or nullcontext())
+    monkeypatch.setattr(type(state), "gradient_sync", lambda _, *, enabled: seen.append(enabled) or nullcontext())
     for state.autoencoder.leaves_weights_unused in (False, True):
         update(state, video, step=0)
-    assert seen == [False, True]
+    assert seen == [True, False]
 
 
 def test_buffers_are_those_of_the_first_process_at_each_update(build, video, monkeypatch):
@@ -305,7 +305,7 @@ def test_buffers_are_those_of_the_first_process_at_each_update(build, video, mon
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         state.model, state.autoencoder.leaves_weights_unused = DistributedDataParallel(state.model), True
-        monkeypatch.setattr(type(state), "no_sync", lambda state, enabled: state.model.no_sync())
+        monkeypatch.setattr(type(state), "gradient_sync", lambda state, enabled: state.model.no_sync())
         update(state, video, step=0)
         assert state.model.require_forward_param_sync
     finally:

@@ -123,7 +123,14 @@ class _Head(nn.Module):
     def forward(
         self, x: Tensor, first: ConvParameters, second: ConvParameters, last: ConvParameters
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits `(B, 1, T, h, w)` and two activations; the parameters are those of the convolutions."""
+        """Return logits `(B, 1, T, h, w)` and two activations.
+
+        Args:
+            x: A feature map `(B, F, T, h, w)`.
+            first: Weight and bias of `conv_in`.
+            second: Those of `conv`.
+            last: Those of `to_logits`.
+        """
         x1 = F.leaky_relu(convolved(x, self.conv_in, first), 0.2)
         x2 = F.leaky_relu(convolved(x1, self.conv, second), 0.2)
         return convolved(x2, self.to_logits, last), (x1, x2)

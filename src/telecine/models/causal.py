@@ -50,19 +50,19 @@ from telecine.settings.validate import validate
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
 _INITIAL_LOGVAR = -6.0
-# Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
+# Key and value in `config.json`. The first version wrote none: its models have other layers.
 _ARCHITECTURE_KEY = "_architecture"
 _ARCHITECTURE = 2
-# Features of a noise level, and the longest period of their sines, as in DDPM (arXiv:2006.11239).
-_LEVEL_FEATURES = 128
+# Size of the embedding of a noise level, and the longest period of its sines, as in DDPM (arXiv:2006.11239).
+_NOISE_FEATURES = 128
 _LONGEST_PERIOD = 10_000
 
 
-def _residual_blocks(config: CausalVAEConfig, level: int, level_features: int = 0) -> list[nn.Module]:
-    """Return the blocks of a level; those of the lowest resolution see earlier frames."""
-    is_lowest = level == len(config.channels) - 1
+def _residual_blocks(config: CausalVAEConfig, stage: int, noise_features: int = 0) -> list[nn.Module]:
+    """Return the blocks of a stage, 0 at the highest resolution; those at the lowest one see earlier frames."""
+    is_lowest = stage == len(config.channels) - 1
     time_kernel = config.time_kernel if is_lowest else 1
-    return [ResidualBlock(config.channels[level], time_kernel, level_features) for _ in range(config.blocks_per_level)]
+    return [ResidualBlock(config.channels[stage], time_kernel, noise_features) for _ in range(config.blocks_per_level)]
 
 
 def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
@@ -94,8 +94,8 @@ class _Encoder(nn.Module):
 
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
         layers: list[nn.Module] = [CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)]
-        for level, (outer, inner) in enumerate(config.halvings()):
-            layers.extend(_residual_blocks(config, level))
+        for stage, (outer, inner) in enumerate(config.halvings()):
+            layers.extend(_residual_blocks(config, stage))
             layers.append(Downsample(outer, inner))
         layers.extend(_residual_blocks(config, len(config.channels) - 1))
         layers.append(ChannelNorm(lowest_channels))
@@ -119,10 +119,10 @@ class Decoder(nn.Module):
 
     Args:
         config: The architecture.
-        level_features: Features of a noise level that the norms take; 0 for a decoder without noise.
+        noise_features: Size of the embedding of the noise level, which the norms take; 0 for a decoder without noise.
     """
 
-    def __init__(self, config: CausalVAEConfig, level_features: int = 0) -> None:
+    def __init__(self, config: CausalVAEConfig, noise_features: int = 0) -> None:
         super().__init__()
         self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
         self.linear = PatchDecoder(
@@ -133,11 +133,11 @@ class Decoder(nn.Module):
             config.first_frame_apart,
         )
         layers: list[nn.Module] = [CausalConv(config.latent_channels, config.channels[-1], (1, 3))]
-        for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers.extend(_residual_blocks(config, level + 1, level_features))
+        for stage, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+            layers.extend(_residual_blocks(config, stage + 1, noise_features))
             layers.append(Upsample(inner, outer))
-        layers.extend(_residual_blocks(config, 0, level_features))
-        layers.append(ChannelNorm(config.channels[0], level_features))
+        layers.extend(_residual_blocks(config, 0, noise_features))
+        layers.append(ChannelNorm(config.channels[0], noise_features))
         layers.append(nn.SiLU())
         layers.append(init_zero(CausalConv(config.channels[0], config.folded_channels, (1, 3))))
         self.network = CausalSequential(*layers)
@@ -164,15 +164,15 @@ class FlowDecoder(Decoder):
     """
 
     def __init__(self, config: CausalVAEConfig) -> None:
-        super().__init__(config, _LEVEL_FEATURES)
+        super().__init__(config, _NOISE_FEATURES)
         self.predicts_velocity = config.flow.prediction == "velocity"
         halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
         first = CausalConv(config.folded_channels, config.channels[0], (1, 3))
         self.noisy = nn.ModuleList([first, *halvings])
-        self.level = nn.Sequential(
-            nn.Linear(_LEVEL_FEATURES, _LEVEL_FEATURES),
+        self.level = nn.Sequential(  # makes the embedding of the noise level
+            nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
             nn.SiLU(),
-            nn.Linear(_LEVEL_FEATURES, _LEVEL_FEATURES),
+            nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
             nn.SiLU(),
         )
 
@@ -182,23 +182,25 @@ class FlowDecoder(Decoder):
         Args:
             latent: `(B, latent_channels, k, h, w)`.
             noisy: The noisy video, `(B, C, T, H, W)`.
-            level: Its level in each clip, `(B,)` in (0, 1].
+            level: The noise level of each clip, `(B,)` in (0, 1].
         """
-        features = self.level(_waves(level).to(latent.dtype))
+        embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
         folded = fold(noisy.to(latent.dtype), *self.patch)
-        residual = _in_temporal_chunks(partial(self._residual, features), self.chunk_size, latent, folded)
+        residual = _in_temporal_chunks(partial(self._residual, embedding), self.chunk_size, latent, folded)
         video = unfold(residual, *self.patch)
         if self.predicts_velocity:
             video = -level.view(-1, 1, 1, 1, 1) * video
         return cast(Video, self.linear(latent) + video)
 
-    def _residual(self, level: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None) -> Tensor:
+    def _residual(
+        self, noise_embedding: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None
+    ) -> Tensor:
         noisy = [folded]  # then at each resolution, the highest first
         for layer in self.noisy:
             noisy.append(layer(noisy[-1]))
         x = latent
         for index, layer in enumerate(self.network):
-            x = call_layer(layer, x, earlier, level)
+            x = call_layer(layer, x, earlier, noise_embedding)
             if index == 0 or isinstance(layer, Upsample):
                 x = x + noisy.pop()
         return x
@@ -209,9 +211,9 @@ def build_decoder(config: CausalVAEConfig) -> Decoder:
     return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
 
 
-def _waves(level: Tensor) -> Tensor:
-    """Return cosines and sines of 1000 times levels `(B,)`, `(B, _LEVEL_FEATURES)`."""
-    half = torch.arange(_LEVEL_FEATURES // 2, device=level.device, dtype=level.dtype)
+def _sinusoidal_embedding(level: Tensor) -> Tensor:
+    """Return cosines and sines `(B, _NOISE_FEATURES)` of 1000 times the noise levels `(B,)`."""
+    half = torch.arange(_NOISE_FEATURES // 2, device=level.device, dtype=level.dtype)
     angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

@@ -81,57 +81,59 @@ class CausalConv(nn.Module):
 class CausalSequential(nn.Sequential):
     """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
-    def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
+    def forward(
+        self, video: Video, earlier: EarlierFrames | None = None, noise_embedding: Tensor | None = None
+    ) -> Video:
         """Map a clip, or the next chunk of it.
 
         Args:
             video: `(B, C, T, H, W)`.
             earlier: The frames that layers keep between chunks; None for a whole clip.
-            level: Features of the level of its noise, `(B, F)`.
+            noise_embedding: Embedding of the noise level, `(B, F)`.
         """
         for layer in self:
-            video = call_layer(layer, video, earlier, level)
+            video = call_layer(layer, video, earlier, noise_embedding)
         return video
 
 
-def call_layer(layer: nn.Module, video: Video, earlier: EarlierFrames | None, level: Tensor | None) -> Video:
+def call_layer(layer: nn.Module, video: Video, earlier: EarlierFrames | None, noise_embedding: Tensor | None) -> Video:
     """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes.
 
     Args:
         layer: The layer.
         video: `(B, C, T, H, W)`.
         earlier: The frames that layers keep between chunks; None for a whole clip.
-        level: Features of the level of noise, `(B, F)`.
+        noise_embedding: Embedding of the noise level, `(B, F)`.
     """
     if isinstance(layer, ResidualBlock):
-        return cast(Video, layer(video, earlier, level))
+        return cast(Video, layer(video, earlier, noise_embedding))
     if isinstance(layer, CausalConv):
         return cast(Video, layer(video, earlier))
     if isinstance(layer, ChannelNorm):
-        return cast(Video, layer(video, level))
+        return cast(Video, layer(video, noise_embedding))
     return cast(Video, layer(video))
 
 
 class ChannelNorm(nn.Module):
     """RMSNorm over the channels of each position (arXiv:1910.07467): causal and independent of the batch.
 
-    With `level_features` it is adaptive (arXiv:2212.09748): a linear map of the features of a noise level, 0 at the
+    With `noise_features` it is adaptive (arXiv:2212.09748): a linear map of the embedding of a noise level, 0 at the
     start, scales and shifts the channels of each clip.
     """
 
-    def __init__(self, num_channels: int, level_features: int = 0) -> None:
+    def __init__(self, num_channels: int, noise_features: int = 0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(num_channels, 1, 1, 1))
         self.modulation: nn.Linear | None = None
-        if level_features > 0:
-            self.modulation = init_zero(nn.Linear(level_features, 2 * num_channels))
+        if noise_features > 0:
+            self.modulation = init_zero(nn.Linear(noise_features, 2 * num_channels))
 
-    def forward(self, video: Video, level: Tensor | None = None) -> Video:
+    def forward(self, video: Video, noise_embedding: Tensor | None = None) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
         normed = unit_vectors(video, 1e-6, is_smooth=False) * (math.sqrt(video.shape[1]) * self.scale)
         if self.modulation is None:
             return normed
-        scale, shift = self.modulation(level)[..., None, None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(noise_embedding)[..., None, None, None].chunk(2, dim=1)
         return normed * (1 + scale) + shift
 
 
@@ -141,32 +143,34 @@ class ResidualBlock(nn.Module):
     Args:
         num_channels: Channels of input and output.
         time_kernel: Frames that a position sees: its own and earlier ones.
-        level_features: Features of a noise level; 0 without.
+        noise_features: Size of the embedding of the noise level; 0 without noise.
     """
 
-    def __init__(self, num_channels: int, time_kernel: int = 1, level_features: int = 0) -> None:
+    def __init__(self, num_channels: int, time_kernel: int = 1, noise_features: int = 0) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.branch = CausalSequential(
-            ChannelNorm(num_channels, level_features),
+            ChannelNorm(num_channels, noise_features),
             nn.SiLU(),
             CausalConv(num_channels, num_channels, (time_kernel, 3)),
-            ChannelNorm(num_channels, level_features),
+            ChannelNorm(num_channels, noise_features),
             nn.SiLU(),
             init_zero(CausalConv(num_channels, num_channels, (1, 3))),
         )
 
-    def forward(self, video: Video, earlier: EarlierFrames | None = None, level: Tensor | None = None) -> Video:
+    def forward(
+        self, video: Video, earlier: EarlierFrames | None = None, noise_embedding: Tensor | None = None
+    ) -> Video:
         """Return a video of the same shape.
 
         Args:
             video: `(B, num_channels, T, H, W)`.
             earlier: The frames that layers keep between chunks; None for a whole clip.
-            level: Features of the level of noise, `(B, F)`.
+            noise_embedding: Embedding of the noise level, `(B, F)`.
         """
         if self.gradient_checkpointing:
-            return video + checkpoint_call(self.branch, video, earlier, level)
-        return video + self.branch(video, earlier, level)
+            return video + checkpoint_call(self.branch, video, earlier, noise_embedding)
+        return video + self.branch(video, earlier, noise_embedding)
 
 
 def init_zero(layer: _Layer) -> _Layer:

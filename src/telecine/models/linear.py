@@ -122,7 +122,7 @@ class PatchEncoder(_PatchMaps):
 
 
 class PatchDecoder(_PatchMaps):
-    """The way back of `PatchEncoder`, with the same arguments: from each latent position to its patch."""
+    """The inverse direction of `PatchEncoder`, with the same arguments: from each latent position to its patch."""
 
     def __init__(
         self,

@@ -146,7 +146,7 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
 
 
 def folder_without_weights(name: str) -> tuple[str, Path]:
-    """Return the model of a name, of a run its averaged weights, and its folder, without weights on the Hub."""
+    """Return the name and the folder of a model; of a run, those of its averaged weights. No weights are fetched."""
     checkpoint = find_checkpoint(Path(name))
     source = name if checkpoint is None else str(checkpoint / "ema")
     return source, _folder_of(source, with_weights=False)

@@ -225,7 +225,7 @@ def check_tensors(
         remedy: What to do.
 
     Raises:
-        ValueError: They have not; the message has the first few `mismatches`.
+        ValueError: Some differ; the message has the first few of them.
     """
     problems = mismatches(expected, tensors)
     if problems:

@@ -259,7 +259,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     @classmethod
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
-        """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
+        """Return the model in a folder with random weights; `build` makes its teacher, with any weights."""
         saved = _read_student(Path(folder))
         check_num_weights(lambda: build_decoder(saved.config), str(folder))
         model = cls(saved.config, saved.teacher, build, digest=saved.digest, normalisation=saved.normalisation)

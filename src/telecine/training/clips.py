@@ -175,7 +175,9 @@ def read_batches(
         num_ranks=accelerator.num_processes,
     )
     has_latents_alone = latent_cache is not None and state.autoencoder.trains_on_latents
-    videos = None if has_latents_alone else iter(ClipLoader(clips, sampler, should_stop=should_stop))
+    videos = None
+    if not has_latents_alone:
+        videos = iter(ClipLoader(clips, sampler, should_stop=should_stop))
     # On MPS such a copy may read memory that was freed: https://github.com/pytorch/pytorch/issues/139550
     non_blocking = device.type != "mps"
     micro_batches: list[MicroBatch] = []
@@ -184,12 +186,12 @@ def read_batches(
         if latent_cache is not None:
             posterior = latent_cache.read(clips.names_of(items), device)
         if videos is not None:
-            video = next(videos)["video"].to(device, non_blocking=non_blocking)
+            inputs = next(videos)["video"].to(device, non_blocking=non_blocking)
         else:
             assert posterior is not None
-            video = posterior.mode()
+            inputs = posterior.mode()
         numbers = [number for _, number in items]
-        micro_batches.append(MicroBatch(video, numbers, posterior))
+        micro_batches.append(MicroBatch(inputs, numbers, posterior))
         if len(micro_batches) == num_micro_batches:
             yield micro_batches
             micro_batches = []

@@ -127,25 +127,29 @@ class UpdateMemory:
         return sum(self.flops_by_part.values())
 
     def memory_for(self, num_clips: int) -> int:
-        """Return the bytes that an update with this many clips needs at most.
+        """Return a number of bytes that an update with this many clips does not exceed.
 
-        The peak is the largest of several moments, each linear in the number of clips. So a line through the counted
-        peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+        The memory of each moment of an update is linear in the number of clips. Two points bound its line: at 0 clips
+        it is at least `resident` and at most `peak_without_clips`, and at the counted clips at most `peak`.
         """
-        at_zero = self._bound_at_zero_clips(more=num_clips >= self.num_clips)
-        return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
+        if num_clips >= self.num_clips:
+            without_clips = self.resident  # memory(n) <= resident + (peak - resident) * n / counted, for n >= counted
+        else:
+            without_clips = self.peak_without_clips  # the same with `peak_without_clips`, for n < counted
+        return round(without_clips + (self.peak - without_clips) * num_clips / self.num_clips)
 
     def largest_batch(self, memory: int) -> int:
-        """Return how many clips fit into this many bytes."""
-        at_zero = self._bound_at_zero_clips(more=memory >= self.peak)
-        bytes_of_clips = max(self.peak - at_zero, 1)
-        return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
+        """Return the largest number of clips for which `memory_for` is at most this many bytes."""
+        if memory >= self.peak:  # the counted clips fit, and perhaps more
+            without_clips = self.resident
+        else:
+            without_clips = self.peak_without_clips
+        bytes_of_clips = max(self.peak - without_clips, 1)
+        return max((memory - without_clips) * self.num_clips // bytes_of_clips, 0)
 
-    def _bound_at_zero_clips(self, *, more: bool) -> int:
-        """Return a bound of all moments at 0 clips: from below for more clips than counted, from above for fewer."""
-        if more:
-            return self.resident
-        # A moment of empty clips: with all gradients, and the copies in the optimizer.
+    @property
+    def peak_without_clips(self) -> int:
+        """The most that an update of 0 clips holds: all gradients, and the copies in the optimizer's step."""
         copies = self.largest_by_part[OPTIMIZER] - self.resident_by_part[OPTIMIZER]
         optimizer_step = self.resident + self.largest_by_part[GRADIENTS] + copies
         return min(optimizer_step, self.peak)
@@ -163,7 +167,7 @@ class MemoryCounter(TorchDispatchMode):
     """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
 
     Args:
-        part: The part that allocates at first; set the attribute of that name to change it.
+        part: The part that allocates outside the blocks of `counting`.
     """
 
     def __init__(self, part: str) -> None:
@@ -179,6 +183,16 @@ class MemoryCounter(TorchDispatchMode):
         self.peak_by_part: dict[str, int] = {}
         self.largest_by_part = Counter(self.by_part)
         self._peak = 0
+
+    @contextmanager
+    def counting(self, part: str) -> Iterator[None]:
+        """Count what the `with` block allocates as memory of `part`, until a network of another part is called."""
+        outer_part = self.part
+        self.part = part
+        try:
+            yield
+        finally:
+            self.part = outer_part
 
     def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
         """Count tensors that exist already, or that another part made, as those of `part`."""
@@ -265,34 +279,35 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
 def _count_update(
     state: TrainState, counter: MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: str
 ) -> UpdateMemory:
-    _assign_networks(state, counter)
+    validation_lpips = fake_lpips("alex")  # a run keeps it on the device for its validations
+    _assign_networks(state, validation_lpips, counter)
     _create_optimizer_states(state, counter)
     checkpoint = sum(counter.by_part[part] for part in (PARAMETERS, OPTIMIZER, AVERAGE))
-    counter.part = HOST_COPY
     host_copy = None
     if device_type == "cpu":
-        host_copy = torch.empty(checkpoint, dtype=torch.uint8)
+        with counter.counting(HOST_COPY):
+            host_copy = torch.empty(checkpoint, dtype=torch.uint8)
     resident_by_part = dict(counter.by_part)
-    hooks = list(_switch_parts(state, counter))
+    hooks = list(_count_networks(state, counter))
     counter.restart()
-    counter.part = DATA
-    batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
-    counter.part = LOSSES
+    with counter.counting(DATA):
+        batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
     weights = state.objective.schedule.at(state.step)
-    for batch in batches:
-        accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=batch is batches[-1])
-    counter.part = OPTIMIZER
-    for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
-        for group in optimizer.param_groups:  # as `new_state` chooses
-            group["fused"] = device_type != "cpu"
-            group["foreach"] = False
-        clip_gradients(parameters_of(optimizer), state.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    state.ema.update()
+    with counter.counting(LOSSES):
+        for batch in batches:
+            accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=batch is batches[-1])
+    with counter.counting(OPTIMIZER):
+        for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
+            for group in optimizer.param_groups:  # as `new_state` chooses
+                group["fused"] = device_type != "cpu"
+                group["foreach"] = False
+            clip_gradients(parameters_of(optimizer), state.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        state.ema.update()
     for hook in hooks:
         hook.remove()
-    del host_copy
+    del host_copy, validation_lpips
     return UpdateMemory(
         resident_by_part=resident_by_part,
         peak_by_part=counter.peak_by_part,
@@ -349,8 +364,8 @@ class _FakeAccelerator:
     scaler = None
 
     def backward(self, loss: Tensor) -> None:
-        self.counter.part = AUTOENCODER
-        loss.backward()
+        with self.counter.counting(AUTOENCODER):
+            loss.backward()
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
@@ -445,7 +460,7 @@ def fake_lpips(net: str) -> LPIPS:
     return LPIPS(net, weights=weights)
 
 
-def _assign_networks(state: TrainState, counter: MemoryCounter) -> None:
+def _assign_networks(state: TrainState, validation_lpips: LPIPS, counter: MemoryCounter) -> None:
     for network in (state.autoencoder, state.objective):
         counter.assign(PARAMETERS, network.parameters())
         counter.assign(PARAMETERS, network.buffers())
@@ -454,8 +469,7 @@ def _assign_networks(state: TrainState, counter: MemoryCounter) -> None:
         teacher = state.autoencoder.latent_model
         counter.assign(FROZEN, teacher.parameters())
         counter.assign(FROZEN, teacher.buffers())
-    state.objective.add_module("validation", fake_lpips("alex"))
-    for module in state.objective.modules():
+    for module in [*state.objective.modules(), *validation_lpips.modules()]:
         if isinstance(module, Frozen):
             counter.assign(FROZEN, module.tensors())
 
@@ -472,8 +486,11 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
             counter.assign(OPTIMIZER, [value for value in states.values() if isinstance(value, Tensor)])
 
 
-def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
-    """Count each network's tensors and gradients as those of a part, and yield the hooks to remove."""
+def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
+    """Count as memory of a network what is allocated from its call to the next one's, and yield the hooks to remove.
+
+    A loss of logits is thus part of its discriminator. The autoencoder's memory ends with its call.
+    """
 
     def switch_to(part: str) -> Callable[..., None]:
         def hook(*_: object) -> None:

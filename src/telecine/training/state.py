@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from telecine.models import VideoAutoencoder
@@ -124,14 +125,19 @@ class TrainState:
         """Whether the autoencoder's weights are sharded over processes."""
         return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module
 
-    def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Return a context in which, if `enabled`, a backward does not average the autoencoder's gradients."""
+    def gradient_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
+        """Return a context in which, only if `enabled`, a backward averages the gradients of the autoencoder."""
         if self.is_sharded:
-            cast(Any, self.model).set_requires_gradient_sync(not enabled)
+            cast(Any, self.model).set_requires_gradient_sync(enabled)
             return nullcontext()
         if enabled:
-            return self.accelerator.no_sync(self.model)
-        return nullcontext()
+            return nullcontext()
+        return self.accelerator.no_sync(self.model)
+
+    def send_buffers_at_next_forward(self) -> None:
+        """Let DDP copy the first process' buffers to the others, as it does after a backward that averages."""
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.require_forward_param_sync = True
 
     def sizes(self) -> tuple[int, int, int]:
         """Return the number of the autoencoder's parameters, of the trained ones, and of the discriminators'."""

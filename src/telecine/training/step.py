@@ -26,6 +26,8 @@ from telecine.training.state import LR_FACTOR, TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
+# Terms that the objective logs as 0 when their weight is 0 and it does not compute them.
+_ALWAYS_LOGGED = ("perceptual", "grad_penalty")
 
 
 class DivergenceError(TrainingError):
@@ -45,7 +47,7 @@ class DivergenceError(TrainingError):
 class MicroBatch:
     """Clips that pass through the networks together."""
 
-    video: Tensor  # `(B, 3, T, H, W)` in [-1, 1]; or the latents, if the autoencoder needs no more
+    inputs: Tensor  # video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone
     clips: Sequence[int]  # the number of each clip in the run, which seeds all random numbers drawn for it
     posterior: Posterior | None = None  # of the clips' latents, if it is known; otherwise the encoder computes it
 
@@ -75,7 +77,11 @@ def train_step(
         for batch in batches:
             is_last = batch is batches[-1]
             logs.append(accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last))
-    log = finite_values(_mean_over_batches(logs), state.step)
+    try:
+        log = finite_values(_mean_over_batches(logs), state.step)
+    except DivergenceError:
+        _check_data(batches, state.step)  # every process is here: the values are means over them
+        raise
 
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
@@ -111,20 +117,20 @@ def accumulate_gradients(
     objective = state.objective
     autoencoder = state.autoencoder
     last_layer = state.last_layer
-    generators = clip_generators(state.seed, batch.clips, batch.video.device)
+    generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
     # DDP would wait for the gradients of unused weights, such as those of single frames; `average_gradients` does not.
-    has_unused = batch.video.shape[2] == 1 or autoencoder.leaves_weights_unused
-    no_sync = not is_last or (has_unused and not state.is_sharded)
-    with state.no_sync(no_sync):
+    has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
+    averages_in_backward = is_last and (state.is_sharded or not has_unused)
+    with state.gradient_sync(enabled=averages_in_backward):
         with state.accelerator.autocast():
             # The autoencoder's forward pass.
             if batch.posterior is None:
-                output = state.model(batch.video, generator=generators)
+                output = state.model(batch.inputs, generator=generators)
             else:
-                output = state.model(batch.video, generator=generators, posterior=batch.posterior)
-            target = batch.video if output.target is None else output.target
+                output = state.model(batch.inputs, generator=generators, posterior=batch.posterior)
+            target = batch.inputs if output.target is None else output.target
 
             # The losses of both networks.
             gradient = ReconstructionGradient(output.video)
@@ -147,19 +153,18 @@ def accumulate_gradients(
                 loss, objective_log = objective(target, output.video, 0, weights, output.aux, last_layer, **options)
                 losses = [loss]
         # The 0 of a term that was not computed would distort the mean over updates.
-        not_computed = [f"train/{name}_loss" for name in ("perceptual", "grad_penalty") if weights[name] == 0]
-        computed = {name: value for name, value in objective_log.items() if name not in not_computed}
-        log = {"data": batch.video.mean(), **computed}
+        not_computed = [f"train/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
+        log = {name: value for name, value in objective_log.items() if name not in not_computed}
         # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-        reference = target if autoencoder.trains_on_latents else batch.video
+        reference = target if autoencoder.trains_on_latents else batch.inputs
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=reference)
 
         # The gradients.
         for loss in losses:
             state.accelerator.backward(scale * loss)
-    if is_last and no_sync:
+    if is_last and not averages_in_backward:
         average_gradients(parameters_of(state.optimizer))
-        state.model.require_forward_param_sync = True  # type: ignore[assignment] # DDP sends buffers before a pass
+        state.send_buffers_at_next_forward()
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
 
@@ -258,7 +263,11 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
 
 
 def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
+    """Return a log's values, averaged over processes, in one host sync. Shares of a gradient of 0 are left out.
+
+    Raises:
+        DivergenceError: In every process, if a value is not finite.
+    """
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
@@ -268,21 +277,27 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
             if not is_share:
                 raise divergence_error(name, values[name], step)
             del values[name]  # a gradient of 0 has no shares
-    values.pop("data", None)
     return values
 
 
-def divergence_error(name: str, value: float, step: int) -> TrainingError:
+def divergence_error(name: str, value: float, step: int) -> DivergenceError:
     """Return the error of a value that is not finite.
 
     Args:
-        name: The logged value; "data" for the mean of the clips, for which a run does not go back.
+        name: The logged value.
         value: Infinite or NaN.
         step: The number of updates before it.
     """
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
-    if name == "data":
-        remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."
-        return TrainingError(f"{problem} {remedy}")
     remedy = "Lower the learning rates or the weight of that term, or turn mixed precision off."
     return DivergenceError(f"{problem} {remedy}", name)
+
+
+def _check_data(batches: Sequence[MicroBatch], step: int) -> None:
+    """Raise a `TrainingError`, for which a run does not go back, if clips of any process are not finite. Host sync."""
+    means = torch.stack([batch.inputs.mean() for batch in batches])
+    mean = float(average_over_ranks(means.mean()))
+    if not math.isfinite(mean):
+        problem = f"`data` must be finite, but got {mean} at step {step}. The weights were not updated with it."
+        remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."
+        raise TrainingError(f"{problem} {remedy}")

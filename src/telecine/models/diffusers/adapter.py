@@ -30,8 +30,8 @@ from telecine.models.pretrained import copy_state
 
 LARGEST_LEVEL = 0.2
 """Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
-# Of which clips of several frames leave weights without a gradient: those for masks, those that mix frames, and codes
-# whose loss has no weight.
+# Classes with weights that get no gradient from clips of several frames: weights for masks, weights that mix frames,
+# and codes whose loss has no weight.
 _UNUSED_WEIGHTS = {"AsymmetricAutoencoderKL", "AutoencoderKLQwenImage21", "VQModel"}
 
 

@@ -55,7 +55,7 @@ CHUNKS = {
 }
 """Frames of the chunks in which a class computes long clips. The first chunk has one more, or is the first frame."""
 ANY_CHUNK = ("AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan")
-"""Those whose chunks may be multiples of this number. The norms of the others depend on the chunk."""
+"""The classes whose chunks may also be multiples of the number in `CHUNKS`. The norms of others depend on the chunk."""
 # The attribute of layers of Magvit that holds these frames. Others keep them in lists or dicts among the arguments.
 _CACHE_NAME = "prev_features"
 

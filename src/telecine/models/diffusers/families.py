@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
+from telecine.losses.perceptual.feature_maps import IMAGENET
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.rms_norm import rms_norm
 
@@ -23,7 +24,6 @@ _Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
 
 _Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
-_IMAGENET: _Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BLACK_TO_WHITE: _Colours = ((0.0,), (1.0,))
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
@@ -94,7 +94,8 @@ class Family:
     in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
     widens: Literal["no", "pixels", "patches"] = "pixels"
-    """Whether its layers can get other channels: not, or if they see pixels, or patches, too, ordered by channel."""
+    """Whether the first and last layer can be widened to other channels: "no"; "pixels", if they see pixels; "patches",
+    if they see patches whose values are ordered by channel."""
     colours: _Colours | None = None
     """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None
@@ -410,7 +411,7 @@ FAMILIES = {
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
-    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=_IMAGENET),
+    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
     "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
     "AutoencoderKLQwenImage21": Family(
         _encode_qwen21,

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -140,18 +141,13 @@ class TeacherFeatures(nn.Module):
             if latent.shape[2] == 1 and len(chunks) > 1:
                 continue
             if chunks[0].ndim == 4:  # of frames, all at once
-                features[name] = _clips_from_frames(chunks[0], batch=len(latent))
+                features[name] = rearrange(chunks[0], "(b t) c h w -> b c t h w", b=len(latent))
                 continue
             x = torch.cat(chunks, dim=2)
             if len(x) > len(latent):  # of frames, as clips of one frame
-                x = _clips_from_frames(x.flatten(1, -3), batch=len(latent))
+                x = rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=len(latent))
             features[name] = x
         return features
-
-
-def _clips_from_frames(frames: Tensor, batch: int) -> Tensor:
-    """Return `(B, c, T, H, W)` of `(B * T, c, H, W)`."""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels: int) -> list[str]:
