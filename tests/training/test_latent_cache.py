@@ -1,7 +1,9 @@
 """Latents: the files of the cache and runs with it; exact statistics, over processes too, and runs with them."""
 
+import copy
 import io
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -32,6 +34,7 @@ from telecine.training.latent_cache import (
     find_missing_batches,
     identity_of,
     measure_latents,
+    open_cache,
 )
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
@@ -293,6 +296,32 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
             prepare(replace(config, **change), Console(quiet=True))
     with pytest.raises(ValueError, match="`latent_cache` must be left out if the encoder is trained"):
         prepare(replace(config, trainable=TrainableConfig()), Console(quiet=True))
+
+
+def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(cached, tmp_path, monkeypatch):
+    """The second starts while the first one writes the identity of its latents, which may take a while."""
+    _, config = cached()
+    trainer = prepare(replace(config, latent_cache=None), Console(quiet=True))
+    model = trainer.state.autoencoder
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.encoder.linear.first.weight.add_(1)
+    folder = str(tmp_path / "new")
+    opened = []
+    fsync = os.fsync
+
+    def slow(descriptor):
+        fsync(descriptor)
+        if not opened:
+            opened.append("first")
+            open_cache(folder, other, trainer.clips.train, trainer.accelerator)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises(ValueError, match=r"`latent_cache` must be a folder of latents .* value of encoder"):
+        open_cache(folder, model, trainer.clips.train, trainer.accelerator)
+    monkeypatch.undo()
+    assert open_cache(folder, other, trainer.clips.train, trainer.accelerator) is not None
+    trainer.close()
 
 
 TINY = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
