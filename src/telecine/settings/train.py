@@ -43,6 +43,8 @@ ChangeData: TypeAlias = Annotated[
     bool, "Resume although --data is other data than before. Without it, such a run is refused."
 ]
 _SECONDS_PER_YEAR = 31_536_000
+# Of updates, and of batches in one: the numbers of clips stay below 2^63.
+_MOST = 10**8
 # A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
 LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]
 
@@ -136,12 +138,12 @@ class TrainConfig:
     new. Not with `model`, nor with LoRA."""
     output_dir: UserPath = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
-    steps: Count = 100_000
+    steps: Annotated[Count, Field(le=_MOST)] = 100_000
     """Total number of updates of the autoencoder."""
     batch_size: Count | Literal["auto"] = 4
     """Clips per forward pass in each process; "auto" plans the largest number that fits the device's free memory, and
     the run's `config.yaml` holds that number."""
-    gradient_accumulation_steps: Count = 1
+    gradient_accumulation_steps: Annotated[Count, Field(le=_MOST)] = 1
     """Number of such batches per update."""
     seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
