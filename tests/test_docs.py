@@ -9,7 +9,7 @@ import torch
 
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.objective.functions import TERMS
+from telecine.objective.terms import TERMS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.validate import settings_of
 from telecine.training.diagnostics import RULES
@@ -92,15 +92,15 @@ def test_links_exist(page):
 
 def test_settings_in_the_docs_exist():
     text = "".join(page.read_text(encoding="utf-8") for page in (*PAGES, ROOT / "README.md"))
-    known = {
+    settings = {
         item.name
         for kind in (TrainConfig, EvaluateConfig, LatentsConfig)
         for item in settings_of(kind, inside_values=True)
     }
-    found = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
-    found |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
-    assert len(found) > 15
-    assert sorted(found - known - {"clips.json", "tracker_options.wandb.group"}) == []
+    named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
+    named |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
+    assert len(named) > 15
+    assert sorted(named - settings - {"clips.json", "tracker_options.wandb.group"}) == []
 
 
 def script(name):

@@ -296,9 +296,12 @@ def test_trackers(tmp_path):
     """The commands are read, not run: two of the trackers need not be installed."""
     lines = commands("trackers.md")
     assert [line[:2] for line in lines] == 3 * [["telecine", "train"]]
-    found = [COMMANDS[line[1]].parse(line[2:])[0]["settings"] for line in lines]
-    assert [each.trackers for each in found] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
-    assert (found[1].tracker_project, found[2].tracker_options) == ("my_project", {"wandb": {"group": "my_study"}})
+    settings = [COMMANDS[line[1]].parse(line[2:])[0]["settings"] for line in lines]
+    assert [config.trackers for config in settings] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
+    assert (settings[1].tracker_project, settings[2].tracker_options) == (
+        "my_project",
+        {"wandb": {"group": "my_study"}},
+    )
     (text,) = blocks("trackers.md", "yaml")
     (tmp_path / "config.yaml").write_text(text)
     assert read_config(tmp_path / "config.yaml").tracker_options["wandb"]["tags"] == ["baseline"]

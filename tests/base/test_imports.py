@@ -14,8 +14,8 @@ from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
 from telecine.discriminators import Discriminator, build_discriminator
-from telecine.objective.functions import import_functions, import_term
-from telecine.settings import Term
+from telecine.objective.terms import import_terms
+from telecine.settings import ObjectiveConfig, Term
 from telecine.settings.parse import read_config
 
 MODULE = """
@@ -47,7 +47,7 @@ def package(tmp_path, monkeypatch, request):
 BUILT = {
     "objective: {{gan: {{loss: {0}.my_loss}}}}": lambda config: choose("gan.loss", config.objective.gan.loss, {}),
     "objective: {{penalty: {{kind: {0}.my_loss}}}}": lambda config: choose("kind", config.objective.penalty.kind, {}),
-    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: import_functions(config.objective),
+    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: import_terms(config.objective),
 }
 
 
@@ -152,11 +152,15 @@ def test_a_part_of_a_package_that_does_not_exist():
         import_allowed("telecine.nowhere.edges", "target")
 
 
+def import_one(target, **params):
+    return import_terms(ObjectiveConfig(terms={"x": Term(target, params=params)}))
+
+
 def test_what_an_allowed_module_only_imports_is_not_allowed(package):
     name, _ = package
     allow_code(name)
     with pytest.raises(ValueError, match=rf"'{name}.system', which is posix.system"):
-        import_term(Term(f"{name}.system", params={"command": "true"}), "term")
+        import_one(f"{name}.system", command="true")
     with pytest.raises(ValueError, match=r"posix\.system"):
         choose("gan.loss", f"{name}.system", {})
 
@@ -165,15 +169,15 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
 def test_terms_and_discriminators_of_other_packages(target):
     message = rf"but got '{target}'. If you trust it, add `--allow_code"
     with pytest.raises(ValueError, match=message):
-        import_term(Term(target), "term")
+        import_one(target)
     with pytest.raises(ValueError, match=message):
         build_discriminator({"target": target}, default=Discriminator, name="discr_kwargs")
 
 
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
-    with pytest.raises(ValueError, match=r"`term.target` must be a function of 'reconstruction'"):
-        import_term(Term("telecine.base.files.write_json", params={"path": path, "value": 1}), "term")
+    with pytest.raises(ValueError, match=r"`terms.x.target` must be a function of 'reconstruction'"):
+        import_one("telecine.base.files.write_json", path=path, value=1)
     assert not path.exists()
 
 

@@ -28,7 +28,7 @@ def test_every_setting_is_measured(benchmark_module):
     measured = {name for options in module.OPTIONS.values() for name in options}
     rows = [*module.OPTIONS.values(), *module.LATENT_TERMS.values()]
     terms = {name.removeprefix("terms.") for options in rows for name in options if name.startswith("terms.")}
-    assert terms == set(benchmark_module("telecine.objective.functions").TERMS)
+    assert terms == set(benchmark_module("telecine.objective.terms").TERMS)
     groups = ("reconstruction", "perceptual", "gan", "penalty", "adaptive_weight")
     names = {item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups}
     names -= {*groups}

@@ -76,7 +76,7 @@ def test_params_may_be_missing_or_empty():
 
 
 def test_a_class_with_var_keyword_receives_any_argument(monkeypatch):
-    monkeypatch.setattr("telecine.base.imports._allowed", {__name__})
+    monkeypatch.setattr("telecine.base.imports.allowed_packages", {__name__})
     module = build({"target": f"{__name__}.Custom", "params": {"x": 1}})
     assert module.anything == {"x": 1}
 

@@ -62,15 +62,15 @@ def bits(config):
 
 
 def assert_equal_bits(config, straight):
-    found = bits(config)
-    assert len(found) == len(straight) > 3
+    ours = bits(config)
+    assert len(ours) == len(straight) > 3
     for path, tensors in straight.items():
-        assert all(torch.equal(tensor, found[path][name]) for name, tensor in tensors.items()), path
+        assert all(torch.equal(tensor, ours[path][name]) for name, tensor in tensors.items()), path
 
 
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
-    run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
+    run.wait_until(lambda: any(saved >= step for saved, _ in Run(Path(config.output_dir)).checkpoints.all()))
     first = json.loads((Path(config.output_dir) / OWNER_FILE).read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
@@ -171,5 +171,5 @@ def test_a_signal_to_torchrun_keeps_what_has_been_indexed(make_config, forks, mo
     monkeypatch.setenv("SECONDS_TO_INDEX", "0")
     again = forks.run(*command(config, script=SLOW_TO_READ))
     assert again.returncode == 0, again.stderr[-4000:]
-    lines = [line for each in (done, again) for line in each.stdout.splitlines() if "indexes" in line]
+    lines = [line for run in (done, again) for line in run.stdout.splitlines() if "indexes" in line]
     assert sorted(lines) == [f"process 0 indexes {index}.mp4" for index in range(num_videos)]

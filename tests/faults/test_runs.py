@@ -30,7 +30,7 @@ def command(config, folder):
 
 
 def wait_for_checkpoint(run, config, step):
-    run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
+    run.wait_until(lambda: any(saved >= step for saved, _ in Run(Path(config.output_dir)).checkpoints.all()))
 
 
 def long_run(tiny):
@@ -66,25 +66,25 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
 
 def contents(run):
     """Return the content of each file of a run but for times, and the names of the trackers' folder."""
-    found = {}
+    files = {}
     for path in run.rglob("*"):
         name = str(path.relative_to(run))
         if path.is_symlink():
-            found[name] = os.readlink(path)
+            files[name] = os.readlink(path)
         elif name.startswith("tensorboard/"):  # a file for each start
-            found[name.rpartition("/")[0]] = "events"
+            files[name.rpartition("/")[0]] = "events"
         elif path.suffix == ".mp4":  # on a busy machine, the encoder writes other bytes now and then
-            found[name] = path.stat().st_size > 0
+            files[name] = path.stat().st_size > 0
         elif path.is_file() and name != "report.html":
-            found[name] = path.read_bytes()
+            files[name] = path.read_bytes()
         else:
-            found[name] = path.is_dir()
+            files[name] = path.is_dir()
     records = Run(run).history.read()
-    found["metrics.jsonl"] = [
-        {key: value for key, value in each.items() if key != "train/clips_per_second"} for each in records
+    files["metrics.jsonl"] = [
+        {key: value for key, value in record.items() if key != "train/clips_per_second"} for record in records
     ]
-    found["summary.json"] = replace(Run(run).summary(), seconds=0.0, peak_memory=None)
-    return found
+    files["summary.json"] = replace(Run(run).summary(), seconds=0.0, peak_memory=None)
+    return files
 
 
 def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_path, forks):
@@ -158,5 +158,5 @@ def test_a_signal_keeps_what_has_been_indexed(tiny, tmp_path, forks, monkeypatch
     monkeypatch.setenv("SECONDS_TO_INDEX", "0")
     again = forks.run(script, *arguments)
     assert again.returncode == 0, again.stderr
-    names = [line for each in (done, again) for line in each.stdout.splitlines() if "indexes" in line]
+    names = [line for run in (done, again) for line in run.stdout.splitlines() if "indexes" in line]
     assert len(names) == len(set(names)) == 3 * os.cpu_count(), "none is indexed twice"

@@ -162,12 +162,12 @@ def test_in_separable_losses_the_gradient_on_one_side_ignores_the_other(name, si
 def test_the_parts_of_a_separable_loss_are_those_of_the_whole(name):
     loss, real, fake = GAN_LOSSES[name], normal((6,), 0), normal((6,), 1)
     whole = loss(real=real, fake=fake)
-    assert loss.discriminator(real_logits=real, fake_logits=fake) == whole.discriminator
-    assert loss.generator(real_logits=real, fake_logits=fake) == whole.generator
+    assert loss.compute_discriminator_loss(real_logits=real, fake_logits=fake) == whole.discriminator
+    assert loss.compute_generator_loss(real_logits=real, fake_logits=fake) == whole.generator
     if loss.parts is not None:
-        assert loss.generator(fake_logits=fake) == whole.generator
-        of_real = loss.discriminator(real_logits=real, fake_logits=None)
-        of_fake = loss.discriminator(real_logits=None, fake_logits=fake)
+        assert loss.compute_generator_loss(fake_logits=fake) == whole.generator
+        of_real = loss.compute_discriminator_loss(real_logits=real, fake_logits=None)
+        of_fake = loss.compute_discriminator_loss(real_logits=None, fake_logits=fake)
         assert of_real + of_fake == whole.discriminator
 
 

@@ -245,7 +245,7 @@ class NoModule:
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """Return a module that is not allowed, with autoencoders; what the test allows is forgotten."""
-    monkeypatch.setattr(imports, "_allowed", {*imports._allowed})
+    monkeypatch.setattr(imports, "allowed_packages", {*imports.allowed_packages})
     (tmp_path / "mine_of_tests.py").write_text(PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
     yield import_module("mine_of_tests")

@@ -29,7 +29,7 @@ CASES = [("one_centered", name) for name in NETWORKS] + [("r1_and_r2", "both"), 
 def count_forms():
     """Count the calls of each form from now on."""
     calls = collections.Counter()
-    for form in ("_quadratic_attention", "_linear_attention"):
+    for form in ("quadratic_attention", "linear_attention"):
         original = getattr(attention, form)
         setattr(attention, form, lambda *qkv, f=form, o=original: (calls.update([f]), o(*qkv))[1])
     return calls

@@ -427,7 +427,7 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, clip):
         with pytest.raises(ValueError, match=f"`{name}` must be 0 without a discriminator.*Pass one as"):
             make_loss(**{name: 0.5})
     with pytest.raises(
-        ValueError, match=r"the step of the discriminators` must be left out of a loss without any.*Build the loss with"
+        ValueError, match=r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
     ):
         make_loss()(clip(), clip(), 1, 0)
 
@@ -699,7 +699,7 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     assert report["finished"] == cases
     # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
     quadratic, linear = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3, 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
-    assert report["calls"] == {"_quadratic_attention": quadratic, "_linear_attention": linear}
+    assert report["calls"] == {"quadratic_attention": quadratic, "linear_attention": linear}
 
 
 # All of them.

@@ -388,7 +388,7 @@ class TestCallArguments:
 
     def test_a_loss_without_discriminators_has_no_step_for_them(self, make_loss, pair):
         loss = make_loss(perceptual_weight=0)
-        message = r"the step of the discriminators` must be left out of a loss without any.*`discr_3d_kwargs`"
+        message = r"`discriminators` must be at least one for their step, but got none.*`discr_3d_kwargs`"
         for run in (lambda: loss(*pair, 1, 0), lambda: loss.update(*pair, 0)):
             with pytest.raises(ValueError, match=message):
                 run()

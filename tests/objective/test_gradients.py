@@ -251,8 +251,8 @@ class TanhDiscriminator(nn.Module):
 
 
 def both_gradients(loss, logits, x, parameters, *, others=None, retain_graph=False):
-    generator = loss.generator(fake_logits=logits)
-    discriminator = loss.discriminator(real_logits=None, fake_logits=logits)
+    generator = loss.compute_generator_loss(fake_logits=logits)
+    discriminator = loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
     others = others or [None] * len(parameters)
     return shared_backward(generator, discriminator, logits, x, parameters, retain_graph=retain_graph, add_to=others)
 

@@ -23,7 +23,7 @@ from telecine.losses import (
     r1,
 )
 from telecine.losses.perceptual import LPIPS
-from telecine.objective.functions import TERMS
+from telecine.objective.terms import TERMS
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}

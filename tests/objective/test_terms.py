@@ -20,8 +20,7 @@ from telecine.losses import (
 )
 from telecine.losses.perceptual import Alignment, gram
 from telecine.objective.batch import make_batch
-from telecine.objective.functions import TERMS, check_functions, import_functions
-from telecine.objective.terms import build_terms, compute_on_batch
+from telecine.objective.terms import TERMS, build_terms, check_functions, compute_on_batch
 from telecine.objective.weights import Weights
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
 from telecine.settings.validate import validate
@@ -60,7 +59,7 @@ class WithBackbone(Half):
 
 def terms_of(terms):
     config = validate(ObjectiveConfig, {"terms": terms})
-    return build_terms(config, import_functions(config))
+    return build_terms(config)
 
 
 def term_of(value, name="edges"):
@@ -86,9 +85,9 @@ class TestForms:
     )
     def test_each(self, value, function, weight):
         config = validate(ObjectiveConfig, {"terms": {"wavelet": value}})
-        assert build_terms(config, import_functions(config))["wavelet"].function is function
+        assert build_terms(config)["wavelet"].function is function
         assert config.named_terms["wavelet"].weight == weight
-        assert config.all_terms()["wavelet"].setting == "terms.wavelet.weight"
+        assert config.term_schedules()["wavelet"].setting == "terms.wavelet.weight"
 
     def test_parameters(self):
         term = term_of({"target": edges, "params": {"power": 2.0}})
@@ -286,7 +285,7 @@ class TestMistakes:
                 return real_logits.mean()
 
         penalty = make_loss(perceptual_weight=0, penalty={"kind": Own()}).penalty
-        assert [penalty.takes(name) for name in ("real", "fake")] == [True, False]
+        assert penalty.inputs == ("real", "real_logits")
 
 
 OPTIONS = {"mask": torch.arange(4).view(1, 1, 4, 1, 1) < 1, "sample_weight": torch.tensor([1.0, 3.0])}

@@ -60,7 +60,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = build(module).trained_weights
+    (weight,) = build(module).trained_parameters
     assert weight is module.weight
 
 

@@ -40,7 +40,7 @@ def test_a_ramp_cannot_be_changed():
 )
 def test_every_form_of_a_weight(value, expected):
     config = ObjectiveConfig(disc_start=7, adversarial_loss_weight=value)
-    assert config.all_terms()["adversarial"].ramp == expected
+    assert config.term_schedules()["adversarial"].ramp == expected
 
 
 @pytest.mark.parametrize(

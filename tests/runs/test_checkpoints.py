@@ -51,8 +51,10 @@ class TestDamage:
         link = checkpoint.with_name("best")
         link.symlink_to(checkpoint)
         assert Checkpoints.damage_of(link) is None, "it has the name that the link points to"
+        renamed = checkpoint.rename(checkpoint.with_name("step-00000008"))
+        assert "named step-00000007, as written, but got another name" in str(Checkpoints.damage_of(renamed))
 
-    def test_digests_that_are_given_are_used(self, tmp_path):
+    def test_digests_that_are_passed_are_used(self, tmp_path):
         (tmp_path / "state.json").touch()
         write_manifest(tmp_path, 7, {tmp_path / "state.json": "0" * 64})
         with pytest.raises(DamagedError, match=r"state.json` must be as it was written"):
@@ -76,10 +78,6 @@ class TestDamage:
         else:
             (checkpoint / name).write_text(text)
         assert message in str(Checkpoints.damage_of(checkpoint))
-
-    def test_another_step_is_damage(self, checkpoint):
-        renamed = checkpoint.rename(checkpoint.with_name("step-00000008"))
-        assert "named step-00000007, as written, but got another name" in str(Checkpoints.damage_of(renamed))
 
     def test_a_model_of_a_copy_is_checked_alone(self, checkpoint):
         copied = checkpoint.with_name("favourite")
@@ -125,9 +123,8 @@ class TestDamage:
         path.write_text(json.dumps(manifest))
         assert Checkpoints.damage_of(checkpoint) is None
         path.write_text(json.dumps(manifest | change))
-        assert "manifest.json` must be as it was written, but got other values" in str(
-            Checkpoints.damage_of(checkpoint)
-        )
+        message = "manifest.json` must be as it was written, but got other values"
+        assert message in str(Checkpoints.damage_of(checkpoint))
 
     @pytest.mark.parametrize("name", ["manifest.json", "ema/model.safetensors"])
     def test_a_file_that_cannot_be_read_is_damage(self, checkpoint, monkeypatch, name):
@@ -140,8 +137,11 @@ class TestDamage:
 
         descriptor = os.open(checkpoint / name, os.O_RDONLY)
         opened = files.open_regular
-        fail = lambda path, **options: Failing() if path == checkpoint / name else opened(path, **options)  # noqa: E731
-        monkeypatch.setattr(files, "open_regular", fail)
+
+        def open_failing(path, **options):
+            return Failing() if path == checkpoint / name else opened(path, **options)
+
+        monkeypatch.setattr(files, "open_regular", open_failing)
         error = str(Checkpoints.damage_of(checkpoint))
         os.close(descriptor)
         assert "Input/output error" in error
@@ -155,7 +155,8 @@ class TestDamage:
         assert expected in str(Checkpoints.damage_of(checkpoint))
 
     def test_the_command_prints_it(self, tmp_path, capsys):
-        first, second = (write_checkpoint(tmp_path, step) for step in (1, 2))
+        first = write_checkpoint(tmp_path, 1)
+        second = write_checkpoint(tmp_path, 2)
         (second / "state.json").write_text("{}")
         assert main(["checkpoint", "verify", str(tmp_path)]) == 2
         printed = capsys.readouterr()
@@ -195,7 +196,8 @@ class TestNewestIntact:
         assert checkpoint.is_dir()
 
     def test_what_only_has_the_name_of_a_checkpoint_is_named_and_stays(self, checkpoint, tmp_path):
-        folder, file = checkpoint.with_name("step-00000009"), checkpoint.with_name("step-00000008")
+        folder = checkpoint.with_name("step-00000009")
+        file = checkpoint.with_name("step-00000008")
         folder.mkdir()
         (folder / "mine.mp4").touch()
         file.touch()
@@ -216,8 +218,12 @@ class TestNewestIntact:
         assert names(checkpoint.parent) == [checkpoint.name]
 
 
-def test_a_checkpoint_appears_under_its_step(checkpoint, tmp_path):
+def test_a_checkpoint_appears_under_its_step_and_replaces_that_of_the_same_step(checkpoint, tmp_path):
+    (checkpoint / "old").touch()
+    write_checkpoint(tmp_path, 7)
     assert Run(tmp_path).checkpoints.all() == [(7, checkpoint)]
+    assert names(checkpoint.parent) == ["step-00000007"]
+    assert not (checkpoint / "old").exists()
     assert find_checkpoint(tmp_path) == find_checkpoint(checkpoint) == checkpoint
     assert find_checkpoint(tmp_path / "elsewhere") is None
 
@@ -235,13 +241,6 @@ def test_a_checkpoint_that_fails_half_way_never_appears_and_keeps_the_old_one(ch
     assert Run(tmp_path).checkpoints.all() == [(7, checkpoint)]
     write_checkpoint(tmp_path, 9)
     assert names(tmp_path / "checkpoints") == ["step-00000007", "step-00000009"]
-
-
-def test_a_checkpoint_of_the_same_step_is_replaced(checkpoint, tmp_path):
-    (checkpoint / "old").touch()
-    write_checkpoint(tmp_path, 7)
-    assert not (checkpoint / "old").exists()
-    assert names(tmp_path / "checkpoints") == ["step-00000007"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

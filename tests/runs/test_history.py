@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -104,27 +105,39 @@ def validated(folder, records):
 
 
 @pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
-def test_the_best_validation_is_finite_and_after_the_start(tmp_path, metric, best):
-    figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
+def test_the_best_validation_is_finite_after_the_start_and_the_earliest_of_equal_ones(tmp_path, metric, best):
+    figures = [
+        (0, 50.0, 0.0),
+        (1, float("nan"), float("nan")),
+        (2, 30.0, 0.4),
+        (3, 20.0, 0.3),
+        (4, 30.0, 0.3),
+        (5, float("inf"), float("-inf")),
+    ]
     records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
-    records[-1]["val/lpips_alex"] = float("-inf")
-    assert validated(tmp_path / "run", records).best_step(metric, 4) == best
+    run = validated(tmp_path / "run", records)
+    assert run.best_step(metric, 5) == best
+    assert run.best_step(None, 5) is None
     assert validated(tmp_path / "diverged", records[:2]).best_step(metric, 1) is None
+    assert Run(tmp_path / "empty").best_step(metric, 3) is None
 
 
-def test_the_earliest_of_equal_validations_is_the_best(tmp_path):
-    assert validated(tmp_path, [{"step": step, "val/psnr": 30.0} for step in (1, 2)]).best_step("psnr", 2) == 1
+def test_only_validations_with_a_checkpoint_or_of_this_step_can_be_the_best(tmp_path):
+    run = validated(tmp_path, [{"step": step, "val/psnr": 40.0 - step} for step in (1, 2, 3)])
+    shutil.rmtree(run.checkpoints.path(1))
+    shutil.rmtree(run.checkpoints.path(3))
+    assert run.best_step("psnr", 3) == 2
+    shutil.rmtree(run.checkpoints.path(2))
+    assert run.best_step("psnr", 3) == 3
 
 
-def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
-    lines = [{"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0} for step in (0, 5, 9)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Run(tmp_path).first_and_last() == ({"psnr": 0.0}, {"psnr": 9.0})
-
-
-def test_a_finished_run_without_records_is_refused(tmp_path):
+def test_the_first_and_the_last_validation(tmp_path):
+    run = Run(tmp_path)
     with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
-        Run(tmp_path).first_and_last()
+        run.first_and_last()
+    for step in (0, 5, 9):
+        run.history.append({"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0})
+    assert run.first_and_last() == ({"psnr": 0.0}, {"psnr": 9.0})
 
 
 def test_validations_on_other_clips_do_not_count(tmp_path):
@@ -135,18 +148,6 @@ def test_validations_on_other_clips_do_not_count(tmp_path):
         run.write_summary(replace(summary, validated_from=start))
         assert run.best_step("psnr", 4) == first, "without one on the present clips, the best on those before"
         assert run.first_and_last() == ({"psnr": 40.0 - first}, {"psnr": 36.0})
-
-
-def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
-    lines = [{"step": step, "val/psnr": psnr} for step, psnr in ((1, 40.0), (2, 30.0), (3, 20.0))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Run(tmp_path).best_step("psnr", 3) == 3
-    folder = Run(tmp_path).checkpoints.path(2)
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
-    assert Run(tmp_path).best_step("psnr", 3) == 2
-    assert Run(tmp_path).best_step(None, 3) is None
-    assert Run(tmp_path / "empty").best_step("psnr", 3) is None
 
 
 class TestValidations:

@@ -58,10 +58,11 @@ def test_it_resumes_to_the_same_values(folder, name, step, monkeypatch):
     assert f"settings changed since the checkpoint: steps {step} -> {step + 2}\n" in said
     assert "warning" not in said.replace("warning: step", "")
     assert (folder / name / "metrics.jsonl").read_text().startswith(kept)
-    found, later = lines(folder / name / "metrics.jsonl"), lines(folder / f"{name}-later.jsonl")
+    records = lines(folder / name / "metrics.jsonl")
+    later = lines(folder / f"{name}-later.jsonl")
     expected = [line for line in later if line["step"] <= step + 2]
-    assert len(found) == len(expected) > len(kept.splitlines())
-    for ours, theirs in zip(found, expected, strict=True):
+    assert len(records) == len(expected) > len(kept.splitlines())
+    for ours, theirs in zip(records, expected, strict=True):
         assert ours.keys() == theirs.keys()
         measured = ours.keys() - {"train/clips_per_second"}
         assert {key: ours[key] for key in measured} == pytest.approx(
@@ -80,7 +81,7 @@ def test_it_is_reported_and_evaluated(folder, name, step):
     assert (len(clips) > 0) == (name == "gan"), "the clips of the other one were not kept"
     run = Run(name)
     assert (run.summary().clips_per_update, run.environment()["telecine"]) == (2, "0.1.0")
-    assert [Checkpoints.damage_of(each) for _, each in run.checkpoints.all()] == [None]
+    assert [Checkpoints.damage_of(path) for _, path in run.checkpoints.all()] == [None]
     config = EvaluateConfig(data=str(sample_videos()[0]), max_clips=2, device="cpu")
     expected = json.loads((folder / "evaluated.json").read_text())[name]
     assert evaluate(name, config).metrics == pytest.approx(expected, **TOLERANCE)

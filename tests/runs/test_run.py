@@ -16,7 +16,7 @@ SUMMARY = RunSummary(9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), s
 
 
 def validations(folder):
-    return [SavedValidation.read(each) for _, each in Run(folder).validation_folders()]
+    return [SavedValidation.read(path) for _, path in Run(folder).validation_folders()]
 
 
 def test_the_summary_is_written_and_read(tmp_path):
@@ -68,38 +68,52 @@ def test_residue_is_removed_and_nothing_else(tmp_path):
     lock.release()
 
 
+CLIP = {
+    "video": "clip-00.mp4",
+    "source": "a.mp4",
+    "start": 0,
+    "num_frames": 1,
+    "height": 16,
+    "width": 16,
+    "metrics": {},
+    "frame_psnr": [1.0],
+}
+
+
 def write_description(run, **changes):
-    """Write the description of a validation with one clip."""
-    clip = {"video": "clip-00.mp4", "source": "a.mp4", "start": 0, "num_frames": 1, "height": 16, "width": 16}
-    values = {"step": 0, "fps": 5.0, "amplification": 4.0, "clips": [{**clip, "metrics": {}, "frame_psnr": [1.0]}]}
+    """Write the description of a validation with one clip; a value of None is left out. Return its folder."""
+    values = {"step": 0, "fps": 5.0, "amplification": 4.0, "clips": [CLIP]} | changes
     folder = run / "validation" / "step-00000000"
     folder.mkdir(parents=True)
-    values |= changes
-    values = {name: value for name, value in values.items() if value is not None}
-    (folder / "clips.json").write_text(json.dumps(values))
-    return folder, values
+    text = json.dumps({name: value for name, value in values.items() if value is not None})
+    (folder / "clips.json").write_text(text)
+    return folder
 
 
-@pytest.mark.parametrize("damage", [{"clips": 3}, {"clips": [{"video": "x"}]}, {"fps": None}])
-def test_a_damaged_description_of_a_validation_raises(tmp_path, damage):
-    write_description(tmp_path, **damage)
-    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation, but got .*Remove"):
-        validations(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["/etc/passwd", "../clip-00.mp4", "sub/clip-00.mp4", ""])
-def test_a_description_that_names_a_file_elsewhere_raises(tmp_path, name):
-    """The report copies the files that it names."""
-    folder, values = write_description(tmp_path)
-    assert [each.step for each in validations(tmp_path)] == [0]
-    values["clips"][0]["video"] = name
-    (folder / "clips.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation.*a file of its folder"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clips": 3}, "but got .*Remove"),
+        ({"clips": [{"video": "x"}]}, "but got .*Remove"),
+        ({"fps": None}, "but got .*Remove"),
+        # The report copies the files that it names.
+        ("/etc/passwd", "a file of its folder"),
+        ("../clip-00.mp4", "a file of its folder"),
+        ("sub/clip-00.mp4", "a file of its folder"),
+        ("", "a file of its folder"),
+    ],
+)
+def test_a_damaged_description_or_a_file_elsewhere_raises(tmp_path, change, message):
+    if isinstance(change, str):
+        change = {"clips": [{**CLIP, "video": change}]}
+    write_description(tmp_path, **change)
+    with pytest.raises(ValueError, match=rf"clips.json` must be the description of a validation.*{message}"):
         validations(tmp_path)
 
 
 def test_a_link_to_a_file_elsewhere_raises(tmp_path):
-    folder, _ = write_description(tmp_path)
+    folder = write_description(tmp_path)
+    assert [validation.step for validation in validations(tmp_path)] == [0]
     (folder / "clip-00.mp4").symlink_to("/etc/passwd")
     with pytest.raises(ValueError, match=r"a file of its folder"):
         validations(tmp_path)

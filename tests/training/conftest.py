@@ -91,6 +91,12 @@ def without_pictures(request, monkeypatch):
         leave_pictures_out(monkeypatch.setattr)
 
 
+@pytest.fixture
+def few_clips(monkeypatch):
+    """Fit linear baselines to a few clips."""
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
+
+
 @pytest.fixture(scope="session")
 def small_video(tmp_path_factory):
     """Return a real video of 60 frames at 64 x 48 pixels, which takes a small part of the time to decode."""

@@ -104,6 +104,11 @@ def statistics_in(folder):
     return json.loads((folder / "state.json").read_text())["latents"], configs
 
 
+def assert_equal(ours, theirs):
+    """Compare tensors, or mappings or sequences of them, bit for bit."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 def assert_equal_tensors(ours, theirs):
     """Compare tensors by file and name, bit for bit, and return their number."""
     compared = 0

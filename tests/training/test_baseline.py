@@ -1,34 +1,27 @@
 """The linear baseline of a run, and the start of telecine's own autoencoder from it."""
 
-import io
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from telecine.evaluation import ReconstructionMetrics
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder
 from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
-from telecine.training import Interrupted, train
+from telecine.training import train
 from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
-from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
+
+from .helpers import assert_equal, quiet, recorder, run_to
 
 
 @pytest.fixture
 def config(tiny):
     return tiny(linear_baseline=True, linear_start=True, steps=2, val_every=2, save_every=1, log_every=1, trackers=())
-
-
-@pytest.fixture
-def few_clips(monkeypatch):
-    """Fit to a few clips only."""
-    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 
 
 class Repeats(torch.nn.Module):
@@ -71,15 +64,16 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, few_clips, time
     sizes = replace(config.clips, num_frames=num_frames, buckets=buckets)
     model = CustomAutoencoder(Declares())
     clips = build_clips(replace(config, clips=sizes), model)
-    expected = LinearAutoencoder if has_one else str
-    found = fit_linear(model, clips)
-    assert isinstance(found, expected)
-    assert has_one or found == "clips of 17x32x32 do not consist of its patches"
+    linear = fit_linear(model, clips)
+    if has_one:
+        assert isinstance(linear, LinearAutoencoder)
+    else:
+        assert linear == "clips of 17x32x32 do not consist of its patches"
 
 
 @pytest.mark.slow
 def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips):
-    console = Console(record=True, width=200, file=io.StringIO(), highlight=False)
+    console = recorder()
     result = train(config, console=console)
     before, *_, after = [record for record in Run(result.run).history.read() if "val/psnr" in record]
     for name in ("psnr", "ssim", "lpips_alex"):
@@ -99,7 +93,8 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
     for baseline in (False, True):
         for start in (False, True):
             changed = replace(config, linear_baseline=baseline, linear_start=start, steps=299 if start else 300)
-            trainer = prepare(changed, console := Console(record=True, width=200, file=io.StringIO()))
+            console = recorder()
+            trainer = prepare(changed, console)
             assert ("299 steps may end below" in console.export_text()) == start
             assert bool(trainer.linear) == baseline
             components = trainer.state.autoencoder.encoder.linear.rest.weight
@@ -110,23 +105,18 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
 
 @pytest.mark.slow
 def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clips, monkeypatch):
-    class AfterAnUpdate:
-        is_set = property(lambda self: trainer.state.step > 0)
-
-    trainer = prepare(config, Console(quiet=True))
-    with pytest.raises(Interrupted):
-        train_to_the_end(trainer, AfterAnUpdate())
+    trainer = run_to(config, 1)
     before = trainer.linear
     trainer.close()
     monkeypatch.setattr("telecine.training.prepare.prepare_linear", None)
     assert recorded_linear(Run(config.output_dir)) == before
-    result = train(config, console=Console(quiet=True))
+    result = train(config, console=quiet())
     assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]
 
 
 @pytest.mark.slow
 def test_a_custom_model_has_none_and_the_console_says_so(config):
-    console = Console(record=True, width=200, file=io.StringIO())
+    console = recorder()
     train(config, autoencoder=Repeats(), console=console)
     text = console.export_text()
     assert "no linear baseline: Repeats has no method `linear_autoencoder`" in text
@@ -137,16 +127,7 @@ def test_a_custom_model_has_none_and_the_console_says_so(config):
 def test_a_given_model_of_ours_keeps_its_weights(config, few_clips):
     model = CausalVAE(config.causal_vae)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trainer = prepare(config, Console(quiet=True), model)
-    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+    trainer = prepare(config, quiet(), model)
+    assert_equal(dict(model.state_dict()), expected)
     assert trainer.linear
     trainer.close()
-
-
-def test_a_custom_module_may_declare_one():
-    class Declares(Repeats):
-        def linear_autoencoder(self, num_frames, height, width):
-            return LinearAutoencoder(1, 2, num_frames)
-
-    assert CustomAutoencoder(Repeats()).linear_autoencoder(9, 8, 8) is None
-    assert CustomAutoencoder(Declares()).linear_autoencoder(9, 8, 8).encoder.rest.out_features == 9

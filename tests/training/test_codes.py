@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from telecine.__main__ import main
 from telecine.runs import Run, find_checkpoint
 from telecine.training import train
 
-from .helpers import resumed_copy
+from .helpers import quiet, resumed_copy
+
+pytestmark = pytest.mark.usefixtures("few_clips")
 
 
-def config_of(tiny, monkeypatch, **changes):
+def discrete(tiny, **changes):
     """Return the settings of a tiny run of one update with a discrete latent, with its linear start and baseline."""
-    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 4)
     return tiny(
         steps=1,
         val_every=1,
@@ -27,28 +27,32 @@ def config_of(tiny, monkeypatch, **changes):
     )
 
 
+def latents_page(run, small_video, folder):
+    """Measure the latents of a run with the command line; return its figures and its page."""
+    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(folder)]
+    assert main(["latents", str(run), *options]) == 0
+    (figures,) = json.loads((folder / "latents.json").read_text())["models"]
+    return figures, (folder / "latents.html").read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
-def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path, monkeypatch):
-    config = config_of(tiny, monkeypatch, bottleneck="fsq", fsq_levels=(5, 4))
-    train(config, console=Console(quiet=True))
-    run = train(replace(config, steps=2), console=Console(quiet=True)).run
+def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path):
+    config = discrete(tiny, bottleneck="fsq", fsq_levels=(5, 4))
+    train(config, console=quiet())
+    run = train(replace(config, steps=2), console=quiet()).run
     first, *_, last = Run(run).history.read()
     assert first["val/psnr"] == pytest.approx(first["linear/psnr"], rel=1e-5)
     assert last["step"] == 2
     assert 0 < last["latent/codes_used"] <= 1
     assert 1 < last["latent/code_perplexity"] <= 20
-    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(tmp_path / "page")]
-    assert main(["latents", str(run), *options]) == 0
-    (found,) = json.loads((tmp_path / "page" / "latents.json").read_text())["models"]
-    assert found["codes"].keys() == {"codes_used", "code_entropy", "code_perplexity"}
-    assert "entropy of the codes, bits" in (tmp_path / "page" / "latents.html").read_text()
+    figures, page = latents_page(run, small_video, tmp_path / "page")
+    assert figures["codes"].keys() == {"codes_used", "code_entropy", "code_perplexity"}
+    assert "entropy of the codes, bits" in page
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
-def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
-    run = train(config_of(tiny, monkeypatch, bottleneck="lfq", lfq_bits=4), console=Console(quiet=True)).run
+def test_a_run_with_lookup_free_quantization(tiny):
+    run = train(discrete(tiny, bottleneck="lfq", lfq_bits=4), console=quiet()).run
     records = Run(run).history.read()
     losses = {name for record in records for name in record if name.startswith("train/")}
     assert {"train/entropy_loss", "train/commitment_loss"} <= losses
@@ -56,17 +60,14 @@ def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
-def test_a_run_with_nested_channels_resumes_to_the_bit(tiny, small_video, tmp_path, monkeypatch):
+def test_a_run_with_nested_channels_resumes_to_the_bit(tiny, small_video, tmp_path):
     channels = tiny().causal_vae.latent_channels
-    config = config_of(tiny, monkeypatch, nested_channels=(channels // 2,))
+    config = discrete(tiny, nested_channels=(channels // 2,))
     config = replace(config, steps=2, save_every=1, latent_clips=0)
-    whole = train(config, console=Console(quiet=True)).run
+    whole = train(config, console=quiet()).run
     resumed = Path(resumed_copy(config, tmp_path / "part").output_dir)
     files = [find_checkpoint(run) / "model" / "model.safetensors" for run in (whole, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(tmp_path / "page")]
-    assert main(["latents", str(resumed), *options]) == 0
-    (found,) = json.loads((tmp_path / "page" / "latents.json").read_text())["models"]
-    assert found["nested_psnr"].keys() == {str(channels // 2)}
-    assert f"PSNR with {channels // 2} channels, dB" in (tmp_path / "page" / "latents.html").read_text()
+    figures, page = latents_page(resumed, small_video, tmp_path / "page")
+    assert figures["nested_psnr"].keys() == {str(channels // 2)}
+    assert f"PSNR with {channels // 2} channels, dB" in page

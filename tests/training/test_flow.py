@@ -27,7 +27,7 @@ from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
-from .helpers import LIGHT, assert_equal_runs, quiet, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, last_checkpoint, quiet, resumed_copy
 
 
 @pytest.fixture
@@ -56,28 +56,39 @@ def run(tiny_flow, folder):
     return config
 
 
-@pytest.mark.slow
-def test_a_resumed_run_equals_the_whole_one_bit_for_bit(run, tmp_path):
-    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed")) > 200
+def evaluated(model, config, folder, *options):
+    """Evaluate one clip with the command line, and return the metrics and the sampler of the protocol."""
+    command = ["evaluate", model, "--data", str(config.data), "-o", str(folder), "--device", "cpu", "--max_clips", "1"]
+    assert main([*command, *options]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics, json.loads((folder / "protocol.json").read_text())["sampler"]
+
+
+def check_refused(capsys, model, config, option, message):
+    """Check that a command refuses an option of decoding."""
+    assert main(["evaluate", model, "--data", str(config.data), "--device", "cpu", option, "4"]) == 2
+    assert f"`{option}` must be left out{message}" in capsys.readouterr().err
+
+
+def check_resumed_equals_whole(config, tmp_path, **options):
+    assert assert_equal_runs(config, resumed_copy(config, tmp_path / "resumed"), **options) > 50
 
 
 @pytest.mark.slow
-def test_one_step_and_a_few_are_logged(run):
-    (*_, last) = Run(Path(run.output_dir)).history.validations()
+def test_a_run_resumes_to_the_bit_and_logs_one_step_and_four(run, tmp_path):
+    check_resumed_equals_whole(run, tmp_path)
+    last = Run(run.output_dir).history.validations()[-1]
     assert {"val/psnr", "val/psnr_4_steps", "val/lpips_alex_4_steps"} < set(last)
     assert last["val/psnr"] != last["val/psnr_4_steps"]
 
 
 @pytest.mark.slow
 def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
-    found = {}
-    for steps, arguments in ((1, []), (4, ["--decode_steps", "4", "--decode_seed", "3"])):
-        command = ["evaluate", run.output_dir, "--data", str(run.data), "-o", str(tmp_path), "--device", "cpu"]
-        assert main([*command, "--max_clips", "1", *arguments]) == 0
-        found[steps] = json.loads((tmp_path / "metrics.json").read_text())
-        sampler = json.loads((tmp_path / "protocol.json").read_text())["sampler"]
-        assert sampler == {"name": "euler", "steps": steps, "seed": 3 if arguments else 0}
-    assert found[1]["psnr"] != found[4]["psnr"]
+    one, sampler = evaluated(run.output_dir, run, tmp_path)
+    assert sampler == {"name": "euler", "steps": 1, "seed": 0}
+    four, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_steps", "4", "--decode_seed", "3")
+    assert sampler == {"name": "euler", "steps": 4, "seed": 3}
+    assert one["psnr"] != four["psnr"]
 
 
 @pytest.mark.slow
@@ -119,25 +130,19 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
     model = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
-    clips = replace(tiny().clips, num_frames=9)
-    changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": clips}
+    changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": replace(tiny().clips, num_frames=9)}
     run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
     train(run, console=quiet())
-    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed"), num_files=5) > 200
-    checkpoint = Run(Path(run.output_dir)).checkpoints.all()[-1][1]
-    trained = type(model).from_pretrained(checkpoint / "model")
+    check_resumed_equals_whole(run, tmp_path, num_files=5)
+    trained = type(model).from_pretrained(last_checkpoint(run) / "model")
     embedding = "decoder.time_embedder.timestep_embedder.linear_1.weight"
     assert not torch.equal(trained.get_parameter(embedding), model.get_parameter(embedding))
-    command = ["evaluate", run.output_dir, "--data", str(run.data), "-o", str(tmp_path / "figures"), "--device", "cpu"]
-    psnr = []
-    for arguments in ([], [], ["--decode_level", "0.5"]):
-        assert main([*command, "--max_clips", "1", *arguments]) == 0
-        psnr.append(json.loads((tmp_path / "figures" / "metrics.json").read_text())["psnr"])
-    assert psnr[0] == psnr[1] != psnr[2]
-    sampler = json.loads((tmp_path / "figures" / "protocol.json").read_text())["sampler"]
+    first, _ = evaluated(run.output_dir, run, tmp_path)
+    again, _ = evaluated(run.output_dir, run, tmp_path)
+    other, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_level", "0.5")
+    assert first["psnr"] == again["psnr"] != other["psnr"]
     assert sampler == {"name": "noise of the latent", "level": 0.5, "seed": 0}
-    assert main([*command, "--decode_steps", "4"]) == 2
-    assert "`--decode_steps` must be left out unless a model's decoder generates" in capsys.readouterr().err
+    check_refused(capsys, run.output_dir, run, "--decode_steps", " unless a model's decoder generates")
 
 
 @pytest.mark.slow
@@ -149,36 +154,28 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     config = json.loads(ltx2_diffusion_decoder().to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
-    changes = {**LIGHT, "steps": 2, "save_every": 1, "clips": clips}
-    run = tiny(output_dir="run", model="decoder.json", **changes)
+    run = tiny(output_dir="run", model="decoder.json", **{**LIGHT, "steps": 2, "save_every": 1, "clips": clips})
     run = replace(run, causal_vae=replace(run.causal_vae, flow=FlowConfig(level_mean=1.5)))
     assert build_autoencoder(run).flow.level_mean == 1.5
     train(run, console=quiet())
-    assert assert_equal_runs(run, resumed_copy(run, tmp_path / "resumed"), num_files=5) > 50
-    (*_, last) = Run(Path("run")).history.validations()
-    assert {"val/psnr", "val/psnr_4_steps"} < set(last)
-    checkpoint = Run(Path("run")).checkpoints.all()[-1][1]
-    trained = type(ltx2_diffusion_decoder()).from_pretrained(checkpoint / "ema")
+    check_resumed_equals_whole(run, tmp_path, num_files=5)
+    assert {"val/psnr", "val/psnr_4_steps"} < set(Run("run").history.validations()[-1])
+    trained = type(ltx2_diffusion_decoder()).from_pretrained(last_checkpoint(run) / "ema")
     assert trained.config["_teacher"] == "vae"
-    command = ["evaluate", "run", "--data", str(run.data), "-o", "figures", "--device", "cpu", "--max_clips", "1"]
-    assert main([*command, "--decode_steps", "2"]) == 0
-    sampler = json.loads(Path("figures/protocol.json").read_text())["sampler"]
+    _, sampler = evaluated("run", run, tmp_path, "--decode_steps", "2")
     assert sampler == {"name": "euler", "steps": 2, "seed": 0}
-    assert main([*command, "--decode_level", "0.1"]) == 2
-    assert "`--decode_level` must be left out unless" in capsys.readouterr().err
+    check_refused(capsys, "run", run, "--decode_level", " unless")
     with pytest.raises(ValueError, match="`random_weights` must be false for a student"):
         build_autoencoder(replace(run, random_weights=True))
 
 
 def test_a_model_that_does_not_generate_has_no_steps(tiny, tmp_path, capsys):
-    build_autoencoder(tiny()).save_pretrained(tmp_path / "model")
-    command = ["evaluate", str(tmp_path / "model"), "--data", str(tiny().data), "--device", "cpu"]
-    assert main([*command, "--decode_steps", "4"]) == 2
-    assert "`--decode_steps` must be left out unless a model's decoder generates" in capsys.readouterr().err
-    assert main([*command[:1], str(tiny().data), *command[2:], "--decode_seed", "4"]) == 2
-    assert "`--decode_seed` must be left out" in capsys.readouterr().err
-    assert main([*command, "--decode_level", "0.1"]) == 2
-    assert "`--decode_level` must be left out" in capsys.readouterr().err
+    config = tiny()
+    build_autoencoder(config).save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    check_refused(capsys, model, config, "--decode_steps", " unless a model's decoder generates")
+    check_refused(capsys, config.data, config, "--decode_seed", "")
+    check_refused(capsys, model, config, "--decode_level", "")
 
 
 def test_an_update_has_the_errors_of_the_levels(tiny_flow):
@@ -224,9 +221,9 @@ def test_a_validation_has_names_for_both(tiny_flow, one_step, more):
     model = build_autoencoder(replace(config, causal_vae=replace(config.causal_vae, flow=flow)))
     clip = {"video": torch.rand(3, 5, 32, 32) * 2 - 1, "source": "a", "start": 0, "fps": 25.0}
     torch.nn.init.normal_(model.last_layer, std=0.1)
-    found = validate_model(model, [clip], {}).metrics
-    assert set(found) == {"psnr", "ssim"} | more
-    assert found["psnr"] != found.get("psnr_4_steps")
+    metrics = validate_model(model, [clip], {}).metrics
+    assert set(metrics) == {"psnr", "ssim"} | more
+    assert metrics["psnr"] != metrics.get("psnr_4_steps")
     assert model.describe_decoding()["steps"] == 1
 
 
@@ -248,17 +245,14 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
         **{"steps": 2, "batch_size": 1, "val_clips": 1, "save_every": 1, "trackers": ()},
     )
     result = distill(config, console=quiet())
-    saved = read_saved_settings(result.checkpoint)
-    assert saved["causal_vae"]["flow"]["one_step"]
-    teacher, student = (
-        load_autoencoder(Path(run.output_dir, "checkpoints", "step-00000004", "ema")),
-        load_autoencoder(result.checkpoint / "ema"),
-    )
+    assert read_saved_settings(result.checkpoint)["causal_vae"]["flow"]["one_step"]
+    teacher = load_autoencoder(last_checkpoint(run) / "ema")
+    student = load_autoencoder(result.checkpoint / "ema")
     assert isinstance(student, CausalAutoencoder)
     assert student.config.flow.one_step
     assert student.describe_decoding()["steps"] == 1
-    pairs = [(student.decoder.state_dict()[name], w) for name, w in teacher.decoder.state_dict().items()]
-    change = max((a - b).abs().max().item() for a, b in pairs)
+    weights = student.decoder.state_dict()
+    change = max((weights[name] - other).abs().max().item() for name, other in teacher.decoder.state_dict().items())
     assert 0 < change < 0.05, "it started from the teacher's weights"
     means = next(record for record in Run(result.run).history.read() if "train/recon_loss" in record)
     assert means["train/recon_loss"] < means["train/mse"], "of the teacher's sample, and of the video"

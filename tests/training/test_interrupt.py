@@ -24,7 +24,7 @@ def raising_handlers():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_sets_the_request_and_restores_its_handler(number, capfd):
     before = signal.getsignal(number)
-    other = next(each for each in STOP_SIGNALS if each != number)
+    other = next(candidate for candidate in STOP_SIGNALS if candidate != number)
     with stop_on_signal() as stop:
         assert not stop.is_set
         os.kill(os.getpid(), number)

@@ -83,13 +83,14 @@ class PlainLoop:
         self.discriminator.load_state_dict(state.objective.discr_3d.state_dict())
         self.lpips = LPIPS("alex")
         self.optimizers = [
-            AdamW(each.parameters(), LR, betas=BETAS, weight_decay=0.0) for each in (self.model, self.discriminator)
+            AdamW(network.parameters(), LR, betas=BETAS, weight_decay=0.0)
+            for network in (self.model, self.discriminator)
         ]
 
     def update(self, video, clips):
         posterior = self.model.encode(video).latent_dist
         fake = self.model.decode(posterior.sample(clip_generators(0, clips, video.device))).sample
-        frames, targets = (rearrange(each, "b c t h w -> (b t) c h w") for each in (fake, video))
+        frames, targets = (rearrange(clip, "b c t h w -> (b t) c h w") for clip in (fake, video))
         recon = F.mse_loss(fake, video)
         perceptual = self.lpips(reconstruction=frames, target=targets).mean()
         nll = recon + PERCEPTUAL_WEIGHT * perceptual
@@ -123,16 +124,17 @@ def test_losses_and_weights_are_those_of_a_plain_loop(cached_weights, tmp_path, 
         state.autoencoder.last_layer.mul_(0.4)  # diffusers' Wan clamps its output, telecine does not
     plain = PlainLoop(values, last_layer, state)
     networks = {plain.model: state.autoencoder.module, plain.discriminator: state.objective.discr_3d}
-    before = [parameters_to_vector(each.parameters()) for each in networks]
-    found, expected = [], []
+    before = [parameters_to_vector(network.parameters()) for network in networks]
+    losses = []
+    expected = []
     for number in range(2):
         video = 2 * torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(number)) - 1
         log = train_step(state, [MicroBatch(video, [number])])
-        found.append({name: float(log[f"train/{name}"]) for name in LOSSES})
+        losses.append({name: float(log[f"train/{name}"]) for name in LOSSES})
         expected.append(plain.update(video, [number]))
-    assert found[0] == pytest.approx(expected[0], rel=1e-4)
-    assert found[1] == pytest.approx(expected[1], rel=1e-3)
-    assert all(found[0][name] != found[1][name] for name in LOSSES)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-4)
+    assert losses[1] == pytest.approx(expected[1], rel=1e-3)
+    assert all(losses[0][name] != losses[1][name] for name in LOSSES)
     for (theirs, ours), start in zip(networks.items(), before, strict=True):
-        moved, other = (parameters_to_vector(each.parameters()) - start for each in (theirs, ours))
+        moved, other = (parameters_to_vector(network.parameters()) - start for network in (theirs, ours))
         assert (moved - other).norm() < 1e-2 * moved.norm()

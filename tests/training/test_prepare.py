@@ -1,5 +1,6 @@
 """What a run checks, prints and takes over before its first update."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -7,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
 from telecine.report.video import write_video
 from telecine.runs import Run
+from telecine.runs.manifest import write_manifest
 from telecine.runs.settings import write_settings
 from telecine.settings import (
     ClipConfig,
@@ -45,21 +48,17 @@ from .helpers import (
 )
 
 
-@pytest.mark.parametrize("config", ["demo", {"steps": 1}])
 @pytest.mark.parametrize("function", [train, dry_run])
-def test_a_name_and_a_dict_are_no_configuration(config, function):
-    with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
-        function(config)
-
-
-@pytest.mark.parametrize("run", [train, dry_run])
-def test_functions_are_checked_before_any_video_is_read(run):
+def test_settings_and_functions_are_checked_before_any_video_is_read(function):
+    for other in ("demo", {"steps": 1}):
+        with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
+            function(other)
     config = TrainConfig(data="nowhere", objective=ObjectiveConfig(terms={"x": Term("elsewhere.edges")}))
     with pytest.raises(ValueError, match=r"`objective.terms.x.target` must be in telecine or in a package"):
-        run(config)
+        function(config)
     decoding = replace(config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2")
     with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
-        run(decoding)
+        function(decoding)
 
 
 @pytest.mark.parametrize("name", ["validation", ".telecine-output", "metrics.jsonl", "checkpoints", ".lock"])
@@ -86,18 +85,13 @@ def test_a_tracker_that_is_not_installed_is_named(tiny):
     [
         ({"clips": ClipConfig(num_frames=6, height=32, width=32)}, r"must be 4k\+1 .*, but got 6\. Use 5"),
         ({"data": "/nothing"}, "/nothing, which does not exist"),
+        ({"data": "FOLDER", "output_dir": "FOLDER"}, r"`output_dir` must be another folder than the data, .* Name"),
     ],
 )
-def test_wrong_clips_are_refused_before_anything_is_written(tiny, changes, message):
-    config = tiny(**changes)
+def test_wrong_data_is_refused_before_anything_is_written(tiny, tmp_path, changes, message):
+    changes = {name: str(tmp_path) if value == "FOLDER" else value for name, value in changes.items()}
     with pytest.raises(ValueError, match=message):
-        train(config, console=quiet())
-    assert not Path(config.output_dir).exists()
-
-
-def test_the_folder_of_a_run_must_not_be_that_of_the_data(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
-        prepare(tiny(data=str(tmp_path), output_dir=str(tmp_path)), quiet())
+        train(tiny(**changes), console=quiet())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,11 +107,13 @@ def test_the_videos_of_a_run_inside_its_data_are_no_data(tiny, tmp_path, small_v
     run.close()
 
 
-@pytest.mark.slow
-def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
+def test_a_run_says_where_it_computes_how_large_it_is_and_that_it_ends_within_its_warmup(tiny):
     console = recorder()
     prepare(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console).close()
-    assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in console.export_text()
+    text = console.export_text()
+    assert "computing on cpu, mixed precision: no\n" in text
+    assert re.search(r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text)
+    assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in text
 
 
 def test_a_checkpoint_that_a_process_does_not_see_is_refused(tiny, tmp_path):
@@ -136,13 +132,14 @@ def test_records_of_a_run_that_has_lost_its_checkpoints_are_not_removed(tiny, la
     run.folder.mkdir()
     write_settings(run.folder, config)
     run.history.write([{"step": step} for step in range(last + 1)])
-    if last > 2 * config.save_every:
-        with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
-            prepare(config, console)
-    else:
+    if last <= 6:
         prepare(config, console)
         assert f"without a checkpoint, the records up to step {last} are removed" in console.export_text()
-    assert run.history.last_step() == (last if last > 2 * config.save_every else 0)
+        last = 0
+    else:
+        with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
+            prepare(config, console)
+    assert run.history.last_step() == last
 
 
 @pytest.mark.slow
@@ -253,6 +250,66 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     prepare(config, quiet())
 
 
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_other_files_of_the_same_size_are_named_on_resuming(tiny, small_video, tmp_path, keeps_time):
+    values = np.random.default_rng(0).integers(0, 256, (2, 20, 32, 32, 3), dtype=np.uint8)
+    path = tmp_path / "arrays" / "a.npy"
+    path.parent.mkdir()
+    np.save(path, values[0])
+    config = tiny(data=str(path.parent), val_data=str(small_video), **LIGHT)
+    run_to(config, 1)
+    times = (path.stat().st_atime, path.stat().st_mtime)
+    console = recorder()
+    os.utime(path)
+    prepare(config, console)
+    assert "has changed" not in console.export_text(), "another time alone"
+    np.save(path, values[1])
+    if keeps_time:
+        os.utime(path, times)
+    prepare(config, console)
+    assert "the data has changed: files of the same sizes with other content" in console.export_text()
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Return a folder of arrays: two scenes of each of eight films."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for film in range(8):
+        for scene in range(2):
+            values = generator.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+            np.save(folder / f"film{film}_scene{scene}.npy", values)
+    return folder
+
+
+def test_no_scene_of_a_held_out_film_is_trained_on(tiny, scenes):
+    config = tiny(data=str(scenes), **LIGHT)
+    console = recorder()
+    run = prepare(config, console)
+    line = "2 of 16 videos, 24 of 192 frames: film4_scene0.npy, film4_scene1.npy"
+    assert f"held out: {line}" in console.export_text()
+    assert run.records.summary.held_out == line
+    assert not any("film4" in span.info.path.name for span in run.clips.train.spans)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
+    config = tiny(data=str(scenes), **LIGHT)
+    earlier = replace(config, clips=replace(config.clips, holdout="earlier"))
+    before = run_to(earlier, 1)
+    before.close()
+    folder = checkpoint_folder(config, 1)
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("  holdout: earlier\n", ""))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, 1)
+    console = recorder()
+    run = prepare(config, console)
+    assert "`clips.holdout` stays 'earlier', as the run started" in console.export_text()
+    assert "settings changed" not in console.export_text()
+    assert run.records.summary.validation == before.records.summary.validation
+    assert run.config.clips.holdout == "earlier"
+
+
 @pytest.mark.slow
 def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(tiny):
     config = tiny(steps=1, **LIGHT)
@@ -266,12 +323,3 @@ def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(ti
     train(replace(config, steps=3), console=console)
     assert re.search(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
     assert Run(config.output_dir).summary().num_parameters == first.num_parameters
-
-
-def test_a_run_says_where_it_computes_and_how_large_it_is(tiny):
-    console = recorder()
-    run = prepare(tiny(**LIGHT), console)
-    text = console.export_text()
-    run.close()
-    assert "computing on cpu, mixed precision: no\n" in text
-    assert re.search(r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text)

@@ -1,21 +1,16 @@
 """Runs whose data is on an S3 server, which stops in the middle."""
 
-import io
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from rich.console import Console
-from safetensors.torch import load_file
 
 from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
 from telecine.report.video import write_video
-from telecine.runs import Run
-from telecine.settings import DiscriminatorConfig, ObjectiveConfig
 from telecine.training import train
+
+from .helpers import LIGHT, assert_equal_tensors, checkpoint_steps, last_checkpoint, quiet, recorder, tensors
 
 
 @pytest.fixture
@@ -28,27 +23,16 @@ def folder(small_video, tmp_path):
     return folder
 
 
-def tensors(config):
-    _, checkpoint = Run(Path(config.output_dir)).checkpoints.all()[-1]
-    return {
-        (path.relative_to(checkpoint), name): tensor
-        for path in sorted(checkpoint.rglob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
-
-
 @pytest.mark.slow
 def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, folder, tmp_path, s3, monkeypatch):
     """The cache has room for one of the two videos, so that both are fetched again and again."""
-    few = {"steps": 4, "val_every": 4, "save_every": 4, "val_clips": 1, "latent_clips": 1}
-    objective = ObjectiveConfig(perceptual_weight=0, adversarial_loss_weight=0)
-    few |= {"objective": objective, "discriminator": DiscriminatorConfig(video="none")}
+    few = {**LIGHT, "batch_size": 2, "steps": 4, "val_every": 4, "save_every": 4, "latent_clips": 1}
     local = tiny(data=str(folder), output_dir=str(tmp_path / "local"), **few)
     there = tiny(data=s3.put(folder, "videos"), output_dir=str(tmp_path / "remote"), **few)
     size = max(path.stat().st_size for path in folder.glob("*.mp4"))
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", str(size / 1e9))
     monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0))
-    train(local, console=Console(quiet=True))
+    train(local, console=quiet())
 
     read = ClipDataset.__getitem__
 
@@ -60,19 +44,16 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
 
     monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_2)
     with pytest.raises(DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"):
-        train(there, console=Console(quiet=True))
-    assert [step for step, _ in Run(Path(there.output_dir)).checkpoints.all()] == [2]
+        train(there, console=quiet())
+    assert checkpoint_steps(there) == [2]
 
     s3.start()
-    output = io.StringIO()
-    train(there, console=Console(file=output, width=200))
-    assert "resum" in output.getvalue().lower()
-    ours, theirs = tensors(local), tensors(there)
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 20
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    console = recorder()
+    train(there, console=console)
+    assert "resuming from " in console.export_text()
+    assert assert_equal_tensors(tensors(last_checkpoint(local)), tensors(last_checkpoint(there))) > 20
 
     (folder / "b.mp4").unlink()
     other = replace(there, data=s3.put(folder, "other"))
     with pytest.raises(ValueError, match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'"):
-        train(other, console=Console(quiet=True))
+        train(other, console=quiet())

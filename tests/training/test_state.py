@@ -1,6 +1,7 @@
 """When gradients are averaged over processes, the size of a run, and the moving average of its weights."""
 
 from contextlib import contextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -21,22 +22,15 @@ class Sharded(nn.Module):
         self.syncs.append(requires_gradient_sync)
 
 
-def state_of(model, accelerator=None):
-    names = ("autoencoder", "objective", "optimizer", "disc_optimizer", "ema", "last_layer", "grad_clip", "seed")
-    return TrainState(accelerator=accelerator, model=model, **dict.fromkeys(names))
+def state_of(model=None, **parts):
+    names = [field.name for field in fields(TrainState) if field.default is field.default_factory]
+    return TrainState(**{**dict.fromkeys(names), "model": model, **parts})
 
 
-def test_a_sharded_model_averages_gradients_unless_told_otherwise():
-    state = state_of(Sharded())
-    for enabled in (True, False):
-        with state.gradient_sync(enabled=enabled):
-            pass
-    assert state.model.syncs == [True, False]
-    assert state.is_sharded
-    assert not state_of(nn.Linear(1, 1)).is_sharded
-
-
-def test_a_wrapped_model_averages_gradients_unless_told_otherwise():
+def test_a_model_averages_gradients_unless_told_otherwise():
+    """A sharded one has a switch; that of DDP is the accelerator's."""
+    sharded = state_of(Sharded())
+    assert sharded.is_sharded
     inside = []
 
     @contextmanager
@@ -44,34 +38,28 @@ def test_a_wrapped_model_averages_gradients_unless_told_otherwise():
         inside.append(model)
         yield
 
-    state = state_of(nn.Linear(1, 1), SimpleNamespace(no_sync=no_sync))
-    with state.gradient_sync(enabled=True):
+    wrapped = state_of(nn.Linear(1, 1), accelerator=SimpleNamespace(no_sync=no_sync))
+    assert not wrapped.is_sharded
+    with sharded.gradient_sync(enabled=True), wrapped.gradient_sync(enabled=True):
         assert inside == []
-    with state.gradient_sync(enabled=False):
-        assert inside == [state.model]
+    with sharded.gradient_sync(enabled=False), wrapped.gradient_sync(enabled=False):
+        assert inside == [wrapped.model]
+    assert sharded.model.syncs == [True, False]
 
 
 def test_the_size_counts_trained_weights_and_discriminators():
-    state = state_of(None)
-    state.autoencoder = nn.Sequential(nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False))
-    discriminator = nn.Linear(1000, 500, bias=False)
-    state.objective = SimpleNamespace(
-        get_trainable_parameters=lambda: list(discriminator.parameters()), schedule=SimpleNamespace(disc_train_start=5)
+    discriminator = [nn.Parameter(torch.zeros(1000, 500))]
+    objective = SimpleNamespace(
+        get_trainable_parameters=lambda: discriminator, schedule=SimpleNamespace(disc_train_start=5)
     )
-    assert state.describe_size(6) == "3.00 M parameters, 0.50 M in discriminators"
-    state.autoencoder[0].requires_grad_(False)
-    assert state.describe_size(6) == "3.00 M parameters (1.00 M of them trained), 0.50 M in discriminators"
-
-
-def test_discriminators_that_a_short_run_does_not_train_are_named():
-    state = state_of(None)
-    state.autoencoder = nn.Linear(1, 1)
-    discriminator, schedule = nn.Linear(100, 100), SimpleNamespace(disc_train_start=5)
-    state.objective = SimpleNamespace(get_trainable_parameters=lambda: [*discriminator.parameters()], schedule=schedule)
-    named = "not trained before step 5 (`objective.gan.disc_train_start`)"
-    assert [named in state.describe_size(steps) for steps in (5, 6)] == [True, False]
-    state.objective.get_trainable_parameters = list
-    assert named not in state.describe_size(5)
+    autoencoder = nn.Sequential(nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False))
+    state = state_of(autoencoder=autoencoder, objective=objective)
+    text = "3.00 M parameters, 0.50 M in discriminators"
+    assert state.describe_size(6) == text
+    assert state.describe_size(5) == f"{text}, not trained before step 5 (`objective.gan.disc_train_start`)"
+    autoencoder[0].requires_grad_(False)
+    discriminator.clear()
+    assert state.describe_size(5) == "3.00 M parameters (1.00 M of them trained), 0.00 M in discriminators"
 
 
 def model_with(value):
@@ -105,11 +93,6 @@ def test_the_average_of_a_short_run_spans_its_last_tenth(num_updates):
     for step in range(num_updates):
         averaged = update(average, model, float(step))
     assert num_updates - 1 - averaged == pytest.approx(num_updates / 10, rel=0.01)
-
-
-def test_with_decay_zero_the_average_equals_the_model():
-    average = MovingAverage(model := model_with(0.0), 0.0)
-    assert [update(average, model, value) for value in (1.0, 2.0, 3.0)] == [1.0, 2.0, 3.0]
 
 
 def test_applied_swaps_the_averages_into_the_model():

@@ -1,7 +1,6 @@
 """The summary of a run while it trains."""
 
 import hashlib
-import io
 import re
 import time
 from dataclasses import replace
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 
 from telecine.base.devices import peak_memory
 from telecine.data import Span, bytes_from_video
@@ -19,13 +17,15 @@ from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
 from telecine.training.prepare import read_earlier_summary
 
+from .helpers import quiet, recorder
+
 
 def clips(num_val=2):
     generator = torch.Generator().manual_seed(0)
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
-    info = SimpleNamespace(path=Path(__file__))
+    info = SimpleNamespace(path=Path(__file__), digest="ab")
     train = SimpleNamespace(spans=[Span(info, 0, 29), Span(info, 40, 51)])
-    return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
+    return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1, held_out="one")
 
 
 def write(folder, seconds, before, peak=None):
@@ -40,7 +40,7 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path):
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
-    before = read_earlier_summary(Run(tmp_path), Console(quiet=True))
+    before = read_earlier_summary(Run(tmp_path), quiet())
     write(tmp_path, 5, before, peak=20)
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
@@ -53,14 +53,14 @@ def test_validations_count_from_where_the_held_out_clips_changed():
     other = replace(first, **Clips.recorded(clips(num_val=1)))
     assert [first.after(before, 5).validated_from for before in (None, first, other)] == [0, 0, 6]
     again = first.after(other, 5)
-    assert [each.after(again, 8).validated_from for each in (first, other)] == [6, 9]
+    assert [summary.after(again, 8).validated_from for summary in (first, other)] == [6, 9]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"seconds": 5.0}'])
 def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
-    console = Console(record=True, width=40, file=io.StringIO())
+    console = recorder()
     before = read_earlier_summary(Run(tmp_path), console)
     write(tmp_path, 5, before)
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())

@@ -5,12 +5,12 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from accelerate.tracking import TensorBoardTracker
-from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.settings import plain_settings
@@ -18,76 +18,78 @@ from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.trackers import drop_after, start_trackers
 
-
-def quiet():
-    return Console(quiet=True)
+from .helpers import quiet
 
 
 class FakeAccelerator:
-    """Starts fake trackers, as Accelerate does."""
+    """Starts fake trackers, as Accelerate does: `started` has the project and the options of each, by its name."""
 
     def __init__(self, names):
-        self.log_with, self.started, self.sent = names, [], {}
+        self.log_with = names
         self.trackers = []
+        self.started = {}
+        self.sent = {}
 
     def init_trackers(self, project, init_kwargs):
-        for each in self.log_with:
-            name = getattr(each, "name", each)
-            self.started.append((name, project, getattr(each, "init_kwargs", init_kwargs.get(name))))
-            keep = lambda values, name=name: self.sent.__setitem__(name, values)  # noqa: E731
-            self.trackers.append(SimpleNamespace(name=name, store_init_configuration=keep))
+        for tracker in self.log_with:
+            name = getattr(tracker, "name", tracker)
+            self.started[name] = (project, getattr(tracker, "init_kwargs", init_kwargs.get(name)))
+            self.trackers.append(SimpleNamespace(name=name, store_init_configuration=partial(self.send, name)))
+
+    def send(self, name, values):
+        self.sent[name] = values
 
 
 @pytest.fixture
-def started(tmp_path, tiny, monkeypatch):
+def start(tmp_path, tiny, monkeypatch):
     """Return a function that starts fake trackers of a run."""
     if importlib.util.find_spec("wandb") is None:
         monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
         monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=RuntimeError))
     (tmp_path / "my_run").mkdir()
 
-    def start(names, resumed_at=None, **changes):
+    def start_fakes(names, resumed_at=None, **changes):
         config = tiny(trackers=names, output_dir=str(tmp_path / "my_run"), **changes)
         accelerator = FakeAccelerator(names)
         start_trackers(accelerator, plain_settings(config), Run(config.output_dir), resumed_at)
         return accelerator
 
-    return start
+    return start_fakes
 
 
-def test_names_project_and_id_of_a_run_and_of_its_resume(started, tmp_path):
+def test_names_project_and_id_of_a_run_and_of_its_resume(start, tmp_path):
+    start(("tensorboard",))
+    assert not (tmp_path / "my_run" / "tracker.json").exists(), "it needs no id"
     names = ("tensorboard", "wandb", "trackio", "mlflow")
-    first, resumed = started(names).started, started(names, resumed_at=3).started
-    again = started(names).started
-    assert [name for name, *_ in first] == [*names]
-    assert {project for _, project, _ in first} == {"telecine"}
-    ids = [dict(zip(names, run, strict=True))["wandb"][2]["id"] for run in (first, resumed, again)]
-    assert ids[0] == ids[1] != ids[2], "a run that starts from nothing is another one"
-    assert json.loads((tmp_path / "my_run" / "tracker.json").read_text()) == {"id": ids[2]}
-    wandb = {"name": "my_run", "id": ids[0], "resume": "allow", "dir": str(tmp_path / "my_run")}
-    trackio = {"name": f"my_run-{ids[0]}", "resume": "allow"}
-    assert [options for *_, options in first] == [{"purge_step": 0}, wandb, trackio, None]
-    assert [options for *_, options in resumed] == [{"purge_step": 4}, wandb, trackio, None]
+    first = start(names).started
+    run_id = first["wandb"][1]["id"]
+    for started, step in ((first, 0), (start(names, resumed_at=3).started, 4)):
+        assert started == {
+            "tensorboard": ("telecine", {"purge_step": step}),
+            "wandb": (
+                "telecine",
+                {"name": "my_run", "id": run_id, "resume": "allow", "dir": str(tmp_path / "my_run")},
+            ),
+            "trackio": ("telecine", {"name": f"my_run-{run_id}", "resume": "allow"}),
+            "mlflow": ("telecine", None),
+        }
+    new_id = start(names).started["wandb"][1]["id"]
+    assert new_id != run_id, "a run that starts from nothing is another one"
+    assert json.loads((tmp_path / "my_run" / "tracker.json").read_text()) == {"id": new_id}
 
 
-def test_options_of_the_user_override_ours(started):
+def test_options_of_the_user_override_ours_and_settings_are_sent_as_each_tracker_takes_them(start):
     options = {"wandb": {"name": "other", "group": "study"}, "tensorboard": {"flush_secs": 7}}
-    run = started(("wandb", "tensorboard"), tracker_options=options, tracker_project="mine").started
-    assert run[0][1] == "mine"
-    assert {"name": "other", "group": "study", "resume": "allow"}.items() <= run[0][2].items()
-    assert run[1][2] == {"flush_secs": 7, "purge_step": 0}
-
-
-def test_settings_are_sent_as_each_tracker_takes_them(started):
-    sent = started(("tensorboard", "wandb", "mlflow"), steps=7).sent
+    names = ("tensorboard", "wandb", "mlflow")
+    accelerator = start(names, tracker_options=options, tracker_project="mine", steps=7)
+    project, wandb = accelerator.started["wandb"]
+    assert project == "mine"
+    assert {"name": "other", "group": "study", "resume": "allow"}.items() <= wandb.items()
+    assert accelerator.started["tensorboard"][1] == {"flush_secs": 7, "purge_step": 0}
+    sent = accelerator.sent
     assert sent.keys() == {"wandb", "mlflow"}
     assert (sent["wandb"]["steps"], sent["wandb"]["optimizer"]["warmup_steps"]) == (7, 2)
     assert (sent["mlflow"]["steps"], sent["mlflow"]["optimizer.warmup_steps"]) == ("7", "2")
-
-
-def test_tensorboard_alone_needs_no_id(started, tmp_path):
-    started(("tensorboard",))
-    assert not (tmp_path / "my_run" / "tracker.json").exists()
 
 
 def test_an_id_that_is_damaged_is_named(tmp_path):
@@ -109,40 +111,36 @@ def test_a_wrong_option_is_one_line(tiny, tmp_path):
         start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
 
 
-def test_tensorboards_files_stay_where_they_were(tiny, tmp_path):
-    config = tiny(trackers=("tensorboard",), tracker_project="mine", output_dir=str(tmp_path))
-    accelerator = build_accelerator(config)
-    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
-    (tracker,) = accelerator.trackers
-    accelerator.end_training()
-    assert isinstance(tracker, TensorBoardTracker)
-    assert [path.parent for path in tmp_path.rglob("events.out.*")] == [tmp_path / "tensorboard"]
-
-
 def test_tensorboard_has_each_step_once_after_a_rollback_and_a_new_start(tiny, tmp_path):
+    """Its files are in its folder whatever the project is."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = tiny(trackers=("tensorboard",), output_dir=str(tmp_path))
+    config = tiny(trackers=("tensorboard",), tracker_project="mine", output_dir=str(tmp_path))
 
-    def logged(*steps):
+    def start_accelerator():
+        accelerator = build_accelerator(config)
+        start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
+        (tracker,) = accelerator.trackers
+        assert isinstance(tracker, TensorBoardTracker)
+        return accelerator
+
+    def log(accelerator, *steps):
         for step in steps:
             accelerator.log({"train/lr": float(step)}, step=step)
-        for tracker in accelerator.trackers:
-            tracker.writer.flush()
+        accelerator.trackers[0].writer.flush()
         events = EventAccumulator(str(tmp_path / "tensorboard"))
         events.Reload()
         return [event.step for event in events.Scalars("train/lr")]
 
-    accelerator = build_accelerator(config)
-    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
-    assert logged(0, 2, 4, 6) == [0, 2, 4, 6]
+    accelerator = start_accelerator()
+    assert log(accelerator, 0, 2, 4, 6) == [0, 2, 4, 6]
     drop_after(3, accelerator.trackers)
-    assert logged(4, 6, 8) == [0, 2, 4, 6, 8]
+    assert log(accelerator, 4, 6, 8) == [0, 2, 4, 6, 8]
     accelerator.end_training()
-    accelerator = build_accelerator(config)
-    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
-    assert logged(0, 2) == [0, 2]
+    accelerator = start_accelerator()
+    assert log(accelerator, 0, 2) == [0, 2]
     accelerator.end_training()
+    assert {path.parent for path in tmp_path.rglob("events.out.*")} == {tmp_path / "tensorboard"}
 
 
 @pytest.mark.slow
@@ -155,12 +153,12 @@ def test_a_resumed_run_is_one_run_of_wandb(tiny, monkeypatch):
     config = tiny(steps=1, trackers=("wandb",), tracker_options={"wandb": {"group": "study"}})
     folder = train(config, console=quiet()).run
     train(replace(config, steps=2), console=quiet())
-    of_run = json.loads((folder / "tracker.json").read_text())["id"]
+    run_id = json.loads((folder / "tracker.json").read_text())["id"]
     offline = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(offline) == 2
-    assert {path.name.rpartition("-")[2] for path in offline} == {of_run}
+    assert {path.name.rpartition("-")[2] for path in offline} == {run_id}
     assert all(list(path.rglob("*.mp4")) for path in offline), "a preview of each validation"
-    logged = b"".join(path.read_bytes() for each in offline for path in each.glob("*.wandb"))
+    logged = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
     for text in (b"telecine", b"study", b"warmup_steps", b"val/psnr", b"train/total_loss"):
         assert text in logged
     assert b"tensorboard" not in logged
@@ -176,6 +174,6 @@ def test_a_resumed_run_is_one_run_of_trackio(tiny, tmp_path, monkeypatch):
     train(replace(config, steps=2), console=quiet())
     import trackio
 
-    of_run = json.loads((folder / "tracker.json").read_text())["id"]
+    run_id = json.loads((folder / "tracker.json").read_text())["id"]
     (run,) = trackio.Api().runs(config.tracker_project)
-    assert run.name == f"{Path(config.output_dir).name}-{of_run}"
+    assert run.name == f"{Path(config.output_dir).name}-{run_id}"

@@ -2,16 +2,13 @@
 
 import json
 from dataclasses import replace
-from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoModel
-from rich.console import Console
 
-from telecine.models.diffusers import DiffusersAutoencoder, checkpointing
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.runs import Run
 from telecine.settings import (
@@ -34,7 +31,7 @@ from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 
 from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
-from .helpers import assert_equal_runs, recorder, resumed_copy
+from .helpers import LIGHT, assert_equal, assert_equal_runs, last_checkpoint, quiet, recorder, resumed_copy
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -45,13 +42,6 @@ FULL = ObjectiveConfig(
     penalty=PenaltyConfig(every=1),
     perceptual=PerceptualConfig(net="alex"),
 )
-# A reconstruction loss alone, for tests of what a run saves and checks.
-LIGHT = {
-    "objective": ObjectiveConfig(perceptual_weight=0.0),
-    "discriminator": DiscriminatorConfig("none"),
-    "batch_size": 1,
-    "latent_clips": 0,
-}
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
 
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
@@ -65,17 +55,19 @@ def diffusers_config(tiny, tmp_path):
         tiny_model(name).save_pretrained(tmp_path / name)
         frames, height, width = CLIPS[name]
         clips = ClipConfig(num_frames=frames, height=max(height, MIN_SIZE), width=max(width, MIN_SIZE), num_workers=0)
-        settings = {"steps": 1, "batch_size": 1, "val_clips": 1, "trackers": (), "objective": FULL}
-        discriminator = DiscriminatorConfig(dim=1, video="patch")
-        return tiny(
-            **settings | {"model": str(tmp_path / name), "clips": clips, "discriminator": discriminator} | changes
-        )
+        settings = {
+            "steps": 1,
+            "batch_size": 1,
+            "val_clips": 1,
+            "trackers": (),
+            "objective": FULL,
+            "discriminator": DiscriminatorConfig(dim=1, video="patch"),
+            "model": str(tmp_path / name),
+            "clips": clips,
+        }
+        return tiny(**settings | changes)
 
     return make
-
-
-def quiet():
-    return Console(quiet=True)
 
 
 # Two of videos, and one of frames; `tests/models` tests every class.
@@ -92,7 +84,7 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
     assert any("decoder" in key for key in moved)
     text = trainer.files.history.path.read_text()
     assert all(f"train/{term}" in text for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss"))
-    loaded = AutoModel.from_pretrained(str(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "model"))
+    loaded = AutoModel.from_pretrained(str(last_checkpoint(config) / "model"))
     assert type(loaded) is type(trained.module)
     copy_into_memory(loaded)
     copy_into_memory(trained)
@@ -106,7 +98,7 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
 
 def check_statistics(trainer, config):
     """Compare the statistics in the saved model with its latents of the clips that they were measured on."""
-    folder = Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "ema"
+    folder = last_checkpoint(config) / "ema"
     model = DiffusersAutoencoder(AutoModel.from_pretrained(str(folder))).eval()
     with torch.no_grad():
         clips = [trainer.clips.train[index]["video"][None] for index in range(config.latent_clips)]
@@ -127,26 +119,6 @@ def copy_into_memory(model):
     """Copy weights out of their memory-mapped file: some kernels round differently for its alignment."""
     for weight in model.parameters():
         weight.data = weight.data.clone()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cogvideox", "wan"])
-def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_config, name):
-    config = diffusers_config(name, trainable=TrainableConfig(weights="decoder"))
-    clip = torch.rand(1, 3, config.clips.num_frames, config.clips.height, config.clips.width) * 2 - 1
-    trainer = prepare(config, quiet())
-    copy_into_memory(trainer.state.autoencoder)
-    with torch.no_grad():
-        before = trainer.state.autoencoder.encode(clip).mode()
-    train_to_the_end(trainer, StopRequest())
-    trained = DiffusersAutoencoder.from_pretrained(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "ema")
-    copy_into_memory(trained)
-    with torch.no_grad():
-        assert torch.equal(trained.encode(clip).mode(), before)
-    kept = DiffusersAutoencoder(tiny_model(name)).latent_normalisation()
-    assert kept
-    assert trained.latent_normalisation() == kept
-    assert trainer.state.last_layer is trained.last_layer or trainer.state.last_layer.requires_grad
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
@@ -193,11 +165,6 @@ def copied(module):
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_path, weights):
@@ -219,19 +186,18 @@ def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
         with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
             prepare(replace(config, model=str(tmp_path / "other.json")), quiet())
     (tmp_path / "wan").rename(tmp_path / "moved")
-    console = Console(record=True, width=1000, file=StringIO())
+    console = recorder()
     trainer = prepare(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
     assert trainer.state.step == 1
     assert f"instead of {config.model}" in console.export_text()
 
 
 @pytest.mark.slow
-def test_lora_refuses_a_base_model_that_has_changed(diffusers_config, tmp_path):
+def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
     config = diffusers_config("wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT)
     train(config, console=quiet())
     other = AutoModel.from_pretrained(config.model)
-    with torch.no_grad():
-        other.encoder.conv_in.bias += 1
+    other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
     with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
         prepare(replace(config, steps=2), quiet())
@@ -247,20 +213,9 @@ def test_a_run_that_trains_the_encoder_of_a_model_says_what_follows(diffusers_co
     assert text.count("--config decoder keeps its latents") == number
 
 
-@pytest.mark.slow
-def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
-    clips = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
-    trainer = prepare(diffusers_config("wan", clips=clips), quiet())
-    train_to_the_end(trainer, StopRequest())
-    assert trainer.state.step == 1
-
-
-@pytest.mark.slow
-def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config, monkeypatch):
-    build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
-    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
-    with pytest.raises(ValueError, match="gradients stay the same"):
-        prepare(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
+def test_gradient_checkpointing_is_turned_on(diffusers_config):
+    model = build_autoencoder(diffusers_config("cogvideox", model_gradient_checkpointing=True))
+    assert model.module.is_gradient_checkpointing
 
 
 @pytest.mark.slow
@@ -273,26 +228,21 @@ def test_temporal_chunks_train_the_same_weights(diffusers_config):
     clips = ClipConfig(num_frames=13, height=32, width=32, num_workers=0)
     optimizer = OptimizerConfig(lr=1e-7, disc_lr=1e-7, warmup_steps=0)
 
-    def trained(temporal_chunk):
+    losses = []
+    moments = []
+    for temporal_chunk in (None, 4):
         config = diffusers_config("wan", clips=clips, optimizer=optimizer, temporal_chunk=temporal_chunk)
         state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
-        logs = []
         for step in range(2):
             video = 2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1
             log = train_step(state, [MicroBatch(video, [step])])
-            logs.append([log["train/total_loss"], log["train/adaptive_weight"]])
-        moments = [
-            torch.cat([values["exp_avg"].flatten() for values in optimizer.state.values()])
-            for optimizer in state.optimizers.values()
-        ]
-        return logs, moments
-
-    losses, gradients = trained(None)
-    assert all(loss[1] not in (0, 1) for loss in losses), "the adaptive weight is computed"
-    losses_of_chunks, gradients_of_chunks = trained(4)
-    assert losses_of_chunks == [pytest.approx(loss, rel=1e-5) for loss in losses]
-    assert len(gradients) == 2
-    for whole, chunks in zip(gradients, gradients_of_chunks, strict=True):
+            assert log["train/adaptive_weight"] not in (0, 1), "it is computed"
+            losses.append((log["train/total_loss"], log["train/adaptive_weight"]))
+        for trained in state.optimizers.values():
+            moments.append(torch.cat([values["exp_avg"].flatten() for values in trained.state.values()]))
+    assert losses[2:] == [pytest.approx(loss, rel=1e-5) for loss in losses[:2]]
+    assert len(moments) == 4
+    for whole, chunks in zip(moments[:2], moments[2:], strict=True):
         assert (chunks - whole).norm() < 1e-4 * whole.norm()
 
 
@@ -302,10 +252,3 @@ def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(dif
         prepare(diffusers_config("wan", trainable=trainable), quiet())
     objective = replace(FULL, adaptive_weight=AdaptiveWeightConfig(at="reconstruction"))
     prepare(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
-
-
-@pytest.mark.slow
-def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
-    clips = ClipConfig(num_frames=16, height=32, width=32, num_workers=0)
-    with pytest.raises(ValueError, match="Use 17, the nearest"):
-        prepare(diffusers_config("wan", clips=clips), quiet())

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, AutoModel
-from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.runs import Run
@@ -25,12 +24,11 @@ from telecine.settings import (
     Term,
     TrainableConfig,
 )
-from telecine.training import Interrupted, train
-from telecine.training.loop import train_to_the_end
-from telecine.training.prepare import prepare
+from telecine.training import train
 from telecine.training.tensor_files import load_into, saved_tensors
 
 from ..models.tiny_models import tiny_model
+from .helpers import assert_equal, assert_equal_tensors, last_checkpoint, quiet, run_to, statistics_in, tensors
 
 pytestmark = pytest.mark.slow
 
@@ -44,24 +42,6 @@ QUARTER_STEP = LR / 4
 STOP_AFTER = {"ddp_resumed": 2, "crossing": 2}
 
 SHARDS = {"ddp": [], "fsdp2": [f"shards/shard-{rank:05d}-of-00002.safetensors" for rank in range(2)]}
-
-
-class AfterOne:
-    """Stops a trainer after its first update."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    @property
-    def is_set(self):
-        return self.trainer.state.step >= 1
-
-
-def train_one_step(config):
-    trainer = prepare(config, Console(quiet=True))
-    with pytest.raises(Interrupted):
-        train_to_the_end(trainer, AfterOne(trainer))
-    trainer.close()
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +112,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     with pytest.MonkeyPatch.context() as patch:
         no_pictures["leave_pictures_out"](patch.setattr)
         for config in alone.values():
-            train(config, console=Console(quiet=True))
+            train(config, console=quiet())
         crossing = replace(together["crossing"], batch_size=4, sharding="none")
-        train_one_step(crossing)
+        run_to(crossing, 1).close()
         for name, config in together.items():
             if name in STOP_AFTER:
                 (folder / f"{name}.{STOP_AFTER[name]}.pickle").write_bytes(pickle.dumps(config))
@@ -143,7 +123,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         script = str(Path(__file__).with_name("two_ranks.py"))
         done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
         assert done.returncode == 0, done.stderr[-4000:]
-        train(crossing, console=Console(quiet=True))
+        train(crossing, console=quiet())
     return alone | together, done.stdout
 
 
@@ -151,23 +131,13 @@ def losses(config):
     """Return the records without the values that depend on how clips are distributed over processes."""
     # Standard deviations and norms over parts of a batch differ from those of the whole batch, and so do their means.
     excluded = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
-    records = Run(Path(config.output_dir)).history.read()
+    records = Run(config.output_dir).history.read()
     return [{k: v for k, v in record.items() if not any(part in k for part in excluded)} for record in records]
 
 
 def weights(config, name):
-    (path,) = (Run(Path(config.output_dir)).checkpoints.all()[-1][1] / name).glob("*.safetensors")
+    (path,) = (last_checkpoint(config) / name).glob("*.safetensors")
     return load_file(path)
-
-
-def latents(config):
-    """Return the statistics of the latent."""
-    return json.loads((Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "state.json").read_text())["latents"]
-
-
-def tensors(config):
-    folder = Run(Path(config.output_dir)).checkpoints.all()[-1][1]
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def depends_on_gradients(name):
@@ -205,38 +175,42 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
         assert other == pytest.approx(one, rel=1e-2, abs=1e-5)
     if reference == "one":
         assert ours[2]["train/adaptive_weight"] > 0, "the first step of the adversarial term"
+    whole = last_checkpoint(configs[reference])
+    parts = last_checkpoint(configs[name])
     for kind in ("model", "ema"):
-        one, other = weights(configs[reference], kind), weights(configs[name], kind)
-        assert one.keys() == other.keys()
-        assert max((one[key] - other[key]).abs().max().item() for key in one) < max(tolerance, QUARTER_STEP)
-    one, other = (latents(configs[n]) for n in (reference, name))
-    assert (one is None) == (name == "sharded_lora")
-    if one is not None:
-        assert one.pop("mean") == pytest.approx(other.pop("mean"), rel=1e-3, abs=1e-4)
-        assert one.pop("std") == pytest.approx(other.pop("std"), rel=1e-3)
-        assert one == other == {"step": NUM_STEPS, "num_clips": 2}
-    one, other = (tensors(configs[n])["objective.safetensors"] for n in (reference, name))
-    assert max((one[key] - other[key]).abs().max().item() for key in one) < max(tolerance, QUARTER_STEP)
+        assert_close(weights(configs[name], kind), weights(configs[reference], kind), max(tolerance, QUARTER_STEP))
+    objectives = [load_file(folder / "objective.safetensors") for folder in (parts, whole)]
+    assert_close(*objectives, max(tolerance, QUARTER_STEP))
+    expected, _ = statistics_in(whole)
+    statistics, _ = statistics_in(parts)
+    if name == "sharded_lora":
+        assert statistics is expected is None
+    else:
+        assert statistics.pop("mean") == pytest.approx(expected.pop("mean"), rel=1e-3, abs=1e-4)
+        assert statistics.pop("std") == pytest.approx(expected.pop("std"), rel=1e-3)
+        assert statistics == expected == {"step": NUM_STEPS, "num_clips": 2}
+
+
+def assert_close(ours, theirs, tolerance):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_a_resumed_run_equals_the_whole_one_bit_for_bit(runs, name):
     configs, _ = runs
-    straight, resumed = tensors(configs[name]), tensors(configs[f"{name}_resumed"])
+    straight = tensors(last_checkpoint(configs[name]))
     assert [path for path in straight if path.startswith("shards/")] == SHARDS[name]
     assert len(straight) == 6 + (name == "fsdp2")
-    assert straight.keys() == resumed.keys()
-    for file, by_name in straight.items():
-        for key, tensor in by_name.items():
-            assert torch.equal(tensor, resumed[file][key]), f"{file}: {key}"
+    assert sorted(straight["random.safetensors"]) == ["0.cpu", "1.cpu"], "the random state of each process"
+    assert_equal_tensors(straight, tensors(last_checkpoint(configs[f"{name}_resumed"])))
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 
 
 def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite(runs):
     configs, printed = runs
-    folder = Path(configs["rolled_back"].output_dir)
-    assert [step for step, _ in Run(folder).checkpoints.all()] == [1, 2]
-    ((step, to, value),) = json.loads((Run(folder).checkpoints.all()[-1][1] / "state.json").read_text())["rollbacks"]
+    run = Run(configs["rolled_back"].output_dir)
+    assert [step for step, _ in run.checkpoints.all()] == [1, 2]
+    ((step, to, value),) = json.loads((run.checkpoints.path(2) / "state.json").read_text())["rollbacks"]
     assert (step, to) == (2, 1)
     assert value.endswith(" of the averaged weights")
     assert printed.count(f"`{value}` was not finite after step") == 1
@@ -244,34 +218,20 @@ def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite
 
 def test_the_weights_that_other_programs_load_are_those_of_the_shards(runs):
     configs, _ = runs
-    folder = Run(Path(configs["fsdp2"].output_dir)).checkpoints.all()[-1][1]
+    folder = last_checkpoint(configs["fsdp2"])
     for kind in ("model", "ema"):
         published = weights(configs["fsdp2"], kind)
         shards = {key: torch.empty_like(published[key]) for key in saved_tensors(folder, kind)}
         load_into(shards, folder, kind)
         assert len(shards) > 10
-        assert all(torch.equal(tensor, published[key]) for key, tensor in shards.items())
-    assert Checkpoints.damage_of(folder) is None
-    one, two = (load_file(folder / path) for path in SHARDS["fsdp2"])
-    num_bytes = [sum(tensor.nbytes for key, tensor in part.items()) for part in (one, two)]
-    assert num_bytes[0] == pytest.approx(num_bytes[1], rel=0.1), "each process has half"
-
-
-def test_diffusers_loads_weights_that_were_trained_sharded(runs):
-    configs, _ = runs
-    name = "sharded_lora"
-    for kind in ("model", "ema"):
-        loaded = AutoModel.from_pretrained(str(Run(Path(configs[name].output_dir)).checkpoints.all()[-1][1] / kind))
+        assert_equal(shards, {key: published[key] for key in shards})
+        loaded = AutoModel.from_pretrained(str(last_checkpoint(configs["sharded_lora"]) / kind))
         assert isinstance(loaded, AutoencoderKLWan)
-        tensors, saved = loaded.state_dict(), weights(configs[name], kind)
-        assert tensors.keys() == saved.keys()
-        assert all(torch.equal(tensor, saved[key]) for key, tensor in tensors.items())
-
-
-def test_the_random_state_of_every_process_is_saved(runs):
-    configs, _ = runs
-    states = tensors(configs["ddp"])["random.safetensors"]
-    assert sorted(states) == ["0.cpu", "1.cpu"]
+        assert_equal(dict(loaded.state_dict()), weights(configs["sharded_lora"], kind))
+    assert Checkpoints.damage_of(folder) is None
+    parts = [load_file(folder / path) for path in SHARDS["fsdp2"]]
+    num_bytes = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
+    assert num_bytes[0] == pytest.approx(num_bytes[1], rel=0.1), "each process has half"
 
 
 def test_only_the_first_process_prints(runs):

@@ -95,8 +95,8 @@ def test_the_codes_of_all_clips_are_counted():
 
     model = WithLatent()
     model.codebook = Codebook()
-    found = validate_model(model, [clip(0.5, 0), clip(-0.5, 1)], {}).latent
-    assert {name: found[name] for name in ("codes_used", "code_entropy", "code_perplexity")} == {
+    latent = validate_model(model, [clip(0.5, 0), clip(-0.5, 1)], {}).latent
+    assert {name: latent[name] for name in ("codes_used", "code_entropy", "code_perplexity")} == {
         "codes_used": 0.5,
         "code_entropy": 1.0,
         "code_perplexity": 2.0,

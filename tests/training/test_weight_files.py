@@ -18,6 +18,8 @@ from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture
 
+from .helpers import assert_equal
+
 
 class Normalised(nn.Module):
     """An autoencoder whose decoder has statistics without weights, and a layer with two names."""
@@ -32,37 +34,44 @@ class Normalised(nn.Module):
         return self.decoder(self.encoder(video))
 
 
-def adapted(seed):
+def adapted(seed=0):
     torch.manual_seed(seed)
     model = CustomAutoencoder(Normalised())
     select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
-    return model, WeightFiles(model, is_sharded=False)
+    return model
+
+
+def files_of(model, is_sharded=False):
+    return WeightFiles(model, is_sharded=is_sharded)
+
+
+def change_trained(model):
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.normal_()
 
 
 def test_updates_and_statistics_are_restored(tmp_path):
-    model, files = adapted(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.normal_()
+    model = adapted()
+    files = files_of(model)
+    change_trained(model)
     model.train()(torch.rand(2, 3, 2, 4, 4))
     files.save(tmp_path, "model", None, model.state_dict())
-    other, others = adapted(0)
-    others.load(other, tmp_path, "model")
-    expected = model.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+    other = adapted()
+    files_of(other).load(other, tmp_path, "model")
+    assert_equal(other.state_dict(), model.state_dict())
 
 
-def test_another_base_model_is_refused():
-    _, files = adapted(0)
-    adapted(0)[1].check_base(files.base)
-    adapted(1)[1].check_base(None)  # without LoRA
+def test_the_base_of_updates_is_that_of_the_frozen_weights_and_another_is_refused():
+    model = adapted()
+    base = files_of(model).base
+    change_trained(model)
+    assert files_of(model).base == base
+    files_of(adapted()).check_base(base)
+    assert files_of(CustomAutoencoder(Normalised())).base is None
+    files_of(adapted(seed=1)).check_base(None)  # without LoRA
     with pytest.raises(ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"):
-        adapted(1)[1].check_base(files.base)
-
-
-def test_without_lora_there_is_no_base():
-    assert WeightFiles(CustomAutoencoder(Normalised()), is_sharded=False).base is None
+        files_of(adapted(seed=1)).check_base(base)
 
 
 def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
@@ -73,46 +82,23 @@ def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
 
     model = Complete()
     add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
-    files = WeightFiles(CustomAutoencoder(model), is_sharded=False)
-    files.save(tmp_path, "model", None, CustomAutoencoder(model).state_dict())
+    model = CustomAutoencoder(model)
+    files_of(model).save(tmp_path, "model", None, model.state_dict())
     assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())
 
 
-def test_the_base_is_that_of_the_frozen_weights():
-    model, files = adapted(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.normal_()
-    assert WeightFiles(model, is_sharded=False).base == files.base
-    with torch.no_grad():
-        next(weight for weight in model.parameters() if not weight.requires_grad).add_(1)
-    assert WeightFiles(model, is_sharded=False).base != files.base
-
-
-def changed(model, value):
-    with torch.no_grad():
-        model.module.last.bias.fill_(value)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def is_equal(model, expected):
-    return all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-
-
 def test_weights_are_saved_from_copies(tmp_path):
-    model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    files = WeightFiles(model, is_sharded=False)
-    expected = changed(model, 3.0)
-    changed(model, 4.0)
-    files.save(tmp_path, "model", None, expected)
-    files.load(other, tmp_path, "model")
-    assert is_equal(other, expected)
-    assert model.module.last.bias.tolist() == [4, 4, 4], "the model trains on"
-    files.save(tmp_path, "ema", None, {**expected, "module.encoder.bias": torch.full((4,), 5.0)})
-    files.load(other, tmp_path, "ema")
-    different = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, expected[name])}
-    assert different == {"module.encoder.bias"}
+    model = CustomAutoencoder(Normalised())
+    files = files_of(model)
+    copies = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
+    files.save(tmp_path, "model", None, copies)
+    assert_equal(model.state_dict(), before)  # it trains on
+    averaged = copies | {"module.encoder.bias": torch.full((4,), 5.0)}
+    files.save(tmp_path, "ema", None, averaged)
+    for name, expected in (("model", copies), ("ema", averaged)):
+        files.load(model, tmp_path, name)
+        assert_equal(dict(model.state_dict()), expected)
 
 
 def test_frozen_networks_are_not_copied():
@@ -122,7 +108,7 @@ def test_frozen_networks_are_not_copied():
 
     model = CustomAutoencoder(Normalised())
     model.module.teacher = Frozen(Uncopied(2, 2))
-    WeightFiles(model, is_sharded=False)
+    files_of(model)
 
 
 def write_shards(folder, groups):
@@ -137,33 +123,31 @@ def write_shards(folder, groups):
 def test_the_folders_that_other_programs_load_are_made_from_shards(tmp_path, weights):
     model = CustomAutoencoder(Normalised())
     select_trainable(model, TrainableConfig(weights=weights))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_()
-    files = WeightFiles(model, is_sharded=True)
-    whole = WeightFiles(model, is_sharded=False)
+    for weight in model.parameters():
+        weight.data.normal_()
+    files = files_of(model, is_sharded=True)
     average = {name: weight + 1 for name, weight in model.named_parameters() if weight.requires_grad}
     write_shards(tmp_path / "shards", {"model": model.state_dict(), "ema": average})
     statistics = LatentStatistics([1.0], [2.0])
-    for name in ("model", "ema"):
+    for name, tensors in (("model", model.state_dict()), ("ema", {**model.state_dict(), **average})):
         files.save_from_shards(tmp_path / "shards", name, statistics)
-        whole.save(tmp_path, name, statistics, model.state_dict() | (average if name == "ema" else {}))
-        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, tmp_path / "shards"))
-        assert ours.keys() == theirs.keys() == CustomAutoencoder(Normalised()).module.state_dict().keys()
-        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+        files_of(model).save(tmp_path, name, statistics, tensors)
+        published = load_file(tmp_path / "shards" / name / "model.safetensors")
+        assert published.keys() == Normalised().state_dict().keys()
+        assert_equal(published, load_file(tmp_path / name / "model.safetensors"))
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["ema", "model", "shards"]
     resumed = copy.deepcopy(model)
     for name, expected in (("ema", average), ("model", model.state_dict())):
         files.load(resumed, tmp_path / "shards", name)
-        tensors = resumed.state_dict()
-        assert all(torch.equal(tensors[key], tensor) for key, tensor in expected.items())
+        assert_equal({key: resumed.state_dict()[key] for key in expected}, dict(expected))
 
 
 def test_a_run_that_trains_sharded_resumes_from_whole_weights(tmp_path):
-    model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    WeightFiles(model, is_sharded=False).save(tmp_path, "model", None, model.state_dict())
-    WeightFiles(other, is_sharded=True).load(other, tmp_path, "model")
-    assert is_equal(other, model.state_dict())
+    model = CustomAutoencoder(Normalised())
+    other = CustomAutoencoder(Normalised())
+    files_of(model).save(tmp_path, "model", None, model.state_dict())
+    files_of(other, is_sharded=True).load(other, tmp_path, "model")
+    assert_equal(other.state_dict(), model.state_dict())
 
 
 def test_shards_of_another_model_are_refused(tmp_path):
@@ -172,14 +156,14 @@ def test_shards_of_another_model_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"shards` must be the model's weights, but got no module.encoder.weight; .* and \d+ more"
     ):
-        WeightFiles(model, is_sharded=True).load(model, tmp_path, "model")
+        files_of(model, is_sharded=True).load(model, tmp_path, "model")
 
 
 def test_a_module_that_cannot_be_copied_is_refused():
     model = CustomAutoencoder(Normalised())
-    model.module.opened = (each for each in ())
+    model.module.opened = (number for number in ())
     with pytest.raises(ValueError, match=r"`autoencoder` must be a module that `copy.deepcopy` copies.*generator"):
-        WeightFiles(model, is_sharded=False)
+        files_of(model)
 
 
 def test_another_architecture_is_refused_by_its_setting(tmp_path):

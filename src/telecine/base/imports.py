@@ -34,7 +34,7 @@ _MOVED = {
     "telecine.training.distillation.": "telecine.tools.distill.",
 }
 # Names of packages and modules; what is below one is allowed as well.
-_allowed = {"telecine"}
+allowed_packages = {"telecine"}
 
 
 def allow_code(*packages: str) -> None:
@@ -49,11 +49,11 @@ def allow_code(*packages: str) -> None:
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
             raise argument_error("allow_code", "the name of a package", repr(package), "Write e.g. `my_package`.")
-    _allowed.update(packages)
+    allowed_packages.update(packages)
 
 
 def _is_allowed(path: str) -> bool:
-    return any(f"{path}.".startswith(f"{package}.") for package in _allowed)
+    return any(f"{path}.".startswith(f"{package}.") for package in allowed_packages)
 
 
 def _not_allowed_error(name: str, path: str, origin: str = "") -> Exception:

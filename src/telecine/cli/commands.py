@@ -243,7 +243,7 @@ def config(
     elif not files:
         raise argument_error("files", "settings files or recipes", "nothing", "Pass one or more.")
     else:
-        from telecine.objective.functions import check_functions
+        from telecine.objective.terms import check_functions
 
         settings = read_config(*files)
         check_functions(settings.objective, sharding=settings.sharding)

@@ -80,14 +80,14 @@ class GANLoss:
             raise argument_error(f"the result of {name}", contract, describe(losses), remedy, OutputError)
         return losses
 
-    def generator(self, *, fake_logits: Tensor, real_logits: Tensor | None = None) -> Scalar:
+    def compute_generator_loss(self, *, fake_logits: Tensor, real_logits: Tensor | None = None) -> Scalar:
         """Return the generator's loss. A loss without `parts` needs the real logits."""
         if self.parts is not None:
             return self.parts.generator(fake_logits)
         assert real_logits is not None
         return self(real=real_logits, fake=fake_logits).generator
 
-    def discriminator(self, *, real_logits: Tensor | None, fake_logits: Tensor | None) -> Scalar:
+    def compute_discriminator_loss(self, *, real_logits: Tensor | None, fake_logits: Tensor | None) -> Scalar:
         """Return the discriminator's loss; with `parts`, only that of real or of fake logits if the others are None."""
         if self.parts is None:
             assert real_logits is not None

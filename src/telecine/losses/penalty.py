@@ -28,6 +28,8 @@ from telecine.base.shapes import Scalar, check_same_shape
 from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
+# What a penalty can be a function of, by the names of its parameters.
+PENALTY_INPUTS = ("discriminator", "real", "fake", "real_logits", "fake_logits", "generator")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Penalty:
     """A penalty function with its needs. The defaults hold for any function."""
 
     function: Callable[..., Scalar]
-    """A function of any of `discriminator`, `real`, `fake`, `real_logits`, `fake_logits` and `generator`, by name."""
+    """A function of any of `PENALTY_INPUTS`, by name."""
     differentiates_real: bool = True
     """`real` must require gradients before its logits are computed."""
     differentiates_fake: bool = True
@@ -45,16 +47,27 @@ class Penalty:
     uses_fake: bool = True
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
 
-    def __call__(self, **arguments: Any) -> Scalar:
-        """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
-        taken = {name: value for name, value in arguments.items() if self.takes(name)}
-        return self.function(**taken)
-
-    def takes(self, name: str) -> bool:
-        """Return whether the function has an argument."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of `PENALTY_INPUTS` that the function is called with."""
         parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        return takes_any or name in parameters
+        names = []
+        for name in PENALTY_INPUTS:
+            is_of_fake = name in ("fake", "fake_logits")
+            if (takes_any or name in parameters) and (self.uses_fake or not is_of_fake):
+                names.append(name)
+        return tuple(names)
+
+    @property
+    def reads_fake(self) -> bool:
+        """Whether `fake` or its logits are among the inputs."""
+        return "fake" in self.inputs or "fake_logits" in self.inputs
+
+    def __call__(self, **arguments: Any) -> Scalar:
+        """Return the penalty, a 0-d tensor with its graph. `PENALTY_INPUTS` that it does not need are dropped."""
+        dropped = set(PENALTY_INPUTS) - set(self.inputs)
+        return self.function(**{name: value for name, value in arguments.items() if name not in dropped})
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:

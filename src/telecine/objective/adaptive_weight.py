@@ -106,8 +106,16 @@ _Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 class LayerActivations:
     """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
 
-    A weight that is sharded over processes cannot be an input of `torch.autograd.grad`, but the layer's output can.
-    Inputs that the autoencoder computes again in the backward pass are computed again here, too.
+    It is for weights that cannot be an input of `torch.autograd.grad`: those that are sharded over processes, and those
+    whose gradient needs the backward of all checkpointed chunks at once. The layer's outputs can be inputs, and give
+    the same gradient in three steps:
+
+    1. Record: a forward hook keeps the arguments and the output of each call. In a checkpointed block, which does not
+       keep the arguments, it keeps the block's call instead.
+    2. Recompute: `weight_gradients` differentiates the losses with respect to the outputs, and runs each recorded block
+       again, without a graph, for the layer's arguments.
+    3. Differentiate: the layer is called once more with these arguments, and its output is differentiated with respect
+       to the weight. The layer is linear in its weight, so the weight may have any value, such as 0.
 
     Args:
         layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.
@@ -178,7 +186,7 @@ class LayerActivations:
         return inputs
 
     def _weight_gradient_of_call(self, inputs: _Inputs, grad_output: Tensor) -> Tensor:
-        """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""
+        """Return the part of one call in the gradient of the weight, computed with a weight of 0."""
         device, dtype = grad_output.device, grad_output.dtype
         zeros = {
             name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")

@@ -47,7 +47,7 @@ class Batch:
     """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
     aux: dict[str, Scalar]  # the auxiliary losses by name; an empty name for an unnamed one
     grad_at: Tensor | LayerActivations | None  # where the adaptive weight compares gradients
-    generator: Generators
+    rng: Generators  # the source of random numbers
     disc_real: Video
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
@@ -161,7 +161,7 @@ def make_batch(
         num_elements=num_elements,
         aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
-        generator=generator,
+        rng=generator,
         disc_real=disc_real,
         disc_fake=disc_fake,
         latent=latent,

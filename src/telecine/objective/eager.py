@@ -17,11 +17,6 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
 
-# A logit without a gradient in the discriminator's loss, as with the hinge beyond its margin, still has one in the
-# generator's. It goes through the shared backward with a cotangent so small that it vanishes in the rounding of the
-# discriminator's gradients, and the input's gradient is scaled up afterwards: exactly, since this is a power of two.
-_TINY_COTANGENT = 2.0**-40
-
 # The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
 torch._functorch.config.donated_buffer = False
 
@@ -85,34 +80,36 @@ def gradients_of(
         value: A scalar.
         inputs: Tensors that it may depend on.
         retain_graph: Keep the graph for another backward.
-        add_to: Gradients of another scalar, one per input, to add. Each is added, and leaves the list, when its
-            counterpart is computed: memory never holds two complete sets.
+        add_to: Gradients of another scalar, one per input, to add. The list is consumed: each gradient leaves it when
+            its sum is computed, so that memory never holds two complete sets.
     """
-    others: Gradients = [None] * len(inputs) if add_to is None else add_to
+    earlier: Gradients = [None] * len(inputs) if add_to is None else add_to
     if not inputs or not value.requires_grad:
-        return others
-    accumulating = nullcontext() if add_to is None else _accumulating(others, inputs)
-    with accumulating, autocast_off(value.device):
+        return earlier
+    adding = nullcontext() if add_to is None else _adding(earlier, inputs)
+    with adding, autocast_off(value.device):
         gradients = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-    return _first_of_each(gradients, others)
-
-
-def _first_of_each(gradients: Sequence[Tensor | None], others: Gradients) -> Gradients:
-    return [other if gradient is None else gradient for gradient, other in zip(gradients, others, strict=True)]
+    return _with_unused(gradients, earlier)
 
 
 @contextmanager
-def _accumulating(others: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
-    """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `others`.
+def _adding(earlier: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
+    """Make a backward inside the block return, for each input, its gradient times `factor` plus the earlier gradient.
 
-    A gradient in `others`, which may be `None`, is replaced by `None` when it is used.
+    A hook adds as soon as a gradient is computed, and drops the earlier one from the list. Those of inputs that the
+    backward does not reach stay there.
+
+    Args:
+        earlier: One gradient for each input, or None.
+        inputs: The inputs of the backward.
+        factor: A scalar, or None for 1.
     """
 
     def add(index: int, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:
             return None
-        other = others[index]
-        others[index] = None
+        other = earlier[index]
+        earlier[index] = None
         if factor is None:
             return gradient if other is None else other + gradient
         scale = factor.to(gradient.dtype)
@@ -122,6 +119,11 @@ def _accumulating(others: Gradients, inputs: Sequence[Tensor], *, factor: Tensor
         for index, x in enumerate(inputs):
             hooks.enter_context(x.register_hook(partial(add, index)))
         yield
+
+
+def _with_unused(gradients: Sequence[Tensor | None], earlier: Gradients) -> Gradients:
+    """Return the gradients of a backward inside `_adding`; for an input that it did not reach, the earlier gradient."""
+    return [other if gradient is None else gradient for gradient, other in zip(gradients, earlier, strict=True)]
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
@@ -156,12 +158,6 @@ class _PrecomputedGrad(torch.autograd.Function):
         return (None, None, *scaled, *[None] * len(scaled))
 
 
-# One backward through a discriminator for both steps. Both differentiate the same logits with respect to the same
-# input and parameters, with different cotangents. With one logit per sample, and samples that do not depend on each
-# other, the input gradient of a sample is its logit's cotangent times a factor that both steps share: the gradient
-# computed for one step is scaled to be the other's.
-
-
 def shared_backward(
     generator_loss: Scalar,
     discriminator_loss: Scalar,
@@ -174,6 +170,14 @@ def shared_backward(
 ) -> tuple[Tensor, Gradients]:
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
+    One backward computes both. With one logit `l_b` per sample `x_b`, and samples that do not depend on each other::
+
+        d generator_loss / d x_b = (d generator_loss / d l_b) * (d l_b / d x_b)
+        d discriminator_loss / d parameters = sum_b (d discriminator_loss / d l_b) * (d l_b / d parameters)
+
+    The backward has the discriminator's cotangents `d discriminator_loss / d l_b`, so its gradients of the parameters
+    are right, and that of `x_b` is scaled by the quotient of both cotangents.
+
     Args:
         generator_loss: The generator's loss, a function of `logits`.
         discriminator_loss: The fake part of the discriminator's loss, a function of `logits`.
@@ -183,16 +187,20 @@ def shared_backward(
         retain_graph: Keep the discriminator's graph for another backward.
         add_to: Gradients, one per parameter, that are added to the latter as in `gradients_of`.
     """
+    # Where the discriminator's cotangent is 0, as with the hinge beyond its margin, the generator's still counts. Use a
+    # fraction of it there, so small that it vanishes in the rounding of the parameters' gradients. The input's gradient
+    # is scaled up exactly, since the fraction is a power of two.
+    tiny_fraction = 2.0**-40
     (generator_cotangent,) = torch.autograd.grad(generator_loss, logits)
     (discriminator_cotangent,) = torch.autograd.grad(discriminator_loss, logits)
-    tiny = _TINY_COTANGENT * generator_cotangent
+    tiny = tiny_fraction * generator_cotangent
     used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
     # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
     factor = (discriminator_cotangent != 0).any()
-    with _accumulating(add_to, parameters, factor=factor), autocast_off(logits.device):
+    with _adding(add_to, parameters, factor=factor), autocast_off(logits.device):
         grad_x, *grad_parameters = torch.autograd.grad(
             logits, [x, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), _first_of_each(grad_parameters, add_to)
+    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), _with_unused(grad_parameters, add_to)

@@ -1,75 +1,32 @@
-"""The functions and modules that settings name: imported and checked."""
+"""The functions and modules that settings name beside terms: imported and checked."""
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.imports import check_arguments, choose
+from telecine.base.imports import choose
 from telecine.base.shapes import Scalar
-from telecine.losses import (
-    GAN_LOSSES,
-    GRAD_PENALTIES,
-    LATENT_TERMS,
-    RECONSTRUCTION_LOSSES,
-    GANLoss,
-    Penalty,
-    as_penalty,
-    temporal_difference,
-    wavelet_l1,
-)
-from telecine.losses.perceptual import Alignment, gram
-from telecine.settings import ObjectiveConfig, Term
-
-# The functions that `terms` can name without a dotted path.
-TERMS: dict[str, Callable[..., Any]] = {
-    "wavelet": wavelet_l1,
-    "temporal": temporal_difference,
-    "gram": gram,
-    **LATENT_TERMS,
-    "alignment": Alignment,
-}
-# The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
-BATCH_INPUTS = (
-    "reconstruction",
-    "target",
-    "weight",
-    "mask",
-    "latent",
-    "posterior",
-    "first_frame_apart",
-    "decode",
-    "generator",
-)
-FEATURE_INPUTS = ("reconstruction_features", "target_features")
-PENALTY_INPUTS = ("discriminator", "real", "fake", "real_logits", "fake_logits", "generator")
-
-
-@dataclass(frozen=True)
-class NamedFunction:
-    """A function, a module or a class of modules that `terms` names, and those of the inputs that it takes."""
-
-    function: Callable[..., Any]
-    arguments: tuple[str, ...]
+from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, GANLoss, Penalty, as_penalty
+from telecine.losses.penalty import PENALTY_INPUTS
+from telecine.settings import ObjectiveConfig
 
 
 @dataclass(frozen=True)
 class Functions:
-    """Every function that the settings of an objective name."""
+    """The functions that the settings of an objective name, beside those of `terms`."""
 
     recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
-    terms: dict[str, NamedFunction]
 
 
 def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
-    """Import and check the functions that settings name.
+    """Import and check the functions that settings name, beside those of `terms`.
 
     Args:
         config: The settings.
@@ -84,59 +41,10 @@ def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
     if not isinstance(gan_loss, GANLoss):
         gan_loss = GANLoss(gan_loss)
     penalty = as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES))
-    terms = {name: import_term(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()}
     _check_function(f"{prefix}reconstruction.loss", recon_loss, ("reconstruction", "target", "weight"), is_saved=True)
     _check_function(f"{prefix}gan.loss", gan_loss.function, ("real", "fake"))
     _check_function(f"{prefix}penalty.kind", penalty.function, PENALTY_INPUTS, takes_all=False)
-    return Functions(recon_loss, perceptual_net, gan_loss, penalty, terms)
-
-
-def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
-    """Import and check the functions that a run's settings name, before it reads any video.
-
-    Raises:
-        ValueError: A function does not fit its setting, or a term decodes while weights are sharded.
-    """
-    for name, term in import_functions(config, "objective.").terms.items():
-        if sharding != "none" and "decode" in term.arguments:
-            contract = '"none" with terms that decode'
-            remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
-            raise argument_error("sharding", contract, f"{sharding} with {name}", remedy)
-
-
-def import_term(term: Term, setting: str) -> NamedFunction:
-    """Import and check the function of a term; errors name the `setting`.
-
-    Raises:
-        ValueError: It cannot be imported, or needs other arguments than `BATCH_INPUTS` or `FEATURE_INPUTS`.
-    """
-    function = choose(f"{setting}.target", term.target, TERMS)
-    is_class = isinstance(function, type)
-    if isinstance(function, type) and not issubclass(function, nn.Module):
-        contract = "a function, a module or a class of modules"
-        remedy = f"Pass an instance, `{name_of(function)}(...)`."
-        raise argument_error(f"{setting}.target", contract, describe(function), remedy)
-    check_arguments(f"{setting}.params", function, term.params, are_all=is_class)
-    names, required = [], []
-    for parameter in _signature(function).parameters.values():
-        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        is_set = not is_class and parameter.name in term.params
-        if is_variadic or is_set:
-            continue
-        if parameter.kind is not parameter.POSITIONAL_ONLY:
-            names.append(parameter.name)
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-    available = FEATURE_INPUTS if set(FEATURE_INPUTS) & set(names) else BATCH_INPUTS
-    contract = f"a function of {_listed(BATCH_INPUTS)}, or of {_listed(FEATURE_INPUTS)} alone"
-    unknown = [name for name in required if name not in available]
-    if unknown:
-        remedy = "Give the others default values or `params`, or wrap it in a function with these names."
-        raise argument_error(f"{setting}.target", contract, f"one that needs {_listed(unknown)}", remedy)
-    arguments = tuple(name for name in available if name in names)
-    if not arguments:
-        raise argument_error(f"{setting}.target", contract, "one of none of them", "Add a parameter `reconstruction`.")
-    return NamedFunction(function, arguments)
+    return Functions(recon_loss, perceptual_net, gan_loss, penalty)
 
 
 def check_result(function: Callable[..., object], value: object) -> Scalar:
@@ -179,17 +87,17 @@ def _check_function(
         raise argument_error(setting, "without weights to train", name_of(function), remedy)
     if not is_saved and tensors:
         raise argument_error(setting, "without parameters and buffers", name_of(function), "Use a function.")
-    signature = _signature(function)
+    signature = signature_of(function)
     passed = names if takes_all else [name for name in names if name in signature.parameters]
     try:
         signature.bind(**dict.fromkeys(passed))
     except TypeError as error:
-        contract = f"a function of {_listed(names)}"
+        contract = f"a function of {listed(names)}"
         got = f"{name_of(function)}: {error}"
         raise argument_error(setting, contract, got, "Give its parameters these names.") from error
 
 
-def _signature(function: Callable[..., object]) -> inspect.Signature:
+def signature_of(function: Callable[..., object]) -> inspect.Signature:
     """Return the signature of a function, or of the `forward` of a module or a class of modules."""
     if not isinstance(function, type):
         return inspect.signature(getattr(function, "forward", function))
@@ -198,5 +106,6 @@ def _signature(function: Callable[..., object]) -> inspect.Signature:
     return signature.replace(parameters=without_self)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return quoted names for an error."""
     return ", ".join(map(repr, names))

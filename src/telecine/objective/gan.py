@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,10 +19,12 @@ from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.losses import GANLoss, Penalty
 from telecine.losses.perceptual import pick_frames, sample_frame_indices
 from telecine.objective.functions import check_result
+from telecine.objective.lecam_term import LeCamTerm
 from telecine.objective.log import Log
-from telecine.objective.terms import Term
+from telecine.objective.terms import LossTerm
+from telecine.objective.weights import Weights
 from telecine.ops.convolution import differentiated_twice
-from telecine.settings import Need, ObjectiveTerm
+from telecine.settings import Need, TermSchedule
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class VideoDiscriminator:
     sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
     kind: Need = "discriminator"  # which terms need it
     factor: int = 1  # height and width are divided by this factor first
-    frame_indices: Tensor | None = field(default=None, compare=False)  # `(B, 1)`, of what one of frames sees
+    # The frame of each clip that a discriminator of frames gets, `(B, 1)`.
+    frame_indices: Tensor | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:
@@ -47,11 +50,11 @@ class VideoDiscriminator:
         return "adversarial" if self.kind == "discriminator" else "multiscale_adversarial"
 
     @property
-    def trained_weights(self) -> list[nn.Parameter]:
+    def trained_parameters(self) -> list[nn.Parameter]:
         """The parameters that are not frozen."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def is_needed_by(self, term: ObjectiveTerm) -> bool:
+    def is_needed_by(self, term: TermSchedule) -> bool:
         """Return whether a term is computed with this discriminator."""
         return term.needs in (self.kind, "any discriminator")
 
@@ -86,22 +89,22 @@ class VideoDiscriminator:
 
 @dataclass(frozen=True)
 class GAN:
-    """The GAN in one call: the discriminators, what they see, and the terms whose weight is above 0 at this step."""
+    """The GAN in one call: the discriminators, their inputs, and the terms whose weight is above 0 at this step."""
 
     discriminators: Sequence[VideoDiscriminator]
-    discriminators_train: bool
     real: Video
     fake: Video
-    generator: Generators  # of random numbers
     loss: GANLoss
-    penalty: Penalty | None
-    """The gradient penalty among `discriminator_terms`; None in a step without one."""
-    generator_terms: Sequence[Term]
+    autoencoder_terms: Sequence[LossTerm]
     """The terms of the autoencoder's loss that are computed with a discriminator."""
-    discriminator_terms: Sequence[Term]
-    """The terms of a discriminator's loss beside the GAN loss."""
-    discriminator_loss: Callable[[Log], Scalar]
-    """The weighted sum of the terms of one discriminator."""
+    penalty: Penalty | None
+    """The gradient penalty in each discriminator's loss; None in a step without one."""
+    lecam: LeCamTerm | None
+    """LeCam regularisation in each discriminator's loss; None in a step without it."""
+    weights: Weights
+    """The weights of all terms at this step, and whether the discriminators train."""
+    rng: Generators
+    """The source of random numbers."""
 
     @property
     def has_double_backward(self) -> bool:
@@ -111,60 +114,36 @@ class GAN:
     @property
     def compares_real_and_fake(self) -> bool:
         """Whether a term of the discriminators' loss beside the GAN loss reads fake inputs or logits."""
-        return any(name in ("fake", "fake_logits") for term in self.discriminator_terms for name in term.arguments)
+        return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
 
     def one_frame_of_each_clip(self) -> Tensor:
         """Draw the frames `(B, 1)` that discriminators of frames see."""
-        return sample_frame_indices(self.real, 1, self.generator)
+        return sample_frame_indices(self.real, 1, self.rng)
 
-    def terms_of_generator(self, d: VideoDiscriminator) -> list[Term]:
+    def autoencoder_terms_of(self, d: VideoDiscriminator) -> list[LossTerm]:
         """Return the terms of the autoencoder's loss that are computed with a discriminator."""
-        return [term for term in self.generator_terms if d.is_needed_by(term.settings)]
-
-    def real_for_generator(self, d: VideoDiscriminator) -> Tensor | None:
-        """Return the discriminator's real input if a term of the autoencoder's loss reads its output, else None."""
-        needs_real = any(
-            name in ("real_logits", "real_features") for term in self.terms_of_generator(d) for name in term.arguments
-        )
-        return d.input_of(self.real) if needs_real else None
+        return [term for term in self.autoencoder_terms if d.is_needed_by(term.schedule)]
 
     def precision_of_discriminators(self) -> AbstractContextManager[None]:
         """Return the context of the discriminators' step: a double backward, and its logits, need float32."""
         return autocast_off(self.real.device) if self.has_double_backward else nullcontext()
 
 
-def generator_terms(d: VideoDiscriminator, gan: GAN, *, fake: Tensor, real: Tensor | None) -> Log:
+def compute_generator_terms(d: VideoDiscriminator, gan: GAN, *, d_fake: DiscriminatorOutput) -> Log:
     """Return the terms of the autoencoder's loss from one discriminator, by name.
 
     Args:
-        d: The discriminator.
-        gan: The terms that count at this step.
-        fake: The discriminator's input of the reconstructions.
-        real: That of the real clips; None if no term needs it.
-    """
-    d_fake = d(fake)
-    d_real = None
-    if real is not None:
-        with torch.no_grad():
-            d_real = d(real)
-    return terms_of_outputs(d, gan, d_fake=d_fake, d_real=d_real)
-
-
-def terms_of_outputs(
-    d: VideoDiscriminator, gan: GAN, *, d_fake: DiscriminatorOutput, d_real: DiscriminatorOutput | None
-) -> Log:
-    """Return the terms of the autoencoder's loss from the outputs of one discriminator, by name.
-
-    Args:
-        d: The discriminator.
+        d: The discriminator. It is evaluated on the real clips, without a graph, if a term reads its output for them.
         gan: The terms that count at this step.
         d_fake: Its output for the reconstructions.
-        d_real: Its output for the real clips, without a graph; None if no term needs it.
     """
+    terms = gan.autoencoder_terms_of(d)
     inputs: dict[str, object] = {"fake_logits": d_fake.logits, "fake_features": d_fake.features}
-    if d_real is not None:
+    if any(name in ("real_logits", "real_features") for term in terms for name in term.arguments):
+        with torch.no_grad():
+            d_real = d(d.input_of(gan.real))
         inputs |= {"real_logits": d_real.logits, "real_features": d_real.features}
-    return {term.name: term(**inputs) for term in gan.terms_of_generator(d)}
+    return {term.name: term(**inputs) for term in terms}
 
 
 class DiscriminatorTerms(NamedTuple):
@@ -175,7 +154,7 @@ class DiscriminatorTerms(NamedTuple):
     fake_logits: Tensor | None
 
 
-def discriminator_terms(
+def compute_discriminator_terms(
     d: VideoDiscriminator, gan: GAN, *, fake: Tensor | None, real: Tensor | None
 ) -> DiscriminatorTerms:
     """Return the terms of one discriminator's loss.
@@ -199,23 +178,31 @@ def discriminator_terms(
         if fake is not None:
             fake = fake.detach().requires_grad_(penalty is not None and penalty.differentiates_fake)
             fake_logits = d(fake).logits
-    terms = {"discr": gan.loss.discriminator(real_logits=real_logits, fake_logits=fake_logits)}
-    if real is not None:
-        for term in gan.discriminator_terms:
-            value = term(
-                discriminator=lambda x: d(x).logits,
-                real=real,
-                fake=fake,
-                real_logits=real_logits,
-                fake_logits=fake_logits,
-                generator=gan.generator,
-                key=d.key,
-            )
-            terms[term.name] = check_result(term.function, value)
+    terms = {"discr": gan.loss.compute_discriminator_loss(real_logits=real_logits, fake_logits=fake_logits)}
+    if penalty is not None:
+        value = penalty(
+            discriminator=lambda x: d(x).logits,
+            real=real,
+            fake=fake,
+            real_logits=real_logits,
+            fake_logits=fake_logits,
+            generator=gan.rng,
+        )
+        terms["grad_penalty"] = check_result(penalty.function, value)
+    if gan.lecam is not None:
+        assert real_logits is not None
+        assert fake_logits is not None
+        terms["lecam"] = gan.lecam(key=d.key, real_logits=real_logits, fake_logits=fake_logits)
     return DiscriminatorTerms(terms, real_logits, fake_logits)
 
 
-def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[ObjectiveTerm]) -> None:
+def weighted_sum(terms: Log, weights: Weights) -> Scalar:
+    """Return the loss of one discriminator, or a part of it: `discr`, and each other term times its weight."""
+    regularisers = {name: term for name, term in terms.items() if name != "discr"}
+    return terms["discr"] + weights.sum(regularisers)
+
+
+def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[TermSchedule]) -> None:
     """Check that each discriminator sees what its argument says, and each term has its discriminator.
 
     Raises:

@@ -33,9 +33,9 @@ from telecine.objective.gan import (
     GAN,
     DiscriminatorTerms,
     VideoDiscriminator,
-    discriminator_terms,
-    generator_terms,
-    terms_of_outputs,
+    compute_discriminator_terms,
+    compute_generator_terms,
+    weighted_sum,
 )
 from telecine.objective.log import Log, logit_statistics
 
@@ -55,163 +55,184 @@ class DiscriminatorLoss:
 class Strategy:
     """How a call takes gradients."""
 
-    is_eager: bool
+    autoencoder_is_eager: bool
     """Whether terms of the autoencoder's loss compute gradients together with values."""
-    discriminator_loss: Callable[[VideoDiscriminator, GAN], DiscriminatorLoss]
+    compute_discriminator_loss: Callable[[VideoDiscriminator, GAN], DiscriminatorLoss]
     """`through_graph`, `jointly` or `real_then_fake`."""
     shares_pass: bool
     """Whether an update uses `both_steps`."""
 
 
 def choose_strategy(gan: GAN, *, eager_gradients: bool) -> Strategy:
-    """Return the strategy that needs least memory and time, and is correct for the terms of this call."""
+    """Return the strategy that needs least memory and time, and is correct for the terms of this call.
+
+    With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward:
+
+    | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
+    |---|---|---|---|---|
+    | off | yes or no | eager | eager | yes |
+    | bfloat16 | no | eager | eager | yes |
+    | bfloat16 | yes | eager | eager, in float32 | no: the steps differ in precision |
+    | float16 | no | through the graph | through the graph | no |
+    | float16 | yes | through the graph | eager, in float32 | no |
+
+    Args:
+        gan: The GAN of this call.
+        eager_gradients: The setting. Without it, all gradients are taken through the graph.
+    """
     autocast_to = autocast_dtype(gan.fake.device)
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-    is_eager = eager_gradients and autocast_to != torch.float16
+    autoencoder_is_eager = eager_gradients and autocast_to != torch.float16
     # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
-    is_float32 = autocast_to is None or gan.has_double_backward
+    discriminators_are_eager = eager_gradients and (autocast_to != torch.float16 or gan.has_double_backward)
     # Hooks on parameters would run for the eager gradients and again in the caller's backward.
-    has_hooks = any(weight._backward_hooks for d in gan.discriminators for weight in d.module.parameters())
-    if not eager_gradients or has_hooks or not (is_eager or is_float32):
-        return Strategy(is_eager, through_graph, shares_pass=False)
+    if any(parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()):
+        discriminators_are_eager = False
+    if not discriminators_are_eager:
+        return Strategy(autoencoder_is_eager, through_graph, shares_pass=False)
     if gan.loss.parts is None or gan.compares_real_and_fake:
-        return Strategy(is_eager, jointly, shares_pass=False)
-    both_train = gan.fake.requires_grad and gan.discriminators_train and torch.is_grad_enabled()
+        return Strategy(autoencoder_is_eager, jointly, shares_pass=False)
+    both_train = gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     same_precision = autocast_to is None or not gan.has_double_backward
-    return Strategy(is_eager, real_then_fake, shares_pass=both_train and same_precision)
+    return Strategy(autoencoder_is_eager, real_then_fake, shares_pass=both_train and same_precision)
 
 
 def generator_step(gan: GAN, *, eager: bool) -> GeneratorLosses:
     """Return the terms of the autoencoder's loss from all discriminators, which get no gradient."""
-    losses: GeneratorLosses = {term.name: {} for term in gan.generator_terms}
-    for d in discriminators_of_generator(gan):
+    losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
+    for d in discriminators_of_generator_step(gan):
         fake = d.input_of(gan.fake)
-        terms_of = partial(_terms_of_fake, d, gan, gan.real_for_generator(d))
+        compute_terms = partial(_compute_terms_of_fake, d, gan)
         with frozen(d.module):
-            terms = eager_backward(terms_of, fake) if eager else terms_of(fake)
+            terms = eager_backward(compute_terms, fake) if eager else compute_terms(fake)
         for name, term in terms.items():
             losses[name][d.name] = term
     return losses
 
 
-def _terms_of_fake(d: VideoDiscriminator, gan: GAN, real: Tensor | None, fake: Tensor) -> Log:
-    return generator_terms(d, gan, fake=fake, real=real)
+def _compute_terms_of_fake(d: VideoDiscriminator, gan: GAN, fake: Tensor) -> Log:
+    return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
 def discriminator_step(gan: GAN, strategy: Strategy) -> dict[str, DiscriminatorLoss]:
     """Return the loss of each discriminator that trains at this step, by name. The autoencoder gets no gradient."""
+    # Drawn even if no discriminator trains, so that later random numbers do not depend on it.
     frame_indices = gan.one_frame_of_each_clip()
-    if not gan.discriminators_train:
+    if not gan.weights.discriminators_train:
         return {}
     losses = {}
     with gan.precision_of_discriminators():
         for d in gan.discriminators:
-            losses[d.name] = strategy.discriminator_loss(replace(d, frame_indices=frame_indices), gan)
+            losses[d.name] = strategy.compute_discriminator_loss(replace(d, frame_indices=frame_indices), gan)
     return losses
 
 
-def discriminators_of_generator(gan: GAN) -> list[VideoDiscriminator]:
+def discriminators_of_generator_step(gan: GAN) -> list[VideoDiscriminator]:
     """Return the discriminators that terms of the autoencoder's loss need, each bound to one frame of each clip."""
-    needed = [d for d in gan.discriminators if gan.terms_of_generator(d)]
+    needed = [d for d in gan.discriminators if gan.autoencoder_terms_of(d)]
     return [replace(d, frame_indices=gan.one_frame_of_each_clip()) for d in needed]
 
 
 def through_graph(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
     """Return a discriminator's loss with its graph."""
-    parts = discriminator_terms(d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real))
-    assert parts.real_logits is not None
-    assert parts.fake_logits is not None
-    log = {f"{name}_loss": term.detach() for name, term in parts.terms.items()}
-    log |= logit_statistics(real=parts.real_logits, fake=parts.fake_logits, gan_loss=gan.loss)
-    return DiscriminatorLoss(gan.discriminator_loss(parts.terms), log)
+    whole = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real))
+    assert whole.real_logits is not None
+    assert whole.fake_logits is not None
+    log = {f"{name}_loss": term.detach() for name, term in whole.terms.items()}
+    log |= logit_statistics(real=whole.real_logits, fake=whole.fake_logits, gan_loss=gan.loss)
+    return DiscriminatorLoss(weighted_sum(whole.terms, gan.weights), log)
 
 
 def jointly(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
-    """Return a discriminator's loss with the gradients of its weights."""
+    """Return a discriminator's loss with the gradients of its parameters."""
     whole = through_graph(d, gan)
-    weights = d.trained_weights
-    gradients = gradients_of(whole.loss, weights)
-    return DiscriminatorLoss(with_gradients(whole.loss, weights, gradients), whole.log)
+    parameters = d.trained_parameters
+    gradients = gradients_of(whole.loss, parameters)
+    return DiscriminatorLoss(with_gradients(whole.loss, parameters, gradients), whole.log)
 
 
 def real_then_fake(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
-    """Return a discriminator's loss with the gradients of its weights, those of the real part first."""
-    weights = d.trained_weights
-    real, gradients = _real_part(d, gan, weights)
-    fake = discriminator_terms(d, gan, fake=d.input_of(gan.fake.detach()), real=None)
-    gradients = gradients_of(gan.discriminator_loss(fake.terms), weights, add_to=gradients)
-    return _sum_of_parts(gan, real, fake, weights, gradients)
+    """Return a discriminator's loss with the gradients of its parameters, those of the real part first."""
+    parameters = d.trained_parameters
+    real, gradients = _real_part(d, gan, parameters)
+    fake = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake.detach()), real=None)
+    gradients = gradients_of(weighted_sum(fake.terms, gan.weights), parameters, add_to=gradients)
+    return _sum_of_parts(gan, real, fake, parameters, gradients)
 
 
 def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
-    """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    generator: GeneratorLosses = {term.name: {} for term in gan.generator_terms}
-    discriminators = {}
-    of_generator = {d.name: d for d in discriminators_of_generator(gan)}
+    """Return the losses of both steps, with one pass of each discriminator over the reconstructions.
+
+    The discriminators' part does not enter `gan.precision_of_discriminators()`, as `discriminator_step` does:
+    `choose_strategy` selects this function only where that context would change nothing.
+    """
+    generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
+    discriminator_losses = {}
+    in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
     frame_indices = gan.one_frame_of_each_clip()
     for d in gan.discriminators:
-        if d.name not in of_generator:
-            discriminators[d.name] = real_then_fake(replace(d, frame_indices=frame_indices), gan)
+        if d.name not in in_generator_step:
+            discriminator_losses[d.name] = real_then_fake(replace(d, frame_indices=frame_indices), gan)
             continue
-        terms, discriminators[d.name] = _one_pass(of_generator[d.name], gan)
+        terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
         for name, term in terms.items():
-            generator[name][d.name] = term
-    return generator, discriminators
+            generator_losses[name][d.name] = term
+    return generator_losses, discriminator_losses
 
 
 def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Log, DiscriminatorLoss]:
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
-    weights = d.trained_weights
-    real, gradients = _real_part(d, gan, weights)
+    parameters = d.trained_parameters
+    real, gradients = _real_part(d, gan, parameters)
     fake = d.input_of(gan.fake)
     leaf = detached_leaf(fake)
     d_fake = d(leaf)
-    d_real = None
-    real_input = gan.real_for_generator(d)
-    if real_input is not None:
-        with torch.no_grad():
-            d_real = d(real_input)
-    terms = terms_of_outputs(d, gan, d_fake=d_fake, d_real=d_real)
-    fake_loss = gan.loss.discriminator(real_logits=None, fake_logits=d_fake.logits)
+    terms = compute_generator_terms(d, gan, d_fake=d_fake)
+    fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=d_fake.logits)
     generator_loss = terms.get(d.adversarial_term)
     if generator_loss is not None and _can_share_backward(d, d_fake.logits, leaf):
         retain_graph = len(terms) > 1
         grad_x, gradients = shared_backward(
-            generator_loss, fake_loss, d_fake.logits, leaf, weights, retain_graph=retain_graph, add_to=gradients
+            generator_loss, fake_loss, d_fake.logits, leaf, parameters, retain_graph=retain_graph, add_to=gradients
         )
         terms[d.adversarial_term] = with_gradients(generator_loss, [leaf], [grad_x])
     else:
-        gradients = gradients_of(fake_loss, weights, retain_graph=True, add_to=gradients)
-    parts = DiscriminatorTerms({"discr": fake_loss}, None, d_fake.logits)
-    return with_gradients_of_each(terms, [leaf], [fake]), _sum_of_parts(gan, real, parts, weights, gradients)
+        gradients = gradients_of(fake_loss, parameters, retain_graph=True, add_to=gradients)
+    fake_part = DiscriminatorTerms({"discr": fake_loss}, None, d_fake.logits)
+    terms = with_gradients_of_each(terms, [leaf], [fake])
+    return terms, _sum_of_parts(gan, real, fake_part, parameters, gradients)
 
 
 def _can_share_backward(d: VideoDiscriminator, logits: Tensor, x: Tensor) -> bool:
-    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 cotangents."""
+    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 cotangents.
+
+    It does not for a map of logits, as the discriminators "patch" and "features" return it: a sample's input gradient
+    then depends on several cotangents.
+    """
     is_independent = getattr(d.module, "samples_are_independent", False)
     return is_independent and logits.ndim == 1 and logits.dtype != torch.float16 and x.requires_grad
 
 
-def _real_part(d: VideoDiscriminator, gan: GAN, weights: Sequence[Tensor]) -> tuple[DiscriminatorTerms, Gradients]:
+def _real_part(d: VideoDiscriminator, gan: GAN, parameters: Sequence[Tensor]) -> tuple[DiscriminatorTerms, Gradients]:
     """Return the detached real part of a discriminator's loss with the penalty, and its gradients.
 
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
     """
-    part = discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real))
-    gradients = gradients_of(gan.discriminator_loss(part.terms), weights)
+    part = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real))
+    gradients = gradients_of(weighted_sum(part.terms, gan.weights), parameters)
     assert part.real_logits is not None
     terms = {name: term.detach() for name, term in part.terms.items()}
     return DiscriminatorTerms(terms, part.real_logits.detach(), None), gradients
 
 
 def _sum_of_parts(
-    gan: GAN, real: DiscriminatorTerms, fake: DiscriminatorTerms, weights: Sequence[Tensor], gradients: Gradients
+    gan: GAN, real: DiscriminatorTerms, fake: DiscriminatorTerms, parameters: Sequence[Tensor], gradients: Gradients
 ) -> DiscriminatorLoss:
     """Return a discriminator's loss from its real part, its fake part and the gradients of both."""
     assert real.real_logits is not None
     assert fake.fake_logits is not None
     terms = {**real.terms, "discr": real.terms["discr"] + fake.terms["discr"].detach()}
-    loss = with_gradients(gan.discriminator_loss(terms), weights, gradients)
+    loss = with_gradients(weighted_sum(terms, gan.weights), parameters, gradients)
     log = {f"{name}_loss": term for name, term in terms.items()}
     log |= logit_statistics(real=real.real_logits, fake=fake.fake_logits, gan_loss=gan.loss)
     return DiscriminatorLoss(loss, log)

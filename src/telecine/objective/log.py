@@ -13,9 +13,21 @@ from telecine.objective.weights import Weights, mean, total
 
 Log: TypeAlias = dict[str, Tensor]
 
-# What the discriminators' step and training add to the log of the autoencoder's step: names, and how names begin.
-_NAMES_OF_TRAINING = ("mse", "lr", "clips_per_second")
-_PREFIXES_OF_OTHERS = (
+# The names that an auxiliary loss may not have, beside those of the autoencoder's step: all else that an update logs. A
+# test compares them with the log of an update. Whole names of training:
+_TRAINING_NAMES = ("mse", "lr", "clips_per_second")
+# How names of training begin, after "disc_" for the discriminators' optimizer:
+_TRAINING_PREFIXES = (
+    "grad_norm",
+    "grad_clipped",
+    "grad_overflow",
+    "update_ratio",
+    "frame_gradient_",
+    "adversarial_gradient_",
+    "ema_psnr_behind",
+)
+# How names of the discriminators' step begin, with the name of a discriminator behind if there are several:
+_DISCRIMINATOR_PREFIXES = (
     "total_disc_loss",
     "discr_loss",
     "lecam_loss",
@@ -25,13 +37,6 @@ _PREFIXES_OF_OTHERS = (
     "accuracy_real",
     "accuracy_fake",
     "hinge_active",
-    "grad_norm",
-    "grad_clipped",
-    "grad_overflow",
-    "update_ratio",
-    "frame_gradient_",
-    "adversarial_gradient_",
-    "ema_psnr_behind",
 )
 
 
@@ -74,8 +79,9 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
         ValueError: One has the name of an entry of `logged`, of the discriminators' step, or of training.
     """
     for name in aux:
-        is_of_training = name.removeprefix("disc_").startswith(_PREFIXES_OF_OTHERS) or name in _NAMES_OF_TRAINING
-        if is_of_training or name in logged:
+        is_of_training = name in _TRAINING_NAMES or name.removeprefix("disc_").startswith(_TRAINING_PREFIXES)
+        is_of_discriminators = name.startswith(_DISCRIMINATOR_PREFIXES)
+        if is_of_training or is_of_discriminators or name in logged:
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
             raise argument_error("aux_losses", "named unlike all else in the log", repr(name), remedy)
 

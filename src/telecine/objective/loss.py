@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,8 +54,8 @@ class Update(NamedTuple):
     disc_log: Log
 
 
-class VideoTerms(NamedTuple):
-    """The terms of the autoencoder's loss that need no discriminator."""
+class VideoLosses(NamedTuple):
+    """The values of the terms of the autoencoder's loss that need no discriminator."""
 
     recon: Scalar
     lpips: Scalar  # 0 while its weight is 0
@@ -132,7 +131,7 @@ class VideoAutoencoderLoss(nn.Module):
         self.recon_loss = functions.recon_loss
         self.gan_loss = functions.gan_loss
         self.penalty = functions.penalty
-        self.terms = build_terms(self.config, functions)
+        self.terms = build_terms(self.config)
         modules = {name: term.function for name, term in self.terms.items() if isinstance(term.function, nn.Module)}
         self.term_modules = nn.ModuleDict({f"{name}_loss": module for name, module in modules.items()})
         self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
@@ -144,7 +143,7 @@ class VideoAutoencoderLoss(nn.Module):
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
         has_lecam = self.schedule.is_ever_on("lecam")
         self.lecam = LeCamTerm(d.key for d in self.discriminators if has_lecam)
-        self.gan_terms = build_gan_terms(self.config, functions, self.lecam)
+        self.gan_terms = build_gan_terms(self.config, self.gan_loss)
 
     def _build_discriminators(
         self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
@@ -235,9 +234,11 @@ class VideoAutoencoderLoss(nn.Module):
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
         if optimizer_idx == 1:
-            return self.discriminator_loss(batch, discriminator_step(gan, strategy))
-        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
-        return self.autoencoder_loss(batch, weights, terms, generator_step(gan, eager=strategy.is_eager))
+            discriminator_losses = discriminator_step(gan, strategy)
+            return self.sum_discriminator_losses(batch, discriminator_losses)
+        video_losses = self.compute_video_losses(batch, weights, eager=strategy.autoencoder_is_eager)
+        generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
+        return self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
 
     @shared_spectral_norms()
     def update(
@@ -269,17 +270,17 @@ class VideoAutoencoderLoss(nn.Module):
         weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
-        terms = self.video_terms(batch, weights, eager=strategy.is_eager)
+        video_losses = self.compute_video_losses(batch, weights, eager=strategy.autoencoder_is_eager)
         if strategy.shares_pass:
-            generator, discriminators = both_steps(gan)
+            generator_losses, discriminator_losses = both_steps(gan)
         else:
-            generator = generator_step(gan, eager=strategy.is_eager)
-            discriminators = discriminator_step(gan, strategy)
-        loss, log = self.autoencoder_loss(batch, weights, terms, generator)
-        disc_loss, disc_log = self.discriminator_loss(batch, discriminators)
+            generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
+            discriminator_losses = discriminator_step(gan, strategy)
+        loss, log = self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
+        disc_loss, disc_log = self.sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
 
-    def video_terms(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoTerms:
+    def compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
         """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
 
         Args:
@@ -295,28 +296,28 @@ class VideoAutoencoderLoss(nn.Module):
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
                 others[name] = compute_on_batch(term, batch)
-        return VideoTerms(recon, lpips, others)
+        return VideoLosses(recon, lpips, others)
 
-    def autoencoder_loss(
-        self, batch: Batch, weights: Weights, terms: VideoTerms, generator: GeneratorLosses
+    def sum_autoencoder_losses(
+        self, batch: Batch, weights: Weights, video_losses: VideoLosses, generator_losses: GeneratorLosses
     ) -> tuple[Scalar, Log]:
         """Return the autoencoder's loss and its log.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
-            terms: The terms that need no discriminator.
-            generator: The terms that discriminators cause, by name and discriminator.
+            video_losses: The terms that need no discriminator.
+            generator_losses: The terms that discriminators cause, by name and discriminator.
         """
-        recon, lpips, others = terms
+        recon, lpips, others = video_losses
         distance = recon + weights.sum({"perceptual": lpips})
         if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
             distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
         nll = batch.num_elements * distance
 
-        g = generator.get("adversarial", {})
-        g_m = generator.get("multiscale_adversarial", {})
-        features = generator.get("feature_matching", {})
+        g = generator_losses.get("adversarial", {})
+        g_m = generator_losses.get("multiscale_adversarial", {})
+        features = generator_losses.get("feature_matching", {})
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, {**g, **g_m}, references, batch.grad_at)
 
@@ -339,48 +340,31 @@ class VideoAutoencoderLoss(nn.Module):
             log |= {"nll_loss": nll, "logvar": self.logvar}
         return loss, autoencoder_log(log, {**g, **g_m}, w, batch.aux, weights, batch.split)
 
-    def discriminator_loss(self, batch: Batch, discriminators: Mapping[str, DiscriminatorLoss]) -> tuple[Scalar, Log]:
+    def sum_discriminator_losses(
+        self, batch: Batch, discriminator_losses: Mapping[str, DiscriminatorLoss]
+    ) -> tuple[Scalar, Log]:
         """Return the sum of the losses of the discriminators that train at this step, and its log."""
-        loss = total([d.loss for d in discriminators.values()], like=batch.real)
+        loss = total([d.loss for d in discriminator_losses.values()], like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        logs = {name: d.log for name, d in discriminators.items()}
+        logs = {name: d.log for name, d in discriminator_losses.items()}
         return loss, discriminator_log(loss, logs, like=batch.real, split=batch.split)
-
-    @staticmethod
-    def loss_of_discriminator(terms: Log, weights: Weights) -> Scalar:
-        """Return the loss of one discriminator: `discr`, and each other term times its weight.
-
-        Terms that are not computed at this step are missing.
-        """
-        others = {name: term for name, term in terms.items() if name != "discr"}
-        return terms["discr"] + weights.sum(others)
 
     def _gan(self, batch: Batch, weights: Weights) -> GAN:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        generator_terms = []
-        discriminator_terms = []
-        for term in self.gan_terms:
-            if weights[term.name] == 0 or (term.name == "grad_penalty" and not has_penalty):
-                continue
-            if term.settings.step == "autoencoder":
-                generator_terms.append(term)
-            else:
-                discriminator_terms.append(term)
         return GAN(
             discriminators=self.discriminators,
-            discriminators_train=weights.discriminators_train,
             real=batch.disc_real,
             fake=batch.disc_fake,
-            generator=batch.generator,
             loss=self.gan_loss,
+            autoencoder_terms=[term for term in self.gan_terms if weights[term.name] > 0],
             penalty=self.penalty if has_penalty else None,
-            generator_terms=generator_terms,
-            discriminator_terms=discriminator_terms,
-            discriminator_loss=partial(self.loss_of_discriminator, weights=weights),
+            lecam=self.lecam if weights["lecam"] > 0 else None,
+            weights=weights,
+            rng=batch.rng,
         )
 
     def _check_has_discriminators(self) -> None:
         if not self.discriminators:
             remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
-            raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
+            raise argument_error("discriminators", "at least one for their step", "none", remedy)

@@ -22,7 +22,7 @@ from telecine.losses.perceptual.weights import is_default_source
 from telecine.objective.batch import Batch
 from telecine.objective.eager import eager_backward
 from telecine.objective.functions import Functions
-from telecine.objective.terms import Term
+from telecine.objective.terms import LossTerm
 from telecine.objective.weights import Weights
 from telecine.settings import ObjectiveConfig
 
@@ -44,7 +44,7 @@ class PerceptualTerm(nn.Module):
     """The network; None if neither LPIPS nor a term of its features is ever on."""
 
     def __init__(
-        self, config: ObjectiveConfig, functions: Functions, terms: Mapping[str, Term], vgg_weights: WeightsSource
+        self, config: ObjectiveConfig, functions: Functions, terms: Mapping[str, LossTerm], vgg_weights: WeightsSource
     ) -> None:
         super().__init__()
         self.num_frames = config.perceptual.num_frames
@@ -55,8 +55,8 @@ class PerceptualTerm(nn.Module):
             contract = 'left out unless `perceptual.net` is "vgg"'
             remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
             raise argument_error("vgg_weights", contract, describe(config.perceptual.net), remedy)
-        settings = [config.all_terms()["perceptual"], *(term.settings for term in self.feature_terms.values())]
-        if not any(term.ramp.is_ever_on for term in settings):
+        schedules = [config.term_schedules()["perceptual"], *(term.schedule for term in self.feature_terms.values())]
+        if not any(schedule.ramp.is_ever_on for schedule in schedules):
             self.distance = None
         elif isinstance(net, str):
             self.distance = LPIPS(net, weights=vgg_weights if net == "vgg" else None)
@@ -81,7 +81,7 @@ class PerceptualTerm(nn.Module):
         names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
         if not names:
             return {}
-        indices = sample_frame_indices(batch.fake, self.num_frames, batch.generator)
+        indices = sample_frame_indices(batch.fake, self.num_frames, batch.rng)
         # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
         frames = as_rgb(at_least_float32(pick_frames(batch.fake, indices)), batch.background)
         targets = as_rgb(at_least_float32(pick_frames(batch.real, indices)), batch.background)
@@ -93,7 +93,7 @@ class PerceptualTerm(nn.Module):
         trained: list[nn.Parameter] = []
         for name in names:
             if name != "perceptual":
-                trained += self.feature_terms[name].trained_weights().values()
+                trained += self.feature_terms[name].trained_parameters().values()
         size = len(frames)
         if eager:
             size = self.chunk_size or len(batch.fake)

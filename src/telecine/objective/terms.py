@@ -1,48 +1,71 @@
-"""The terms of the objective: one kind of `Term`, and the table of those that telecine has."""
+"""The terms of the objective: one kind of `LossTerm`, and the table of those that telecine has."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.func import functional_call
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
+from telecine.base.imports import check_arguments, choose
 from telecine.base.shapes import Scalar
-from telecine.losses import feature_matching
+from telecine.losses import LATENT_TERMS, GANLoss, feature_matching, temporal_difference, wavelet_l1
+from telecine.losses.perceptual import Alignment, gram
 from telecine.objective.batch import Batch
-from telecine.objective.functions import FEATURE_INPUTS, PENALTY_INPUTS, Functions, check_result, name_of
-from telecine.objective.lecam_term import LeCamTerm
+from telecine.objective.functions import check_result, import_functions, listed, name_of, signature_of
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.settings import ObjectiveConfig, ObjectiveTerm
+from telecine.settings import ObjectiveConfig, Term, TermSchedule
+
+# The functions that `terms` can name without a dotted path.
+TERMS: dict[str, Callable[..., Any]] = {
+    "wavelet": wavelet_l1,
+    "temporal": temporal_difference,
+    "gram": gram,
+    **LATENT_TERMS,
+    "alignment": Alignment,
+}
+# The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
+BATCH_INPUTS = (
+    "reconstruction",
+    "target",
+    "weight",
+    "mask",
+    "latent",
+    "posterior",
+    "first_frame_apart",
+    "decode",
+    "generator",
+)
+FEATURE_INPUTS = ("reconstruction_features", "target_features")
 
 
 @dataclass(frozen=True, eq=False)
-class Term:
-    """One term of the loss of the autoencoder or of the discriminators."""
+class LossTerm:
+    """One term of the autoencoder's loss: a function, its arguments and its schedule."""
 
-    settings: ObjectiveTerm
-    """Its name, its weight at each step, the step of the update whose loss has it, and its key in the log."""
+    schedule: TermSchedule
+    """Its name, its weight at each step, and the discriminator that it needs."""
     function: Callable[..., Any]
-    """The function or module that computes it."""
+    """The function or module that computes it, or, until it is built, a class of modules."""
     arguments: tuple[str, ...]
     """The inputs that the function is called with, by the names of its parameters."""
     params: Mapping[str, object] = field(default_factory=dict)
-    """Further keyword arguments of the function."""
+    """Further keyword arguments of the function, or of the class."""
 
     @property
     def name(self) -> str:
         """The name by which its weight is looked up."""
-        return self.settings.name
+        return self.schedule.name
 
     @property
     def reads_features(self) -> bool:
         """Whether it compares features of LPIPS' network."""
         return any(name in FEATURE_INPUTS for name in self.arguments)
 
-    def trained_weights(self) -> dict[str, nn.Parameter]:
-        """Return the weights of its module that are not frozen, by name."""
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of its module that are not frozen, by name."""
         if not isinstance(self.function, nn.Module):
             return {}
         return {name: weight for name, weight in self.function.named_parameters() if weight.requires_grad}
@@ -50,49 +73,100 @@ class Term:
     def __call__(self, **inputs: Any) -> Any:
         """Call the function with those inputs that it takes. Gradients of its weights are averaged over ranks."""
         arguments = {name: inputs[name] for name in self.arguments}
-        weights = {name: with_averaged_gradient(weight) for name, weight in self.trained_weights().items()}
-        if weights:
+        parameters = {name: with_averaged_gradient(weight) for name, weight in self.trained_parameters().items()}
+        if parameters:
             assert isinstance(self.function, nn.Module)
-            return functional_call(self.function, weights, (), {**arguments, **self.params})
+            return functional_call(self.function, parameters, (), {**arguments, **self.params})
         return self.function(**arguments, **self.params)
 
 
-def build_terms(config: ObjectiveConfig, functions: Functions) -> dict[str, Term]:
-    """Return the terms of `config.terms` by name; classes of modules are built."""
-    settings = config.all_terms()
-    terms = {}
-    for name, named in functions.terms.items():
-        function = named.function
-        params = config.named_terms[name].params
-        if isinstance(function, type):
+def build_terms(config: ObjectiveConfig) -> dict[str, LossTerm]:
+    """Return the terms of `config.terms` by name; classes of modules are built.
+
+    Raises:
+        ValueError: A function cannot be imported, or does not have the parameters of a term.
+    """
+    terms = import_terms(config)
+    for name, term in terms.items():
+        if isinstance(term.function, type):
             with unset_fake_temporarily():  # it may read weights, also where a run is planned without any values
-                function = function(**params)
-            params = {}
-        terms[name] = Term(settings[name], function, named.arguments, params)
+                module = term.function(**term.params)
+            terms[name] = replace(term, function=module, params={})
     return terms
 
 
-def build_gan_terms(config: ObjectiveConfig, functions: Functions, lecam: LeCamTerm) -> list[Term]:
-    """Return the terms of both steps that are computed with a discriminator.
+def import_terms(config: ObjectiveConfig, prefix: str = "") -> dict[str, LossTerm]:
+    """Import and check the functions of `config.terms`, by name; classes of modules are not built.
 
     Args:
         config: The settings.
-        functions: The functions that they name.
-        lecam: LeCam regularisation, which has buffers.
+        prefix: What errors put before the name of a setting, such as "objective.".
+
+    Raises:
+        ValueError: A function cannot be imported, or does not have the parameters of a term.
     """
-    settings = config.all_terms()
-    generator_loss = functions.gan_loss.generator
-    logits = ("fake_logits",) if functions.gan_loss.parts is not None else ("fake_logits", "real_logits")
-    penalty = functions.penalty.function
-    penalty_inputs = [name for name in PENALTY_INPUTS if functions.penalty.takes(name)]
-    if not functions.penalty.uses_fake:
-        penalty_inputs = [name for name in penalty_inputs if name not in ("fake", "fake_logits")]
+    schedules = config.term_schedules()
+    terms = {}
+    for name, term in config.named_terms.items():
+        terms[name] = _import_term(term, schedules[name], f"{prefix}terms.{name}")
+    return terms
+
+
+def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
+    """Import and check the function of a term; errors name the `setting`."""
+    function = choose(f"{setting}.target", term.target, TERMS)
+    is_class = isinstance(function, type)
+    if isinstance(function, type) and not issubclass(function, nn.Module):
+        contract = "a function, a module or a class of modules"
+        remedy = f"Pass an instance, `{name_of(function)}(...)`."
+        raise argument_error(f"{setting}.target", contract, describe(function), remedy)
+    check_arguments(f"{setting}.params", function, term.params, are_all=is_class)
+    names: list[str] = []
+    required: list[str] = []
+    for parameter in signature_of(function).parameters.values():
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        is_set = not is_class and parameter.name in term.params
+        if is_variadic or is_set:
+            continue
+        if parameter.kind is not parameter.POSITIONAL_ONLY:
+            names.append(parameter.name)
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    available = FEATURE_INPUTS if set(FEATURE_INPUTS) & set(names) else BATCH_INPUTS
+    contract = f"a function of {listed(BATCH_INPUTS)}, or of {listed(FEATURE_INPUTS)} alone"
+    unknown = [name for name in required if name not in available]
+    if unknown:
+        remedy = "Give the others default values or `params`, or wrap it in a function with these names."
+        raise argument_error(f"{setting}.target", contract, f"one that needs {listed(unknown)}", remedy)
+    arguments = tuple(name for name in available if name in names)
+    if not arguments:
+        raise argument_error(f"{setting}.target", contract, "one of none of them", "Add a parameter `reconstruction`.")
+    return LossTerm(schedule, function, arguments, term.params)
+
+
+def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
+    """Import and check the functions that a run's settings name, before it reads any video.
+
+    Raises:
+        ValueError: A function does not fit its setting, or a term decodes while weights are sharded.
+    """
+    import_functions(config, "objective.")
+    for name, term in import_terms(config, "objective.").items():
+        if sharding != "none" and "decode" in term.arguments:
+            contract = '"none" with terms that decode'
+            remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
+            raise argument_error("sharding", contract, f"{sharding} with {name}", remedy)
+
+
+def build_gan_terms(config: ObjectiveConfig, gan_loss: GANLoss) -> list[LossTerm]:
+    """Return the terms of the autoencoder's loss that are computed with a discriminator."""
+    schedules = config.term_schedules()
+    generator_loss = gan_loss.compute_generator_loss
+    logits = ("fake_logits",) if gan_loss.parts is not None else ("fake_logits", "real_logits")
     return [
-        Term(settings["adversarial"], generator_loss, logits),
-        Term(settings["multiscale_adversarial"], generator_loss, logits),
-        Term(settings["feature_matching"], match_features, ("fake_features", "real_features")),
-        Term(settings["grad_penalty"], penalty, tuple(penalty_inputs)),
-        Term(settings["lecam"], lecam, ("key", "fake_logits", "real_logits")),
+        LossTerm(schedules["adversarial"], generator_loss, logits),
+        LossTerm(schedules["multiscale_adversarial"], generator_loss, logits),
+        LossTerm(schedules["feature_matching"], match_features, ("fake_features", "real_features")),
     ]
 
 
@@ -101,7 +175,7 @@ def match_features(*, real_features: tuple[Tensor, ...], fake_features: tuple[Te
     return feature_matching(real=real_features, fake=fake_features)
 
 
-def compute_on_batch(term: Term, batch: Batch) -> Scalar:
+def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
     """Return the value of a term of `config.terms` that reads the videos or the latent.
 
     Raises:
@@ -128,6 +202,6 @@ def compute_on_batch(term: Term, batch: Batch) -> Scalar:
         posterior=batch.posterior,
         first_frame_apart=batch.first_frame_apart,
         decode=batch.decode,
-        generator=batch.generator,
+        generator=batch.rng,
     )
     return check_result(term.function, value)

@@ -1,5 +1,6 @@
 """The weight of every term at a step of training."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class WeightSchedule:
     """Every weight as a function of the step."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self.terms = config.all_terms()
+        self.terms = config.term_schedules()
         self.disc_start = config.disc_start
         self.disc_train_start = config.gan.disc_train_start
         self.penalty_every = config.penalty.every
@@ -61,14 +62,20 @@ class WeightSchedule:
         ramps = [term.ramp for term in self.terms.values()]
         changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [self.disc_start, self.disc_train_start]
         every = self.penalty_every
-        steps = set()
-        for step in changes:
+        candidates = set()
+        for change in changes:
             # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
-            steps.add((step + every - 1) // every * every)
-            steps.add(max(0, step - 1) // every * every)
+            candidates.add(math.ceil(change / every) * every)
+            candidates.add(max(0, change - 1) // every * every)
         if num_steps is not None:
-            steps = {min(step, num_steps - 1) for step in steps}
-        return min(steps, key=lambda step: (step < self.disc_train_start, len(self.off_at(step)), -step))
+            candidates = {min(step, num_steps - 1) for step in candidates}
+        # First, the discriminators train if they ever do; then as few terms as possible are off; then it is late.
+        with_discriminators = {step for step in candidates if step >= self.disc_train_start}
+        if with_discriminators:
+            candidates = with_discriminators
+        num_off = {step: len(self.off_at(step)) for step in candidates}
+        fewest = min(num_off.values())
+        return max(step for step in candidates if num_off[step] == fewest)
 
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""

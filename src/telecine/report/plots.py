@@ -110,7 +110,7 @@ _SOURCES = {
     "linear": "linear baseline",
 }
 
-_TRAINING_LABELS = {term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()}
+_TRAINING_LABELS = {term.loss_key: term.label for term in ObjectiveConfig().term_schedules().values()}
 _TRAINING_LABELS |= {
     "mse": "mean squared error",
     "recon_loss": "reconstruction loss",

@@ -26,12 +26,12 @@ from telecine.settings.objective import Augmentation as Augmentation
 from telecine.settings.objective import GANConfig as GANConfig
 from telecine.settings.objective import Need as Need
 from telecine.settings.objective import ObjectiveConfig as ObjectiveConfig
-from telecine.settings.objective import ObjectiveTerm as ObjectiveTerm
 from telecine.settings.objective import PenaltyConfig as PenaltyConfig
 from telecine.settings.objective import PerceptualConfig as PerceptualConfig
 from telecine.settings.objective import Ramp as Ramp
 from telecine.settings.objective import ReconstructionConfig as ReconstructionConfig
 from telecine.settings.objective import Term as Term
+from telecine.settings.objective import TermSchedule as TermSchedule
 from telecine.settings.objective import Weight as Weight
 from telecine.settings.train import MAX_FAILURES as MAX_FAILURES
 from telecine.settings.train import DistillConfig as DistillConfig

@@ -60,16 +60,16 @@ Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any disc
 
 
 @dataclass(frozen=True)
-class ObjectiveTerm:
-    """A term of the objective: its weight, the place of that in the settings, its start, its needs and its label."""
+class TermSchedule:
+    """A term of the objective: the weight at each step, the step of the update that has it, its needs and its names."""
 
     name: str  # by which the objective looks the weight up, as in `weights["perceptual"]`
     setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
     disc_start: int
+    loss_key: str  # the name of its value in the log
     label: str  # in plots and tables
-    logged_as: str = ""  # the name in the log, by default `{name}_loss`
-    starts_late: bool = False  # whether its weight counts as 0 before `disc_start`
+    starts_at_disc_start: bool = False  # whether its weight counts as 0 before `disc_start`
     step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
     needs: Need | None = None  # the kind of discriminator that it is computed with
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
@@ -79,20 +79,19 @@ class ObjectiveTerm:
         """The name of the weight in the log, which has the weights that are ramps."""
         return f"{self.name}_loss_weight" if self.setting.startswith("terms.") else self.setting.rpartition(".")[2]
 
-    @property
-    def loss_key(self) -> str:
-        """The name of the term in the log."""
-        return self.logged_as or f"{self.name}_loss"
-
     @cached_property
     def ramp(self) -> Ramp:
-        """The weight as a ramp, which starts at `disc_start` if the term starts late and the settings say no step."""
+        """The weight as a ramp. If the settings say no start, it is `disc_start` for terms that start there, else 0."""
         ramp = self.weight if isinstance(self.weight, Ramp) else Ramp(self.weight)
-        return ramp if ramp.start is not None else replace(ramp, start=self.disc_start if self.starts_late else 0)
+        if ramp.start is not None:
+            return ramp
+        return replace(ramp, start=self.disc_start if self.starts_at_disc_start else 0)
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
-        return 0.0 if self.starts_late and step < self.disc_start else self.ramp.at(step)
+        if self.starts_at_disc_start and step < self.disc_start:
+            return 0.0
+        return self.ramp.at(step)
 
 
 @group
@@ -346,76 +345,86 @@ class ObjectiveConfig:
         """`terms`, each as a `Term` with a target."""
         return cast(dict[str, Term], self.terms)
 
-    def all_terms(self) -> dict[str, ObjectiveTerm]:
+    def term_schedules(self) -> dict[str, TermSchedule]:
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
         terms = {term.name: term for term in self._built_in_terms()}
         for name, term in self.named_terms.items():
-            label = f"{name} loss".replace("_", " ")
-            terms[name] = ObjectiveTerm(name, f"terms.{name}.weight", term.weight, self.disc_start, label)
+            terms[name] = TermSchedule(
+                name=name,
+                setting=f"terms.{name}.weight",
+                weight=term.weight,
+                disc_start=self.disc_start,
+                loss_key=f"{name}_loss",
+                label=f"{name} loss".replace("_", " "),
+            )
         return terms
 
-    def _built_in_terms(self) -> list[ObjectiveTerm]:
+    def _built_in_terms(self) -> list[TermSchedule]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
-            ObjectiveTerm(
+            TermSchedule(
                 name="perceptual",
                 setting="perceptual_weight",
                 weight=self.perceptual_weight,
                 disc_start=self.disc_start,
+                loss_key="perceptual_loss",
                 label="perceptual loss",
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="adversarial",
                 setting="adversarial_loss_weight",
                 weight=self.adversarial_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="gen_loss",
                 label="generator loss",
-                logged_as="gen_loss",
-                starts_late=True,
+                starts_at_disc_start=True,
                 needs="discriminator",
                 is_saved=True,
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="multiscale_adversarial",
                 setting="multiscale_adversarial_loss_weight",
                 weight=self.multiscale_adversarial_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="gen_loss",
                 label="generator loss",
-                logged_as="gen_loss",
-                starts_late=True,
+                starts_at_disc_start=True,
                 needs="multiscale discriminator",
                 is_saved=True,
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="grad_penalty",
                 setting="grad_penalty_loss_weight",
                 weight=self.grad_penalty_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="grad_penalty_loss",
                 label="gradient penalty",
                 step="discriminators",
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="quantizer_aux",
                 setting="quantizer_aux_loss_weight",
                 weight=self.quantizer_aux_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="aux_losses",
                 label="auxiliary losses",
-                logged_as="aux_losses",
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="feature_matching",
                 setting="gan.feature_matching_loss_weight",
                 weight=self.gan.feature_matching_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="feature_matching_loss",
                 label="feature matching loss",
-                starts_late=True,
+                starts_at_disc_start=True,
                 needs="any discriminator",
             ),
-            ObjectiveTerm(
+            TermSchedule(
                 name="lecam",
                 setting="gan.lecam_loss_weight",
                 weight=self.gan.lecam_loss_weight,
                 disc_start=self.disc_start,
+                loss_key="lecam_loss",
                 label="LeCam regularisation",
                 step="discriminators",
                 needs="any discriminator",

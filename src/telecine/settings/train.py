@@ -302,7 +302,7 @@ class TrainConfig:
 
     def _check_discriminators(self) -> None:
         discriminator = self.discriminator
-        terms = self.objective.all_terms()
+        terms = self.objective.term_schedules()
         adversarial = terms["adversarial"].ramp.is_ever_on
         multiscale = terms["multiscale_adversarial"].ramp.is_ever_on
         if adversarial and discriminator.image == discriminator.video == "none":

@@ -44,6 +44,7 @@ class Checkpointer:
         latents: The statistics of the latent that the saved models carry, and when they were measured: not at the step
             of the checkpoint if the run was interrupted. None if the encoder is not trained, or before the first
             measurement.
+        copies: The copies in the memory of the host, by the part of the state.
     """
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
@@ -57,7 +58,7 @@ class Checkpointer:
         if self._is_sharded:  # in a group of their own, threads communicate while training does
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
         self.weights = WeightFiles(model, is_sharded=self._is_sharded)
-        self._copies: dict[str, HostCopy] = {}
+        self.copies: dict[str, HostCopy] = {}
         self._buffers: dict[str, set[str]] = {}
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
@@ -112,9 +113,9 @@ class Checkpointer:
         for name, optimizer in state.optimizers.items():
             tensors[name] = tensor_files.optimizer_tensors(optimizer)
         for group, by_name in tensors.items():
-            if group not in self._copies:
-                self._copies[group] = HostCopy(is_main=self._is_main)
-            self._copies[group].update(by_name)
+            if group not in self.copies:
+                self.copies[group] = HostCopy(is_main=self._is_main)
+            self.copies[group].update(by_name)
         for group, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
             self._buffers[group] = {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
@@ -149,7 +150,7 @@ class Checkpointer:
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
-        for group, copy in self._copies.items():
+        for group, copy in self.copies.items():
             buffers = self._buffers.get(group, set())
             for name, tensor in copy.tensors.items():
                 is_valid = not tensor.isnan().any()
@@ -167,7 +168,7 @@ class Checkpointer:
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         """Write the shards of this process, and return their file and its digest."""
         path = tensor_files.shard_file(folder, dist.get_rank(), dist.get_world_size())
-        tensor_files.save_shards(path, {name: self._copies[name] for name in _SHARDED})
+        tensor_files.save_shards(path, {name: self.copies[name] for name in _SHARDED})
         flush([path])
         return path, digest_of(path)
 
@@ -182,10 +183,10 @@ class Checkpointer:
             self.weights.save_from_shards(folder, EMA, statistics)
         else:
             written = (MODEL, EMA)
-            raw = self._copies[MODEL].tensors
+            raw = self.copies[MODEL].tensors
             self.weights.save(folder, MODEL, statistics, raw)
-            self.weights.save(folder, EMA, statistics, raw | self._copies[EMA].tensors)
-        for group, copy in self._copies.items():
+            self.weights.save(folder, EMA, statistics, raw | self.copies[EMA].tensors)
+        for group, copy in self.copies.items():
             if group not in written:
                 tensor_files.save_tensors(folder / f"{group}.safetensors", copy.tensors)
         write_settings(folder, self.config)

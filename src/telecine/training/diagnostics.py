@@ -113,7 +113,7 @@ def discriminator_saturated(values: RecentValues) -> Finding | None:
 
 def _regularisers() -> list[str]:
     """Return the settings of the terms that regularise the discriminators."""
-    terms = ObjectiveConfig().all_terms().values()
+    terms = ObjectiveConfig().term_schedules().values()
     return [term.setting for term in terms if term.step == "discriminators"]
 
 
@@ -191,7 +191,7 @@ def perceptual_flat(values: RecentValues) -> Finding | None:
     first_step = values.optimizer.warmup_steps + int(patience * values.num_steps)
     last = values.last(name, LONG, after=first_step)
     scheduled_weight = values.last("train/perceptual_weight", 1)
-    weight = values.objective.all_terms()["perceptual"].ramp.weight
+    weight = values.objective.term_schedules()["perceptual"].ramp.weight
     if scheduled_weight:
         weight = scheduled_weight[0]
     if not last or weight <= 0:

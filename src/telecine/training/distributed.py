@@ -148,8 +148,13 @@ def broadcast_module(module: nn.Module) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over the processes; one that only some of these have is 0 in the others."""
+def average_gradients(parameters: Iterable[nn.Parameter], *, bucket_bytes: int = _BUCKET_BYTES) -> None:
+    """Replace gradients by their means over the processes; one that only some of these have is 0 in the others.
+
+    Args:
+        parameters: The parameters, in the same order in each process.
+        bucket_bytes: About how many bytes of gradients are averaged at once.
+    """
     if num_ranks() == 1:
         return
     parameters = list(parameters)
@@ -163,7 +168,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    for bucket in _take_tensors(gradients, _BUCKET_BYTES):
+    for bucket in _take_tensors(gradients, bucket_bytes):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         flat /= num_ranks()

@@ -52,10 +52,15 @@ class LatentCache:
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
     another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
+
+    Args:
+        folder: The folder, which exists.
+        file_bytes: A file is written once the posteriors that were added need as many bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, file_bytes: int = _FILE_BYTES) -> None:
         self.folder = folder
+        self.file_bytes = file_bytes
         self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
         self._new: dict[str, Tensor] = {}  # that are not written yet
         self._new_orders: dict[str, str] = {}  # of their axes in memory
@@ -85,7 +90,7 @@ class LatentCache:
                 key = f"{name}/{moment}"
                 self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
                 self._new_orders[key] = " ".join(str(axis) for axis in axes)
-        if sum(tensor.nbytes for tensor in self._new.values()) >= _FILE_BYTES:
+        if sum(tensor.nbytes for tensor in self._new.values()) >= self.file_bytes:
             self.write()
         return bytes_of_clip
 

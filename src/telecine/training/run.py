@@ -16,7 +16,7 @@ from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
-from telecine.objective.functions import check_functions
+from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
 from telecine.report.page import write_report
 from telecine.runs import Run

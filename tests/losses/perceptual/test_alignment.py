@@ -125,7 +125,7 @@ class TestNetworksByName:
 
     @pytest.fixture
     def allowed(self, monkeypatch):
-        monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
+        monkeypatch.setattr("telecine.base.imports.allowed_packages", {"telecine", __name__})
 
     def test_other_code_must_be_allowed(self):
         with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
