@@ -24,6 +24,7 @@ NUM_STEPS = 40
 LATER: Settings = {
     "tracker_project": "telecine",
     "init": None,
+    "allow_tf32": None,
     "clips": {
         "weighting": "frames",
         "channels": "rgb",
