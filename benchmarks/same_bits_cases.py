@@ -24,7 +24,14 @@ NUM_STEPS = 40
 LATER: Settings = {
     "tracker_project": "telecine",
     "init": None,
-    "clips": {"weighting": "frames", "channels": "rgb", "bit_depth": 8, "layout": None, "range": []},
+    "clips": {
+        "weighting": "frames",
+        "channels": "rgb",
+        "bit_depth": 8,
+        "layout": None,
+        "range": [],
+        "holdout": "earlier",
+    },
     "optimizer": {"name": "adamw"},
     "causal_vae": {
         "nested_channels": [],

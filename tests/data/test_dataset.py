@@ -93,10 +93,25 @@ def test_a_dataset_that_is_sent_to_another_process_shares_its_cache(spans):
 
 @pytest.mark.parametrize("config", [replace(CONFIG, stride=2), replace(SEVERAL, buckets=(*BUCKETS, Bucket(5, 16, 16)))])
 def test_cached_clips_equal_decoded_ones(spans, config):
+    config = replace(config, scale_jitter=1.0)
     cached = ClipDataset(spans, replace(config, cache=True))
     decoded = ClipDataset(spans, config)
     assert (cached.cache is None, decoded.cache is None) == (False, True)
     assert_same_clips([cached[i] for i in range(4)], [decoded[i] for i in range(4)])
+
+
+def test_zoomed_clips_of_cached_frames_are_as_sharp_as_decoded_ones(tmp_path):
+    noise = torch.randint(0, 256, (3, 30, 40, 3), generator=torch.Generator().manual_seed(0)).float()
+    noise = torch.nn.functional.interpolate(noise.movedim(-1, 1), (240, 320), mode="bicubic").clamp(0, 255)
+    path = write_video(tmp_path / "a.mp4", noise.movedim(1, -1).to(torch.uint8))
+    config = ClipConfig(3, 48, 64, num_workers=0, scale_jitter=1.5)
+    for cache in (False, True):
+        dataset = ClipDataset([whole_video(index_video(path))], replace(config, cache=cache))
+        clips = torch.stack([dataset[number]["video"] for number in range(20)])
+        if not cache:
+            decoded = clips
+    assert (clips - decoded).square().mean() < 1e-3 * decoded.square().mean()
+    assert 0.97 < clips.diff(dim=-1).square().mean() / decoded.diff(dim=-1).square().mean() < 1.03
 
 
 @pytest.mark.parametrize("by_file", [False, True])

@@ -1,19 +1,56 @@
 """Indexing videos, and skipping those that cannot be decoded."""
 
 import struct
+import tarfile
 from array import array
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from telecine.data import DataError, DecodeError, Span, VideoInfo, index, index_video, index_videos, read_clip
+from telecine.data import (
+    DataError,
+    DecodeError,
+    Span,
+    VideoInfo,
+    index,
+    index_video,
+    index_videos,
+    read_clip,
+    tar_members,
+)
 from telecine.data.errors import Deadline
 from telecine.data.index import average_frame_rate, log_too_short, scan_packets
 from telecine.settings import ClipConfig
 
 from .videos import add_cover, damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
+
+
+@pytest.mark.parametrize("in_tar", [False, True])
+@pytest.mark.parametrize("suffix", [".mp4", ".npy", ".png"])
+def test_the_digest_is_that_of_the_content(tmp_path, suffix, in_tar):
+    def digest(name, number):
+        path = tmp_path / f"{name}{suffix}"
+        if suffix == ".mp4":
+            write_video(path, numbered_frames(5), title=f"number {number}")
+        elif suffix == ".npy":
+            values = np.zeros((40, 64, 64, 12), np.uint8)  # 2 MB
+            values[number - 1] = 1
+            np.save(path, values)
+        else:
+            Image.new("RGB", (64, 48), (number, 0, 0)).save(path)
+        if in_tar:
+            with tarfile.open(tmp_path / "a.tar", "w") as tar:
+                tar.add(path, f"{name}{suffix}")
+            (path,) = tar_members(tmp_path / "a.tar")
+        return index_video(path, ClipConfig(channels=12 if suffix == ".npy" else 3)).digest
+
+    first = digest("a", 1)
+    assert first == digest("b", 1) != digest("a", 2)
+
 
 FASTSTART = {"container_options": {"movflags": "+faststart"}, "g": "5"}
 

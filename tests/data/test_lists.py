@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from telecine.data import DataError, Span, VideoInfo
+from telecine.data.find import find_segments
 from telecine.data.index import Skipped
+from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
+from telecine.settings import ClipConfig
 
 INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
 
@@ -141,6 +144,23 @@ def test_an_unknown_column_is_left_out_and_named(tmp_path, caplog, name):
     assert caplog.messages == [
         f"{tmp_path / name}: left out {2 + (name != 'a.csv')} columns that no clip needs: {names}"
     ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_column_of_groups_is_read(tmp_path, caplog, name):
+    csv = "path,subject,group\nx,1,a\ny,,b\n"
+    jsonl = '{"path": "x", "subject": 1, "group": "a"}\n{"path": "y", "subject": null, "group": "b"}\n'
+    (tmp_path / name).write_text(csv if name == "a.csv" else jsonl)
+
+    def groups(holdout):
+        segments = find_segments(tmp_path / name, IndexCache(tmp_path / name, ClipConfig(holdout=holdout)))
+        return [segment.group for segment in segments]
+
+    assert groups("auto") == ["a", "b"]
+    assert groups("column:subject") == ["1", ""]
+    assert groups("file") == groups("folder") == ["", ""]
+    left_out = [message.partition("needs: ")[2] for message in caplog.messages]
+    assert left_out == ["`subject`", "`group`", "`subject`, `group`", "`subject`, `group`"]
 
 
 def test_a_column_beside_the_one_that_it_resembles_is_no_mistake(tmp_path):

@@ -20,7 +20,7 @@ class TestReadRun:
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
         run = read_run(folder, "name")
         assert run.steps == 60
-        assert run.settings == {"steps": "60", "clips.height": "64"}
+        assert run.settings == {"steps": "60", "clips.holdout": "earlier", "clips.height": "64"}
         assert run.held_out() == {
             "psnr": HeldOutMetric(first=11.0, last=21.0, linear=25.4),
             "ssim": HeldOutMetric(first=0.04, last=0.5, linear=None),

@@ -39,6 +39,8 @@ def test_it_is_described():
     assert (less["parameters"], less["training data"]) == ("1.50 M", "4 videos, 700 frames")
     images = describe_training(replace(SUMMARY, num_videos=1, num_images=2), [])
     assert images["training data"] == "1 video and 2 images, 1 skipped, 700 frames"
+    held_out = describe_training(replace(SUMMARY, held_out="1 of 4 videos: a.mp4"), [])
+    assert held_out["held out"] == "1 of 4 videos: a.mp4"
     assert less.keys().isdisjoint({"peak memory", "updates a second", "clips a second"})
 
 

@@ -48,13 +48,15 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("scale_jitter", float("nan")),
         ("val_fraction", 0.0),
         ("val_fraction", 0.6),
+        ("holdout", "'somehow'"),
+        ("holdout", "'column:'"),
         ("image_ratio", -0.1),
         ("image_ratio", 1.5),
     ],
 )
 def test_invalid_setting(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be .*, but got {value}"):
-        ClipConfig(**{name: value})
+        ClipConfig(**{name: value.strip("'") if isinstance(value, str) else value})
 
 
 def test_limits_are_valid() -> None:

@@ -52,9 +52,9 @@ def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
         build_clips(config, build_autoencoder(config))
 
 
-@pytest.mark.parametrize("change", [{"data_sha256": "b"}, {"validation": "other clips"}])
+@pytest.mark.parametrize("change", [{"data_sha256": "b"}, {"content_sha256": "d"}, {"validation": "other clips"}])
 def test_other_data_in_another_process_is_refused(monkeypatch, change):
-    recorded = {"data_sha256": "a", "validation": "clips"}
+    recorded = {"data_sha256": "a", "content_sha256": "c", "validation": "clips"}
     check_same_data(recorded)
     other = tuple({**recorded, **change}.values())
     monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, other, *own, other])

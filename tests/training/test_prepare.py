@@ -1,5 +1,6 @@
 """What a run checks, prints and takes over before its first update."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -7,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
 from telecine.report.video import write_video
 from telecine.runs import Run
+from telecine.runs.manifest import write_manifest
 from telecine.runs.settings import write_settings
 from telecine.settings import (
     ClipConfig,
@@ -230,6 +233,66 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     prepare(config, quiet(), change_data=True)
     shutil.copy(small_video, data / "a.mp4")
     prepare(config, quiet())
+
+
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_other_files_of_the_same_size_are_named_on_resuming(tiny, small_video, tmp_path, keeps_time):
+    values = np.random.default_rng(0).integers(0, 256, (2, 20, 32, 32, 3), dtype=np.uint8)
+    path = tmp_path / "arrays" / "a.npy"
+    path.parent.mkdir()
+    np.save(path, values[0])
+    config = tiny(data=str(path.parent), val_data=str(small_video), **LIGHT)
+    run_to(config, 1)
+    times = (path.stat().st_atime, path.stat().st_mtime)
+    console = recorder()
+    os.utime(path)
+    prepare(config, console)
+    assert "has changed" not in console.export_text(), "another time alone"
+    np.save(path, values[1])
+    if keeps_time:
+        os.utime(path, times)
+    prepare(config, console)
+    assert "the data has changed: files of the same sizes with other content" in console.export_text()
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Return a folder of arrays: two scenes of each of eight films."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for film in range(8):
+        for scene in range(2):
+            values = generator.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+            np.save(folder / f"film{film}_scene{scene}.npy", values)
+    return folder
+
+
+def test_no_scene_of_a_held_out_film_is_trained_on(tiny, scenes):
+    config = tiny(data=str(scenes), **LIGHT)
+    console = recorder()
+    run = prepare(config, console)
+    line = "2 of 16 videos, 24 of 192 frames: film4_scene0.npy, film4_scene1.npy"
+    assert f"held out: {line}" in console.export_text()
+    assert run.records.summary.held_out == line
+    assert not any("film4" in span.info.path.name for span in run.clips.train.spans)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
+    config = tiny(data=str(scenes), **LIGHT)
+    earlier = replace(config, clips=replace(config.clips, holdout="earlier"))
+    before = run_to(earlier, 1)
+    before.close()
+    folder = checkpoint_folder(config, 1)
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("  holdout: earlier\n", ""))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, 1)
+    console = recorder()
+    run = prepare(config, console)
+    assert "`clips.holdout` stays 'earlier', as the run started" in console.export_text()
+    assert "settings changed" not in console.export_text()
+    assert run.records.summary.validation == before.records.summary.validation
+    assert run.config.clips.holdout == "earlier"
 
 
 @pytest.mark.slow

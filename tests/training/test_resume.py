@@ -123,9 +123,9 @@ def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
 
 
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
-SUMMARY = RunSummary(9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd")
+SUMMARY = RunSummary(9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd", content_sha256="ij")
 DATA = {"num_videos": 12, "num_images": 0, "num_skipped": 1, "num_frames": 400, "validation": CLIPS_BEFORE}
-DATA |= {"data_sha256": ""}
+DATA |= {"data_sha256": "", "content_sha256": "ij"}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,7 @@ DATA |= {"data_sha256": ""}
         ({"num_videos": 11, "num_frames": 380, "data_sha256": "ef"}, ["videos 12 -> 11", "frames 400 -> 380"]),
         ({"num_skipped": 2, "data_sha256": "ef"}, ["skipped files 1 -> 2"]),
         ({"data_sha256": "ef"}, ["files of other sizes, names or frames"]),
+        ({"data_sha256": "cd", "content_sha256": "gh"}, ["files of the same sizes with other content"]),
     ],
 )
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
@@ -159,7 +160,14 @@ def test_the_same_files_may_be_in_another_place(tmp_path):
     moved = TrainConfig(data="b")
     assert SavedSettings(tmp_path).check_clips(moved, SUMMARY, DATA | {"data_sha256": "cd"}) == []
     others = replace(SUMMARY, validation=replace(CLIPS_BEFORE, sha256="ba"))  # arrays of the same names and sizes
-    for before, now in ((SUMMARY, "ef"), (replace(SUMMARY, data_sha256=""), "cd"), (None, "cd"), (others, "cd")):
+    other_content = replace(SUMMARY, content_sha256="gh")
+    for before, now in (
+        (SUMMARY, "ef"),
+        (other_content, "cd"),
+        (replace(SUMMARY, data_sha256=""), "cd"),
+        (None, "cd"),
+        (others, "cd"),
+    ):
         with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got 'b'\. .*--change_data"):
             SavedSettings(tmp_path).check_clips(moved, before, DATA | {"data_sha256": now})
     with pytest.raises(ValueError, match="`data` must be 'a' as in"):  # whose pixels nothing tells apart
@@ -175,7 +183,7 @@ def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
 
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig()))
-    old = replace(SUMMARY, data_sha256="")
+    old = replace(SUMMARY, data_sha256="", content_sha256="")
     assert SavedSettings(tmp_path).check_clips(TrainConfig(), old, DATA | {"data_sha256": "ef"}) == []
 
 

@@ -30,7 +30,7 @@ class ClipSpec:
 
     span: Span
     start: int  # index of the first frame in the video
-    crop_scale: float  # side of the crop relative to the side of the clip; the crop is resized to the clip
+    crop_scale: float  # how much of the picture the crop shows: 1 is the least, `scale_jitter` all of it
     top: float  # position of the crop, from 0 at the top to 1 at the bottom
     left: float  # from 0 at the left to 1 at the right
     flip: bool  # left to right
@@ -53,13 +53,25 @@ class ClipSpec:
         return ", ".join(words)
 
 
+def decoded_size(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> tuple[int, int]:
+    """Return the height and width of the frames of which a clip is a crop.
+
+    Args:
+        spec: The video, and how much of it the crop shows.
+        bucket: The size of the clip, and of the crop.
+        config: Its `scale_jitter` is the `crop_scale` of the whole picture.
+    """
+    info = spec.span.info
+    return bucket.decode_size(info.height, info.width, config.scale_jitter / spec.crop_scale)
+
+
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
-    """Decode the frames of a clip at the size before its crop.
+    """Decode the frames of a clip at the size before its crop. They are resized once, so they stay sharp.
 
     Args:
         spec: The frames to decode.
         bucket: The size of the clip.
-        config: Its `scale_jitter` enlarges the frames; `channels` and `bit_depth` determine their values.
+        config: Its `channels` and `bit_depth` determine the values of the frames, see also `decoded_size`.
 
     Returns:
         Frames `(T, H, W, C)`, see `read_clip`.
@@ -70,26 +82,24 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
         spec.start,
         num_frames=bucket.num_frames,
         stride=config.stride,
-        size=bucket.decode_size(info.height, info.width, config.scale_jitter),
+        size=decoded_size(spec, bucket, config),
         max_pixels=config.max_pixels,
         pixels=config.pixel_format,
     )
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
-    """Crop, flip and convert decoded frames. Resize the crop if it is larger than the clip.
+    """Crop, flip and convert decoded frames.
 
     Args:
-        frames: Decoded frames `(T, H, W, C)`, see `decode_clip`.
+        frames: Decoded frames `(T, H, W, C)`, at least as large as the clip, see `decode_clip`.
         spec: The crop and the flips.
         bucket: The size of the clip.
     """
     num_rows, num_columns = frames.shape[1:3]
-    height = min(round(bucket.height * spec.crop_scale), num_rows)
-    width = min(round(bucket.width * spec.crop_scale), num_columns)
-    top = round(spec.top * (num_rows - height))
-    left = round(spec.left * (num_columns - width))
-    frames = frames[:, top : top + height, left : left + width]
+    top = round(spec.top * (num_rows - bucket.height))
+    left = round(spec.left * (num_columns - bucket.width))
+    frames = frames[:, top : top + bucket.height, left : left + bucket.width]
     flipped_axes = []
     if spec.upside_down:
         flipped_axes.append(1)
@@ -99,19 +109,34 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
         frames = _flip(frames, flipped_axes)
     if spec.transpose:
         frames = frames.transpose(1, 2)
-    video = video_from_bytes(frames)
-    size = (bucket.height, bucket.width)
-    if video.shape[2:] != size:
-        frames_first = video.transpose(0, 1)
-        resized = F.interpolate(frames_first, size, mode="bilinear", antialias=True, align_corners=False)
-        video = resized.transpose(0, 1).contiguous()
     info = spec.span.info
     return {
-        "video": video,
+        "video": video_from_bytes(frames),
         "source": str(info.path),
         "start": spec.start,
         "fps": info.fps / spec.stride,
     }
+
+
+def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize decoded frames with an antialiased bicubic filter.
+
+    Args:
+        frames: uint8, uint16 or float32 `(T, H, W, C)`, see `telecine.data.read_clip`.
+        size: Height and width of the result.
+
+    Returns:
+        Frames of the same type.
+    """
+    channels_first = frames.movedim(-1, 1)
+    if frames.dtype == torch.uint16:  # which PyTorch does not resize
+        channels_first = channels_first.float()
+    resized = F.interpolate(channels_first, size, mode="bicubic", antialias=True).movedim(1, -1)
+    if frames.dtype == torch.uint8:
+        return resized
+    if frames.dtype == torch.float32:
+        return resized.clamp_(-1, 1)
+    return resized.round_().clamp_(0, 65535).to(torch.uint16)
 
 
 def _flip(frames: Tensor, axes: list[int]) -> Tensor:

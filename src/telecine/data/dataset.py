@@ -15,7 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import machine_memory
 from telecine.base.randomness import seed_of
 from telecine.base.terminal import with_progress
-from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
+from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_clip, resize_frames
 from telecine.data.decode import read_clip
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.source import Source, Span
@@ -134,8 +134,11 @@ class ClipDataset(Dataset[Clip]):
                 frames = None
                 if self.cache is not None:
                     frames = self.cache.read(spec.span, spec.start, bucket)
+                size = decoded_size(spec, bucket, self.config)
                 if frames is None:
                     frames = decode_clip(spec, bucket, self.config)
+                elif frames.shape[1:3] != size:
+                    frames = resize_frames(frames, size)
                 return frames, spec, bucket
             except DecodeError as error:
                 path = spec.span.info.path
@@ -220,6 +223,8 @@ def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket
 class DecodedCache:
     """All frames of spans without damage at each training resolution, in memory that worker processes share.
 
+    With zoom, clips are resized from frames of at most twice the largest size, so that they stay sharp.
+
     Raises:
         ValueError: the frames do not fit in memory.
     """
@@ -298,6 +303,10 @@ def _decodings(spans: Sequence[Span], config: ClipConfig) -> list[_Decoding]:
     decodings = []
     for bucket in buckets.values():
         for span in spans:
-            height, width = bucket.decode_size(span.info.height, span.info.width, config.scale_jitter)
+            info = span.info
+            height, width = bucket.decode_size(info.height, info.width, config.scale_jitter)
+            if config.scale_jitter > 1:
+                height = min(2 * height, info.height)
+                width = min(2 * width, info.width)
             decodings.append(_Decoding(span, bucket, height, width))
     return decodings

@@ -113,7 +113,7 @@ def find_segments(path: str | PathLike[str], cache: IndexCache, *, name: str = "
     for file in dict.fromkeys(files):  # each once: a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments.extend(read_list(file, cache.config.timeout))
+            segments.extend(read_list(file, cache.config.timeout, cache.config.group_column))
         elif suffix == _ARCHIVE_SUFFIX:
             segments.extend(Segment(member) for member in cache.members(file))
         else:

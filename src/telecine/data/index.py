@@ -1,14 +1,16 @@
 """Index videos and images: the timestamps and keyframes of all frames, so that any clip can be read exactly."""
 
+import hashlib
 import logging
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from av.container import InputContainer
@@ -25,7 +27,17 @@ from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
 from telecine.data.remote import open_local
-from telecine.data.source import AnyPath, Source, Span, VideoInfo, as_source, check_frame, kind_of
+from telecine.data.source import (
+    AnyPath,
+    Source,
+    Span,
+    TarMember,
+    VideoInfo,
+    as_source,
+    check_frame,
+    kind_of,
+    open_file,
+)
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -41,6 +53,9 @@ _NUM_REASONS_SHOWN = 3
 _MAX_EXPANSION = 4
 # Codecs with hidden frames in packets of their own.
 _CODECS_WITH_HIDDEN_FRAMES = ("vp8",)
+# Of a larger file, this many blocks of this many bytes identify the content.
+_NUM_BLOCKS = 16
+_BLOCK_BYTES = 2**16
 # Decoders that give each frame the timestamp of its packet, also after seeking.
 _CODECS_WITH_PACKET_TIMESTAMPS = ("h264", "hevc")
 
@@ -76,13 +91,34 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     if config is None:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
+    info = None
     if kind_of(source) == "arrays":
-        return index_array(source, config, deadline)
-    if kind_of(source) == "images":
+        info = index_array(source, config, deadline)
+    elif kind_of(source) == "images":
         info = _index_image(source, config, deadline)
-        if info is not None:
-            return info
-    return _index_video(source, config, deadline)
+    if info is None:
+        info = _index_video(source, config, deadline)
+    with decode_errors(source, VIDEO_ERRORS):
+        digest = open_local(source, _digest_content, deadline)
+    return replace(info, digest=digest)
+
+
+def _digest_content(source: Path | TarMember) -> str:
+    """Return a SHA-256 of the size of a file and of its bytes; of more than 1 MiB, of 16 evenly spaced blocks."""
+    with open_file(source) as file:
+        if isinstance(source, TarMember):
+            begin = source.offset
+            size = source.size
+        else:
+            begin = 0
+            size = os.fstat(file.fileno()).st_size
+        distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
+        digest = hashlib.sha256(str(size).encode())
+        for number in range(_NUM_BLOCKS):
+            offset = int(number * distance)
+            file.seek(begin + offset)
+            digest.update(file.read(max(0, min(_BLOCK_BYTES, size - offset))))
+    return digest.hexdigest()
 
 
 def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:

@@ -39,6 +39,7 @@ class Segment:
     end: float | None = None  # exclusive
     start_frame: int | None = None
     end_frame: int | None = None  # exclusive
+    group: str = ""  # what the column says by which data is held out
 
     def span_in(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""
@@ -56,13 +57,13 @@ class Segment:
             end = f"frame {self.end_frame}"
         stop = min(stop, info.num_frames)
         if first < stop:
-            return Span(info, first, stop - 1)
+            return Span(info, first, stop - 1, self.group)
         if first >= info.num_frames:
             return Skipped(self.source, f"starts at {start}, after its last frame")
         return Skipped(self.source, f"no frame from {start} to {end}")
 
 
-def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
+def read_list(path: File, timeout: float = TIMEOUT, group_column: str | None = None) -> list[Segment]:
     """Read a list with one segment of a video, or one image, per line.
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
@@ -71,6 +72,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
     Args:
         path: The list.
         timeout: Seconds that reading may take.
+        group_column: The column with the groups of which some are held out; it may be missing.
 
     Raises:
         DataError: the list cannot be read or has a mistake, with the line number; or it takes too long.
@@ -83,7 +85,7 @@ def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         lines = _Lines(text, deadline)
         try:
-            return _read_segments(path, lines)
+            return _read_segments(path, lines, group_column)
         except _RowError as error:
             raise DataError(f"{path}, line {max(lines.number, 1)}: {error}") from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -95,7 +97,7 @@ def _unreadable(where: object, reason: Exception) -> DataError:
     return DataError(f"{where}: cannot be read ({reason}). A list must be CSV or JSONL in UTF-8.")
 
 
-def _read_segments(path: File, lines: "_Lines") -> list[Segment]:
+def _read_segments(path: File, lines: "_Lines", group_column: str | None) -> list[Segment]:
     segments: list[Segment] = []
     sources: dict[str, File] = {}  # a list of scenes names each video many times
     other_columns: dict[str, None] = {}  # in their order
@@ -105,9 +107,12 @@ def _read_segments(path: File, lines: "_Lines") -> list[Segment]:
         name = _parse_path(row)
         if name not in sources:
             sources[name] = _named_file(path, name)
-        segments.append(_parse_segment(row, sources[name]))
+        group = "" if group_column is None else str(row.get(group_column, ""))
+        segments.append(_parse_segment(row, sources[name], group))
     if not segments:
         raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
+    if group_column is not None:
+        other_columns.pop(group_column, None)
     if other_columns:
         names = ", ".join(f"`{shorten(name)}`" for name in list(other_columns)[:_MAX_NAMES])
         num_columns = count(len(other_columns), "column")
@@ -205,13 +210,14 @@ def _named_file(path: File, name: str) -> File:
     return RemotePath(f"{protocol}://{posixpath.normpath(path.path.parent / name)}")
 
 
-def _parse_segment(row: _Row, source: File) -> Segment:
+def _parse_segment(row: _Row, source: File, group: str) -> Segment:
     segment = Segment(
         source,
         start=_parse_seconds(row, "start"),
         end=_parse_seconds(row, "end"),
         start_frame=_parse_frame(row, "start_frame"),
         end_frame=_parse_frame(row, "end_frame"),
+        group=group,
     )
     _check_order("end", segment.start or 0, segment.end)
     _check_order("end_frame", segment.start_frame or 0, segment.end_frame)

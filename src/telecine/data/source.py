@@ -237,6 +237,7 @@ class VideoInfo:
     sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
+    digest: str = field(default="", repr=False, compare=False)  # of the content, see `telecine.data.index`
 
     @property
     def num_frames(self) -> int:
@@ -266,6 +267,7 @@ class Span:
     info: VideoInfo
     first_frame: int
     last_frame: int  # inclusive
+    group: str = ""  # spans of one group are held out together; empty if the data names none
 
     @property
     def num_frames(self) -> int:

@@ -30,7 +30,7 @@ class Batch:
     sample_weight: Tensor | None
     clip_weight: Tensor | None
     """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
-    split: str  # what stands before the keys of the log
+    split: str  # the prefix of the log's keys
     num_elements: Tensor | float
     """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
     aux: dict[str, Scalar]  # the auxiliary losses by name; an empty name for an unnamed one

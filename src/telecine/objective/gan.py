@@ -203,7 +203,7 @@ def weighted_sum(terms: Log, weights: Weights) -> Scalar:
 
 
 def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[TermSchedule]) -> None:
-    """Check that each discriminator sees what its argument says, and each term has its discriminator.
+    """Check that each discriminator has the input that its argument is for, and each term its discriminator.
 
     Raises:
         ValueError: A discriminator declares another input, or a term lacks its discriminator.

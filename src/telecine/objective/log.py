@@ -51,7 +51,7 @@ def autoencoder_log(
         adaptive_weights: Their adaptive weights.
         aux: The auxiliary losses by name.
         weights: The weights at this step; those that are ramps are logged.
-        split: What stands before each name.
+        split: The prefix of each name.
 
     Raises:
         ValueError: An auxiliary loss has the name of another entry.
@@ -96,7 +96,7 @@ def discriminator_log(loss: Scalar, logs: Mapping[str, Log], *, like: Tensor, sp
         loss: The sum of the discriminators' losses.
         logs: The terms and statistics of each discriminator that trains at this step.
         like: A tensor on the device of the log.
-        split: What stands before each name.
+        split: The prefix of each name.
     """
     # In this order, and also where no discriminator has them.
     names = dict.fromkeys(("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake"))

@@ -1,7 +1,6 @@
 """The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -122,9 +121,23 @@ class VideoAutoencoderLoss(nn.Module):
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
-        arguments = {**locals(), "terms": terms or {}}
         super().__init__()
-        settings = {setting.name: arguments[setting.name] for setting in fields(ObjectiveConfig)}
+        settings = {
+            "disc_start": disc_start,
+            "perceptual_weight": perceptual_weight,
+            "adversarial_loss_weight": adversarial_loss_weight,
+            "multiscale_adversarial_loss_weight": multiscale_adversarial_loss_weight,
+            "grad_penalty_loss_weight": grad_penalty_loss_weight,
+            "quantizer_aux_loss_weight": quantizer_aux_loss_weight,
+            "reconstruction": reconstruction,
+            "perceptual": perceptual,
+            "gan": gan,
+            "penalty": penalty,
+            "adaptive_weight": adaptive_weight,
+            "terms": terms or {},
+            "eager_gradients": eager_gradients,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
         self.config = validate(ObjectiveConfig, settings)
         self.schedule = WeightSchedule(self.config)
         functions = import_functions(self.config)

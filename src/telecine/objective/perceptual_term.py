@@ -126,7 +126,7 @@ def drop_lpips_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix:
     Args:
         module: The loss.
         state_dict: The state dict, which is changed in place.
-        prefix: What stands before the names of the loss in it.
+        prefix: That of the names of the loss in it.
     """
     for key in list(state_dict):
         if key.startswith(f"{prefix}perceptual_model."):

@@ -212,6 +212,8 @@ def describe_training(summary: RunSummary | None, records: Sequence[Mapping[str,
     if summary.num_skipped:
         files += f", {summary.num_skipped} skipped"
     rows["training data"] = f"{files}, {summary.num_frames} frames"
+    if summary.held_out:
+        rows["held out"] = summary.held_out
     clips = summary.validation
     rows["held-out clips"] = f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
     return rows

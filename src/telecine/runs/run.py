@@ -55,6 +55,8 @@ class RunSummary:
     num_images: Count = 0  # that are used
     validated_from: Count = 0  # the first step that counts for `validation`: before, the run may have had other clips
     data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
+    content_sha256: str = ""  # of their content, see `telecine.data.VideoInfo.digest`; empty in older runs
+    held_out: InstanceOf[str] = ""  # which files are held out; empty with `val_data`, and in older runs
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
 

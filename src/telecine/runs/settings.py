@@ -12,6 +12,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
 from telecine.base.yaml_files import parse_yaml, read_yaml
+from telecine.settings.data import EARLIER
 from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
@@ -28,6 +29,8 @@ class SettingOfRuns(NamedTuple):
 def read_saved_settings(folder: Path) -> dict[str, Any]:
     """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file.
 
+    Settings that an older version lacked have the value with which a run does what that version did.
+
     Raises:
         ValueError: The file is damaged.
     """
@@ -35,6 +38,8 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
         raise argument_error(str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run.")
+    if isinstance(values.get("clips"), dict):
+        values["clips"] = {**EARLIER, **values["clips"]}
     return values
 
 

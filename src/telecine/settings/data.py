@@ -1,5 +1,6 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -17,7 +18,12 @@ CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 # Settings that do not change what a clip is: latents that are kept stay valid.
-_READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
+_READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
+
+# Settings that older runs lack, and the value with which a run does what older versions did.
+EARLIER: Mapping[str, str] = {"holdout": "earlier"}
+_HOLDOUTS = ("auto", "folder", "file", "earlier")
+_COLUMN = "column:"
 
 
 def channels_named(number: int | _ChannelNames) -> _ChannelNames | int:
@@ -109,7 +115,8 @@ class ClipConfig:
     """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: Annotated[Number, Field(ge=1, le=8)] = 1.0
-    """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
+    """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off. With
+    `cache` it takes up to four times the memory."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
     num_clips: Count | None = None
@@ -126,7 +133,11 @@ class ClipConfig:
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
     val_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.1
-    """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
+    """Fraction of the frames held out for validation: whole groups of videos, or the end of each if there are few."""
+    holdout: str = "auto"
+    """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
+    have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
+    files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", channels_named(self.channels))
@@ -137,6 +148,9 @@ class ClipConfig:
             raise argument_error(
                 "range", contract, list(self.range), "Write the values of black and white: `[0.0, 1.0]`."
             )
+        if self.holdout not in _HOLDOUTS and not self.holdout.partition(_COLUMN)[2]:
+            contract = f"one of {', '.join(_HOLDOUTS)}, or {_COLUMN}NAME"
+            raise argument_error("holdout", contract, repr(self.holdout), "Write for example `column:subject`.")
         if self.random_orientation:
             for bucket in self.train_buckets:
                 if bucket.height != bucket.width:
@@ -166,6 +180,15 @@ class ClipConfig:
     def has_colours(self) -> bool:
         """Whether networks that know RGB see clips: grey, RGB or RGBA."""
         return self.channels in CHANNELS
+
+    @property
+    def group_column(self) -> str | None:
+        """The column of lists with the groups that `holdout` means; None if no column counts."""
+        if self.holdout == "auto":
+            return "group"
+        if self.holdout.startswith(_COLUMN):
+            return self.holdout.removeprefix(_COLUMN)
+        return None
 
     @property
     def pixel_format(self) -> PixelFormat:

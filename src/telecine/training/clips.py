@@ -11,9 +11,10 @@ from telecine.base.checks import argument_error, count, count_files
 from telecine.data import Clip, ClipBatchSampler, ClipDataset, ClipLoader, DataError, ReadingStopped, Span, whole_video
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.find import load_spans, sample_videos
+from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
-from telecine.data.validation import read_validation_clips, split_videos, without_held_out
+from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import num_ranks
@@ -34,6 +35,7 @@ class Clips:
     num_videos: int
     num_images: int  # still images that are used
     num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
+    held_out: str = ""  # the files that are held out, see `describe_held_out`; empty with `val_data`
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -53,9 +55,11 @@ class Clips:
         spans = self.train.spans
         sizes = {path: num_bytes(path) for path in {span.info.path for span in spans}}
         files = sha256()
+        content = sha256()
         for span in spans:
             path = span.info.path
             files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+            content.update(f"{span.info.digest}\n".encode())
         # The hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
@@ -66,6 +70,8 @@ class Clips:
             "num_frames": sum(span.num_frames for span in spans),
             "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
             "data_sha256": files.hexdigest(),
+            "content_sha256": content.hexdigest(),
+            "held_out": self.held_out,
         }
 
 
@@ -97,7 +103,8 @@ class Spans:
         num_short = log_too_short(usable, shortest)
         if val_data is None:
             to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(to_split or usable, config.val_fraction, config.clip_span)
+            train, held_out = split_videos(to_split or usable, config.val_fraction, config.clip_span, config.holdout)
+            warn_of_held_out(train, held_out, config.val_fraction)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
             train = without_held_out(usable, held_out)
@@ -132,6 +139,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
+        held_out="" if config.val_data is not None else describe_held_out(spans.train, spans.held_out),
     )
     if num_ranks() > 1:
         check_same_data(clips.recorded())
@@ -140,7 +148,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 def check_same_data(recorded: Mapping[str, Any]) -> None:
     """Raise a `ValueError` in every process if one has other data than the first."""
-    data_of_ranks = gather_object([(recorded["data_sha256"], recorded["validation"])])
+    data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
+    data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
     if others:
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"

@@ -269,6 +269,8 @@ def _build(
     checkpointer = Checkpointer(config, model, is_main=is_main)
     state = build_state(config, accelerator, model, is_resumed=is_resumed)
     print_lines(console, [f"{state.describe_size(config.steps)}; {clips.describe()}"])
+    if clips.held_out:
+        print_lines(console, [f"held out: {clips.held_out}"])
     if start.checkpoint is not None:
         print_lines(console, checkpointer.load(state, start.checkpoint))
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
@@ -372,14 +374,18 @@ def read_earlier_summary(run: Run, console: Console) -> RunSummary | None:
 
 
 def _with_first_start(config: TrainConfig, saved: Mapping[str, Any], console: Console) -> TrainConfig:
-    """Return the settings with the `init`s that the run had at first, and warn if they now name something else."""
+    """Return the settings that stay as the run started, such as the `init`s, and warn if they now have other values."""
     init = saved.get("init")
     disc_init = saved["discriminator"].get("init")
     if config.init != init:
         print_warnings(console, [f"`init` stays {init!r}, as the run started"])
     if config.discriminator.init != disc_init:
         print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
-    return replace(config, init=init, discriminator=replace(config.discriminator, init=disc_init))
+    clips = config.clips
+    if saved["clips"]["holdout"] == "earlier" != clips.holdout:
+        print_lines(console, ["`clips.holdout` stays 'earlier', as the run started"])
+        clips = replace(clips, holdout="earlier")
+    return replace(config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips)
 
 
 def _with_batch_size(

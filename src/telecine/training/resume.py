@@ -21,6 +21,7 @@ _CLIP_CHOICE = (
     "image_ratio",
     "max_pixels",
     "val_fraction",
+    "holdout",
     "bit_depth",
     "layout",
     "range",
@@ -99,7 +100,7 @@ class SavedSettings:
         Args:
             config: The settings of the run.
             before: The summary of the run before it was resumed; None if it was not recorded.
-            data: What `Clips.recorded` returns: counts, a digest of the files, the held-out clips.
+            data: What `Clips.recorded` returns: counts, digests of the files and their content, the held-out clips.
 
         Raises:
             ValueError: The data is other data, or the held-out clips differ with the same settings: metrics would not
@@ -108,7 +109,9 @@ class SavedSettings:
         now = plain_settings(config)
         is_same = False
         if before is not None and not now["val_data"]:
-            is_same = before.data_sha256 == data["data_sha256"] and before.validation == data["validation"]
+            is_same_content = before.content_sha256 in ("", data["content_sha256"])
+            is_same_files = before.data_sha256 == data["data_sha256"] and is_same_content
+            is_same = is_same_files and before.validation == data["validation"]
         self.check_data(now["data"], is_same=is_same)
         if before is None:
             return []
@@ -121,6 +124,8 @@ class SavedSettings:
         changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
         if not changes and before.data_sha256 not in ("", data["data_sha256"]):
             changes = ["files of other sizes, names or frames"]
+        elif not changes and before.content_sha256 not in ("", data["content_sha256"]):
+            changes = ["files of the same sizes with other content"]
         if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(now):
             got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."

@@ -25,7 +25,7 @@ def test_it_follows_from_the_values(report, config, train):
     assert sentences[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
     assert "`--clips.cache true`" in sentences[2]
     assert "Black, static or with a cut: " in sentences[3]
-    assert sentences[4].startswith(f"{config.data}/other.mp4 has 32% of the frames")
+    assert sentences[4].startswith(f"{config.data}/other.mp4 has 34% of the frames")
     assert sentences[5].startswith("Groups of files that are copies: 2.")
 
 
