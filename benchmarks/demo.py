@@ -110,7 +110,6 @@ def main() -> None:
     sets = clip_sets(config, clips_of_run.val, arguments.unseen)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
     linear = fit_linear(untrained, clips_of_run)
-    assert isinstance(linear, LinearAutoencoder)
     baselines = {"linear baseline": linear}
     for title, latent in arguments.latents:
         baselines[title] = latent.fit(training_clips(clips_of_run))

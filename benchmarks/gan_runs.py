@@ -96,7 +96,6 @@ class Run:
         if teacher is None:
             linear = fit_linear(model, clips)
             assert isinstance(model, CausalVAE)
-            assert isinstance(linear, LinearAutoencoder)
             model.start_from(linear)
             self.linear = linear
         self.state = build_state(config, build_accelerator(config), model)

@@ -27,7 +27,7 @@ from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
 
-from .models.tiny_models import TINY_MODELS
+from .models.tiny_models import tiny_model
 from .training.no_pictures import leave_pictures_out
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +127,7 @@ def test_the_model_of_the_package(folder, cached_weights, monkeypatch):
 @pytest.mark.slow
 def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     torch.manual_seed(0)
-    model = TINY_MODELS["cogvideox"]()
+    model = tiny_model("cogvideox")
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
@@ -157,7 +157,7 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
 def test_images(folder, cached_weights, probe_each_configuration_once):
     """The commands about images, with a tiny model."""
     torch.manual_seed(0)
-    model = TINY_MODELS["kl_image"]()
+    model = tiny_model("kl_image")
     model.save_pretrained("stabilityai/sd-vae-ft-mse")
     Path("my_images").mkdir()
     for index, frame in enumerate(read_clip(index_video("my_videos/face.mp4"), 0, 4, size=(32, 32))):

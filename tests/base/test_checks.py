@@ -18,7 +18,8 @@ from telecine.base.checks import (
 )
 
 NOT_NUMBERS = (True, None, "1", 1j)
-INF, NAN = math.inf, math.nan
+INF = math.inf
+NAN = math.nan
 
 
 def test_describe():
@@ -56,7 +57,7 @@ def test_the_nearest_word_is_suggested():
     ],
 )
 def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, similar):
-    known = [
+    words = [
         "--optimizer.disc_lr",
         "--optimizer.lr",
         "--optimizer.name",
@@ -65,7 +66,7 @@ def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, sim
         "--steps",
         "--change_data",
     ]
-    assert nearest(word, known) == (f"Did you mean `{similar}`?" if similar else "")
+    assert nearest(word, words) == (f"Did you mean `{similar}`?" if similar else "")
     assert suggestion(None, {"hinge": 1, "vanilla": 2}) == "Use one of: hinge, vanilla."
 
 

@@ -33,8 +33,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
 def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     """Otherwise it may be empty after a power failure."""
-    operations, path = [], tmp_path / "text"
-    flush, replace = os.fsync, os.replace
+    operations = []
+    path = tmp_path / "text"
+    flush = os.fsync
+    replace = os.replace
 
     def recorded_flush(descriptor):
         operations.append(("flush", os.fstat(descriptor).st_ino))
@@ -59,7 +61,8 @@ def test_other_content(text, contract, tmp_path):
 
 
 def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, monkeypatch):
-    path, names = tmp_path / "a.txt", []
+    path = tmp_path / "a.txt"
+    names = []
     for _ in range(2):
         atomic_write(path, lambda partial: (names.append(partial.name), partial.write_text("new")))
     assert len(set(names)) == 2

@@ -57,7 +57,8 @@ def test_moves_with_its_parent(hiding):
 
 def test_keeps_its_precision_against_half_and_follows_double(hiding):
     frozen, tensors_of = hiding
-    expected, values = [torch.float32, torch.int64, torch.float64], [x.clone() for x in tensors_of(frozen)]
+    expected = [torch.float32, torch.int64, torch.float64]
+    values = [x.clone() for x in tensors_of(frozen)]
     for cast in (nn.Module.half, nn.Module.bfloat16):
         assert cast(frozen) is frozen
         assert dtypes(tensors_of(frozen)) == expected

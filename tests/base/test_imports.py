@@ -58,10 +58,10 @@ def test_nothing_is_imported_that_is_not_allowed(text, package, tmp_path):
     path.write_text(text.format(name))
     config = read_config(path)
     message = rf"must be in telecine .*, but got '{name}\.\w+'. If you trust it, add `--allow_code {name}`"
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         BUILT[text](config)
     assert not marker.exists()
-    assert len(str(found.value)) < 400
+    assert len(str(error.value)) < 400
     allow_code(name)
     assert BUILT[text](config)
     assert marker.exists()

@@ -8,11 +8,12 @@ from telecine.base.precision import cast_together
 def test_casts_together_are_casts_of_each(dtype):
     tensors = [torch.randn(shape, requires_grad=True) for shape in ((3, 4), (), (2, 1, 5))]
     others = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    together, each = cast_together(tensors, dtype), [tensor.to(dtype) for tensor in others]
-    for ours, theirs in zip(together, each, strict=True):
+    together = cast_together(tensors, dtype)
+    one_by_one = [tensor.to(dtype) for tensor in others]
+    for ours, theirs in zip(together, one_by_one, strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours, theirs)
-    for cast in (together, each):
+    for cast in (together, one_by_one):
         (cast[0].square().sum() - 3 * cast[2].sum()).backward()  # the second has no gradient, or zeros
     for ours, theirs in zip(tensors[::2], others[::2], strict=True):
         assert ours.grad.dtype == torch.float32

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from telecine.base.shapes import _check_same_device, check_frames, check_range, check_same_shape, check_video
+from telecine.base.shapes import check_frames, check_range, check_same_shape, check_video, check_video_pair
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,17 @@ def test_check_frames(value, got, remedy):
         check_frames("x", value)
 
 
-def test_check_same_shape_and_device():
+def test_check_same_shape():
     x = torch.zeros(2, 3)
     check_same_shape("x", x, "y", x.double())
-    _check_same_device("x", x, "y", torch.zeros(3))
     with pytest.raises(ValueError, match=r"`x` must be of `y`'s shape \(2, 1\), but got .*\(2, 3\) on cpu. Crop or"):
         check_same_shape("x", x, "y", x[:, :1])
-    with pytest.raises(ValueError, match=r"`x` must be on the same device as `y`, meta, but got .* on cpu. Move"):
-        _check_same_device("x", x, "y", x.to("meta"))
+
+
+def test_videos_on_two_devices():
+    video = torch.zeros(1, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"`reconstructions` must be on the same device.*, cpu.* on meta. Move"):
+        check_video_pair(video, video.to("meta"))
 
 
 def test_a_batch_that_may_be_meant_for_another_range_is_warned_of():

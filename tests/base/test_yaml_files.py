@@ -31,10 +31,10 @@ def test_what_is_refused(case, tmp_path):
     text, message = BAD[case]
     path = tmp_path / "settings.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=message) as found:
+    with pytest.raises(ValueError, match=message) as error:
         read_yaml(path)
-    assert str(path) in str(found.value)
-    assert len(str(found.value)) < 400
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_an_error_of_the_parser_has_its_line(tmp_path):

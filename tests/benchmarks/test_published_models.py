@@ -27,7 +27,8 @@ def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_plans_of_recipes(benchmark_module, monkeypatch, tmp_path):
     module = benchmark_module("published_models")
-    seen, large = [], replace(SMALL, clips=replace(SMALL.clips, height=512, width=512))
+    seen = []
+    large = replace(SMALL, clips=replace(SMALL.clips, height=512, width=512))
     monkeypatch.setattr(module, "read_config", lambda *names: seen.append(names) or large)
     monkeypatch.setattr(module, "PUBLISHED", {"Cosmos": {}})
     monkeypatch.setattr(module, "HARDWARE", {"24gb": "cuda"})

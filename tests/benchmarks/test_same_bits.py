@@ -147,7 +147,8 @@ def test_clocks_and_the_order_of_values_do_not_count(same_bits, tmp_path):
     ],
 )
 def test_every_difference_is_named(same_bits, tmp_path, tensor, metrics, expected):
-    one, other = write_run(tmp_path / "one", torch.zeros(2), a=1.0), write_run(tmp_path / "other", tensor, **metrics)
+    one = write_run(tmp_path / "one", torch.zeros(2), a=1.0)
+    other = write_run(tmp_path / "other", tensor, **metrics)
     assert list(same_bits.differences(one, other)) == [expected]
 
 

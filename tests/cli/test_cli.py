@@ -403,7 +403,8 @@ def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
     assert main([*arguments, "--device", "cpu"]) == 0
     assert "PSNR" in capsys.readouterr().out
     with av.open(str(out)) as made, av.open(str(video)) as source:
-        ours, theirs = made.streams.video[0], source.streams.video[0]
+        ours = made.streams.video[0]
+        theirs = source.streams.video[0]
         assert (ours.height, ours.width) == (50, 68)  # 67 by the aspect of 193 x 144; odd sizes grow by one
         assert ours.average_rate == theirs.average_rate
         assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
@@ -420,7 +421,8 @@ def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path
 
 @pytest.mark.slow
 def test_reconstruct_side_by_side_is_wider_and_prints_a_path_with_brackets(model_folder, tmp_path, capsys):
-    short, out = tmp_path / "short.mp4", tmp_path / "out [/b] [final].mp4"
+    short = tmp_path / "short.mp4"
+    out = tmp_path / "out [/b] [final].mp4"
     write_video(short, read_clip(index_video(sample_videos()[0]), 0, 9, size=(48, 64)), fps=25)
     arguments = ["reconstruct", str(model_folder), str(short), "-o", str(out), "--height", "32"]
     assert main([*arguments, "--compare", "true", "--device", "cpu"]) == 0
@@ -580,7 +582,8 @@ def test_settings_files_are_validated(tmp_path, capsys, monkeypatch):
 
 
 def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys):
-    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first = tmp_path / "first.yaml"
+    second = tmp_path / "second.yaml"
     first.write_text("steps: many\nbatch_size: 3\n")
     second.write_text(
         "batch_size: x\nclips:\n  heigth: 64\n  width: 0\nobjective.perceptual_weight: -1\n"

@@ -23,7 +23,9 @@ from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, write_shard, write_video
 
-T, H, W = 7, 20, 24
+T = 7
+H = 20
+W = 24
 BYTES = np.random.default_rng(0).integers(0, 256, (T, H, W, 2), dtype=np.uint8)
 TWO = ClipConfig(3, 16, 16, channels=2)
 

@@ -15,7 +15,9 @@ from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import write_planes
 
-T, H, W = 5, 48, 64
+T = 5
+H = 48
+W = 64
 LUMA = {Colorspace.ITU709: (0.2126, 0.0722), Colorspace.ITU601: (0.299, 0.114)}
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (H, W, 4), dtype=np.uint8)

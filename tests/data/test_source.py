@@ -13,7 +13,6 @@ import torch
 from torch._utils import ExceptionWrapper
 
 from telecine.data import (
-    ClipDataset,
     DataError,
     DecodeError,
     Span,
@@ -25,10 +24,8 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.source import RemotePath, as_source, is_hidden, kind_of, resolve_source
-from telecine.settings import ClipConfig
 
 from .videos import (
-    assert_same_clips,
     moving_frames,
     numbered_frames,
     numbers_of,
@@ -76,17 +73,6 @@ def test_a_member_is_read_like_a_file(members, files, index):
     for start in range(0, info.num_frames, 7):
         num_frames = min(4, info.num_frames - start)
         assert torch.equal(read_clip(info, start, num_frames), read_clip(expected, start, num_frames))
-
-
-def test_clips_of_a_shard_equal_those_of_the_files(members, files):
-    config = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
-    packed, unpacked = (
-        ClipDataset([whole_video(index_video(source)) for source in sources], config) for sources in (members, files)
-    )
-    clips = [packed[i] for i in range(6)]
-    for clip in clips:
-        clip["source"] = str(files[0].parent / Path(clip["source"]).name)
-    assert_same_clips(clips, [unpacked[i] for i in range(6)])
 
 
 def test_a_colon_in_a_name_is_not_a_protocol(tmp_path, files, monkeypatch):

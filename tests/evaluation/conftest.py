@@ -30,7 +30,8 @@ class FakeI3D(nn.Module):
         assert not resize
         assert return_features
         assert list(x.shape[3:]) == [224, 224]
-        first, last = x[:, :, 0].mean(dim=[2, 3]), x[:, 2, -1].mean(dim=[1, 2])
+        first = x[:, :, 0].mean(dim=[2, 3])
+        last = x[:, 2, -1].mean(dim=[1, 2])
         return torch.cat([first, last[:, None]], dim=1)
 
 

@@ -34,9 +34,6 @@ def wave(frequency, size=16):
 def test_kurtosis_of_a_normal_a_uniform_and_a_constant_channel():
     latents = torch.cat([noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)], 1)
     assert kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
-
-
-def test_dead_channels():
     assert dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
 
 

@@ -42,7 +42,8 @@ def measured(recon, target, **settings):
 def test_batches_do_not_matter():
     recon, target = pair(batch=2, frames=2, height=176, width=176)
     settings = {"perceptual": {"lpips_vgg": MeanDistance()}, "metrics": default_metrics()}
-    whole, single = measured(recon, target, **settings), ReconstructionMetrics(**settings)
+    whole = measured(recon, target, **settings)
+    single = ReconstructionMetrics(**settings)
     for a, b in zip(recon.split(1), target.split(1), strict=True):
         single.update(reconstruction=a, target=b)
     assert tuple(whole.compute()) == (*default_metrics(), "lpips_vgg")
@@ -184,7 +185,8 @@ def test_lpips_needs_colours():
 
 @pytest.mark.parametrize(("name", "value"), [("features", "transnetv2"), ("flow", "dis"), ("flat", True)])
 def test_what_needs_colours_is_refused_without_them(name, value):
-    clips, config = ClipConfig(channels=5), EvaluateConfig(**{name: value})
+    clips = ClipConfig(channels=5)
+    config = EvaluateConfig(**{name: value})
     message = f"`{name}` must be left out unless clips have 1, 3 or 4 channels, but got {value} for 5"
     with pytest.raises(ValueError, match=message):
         measure.load_metrics(clips, config, torch.device("cpu"))
@@ -217,5 +219,6 @@ def test_metrics_of_rgba_are_of_all_channels_of_alpha_and_of_the_composite():
 def test_grey_is_measured_as_the_same_repeated():
     target, reconstruction = (torch.rand(1, 1, 2, 16, 16) * 2 - 1 for _ in range(2))
     repeated = (video.repeat(1, 3, 1, 1, 1) for video in (reconstruction, target))
-    values, expected = measured(reconstruction, target).compute(), measured(*repeated).compute()
+    values = measured(reconstruction, target).compute()
+    expected = measured(*repeated).compute()
     assert values == pytest.approx(expected, rel=1e-5)

@@ -3,17 +3,16 @@
 import math
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.evaluation import EvaluationProtocol, mean_over_clips
-from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.metric import METRICS
 from telecine.evaluation.paper_table import clip_spread, in_latex, make_table, table_cells
 
-TEXTS = {name: METRICS[name].describe() for name in ("psnr", "lpips_alex", "sharpness")}
+from .evaluations import write_evaluation
+
 MARKDOWN = """\
 |  | psnr ↑ | lpips_alex ↓ | sharpness → 1 |
 | --- | ---: | ---: | ---: |
@@ -26,23 +25,22 @@ the best figures are bold.
 """
 
 
-def write_evaluation(folder, psnr, lpips, sharpness, **fields):
+def write_figures(folder, psnr, lpips, sharpness, **fields):
     """Write an evaluation of two clips of each of two videos, whose PSNR differs by 2 dB."""
-    folder.mkdir()
-    values = [{"psnr": psnr + 2 * video, "lpips_alex": lpips, "sharpness": sharpness} for video in (0, 0, 1, 1)]
-    rows = [{"source": f"{index // 2}.mp4", "start": index, **clip} for index, clip in enumerate(values)]
-    size = {"num_clips": 4, "num_videos": 2, "num_frames": 5, "height": 32, "width": 48, "resize": "none"}
-    protocol = EvaluationProtocol(data="my_videos", crop="none", metrics=TEXTS, clips_sha256="1", **size | fields)
-    Evaluation(mean_over_clips(values), rows, {"psnr": [psnr] * 5}, protocol).write(folder)
+    clips = [
+        {"source": f"{video}.mp4", "psnr": psnr + 2 * video, "lpips_alex": lpips, "sharpness": sharpness}
+        for video in (0, 0, 1, 1)
+    ]
+    size = {"data": "my_videos", "num_videos": 2, "num_frames": 5, "height": 32, "width": 48}
+    write_evaluation(folder, clips, **size | fields)
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)  # `test_evaluate.py` tests it
-    write_evaluation(tmp_path / "a_1", 20.0, 0.1, 0.5)
-    write_evaluation(tmp_path / "b", 30.0, 0.2, 1.4)
-    write_evaluation(tmp_path / "c", 30.0, 0.3, 1.6)
+    write_figures(tmp_path / "a_1", 20.0, 0.1, 0.5)
+    write_figures(tmp_path / "b", 30.0, 0.2, 1.4)
+    write_figures(tmp_path / "c", 30.0, 0.3, 1.6)
     return ["a_1", "b", "c"]
 
 
@@ -50,10 +48,8 @@ def test_the_command_writes_the_table(folders, capsys):
     assert f"{make_table(folders)}\n" == MARKDOWN
     assert main(["evaluate", "--compare", *folders, "-o", "out"]) == 0
     assert capsys.readouterr().out == f"{MARKDOWN}written to out\n"
-    with open("out/table.md", encoding="utf-8") as file:
-        assert file.read() == MARKDOWN
-    with open("out/table.tex", encoding="utf-8") as file:
-        latex = file.read()
+    assert Path("out/table.md").read_text(encoding="utf-8") == MARKDOWN
+    latex = Path("out/table.tex").read_text(encoding="utf-8")
     assert r"a\_1 & 21.00 $\pm$ 1.96 & \textbf{0.1000} $\pm$ 0.0000 & 0.5000 $\pm$ 0.0000 \\" in latex.splitlines()
     assert r" & psnr $\uparrow$ & lpips\_alex $\downarrow$ & sharpness $\to$ 1 \\" in latex.splitlines()
     assert r"\begin{tabular}{lrrr}" in latex
@@ -61,7 +57,7 @@ def test_the_command_writes_the_table(folders, capsys):
 
 
 def test_evaluations_that_do_not_compare_are_refused(folders, tmp_path, capsys):
-    write_evaluation(tmp_path / "other", 30.0, 0.2, 1.4, height=64)
+    write_figures(tmp_path / "other", 30.0, 0.2, 1.4, height=64)
     with pytest.raises(ValueError, match="with the same protocol, but got height: 32 and 64"):
         make_table([*folders, "other"])
     assert main(["evaluate", "--compare", "b"]) == 2

@@ -49,8 +49,11 @@ def blur(images):
 
 def similarity(x, y):
     """Return luminance and contrast of equation 13 of Wang et al. 2004 at every pixel, with reflected borders."""
-    mu_x, mu_y = blur(x), blur(y)
-    var_x, var_y, cov = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2, blur(x * y) - mu_x * mu_y
+    mu_x = blur(x)
+    mu_y = blur(y)
+    var_x = blur(x * x) - mu_x**2
+    var_y = blur(y * y) - mu_y**2
+    cov = blur(x * y) - mu_x * mu_y
     luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
     return luminance, (2 * cov + 0.03**2) / (var_x + var_y + 0.03**2)
 
@@ -71,7 +74,8 @@ def numpy_ms_ssim(x, y):
     means = []
     for _ in range(4):
         means.append(similarity(x, y)[1][:, 5:-5, 5:-5].mean())
-        x, y = halve(x), halve(y)
+        x = halve(x)
+        y = halve(y)
     means.append(numpy_ssim(x, y))
     return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
 
@@ -112,9 +116,6 @@ class TestSharpness:
         blurred = torch.nn.functional.avg_pool3d(recon, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)
         assert sharpness(reconstruction=blurred, target=recon) < 0.5
         assert sharpness(reconstruction=recon, target=target) > 1.5
-        assert sharpness(reconstruction=target, target=target) == 1
-
-    def test_flat_clips_score_1(self):
         flat = torch.zeros(2, 3, 2, 16, 16)
         assert sharpness(reconstruction=flat, target=flat).tolist() == [1, 1]
 

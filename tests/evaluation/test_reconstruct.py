@@ -30,8 +30,10 @@ class Recorder(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.shapes = model, []
-        self.covering_clip, self.in_channels = model.covering_clip, model.in_channels
+        self.model = model
+        self.shapes = []
+        self.covering_clip = model.covering_clip
+        self.in_channels = model.in_channels
 
     def forward(self, video, sample_posterior=True):
         self.shapes.append(tuple(video.shape))
@@ -93,16 +95,20 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
 
 def test_times_and_shape_of_pixels_are_kept(model_folder, tmp_path):
     times = [0, 40, 80, 200, 210, 900, 1000, 1001, 1500]
-    video, output = tmp_path / "phone.mkv", tmp_path / "out.mp4"
+    video = tmp_path / "phone.mkv"
+    output = tmp_path / "out.mp4"
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.height = 48
+        stream.width = 64
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.sample_aspect_ratio = Fraction(16, 15)
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.options = {"bf": "2"}
         for frame, time in zip(waves(len(times)), times, strict=True):
             picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")
-            picture.pts, picture.time_base = 70 + time, Fraction(1, 1000)
+            picture.pts = 70 + time
+            picture.time_base = Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     reconstruct(model_folder, video, output, ReconstructConfig(num_frames=5, device="cpu"))

@@ -20,7 +20,8 @@ class Fake(nn.Module):
 
     def __init__(self, frame_error=0.0, column_error=0.0):
         super().__init__()
-        self.frame_error, self.column_error = frame_error, column_error
+        self.frame_error = frame_error
+        self.column_error = column_error
 
     def forward(self, video, sample_posterior=True, *, generator=None):
         assert not sample_posterior

@@ -7,7 +7,8 @@ def waves(num_frames=26, height=48, width=64, seed=0):
     """Return uint8 `(T, H, W, 3)`: a smooth moving pattern."""
     phase = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(seed)) * 6
     time = torch.arange(num_frames).view(1, -1, 1, 1) * 0.3
-    rows, columns = torch.arange(height).view(1, 1, -1, 1) / 8, torch.arange(width).view(1, 1, 1, -1) / 6
+    rows = torch.arange(height).view(1, 1, -1, 1) / 8
+    columns = torch.arange(width).view(1, 1, 1, -1) / 6
     pattern = 128 + 80 * torch.sin(phase + time + rows) * torch.cos(columns - time)
     return pattern.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 

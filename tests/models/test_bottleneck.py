@@ -30,21 +30,13 @@ def model(config):
     return CausalVAE(config)
 
 
-@BOTH
-def test_every_channel_has_as_many_values_as_the_settings_say(config):
-    codes = build_bottleneck(config).quantize(torch.linspace(-4, 4, 801).expand(1, 6, 1, 1, -1))
-    levels = [5, 4, 3, 5, 4, 3] if config is FSQ else [2] * 6
-    assert [len(channel.mul(1e4).round().unique()) for channel in codes[0]] == levels
-    assert codes.abs().max() == 1
-
-
 def test_known_values():
     z = torch.tensor([-9.0, -0.3, 0.01, 9.0]).view(1, 1, 1, 1, 4)
     fsq = build_bottleneck(replace(FSQ, latent_channels=1, fsq_levels=(5,)))
-    torch.testing.assert_close(fsq.quantize(z).flatten(), torch.tensor([-1.0, -0.5, 0.0, 1.0]))
+    assert fsq.quantize(z).flatten().tolist() == pytest.approx([-1.0, -0.5, 0.0, 1.0])
     assert fsq.indices(fsq.quantize(z)).flatten().tolist() == [0, 1, 2, 4]
-    lfq = build_bottleneck(replace(LFQ, latent_channels=1, lfq_bits=1))
-    assert lfq.eval().quantize(z).flatten().tolist() == [-1, -1, 1, 1]
+    lfq = build_bottleneck(replace(LFQ, latent_channels=1, lfq_bits=1)).eval()
+    assert lfq.quantize(z).flatten().tolist() == [-1, -1, 1, 1]
     assert lfq.indices(lfq.quantize(z)).flatten().tolist() == [0, 0, 1, 1]
 
 
@@ -61,28 +53,31 @@ def test_codes_have_numbers_and_numbers_have_codes(config):
 
 
 def test_the_gradient_passes_straight_through():
-    z, weight = random(1, 6, 1, 2, 2).requires_grad_(), random(1, 6, 1, 2, 2, seed=1)
+    z = random(1, 6, 1, 2, 2).requires_grad_()
+    weight = random(1, 6, 1, 2, 2, seed=1)
     (weight * build_bottleneck(LFQ).quantize(z)).sum().backward()
     torch.testing.assert_close(z.grad, weight)
     # Of FSQ it is that of the bound, without the rounding.
     z.grad = None
     (weight * build_bottleneck(FSQ).quantize(z)).sum().backward()
     levels = torch.tensor([5.0, 4.0, 3.0] * 2).view(6, 1, 1, 1)
-    half, offset = (levels - 1) * 1.001 / 2, torch.where(levels % 2 == 0, 0.5, 0.0)
+    half = (levels - 1) * 1.001 / 2
+    offset = torch.where(levels % 2 == 0, 0.5, 0.0)
     slope = half * (1 - torch.tanh(z + torch.atanh(offset / half)).square()) / (levels // 2)
     torch.testing.assert_close(z.grad, weight * slope)
 
 
 @BOTH
-def test_the_latent_of_the_model_is_quantized(config):
-    vae, video = model(config).eval(), clip()
-    posterior = vae.encode(video)
-    assert torch.equal(posterior.sample(), posterior.mode())
-    codes = vae.codebook.latent(vae.codebook.indices(posterior.mode()))
-    torch.testing.assert_close(posterior.mode(), codes)
-    output = vae(video)
-    assert torch.equal(output.latent, posterior.mode())
-    assert output.video.shape == video.shape
+def test_the_latent_of_the_model_is_quantized_and_saved(config, tmp_path):
+    vae = model(config).eval()
+    output = vae(clip())
+    codes = vae.codebook.latent(vae.codebook.indices(output.latent))
+    torch.testing.assert_close(output.latent, codes)
+    assert torch.equal(output.latent, vae.encode(clip()).mode())
+    vae.save_pretrained(tmp_path)
+    loaded = load_autoencoder(tmp_path).eval()
+    assert loaded.config == config
+    assert torch.equal(loaded(clip()).video, output.video)
 
 
 def test_auxiliary_losses():
@@ -100,42 +95,14 @@ def test_auxiliary_losses():
 
 
 @BOTH
-def test_save_and_load(config, tmp_path):
-    vae, video = model(config).eval(), clip()
-    vae.save_pretrained(tmp_path)
-    loaded = load_autoencoder(tmp_path).eval()
-    assert loaded.config == config
-    assert torch.equal(loaded(video).video, vae(video).video)
-
-
-@BOTH
 def test_the_linear_start_is_fitted_to_the_codes(config):
     video = clip(batch=24)
     vae = model(config).eval()
     linear = vae.linear_autoencoder(3, 8, 8).fit([video])
     vae.start_from(linear)
     torch.testing.assert_close(vae(video).video, linear(video))
-    components = LinearAutoencoder(2, 4, 6).fit([video])
-    unfitted = components.decode(linear.encode(video))
-    error, error_unfitted = ((x - video).square().mean() for x in (linear(video), unfitted))
-    assert error < 0.95 * error_unfitted
-
-
-@BOTH
-def test_training_reduces_the_loss_of_both_networks(config):
-    vae, video = model(config), clip()
-    before = vae.encoder.network[0].conv.weight.clone()
-    optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
-    errors = []
-    for _ in range(15):
-        output = vae(video)
-        loss = (output.video - video).square().mean()
-        errors.append(loss.item())
-        optimizer.zero_grad()
-        (loss + sum(output.aux.values())).backward()
-        optimizer.step()
-    assert errors[-1] < 0.6 * errors[0]
-    assert not torch.equal(vae.encoder.network[0].conv.weight, before)
+    unfitted = LinearAutoencoder(2, 4, 6).fit([video]).decode(linear.encode(video))
+    assert (linear(video) - video).square().mean() < 0.95 * (unfitted - video).square().mean()
 
 
 def test_a_missing_library(monkeypatch):

@@ -18,53 +18,55 @@ def latents(num=2, seed=0):
 
 
 @pytest.fixture
-def build():
-    """Return a function that builds a model whose last layer is not 0."""
-
-    def build_model(known=None, **options):
-        torch.manual_seed(0)
-        model = LatentDenoiser(CausalVAE(CONFIG), latents(50) if known is None else known, **options)
-        nn.init.normal_(model.transformer.proj_out.weight)
-        return model
-
-    return build_model
+def model():
+    return build_model()
 
 
-def test_latents_are_normalised_by_channel(build):
-    model = build()
+def build_model(**options):
+    """Return a model whose last layer is not 0."""
+    torch.manual_seed(0)
+    model = LatentDenoiser(CausalVAE(CONFIG), latents(50), **options)
+    nn.init.normal_(model.transformer.proj_out.weight)
+    return model
+
+
+def test_latents_are_normalised_by_channel(model):
     normalised = model.normalised(latents(50))
     assert normalised.mean((0, 2, 3, 4)).abs().max() < 1e-5
     assert normalised.std((0, 2, 3, 4), correction=0) == pytest.approx(torch.ones(4), abs=1e-5)
     torch.testing.assert_close(model.decode(normalised[:1]), model.latent_model.decode(latents(50)[:1]))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_causal_one_sees_no_later_frame(build, causal):
-    model, noisy = build(causal=causal), latents()
-    changed = torch.cat([noisy[:, :, :2], -noisy[:, :, 2:]], dim=2)
-    with torch.no_grad():
-        before, after = (model.velocity(each, 0.5)[:, :, :2] for each in (noisy, changed))
-    assert torch.allclose(before, after, atol=1e-5) == causal
+def test_a_causal_one_sees_no_later_frame(causal):
+    model = build_model(causal=causal)
+    noisy = latents()
+    before = model.velocity(noisy, 0.5)
+    noisy[:, :, 2:] *= -1
+    after = model.velocity(noisy, 0.5)
+    assert torch.allclose(before[:, :, :2], after[:, :, :2], atol=1e-5) == causal
 
 
-def test_the_loss_is_that_of_the_velocity(build):
-    model, posterior = build().train(), DeterministicPosterior(latents())
-    seen = []
-    model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+def test_the_loss_is_that_of_the_velocity(model):
+    model.train()
+    posterior = DeterministicPosterior(latents())
+    inputs = []
+    model.transformer.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     output = model(torch.zeros(2, 3, 9, 32, 32), generator=generators, posterior=posterior)
-    loss = output.weight * (output.video - output.target).square().mean((1, 2, 3, 4))
     assert output.target.abs().max() <= 1
-    clean, level = model.normalised(posterior.latent), seen[0][1] / 1000
+    clean = model.normalised(posterior.latent)
+    level = inputs[1] / 1000
     t = level.view(-1, 1, 1, 1, 1)
-    noisy = seen[0][0] * ((1 - t).square() + t.square()).sqrt()
+    noisy = inputs[0] * ((1 - t).square() + t.square()).sqrt()
     noise = (noisy - (1 - t) * clean) / t
     expected = (model.velocity(noisy, level) - (noise - clean)).square().mean((1, 2, 3, 4))
+    loss = output.weight * (output.video - output.target).square().mean((1, 2, 3, 4))
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_only_the_transformer_is_trained_and_saved(build, tmp_path):
-    model = build()
+def test_only_the_transformer_is_trained_and_saved(model, tmp_path):
     assert all(name.startswith("transformer.") for name, _ in model.named_parameters())
     assert not any(weight.requires_grad for weight in model.latent_model.parameters())
     model.save_pretrained(tmp_path)

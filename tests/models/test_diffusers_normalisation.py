@@ -29,7 +29,7 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
     assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
     for name, kind in ((name, kind) for name, kind in NORMALISATIONS.items() if name not in missing):
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
-        found = {
+        by_kind = {
             "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
             "FACTOR": "scaling_factor" in parameters,
             "BUFFERS": "latents_mean" not in parameters,
@@ -37,7 +37,7 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
             "INSIDE": {"latents_mean", "latents_std", "scaling_factor"} <= parameters,
             "NONE": not {"latents_mean", "scaling_factor"} & parameters,
         }
-        assert found[kind.name], name
+        assert by_kind[kind.name], name
     models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
     assert len(models) == 28
 
@@ -87,9 +87,9 @@ def test_flux_2_keeps_the_statistics_in_a_batch_norm_of_patches(tmp_path):
     patches = latent.permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
     expected = ((latent - mean) / std).permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
     torch.testing.assert_close(norm(patches), expected, rtol=1e-4, atol=1e-4)
-    found = model.latent_normalisation()
-    assert found["latents_mean"] == [value for value in STATISTICS.mean for _ in range(4)]
-    assert found["latents_std"] == pytest.approx([value for value in STATISTICS.std for _ in range(4)])
+    normalisation = model.latent_normalisation()
+    assert normalisation["latents_mean"] == [value for value in STATISTICS.mean for _ in range(4)]
+    assert normalisation["latents_std"] == pytest.approx([value for value in STATISTICS.std for _ in range(4)])
 
 
 def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_path):
@@ -98,9 +98,9 @@ def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_p
     assert model.latent_normalisation() == own
     model.set_latent_statistics(STATISTICS)
     model.save_pretrained(tmp_path)
-    found = AutoModel.from_pretrained(str(tmp_path)).config
-    assert (found["latents_mean"], found["latents_std"]) == (STATISTICS.mean, STATISTICS.std)
-    assert (found["scaling_factor"], found["shift_factor"]) == (0.5, 0.1)
+    config = AutoModel.from_pretrained(str(tmp_path)).config
+    assert (config["latents_mean"], config["latents_std"]) == (STATISTICS.mean, STATISTICS.std)
+    assert (config["scaling_factor"], config["shift_factor"]) == (0.5, 0.1)
 
 
 def test_a_subclass_is_normalised_as_its_class_and_others_not():

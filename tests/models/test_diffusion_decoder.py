@@ -17,7 +17,7 @@ from telecine.models.load import teacher_of, without_weights
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
-from .tiny_models import ltx2_diffusion_decoder, tiny_model
+from .tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 CPU = torch.device("cpu")
@@ -30,12 +30,12 @@ def pipeline(tmp_path):
     vae.latents_mean.normal_()
     vae.latents_std.uniform_(0.5, 2.0)
     vae.save_pretrained(tmp_path / "vae")
-    ltx2_diffusion_decoder().save_pretrained(tmp_path / "diffusion_decoder")
+    tiny_model("ltx2_diffusion_decoder").save_pretrained(tmp_path / "diffusion_decoder")
     return tmp_path
 
 
 def decoder(**changes):
-    return DiffusionDecoder(ltx2_diffusion_decoder(**changes), "vae", load_autoencoder, digest="")
+    return DiffusionDecoder(tiny_model("ltx2_diffusion_decoder", **changes), "vae", load_autoencoder, digest="")
 
 
 def test_attention_to_the_window_around_each_position():
@@ -43,7 +43,8 @@ def test_attention_to_the_window_around_each_position():
     from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoVaeNeighborhoodAttention
 
     torch.manual_seed(0)
-    size, window = (5, 17, 9), (3, 5, 4)
+    size = (5, 17, 9)
+    window = (3, 5, 4)
     attention = LTX2VideoVaeNeighborhoodAttention(16, window, head_dim=8).double()
     attention.set_processor(WindowAttention())
     x = torch.randn(2, *size, 16, dtype=torch.float64)
@@ -99,7 +100,8 @@ def test_another_teacher_is_refused(pipeline, tmp_path):
 
 
 def test_an_autoencoder_whose_folder_is_named_like_one_of_a_checkpoint(tmp_path):
-    pipeline, checkpoint = tmp_path / "pipeline", tmp_path / "step"
+    pipeline = tmp_path / "pipeline"
+    checkpoint = tmp_path / "step"
     for folder in (pipeline / "model", pipeline / "decoder", checkpoint / "model", checkpoint / "ema"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"_teacher": "model"}')
@@ -138,17 +140,18 @@ def test_an_update_predicts_the_video_at_random_levels():
     torch.manual_seed(0)
     model = decoder(decoder_model_output_type="x0")
     model.use_training_settings(CausalVAEConfig(flow=FlowConfig(level_mean=1.0, weighting="velocity")))
-    latent, video = torch.randn(2, 8, 2, 1, 1), torch.rand(2, 3, 9, 32, 32) * 2 - 1
-    found = model.denoise(latent, video, clip_generators(3, range(2), CPU))
+    latent = torch.randn(2, 8, 2, 1, 1)
+    video = torch.rand(2, 3, 9, 32, 32) * 2 - 1
+    output = model.denoise(latent, video, clip_generators(3, range(2), CPU))
     generators = clip_generators(3, range(2), CPU)
     level = random_levels(model.flow, video, generators)
     t = level.view(-1, 1, 1, 1, 1)
     noisy = (1 - t) * video + t * randn(video.shape, generator=generators, device=CPU)
     layers = model.module.decoder
     context = layers.forward_stage_4(layers.forward_stages_1_to_3(latent))
-    torch.testing.assert_close(found.video, layers.forward_diffusion_step(context, noisy, level))
-    torch.testing.assert_close(found.weight, level.clamp(min=0.1) ** -2)
-    (plain,) = torch.autograd.grad(found.video.square().mean(), model.last_layer)
+    torch.testing.assert_close(output.video, layers.forward_diffusion_step(context, noisy, level))
+    torch.testing.assert_close(output.weight, level.clamp(min=0.1) ** -2)
+    (plain,) = torch.autograd.grad(output.video.square().mean(), model.last_layer)
     model.enable_gradient_checkpointing()
     recomputed = model.denoise(latent, video, clip_generators(3, range(2), CPU))
     torch.testing.assert_close(torch.autograd.grad(recomputed.video.square().mean(), model.last_layer)[0], plain)
@@ -164,8 +167,8 @@ def test_diffusers_own_attention_and_pipeline_have_its_video(pipeline, tmp_path)
     runs = diffusers.LTX2VideoDiffusionDecodePipeline(saved, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     latent = torch.randn(1, 8, 2, 2, 2)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in model.latent_normalisation().values())
-    found = runs(latent, generator=torch.Generator().manual_seed(5), output_type="pt").frames
+    frames = runs(latent, generator=torch.Generator().manual_seed(5), output_type="pt").frames
     noise = torch.randn(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         ours = model.decode(latent * std + mean, noise).clamp(-1, 1)
-    torch.testing.assert_close(found, (ours.transpose(1, 2) + 1) / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frames, (ours.transpose(1, 2) + 1) / 2, rtol=1e-4, atol=1e-4)

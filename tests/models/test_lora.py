@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
+from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place, merge_low_rank
 
 INPUTS = {nn.Linear: (2, 4), nn.Conv1d: (2, 4, 6), nn.Conv2d: (2, 4, 6, 6), nn.Conv3d: (2, 4, 6, 6, 6)}
 
@@ -20,8 +20,10 @@ def build(cls, **settings):
     ("cls", "settings"), [*((cls, {}) for cls in LAYERS), (nn.Conv3d, {"groups": 2, "stride": 2, "padding": 1})]
 )
 def test_the_update_is_alpha_over_rank_times_b_a(cls, settings):
-    model, x = build(cls, **settings), torch.rand(INPUTS[cls])
-    weight, expected = model[0].weight.detach().clone(), model(x)
+    model = build(cls, **settings)
+    x = torch.rand(INPUTS[cls])
+    weight = model[0].weight.detach().clone()
+    expected = model(x)
     add_low_rank(model, ["0"], rank=2, alpha=6.0)
     assert torch.equal(model(x), expected)
     update = model[0].parametrizations.weight[0]
@@ -33,8 +35,25 @@ def test_the_update_is_alpha_over_rank_times_b_a(cls, settings):
     merged = merge_low_rank(model)
     assert set(merged.state_dict()) == {"0.weight", "0.bias"}
     assert type(merged[0]) is cls
-    torch.testing.assert_close(merged(x), model(x), rtol=0, atol=0)
+    assert torch.equal(merged(x), model(x))
     assert low_rank_layers(model) == [model[0]]
+
+
+def test_merged_weights_may_be_stored_elsewhere():
+    """As a checkpoint of large weights does, which holds them in other memory."""
+    model = build(nn.Linear)
+    add_low_rank(model, ["0"], rank=2, alpha=6.0)
+    torch.nn.init.normal_(model[0].parametrizations.weight[0].up)
+    weight = model[0].weight.detach()
+    stored = []
+
+    def store(tensor):
+        stored.append(tensor.clone())
+        return stored[0]
+
+    merge_in_place(model, store)
+    assert model[0].weight.data_ptr() == stored[0].data_ptr()
+    assert torch.equal(model[0].weight, weight)
 
 
 def test_only_updates_have_gradients():

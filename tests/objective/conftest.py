@@ -10,8 +10,19 @@ from telecine.losses.perceptual import LPIPS
 
 # Positions and channels of VGG16's convolutions in torchvision's `features`.
 VGG16 = (
-    *((0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256)),
-    *((17, 256, 512), (19, 512, 512), (21, 512, 512), (24, 512, 512), (26, 512, 512), (28, 512, 512)),
+    (0, 3, 64),
+    (2, 64, 64),
+    (5, 64, 128),
+    (7, 128, 128),
+    (10, 128, 256),
+    (12, 256, 256),
+    (14, 256, 256),
+    (17, 256, 512),
+    (19, 512, 512),
+    (21, 512, 512),
+    (24, 512, 512),
+    (26, 512, 512),
+    (28, 512, 512),
 )
 
 
@@ -108,7 +119,7 @@ def vgg():
 @pytest.fixture(scope="session")
 def shared_lpips(vgg):
     distance = LPIPS("vgg", weights=vgg)
-    distance._module = ({name: narrowed(tensor) for name, tensor in distance.module.items()},)
+    distance.module.update({name: narrowed(tensor) for name, tensor in distance.module.items()})
     return distance
 
 

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from telecine.base.shapes import check_video_pair
+from telecine.losses import mse
 from telecine.objective.batch import make_batch
-from telecine.settings import AdaptiveWeightConfig, GANConfig, ObjectiveConfig, ReconstructionConfig
+from telecine.settings import GANConfig, ObjectiveConfig, ReconstructionConfig
 
 SHAPE = (2, 3, 4, 8, 8)
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
@@ -26,15 +27,10 @@ class TestChecks:
             (zeros(3, 4, 8, 8), zeros(), r"`inputs` must be .*\(B, C, T, H, W\), but got .*\(3, 4, 8, 8\).*\[None\]"),
             (zeros(), zeros(3, 4, 8, 8), r"`reconstructions` must be .*\(B, C, T, H, W\), but got .*\[None\]"),
             (zeros(dtype=torch.uint8), zeros(), r"`inputs` must be a floating-point.*torch.uint8.*float\(\) / 127.5"),
-            (zeros(), zeros(dtype=torch.int64), r"`reconstructions` must be a floating-point.*torch.int64.*127.5"),
             (zeros(), zeros(2, 3, 5, 8, 8), r"`reconstructions` must be of `inputs`'s shape .*5, 8, 8\).*strides"),
-            (zeros(), zeros(1, 3, 4, 8, 8), r"`reconstructions` must be of `inputs`'s shape"),
             (zeros(device="meta"), zeros(), r"`reconstructions` must be on the same device as `inputs`, meta.*cpu"),
-            (zeros(), zeros(device="meta"), r"`reconstructions` must be on the same device.*, cpu.*meta.*\.to\("),
             (zeros() + 255, zeros(), r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map"),
-            (zeros() - 1.2, zeros(), r"`inputs` must be in the range \[-1, 1\], but got values from -1.2"),
             (zeros(0, 3, 4, 8, 8), zeros(0, 3, 4, 8, 8), r"`inputs` must be .*without empty axes.*Drop empty"),
-            (None, zeros(), r"`inputs` must be .*but got None.*as_tensor"),
             (zeros(), [[0.0]], r"`reconstructions` must be .*but got \[\[0.0\]\].*as_tensor"),
         ],
     )
@@ -46,11 +42,6 @@ class TestChecks:
     def test_good_videos(self, dtype):
         check_video_pair(zeros(dtype=dtype), zeros())
         check_video_pair(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
-
-    @pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), "decoder.conv_out", 3])
-    def test_bad_last_layers(self, value):
-        with pytest.raises(ValueError, match=r"`last_layer` must be a tensor or None, but got a .*conv_out.weight"):
-            make_batch(ObjectiveConfig(), zeros(), zeros(), None, value)
 
     @pytest.mark.parametrize(
         ("mask", "message"),
@@ -85,18 +76,18 @@ class TestChecks:
     def test_the_loss_checks_its_arguments(self, make_loss, make_discriminator, clip, autoencoder, step):
         loss = make_loss(adversarial_loss_weight=1.0, discr_3d_kwargs=make_discriminator())
 
-        def run(*videos, **options):
-            return loss.update(*videos, 0, **options) if step == "update" else loss(*videos, step, 0, **options)
-
-        for arguments, options, name in (
-            ((torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8), clip()), {}, "inputs"),
-            ((clip(), clip()), {"mask": 3}, "mask"),
-            ((clip(), clip()), {"sample_weight": 3}, "sample_weight"),
-            ((clip(), clip()), {"last_layer": autoencoder.decoder.conv_out}, "last_layer"),
-            *([((clip(), clip()), {"aux_losses": "kl"}, "aux_losses")] if step != 1 else []),  # not used in step 1
-        ):
+        mistakes = {
+            "inputs": torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8),
+            "mask": 3,
+            "sample_weight": 3,
+            "last_layer": autoencoder.decoder.conv_out,
+        }
+        if step != 1:  # where they are used
+            mistakes["aux_losses"] = "kl"
+        for name, value in mistakes.items():
+            arguments = {"inputs": clip(), "reconstructions": clip(), "global_step": 0, name: value}
             with pytest.raises(ValueError, match=f"`{name}` must be a"):
-                run(*arguments, **options)
+                loss.update(**arguments) if step == "update" else loss(optimizer_idx=step, **arguments)
 
     def test_a_generator_on_another_device(self, make_loss):
         x = zeros(2, 3, 4, 16, 16, device="meta")
@@ -111,52 +102,24 @@ class TestChecks:
 
 
 def build(real=None, fake=None, *, config=None, aux_losses=None, last_layer=None, **options):
-    real, fake = zeros() if real is None else real, zeros() if fake is None else fake
+    real = zeros() if real is None else real
+    fake = zeros() if fake is None else fake
     return make_batch(ObjectiveConfig(**config or {}), real, fake, aux_losses, last_layer, **options)
 
 
 class TestMakeBatch:
-    def test_reconstructions_are_at_least_float32(self):
-        for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
-            assert build(fake=zeros(dtype=dtype)).fake.dtype == expected
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_inputs_are_at_least_float32(self, dtype):
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_videos_are_at_least_float32(self, dtype):
         """So that penalties differentiate in float32, and `gan.augment` changes both videos in the same way."""
-        config = ObjectiveConfig(gan=GANConfig(augment=("color",)))
-        batch = make_batch(config, zeros(dtype=dtype), zeros(), None, None)
-        assert batch.real.dtype == batch.disc_real.dtype == torch.float32
+        wide = torch.promote_types(dtype, torch.float32)
+        batch = build(zeros(dtype=dtype), zeros(dtype=dtype), config={"gan": GANConfig(augment=("color",))})
+        assert batch.real.dtype == batch.disc_real.dtype == batch.fake.dtype == wide
         assert torch.equal(batch.disc_real, batch.disc_fake)
-
-    def test_real_videos_get_no_gradient(self):
-        assert not build(zeros(requires_grad=True)).real.requires_grad
-
-    def test_num_elements(self):
-        mask = torch.arange(4).view(1, 1, 4, 1, 1) < 1
-        assert build(mask=mask).num_elements == 1
-        config = {"reconstruction": ReconstructionConfig(nll_reduction="sum")}
-        assert build(config=config).num_elements == 3 * 4 * 8 * 8
-        assert build(config=config, mask=mask).num_elements.item() == 3 * 8 * 8
-
-    def test_where_gradients_are_compared(self):
-        layer, fake, mask = torch.ones(2), zeros(), torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool)
-        assert build(fake=fake, last_layer=layer).grad_at is layer
-        config = {"adaptive_weight": AdaptiveWeightConfig(at="reconstruction")}
-        assert build(fake=fake, last_layer=layer, config=config, mask=mask).grad_at is fake, "before it is masked"
-
-    def test_only_inference_tensors_are_copied(self):
-        weight = torch.ones(2)
-        assert build(sample_weight=weight).sample_weight is weight
-        with torch.inference_mode():
-            made_there = torch.ones(2)
-            assert build(sample_weight=made_there).sample_weight is made_there
-        copied = build(sample_weight=made_there).sample_weight
-        assert not copied.is_inference()
-        assert torch.equal(copied, made_there)
 
     def test_masks_and_weights_made_in_inference_mode(self, make_loss, make_discriminator, pair):
         with torch.inference_mode():
-            mask, weight = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool), torch.ones(2)
+            mask = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool)
+            weight = torch.ones(2)
         loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator())
         for options in ({"mask": mask}, {"sample_weight": weight}):
             loss(*pair, 0, 0, **options)[0].backward()
@@ -180,13 +143,6 @@ def left_half(like):
 
 
 class TestMasksAndWeights:
-    def test_masked_out_pixels_are_those_of_the_input(self):
-        fake = zeros() + 1
-        batch = build(fake=fake, mask=left_half(fake))
-        assert torch.equal(batch.fake[..., :4], fake[..., :4])
-        assert torch.equal(batch.fake[..., 4:], batch.real[..., 4:])
-        assert build(fake=fake).fake is fake
-
     def test_masked_out_targets_that_are_not_finite_become_0(self):
         real = zeros() + 0.5
         real[..., 3:6] = float("nan")
@@ -196,8 +152,10 @@ class TestMasksAndWeights:
         assert batch.real[..., 6:].eq(0.5).all()
 
     def test_masked_out_nan_does_not_matter(self, make_loss, clip):
-        x, y = clip(), clip(seed=2)
-        x[..., 9:] = y[..., 8:] = float("nan")
+        x = clip()
+        y = clip(seed=2)
+        x[..., 9:] = float("nan")
+        y[..., 8:] = float("nan")
         y.requires_grad_()
         loss = make_loss(**EVERYTHING)
         total, _ = loss(x, y, 0, 0, mask=left_half(x))
@@ -208,34 +166,33 @@ class TestMasksAndWeights:
         assert (y.grad[..., :8] != 0).any()
         assert loss(x, y, 1, 0, mask=left_half(x))[0].isfinite()
 
-    def test_clip_weights(self):
-        given = torch.tensor([1.0, 3.0])
-        half, nothing = left_half(zeros()), torch.zeros_like(left_half(zeros()))
-        assert build().clip_weight is None
-        assert build(sample_weight=given).clip_weight.tolist() == [1, 3]
-        assert build(sample_weight=given, mask=half).clip_weight.tolist() == [2, 6]
-        assert build(mask=half).clip_weight.tolist() == [2, 2]
-        assert build(sample_weight=given, mask=nothing).clip_weight.tolist() == [0, 0]
-        assert build(sample_weight=given.half()).clip_weight.dtype == torch.float32
-
-    @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
-    def test_errors_are_means_over_what_counts(self, make_loss, clip, recon_loss):
-        x, y = clip(), clip(seed=2)
-        mask = torch.rand(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7
-        loss = make_loss(perceptual_weight=0, reconstruction={"loss": recon_loss})
-        counted = mask.expand_as(x)
-        smooth = {"charbonnier": lambda a, b: (((a - b) ** 2 + 1e-6).sqrt() - 1e-3).mean()}
-        error = {"mse": F.mse_loss, "l1": F.l1_loss, **smooth}[recon_loss]
-        found = loss(x, y, 0, 0, mask=mask)[1]["train/recon_loss"].item()
-        assert found == pytest.approx(float(error(x[counted], y[counted])), rel=1e-5)
+    @pytest.mark.parametrize(
+        ("name", "error"),
+        [
+            ("mse", F.mse_loss),
+            (mse, F.mse_loss),
+            ("l1", F.l1_loss),
+            ("charbonnier", lambda a, b: ((a - b).square() + 1e-6).sqrt().mean() - 1e-3),
+        ],
+    )
+    def test_errors_are_means_over_what_counts(self, make_loss, pair, name, error):
+        real, fake = pair
+        loss = make_loss(perceptual_weight=0, reconstruction={"loss": name})
+        some = torch.rand(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7
+        for mask in (some, None):
+            counted = torch.ones_like(real) > 0 if mask is None else mask.expand_as(real)
+            total, log = loss(real, fake, 0, 0, mask=mask)
+            torch.testing.assert_close(log["train/recon_loss"], error(real[counted], fake[counted]).detach())
+            assert total == log["train/recon_loss"]
 
     def test_weights_multiply_each_clips_errors(self, make_loss, clip):
         terms = {"wavelet": 0.5, "temporal": 0.5, "gram": 0.5}
         loss = make_loss(terms=terms, perceptual={"num_frames": "all"})
-        x, y = clip(), clip(seed=2)
-        alone = [loss(x[b : b + 1], y[b : b + 1], 0, 0)[0] for b in range(2)]
+        x = clip()
+        y = clip(seed=2)
+        first, second = (loss(x[b : b + 1], y[b : b + 1], 0, 0)[0] for b in range(2))
         weighted = loss(x, y, 0, 0, sample_weight=torch.tensor([0.5, 3.0]))[0]
-        torch.testing.assert_close(weighted, (0.5 * alone[0] + 3 * alone[1]) / 2)
+        torch.testing.assert_close(weighted, (0.5 * first + 3 * second) / 2)
         torch.testing.assert_close(loss(x, y, 0, 0, sample_weight=torch.ones(2))[0], loss(x, y, 0, 0)[0])
 
     def test_a_mask_of_everything_changes_nothing(self, make_loss, clip):
@@ -254,22 +211,20 @@ class TestMasksAndWeights:
         assert (y.grad == 0).all()
 
     @pytest.mark.parametrize("reduction", ["mean", "sum"])
-    @pytest.mark.parametrize("recon_loss", ["mse", "l1"])
-    def test_masking_frames_is_the_same_as_cutting_them_off(self, make_loss, clip, reduction, recon_loss):
-        reconstruction = {"loss": recon_loss, "nll_reduction": reduction}
-        loss = make_loss(perceptual_weight=0, reconstruction=reconstruction, terms={"temporal": 1})
-        x, y = clip(), clip(seed=2)
+    def test_masking_frames_is_the_same_as_cutting_them_off(self, make_loss, pair, reduction):
+        loss = make_loss(perceptual_weight=0, reconstruction={"nll_reduction": reduction}, terms={"temporal": 1})
         mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
-        total, log = loss(x, y, 0, 0, mask=mask, sample_weight=torch.tensor([0.5, 2.0]))
-        expected, log_2 = loss(x[:, :, :2], y[:, :, :2], 0, 0, sample_weight=torch.tensor([0.5, 2.0]))
-        torch.testing.assert_close(total, expected)
-        torch.testing.assert_close(log, log_2)
+        weight = torch.tensor([0.5, 2.0])
+        masked = loss(*pair, 0, 0, mask=mask, sample_weight=weight)
+        real, fake = (video[:, :, :2] for video in pair)
+        torch.testing.assert_close(masked, loss(real, fake, 0, 0, sample_weight=weight))
 
     def test_the_adaptive_weight_at_a_masked_reconstruction(self, make_loss, clip):
         """Gradients are compared at the whole reconstruction; those of the masked-out part are 0."""
         settings = {"adaptive_weight": {"at": "reconstruction"}, "perceptual": {"num_frames": "all"}}
         loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=VIDEO, **settings)
-        x, y = clip(), clip(seed=2).requires_grad_()
+        x = clip()
+        y = clip(seed=2).requires_grad_()
         weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]
         composed = torch.where(left_half(x), y.detach(), x).requires_grad_()
         frames = [video.transpose(1, 2).flatten(0, 1) for video in (composed, x)]
@@ -294,17 +249,13 @@ def posterior(shape=(2, 4, 2, 3, 3)):
 class TestAuxLosses:
     @pytest.mark.parametrize(
         "value",
-        [2, 2.0, np.float32(2), torch.tensor(2.0), torch.tensor([[2.0]]), torch.tensor(2.0).bfloat16()],
+        [2, np.float32(2), torch.tensor([[2.0]]), torch.tensor(2.0).bfloat16()],
     )
     def test_one(self, value):
         (loss,) = aux(value).values()
         assert loss.shape == ()
         assert loss.dtype == torch.float32
         assert loss.item() == 2
-
-    def test_none(self):
-        assert aux(None) == {}
-        assert aux(None, {}) == {}
 
     def test_several_keep_their_names_and_graphs(self):
         kl = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -337,33 +288,28 @@ class TestAuxLosses:
             aux(value)
 
     def test_the_divergence_of_a_posterior(self):
-        given = posterior()
-        normal = torch.distributions.Normal(given.mean, given.std)
+        gaussian = posterior()
+        normal = torch.distributions.Normal(gaussian.mean, gaussian.std)
         expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
-        torch.testing.assert_close(aux(given), {"kl_loss": expected.mean()})
-        torch.testing.assert_close(aux(given, None, "sum"), {"kl_loss": expected.sum() / 2})
-        assert list(aux({"kl": given, "commit": 1.0})) == ["kl", "commit"]
+        torch.testing.assert_close(aux(gaussian), {"kl_loss": expected.mean()})
+        torch.testing.assert_close(aux(gaussian, reduction="sum"), {"kl_loss": expected.sum() / 2})
+        assert list(aux({"kl": gaussian, "commit": 1.0})) == ["kl", "commit"]
 
     @pytest.mark.slow  # the import
     def test_the_posterior_of_diffusers(self):
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        given = posterior()
-        theirs = DiagonalGaussianDistribution(torch.cat([given.mean, given.logvar], dim=1))
-        torch.testing.assert_close(aux(theirs), aux(given))
-
-    def test_a_posterior_in_the_loss(self, make_loss, clip):
-        total, log = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=2)(clip(), clip(), 0, 0, posterior())
-        expected = aux(posterior())["kl_loss"].item()
-        assert log["train/kl_loss"].item() == pytest.approx(expected)
-        assert total.item() == pytest.approx(2 * expected)
+        gaussian = posterior()
+        theirs = DiagonalGaussianDistribution(torch.cat([gaussian.mean, gaussian.logvar], dim=1))
+        torch.testing.assert_close(aux(theirs), aux(gaussian))
 
     def test_sums_over_pixels_go_with_a_sum_over_the_latent(self, make_loss, clip):
         loss = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=1, reconstruction={"nll_reduction": "sum"})
         total, log = loss(clip(), clip(seed=2), 0, 0, posterior())
         squares = (clip() - clip(seed=2)).double().square().sum() / 2
-        expected = squares + aux(posterior(), None, "sum")["kl_loss"]
-        assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+        divergence = aux(posterior(), reduction="sum")["kl_loss"]
+        assert log["train/kl_loss"].item() == pytest.approx(divergence.item(), rel=1e-5)
+        assert total.item() == pytest.approx((squares + divergence).item(), rel=1e-5)
         assert log["train/recon_loss"].item() == pytest.approx(squares.item() / clip()[0].numel(), rel=1e-5)
 
     def test_a_distribution_without_variance(self):

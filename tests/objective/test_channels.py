@@ -19,7 +19,7 @@ class Recorder:
     """A distance that records what it sees."""
 
     def __call__(self, *, reconstruction, target):
-        self.seen = reconstruction, target
+        self.seen = (reconstruction, target)
         return (reconstruction - target).square().flatten(1).mean(1)
 
 
@@ -27,7 +27,8 @@ def loss_of(channels, *, train=True, seed=0, distance=None):
     """Return the frames that the perceptual loss saw, and the gradient at the reconstruction."""
     distance = distance or Recorder()
     loss = VideoAutoencoderLoss(0, perceptual={"net": distance, "num_frames": "all", "chunk_size": 6})
-    real, fake = clips(channels), clips(channels, seed=1).requires_grad_()
+    real = clips(channels)
+    fake = clips(channels, seed=1).requires_grad_()
     with torch.set_grad_enabled(train):
         total, _ = loss(real, fake, 0, 0, generator=torch.Generator().manual_seed(seed))
     if train:
@@ -36,7 +37,9 @@ def loss_of(channels, *, train=True, seed=0, distance=None):
 
 
 def test_grey_is_repeated_and_rgb_and_others_are_left_alone():
-    grey, rgb, two = clips(1), clips(3), clips(2)
+    grey = clips(1)
+    rgb = clips(3)
+    two = clips(2)
     assert torch.equal(as_rgb(grey), grey.repeat(1, 3, 1, 1, 1))
     assert as_rgb(rgb) is rgb
     assert as_rgb(two) is two

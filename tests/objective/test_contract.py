@@ -28,6 +28,7 @@ from telecine.discriminators.blocks import (
 HERE = Path(__file__).parent
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
+NETWORKS = {"discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO}
 LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33)
 BATCHES = (3, 7)
 SIZES = ((16, 16), (60, 90), (48, 80), (17, 31), (33, 16))
@@ -55,7 +56,8 @@ def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_
             disc_start=5, adversarial_loss_weight=2, discr_3d_kwargs=make_discriminator(3), perceptual_weight=0
         )
         loss.train(training)
-        real, fake = clip(), clip(seed=2)
+        real = clip()
+        fake = clip(seed=2)
         mse = (real - fake).square().mean().item()
         for step, on in ((0, False), (4, False), (5, True), (1000, True)):
             loss.discr_3d.inputs.clear()
@@ -80,19 +82,13 @@ def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss,
     real = clip()
     fake = autoencoder(real)
     total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
-    frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-    lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
-    perceptual = lpips.mean()
+    fake_frames, real_frames = (video.transpose(1, 2).flatten(0, 1) for video in (fake, real))
+    perceptual = loss.perceptual.distance(reconstruction=fake_frames, target=real_frames).mean()
     terms = [-5 * fake.mean(), 3 * fake.mean()]
     weights = [ratio_by_hand(perceptual, g, autoencoder.last_layer) for g in terms]
-    assert all(
-        weight == pytest.approx(w) and not 0.9 < w < 1.1
-        for weight, w in zip(
-            [log["train/adaptive_weight_discr_3d"].item(), log["train/adaptive_weight_multiscale_discrs.0"].item()],
-            weights,
-            strict=True,
-        )
-    )
+    assert not any(0.9 < weight < 1.1 for weight in weights)
+    logged = [log["train/adaptive_weight_discr_3d"].item(), log["train/adaptive_weight_multiscale_discrs.0"].item()]
+    assert logged == pytest.approx(weights)
     expected = (real - fake).square().mean() + perceptual + 0.5 * weights[0] * terms[0] + 0.25 * weights[1] * terms[1]
     torch.testing.assert_close(total, expected)
     ours, theirs = (torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0] for t in (total, expected))
@@ -106,7 +102,8 @@ def test_line_03_the_2d_discriminator_is_called_in_both_steps_and_trained(make_l
     loss = make_loss(adversarial_loss_weight=1, discr_kwargs=IMAGE, perceptual_weight=0)
     shapes = []
     loss.discr.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
-    real, fake = clip(), clip(seed=2).requires_grad_()
+    real = clip()
+    fake = clip(seed=2).requires_grad_()
     total, log = loss(real, fake, 0, 0)
     total.backward()
     assert shapes == [(2, 3, 16, 16)]
@@ -116,7 +113,7 @@ def test_line_03_the_2d_discriminator_is_called_in_both_steps_and_trained(make_l
     assert [frames.sum().item() for frames in with_gradient] == [1, 1], "one frame of each clip"
     loss(real, fake, 1, 0)[0].backward()
     assert len(shapes) == 3
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (loss.discr.blocks[0][0].net[0].weight,))
+    assert loss.discr.blocks[0][0].net[0].weight.grad.abs().sum() > 0
 
 
 def test_line_03_the_multiscale_weight_counts(make_loss, make_discriminator, clip):
@@ -137,13 +134,12 @@ def test_line_03_the_multiscale_weight_counts(make_loss, make_discriminator, cli
 @pytest.mark.slow
 def test_line_03_vgg_weights_decide_what_lpips_is(make_loss, vgg, clip):
     other = {name: tensor.flip(0) * 0.9 for name, tensor in vgg.items()}
-    logs = [
-        make_loss(vgg_weights=weights)(clip((1, 3, 1, 16, 16)), clip((1, 3, 1, 16, 16), seed=2), 0, 0)[1][
-            "train/perceptual_loss"
-        ]
-        for weights in (vgg, other)
-    ]
-    assert abs(logs[0] - logs[1]) > 1e-4
+    values = []
+    for weights in (vgg, other):
+        loss = make_loss(vgg_weights=weights)
+        log = loss(clip((1, 3, 1, 16, 16)), clip((1, 3, 1, 16, 16), seed=2), 0, 0)[1]
+        values.append(log["train/perceptual_loss"])
+    assert abs(values[0] - values[1]) > 1e-4
     with pytest.raises(FileNotFoundError):
         make_loss(vgg_weights="/nowhere/vgg16.pth")
 
@@ -155,8 +151,10 @@ def test_line_03_vgg_weights_decide_what_lpips_is(make_loss, vgg, clip):
 def test_line_04_blur_runs_in_every_mode(flags):
     x = torch.zeros(1, 2, 3, 3, 3)
     x[..., 1, 1, 1] = 64
-    kernel, point = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([0.0, 1.0, 0.0])
-    time, space = point if "space_only" in flags else kernel, point if "time_only" in flags else kernel
+    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4
+    point = torch.tensor([0.0, 1.0, 0.0])
+    time = point if "space_only" in flags else kernel
+    space = point if "time_only" in flags else kernel
     out = Blur()(x, **flags)
     assert torch.equal(out[0, 1], 64 * torch.einsum("t,h,w->thw", time, space, space))
     if "time_only" not in flags:
@@ -168,10 +166,12 @@ def test_line_04_blocks_that_stride_time_blur_space_only_by_default(block):
     for in_time in (False, True):
         torch.manual_seed(0)
         module = block(2, 3, True, antialiased_time=in_time)
-        calls = []
-        module.maybe_blur.register_forward_hook(lambda blur, args, output, calls=calls: calls.append((args[0], output)))
+        videos = []
+        module.maybe_blur.register_forward_hook(
+            lambda blur, args, output, videos=videos: videos.extend([*args, output])
+        )
         module(torch.randn(1, 2, 4, 4, 4))
-        ((before, after),) = calls
+        before, after = videos
         frames = torch.stack([Blur()(frame) for frame in before.unbind(2)], dim=2)
         assert torch.allclose(after, frames) != in_time
 
@@ -192,15 +192,15 @@ def test_line_04_antialiased_discriminators_run_and_are_penalised(cls, make_loss
 
 
 def test_line_05_the_callers_batch_is_not_touched(make_loss, clip):
-    loss = make_loss(grad_penalty_loss_weight=1, discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO, perceptual_weight=0)
-    real, fake = clip(), clip(seed=2)
-    versions = real._version, fake._version
-    loss(real, fake, 1, 0)[0].backward()
-    for tensor, seed, version in ((real, 1, versions[0]), (fake, 2, versions[1])):
-        assert not tensor.requires_grad
-        assert tensor.grad is None
-        assert tensor._version == version
-        assert torch.equal(tensor, clip(seed=seed))
+    loss = make_loss(grad_penalty_loss_weight=1, **NETWORKS, perceptual_weight=0)
+    videos = [clip(), clip(seed=2)]
+    versions = [video._version for video in videos]
+    loss(*videos, 1, 0)[0].backward()
+    assert [video._version for video in videos] == versions
+    for seed, video in enumerate(videos, start=1):
+        assert not video.requires_grad
+        assert video.grad is None
+        assert torch.equal(video, clip(seed=seed))
 
 
 # 6. A gradient penalty under `no_grad` raises; an inference-mode batch raises.
@@ -209,7 +209,7 @@ def test_line_05_the_callers_batch_is_not_touched(make_loss, clip):
 @pytest.mark.slow
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_line_06_validation_without_gradients_has_no_penalty(make_loss, clip, autoencoder, context):
-    loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO)
+    loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, **NETWORKS)
     with context():
         for idx in (0, 1):
             total, log = loss(clip(), autoencoder(clip()), idx, 0, last_layer=autoencoder.last_layer, split="val")
@@ -221,9 +221,11 @@ def test_line_06_validation_without_gradients_has_no_penalty(make_loss, clip, au
 
 @pytest.mark.slow
 def test_line_06_a_batch_made_in_inference_mode_trains_both_networks(make_loss, clip, autoencoder):
-    loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO)
+    loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, **NETWORKS)
     with torch.inference_mode():
-        real, fake, aux = clip(), clip(seed=2), torch.tensor(1.0)
+        real = clip()
+        fake = clip(seed=2)
+        aux = torch.tensor(1.0)
     total, log = loss(real, fake, 1, 0)
     total.backward()
     assert log["train/grad_penalty_loss"] > 0
@@ -284,7 +286,8 @@ def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discriminator, clip, autoencoder, dtype):
     """Autocast does not change the elementwise discriminators, so only the losses themselves could differ."""
-    logs, gradients = [], []
+    logs = []
+    gradients = []
     for enabled in (False, True):
         loss = make_loss(
             adversarial_loss_weight=1,
@@ -307,7 +310,7 @@ def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discrimina
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_line_09_the_penalty_of_a_convolutional_discriminator_is_the_float32_one(make_loss, clip, dtype):
-    loss = make_loss(discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO, grad_penalty_loss_weight=1, perceptual_weight=0)
+    loss = make_loss(**NETWORKS, grad_penalty_loss_weight=1, perceptual_weight=0)
     results = []
     for enabled in (False, True):
         torch.manual_seed(0)
@@ -327,8 +330,7 @@ def test_line_10_the_autoencoder_step_leaves_the_discriminators_alone(make_loss,
     loss = make_loss(
         adversarial_loss_weight=1,
         multiscale_adversarial_loss_weight=1,
-        discr_kwargs=IMAGE,
-        discr_3d_kwargs=VIDEO,
+        **NETWORKS,
         multiscale_discr_kwargs=[VIDEO],
     )
     loss.discr.blocks[0].requires_grad_(False)  # one that the caller froze stays frozen
@@ -346,19 +348,21 @@ def test_line_10_the_autoencoder_step_leaves_the_discriminators_alone(make_loss,
 # 11. `Discriminator3D`: 1, 5, 9, 17, 49 frames raise, and 16 frames of 32 px; 16 frames in a network for 8 mix clips.
 
 
-@pytest.mark.slow
-def test_line_11_any_number_of_frames_gives_one_logit_per_clip():
+def assert_any_number_of_frames(cls, frame_num, sizes):
+    """Check a network of `frame_num` frames with clips of other lengths, and networks of other sizes."""
     torch.manual_seed(0)
-    network = Discriminator3D(**{**VIDEO, "frame_num": 8}).double()
+    network = cls(**{**VIDEO, "frame_num": frame_num}).double()
     for time in (*LENGTHS, 49):
         assert_every_pixel_counts(network, (2, 3, time, 16, 16))
+    for time, size in sizes:
+        network = cls(**{**IMAGE, "image_size": size, "frame_num": time}).double()
+        assert_every_pixel_counts(network, (1, 3, time, size, size))
 
 
 @pytest.mark.slow
-def test_line_11_networks_can_be_built_for_any_number_of_frames():
-    for frame_num, size in ((1, 16), (5, 16), (9, 16), (16, 32), (17, 32), (49, 32)):
-        network = Discriminator3D(**{**IMAGE, "image_size": size, "frame_num": frame_num}).double()
-        assert_every_pixel_counts(network, (1, 3, frame_num, size, size))
+def test_line_11_any_number_of_frames_gives_one_logit_per_clip():
+    sizes = ((1, 16), (5, 16), (9, 16), (16, 32), (17, 32), (49, 32))
+    assert_any_number_of_frames(Discriminator3D, 8, sizes)
 
 
 @pytest.mark.slow
@@ -380,17 +384,8 @@ def test_line_11_frames_stay_with_their_clip_at_every_batch(cls):
 
 @pytest.mark.slow
 def test_line_12_every_frame_of_any_number_gets_a_gradient():
-    torch.manual_seed(0)
-    network = Discriminator3DWithfirstframe(**{**VIDEO, "frame_num": 17}).double()
-    for time in (*LENGTHS, 49):
-        assert_every_pixel_counts(network, (2, 3, time, 16, 16))
-
-
-@pytest.mark.slow
-def test_line_12_networks_can_be_built_for_any_number_of_frames():
-    for frame_num, size in ((1, 16), (2, 16), (4, 16), (13, 32), (16, 32), (49, 32)):
-        network = Discriminator3DWithfirstframe(**{**IMAGE, "image_size": size, "frame_num": frame_num}).double()
-        assert_every_pixel_counts(network, (1, 3, frame_num, size, size))
+    sizes = ((1, 16), (2, 16), (4, 16), (13, 32), (16, 32), (49, 32))
+    assert_any_number_of_frames(Discriminator3DWithfirstframe, 17, sizes)
 
 
 # 13. Sizes that are not multiples of 2^levels raise; a linear head ties a discriminator to one resolution.
@@ -409,7 +404,7 @@ def test_line_13_any_height_and_width(cls):
 
 @pytest.mark.slow
 def test_line_13_any_height_and_width_in_the_loss(make_loss, clip, autoencoder):
-    loss = make_loss(adversarial_loss_weight=1, grad_penalty_loss_weight=1, discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO)
+    loss = make_loss(adversarial_loss_weight=1, grad_penalty_loss_weight=1, **NETWORKS)
     for shape in ((1, 3, 5, 60, 90), (3, 3, 1, 17, 31)):
         fake = autoencoder(clip(shape))
         for idx in (0, 1):
@@ -422,14 +417,24 @@ def test_line_13_any_height_and_width_in_the_loss(make_loss, clip, autoencoder):
 # `aux_losses` as a float raises.
 
 
-def test_line_14_a_missing_discriminator_is_named(make_loss, clip):
-    for name in ("adversarial_loss_weight", "multiscale_adversarial_loss_weight"):
-        with pytest.raises(ValueError, match=f"`{name}` must be 0 without a discriminator.*Pass one as"):
-            make_loss(**{name: 0.5})
-    with pytest.raises(
-        ValueError, match=r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
+def test_line_14_a_missing_discriminator_is_named(make_loss, pair):
+    for name, argument in (
+        ("adversarial_loss_weight", "`discr_3d_kwargs` or `discr_kwargs`"),
+        ("multiscale_adversarial_loss_weight", "`multiscale_discr_kwargs`"),
+        ("feature_matching_loss_weight", "`discr_3d_kwargs`"),
+        ("lecam_loss_weight", "`discr_3d_kwargs`"),
     ):
-        make_loss()(clip(), clip(), 1, 0)
+        message = rf"`{name}` must be 0 without a discriminator, but got 0.5 \(float\). Pass one as {argument}."
+        with pytest.raises(ValueError, match=message):
+            make_loss(**({name: 0.5} if "adversarial" in name else {"gan": {name: 0.5}}))
+    with pytest.raises(ValueError, match="`adversarial_loss_weight` must be 0 without a discriminator"):
+        make_loss(adversarial_loss_weight=telecine.Ramp(0, initial=1, start=5))
+    loss = make_loss()
+    message = r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
+    with pytest.raises(ValueError, match=message):
+        loss(*pair, 1, 0)
+    with pytest.raises(ValueError, match=message):
+        loss.update(*pair, 0)
 
 
 @pytest.mark.parametrize("value", [2, -1, "0", None])
@@ -513,7 +518,7 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
     assert make_loss().state_dict() == {}
     assert list(make_loss().parameters()) == []
     assert list(make_loss().buffers()) == []
-    loss = make_loss(adversarial_loss_weight=1, discr_kwargs=IMAGE, discr_3d_kwargs=VIDEO)
+    loss = make_loss(adversarial_loss_weight=1, **NETWORKS)
     assert {name.split(".")[0] for name in loss.state_dict()} == {"discr", "discr_3d"}
     num_values = sum(tensor.numel() for tensor in loss.state_dict().values())
     assert num_values == sum(p.numel() for d in (loss.discr, loss.discr_3d) for p in d.parameters())
@@ -526,8 +531,8 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
 def two_ranks(tmp_path_factory, forks):
     """Return the logs of two processes with different batches."""
     folder = tmp_path_factory.mktemp("ranks")
-    launched = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(HERE / "two_ranks.py"), str(folder))
-    done = forks.run(*launched)
+    script = str(HERE / "two_ranks.py")
+    done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -540,9 +545,8 @@ def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_rank
     for rank in range(2):
         real = script["batch"](rank)
         fake = autoencoder(real)
-        frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-        lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
-        perceptual = lpips.mean()
+        fake_frames, real_frames = (video.transpose(1, 2).flatten(0, 1) for video in (fake, real))
+        perceptual = loss.perceptual.distance(reconstruction=fake_frames, target=real_frames).mean()
         g = -loss.discr_3d(fake).logits.mean()
         gradients.append(
             [torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0] for t in (perceptual, g)]
@@ -591,7 +595,8 @@ class Engine(nn.Module):
 
     def __init__(self, autoencoder, loss, learning_rate=1e-2):
         super().__init__()
-        self.autoencoder, self.loss = autoencoder, loss
+        self.autoencoder = autoencoder
+        self.loss = loss
         self.optimizers = [
             torch.optim.Adam(autoencoder.parameters(), lr=learning_rate),
             torch.optim.Adam(list(loss.get_trainable_parameters()), lr=learning_rate),
@@ -618,13 +623,8 @@ class Engine(nn.Module):
     def training_step(self, x, batch_idx):
         optimizer_idx = batch_idx % len(self.optimizers)
         optimizer = self.optimizers[optimizer_idx]
-        others = [
-            parameter
-            for other in self.optimizers
-            if other is not optimizer
-            for group in other.param_groups
-            for parameter in group["params"]
-        ]
+        (other,) = (other for other in self.optimizers if other is not optimizer)
+        others = other.param_groups[0]["params"]
         optimizer.zero_grad()
         for parameter in others:
             parameter.requires_grad_(False)
@@ -648,25 +648,21 @@ def test_line_18_such_an_engine_trains_both_networks(make_loss, clip, autoencode
         adversarial_loss_weight=0.5,
         grad_penalty_loss_weight=1,
         quantizer_aux_loss_weight=1e-2,
-        discr_kwargs=IMAGE,
-        discr_3d_kwargs=VIDEO,
+        **NETWORKS,
     )
     engine = Engine(autoencoder, loss)
     before = copy.deepcopy(engine.state_dict())
     first = engine.validation_step(clip())
     logs = [engine.training_step(clip(seed=1), batch_idx) for batch_idx in range(8)]
     last = engine.validation_step(clip())
-    moved = {
-        name.split(".")[0] + "." + name.split(".")[1]
-        for name, w in engine.state_dict().items()
-        if (w != before[name]).any()
-    }
+    moved = set()
+    for name, weight in engine.state_dict().items():
+        if (weight != before[name]).any():
+            moved.add(".".join(name.split(".")[:2]))
     assert moved == {"autoencoder.encoder", "autoencoder.decoder", "loss.discr", "loss.discr_3d"}
     assert all(parameter.requires_grad for parameter in engine.parameters())
-    assert [("train/total_loss" in log, "train/total_disc_loss" in log) for log in logs] == [
-        (True, False),
-        (False, True),
-    ] * 4
+    assert ["train/total_loss" in log for log in logs] == [True, False] * 4
+    assert ["train/total_disc_loss" in log for log in logs] == [False, True] * 4
     assert logs[0]["train/aux_losses"] == logs[0]["train/kl_loss"] > 0
     assert logs[0]["train/gen_loss"] == 0 != logs[2]["train/gen_loss"]
     assert last["val/recon_loss"] < first["val/recon_loss"]
@@ -698,7 +694,8 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     cases = [["one_centered", name] for name in names] + [["r1_and_r2", "both"], ["wgan_gp", "both"]]
     assert report["finished"] == cases
     # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
-    quadratic, linear = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3, 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
+    quadratic = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3
+    linear = 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
     assert report["calls"] == {"quadratic_attention": quadratic, "linear_attention": linear}
 
 

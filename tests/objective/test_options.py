@@ -1,8 +1,9 @@
 """Every value of every option: eager gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial
+from types import UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
@@ -64,11 +65,28 @@ class SmallDiscriminator(nn.Module):
     def __init__(self, num_dims):
         super().__init__()
         conv = nn.Conv2d if num_dims == 2 else nn.Conv3d
-        self.conv, self.out = conv(3, 4, 3, padding=1), nn.Linear(4, 1)
+        self.conv = conv(3, 4, 3, padding=1)
+        self.out = nn.Linear(4, 1)
 
     def forward(self, x):
         y = self.conv(x).tanh()
         return self.out(y.flatten(2).mean(2)).squeeze(1), (y,)
+
+
+class Reparametrised(nn.Module):
+    """A discriminator whose weight is a sum, and whose first parameter is added to the input."""
+
+    samples_are_independent = True
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(1, 3, 1, 16, 16))
+        self.base = nn.Parameter(0.2 * torch.randn(6, 3, 1, 3, 3))
+        self.delta = nn.Parameter(torch.zeros(6, 3, 1, 3, 3))
+
+    def forward(self, x):
+        y = F.conv3d(x + self.positions, self.base + self.delta)
+        return y.tanh().mean((1, 2, 3, 4))
 
 
 class SmallNet(nn.Module):
@@ -91,8 +109,9 @@ def frame_features(frames):
 
 
 ALIGNMENT = {"weight": 0.5, "params": {"latent_channels": 4, "net": frame_features}}
-PARAMETERS = {name: inspect.signature(getattr(term, "forward", term)).parameters for name, term in TERMS.items()}
-LATENT_TERMS = [name for name, parameters in PARAMETERS.items() if "latent" in parameters]
+LATENT_TERMS = [
+    name for name, term in TERMS.items() if "latent" in inspect.signature(getattr(term, "forward", term)).parameters
+]
 # Every term of the reference, so that each option has something to change.
 BASE = {
     "disc_start": 0,
@@ -123,6 +142,7 @@ OPTIONS = {
         partial(PatchDiscriminator3D, dim=2, norm="none"),
         partial(PatchDiscriminator3D, dim=2, norm="spectral"),
         CustomDiscriminator,
+        Reparametrised,
         SmallFeatureDiscriminator,
     ),
     "multiscale_discr_kwargs": ((VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),
@@ -139,7 +159,11 @@ OPTIONS = {
     "gan.feature_matching_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_loss_weight": (0.5, *WEIGHTS[1:]),
     "penalty.kind": (
-        *("r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"),
+        "r1",
+        "r2",
+        "r1_and_r2",
+        "wgan_gp",
+        "approximate_r1",
         r1,
         Penalty(
             partial(approximate_r1, sigma=0.1),
@@ -164,62 +188,99 @@ OPTIONS = {
     "eager_gradients": (False,),
     "gradient_checkpointing": (True,),
 }
-# What an option needs that the base does not have.
-NEEDS = {
-    "perceptual.chunk_size": {"num_frames": "all"},
-}
-NEEDS_NETWORKS = {
-    "gradient_checkpointing": {
-        "discr_kwargs": partial(PatchDiscriminator, dim=2, num_layers=2),
-        "discr_3d_kwargs": partial(PatchDiscriminator3D, dim=2, num_layers=2),
-        "multiscale_discr_kwargs": (partial(PatchDiscriminator3D, dim=2, num_layers=2),),
+# Settings that are computed in another way together than each alone.
+COMBINATIONS = [
+    {"grad_penalty_loss_weight": 0, "gan.loss": "relativistic"},
+    {"grad_penalty_loss_weight": 0, "gan.loss": wasserstein},
+    {"grad_penalty_loss_weight": 0, "gan.feature_matching_loss_weight": 0.5, "gan.lecam_loss_weight": 0.5},
+    {"penalty.kind": "r1", "gan.loss": "relativistic"},
+    {"penalty.kind": "r1_and_r2", "gan.loss": "relativistic"},
+    {"penalty.kind": "approximate_r1", "gan.loss": "relativistic", "gan.feature_matching_loss_weight": 0.5},
+    {"penalty.kind": "wgan_gp", "gan.lecam_loss_weight": 0.5, "gan.feature_matching_loss_weight": 0.5},
+    {"penalty.kind": "r2", "penalty.every": 2, "gan.lecam_loss_weight": Ramp(0.5, start=1)},
+    {"penalty.kind": "r1", "discr_3d_kwargs": Reparametrised},
+    {"adversarial_loss_weight": 0, "gan.feature_matching_loss_weight": 0.5},
+    {
+        "gan.feature_matching_loss_weight": 0.5,
+        "discr_3d_kwargs": partial(PatchDiscriminator3D, dim=2, norm="none"),
+        "multiscale_discr_kwargs": (partial(PatchDiscriminator, dim=2, num_layers=2),),
     },
+    {"gan.window": 2, "gan.feature_matching_loss_weight": 0.5},
+]
+PATCH_DISCRIMINATORS = {
+    "discr_kwargs": partial(PatchDiscriminator, dim=2, num_layers=2),
+    "discr_3d_kwargs": partial(PatchDiscriminator3D, dim=2, num_layers=2),
+    "multiscale_discr_kwargs": (partial(PatchDiscriminator3D, dim=2, num_layers=2),),
 }
 # Values after which others change nothing, or that need other settings: each has a case of its own.
-ALONE = ("disc_start", "multiscale_discr_kwargs", "gan.disc_train_start", "perceptual.net", "perceptual.chunk_size")
-ALONE += ("adaptive_weight.", "eager_gradients", "gradient_checkpointing")
+ALONE = (
+    "disc_start",
+    "multiscale_discr_kwargs",
+    "gan.disc_train_start",
+    "perceptual.net",
+    "perceptual.chunk_size",
+    "adaptive_weight.",
+    "eager_gradients",
+    "gradient_checkpointing",
+)
 # What is decided anew in an update, or differs with the step.
-OF_AN_UPDATE = ("disc", "adv", "multi", "grad_penalty", "gan.", "penalty.", "adaptive_weight.", "gradient_")
+OF_AN_UPDATE = (
+    "disc",
+    "adv",
+    "multi",
+    "grad_penalty",
+    "gan.",
+    "penalty.",
+    "adaptive_weight.",
+    "gradient_checkpointing",
+    "eager_gradients",
+)
 OF_A_STEP = ("disc_start", "gan.disc_train_start", "penalty.every")
 
 
-def cases_of(options):
+def cases_of(options, combinations=()):
     """Parametrize with the settings of each case: the base, one value, or one value of each option that has more."""
-    alone, together = [{}], {True: {}, False: {}}
+    cases = [{}]
+    constant = []
+    with_steps = []
     for name, values in options.items():
         for value in values:
             if name.startswith(ALONE) or value == 0:
-                alone.append({name: value})
-            else:
-                together[changes(name, value)].setdefault(name, []).append(value)
-    several = [
-        {name: values[index] for name, values in by_name.items() if index < len(values)}
-        for by_name in together.values()
-        for index in range(max(map(len, by_name.values())))
-    ]
-    covered = [(name, str(value)) for case in alone + several for name, value in case.items()]
+                cases.append({name: value})
+                continue
+            together = with_steps if changes(name, value) else constant
+            case = next((case for case in together if name not in case), None)
+            if case is None:
+                case = {}
+                together.append(case)
+            case[name] = value
+    cases += constant + with_steps
+    covered = [(name, str(value)) for case in cases for name, value in case.items()]
     assert sorted(covered) == sorted((name, str(value)) for name, values in options.items() for value in values)
-    ids = [*("".join(case) or "base" for case in alone), *(f"several-{index}" for index in range(len(several)))]
-    return pytest.mark.parametrize("case", alone + several, ids=ids)
+    cases += combinations
+    return pytest.mark.parametrize(
+        "case", cases, ids=[f"{index}-{'-'.join(case)[:60]}" for index, case in enumerate(cases)]
+    )
 
 
 def made(value):
     """Return the value of a case; classes and partial functions are called, so that each test has its own object."""
     if isinstance(value, tuple):
-        return [made(one) for one in value]
+        return [made(item) for item in value]
     is_class = isinstance(value, type) or (isinstance(value, partial) and isinstance(value.func, type))
     return value() if is_class else value
 
 
 def changes(name, value):
     """Return whether a value depends on the step."""
-    ramps = (name.endswith("_weight") and value != 0) or "gram" in (value if name == "terms" else ())
-    return ramps or name in OF_A_STEP
+    if name == "terms":
+        return "gram" in value
+    return (name.endswith("_weight") and value != 0) or name in OF_A_STEP
 
 
 def steps_of(case):
     """Return the steps to run: at 0, ramps are at their start; at 3, at their end."""
-    return (0, 3) if any(changes(*item) for item in case.items()) else (0,)
+    return (0, 3) if any(changes(name, value) for name, value in case.items()) else (0,)
 
 
 @pytest.fixture
@@ -228,13 +289,17 @@ def build(vgg, narrow_lpips, cached_weights):
 
     def make(case, **more):
         torch.manual_seed(0)
-        needed = {key: spec for name in case for key, spec in NEEDS_NETWORKS.get(name, {}).items()}
-        settings = {**{key: made(spec) for key, spec in {**BASE, **needed}.items()}, **more}
+        settings = {**BASE, **more}
+        if "gradient_checkpointing" in case:
+            settings |= PATCH_DISCRIMINATORS
+        settings = {name: made(value) for name, value in settings.items()}
         settings["perceptual"] = {"net": narrow_lpips}
+        if "perceptual.chunk_size" in case:
+            settings["perceptual"]["num_frames"] = "all"
         for name, value in case.items():
             group, _, field = name.partition(".")
             if field:
-                settings[group] = {**settings.get(group, {}), **NEEDS.get(name, {}), field: made(value)}
+                settings.setdefault(group, {})[field] = made(value)
             else:
                 settings[name] = made(value)
         if case.get("perceptual.net") == "vgg":
@@ -253,109 +318,96 @@ def literals(hint):
     """Return all values that a type hint lists."""
     if get_origin(hint) is Literal:
         return set(get_args(hint))
-    if get_origin(hint) is Union or "UnionType" in type(hint).__name__:
+    if get_origin(hint) in (Union, UnionType):
         return set().union(*(literals(part) for part in get_args(hint)))
     return set()
 
 
 def test_every_option_has_all_of_its_values_here():
-    groups = {"reconstruction", "perceptual", "gan", "penalty", "adaptive_weight"}
-    options, values = {"discr_kwargs", "discr_3d_kwargs", "multiscale_discr_kwargs"}, {}
-    defaults = ObjectiveConfig()
-    for item in fields(ObjectiveConfig):
-        if item.name not in groups:
-            options.add(item.name)
+    options = {"discr_kwargs", "discr_3d_kwargs", "multiscale_discr_kwargs"}
+    words = {}
+    for setting in fields(ObjectiveConfig):
+        group = getattr(ObjectiveConfig(), setting.name)
+        if not is_dataclass(group):
+            options.add(setting.name)
             continue
-        cls = type(getattr(defaults, item.name))
-        for name, hint in ((each.name, get_type_hints(cls)[each.name]) for each in fields(cls)):
-            options.add(f"{item.name}.{name}")
-            values[f"{item.name}.{name}"] = (literals(hint), getattr(defaults, item.name).__getattribute__(name))
+        hints = get_type_hints(type(group))
+        for field in fields(group):
+            name = f"{setting.name}.{field.name}"
+            options.add(name)
+            words[name] = literals(hints[field.name])
+            assert words[name] <= {getattr(group, field.name), *(v for v in OPTIONS[name] if isinstance(v, str))}, name
     assert options == set(OPTIONS)
-    for name, (words, default) in values.items():
-        assert words <= {default} | {value for value in OPTIONS[name] if isinstance(value, str)}, name
-    assert set(RECONSTRUCTION_LOSSES) == values["reconstruction.loss"][0]
-    assert set(GAN_LOSSES) == values["gan.loss"][0]
-    assert set(GRAD_PENALTIES) == values["penalty.kind"][0]
-    assert sum(len(words) for words, _ in values.values()) == 23
+    assert set(RECONSTRUCTION_LOSSES) == words["reconstruction.loss"]
+    assert set(GAN_LOSSES) == words["gan.loss"]
+    assert set(GRAD_PENALTIES) == words["penalty.kind"]
+    assert sum(len(values) for values in words.values()) == 23
 
 
-def aux_of(autoencoder):
-    return {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
+def call(run, autoencoder, real, *arguments):
+    """Call a loss, or its update, with all that it can use."""
+    latent = autoencoder.encoder(real)
+    aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
+    options = {"last_layer": autoencoder.last_layer, "latent": latent, "decode": autoencoder.decoder}
+    return run(real, autoencoder.decoder(latent), *arguments, aux, **options)
 
 
-def gradients_of_backward(totals_and_logs, parameters):
+def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None, scale=1.0):
+    """Return total, log and gradients of each step, from one update or two calls."""
+    torch.manual_seed(step)
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        if in_update:
+            update = call(loss.update, autoencoder, real, step)
+            calls = [(update.loss, update.log), (update.disc_loss, update.disc_log)]
+        else:
+            calls = [call(loss, autoencoder, real, index, step) for index in (0, 1)]
     results = []
-    for total, log in totals_and_logs:
-        for parameter in parameters:
-            parameter.grad = None
-        total.backward()
-        results.append((total.detach(), log, [parameter.grad for parameter in parameters]))
+    for total, log in calls:
+        autoencoder.zero_grad()
+        loss.zero_grad()
+        (scale * total).backward()
+        parameters = [*autoencoder.parameters(), *loss.parameters()]
+        gradients = [None if parameter.grad is None else parameter.grad / scale for parameter in parameters]
+        results.append((total.detach(), log, gradients))
     return results
-
-
-def two_calls(loss, autoencoder, real, step):
-    """Return totals, logs and gradients of both steps."""
-    torch.manual_seed(step)
-    parameters = [*autoencoder.parameters(), *loss.parameters()]
-    calls = (call(loss, autoencoder, real, i, step) for i in (0, 1))
-    return gradients_of_backward(calls, parameters)
-
-
-def call(loss, autoencoder, real, index, step):
-    latent = autoencoder.encoder(real)
-    options = {"latent": latent, "decode": autoencoder.decoder}
-    fake = autoencoder.decoder(latent)
-    return loss(real, fake, index, step, aux_of(autoencoder), autoencoder.last_layer, **options)
-
-
-def one_update(loss, autoencoder, real, step):
-    torch.manual_seed(step)
-    parameters = [*autoencoder.parameters(), *loss.parameters()]
-    latent = autoencoder.encoder(real)
-    options = {"latent": latent, "decode": autoencoder.decoder}
-    fake = autoencoder.decoder(latent)
-    both = loss.update(real, fake, step, aux_of(autoencoder), autoencoder.last_layer, **options)
-    return gradients_of_backward((both[:2], both[2:]), parameters)
 
 
 def assert_same(ours, theirs, rtol=1e-5, atol=1e-8):
     for (total, log, gradients), (total_2, log_2, gradients_2) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(total, total_2, rtol=rtol, atol=atol)
         torch.testing.assert_close(log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6))  # logs are float32
-        assert [gradient is None for gradient in gradients] == [gradient is None for gradient in gradients_2]
-        for gradient, gradient_2 in zip(gradients, gradients_2, strict=True):
-            if gradient is not None:
-                torch.testing.assert_close(gradient, gradient_2, rtol=rtol, atol=atol)
+        torch.testing.assert_close(gradients, gradients_2, rtol=rtol, atol=atol)
 
 
 @pytest.mark.slow
-@cases_of({**OPTIONS, "eager_gradients": (), "perceptual.net": (frame_distance, CustomDistance)})
+@cases_of({**OPTIONS, "eager_gradients": (), "perceptual.net": (frame_distance, CustomDistance)}, COMBINATIONS)
 def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     """In float64; adaptive weights are ratios of float32 norms."""
     autoencoder.double()
-    results = []
-    for eager in (True, False):
-        loss = build(case, eager_gradients=eager).double()
-        results.append([two_calls(loss, autoencoder, clip_of(case, clip), step) for step in steps_of(case)])
-    for ours, theirs in zip(*results, strict=True):
-        assert_same(ours, theirs)
+    real = clip_of(case, clip)
+    eager = build(case).double()
+    graph = build(case, eager_gradients=False).double()
+    for step in steps_of(case):
+        assert_same(results_of(eager, autoencoder, real, step), results_of(graph, autoencoder, real, step))
 
 
 @pytest.mark.slow
-@cases_of({name: values for name, values in OPTIONS.items() if name.startswith(OF_AN_UPDATE) and name != "gan.augment"})
+@cases_of(
+    {name: values for name, values in OPTIONS.items() if name.startswith(OF_AN_UPDATE) and name != "gan.augment"},
+    [case for case in COMBINATIONS if "gan.window" not in case],
+)
 def test_an_update_is_two_calls(case, build, autoencoder, clip):
     """With one frame per clip, since discriminators of frames would see others; spectral norms change in each pass.
 
     Of augmentations, `test_gan.py` tests it: two calls draw two.
     """
     autoencoder.double()
-    results = []
-    for run in (two_calls, one_update):
-        loss = build(case).double().eval()
-        real = clip_of(case, clip, frames=1)
-        results.append([run(loss, autoencoder, real, step) for step in steps_of(case)])
-    for ours, theirs in zip(*results, strict=True):
-        assert_same(ours, theirs)
+    real = clip_of(case, clip, frames=1)
+    first = build(case).double().eval()
+    second = build(case).double().eval()
+    for step in steps_of(case):
+        update = results_of(first, autoencoder, real, step, in_update=True)
+        assert_same(update, results_of(second, autoencoder, real, step))
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
@@ -365,15 +417,7 @@ def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
     results = []
     for eager in (True, False):
         loss = build({"penalty.every": 2}, eager_gradients=eager)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            torch.manual_seed(0)
-            steps = [loss(real, autoencoder(real), i, 1, aux_of(autoencoder), autoencoder.last_layer) for i in (0, 1)]
-        scaled = [(2.0**12 * total, log) for total, log in steps]
-        results.append(gradients_of_backward(scaled, [*autoencoder.parameters(), *loss.parameters()]))
-    results = [
-        [(total / 2**12, log, [g if g is None else g / 2**12 for g in gradients]) for total, log, gradients in result]
-        for result in results
-    ]
+        results.append(results_of(loss, autoencoder, real, 1, autocast=autocast, scale=2.0**12))
     assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
 
 
@@ -384,14 +428,12 @@ def test_bfloat16_autocast_trains_both_networks(case, build, autoencoder, clip):
     real = clip_of(case, clip, dtype=torch.float32)
     for step in steps_of(case):
         with torch.autocast("cpu", torch.bfloat16):
-            latent = autoencoder.encoder(real)
-            fake, options = autoencoder.decoder(latent), {"latent": latent, "decode": autoencoder.decoder}
-            total, log = loss(real, fake, 0, step, aux_of(autoencoder), autoencoder.last_layer, **options)
+            total, log = call(loss, autoencoder, real, 0, step)
         check_finite(total, log)
         optimizer_step(total, [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()])
         assert all(parameter.grad is None for parameter in loss.get_trainable_parameters())
         with torch.autocast("cpu", torch.bfloat16):
-            total, log = loss(real, fake.detach(), 1, step)
+            total, log = loss(real, autoencoder(real).detach(), 1, step)
         check_finite(total, log)
         if loss.schedule.at(step).discriminators_train:
             optimizer_step(total, loss.get_trainable_parameters())
@@ -409,12 +451,8 @@ def check_finite(total, log):
 def optimizer_step(total, parameters):
     """Check every gradient and subtract a multiple of it."""
     total.backward()
-    assert parameters
-    for parameter in parameters:
-        assert parameter.grad is not None
-        assert parameter.grad.isfinite().all()
     assert any((parameter.grad != 0).any() for parameter in parameters)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter -= 1e-3 * parameter.grad
-            parameter.grad = None
+    assert all(parameter.grad.isfinite().all() for parameter in parameters)
+    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    optimizer.step()
+    optimizer.zero_grad()

@@ -24,7 +24,8 @@ def inputs_of(distance):
 class TestNetworks:
     @pytest.mark.slow
     def test_alex_by_name_and_as_an_object(self, cached_weights, clip):
-        x, y = clip((1, 3, 2, 32, 32)), clip((1, 3, 2, 32, 32), seed=2)
+        x = clip((1, 3, 2, 32, 32))
+        y = clip((1, 3, 2, 32, 32), seed=2)
         lpips = LPIPS("alex")
         expected = lpips(reconstruction=y.transpose(1, 2).flatten(0, 1), target=x.transpose(1, 2).flatten(0, 1)).mean()
         for net in ("alex", lpips):
@@ -108,12 +109,6 @@ class TestNetworks:
         x = torch.zeros(1, 1, 2, 8, 8)
         assert loss(x, x + 1, 0, 0)[0] == 1
 
-    def test_a_term_of_features_alone_builds_it(self, make_loss, pair):
-        total, log = make_loss(perceptual_weight=0, terms={"gram": 2})(*pair, 0, 0)
-        torch.testing.assert_close(total, log["train/recon_loss"] + 2 * log["train/gram_loss"])
-        assert log["train/gram_loss"] > 0
-        assert log["train/perceptual_loss"] == 0
-
     def test_a_weight_of_0_at_this_step_computes_nothing(self, make_loss, pair):
         loss = make_loss(
             perceptual_weight={"weight": 1, "start": 5}, terms={"gram": {"weight": {"weight": 1, "start": 3}}}
@@ -128,16 +123,16 @@ class TestFrames:
     def test_number(self, make_loss, clip, frames, expected, eager):
         loss = make_loss(perceptual={"num_frames": frames}, eager_gradients=eager)
         calls = inputs_of(loss.perceptual.distance)
-        real, fake = clip((2, 3, 5, 16, 16)), clip((2, 3, 5, 16, 16), seed=2)
+        real = clip((2, 3, 5, 16, 16))
+        fake = clip((2, 3, 5, 16, 16), seed=2)
         loss(real, fake, 0, 0)
         assert len(calls) == (expected if eager else 1), "one frame of each clip at a time"
-        frames = {side: torch.cat([call[side] for call in calls]) for side in ("target", "reconstruction")}
-        assert frames["target"].shape == (2 * expected, 3, 16, 16)
+        targets = torch.cat([call["target"] for call in calls]).unflatten(0, (2, expected))
+        reconstructions = torch.cat([call["reconstruction"] for call in calls]).unflatten(0, (2, expected))
         for b in range(2):
-            chosen, partners = (frames[side][b * expected : (b + 1) * expected] for side in frames)
-            indices = [[torch.equal(frame, real[b, :, t]) for t in range(5)].index(True) for frame in chosen]
+            indices = [[torch.equal(frame, real[b, :, t]) for t in range(5)].index(True) for frame in targets[b]]
             assert len(set(indices)) == expected
-            assert all(torch.equal(p, fake[b, :, t]) for p, t in zip(partners, indices, strict=True))
+            assert torch.equal(reconstructions[b], fake[b, :, indices].transpose(0, 1))
 
     @pytest.mark.parametrize("eager", [True, False])
     def test_chunks_change_nothing(self, make_loss, pair, eager):
@@ -148,17 +143,8 @@ class TestFrames:
             total, _ = loss(*pair, 0, 0)
             return [len(call["target"]) for call in calls], total, torch.autograd.grad(total, pair[1])[0]
 
-        whole, chunks = run(None), run(3)
+        whole = run(None)
+        chunks = run(3)
         assert whole[0] == ([2] * 4 if eager else [8])
         assert chunks[0] == [3, 3, 2]
         torch.testing.assert_close(chunks[1:], whole[1:])
-
-    def test_half_precision_videos_are_compared_in_float32(self, make_loss, clip):
-        loss = make_loss(perceptual={"num_frames": "all"})
-        real, fake = clip(dtype=torch.bfloat16), clip(seed=2, dtype=torch.bfloat16).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
-            total, log = loss(real, fake, 0, 0)
-        total.backward()
-        expected = loss(real.float(), fake.detach().float(), 0, 0)[1]["train/perceptual_loss"]
-        torch.testing.assert_close(log["train/perceptual_loss"], expected)
-        assert fake.grad.isfinite().all()

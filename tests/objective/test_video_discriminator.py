@@ -15,17 +15,6 @@ def build(module=None, sees="video", factor=1, frame_indices=INDICES):
     return VideoDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
 
 
-def test_whole_videos():
-    x = torch.randn(3, 2, 4, 5, 6)
-    assert build().input_of(x) is x
-
-
-def test_one_frame_of_each_clip():
-    x = torch.randn(3, 2, 4, 5, 6)
-    frames = build(sees="frames").input_of(x)
-    assert torch.equal(frames, torch.stack([x[0, :, 2], x[1, :, 0], x[2, :, 3]]))
-
-
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
 def test_down_scaled_videos_are_means_of_cells(factor, size):
     x = torch.randn(2, 3, 2, *size, dtype=torch.float64)
@@ -57,13 +46,6 @@ def test_inputs_are_cast_to_the_parameters_type():
     assert build()(x.half()).logits.dtype == torch.float16, "there are no parameters"
 
 
-def test_parameters_that_require_gradients():
-    module = nn.Linear(4, 1)
-    module.bias.requires_grad_(False)
-    (weight,) = build(module).trained_parameters
-    assert weight is module.weight
-
-
 def test_names(make_loss, make_discriminator):
     class Frames(make_discriminator):
         sees = "frames"
@@ -88,22 +70,6 @@ def test_a_discriminator_of_the_wrong_kind(make_loss):
     with pytest.raises(ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"):
         make_loss(discr_3d_kwargs=PatchDiscriminator(dim=1))
     assert isinstance(make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D)
-
-
-@pytest.mark.parametrize(
-    ("weight", "argument"),
-    [
-        ("adversarial_loss_weight", "`discr_3d_kwargs` or `discr_kwargs`"),
-        ("multiscale_adversarial_loss_weight", "`multiscale_discr_kwargs`"),
-        ("feature_matching_loss_weight", "`discr_3d_kwargs`"),
-        ("lecam_loss_weight", "`discr_3d_kwargs`"),
-    ],
-)
-def test_a_weight_without_a_discriminator(make_loss, weight, argument):
-    options = {weight: 0.5} if "adversarial" in weight else {"gan": {weight: 0.5}}
-    message = rf"`{weight}` must be 0 without a discriminator, but got 0.5 \(float\). Pass one as {argument}."
-    with pytest.raises(ValueError, match=message):
-        make_loss(**options)
 
 
 def test_each_argument_of_a_discriminator_is_named(make_loss):

@@ -105,7 +105,8 @@ def main(folder):
     values = torch.tensor([1.0 + rank, 10.0])
     result["average"] = average_over_ranks(values).tolist()
     assert values.tolist() == [1.0 + rank, 10.0], "it is not changed in place"
-    averaging, real = build_averaging_loss(), batch(rank)
+    averaging = build_averaging_loss()
+    real = batch(rank)
     result["averaged"] = averaged(averaging, real, (0.5 * real).requires_grad_())
     wrapped = DistributedDataParallel(parallel := build_averaging_loss())
     result["gradients"] = [

@@ -58,11 +58,12 @@ def pane_image(page: Page, pane: int) -> Image.Image:
 def shown_numbers(page: Page) -> tuple[int, int]:
     """Return the numbers of the stamped frames in the pixels of the first two panes, from one screenshot."""
     whole = page.locator("#panes")
-    box, panes = whole.bounding_box(), [page.locator("#panes canvas").nth(pane).bounding_box() for pane in (0, 1)]
+    box = whole.bounding_box()
+    panes = [page.locator("#panes canvas").nth(pane).bounding_box() for pane in (0, 1)]
     image = Image.open(io.BytesIO(whole.screenshot())).convert("RGB")
     left, right = (
-        image.getpixel((each["x"] + each["width"] / 2 - box["x"], each["y"] + each["height"] / 2 - box["y"]))[0]
-        for each in panes
+        image.getpixel((pane["x"] + pane["width"] / 2 - box["x"], pane["y"] + pane["height"] / 2 - box["y"]))[0]
+        for pane in panes
     )
     return number_of(left), number_of(right)
 

@@ -19,7 +19,7 @@ from .runs import FPS, real_clip, validation_clips
 
 
 def validations(folder):
-    return [SavedValidation.read(each) for _, each in Run(folder).validation_folders()]
+    return [SavedValidation.read(validation) for _, validation in Run(folder).validation_folders()]
 
 
 def test_clips_are_written_and_read(tmp_path):

@@ -237,7 +237,7 @@ def test_a_damaged_validation_is_left_out(run):
     write_clips_of(run, steps=(0,))
     text(CLIPS, bytes(99))(run)
     read = read_run(run, "x")
-    assert [each.step for each in read.validations] == [0]
+    assert [validation.step for validation in read.validations] == [0]
     (problem,) = read.problems
     assert "step-00000020/clips.json` must be JSON" in problem
 

@@ -43,12 +43,12 @@ def test_each_logged_value_is_in_a_chart():
 
 
 def test_a_value_has_one_label_in_all_charts():
-    found = {}
+    labels = {}
     for chart in charts_of(records(40), nets=["alex"]).values():
         for series in chart.series:
-            found.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
-    assert len(found) > 8
-    assert [names for names in found.values() if len(names) > 1] == []
+            labels.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
+    assert len(labels) > 8
+    assert [names for names in labels.values() if len(names) > 1] == []
 
 
 def test_lpips_of_different_networks_is_never_on_one_axis():

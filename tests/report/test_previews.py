@@ -18,14 +18,16 @@ class FakeVideo:
     """Has the signature of `wandb.Video` and, but for the name of the first argument, of `trackio.Video`."""
 
     def __init__(self, data_or_path, caption=None, fps=None, format=None):
-        self.content, self.format = Path(data_or_path).read_bytes(), format
+        self.content = Path(data_or_path).read_bytes()
+        self.format = format
 
 
 class FakeTracker:
     """Has the interface of Accelerate's trackers for Weights & Biases and trackio, which need not be installed."""
 
     def __init__(self, name):
-        self.name, self.logged = name, []
+        self.name = name
+        self.logged = []
 
     def log(self, values, step=None, **kwargs):
         self.logged.append((values, step))
@@ -60,7 +62,9 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
 
 def test_tensorboard_gets_a_small_preview(tmp_path):
     logged = []
-    writer = SimpleNamespace(file_writer=SimpleNamespace(add_summary=lambda *each: logged.append(each)), flush=int)
+    writer = SimpleNamespace(
+        file_writer=SimpleNamespace(add_summary=lambda *arguments: logged.append(arguments)), flush=int
+    )
     frames = torch.randint(0, 255, (20, 806, 584, 3), dtype=torch.uint8)
     log_preview([SimpleNamespace(name="tensorboard", writer=writer)], 3, frames, 30.0)
     ((summary, _),) = logged

@@ -91,10 +91,10 @@ def test_a_mistake_is_one_clear_line(case, tmp_path):
     text, message = MISTAKES[case]
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"^`[^`]+` (must be|is not) ") as found:
+    with pytest.raises(ValueError, match=r"^`[^`]+` (must be|is not) ") as error:
         read_config(path)
-    assert message in str(found.value)
-    assert "\n" not in str(found.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_prefix_of_names():

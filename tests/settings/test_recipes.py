@@ -75,7 +75,9 @@ def leaves(values, prefix=""):
 def test_models_stages_and_hardware_set_different_things():
     names = {name: set(leaves(values_of(name))) for name in (*MODELS, *STAGES, *OBJECTIVES, *HARDWARE)}
     for model, stage, hardware in product(MODELS, (*STAGES, *OBJECTIVES), HARDWARE):
-        of_model, of_stage, of_hardware = names[model], names[stage], names[hardware]
+        of_model = names[model]
+        of_stage = names[stage]
+        of_hardware = names[hardware]
         assert of_model & of_stage <= {"model"}
         assert not of_model & of_hardware
         smaller = {"discriminator.dim"} | ({"objective.perceptual.net"} if stage in OBJECTIVES else set())
@@ -94,7 +96,8 @@ def test_every_setting_has_its_reason(name):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_have_the_gan_of_gpu(stage):
-    config, gpu = read_config(stage), read_config("gpu")
+    config = read_config(stage)
+    gpu = read_config("gpu")
     assert replace(config.discriminator, init=None) == gpu.discriminator
     assert config.optimizer.grad_clip == gpu.optimizer.grad_clip
     for name in ("adversarial_loss_weight", "reconstruction", "perceptual", "penalty", "adaptive_weight"):

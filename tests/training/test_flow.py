@@ -26,7 +26,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
-from ..models.tiny_models import ltx2_diffusion_decoder, ltx_video, tiny_model
+from ..models.tiny_models import tiny_model
 from .helpers import LIGHT, assert_equal_runs, last_checkpoint, quiet, resumed_copy
 
 
@@ -128,7 +128,7 @@ def test_latents_are_decoded_in_steps(run):
 @pytest.mark.usefixtures("probe_each_configuration_once")
 def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys):
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
-    model = ltx_video(timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
+    model = tiny_model("ltx_video", timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
     changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": replace(tiny().clips, num_frames=9)}
     run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
@@ -151,7 +151,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     """From random weights, for a frozen autoencoder; the levels are those of `causal_vae.flow`."""
     monkeypatch.chdir(tmp_path)
     tiny_model("ltx2_video").save_pretrained("vae")
-    config = json.loads(ltx2_diffusion_decoder().to_json_string())
+    config = json.loads(tiny_model("ltx2_diffusion_decoder").to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
     run = tiny(output_dir="run", model="decoder.json", **{**LIGHT, "steps": 2, "save_every": 1, "clips": clips})
@@ -160,7 +160,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     train(run, console=quiet())
     check_resumed_equals_whole(run, tmp_path, num_files=5)
     assert {"val/psnr", "val/psnr_4_steps"} < set(Run("run").history.validations()[-1])
-    trained = type(ltx2_diffusion_decoder()).from_pretrained(last_checkpoint(run) / "ema")
+    trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(last_checkpoint(run) / "ema")
     assert trained.config["_teacher"] == "vae"
     _, sampler = evaluated("run", run, tmp_path, "--decode_steps", "2")
     assert sampler == {"name": "euler", "steps": 2, "seed": 0}

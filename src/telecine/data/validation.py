@@ -126,12 +126,12 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     num_clips = Counter(index for _, index in sorted(turns)[:max_clips])
     starts: list[tuple[Span, int]] = []
     for index, span in enumerate(spans):
-        offsets = _evenly_spaced(span.num_starts(clip_span), num_clips[index])
+        offsets = _spread_with_ends(span.num_starts(clip_span), num_clips[index])
         starts.extend((span, span.first_frame + offset) for offset in offsets)
     return starts
 
 
-def _evenly_spaced(num_starts: int, count: int) -> list[int]:
+def _spread_with_ends(num_starts: int, count: int) -> list[int]:
     """Return `count` indices from 0 to `num_starts - 1`, both included; the middle one if `count` is 1."""
     if count == 1:
         return [(num_starts - 1) // 2]

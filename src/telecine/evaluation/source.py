@@ -14,6 +14,7 @@ from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
 from telecine.data import Clip, DataError, DecodeError, Span, VideoInfo, iterate_validation_clips, read_clip
 from telecine.data.find import files_below, find_videos, sources_of
+from telecine.data.holdout import middles
 from telecine.data.index import index_videos, log_too_short
 from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
@@ -77,7 +78,7 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
         starts = range(0, info.num_frames - length + 1, length)
         spans += [Span(info, start, start + length - 1) for start in starts]
     count = min(max_clips, len(spans))
-    return [spans[(2 * index + 1) * len(spans) // (2 * count)] for index in range(count)]
+    return [spans[index] for index in middles(len(spans), count)]
 
 
 def read_span(span: Span, clips: ClipConfig | PublishedProtocol) -> Clip | None:

@@ -435,7 +435,7 @@ class CausalVAE(CausalAutoencoder):
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""
+        """Copy the weights that `save_pretrained` wrote into this model; weights of older versions raise an error."""
         saved_config(folder)
         load_weights(self, folder)
 
@@ -445,7 +445,7 @@ class CausalVAE(CausalAutoencoder):
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
+            ValueError: The configuration is invalid, the weights do not match it, or an older version wrote them.
         """
         config = saved_config(folder)
         check_num_weights(lambda: cls(config), str(folder), folder)
@@ -464,7 +464,7 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is that of another class, telecine 0.1 wrote it, or a setting is wrong.
+        ValueError: It is that of another class, an older version wrote it, or a setting is wrong.
     """
     settings = [field.name for field in fields(CausalVAEConfig)]
     values = load_config(folder, CausalVAE.__name__, [_ARCHITECTURE_KEY, MEAN_KEY, STD_KEY, *settings])
@@ -472,7 +472,7 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     if architecture != _ARCHITECTURE:
         contract = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}"
         remedy = "Its layers differ: train it again, or use that version."
-        raise argument_error("folder", contract, f"{architecture} (1 is telecine 0.1's)", remedy)
+        raise argument_error("folder", contract, f"{architecture}, of an older version", remedy)
     values.pop(MEAN_KEY, None)
     values.pop(STD_KEY, None)
     return validate(CausalVAEConfig, values)

@@ -27,7 +27,7 @@ _FACTORIES = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torc
 # Zeros of at most this many values stay real: positional embeddings are computed with them.
 _SMALL = 2**12
 # More tensors than any autoencoder has; they are built in seconds.
-_MAX_TENSORS = 2**14
+MAX_TENSORS = 2**14
 # Modules that turn a latent into video; all others of an autoencoder compute the latent.
 DECODER = ("decoder", "post_quant_conv")
 MAX_LISTED = 3
@@ -128,8 +128,8 @@ class _WithoutMemory(TorchFunctionMode):
         if func not in _FACTORIES:
             return func(*args, **options)
         self.num_tensors += 1
-        if self.num_tensors > _MAX_TENSORS:
-            raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        if self.num_tensors > MAX_TENSORS:
+            raise ValueError(f"more than {MAX_TENSORS} tensors")
         without_memory = func(*args, **(options | {"device": "meta"}))
         if func is torch.zeros and without_memory.numel() <= _SMALL:
             return func(*args, **options)

@@ -54,7 +54,7 @@ class RunSummary:
     peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: Count = 0  # that are used
     validated_from: Count = 0  # the first step that counts for `validation`: before, the run may have had other clips
-    data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty before telecine 0.3
+    data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty in older runs
     content_sha256: str = ""  # of their content, see `telecine.data.VideoInfo.digest`; empty in older runs
     held_out: InstanceOf[str] = ""  # which files are held out; empty with `val_data`, and in older runs
     # How many parameters of each module `init` gave, and how many it has.
@@ -100,7 +100,7 @@ class SavedClip:
     width: _Size
     metrics: dict[str, Annotated[float, Field(strict=True)]]
     frame_psnr: list[_Finite]  # dB
-    sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty before telecine 0.2
+    sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty in older runs
     fps: _Positive | None = None  # None where older versions wrote one rate for all
     colours: str = ""  # the values of the least and the last colour of a colour map; empty without one
 

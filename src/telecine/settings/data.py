@@ -19,6 +19,21 @@ CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 TIMEOUT = 180.0
 # Settings that do not change what a clip is: latents that are kept stay valid.
 _READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
+# Settings that choose the held-out clips. A run that resumes with other data must change one of them: metrics would not
+# compare.
+HELD_OUT_SETTINGS = (
+    "num_frames",
+    "height",
+    "width",
+    "stride",
+    "image_ratio",
+    "max_pixels",
+    "val_fraction",
+    "holdout",
+    "bit_depth",
+    "layout",
+    "range",
+)
 
 # Settings that older runs lack, and the value with which a run does what older versions did.
 EARLIER: Mapping[str, str] = {"holdout": "earlier"}
@@ -213,7 +228,7 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if self.pixel_format == RGB:  # telecine 0.2 had no other
+        if self.pixel_format == RGB:  # older versions had no other
             del values["channels"], values["bit_depth"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]

@@ -33,6 +33,19 @@ REMOVED: Mapping[str, object] = {
     "discriminator.init_optimizer": False,
     "discriminator.conditional": False,
 }
+# How the names of settings begin that decide which weights exist, and their shapes: a run that resumes keeps them. The
+# discriminators' linear heads depend on the size of the clips.
+NETWORK_SETTINGS = (
+    "causal_vae.",
+    "discriminator.",
+    "trainable.",
+    "clips.num_frames",
+    "clips.height",
+    "clips.width",
+    "objective.reconstruction.learn_logvar",
+)
+# Those of them that say where weights start: the weights of a run that resumes are those of its checkpoint.
+START_SETTINGS = ("discriminator.init", "discriminator.init_optimizer")
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 # Arguments of the commands that train, which are not settings of the run.

@@ -12,9 +12,7 @@ from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
-from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
-from telecine.settings import TrainConfig
 from telecine.training.clips import Clips
 from telecine.training.logging import print_lines
 
@@ -26,71 +24,61 @@ _FEWEST_STEPS = 300
 _PREFIX = "linear/"
 
 
-def prepare_linear(
-    model: VideoAutoencoder,
-    clips: Clips,
-    perceptual: Mapping[str, nn.Module],
-    console: Console,
-    device: torch.device,
-    config: TrainConfig,
-    *,
-    is_new: bool,
-) -> dict[str, float]:
-    """Fit the baseline if `linear_start` or `linear_baseline` asks for it.
+class NoBaselineError(ValueError):
+    """The latent of a model has no linear autoencoder for the clips of a run."""
 
-    Args:
-        model: The autoencoder of the run. A new `CausalVAE` starts with the baseline, and so does a student's decoder.
-        clips: The clips of the run.
-        perceptual: The perceptual metrics of a validation by name.
-        console: Where progress is printed.
-        device: Where the baseline is measured.
-        config: The settings of the run.
-        is_new: Whether the weights of the model are random.
 
-    Returns:
-        The metrics of the baseline by their names in the log; empty without one.
+def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder:
+    """Return the linear autoencoder of a model's latent, fitted to training clips.
+
+    Raises:
+        NoBaselineError: Its patches cannot have the shape of the latent's positions.
     """
-    if config.linear_start and isinstance(model, StudentAutoencoder):
-        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips))
-    starts_linear = config.linear_start and is_new and isinstance(model, CausalVAE)
-    if not starts_linear and not config.linear_baseline:
-        return {}
-    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
-    linear = fit_linear(model, clips)
-    if isinstance(linear, str):
-        console.print(f"no linear baseline: {linear}")
-        return {}
-    if starts_linear:
-        assert isinstance(model, CausalVAE)
-        model.start_from(linear)
-        if config.steps < _FEWEST_STEPS:
-            text = f"{config.steps} steps may end below this linear start, with which training first has to catch up"
-            print_lines(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
-    if not config.linear_baseline:
-        return {}
-    metrics = measure_linear(linear, clips.val, perceptual, device)
-    print_lines(console, [f"linear baseline: held-out {describe_metrics(metrics)}"])
-    return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
-
-
-def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder | str:
-    """Return the linear autoencoder of a model's latent, fitted to training clips, or the reason why there is none."""
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     if linear is None and isinstance(model, CustomAutoencoder):
-        return f"{type(model.module).__name__} has no method `linear_autoencoder`"
+        raise NoBaselineError(f"{type(model.module).__name__} has no method `linear_autoencoder`")
     if linear is None:
-        return "the frames or pixels of a clip do not divide evenly over the positions of this model's latent"
+        reason = "the frames or pixels of a clip do not divide evenly over the positions of this model's latent"
+        raise NoBaselineError(reason)
     for bucket in clips.train.config.train_buckets:
         if not linear.encoder.accepts(*bucket.shape):
-            return f"clips of {bucket} do not consist of its patches"
+            raise NoBaselineError(f"clips of {bucket} do not consist of its patches")
     return linear.fit(training_clips(clips))
+
+
+def start_from_linear(model: CausalVAE, baseline: LinearAutoencoder, console: Console, *, num_steps: int) -> None:
+    """Start a model from the baseline, and warn about a run that may end before it is better."""
+    model.start_from(baseline)
+    if num_steps < _FEWEST_STEPS:
+        text = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
+        print_lines(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
 
 
 def training_clips(clips: Clips) -> Iterator[Video]:
     """Yield the clips that the baseline is fitted to, each `(1, C, T, H, W)`, with progress on the console."""
     for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
+
+
+def measure_baseline(
+    baseline: LinearAutoencoder,
+    val: Sequence[Clip],
+    perceptual: Mapping[str, nn.Module],
+    console: Console,
+    device: torch.device,
+) -> dict[str, float]:
+    """Print the metrics of the baseline on held-out clips, and return them by their names in the log.
+
+    Args:
+        baseline: The baseline, which is moved to the device.
+        val: The held-out clips.
+        perceptual: The perceptual metrics of a validation by name.
+        console: Where they are printed.
+        device: Where it is measured.
+    """
+    metrics = measure_linear(baseline, val, perceptual, device)
+    print_lines(console, [f"linear baseline: held-out {describe_metrics(metrics)}"])
+    return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
 
 
 @torch.no_grad()
@@ -113,9 +101,9 @@ def measure_linear(
     return mean_over_clips(metrics.per_clip())
 
 
-def recorded_linear(run: Run) -> dict[str, float]:
+def recorded_linear(files: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
-    first: dict[str, float] = next(iter(run.history), {})
+    first: dict[str, float] = next(iter(files.history), {})
     return {name: value for name, value in first.items() if name.startswith(_PREFIX)}
 
 

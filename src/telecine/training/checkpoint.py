@@ -49,7 +49,7 @@ class Checkpointer:
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
         self.config = config
-        self.run = Run(config.output_dir)
+        self.files = Run(config.output_dir)
         self.saved_step: int | None = None
         self.latents: dict[str, Any] | None = None
         self._is_main = is_main
@@ -64,7 +64,7 @@ class Checkpointer:
         self._written: Future[None] | None = None
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
-        """Set the statistics of the latent, measured now, which the models of this step are saved with, also again."""
+        """Set the statistics of the latent that saved models carry. The next `save` also replaces that of this step."""
         self.saved_step = None
         self.latents = {"step": state.step, "num_clips": self.config.latent_clips, **vars(statistics)}
         state.autoencoder.set_latent_statistics(statistics)
@@ -77,7 +77,7 @@ class Checkpointer:
             if self._is_main or self._is_sharded:
                 self._written = self._executor.submit(self._write, self._plain_state(state))
             self.saved_step = state.step
-        return self.run.checkpoints.path(state.step)
+        return self.files.checkpoints.path(state.step)
 
     @property
     def has_failed(self) -> bool:
@@ -145,8 +145,8 @@ class Checkpointer:
             digests.update(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._write_files(folder, plain)
-            best = self.run.best_step(self.config.best_metric, step)
-            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, digests=digests)
+            best = self.files.best_step(self.config.best_metric, step)
+            self.files.checkpoints.finish(step, folder, keep=self.config.keep, best=best, digests=digests)
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
@@ -161,9 +161,9 @@ class Checkpointer:
                     text = f"`{value}` is not finite after step {step}. No checkpoint was written."
                     raise DivergenceError(text, value)
         if not self._is_main:
-            return self.run.folder
-        flush([self.run.history.path, self.run.warnings.path])  # records are on the disk before their checkpoint
-        return self.run.checkpoints.begin(step)
+            return self.files.folder
+        flush([self.files.history.path, self.files.warnings.path])  # records are on the disk before their checkpoint
+        return self.files.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         """Write the shards of this process, and return their file and its digest."""
@@ -190,7 +190,7 @@ class Checkpointer:
             if group not in written:
                 tensor_files.save_tensors(folder / f"{group}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        self.run.checkpoints.write_state(folder, plain)
+        self.files.checkpoints.write_state(folder, plain)
         tensor_files.check_headers(folder)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
@@ -204,7 +204,7 @@ class Checkpointer:
             ValueError: The checkpoint is of another version, of another model, or of other terms.
             DamagedError: A file is missing or damaged.
         """
-        plain = self.run.checkpoints.read_state(folder, set(self._plain_state(state)))
+        plain = self.files.checkpoints.read_state(folder, set(self._plain_state(state)))
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(plain["base"])
         with state.ema.applied():

@@ -361,26 +361,28 @@ class Diagnostics:
     """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback.
 
     Args:
-        run: The folder of the run, whose records are read.
+        files: The folder of the run, whose records are read.
         recent: Without values; those of the records are added.
         console: Where warnings are printed.
         rollbacks: How the run went back after divergences, the oldest first.
     """
 
-    def __init__(self, run: Run, recent: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
-        self.run = run
+    def __init__(
+        self, files: Run, recent: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()
+    ) -> None:
+        self.files = files
         self.history = recent
         self.console = console
-        for record in run.history:
+        for record in files.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)
-        lines = [line for line in run.warnings.all() or () if line.rule != ROLLED_BACK]
+        lines = [line for line in files.warnings.all() or () if line.rule != ROLLED_BACK]
         self.warned = {line.rule for line in lines}
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
         for number, rollback in enumerate(rollbacks, 1):
             lines.append(TrainingWarning(rollback.to, ROLLED_BACK, rollback.describe(number), remedy))
         lines.sort(key=lambda line: line.step)
-        run.warnings.write(asdict(line) for line in lines)
+        files.warnings.write(asdict(line) for line in lines)
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""
@@ -392,7 +394,7 @@ class Diagnostics:
             if finding is None:
                 continue
             self.warned.add(name)
-            self.run.warnings.append(asdict(TrainingWarning(step, name, finding.message, finding.remedy)))
+            self.files.warnings.append(asdict(TrainingWarning(step, name, finding.message, finding.remedy)))
             text = f"step {step}: {finding.message} ({name}). {finding.remedy}"
             self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
             logger.warning("%s", text)

@@ -25,8 +25,9 @@ def create_repository(name: str) -> str:
     try:
         return create_repo(name, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
+        contract = "false without access to the Hub"
         remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or turn `push_to_hub` off."
-        raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
+        raise argument_error("push_to_hub", contract, f"{type(error).__name__}: {error}", remedy) from error
 
 
 def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
@@ -57,5 +58,6 @@ def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[st
     try:
         upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
     except _HUB_ERRORS as error:
+        contract = "false without access to the Hub"
         remedy = f"The run is complete, with the weights in {folder}. Run the same command again to upload them."
-        raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
+        raise argument_error("push_to_hub", contract, f"{type(error).__name__}: {error}", remedy) from error

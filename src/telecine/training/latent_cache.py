@@ -41,7 +41,7 @@ _FORMAT = 1
 # Clips are collected in memory until they fill a file of this size.
 _FILE_BYTES = 2**26
 _MEAN, _LOGVAR = "mean", "logvar"
-# Of the values of a file, in its metadata. Telecine 0.2 wrote none.
+# The digest of a file's values, in its metadata. Files of older versions have none.
 _DIGEST = "sha256"
 # Numbers of a channel-wise value that a line shows.
 _NUM_SHOWN = 4
@@ -239,7 +239,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
         return
-    saved = {"clips.weighting": "frames"} | read_json(path)  # telecine 0.2 had no other
+    saved = {"clips.weighting": "frames"} | read_json(path)  # older versions had no other
     changed = [name for name, value in identity.items() if saved.get(name) != value]
     if changed:
         contract = "a folder of latents of this encoder, data and clips"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,15 +18,24 @@ from telecine.base.checks import Interrupted, argument_error
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
 from telecine.losses.perceptual import LPIPS
-from telecine.models import VideoAutoencoder
+from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.latent import Normalisation
+from telecine.models.student import StudentAutoencoder
 from telecine.models.transfer import copy_from
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import OptimizerConfig, TrainConfig
-from telecine.training.baseline import prepare_linear, recorded_linear
+from telecine.training.baseline import (
+    NUM_CLIPS,
+    NoBaselineError,
+    fit_linear,
+    measure_baseline,
+    recorded_linear,
+    start_from_linear,
+    training_clips,
+)
 from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import Clips, build_clips
@@ -54,20 +63,20 @@ class LockedFolder:
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, *, steal: bool = False) -> None:
-        self.run = Run(config.output_dir)
+        self.files = Run(config.output_dir)
         self.lock: RunLock | None = None
         on_first_process(partial(self._take, config.data, steal=steal), accelerator)
 
     def _take(self, data: str | None, *, steal: bool) -> None:
-        check_output("output_dir", data, str(self.run.folder))
-        self.run.check_files()
-        self.lock = RunLock(self.run.folder, steal=steal)
-        mark_output(self.run.folder)
+        check_output("output_dir", data, str(self.files.folder))
+        self.files.check_files()
+        self.lock = RunLock(self.files.folder, steal=steal)
+        mark_output(self.files.folder)
 
     def remove_residue(self) -> None:
         """Remove what an interrupted run has left half written."""
         if self.lock is not None:
-            self.run.remove_residue(self.lock.taken_at)
+            self.files.remove_residue(self.lock.taken_at)
 
     def release(self) -> None:
         """Let other processes train in the folder."""
@@ -125,7 +134,7 @@ class TrainingRun:
     @property
     def files(self) -> Run:
         """The run's folder."""
-        return self.folder.run
+        return self.folder.files
 
     def remove_old_checkpoints(self) -> None:
         """Remove all checkpoints but the newest ones and the best one."""
@@ -178,7 +187,7 @@ def prepare(
         print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
-        start = _find_start(config, autoencoder, folder.run, accelerator, console, change_data=change_data)
+        start = _find_start(config, autoencoder, folder.files, accelerator, console, change_data=change_data)
         try:
             return _build(start, folder, accelerator, console, start_time=start_time, change_data=change_data)
         except torch.OutOfMemoryError as error:
@@ -191,7 +200,7 @@ def prepare(
 def _find_start(
     config: TrainConfig,
     module: nn.Module | None,
-    run: Run,
+    files: Run,
     accelerator: Accelerator,
     console: Console,
     *,
@@ -200,19 +209,18 @@ def _find_start(
     """Return where the run starts, after a check that the settings fit the checkpoint."""
     if module is None:
         module = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
-    checkpoint = newest_checkpoint(run, accelerator, console)
+    checkpoint = newest_checkpoint(files, accelerator, console)
     saved = None
     summary = None
     if checkpoint is None:
-        print_warnings(console, on_first_process(partial(check_records, run), accelerator))
+        print_warnings(console, on_first_process(partial(check_records, files), accelerator))
     else:
         if accelerator.is_main_process:
-            summary = read_earlier_summary(run, console)
+            summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
         saved.check_networks(config)
         if not change_data:
-            # Whether data in another place is the same is checked once it is read.
-            saved.check_data(config.data, is_same=True)
+            saved.check_data(config.data, may_be_same=True)  # data in another place is compared once it is read
         config = _with_first_start(config, saved.values, console)
     if config.batch_size == "auto":
         config = _with_batch_size(config, checkpoint, accelerator, console, is_custom=module is not None)
@@ -236,7 +244,7 @@ def _build(
 
     hub_repository = None
     if config.push_to_hub and is_main:
-        hub_repository = create_repository(config.hub_model_id or folder.run.folder.resolve().name)
+        hub_repository = create_repository(config.hub_model_id or folder.files.folder.resolve().name)
 
     # The model, on the CPU.
     model = build_autoencoder(config, start.module)
@@ -253,16 +261,16 @@ def _build(
         if line is not None:
             print_lines(console, [line])
 
-    # The metrics of a validation, and the linear baseline, from which a new model starts.
+    # The metrics of a validation, and the linear baseline, from which new weights start.
     perceptual: dict[str, nn.Module] = {}
     if config.clips.has_colours:
         perceptual["lpips_alex"] = LPIPS("alex").to(device)
     linear: dict[str, float] = {}
+    num_linear, _ = copied.get("encoder.linear", (0, 0))
+    is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:  # the others get its weights
-            has_linear = copied.get("encoder.linear", (0, 0))[0] > 0
-            is_new = start.module is None and config.model is None and not has_linear
-            linear = prepare_linear(model, clips, perceptual, console, device, config, is_new=is_new)
+            linear = _fit_linear_maps(config, model, clips, perceptual, console, device, is_new=is_new)
     first_normalisation = model.latent_normalisation()
 
     # The state on the device, new or from the checkpoint.
@@ -298,7 +306,7 @@ def _build(
         start=start_time,
     )
     if is_main and is_resumed and records.summary.validated_from == 0:
-        linear = recorded_linear(folder.run)
+        linear = recorded_linear(folder.files)
     run = TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -336,22 +344,65 @@ def _read_data(
     return clips, data
 
 
-def newest_checkpoint(run: Run, accelerator: Accelerator, console: Console) -> Path | None:
+def _fit_linear_maps(
+    config: TrainConfig,
+    model: VideoAutoencoder,
+    clips: Clips,
+    perceptual: Mapping[str, nn.Module],
+    console: Console,
+    device: torch.device,
+    *,
+    is_new: bool,
+) -> dict[str, float]:
+    """Start weights from fitted linear maps if `linear_start` is set, and return the metrics of the linear baseline.
+
+    Args:
+        config: The settings.
+        model: The autoencoder, which is changed by `linear_start` alone.
+        clips: The clips of the run.
+        perceptual: The perceptual metrics of a validation by name.
+        console: Where progress is printed.
+        device: Where maps are fitted and measured.
+        is_new: Whether the linear map of a `CausalVAE` is random.
+
+    Returns:
+        The metrics by their names in the log; empty without `linear_baseline`.
+    """
+    if config.linear_start and isinstance(model, StudentAutoencoder):
+        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
+        model.to(device).start_from(training_clips(clips))
+    starts_linear = config.linear_start and is_new and isinstance(model, CausalVAE)
+    if not starts_linear and not config.linear_baseline:
+        return {}
+    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
+    try:
+        baseline = fit_linear(model, clips)
+    except NoBaselineError as reason:
+        console.print(f"no linear baseline: {reason}")
+        return {}
+    if starts_linear:
+        start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
+    if not config.linear_baseline:
+        return {}
+    return measure_baseline(baseline, clips.val, perceptual, console, device)
+
+
+def newest_checkpoint(files: Run, accelerator: Accelerator, console: Console) -> Path | None:
     """Return the newest intact checkpoint of a run, or None. Every process has to call this.
 
     Args:
-        run: The run's folder.
+        files: The run's folder.
         accelerator: The processes of the run.
         console: Where a warning about each damaged checkpoint is printed.
 
     Raises:
         ValueError: If no checkpoint is intact, or a process does not see the folder of the first one.
     """
-    checkpoint, notes = on_first_process(run.checkpoints.newest_intact, accelerator)
+    checkpoint, notes = on_first_process(files.checkpoints.newest_intact, accelerator)
     print_warnings(console, notes)
     if any_rank(checkpoint is not None and not checkpoint.is_dir(), accelerator.device):
         remedy = "Use such a folder, or copy this one to the other machines."
-        raise argument_error("output_dir", "a folder that all processes see", str(run.folder), remedy)
+        raise argument_error("output_dir", "a folder that all processes see", str(files.folder), remedy)
     return checkpoint
 
 
@@ -364,10 +415,10 @@ def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:
     )
 
 
-def read_earlier_summary(run: Run, console: Console) -> RunSummary | None:
+def read_earlier_summary(files: Run, console: Console) -> RunSummary | None:
     """Return the summary of a run until now, or None with a warning if the file is damaged."""
     try:
-        return run.summary()
+        return files.summary()
     except ValueError as error:
         print_warnings(console, [f"{error} The time before is not counted."])
         return None

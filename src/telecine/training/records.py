@@ -50,31 +50,31 @@ class Records:
         self.config = config
         self.accelerator = accelerator
         self.console = console
-        self.run = Run(config.output_dir)
+        self.files = Run(config.output_dir)
         self.summary = summary.after(before, state.step)
         self.start = start
         self.diagnostics: Diagnostics | None = None
         if accelerator.is_main_process:
-            self.run.write_environment(environment(accelerator.device))
+            self.files.write_environment(environment(accelerator.device))
             if state.step < config.steps:  # a finished run keeps the settings that it was trained with
-                write_settings(self.run.folder, config)
+                write_settings(self.files.folder, config)
                 if self.summary.validated_from > state.step:
                     text = "other held-out clips: earlier validations and the linear baseline no longer count"
                     print_warnings(console, [text])
             if before is None:
-                self.run.write_summary(self.summary)
+                self.files.write_summary(self.summary)
         self._remove_after(state.step if is_resumed else -1, state)
         resumed_at = state.step if is_resumed else None
-        start_all = partial(start_trackers, accelerator, plain_settings(config), self.run, resumed_at)
+        start_all = partial(start_trackers, accelerator, plain_settings(config), self.files, resumed_at)
         on_first_process(start_all, accelerator)
 
     def _remove_after(self, step: int, state: TrainState) -> None:
         """Remove the records after a step, and restart the diagnostics with the records that are left."""
         if self.accelerator.is_main_process:
-            state.num_records, notes = self.run.cut(step, expected=state.num_records)
+            state.num_records, notes = self.files.cut(step, expected=state.num_records)
             print_warnings(self.console, notes)
             values = RecentValues(self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(self.run, values, console=self.console, rollbacks=state.rollbacks)
+            self.diagnostics = Diagnostics(self.files, values, console=self.console, rollbacks=state.rollbacks)
 
     def go_back(self, state: TrainState) -> None:
         """Remove the records after the state's step, to which the run has gone back."""
@@ -85,8 +85,8 @@ class Records:
         """Record values at the state's step, and check them for signs of a failure."""
         if self.accelerator.is_main_process:
             assert self.diagnostics is not None
-            self.run.history.append({"step": state.step, **values})
+            self.files.history.append({"step": state.step, **values})
             self.accelerator.log(dict(values), step=state.step)
             self.diagnostics.check(state.step, values)
-            self.run.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
+            self.files.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
         state.num_records += 1

@@ -8,42 +8,22 @@ from typing import Any
 from telecine.base.checks import argument_error, describe
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
+from telecine.settings.data import HELD_OUT_SETTINGS
 from telecine.settings.parse import flat_items, merged, nested
-from telecine.settings.train import REMOVED
-
-# The settings that choose the held-out clips.
-_CLIP_CHOICE = (
-    "num_frames",
-    "height",
-    "width",
-    "stride",
-    "image_ratio",
-    "max_pixels",
-    "val_fraction",
-    "holdout",
-    "bit_depth",
-    "layout",
-    "range",
-)
-# Groups of settings that decide which weights exist, and their shapes.
-_NETWORK_GROUPS = ("causal_vae.", "discriminator.", "trainable.")
-# The discriminators' linear heads depend on the size of the clips.
-_NETWORK_SETTINGS = ("clips.num_frames", "clips.height", "clips.width", "objective.reconstruction.learn_logvar")
-# Where discriminators started; they are now those of the checkpoint.
-_STARTS = ("discriminator.init", "discriminator.init_optimizer")
+from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
 
 
-def check_records(run: Run) -> list[str]:
-    """Return what to say if records are removed because their run has no checkpoint.
+def check_records(files: Run) -> list[str]:
+    """Return warnings for a run without a checkpoint: its records are removed.
 
     Raises:
-        ValueError: The run surely had a checkpoint: its records go beyond two times `save_every`.
+        ValueError: The run had a checkpoint: its records go beyond two times `save_every`.
     """
-    last = run.history.last_step()
-    save_every = read_saved_settings(run.folder).get("save_every", last)
+    last = files.history.last_step()
+    save_every = read_saved_settings(files.folder).get("save_every", last)
     if last > 2 * save_every:  # the second checkpoint waits for the first one
-        got = f"{run.folder}, with records up to step {last}, whose checkpoints are gone"
+        got = f"{files.folder}, with records up to step {last}, whose checkpoints are gone"
         remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
         raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
     if last == 0:
@@ -52,16 +32,16 @@ def check_records(run: Run) -> list[str]:
 
 
 class SavedSettings:
-    """The settings of a checkpoint, beside which a run that resumes from it puts its own."""
+    """The settings of a checkpoint, which are compared with those of a run that resumes from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
 
     def changes(self, config: TrainConfig) -> list[str]:
-        """Return "name old -> new" for each setting that differs, but for the model and the folder.
+        """Return "name old -> new" for each setting that differs, except the model and the folder.
 
-        A setting that an older version lacked had its default.
+        Settings that an older version did not have count as their defaults.
         """
         saved = flat_settings(_with_removed(self.values))
         now = flat_settings(_with_removed(plain_settings(config)))
@@ -76,12 +56,12 @@ class SavedSettings:
                 changes.append(f"{name} {before} -> {after}")
         return changes
 
-    def check_data(self, data: str | None, *, is_same: bool) -> None:
-        """Check that the run trains on the data of its checkpoint, which may be in another place.
+    def check_data(self, data: str | None, *, may_be_same: bool) -> None:
+        """Check that the run trains on the data of its checkpoint. The data may have been moved.
 
         Args:
             data: The folder or list of videos; None for the sample videos.
-            is_same: Whether files and held-out clips are the same, or not known yet.
+            may_be_same: Whether files and held-out clips may be the same: they are, or were not compared yet.
 
         Raises:
             ValueError: The data differs.
@@ -89,7 +69,7 @@ class SavedSettings:
         saved = self.values["data"]
         if saved == data:
             return
-        if saved and data and (is_same or os.path.realpath(saved) == os.path.realpath(data)):
+        if saved and data and (may_be_same or os.path.realpath(saved) == os.path.realpath(data)):
             return
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
@@ -112,7 +92,7 @@ class SavedSettings:
             is_same_content = before.content_sha256 in ("", data["content_sha256"])
             is_same_files = before.data_sha256 == data["data_sha256"] and is_same_content
             is_same = is_same_files and before.validation == data["validation"]
-        self.check_data(now["data"], is_same=is_same)
+        self.check_data(now["data"], may_be_same=is_same)
         if before is None:
             return []
         pairs = {
@@ -136,10 +116,10 @@ class SavedSettings:
         """Check that no setting that changes the networks differs.
 
         Raises:
-            ValueError: Such a setting differs; it is the first one.
+            ValueError: Such a setting differs. The error names the first one.
         """
         if "gan" not in self.values["objective"]:
-            contract, got = "a new folder or a run of this version", f"{self.folder}, written by telecine 0.1"
+            contract, got = "a new folder or a run of this version", f"{self.folder}, written by an older version"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
         saved = _network_settings(plain_settings(TrainConfig()))  # an older version lacks new settings
         saved.update(_network_settings(self.values))
@@ -178,13 +158,13 @@ def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any]
 
 
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:
-    """Return the settings that choose the held-out clips; the defaults of those that an older version lacks."""
+    """Return the settings that choose the held-out clips; defaults for those that an older version does not have."""
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
-    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in _CLIP_CHOICE]]
+    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in HELD_OUT_SETTINGS]]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with those of older versions that are no more, at the value that they always have now."""
+    """Return settings with those that were removed since older versions, at the only value that is left."""
     return merged([nested(REMOVED.items()), settings])
 
 
@@ -194,13 +174,25 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     flat = dict(flat_items(_with_removed(settings)))
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
-    names = [name for name in flat if name.startswith(_NETWORK_GROUPS) or name in _NETWORK_SETTINGS]
-    networks.update({name: flat[name] for name in names if name not in _STARTS})
+    names = [name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS]
+    networks |= {name: flat[name] for name in names}
     networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     weights = [term.setting for term in ObjectiveConfig().term_schedules().values() if term.is_saved]
     for weight in (*weights, "adaptive_weight.decay"):
         name = f"objective.{weight}"
-        is_on = flat.get(name, 0) > 0 or flat.get(f"{name}.weight", 0) > 0 or flat.get(f"{name}.initial", 0) > 0
-        networks[name] = "above 0" if is_on else "0"
+        networks[name] = "above 0" if _is_ever_on(flat, name) else "0"
     return networks
+
+
+def _is_ever_on(flat: Mapping[str, Any], name: str) -> bool:
+    """Return whether a weight is above 0 at any step; False if an older version did not have it.
+
+    Args:
+        flat: Plain settings by their dotted names.
+        name: The weight: a number, or a ramp, which is flattened to `{name}.weight`, `{name}.initial` and others.
+    """
+    if name in flat:
+        return bool(flat[name] > 0)
+    ramp = Ramp(weight=flat.get(f"{name}.weight", 0), initial=flat.get(f"{name}.initial", 0))
+    return ramp.is_ever_on

@@ -44,7 +44,8 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
         accelerator.init_trackers(settings["tracker_project"], init_kwargs=options)
     except _start_errors(names) as error:
         remedy = "Log in to the tracker or use it offline, and check `tracker_options`; or leave it out of `trackers`."
-        raise argument_error("trackers", "able to start", f"{type(error).__name__} ({error})", remedy) from error
+        got = f"{type(error).__name__} ({error})"
+        raise argument_error("trackers", "names of trackers that start", got, remedy) from error
     for tracker in accelerator.trackers:
         if tracker.name != _TENSORBOARD:  # it would make another folder at each start
             tracker.store_init_configuration(settings if tracker.name in _NESTED else flat_settings(settings))

@@ -69,7 +69,7 @@ def validate_model(
     decodings = model.validation_decodings()
     more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
-    positions_kept = _evenly_spaced(len(indices), NUM_KEPT)
+    positions_kept = _starts_of_parts(len(indices), NUM_KEPT)
     kept: list[ValidationClip] = []
     latents: list[Tensor] = []
     try:
@@ -108,7 +108,7 @@ def validate_model(
     if latents:
         all_latents = torch.stack(_gather_clips(indices, latents))
         latent = latent_summary(all_latents) | code_usage(model.codebook, all_latents.to(device))
-    shown = [kept[position] for position in _evenly_spaced(len(kept), NUM_SHOWN)]
+    shown = [kept[position] for position in _starts_of_parts(len(kept), NUM_SHOWN)]
     rates = [clip.fps for clip in shown]
     picture = side_by_side(
         inputs=at_one_rate([clip.target for clip in shown], rates),
@@ -130,6 +130,7 @@ def _gather_clips(indices: Sequence[int], values: Sequence[T]) -> list[T]:
     return [by_index[index] for index in sorted(by_index)]
 
 
-def _evenly_spaced(total: int, count: int) -> list[int]:
+def _starts_of_parts(total: int, count: int) -> list[int]:
+    """Divide the indices from 0 to `total - 1` into at most `count` equal parts, and return the first of each."""
     count = min(total, count)
     return [index * total // count for index in range(count)]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
@@ -50,8 +51,7 @@ class WeightFiles:
 
     def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
         self._is_sharded = is_sharded
-        # Its tensors have the same shapes, but all elements of one share their memory.
-        self._without_memory = _copy_of(model, lambda _, x: torch.empty((), dtype=x.dtype).expand(x.shape))
+        self._on_meta = _copy_with(model, _tensors_like(model, partial(torch.empty_like, device="meta")))
         self.base: str | None = None
         if low_rank_layers(model):
             frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
@@ -66,7 +66,7 @@ class WeightFiles:
             statistics: Those of the latent, which the folder holds; None if they are not measured.
             weights: All tensors of the autoencoder's state dict, on the CPU.
         """
-        model = _copy_of(self._without_memory, lambda key, _: weights[key])
+        model = _copy_with(self._on_meta, weights)
         if statistics is not None:
             model.set_latent_statistics(statistics)
         model.save_pretrained(folder / name)
@@ -84,7 +84,7 @@ class WeightFiles:
             statistics: Those of the latent, which the folder holds; None if they are not measured.
         """
         with TemporaryDirectory(dir=folder) as temporary:
-            model = _copy_of(self._without_memory, lambda _, x: _mapped(x, temporary))
+            model = _copy_with(self._on_meta, _tensors_like(self._on_meta, partial(_mapped, folder=temporary)))
             weights = model.state_dict()
             for group in dict.fromkeys((MODEL, name)):
                 load_into({key: weights[key] for key in saved_tensors(folder, group)}, folder, group)
@@ -124,7 +124,7 @@ class WeightFiles:
             check_tensors(targets, saved, name=str(folder / SHARDS), contract="the model's weights", remedy=remedy)
             load_into(targets, folder, name)
         elif self._is_sharded:  # loads the whole model for a moment, as at the start of a run
-            whole = _copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            whole = _copy_with(self._on_meta, _tensors_like(self._on_meta, partial(torch.empty_like, device="cpu")))
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder, name)
             copy_module(whole, into=model)
@@ -132,14 +132,33 @@ class WeightFiles:
             _load_whole(model, folder, name)
 
 
-def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor]) -> VideoAutoencoder:
-    """Return a copy of a model, whose saved tensors are those that `make` returns for name and value."""
-    # Where `deepcopy` looks up what it has copied already. Frozen networks, which are not saved, are shared.
+def _tensors_like(model: VideoAutoencoder, make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return a new tensor for each one in a model's state dict; a tensor with several names has one new tensor."""
+    tensors: dict[str, Tensor] = {}
+    new_of: dict[int, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in new_of:
+            new_of[id(tensor)] = make(tensor.detach())
+        tensors[name] = new_of[id(tensor)]
+    return tensors
+
+
+def _copy_with(model: VideoAutoencoder, tensors: Mapping[str, Tensor]) -> VideoAutoencoder:
+    """Return a copy of a model with other tensors in place of those that its state dict names.
+
+    `deepcopy` looks up in `memo` what it has copied already, so it takes the tensors from there and copies no weight.
+    Tensors with several names stay one tensor. `load_state_dict(assign=True)` would separate them, and it could only
+    replace the weights of a whole copy, which needs the memory twice.
+
+    Args:
+        model: The model. Its frozen networks are not saved: the copy shares them.
+        tensors: A tensor for each name in the state dict, of the same shape.
+    """
     memo: dict[int, Any] = {id(module): module for module in model.modules() if isinstance(module, Frozen)}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in memo:  # a tensor with several names
             continue
-        copied = make(name, tensor.detach())
+        copied = tensors[name]
         if isinstance(tensor, nn.Parameter):
             copied = nn.Parameter(copied, tensor.requires_grad)
         memo[id(tensor)] = copied

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
-from telecine.models import load_autoencoder
+from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.runs.settings import write_settings
-from telecine.settings import DistillConfig
+from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig
 from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
 
 from ...models.tiny_models import tiny_model
@@ -79,10 +79,12 @@ def test_teachers_with_other_rules_of_frames(folder, name, frames):
     shutil.rmtree(Run(Path("parts")).checkpoints.all()[-1][1])
     assert main([*command, "--output_dir", "parts"]) == 0
     whole, parts = (Run(Path(output)).checkpoints.all()[-1][1] for output in ("whole", "parts"))
-    ours, theirs = tensors(whole), tensors(parts)
+    ours = tensors(whole)
+    theirs = tensors(parts)
     assert len(ours) == 6
     assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
-    student, teacher = load_autoencoder(whole / "ema"), DiffusersAutoencoder.from_pretrained(name).eval()
+    student = load_autoencoder(whole / "ema")
+    teacher = DiffusersAutoencoder.from_pretrained(name).eval()
     video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
     teacher.requires_grad_(False)  # as the student's: PyTorch multiplies matrices of trained weights in other shapes
     with torch.no_grad():
@@ -97,14 +99,14 @@ def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder)
     assert term.state_dict() == {}
     target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     of_teacher = DiffusersAutoencoder.from_pretrained("wan").encode(target).mode().detach()
-    mean = of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher)
+    mean = of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher).clone().requires_grad_()
     assert term(latent=of_teacher, target=target) == pytest.approx(0.0, abs=1e-8)
-    assert term(latent=mean, target=target) == pytest.approx(1.0, rel=1e-3)
+    loss = term(latent=mean, target=target)
+    assert loss.item() == pytest.approx(1.0, rel=1e-3)
     half = term(latent=mean, target=target, weight=torch.tensor([0.5, 0.5]))
-    assert half == pytest.approx(0.5, rel=1e-3)
-    latent = mean.clone().requires_grad_()
-    term(latent=latent, target=target).backward()
-    assert latent.grad.abs().sum() > 0
+    assert half.item() == pytest.approx(0.5, rel=1e-3)
+    loss.backward()
+    assert mean.grad.any()
 
 
 def test_the_term_of_the_reconstruction(folder):
@@ -122,12 +124,34 @@ def test_the_term_of_the_reconstruction(folder):
 
 
 @pytest.fixture
+def generating(folder):
+    """Have a telecine model whose decoder generates in the working directory."""
+    small = {"latent_channels": 4, "patch_size": 2, "base_channels": 8, "blocks_per_level": 1}
+    CausalVAE(CausalVAEConfig(spatial_compression=4, decoder="flow", **small)).save_pretrained("generates")
+
+
+@torch.no_grad()
+def test_the_reconstruction_of_a_teacher_that_generates(generating):
+    latent = torch.randn(2, 4, 2, 8, 8)
+    shape = (2, 3, 5, 32, 32)
+    teacher = load_autoencoder("generates")
+    teacher.set_decoding(steps=2)
+    expected = teacher.decode(latent, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    term = TeacherReconstruction("generates", decode_steps=2)
+    assert term(reconstruction=expected, latent=latent, generator=torch.Generator().manual_seed(1)) == 0
+
+
+@pytest.fixture
 def trained(monkeypatch):
     """Return a list of the settings that `train` would get from `distill`."""
-    found = []
-    result = SimpleNamespace(print_to=lambda console: None)
-    monkeypatch.setattr(run, "train", lambda config, **_: (found.append(config), result)[1])
-    return found
+    configs = []
+
+    def train(config, **_):
+        configs.append(config)
+        return SimpleNamespace(print_to=lambda console: None)
+
+    monkeypatch.setattr(run, "train", train)
+    return configs
 
 
 def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
@@ -137,6 +161,28 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
         assert main(["distill", "--config", "config.yaml", "--teacher_weight", weight]) == 0
     assert trained[1] == trained[0]
     assert [[*config.objective.terms] for config in trained[1:]] == [["wavelet", "teacher_reconstruction"], ["wavelet"]]
+
+
+def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, trained):
+    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
+    assert main([*command, "--latent_weight", "2", "--feature_weight", "0.1"]) == 0
+    (config,) = trained
+    assert (config.model, config.teacher) == (None, str(folder / "wan"))
+    weights = {name: term.weight for name, term in config.objective.terms.items()}
+    assert weights == {"wavelet": 0.1, "teacher_latent": 2, "teacher_features": 0.1}
+
+
+@pytest.mark.parametrize(("student", "linear_start"), [("teacher", False), ("flow.yaml", True)])
+def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(generating, trained, student, linear_start):
+    """It starts as the teacher if their decoders are alike, otherwise as a linear map."""
+    Path("flow.yaml").write_text("decoder: flow\nbase_channels: 16\nblocks_per_level: 1\n")
+    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--student", student]
+    assert main([*command, "--teacher_weight", "0.5", "--teacher_decode_steps", "3"]) == 0
+    (config,) = trained
+    assert config.causal_vae.flow.one_step
+    assert config.linear_start == linear_start
+    params = config.objective.terms["teacher_reconstruction"].params
+    assert params == {"teacher": str(Path("generates").resolve()), "decode_steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -158,17 +204,17 @@ def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, 
 
 
 def test_errors(folder):
-    with pytest.raises(
-        ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher MODEL`"
-    ):
+    Path("nested.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
+    with pytest.raises(ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher"):
         distill(DistillConfig())
-    clips = {"clips": DistillConfig().clips.__class__(num_frames=5, height=32, width=32)}
-    with pytest.raises(ValueError, match="`teacher_weight` must be at least 0"):
-        distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
-    with pytest.raises(ValueError, match="`latent_weight` must be above 0"):
-        distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
-    Path("student.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
-    with pytest.raises(
-        ValueError, match=r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a"
+    for settings, message in (
+        ({"teacher_weight": -1.0}, "`teacher_weight` must be at least 0"),
+        ({"latent_weight": 0.0}, "`latent_weight` must be above 0"),
+        (
+            {"student": "nested.yaml", "teacher_weight": 1.0},
+            r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a",
+        ),
     ):
-        distill(DistillConfig(teacher="wan", student="student.yaml", teacher_weight=1.0, **clips))
+        clips = ClipConfig(num_frames=5, height=32, width=32)
+        with pytest.raises(ValueError, match=message):
+            distill(DistillConfig(teacher="wan", clips=clips, **settings))

@@ -13,7 +13,8 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.latents.denoising import LEVELS, WienerFilter, largest_patch, measure_denoiser, velocity_losses
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
-PATCH, SHAPE = (1, 2, 2), (4, 1, 8, 8)
+PATCH = (1, 2, 2)
+SHAPE = (4, 1, 8, 8)
 
 
 def covariance():
@@ -104,7 +105,8 @@ def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, mo
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     monkeypatch.setattr(denoiser, "decode", lambda latent: torch.zeros(1, 5, 1, 32, 32))
     monkeypatch.setattr(denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4]))
-    clips, samples = torch.rand(2, 1, 5, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
+    clips = torch.rand(2, 1, 5, 1, 32, 32) * 2 - 1
+    samples = tmp_path / "samples.mp4"
     linear = WienerFilter.fit(gaussian(40, seed=1))
     probe = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, None, 1.0)
     assert probe.frechet == {}
@@ -117,7 +119,8 @@ def test_the_distance_of_features_that_are_not_finite_is_nan(denoiser, monkeypat
     """The clips are shown, and the losses known."""
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     monkeypatch.setattr(denoiser, "decode", lambda latent: torch.full((1, 3, 1, 32, 32), torch.nan))
-    clips, samples = torch.rand(5, 1, 3, 1, 32, 32) * 2 - 1, tmp_path / "samples.mp4"
+    clips = torch.rand(5, 1, 3, 1, 32, 32) * 2 - 1
+    samples = tmp_path / "samples.mp4"
     linear = WienerFilter.fit(gaussian(40, seed=1))
     network = lambda video: video.mean((2, 3, 4))  # noqa: E731
     probe = measure_denoiser(denoiser.eval(), linear, lambda: iter(clips), samples, 0, network, 1.0)
