@@ -262,7 +262,8 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
 def test_the_term_of_the_reconstruction_of_a_teacher_that_generates(run):
     term = TeacherReconstruction(run.output_dir, decode_steps=2)
     teacher = term.teacher.module
-    latent, shape = torch.randn(2, 4, 2, 8, 8), (2, 3, 5, 32, 32)
+    latent = torch.randn(2, 4, 2, 8, 8)
+    shape = (2, 3, 5, 32, 32)
     generators = [clip_generators(0, [3, 4], torch.device("cpu")) for _ in range(2)]
     sample = teacher.decode(latent, randn(shape, generator=generators[0], device=latent.device)).detach()
     assert term(reconstruction=sample, latent=latent, generator=generators[1]) == 0

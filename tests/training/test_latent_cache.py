@@ -252,6 +252,7 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
         run.state.autoencoder.decoder.linear.first.bias.add_(1)
     assert identity_of(run.state.autoencoder, run.clips.train, "no") == same, "decoders do not matter"
     run.close()
+    prepare(config, quiet()).close()
     changes = {
         "encoder, seed": {"seed": 1},
         "data, clips.stride": {"clips": replace(CLIPS, stride=2, num_clips=None), "val_data": config.data},

@@ -101,9 +101,11 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     def of_another_package(real, fake):
         return mse(reconstruction=fake, target=real)
 
-    of_another_package.__module__, of_another_package.__qualname__ = "other_package.losses", "mine"
+    of_another_package.__module__ = "other_package.losses"
+    of_another_package.__qualname__ = "mine"
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
-    terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
+    terms["extra"].target.__module__ = "other_package.losses"
+    terms["extra"].target.__qualname__ = "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     SavedSettings(tmp_path).check_networks(config)
@@ -139,7 +141,8 @@ DATA |= {"data_sha256": "", "content_sha256": "ij"}
     ],
 )
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
-    config, data = TrainConfig(data="a"), DATA | data
+    config = TrainConfig(data="a")
+    data = DATA | data
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert SavedSettings(tmp_path).check_clips(config, SUMMARY, data) == changes
     data["validation"] = replace(CLIPS_BEFORE, sha256="ba")

@@ -100,7 +100,8 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     state = build(discriminator=spectral)
     state.step = 10
     network = state.objective.discr_3d.train()
-    expected, passes = copy.deepcopy(network), []
+    expected = copy.deepcopy(network)
+    passes = []
     expected(video)
     network.register_forward_hook(lambda *_: passes.append(1))
     log = train_step(state, [MicroBatch(clip, [index]) for index, clip in enumerate(video.split(1))])
