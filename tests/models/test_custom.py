@@ -177,7 +177,7 @@ def test_a_loss_that_is_no_tensor_is_refused():
         def forward(self, video):
             return super().forward(video), {"kl": 0.0}
 
-    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of tensors and a latent"):
+    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of losses and a latent"):
         CustomAutoencoder(Returns())(clip())
 
 
