@@ -24,6 +24,7 @@ NUM_STEPS = 40
 LATER: Settings = {
     "tracker_project": "telecine",
     "init": None,
+    "allow_tf32": None,
     "clips": {
         "weighting": "frames",
         "channels": "rgb",
@@ -46,6 +47,7 @@ LATER: Settings = {
             "level_std": 1.0,
             "shift": 1.0,
             "shift_pixels": None,
+            "noise_fraction": 0.0,
             "weighting": "uniform",
             "one_step": False,
         },

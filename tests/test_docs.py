@@ -46,6 +46,10 @@ OTHERS = {
 }
 
 
+def text_of(page):
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
 GROUPS = {"reconstruction", "perceptual", "gan", "penalty", "adaptive_weight"}
 
 
@@ -56,10 +60,11 @@ def test_every_page_is_tested():
 @pytest.mark.parametrize("name", NUM_BLOCKS)
 @pytest.mark.slow
 def test_code_runs(name, cached_weights):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text_of(name), flags=re.DOTALL)
     assert len(blocks) == NUM_BLOCKS[name]
     torch.manual_seed(0)
-    x, y = torch.rand(2, 3, 4, 32, 32) * 2 - 1, torch.rand(2, 3, 4, 32, 32, requires_grad=True)
+    x = torch.rand(2, 3, 4, 32, 32) * 2 - 1
+    y = torch.rand(2, 3, 4, 32, 32, requires_grad=True)
     names = {"x": x, "y": y, "model": Model()}
     for block in blocks:
         exec(compile(block.replace("step=0, last_layer", "step=30_000, last_layer"), name, "exec"), names)
@@ -68,13 +73,14 @@ def test_code_runs(name, cached_weights):
             total, _ = loss(x, y, index, 30_000, generator=[torch.Generator() for _ in x])  # as training passes them
             assert total.isfinite()
             total.backward()
-        if update := names.pop("update", None):
+        update = names.pop("update", None)
+        if update is not None:
             assert update.disc_loss.isfinite()
             assert "train/adaptive_weight" in update.log
 
 
 def test_the_term_that_is_added_counts(cached_weights):
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    page = text_of("extending.md")
     names = {"x": torch.zeros(1, 3, 1, 32, 32), "y": torch.rand(1, 3, 1, 32, 32, requires_grad=True)}
     exec(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL).group(1), names)
     edges = names["edges"](names["y"], names["x"])
@@ -85,7 +91,7 @@ def test_the_term_that_is_added_counts(cached_weights):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_exist(page):
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text_of(page.name)) if "://" not in link]
     assert links
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
 
@@ -110,10 +116,6 @@ def script(name):
     return module
 
 
-def settings_tables():
-    return script("settings_tables")
-
-
 @pytest.mark.parametrize(
     ("html", "expected"),
     [
@@ -132,13 +134,13 @@ def test_where_code_on_the_site_is_broken(html, expected):
 
 
 def test_tables_of_settings_are_up_to_date():
-    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    page = text_of("choosing.md")
     assert page.count("<!-- settings: ") == 8
-    assert settings_tables().with_tables(page) == page, "run `python docs/settings_tables.py`"
+    assert script("settings_tables").with_tables(page) == page, "run `python docs/settings_tables.py`"
 
 
 def test_tables_have_every_setting_of_the_objective():
-    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    page = text_of("choosing.md")
     groups = {"": ObjectiveConfig(), "discriminator.": TrainConfig().discriminator}
     groups |= {f"{name}.": getattr(ObjectiveConfig(), name) for name in GROUPS}
     groups["discriminator.features."] = TrainConfig().discriminator.features
@@ -152,11 +154,11 @@ def test_tables_have_every_setting_of_the_objective():
 
 def test_a_setting_without_a_source_is_an_error():
     with pytest.raises(ValueError, match=r"Term\.target.*Source"):
-        settings_tables().table(Term)
+        script("settings_tables").table(Term)
 
 
 def test_health_speaks_of_every_rule_and_value():
-    text = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
+    text = text_of("health.md")
     assert len(RULES) == 12
     assert [rule for rule in RULES if f"`{rule}`" not in text] == []
     logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
@@ -164,16 +166,9 @@ def test_health_speaks_of_every_rule_and_value():
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []
 
 
-def site():
-    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs" / "site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_of_the_package_explains_every_public_name():
     pytest.importorskip("mkdocs")
-    page = site().api()["api/telecine.md"]
+    page = script("site").api()["api/telecine.md"]
     explained = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: telecine.")}
     assert explained == {*telecine.__all__}
     assert {"train", "evaluate", "reconstruct", "read_config", "TrainConfig", "EvaluateConfig"} <= explained
@@ -182,4 +177,4 @@ def test_the_page_of_the_package_explains_every_public_name():
 def test_the_search_of_the_site_leaves_out_code():
     pytest.importorskip("mkdocs")
     for path in (Path(__file__), ROOT / "src"):
-        assert site().listing(path).startswith("---\nsearch: {exclude: true}\n---\n\n# `")
+        assert script("site").listing(path).startswith("---\nsearch: {exclude: true}\n---\n\n# `")

@@ -1,7 +1,6 @@
 """The commands and the code of docs/channels.md run, with small clips and for one step."""
 
 import re
-import runpy
 import shlex
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
 
+from .test_docs_data import SMALL
+from .training.no_pictures import leave_pictures_out
+
 PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
-SMALL = runpy.run_path(str(Path(__file__).parent / "test_docs_data.py"))["SMALL"]
 COMMANDS = re.findall(r"^telecine .*", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
-NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
 
 
 def test_its_settings_fit_each_other():
@@ -32,7 +32,7 @@ def test_its_settings_fit_each_other():
 def test_the_page(tmp_path, monkeypatch, cached_weights):
     assert len(COMMANDS) == 7
     monkeypatch.chdir(tmp_path)
-    NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
+    leave_pictures_out(monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
     write_video(tmp_path / "my_alpha" / "face.mkv", torch.cat([frames, frames.amax(-1, keepdim=True)], -1), 25)
     (tmp_path / "my_arrays").mkdir()

@@ -1,7 +1,6 @@
 """The commands of docs/data.md run, with small clips and for one step."""
 
 import re
-import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -16,8 +15,9 @@ from telecine.data import index_video, read_clip, sample_videos
 from telecine.data.lists import read_list
 from telecine.report.video import write_video
 
+from .training.no_pictures import leave_pictures_out
+
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 # Settings that make a run small. None of them is a subject of the page.
 SMALL = """
@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "sizes.yaml").write_text(sizes)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
-    NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
+    leave_pictures_out(monkeypatch.setattr)
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import shutil
 from dataclasses import replace
@@ -29,6 +28,7 @@ from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
 
 from .models.tiny_models import tiny_model
+from .training.no_pictures import leave_pictures_out
 
 ROOT = Path(__file__).parent.parent
 NO_PICTURES = ROOT / "tests" / "training" / "no_pictures.py"
@@ -70,7 +70,7 @@ def folder(tmp_path, monkeypatch):
     write_video(tmp_path / "my_videos" / "face.mp4", frames, fps=25)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(NO_PICTURES))["leave_pictures_out"](monkeypatch.setattr)
+    leave_pictures_out(monkeypatch.setattr)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path

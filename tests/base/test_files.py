@@ -1,12 +1,21 @@
 """Files are written whole or not at all, and JSON files contain one object."""
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from telecine.base.files import atomic_write, digest_of, open_regular, read_bounded, read_json, write_json
+from telecine.base.files import (
+    atomic_write,
+    create_json,
+    digest_of,
+    open_regular,
+    read_bounded,
+    read_json,
+    write_json,
+)
 
 
 def test_json_round_trip(tmp_path):
@@ -126,3 +135,17 @@ def test_no_more_is_read_than_allowed(tmp_path):
         read_bounded(path, 4)
     with pytest.raises(ValueError, match="at most 4 bytes"):  # its size is 0 until it is read
         read_bounded(Path("/proc/self/status"), 4)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_is_there_is_not_replaced(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.json"
+    create_json(path, {"a": 1})
+    create_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

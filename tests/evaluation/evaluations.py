@@ -16,7 +16,7 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
         per_frame: Values of each frame.
         protocol: Fields of the protocol.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
     values = [{name: value for name, value in clip.items() if name != "source"} for clip in clips]
     fields = {

@@ -37,6 +37,8 @@ def evaluation_with_psnr(folder, psnr):
         {"psnr": psnr + value, "ssim": psnr / 50, "lpips_alex": 1 - psnr / 50, "grid_4": 30 - psnr} for value in noise
     ]
     per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
+    for index, clip in enumerate(clips):
+        clip["source"] = f"{index}.mp4"
     return write_evaluation(folder, clips, per_frame, backbones={"lpips_alex": f"sha256 {'1' * 64}"})
 
 
@@ -110,6 +112,17 @@ def test_other_differences_are_warnings(worse):
     assert warnings[-1] == "only one has grid_4, lpips_alex"
 
 
+def test_an_older_evaluation_does_not_say_whether_it_had_tf32(worse):
+    """It still compares, with a warning."""
+    protocol = read_protocol(worse)
+    assert protocol["tf32"] is False
+    older = {name: value for name, value in protocol.items() if name != "tf32"}
+    assert check_protocols(older, protocol) == check_protocols(protocol, older)
+    (warning,) = check_protocols(older, protocol)
+    assert warning == "tf32: forbidden in one; the other is older and does not say it"
+    assert check_protocols(older, older) == []
+
+
 def test_frechet_distances_are_compared_without_an_interval(tmp_path):
     for name, value, only_here in (("A", 90.0, "ssim"), ("B", 70.0, "lpips_alex")):
         metrics = {metric: METRICS[metric].describe() for metric in ("psnr", "fvd", only_here)}
@@ -162,9 +175,11 @@ def draws(num=60, seed=0, offset=0.0):
 def compared(tmp_path):
     """Return a function that compares the values of a metric in two evaluations of the same clips."""
 
-    def compare_values(name, first, second):
-        write_evaluation(tmp_path / "first", [{name: value} for value in first])
-        write_evaluation(tmp_path / "second", [{name: value} for value in second])
+    def compare_values(name, first, second, num_videos=None):
+        num_videos = num_videos or len(first)
+        for label, values in (("first", first), ("second", second)):
+            clips = [{name: value, "source": f"{index % num_videos}.mp4"} for index, value in enumerate(values)]
+            write_evaluation(tmp_path / label, clips)
         (difference,) = compare(tmp_path / "first", tmp_path / "second").differences
         return difference
 
@@ -203,6 +218,21 @@ def test_which_evaluation_is_better(compared, name, shift, better):
     assert difference.better == better
     assert difference.mean == pytest.approx(difference.second - difference.first)
     assert difference.interval[0] < difference.mean < difference.interval[1]
+
+
+def test_clips_of_one_video_are_drawn_together(compared):
+    """Each video's clips are equal: the interval is that of one clip for each video."""
+    values = draws(offset=0.3)
+    clips = compared("psnr", [0.0] * len(values), values)
+    repeated = 4 * values
+    videos = compared("psnr", [0.0] * len(repeated), repeated, num_videos=len(values))
+    assert videos.interval == pytest.approx(clips.interval)
+
+
+@pytest.mark.parametrize("num_clips", [2, 20])
+def test_a_single_video_names_no_winner(compared, num_clips):
+    difference = compared("psnr", [30.0] * num_clips, [31.0] * num_clips, num_videos=1)
+    assert (difference.interval, difference.better) == (None, "undecided")
 
 
 def test_a_single_clip_has_no_interval(compared):

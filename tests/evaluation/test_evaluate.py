@@ -1,6 +1,8 @@
 """Evaluations of models and of videos, in one process and in two."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict
@@ -43,6 +45,16 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(metrics.compute(), abs=1e-5)
 
 
+def test_it_is_without_tf32(tiny_model, videos):
+    allowed = []
+    tiny_model.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    evaluation = evaluate(tiny_model, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cudnn.allow_tf32, "the default of PyTorch"
+    assert evaluation.protocol.tf32 is False
+
+
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
 def test_an_evaluation_on_clips_that_were_trained_on_says_so(model_folder, videos, tmp_path, caplog, relation):
     checkpoint = Run(tmp_path / "run").checkpoints.path(1)
@@ -56,6 +68,38 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(model_folder, video
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
     number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
     assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])
+
+
+def fake_run(model_folder, folder, data):
+    """Write a run whose settings name this data, and return its folder."""
+    checkpoint = Run(folder).checkpoints.path(1)
+    shutil.copytree(model_folder, checkpoint / "ema")
+    (checkpoint / "state.json").write_text("{}")
+    write_settings(checkpoint, {"data": data, "clips": {}})
+    return folder
+
+
+@pytest.mark.parametrize("data", [5, ["a", "b"], "{0..99999999999}.mp4", "{0..9}" * 8, f"{{0..{'9' * 99}}}.mp4"])
+def test_a_run_with_strange_data_is_measured(model_folder, videos, tmp_path, caplog, data):
+    """A pattern of another run's settings must not fill the memory either."""
+    run = fake_run(model_folder, tmp_path / "run", data)
+    assert evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY)).metrics["psnr"] > 0
+    is_said = "whether the model has trained on these files is not known" in caplog.text
+    assert is_said != isinstance(data, str)
+
+
+def test_a_run_whose_data_cannot_be_read_is_measured(model_folder, videos, tmp_path, caplog, monkeypatch):
+    run = fake_run(model_folder, tmp_path / "run", "/colleague/videos")
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).startswith("/colleague"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY)).metrics["psnr"] > 0
+    assert "is not known: [Errno 13] Permission denied: '/colleague/videos'" in caplog.text
 
 
 def test_images_have_no_flicker(model_folder, videos):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.lock import OWNER_FILE
 from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
+
+from ..training.helpers import assert_equal_tensors, checkpoint_steps, last_checkpoint, tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -56,21 +56,13 @@ def straight(make_config, forks):
 
 
 def bits(config):
-    step, folder = Run(Path(config.output_dir)).checkpoints.all()[-1]
-    assert step == NUM_STEPS
-    return {path.relative_to(folder): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
-
-
-def assert_equal_bits(config, straight):
-    ours = bits(config)
-    assert len(ours) == len(straight) > 3
-    for path, tensors in straight.items():
-        assert all(torch.equal(tensor, ours[path][name]) for name, tensor in tensors.items()), path
+    assert checkpoint_steps(config)[-1] == NUM_STEPS
+    return tensors(last_checkpoint(config))
 
 
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
-    run.wait_until(lambda: any(saved >= step for saved, _ in Run(Path(config.output_dir)).checkpoints.all()))
+    run.wait_until(lambda: any(saved >= step for saved in checkpoint_steps(config)))
     first = json.loads((Path(config.output_dir) / OWNER_FILE).read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
@@ -84,7 +76,7 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, stra
         done = run.wait()
     assert done.returncode == 0, done.stderr[-4000:]
     assert "resuming from" in done.stdout
-    assert_equal_bits(config, straight)
+    assert assert_equal_tensors(bits(config), straight) > 10
 
 
 @pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, ()), (signal.SIGUSR1, FORWARDED)])
@@ -100,7 +92,7 @@ def test_a_signal_to_torchrun_saves_in_both_processes(make_config, straight, for
     assert f"stopped; saved {newest}" in done.stdout
     again = forks.run(*command(config))
     assert again.returncode == 0, again.stderr[-4000:]
-    assert_equal_bits(config, straight)
+    assert assert_equal_tensors(bits(config), straight) > 10
 
 
 def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_checkpoint(make_config, forks):

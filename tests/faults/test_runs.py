@@ -1,6 +1,5 @@
 """Runs that are killed, get signals, or share a folder: whole processes with a tiny model on a real clip."""
 
-import io
 import json
 import os
 import shutil
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
 from telecine.training import train
+
+from ..training.helpers import checkpoint_steps, last_checkpoint, quiet, recorder
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -30,7 +30,7 @@ def command(config, folder):
 
 
 def wait_for_checkpoint(run, config, step):
-    run.wait_until(lambda: any(saved >= step for saved, _ in Run(Path(config.output_dir)).checkpoints.all()))
+    run.wait_until(lambda: any(saved >= step for saved in checkpoint_steps(config)))
 
 
 def long_run(tiny):
@@ -43,7 +43,7 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path, forks):
     with forks.start(*command(config, tmp_path)) as run:
         wait_for_checkpoint(run, config, 2)
         with pytest.raises(ValueError, match=rf"used by one run at a time.*process {run.pid} on"):
-            train(config, console=Console(quiet=True))
+            train(config, console=quiet())
         assert not run.has_ended()
 
 
@@ -53,12 +53,12 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
         wait_for_checkpoint(run, config, 4)
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait().returncode == -signal.SIGKILL
-    done = Run(Path(config.output_dir)).checkpoints.all()[-1][0]
+    done = checkpoint_steps(config)[-1]
     assert done >= 4
-    console = Console(record=True, file=io.StringIO())
+    console = recorder()
     train(replace(config, steps=done + 2), console=console)
-    assert f"step-{done:08d}" in console.export_text().replace("\n", "")
-    assert Run(Path(config.output_dir)).checkpoints.all()[-1][0] == done + 2
+    assert f"step-{done:08d}" in console.export_text()
+    assert checkpoint_steps(config)[-1] == done + 2
     records = Run(Path(config.output_dir)).history.read()
     steps = [record["step"] for record in records if "train/total_loss" in record]
     assert steps == sorted(set(steps)), "no step twice"
@@ -90,7 +90,8 @@ def contents(run):
 def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_path, forks):
     """File by file. It is killed while it writes clips, a video or a checkpoint, and afterwards."""
     config = tiny(steps=8, val_every=2, save_every=2, keep=2, best_metric="psnr")
-    folder, straight = Path(config.output_dir), tmp_path / "straight"
+    folder = Path(config.output_dir)
+    straight = tmp_path / "straight"
     arguments = ["-m", "telecine", *command(config, tmp_path)[1:]]
     done = forks.run(*arguments)
     assert done.returncode == 0, done.stderr
@@ -106,7 +107,8 @@ def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_p
     assert num_partial > 0, "a kill in the middle of a write"
     done = forks.run(*arguments)
     assert done.returncode == 0, done.stderr
-    before, after = contents(straight), contents(folder)
+    before = contents(straight)
+    after = contents(folder)
     assert before.keys() == after.keys()
     assert len(before) > 50
     assert [name for name in before if before[name] != after[name]] == []
@@ -121,8 +123,8 @@ def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, fo
     assert done.returncode == 130, done.stderr
     assert "Run the same command again" in done.stdout
     assert "Traceback" not in done.stderr
-    state = json.loads((Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "state.json").read_text())
-    assert state["step"] == Run(Path(config.output_dir)).checkpoints.all()[-1][0]
+    state = json.loads((last_checkpoint(config) / "state.json").read_text())
+    assert state["step"] == checkpoint_steps(config)[-1]
 
 
 def test_a_signal_ends_the_wait_for_a_stopped_worker(tiny, tmp_path, forks):

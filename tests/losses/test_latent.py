@@ -177,6 +177,16 @@ class TestRegularisers(LossTester):
     )
 
 
+def test_the_first_latent_frame_may_belong_to_the_others():
+    """Two frames are one window then, in any order."""
+    latent = random((1, 3, 3, 4, 4), 0)
+    swapped = latent[:, :, [1, 0, 2]]
+    assert local_correlation(latent=swapped) != local_correlation(latent=latent)
+    values = [local_correlation(latent=video, first_frame_apart=False) for video in (latent, swapped)]
+    torch.testing.assert_close(*values)
+    assert values[0] != local_correlation(latent=latent)
+
+
 def double(latent):
     """A decoder that only scales up, so that it is equivariant."""
     frames = latent.transpose(1, 2).flatten(0, 1)

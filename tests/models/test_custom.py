@@ -16,6 +16,7 @@ from telecine.base import imports
 from telecine.base.imports import allow_code
 from telecine.models import (
     CustomAutoencoder,
+    DeterministicPosterior,
     DiagonalGaussian,
     Reconstruction,
     VideoAutoencoder,
@@ -84,6 +85,9 @@ RECORDED = {
     "check_clip": (2, 4, 4),
     "enable_gradient_checkpointing": (),
     "enable_temporal_chunks": (8,),
+    "linear_autoencoder": (2, 4, 4),
+    "latent_normalisation": (),
+    "set_latent_statistics": ("statistics",),
     "save_pretrained": ("folder",),
     "load_weights": ("folder",),
 }
@@ -173,7 +177,7 @@ def test_a_loss_that_is_no_tensor_is_refused():
         def forward(self, video):
             return super().forward(video), {"kl": 0.0}
 
-    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of tensors and a latent"):
+    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of losses and a latent"):
         CustomAutoencoder(Returns())(clip())
 
 
@@ -315,6 +319,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
         (
             lambda model: model.enable_gradient_checkpointing(),
             "`model_gradient_checkpointing` must be false .* got true for Compressor",
+        ),
+        (
+            lambda model: model(clip(), posterior=DeterministicPosterior(clip())),
+            "`posterior` must be None for a custom module",
         ),
         (lambda model: model.decode(clip()), "`decode` must be a method of the model, .*CustomAutoencoder without"),
     ],

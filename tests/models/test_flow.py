@@ -1,6 +1,7 @@
 """Decoders that generate: levels and noise, the sampler, the conditioned network, and training with them."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -124,7 +125,7 @@ class TestSampler:
 
 class TestLevels:
     def test_logit_normal_and_shifted(self):
-        settings = FlowConfig(level_mean=0.5, level_std=0.8, shift=3.0)
+        settings = FlowConfig(level_mean=0.5, level_std=0.8, shift=3.0, noise_fraction=0.0)
         generators = clip_generators(0, range(2000), CPU)
         level = random_levels(settings, torch.zeros(2000, 3, 1, 1, 1), generators)
         unshifted = level / (3 - 2 * level)
@@ -136,6 +137,20 @@ class TestLevels:
     def test_the_shift_grows_with_the_root_of_the_number_of_pixels(self):
         assert FlowConfig(shift=2.0).shift_of(512, 512) == 2
         assert FlowConfig(shift=2.0, shift_pixels=256 * 256).shift_of(512, 512) == 4
+
+    def test_the_defaults_train_where_one_step_starts(self):
+        video = torch.zeros(4000, 3, 1, 1, 1)
+        levels = random_levels(FlowConfig(), video, torch.Generator().manual_seed(0))
+        assert (levels == 1).float().mean() == pytest.approx(0.1, abs=0.02)
+        assert (levels > 0.95).float().mean() > 0.13
+        older = FlowConfig(shift=1.0, noise_fraction=0.0)
+        assert (random_levels(older, video, torch.Generator().manual_seed(0)) > 0.95).float().mean() < 0.005
+
+    def test_a_model_of_an_older_version_keeps_its_levels(self, tmp_path):
+        vae = model(dtype=torch.float32, shift=1.0, noise_fraction=0.0)
+        vae.save_pretrained(tmp_path)
+        assert "noise_fraction" not in json.loads((tmp_path / "config.json").read_text())["flow"]
+        assert load_autoencoder(tmp_path).config == vae.config
 
     def test_one_step_is_noise_alone(self):
         level = random_levels(FlowConfig(one_step=True), torch.zeros(3, 3, 1, 1, 1), None)
@@ -250,7 +265,19 @@ class TestAutoencoder:
         torch.testing.assert_close(output.video, vae.decode(output.latent))
         mode = vae(clip(), sample_posterior=False)
         assert torch.equal(mode.video, vae.decode(mode.latent))
-        assert torch.equal(vae.train()(clip(), sample_posterior=False).video, mode.video)
+        with torch.no_grad():
+            assert torch.equal(vae.train()(clip(), sample_posterior=False).video, mode.video)
+
+    def test_a_generator_draws_the_noise_of_each_clip(self):
+        """In training, the noise of validation would be the only noise that terms that decode ever see."""
+        vae = model()
+        z = latent()
+        with pytest.raises(ValueError, match="`generator` must be that of the update"):
+            vae.decode(z)
+        video = vae.decode(z, generator=clip_generators(0, [4, 5], CPU))
+        torch.testing.assert_close(vae.decode(z[1:], generator=clip_generators(0, [5], CPU))[0], video[1])
+        same = vae.decode(z[:1].expand(2, -1, -1, -1, -1), generator=clip_generators(0, [4, 5], CPU))
+        assert (same[0] - same[1]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("steps", [1, 4])
     def test_the_same_seed_has_the_same_bits(self, steps):
@@ -278,7 +305,7 @@ class TestAutoencoder:
         assert (vae.decode(tile) - other.decode(tile)).abs().max() > 1e-4, "alone it has levels of its own size"
 
     def test_several_steps_differ_from_one_and_start_from_the_same_noise(self):
-        vae = model().eval()
+        vae = model(shift=1.0).eval()
         z = latent()
         one = vae.decode(z)
         start = Sampler().noise(one.shape, ClipPosition(), CPU)
@@ -289,9 +316,9 @@ class TestAutoencoder:
         assert torch.equal(vae.decode(z, start), vae.decode(z))
 
     def test_saved_and_loaded(self, tmp_path):
-        vae = model(dtype=torch.float32, prediction="velocity", shift=2.0)
+        vae = model(dtype=torch.float32, prediction="velocity", shift=2.0).eval()
         vae.save_pretrained(tmp_path)
-        loaded = load_autoencoder(tmp_path)
+        loaded = load_autoencoder(tmp_path).eval()
         assert isinstance(loaded.decoder, FlowDecoder)
         assert loaded.config == vae.config
         assert torch.equal(loaded.decode(latent().float()), vae.decode(latent().float()))

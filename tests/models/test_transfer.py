@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from telecine.models import CausalVAE
-from telecine.models.transfer import check_source, copy_from, copy_matching
+from telecine.models.transfer import check_source, copy_matching, load_source
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
@@ -94,7 +94,7 @@ def test_an_output_layer_that_predicts_something_else_is_not_copied():
 
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`init` must be left out for a model that is no CausalVAE, but got 'a' with"):
-        copy_from("a", nn.Linear(1, 1))
+        load_source("a", into=nn.Linear(1, 1))
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     with pytest.raises(ValueError, match=r"`init` must be a run or weights of a CausalVAE, but got '.*', a Autoenc"):
         check_source(str(tmp_path))

@@ -156,7 +156,8 @@ class TestValidations:
             run.history.append({"step": step, "val/psnr": 1.0})
 
     def test_only_new_lines_are_read(self, tmp_path):
-        run, reader = Run(tmp_path), Run(tmp_path)
+        run = Run(tmp_path)
+        reader = Run(tmp_path)
         assert reader.history.validations() == []
         self.append(run, 0)
         run.history.append({"step": 1, "train/lr": 1.0})
@@ -175,7 +176,8 @@ class TestValidations:
         assert run.history.validations() == [{"step": 1, "val/psnr": 1.0}]
 
     def test_a_history_that_was_cut_is_read_again(self, tmp_path):
-        run, reader = Run(tmp_path), Run(tmp_path)
+        run = Run(tmp_path)
+        reader = Run(tmp_path)
         self.append(run, 0, 1, 2)
         assert len(reader.history.validations()) == 3
         run.cut(1, expected=2)

@@ -33,6 +33,8 @@ from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
 GAN = {"objective": dict(adversarial_loss_weight=0.5)}
 WRONG = [
     ({"steps": 0}, "`steps` must be at least 1"),
+    ({"steps": 10**20}, "`steps` must be at most 100000000"),
+    ({"gradient_accumulation_steps": 10**20}, "`gradient_accumulation_steps` must be at most 100000000"),
     ({"batch_size": -1}, "`batch_size` must be at least 1 or 'auto'"),
     ({"keep": 0}, "`keep` must be at least 1"),
     ({"process_timeout": 0}, "`process_timeout` must be above 0"),

@@ -341,3 +341,9 @@ def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_other
         weights.append(objective.discr_3d.state_dict())
     assert len(weights[0]) > 10
     assert_equal(weights[1], weights[0])
+
+
+def test_half_precision_with_a_loss_scale_is_for_gpus(tiny):
+    """Accelerate trains in float32 on a CPU, and says fp16."""
+    with pytest.raises(ValueError, match="`mixed_precision` must be no or bf16 on a CPU, but got fp16"):
+        train(tiny(mixed_precision="fp16"), console=quiet())

@@ -39,7 +39,8 @@ CASES = [("grey", 16, 1), ("rgba", 8, 4)]
 def alpha_video(tmp_path_factory):
     """Return a real video of 40 frames at 64 x 48 pixels with a moving, soft alpha."""
     frames = read_clip(index_video(sample_videos()[0]), 0, 40, size=(48, 64))
-    rows, columns = torch.arange(48)[:, None], torch.arange(64)
+    rows = torch.arange(48)[:, None]
+    columns = torch.arange(64)
     time = torch.arange(40)[:, None, None]
     alpha = (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7)).clamp(0, 255).to(torch.uint8)
     path = tmp_path_factory.mktemp("alpha") / "face.mkv"

@@ -28,7 +28,8 @@ def test_images_are_counted_as_images(tiny, small_video, tmp_path):
 
 def test_validation_clips_from_separate_videos(tiny):
     model = build_autoencoder(tiny())
-    held_out, separate = build_clips(tiny(), model), build_clips(tiny(val_data=tiny().data), model)
+    held_out = build_clips(tiny(), model)
+    separate = build_clips(tiny(val_data=tiny().data), model)
     num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
     assert num_frames[0] < num_frames[1], "nothing is held out"
     assert len(separate.val) == 2

@@ -152,7 +152,7 @@ def one_rank():
 
 def trainable_model(name, weights):
     model = DiffusersAutoencoder(tiny_model(name))
-    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    select_trainable(model, TrainableConfig(weights=weights))
     return model
 
 
@@ -214,7 +214,8 @@ def test_temporal_chunks_of_sharded_models_are_exact(make, chunk, num_frames):
 @pytest.mark.slow
 def test_weights_that_change_between_two_passes_are_used():
     """Validation swaps the averaged weights in between two passes."""
-    model, video = trainable_model("cogvideox", "all"), tiny_clip("cogvideox")
+    model = trainable_model("cogvideox", "all")
+    video = tiny_clip("cogvideox")
     name = next(name for name, weight in model.named_parameters() if weight is model.last_layer)
     shard(model)
     weights = dict(model.named_parameters())  # as a moving average and an optimizer hold them
@@ -255,7 +256,8 @@ def test_a_sharded_block_changes_the_callers_lists():
     shard(model)
     x = torch.ones(1, 2, requires_grad=True) * 2
     for current in (whole, model):
-        cache, more = [None], []
+        cache = [None]
+        more = []
         first = current.blocks[0](x, cache, more=more)
         second = current.blocks[0](x, cache, more=more)
         assert torch.equal(cache[0], x)
@@ -278,7 +280,8 @@ def test_weights_are_copied_between_whole_and_sharded_models():
 
 @pytest.mark.usefixtures("one_rank")
 def test_gradients_of_whole_and_sharded_weights_are_clipped_together():
-    sharded, whole = nn.Linear(2, 2, bias=False), nn.Parameter(torch.zeros(1))
+    sharded = nn.Linear(2, 2, bias=False)
+    whole = nn.Parameter(torch.zeros(1))
     shard(sharded)
     sharded(torch.tensor([[3.0, 0.0]])).sum().backward()
     whole.grad = torch.tensor([4.0])

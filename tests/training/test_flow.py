@@ -17,7 +17,7 @@ from telecine.models.flow import level_weights, random_levels
 from telecine.models.interface import decoding_options
 from telecine.runs import Run
 from telecine.runs.settings import read_saved_settings
-from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig
+from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, Term
 from telecine.settings.autoencoder import FlowConfig
 from telecine.tools.distill import TeacherReconstruction, distill
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -199,6 +199,21 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
+def spread_of_clips(*, latent, decode, weight):
+    """Return how far the videos that are decoded of one latent differ."""
+    return decode(latent[:1].expand_as(latent)).std(0).mean()
+
+
+def test_terms_that_decode_see_the_noise_of_the_run(tiny_flow):
+    config = tiny_flow(batch_size=2)
+    config = replace(config, objective=replace(config.objective, terms={"spread": Term(spread_of_clips, 0.1)}))
+    model = build_autoencoder(config)
+    torch.nn.init.normal_(model.last_layer, std=0.1)
+    state = build_state(config, build_accelerator(config), model)
+    video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert train_step(state, [MicroBatch(video, range(2))])["train/spread_loss"] > 1e-3
+
+
 @pytest.mark.parametrize(("one_step", "more"), [(False, {"psnr_4_steps", "ssim_4_steps"}), (True, set())])
 def test_a_validation_has_names_for_both(tiny_flow, one_step, more):
     config = tiny_flow()
@@ -247,7 +262,8 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
 def test_the_term_of_the_reconstruction_of_a_teacher_that_generates(run):
     term = TeacherReconstruction(run.output_dir, decode_steps=2)
     teacher = term.teacher.module
-    latent, shape = torch.randn(2, 4, 2, 8, 8), (2, 3, 5, 32, 32)
+    latent = torch.randn(2, 4, 2, 8, 8)
+    shape = (2, 3, 5, 32, 32)
     generators = [clip_generators(0, [3, 4], torch.device("cpu")) for _ in range(2)]
     sample = teacher.decode(latent, randn(shape, generator=generators[0], device=latent.device)).detach()
     assert term(reconstruction=sample, latent=latent, generator=generators[1]) == 0

@@ -56,7 +56,8 @@ def test_a_second_ctrl_c_interrupts():
 @contextmanager
 def closed_terminal():
     """Make standard output and standard error those of a terminal that was closed."""
-    saved, (master, terminal) = [os.dup(output) for output in (1, 2)], pty.openpty()
+    saved = [os.dup(output) for output in (1, 2)]
+    master, terminal = pty.openpty()
     for output in (1, 2):
         os.dup2(terminal, output)
     os.close(terminal)

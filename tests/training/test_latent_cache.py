@@ -1,6 +1,8 @@
 """Latents: the files of the cache and runs with it; exact statistics, over processes too, and runs with them."""
 
+import copy
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from telecine.training.latent_cache import (
     fill_latent_cache,
     identity_of,
     measure_latents,
+    open_cache,
 )
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
@@ -249,6 +252,7 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
         run.state.autoencoder.decoder.linear.first.bias.add_(1)
     assert identity_of(run.state.autoencoder, run.clips.train, "no") == same, "decoders do not matter"
     run.close()
+    prepare(config, quiet()).close()
     changes = {
         "encoder, seed": {"seed": 1},
         "data, clips.stride": {"clips": replace(CLIPS, stride=2, num_clips=None), "val_data": config.data},
@@ -258,6 +262,32 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
             prepare(replace(config, **change), quiet())
     with pytest.raises(ValueError, match="`latent_cache` must be left out if the encoder is trained"):
         prepare(replace(config, trainable=TrainableConfig()), quiet())
+
+
+def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(cached, tmp_path, monkeypatch):
+    """The second starts while the first one writes the identity of its latents, which may take a while."""
+    _, config = cached()
+    trainer = prepare(replace(config, latent_cache=None), quiet())
+    model = trainer.state.autoencoder
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.encoder.linear.first.weight.add_(1)
+    folder = str(tmp_path / "new")
+    opened = []
+    fsync = os.fsync
+
+    def slow(descriptor):
+        fsync(descriptor)
+        if not opened:
+            opened.append("first")
+            open_cache(folder, other, trainer.clips.train, trainer.accelerator)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with pytest.raises(ValueError, match=r"`latent_cache` must be a folder of latents .* value of encoder"):
+        open_cache(folder, model, trainer.clips.train, trainer.accelerator)
+    monkeypatch.undo()
+    assert open_cache(folder, other, trainer.clips.train, trainer.accelerator) is not None
+    trainer.close()
 
 
 def test_sums_are_exact_for_parts():

@@ -33,8 +33,12 @@ MODELS = {
     },
 }
 LOSSES = ("total_loss", "recon_loss", "perceptual_loss", "kl_loss", "gen_loss", "adaptive_weight", "total_disc_loss")
-PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, KL_WEIGHT = 1.0, 0.5, 0.1
-LR, BETAS, GRAD_CLIP = 1e-5, [0.5, 0.9], 1.0
+PERCEPTUAL_WEIGHT = 1.0
+ADVERSARIAL_WEIGHT = 0.5
+KL_WEIGHT = 0.1
+LR = 1e-5
+BETAS = [0.5, 0.9]
+GRAD_CLIP = 1.0
 CHANNELS = 16  # of the first layer of the discriminator
 SETTINGS = {
     "device": "cpu",
@@ -58,7 +62,8 @@ class PatchGAN(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        widths, strides = [3, dim, 2 * dim, 4 * dim, 8 * dim], [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1)]
+        widths = [3, dim, 2 * dim, 4 * dim, 8 * dim]
+        strides = [(2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1)]
         self.blocks = nn.Sequential()
         for (width_in, width_out), stride in zip(pairwise(widths), strides, strict=True):
             kernel = (3, 4, 4) if stride[-1] == 2 else 3

@@ -8,8 +8,9 @@ import yaml
 from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
-from telecine.runs.settings import as_yaml
-from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
+from telecine.runs.settings import as_yaml, plain_settings
+from telecine.settings import CausalVAEConfig, GANConfig, ReconstructionConfig, TrainConfig
+from telecine.settings.autoencoder import FlowConfig
 from telecine.training.resume import SavedSettings
 
 
@@ -100,9 +101,11 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     def of_another_package(real, fake):
         return mse(reconstruction=fake, target=real)
 
-    of_another_package.__module__, of_another_package.__qualname__ = "other_package.losses", "mine"
+    of_another_package.__module__ = "other_package.losses"
+    of_another_package.__qualname__ = "mine"
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
-    terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
+    terms["extra"].target.__module__ = "other_package.losses"
+    terms["extra"].target.__qualname__ = "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     SavedSettings(tmp_path).check_networks(config)
@@ -138,7 +141,8 @@ DATA |= {"data_sha256": "", "content_sha256": "ij"}
     ],
 )
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
-    config, data = TrainConfig(data="a"), DATA | data
+    config = TrainConfig(data="a")
+    data = DATA | data
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert SavedSettings(tmp_path).check_clips(config, SUMMARY, data) == changes
     data["validation"] = replace(CLIPS_BEFORE, sha256="ba")
@@ -207,3 +211,21 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     SavedSettings(saved).check_networks(tiny())
     changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
     assert sorted(SavedSettings(saved).changes(tiny())) == sorted(changes)
+
+
+@pytest.mark.parametrize("decoder", ["direct", "flow"])
+def test_a_run_with_the_levels_of_an_older_version_keeps_them(tmp_path, decoder):
+    """The same command resumes it, although its defaults have changed."""
+    config = TrainConfig(causal_vae=CausalVAEConfig(decoder=decoder))
+    settings = plain_settings(config)
+    settings["causal_vae"]["flow"]["shift"] = 1.0
+    del settings["causal_vae"]["flow"]["noise_fraction"]
+    (tmp_path / "config.yaml").write_text(as_yaml(settings))
+    saved = SavedSettings(tmp_path)
+    resumed = saved.with_levels(config)
+    assert (resumed.causal_vae.flow.shift, resumed.causal_vae.flow.noise_fraction) == (1.0, 0.0)
+    saved.check_networks(resumed)
+    assert saved.changes(resumed) == []
+    other = CausalVAEConfig(decoder=decoder, flow=FlowConfig(shift=2.0))
+    with pytest.raises(ValueError, match=r"`causal_vae\.flow\.shift` must be 1\.0 as in"):
+        saved.check_networks(saved.with_levels(TrainConfig(causal_vae=other)))

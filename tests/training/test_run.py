@@ -12,6 +12,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import GANConfig, PenaltyConfig
 from telecine.training import train
+from telecine.training.build import build_autoencoder
 
 from .helpers import (
     LIGHT,
@@ -214,3 +215,21 @@ def last_values(config):
             values |= {name: value for name, value in record.items() if name.startswith("train/")}
     del values["train/clips_per_second"]
     return values
+
+
+@pytest.mark.parametrize("is_allowed", [None, False, True])
+def test_updates_may_use_tf32_and_validations_may_not(tiny, is_allowed):
+    config = tiny(steps=1, linear_baseline=False, linear_start=False, allow_tf32=is_allowed, **LIGHT)
+    model = build_autoencoder(config)
+    allowed = {True: set(), False: set()}
+
+    def observe(module, *_):
+        flags = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        allowed[module.training].add(flags)
+
+    model.register_forward_hook(observe)
+    train(config, autoencoder=model, console=quiet())
+    assert allowed[False] == {(False, False)}
+    of_pytorch = (False, True)
+    assert allowed[True] == {of_pytorch if is_allowed is None else (is_allowed, is_allowed)}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == of_pytorch

@@ -75,7 +75,8 @@ def update(average, model, value):
 
 
 def test_the_average_follows_the_formula_with_its_early_decay():
-    average = MovingAverage(model := model_with(0.0), 0.5)
+    model = model_with(0.0)
+    average = MovingAverage(model, 0.5)
     values = [float(value) for value in range(1, 13)]
     expected = values[0]
     assert update(average, model, values[0]) == expected, "the first update copies"
@@ -89,14 +90,16 @@ def test_the_average_follows_the_formula_with_its_early_decay():
 
 @pytest.mark.parametrize("num_updates", [10, 40, 1000])
 def test_the_average_of_a_short_run_spans_its_last_tenth(num_updates):
-    average = MovingAverage(model := model_with(-1e6), 0.999)  # initial weights that would show
+    model = model_with(-1e6)  # initial weights that would show
+    average = MovingAverage(model, 0.999)
     for step in range(num_updates):
         averaged = update(average, model, float(step))
     assert num_updates - 1 - averaged == pytest.approx(num_updates / 10, rel=0.01)
 
 
 def test_applied_swaps_the_averages_into_the_model():
-    average = MovingAverage(model := model_with(1.0), 0.9)
+    model = model_with(1.0)
+    average = MovingAverage(model, 0.9)
     average.update()
     averaged = update(average, model, 2.0)
     weight = model.weight
@@ -116,7 +119,8 @@ def test_frozen_weights_are_not_averaged():
 
 
 def test_weights_loaded_while_applied_become_the_averages():
-    average = MovingAverage(model := model_with(1.0), 0.9)
+    model = model_with(1.0)
+    average = MovingAverage(model, 0.9)
     with average.applied():
         model.load_state_dict({"weight": torch.tensor([[7.0]])})
     assert (model.weight.item(), average.averages["weight"].item()) == (1.0, 7.0)

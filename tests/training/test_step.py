@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from telecine import Ramp
+from telecine import Ramp, Term
 from telecine.objective.log import check_names_of_aux_losses
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -100,7 +100,8 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     state = build(discriminator=spectral)
     state.step = 10
     network = state.objective.discr_3d.train()
-    expected, passes = copy.deepcopy(network), []
+    expected = copy.deepcopy(network)
+    passes = []
     expected(video)
     network.register_forward_hook(lambda *_: passes.append(1))
     log = train_step(state, [MicroBatch(clip, [index]) for index, clip in enumerate(video.split(1))])
@@ -110,6 +111,29 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     assert len(names) == 8
     for name in names:
         torch.testing.assert_close(network.state_dict()[name], expected.state_dict()[name])
+
+
+def test_a_summed_likelihood_sums_the_divergence(build, video):
+    mean = build(objective=ObjectiveConfig(perceptual_weight=0.0))
+    reconstruction = ReconstructionConfig(nll_reduction="sum")
+    summed = build(objective=ObjectiveConfig(perceptual_weight=0.0, reconstruction=reconstruction))
+    num_values = mean.autoencoder.encode(video).mode()[0].numel()
+    mean_kl = update(mean, video, step=0)["train/kl_loss"]
+    assert update(summed, video, step=0)["train/kl_loss"] == pytest.approx(num_values * mean_kl, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_apart", [True, False])
+def test_terms_know_whether_the_first_latent_frame_is_apart(build, tiny, is_apart):
+    vae = replace(tiny().causal_vae, first_frame_apart=is_apart)
+    clips = replace(tiny().clips, num_frames=4 + is_apart)
+    objective = ObjectiveConfig(perceptual_weight=0.0, terms={"apart": Term(value_of_apart, 0.1)})
+    state = build(objective=objective, causal_vae=vae, clips=clips, discriminator=DiscriminatorConfig("none"))
+    video = torch.zeros(1, 3, 4 + is_apart, 32, 32)
+    assert update(state, video, step=0)["train/apart_loss"] == is_apart
+
+
+def value_of_apart(*, latent, first_frame_apart):
+    return latent.sum() * 0 + int(first_frame_apart)
 
 
 def snapshot(parameters):

@@ -168,7 +168,7 @@ def copied(module):
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_path, weights):
-    trainable = TrainableConfig(weights=weights, lora_rank=2)
+    trainable = TrainableConfig(weights=weights)
     config = diffusers_config("wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1})
     train(config, console=quiet())
     resumed = resumed_copy(config, tmp_path / "resumed")
@@ -201,6 +201,16 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
     other.save_pretrained(config.model)
     with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
         prepare(replace(config, steps=2), quiet())
+
+
+@pytest.mark.parametrize(("weights", "number"), [("all", 1), ("decoder", 0)])
+def test_a_run_that_trains_the_encoder_of_a_model_says_what_follows(diffusers_config, weights, number):
+    console = recorder()
+    config = diffusers_config("wan", trainable=TrainableConfig(weights=weights), **LIGHT)
+    prepare(config, console).close()
+    text = console.export_text()
+    assert text.count("generators that were trained on latents of this model no longer fit") == number
+    assert text.count("--config decoder keeps its latents") == number
 
 
 def test_gradient_checkpointing_is_turned_on(diffusers_config):

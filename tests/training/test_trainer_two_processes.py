@@ -162,7 +162,8 @@ def depends_on_gradients(name):
 )
 def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, tolerance):
     configs, _ = runs
-    ours, theirs = losses(configs[reference]), losses(configs[name])
+    ours = losses(configs[reference])
+    theirs = losses(configs[name])
     assert [record["step"] for record in ours] == [0, 1, 2, 3, 3]
     assert len(ours[3]) > 15, "both steps, the penalty included"
     assert "train/grad_penalty_loss" in ours[3]

@@ -122,7 +122,7 @@ def write_shards(folder, groups):
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_the_folders_that_other_programs_load_are_made_from_shards(tmp_path, weights):
     model = CustomAutoencoder(Normalised())
-    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    select_trainable(model, TrainableConfig(weights=weights))
     for weight in model.parameters():
         weight.data.normal_()
     files = files_of(model, is_sharded=True)

@@ -36,7 +36,8 @@ class StopAfter:
     """Stops a trainer once it has done a number of updates; only the last process is asked to stop."""
 
     def __init__(self, trainer, num_steps):
-        self.trainer, self.num_steps = trainer, num_steps
+        self.trainer = trainer
+        self.num_steps = num_steps
 
     @property
     def is_set(self):
@@ -65,7 +66,8 @@ def copy_without_last_checkpoint(run, folder):
 
 
 def train(path):
-    config, (name, *stop, _) = pickle.loads(path.read_bytes()), path.name.split(".")
+    config = pickle.loads(path.read_bytes())
+    name, *stop, _ = path.name.split(".")
     if name == "fsdp2_resumed":
         copy_without_last_checkpoint(path.with_name("fsdp2"), Path(config.output_dir))
     run = prepare(config, Console(markup=False, highlight=False))

@@ -9,6 +9,7 @@ import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -121,6 +122,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def create_json(path: Path, value: object) -> None:
+    """Write plain values as JSON into a new file, which appears whole; one that is there, or appears meanwhile, stays.
+
+    Of several processes that call this at once, one creates the file. Read it to know whose values it has.
+    """
+    text = json.dumps(value, indent=2) + "\n"
+    partial = partial_path(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush([partial])
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links, where readers may see a part of the file
+            with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+                file.write(text)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

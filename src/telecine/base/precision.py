@@ -1,7 +1,7 @@
 """Compute losses in float32 or float64 under any precision of the caller."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,51 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
+
+
+@contextmanager
+def tf32(is_allowed: bool | None) -> Iterator[None]:
+    """Allow TF32 on NVIDIA GPUs in products of matrices and in convolutions inside the context, or forbid it.
+
+    TF32 rounds the inputs of float32 products to 10 bits of mantissa. PyTorch's default has it in convolutions of cuDNN
+    on Ampere and later, and not in products of matrices.
+
+    Args:
+        is_allowed: Whether float32 may be computed in TF32; None changes nothing.
+    """
+    if is_allowed is None:
+        yield
+        return
+    restore = _save_tf32()
+    torch.backends.cuda.matmul.allow_tf32 = is_allowed
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _save_tf32() -> Callable[[], None]:
+    """Return a function that restores the present settings of TF32."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+        in_convolutions = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
+        backends: Any = torch.backends
+        groups = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        precisions = [group.fp32_precision for group in groups]
+
+        def restore_each() -> None:
+            for group, group_precision in zip(groups, precisions, strict=True):
+                group.fp32_precision = group_precision
+
+        return restore_each
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = in_convolutions
+
+    return restore
 
 
 def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None) -> Any:

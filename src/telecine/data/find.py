@@ -28,8 +28,10 @@ _CHECK = "Check the path. Subfolders are searched too."
 _OTHER_ARRAYS = frozenset({".h5", ".hdf5", ".nc", ".mat", ".zarr"})
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: one letter is a Windows drive
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,99})\.\.(\d{1,99})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
+# Paths that the braces of a pattern may stand for: shards of a data set are at most thousands.
+_MOST_PATHS = 1_000_000
 
 
 def load_spans(
@@ -313,15 +315,25 @@ def _expand(path: str | PathLike[str]) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """Expand the braces of a pattern: `{08..10}` to 08, 09 and 10, and `{a,b}` to a and b."""
+    """Expand the braces of a pattern: `{08..10}` to 08, 09 and 10, and `{a,b}` to a and b.
+
+    Raises:
+        DataError: They stand for more than `_MOST_PATHS` paths.
+    """
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
     head = pattern[: match.start()]
     tails = _expand_braces(pattern[match.end() :])
     choices = match[1].split(",")
+    num_choices = len(choices)
     bounds = _RANGE.fullmatch(match[1])
     if bounds is not None:
         first, last = bounds.groups()
+        num_choices = 1 + int(last) - int(first)
+    if num_choices * len(tails) > _MOST_PATHS:
+        contract = f"a pattern whose braces stand for at most {_MOST_PATHS} paths"
+        raise argument_error("data", contract, shorten(repr(pattern)), "Use `*`, or a list of files.", DataError)
+    if bounds is not None:
         choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return [f"{head}{choice}{tail}" for choice in choices for tail in tails]

@@ -50,7 +50,7 @@ class Difference:
     mean: float
     """Mean over clips of B - A."""
     interval: tuple[float, float] | None
-    """The 95 % bootstrap interval of the mean. None for figures of the whole set."""
+    """The 95 % bootstrap interval of the mean, over videos. None for a single video, and for figures of a set."""
     larger_is_better: bool
 
     @property
@@ -80,10 +80,11 @@ class Comparison:
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
+    num_videos: int
 
     def print_to(self, console: Console) -> None:
         """Print a line for each metric, and the warnings."""
-        title = f"{self.num_clips} clips, {_CONFIDENCE:.0%} intervals"
+        title = f"{self.num_clips} clips of {self.num_videos} videos, {_CONFIDENCE:.0%} intervals over videos"
         table = Table("metric", "A", "B", "B - A", "better", title=title)
         for difference in self.differences:
             first = f"{difference.first:.4f}"
@@ -95,7 +96,7 @@ class Comparison:
 
 
 def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
-    """Compare two evaluations clip by clip: B - A, with 95 % bootstrap intervals over clips.
+    """Compare two evaluations clip by clip: B - A, with 95 % bootstrap intervals over videos.
 
     Args:
         first: The output folder of evaluation A.
@@ -121,7 +122,8 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
         a = first_means[name]
         b = second_means[name]
         differences.append(Difference(name, a, b, b - a, interval=None, larger_is_better=False))
-    comparison = Comparison(differences, warnings, len(first_clips))
+    num_videos = len({clip["source"] for clip in first_clips})
+    comparison = Comparison(differences, warnings, len(first_clips), num_videos)
     if output is not None:
         _write(comparison, Path(first), Path(second), Path(output))
     return comparison
@@ -151,6 +153,8 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
     warnings = _differing(first, second, _SHOULD_MATCH)
+    if first.get("tf32") != second.get("tf32"):
+        warnings.append("tf32: forbidden in one; the other is older and does not say it")
     first_versions = _table({"versions": {}, **first}, "versions")
     second_versions = _table({"versions": {}, **second}, "versions")
     packages = sorted(first_versions.keys() | second_versions.keys())
@@ -185,6 +189,8 @@ def _paired_differences(
 
     Metrics that are best near a number are compared by their distance from it.
     """
+    videos = list(dict.fromkeys(clip["source"] for clip in first))
+    video_indices = torch.tensor([videos.index(clip["source"]) for clip in first])
     differences = []
     for name, direction in better.items():
         a = torch.tensor([clip[name] for clip in first], dtype=torch.float64)
@@ -203,24 +209,28 @@ def _paired_differences(
             first=float(a.mean()),
             second=float(b.mean()),
             mean=float((b - a).mean()),
-            interval=_bootstrap_interval(b - a) if len(a) > 1 else None,
+            interval=_bootstrap_interval(b - a, video_indices) if len(videos) > 1 else None,
             larger_is_better=direction == "larger",
         )
         differences.append(difference)
     return differences
 
 
-def _bootstrap_interval(values: Tensor) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of values `(N,)`.
+def _bootstrap_interval(values: Tensor, videos: Tensor) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of values `(N,)`, of clips of the videos with these indices.
 
     Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with a fixed seed: all metrics use the same resamples.
+    Clips of one video are alike, so that whole videos are drawn (Davison & Hinkley 1997, section 3.8).
     """
+    num_videos = int(videos.max()) + 1
+    sums = values.new_zeros(num_videos).index_add_(0, videos, values)
+    counts = values.new_zeros(num_videos).index_add_(0, videos, torch.ones_like(values))
     generator = torch.Generator().manual_seed(_SEED)
-    shape = (_RESAMPLES_PER_BATCH, len(values))
+    shape = (_RESAMPLES_PER_BATCH, num_videos)
     means = []
     for _ in range(_NUM_RESAMPLES // _RESAMPLES_PER_BATCH):
-        resamples = values[torch.randint(len(values), shape, generator=generator)]
-        means.append(resamples.mean(1))
+        drawn = torch.randint(num_videos, shape, generator=generator)
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
     tail = (1 - _CONFIDENCE) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return low, high
@@ -235,6 +245,7 @@ def _write(comparison: Comparison, first: Path, second: Path, output: Path) -> N
         "A": str(first),
         "B": str(second),
         "num_clips": comparison.num_clips,
+        "num_videos": comparison.num_videos,
         "confidence": _CONFIDENCE,
         "num_resamples": _NUM_RESAMPLES,
         "seed": _SEED,
@@ -242,7 +253,8 @@ def _write(comparison: Comparison, first: Path, second: Path, output: Path) -> N
         "metrics": metrics,
     }
     write_json(output / "comparison.json", values)
-    title = f"B - A over {comparison.num_clips} clips, {_CONFIDENCE:.0%} intervals; B is better to the right of 0"
+    clips = f"{comparison.num_clips} clips of {comparison.num_videos} videos"
+    title = f"B - A over {clips}, {_CONFIDENCE:.0%} intervals over videos; B is better to the right of 0"
     plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {"A": read_json(first / FRAMES_FILE), "B": read_json(second / FRAMES_FILE)}
     plot_frames(curves, output / "comparison_frames.png")

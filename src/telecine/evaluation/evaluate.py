@@ -14,6 +14,7 @@ from rich.table import Table
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.precision import tf32
 from telecine.data import Span, clips_sha256
 from telecine.evaluation.flat import measure_flat_colours
 from telecine.evaluation.flow import DISFlow, WarpingError
@@ -115,11 +116,12 @@ class Evaluation:
             console.print(f"no {name}: {reason}", soft_wrap=True)
 
 
+@tf32(False)
 def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
     """Measure reconstructions of clips of `config.data`, computed by an autoencoder or read from videos.
 
-    An autoencoder reconstructs the mode of each clip's posterior. Under `torchrun` the processes share the clips; all
-    of them return the same results, and the main process writes the files.
+    An autoencoder reconstructs the mode of each clip's posterior. It and the metrics compute without TF32. Under
+    `torchrun` the processes share the clips; all of them return the same results, and the main one writes the files.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; a module, which

@@ -58,6 +58,9 @@ class EvaluationProtocol:
     """Name, steps and seed by which a decoder that generates is sampled; empty for others."""
     published: Mapping[str, object] = field(default_factory=dict)
     """The fields of the published protocol; empty without one."""
+    tf32: bool = False
+    """Whether float32 may be computed in TF32, by the model and by the metrics, on NVIDIA's GPUs from Ampere on. Older
+    protocols do not say it: there, PyTorch's default held, which has TF32 in convolutions."""
     value_range: tuple[float, float] = VALUE_RANGE
     versions: Mapping[str, str] = field(default_factory=_versions)
 

@@ -160,16 +160,26 @@ def _checkpoint_of(model: Model) -> Path | None:
 def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInfo]) -> None:
     """Log how many of the videos the run of a checkpoint has trained on."""
     settings = read_saved_settings(checkpoint) if checkpoint is not None else {}
-    if "data" not in settings or is_address(settings["data"] or "") != is_address(data):
+    if "data" not in settings:
+        return
+    saved_data = settings["data"]
+    unknown = "whether the model has trained on these files is not known: %s"
+    if not isinstance(saved_data, str | None):
+        logger.warning(unknown, f"`data` in the settings of the run is {describe(saved_data)}")
+        return
+    if is_address(saved_data or "") != is_address(data):
         return
     try:
-        trained_on = {resolve_source(source) for source in sources_of(settings["data"])}
+        trained_on = {resolve_source(source) for source in sources_of(saved_data)}
     except DataError:  # it was trained on another machine, or its data is no more
+        return
+    except OSError as error:
+        logger.warning(unknown, error)
         return
     num_trained_on = sum(resolve_source(info.path) in trained_on for info in infos)
     if num_trained_on > 0:
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
-        logger.warning(text, num_trained_on, len(infos), settings["data"] or "the sample videos")
+        logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
 
 
 def open_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> tuple[ModelSource, list[VideoInfo]]:

@@ -242,7 +242,9 @@ def latent_noise(
     return _compare(decode(noisy), target, mask, weight, loss)
 
 
-def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75) -> Scalar:
+def local_correlation(
+    *, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75, first_frame_apart: bool = True
+) -> Scalar:
     """Return how far the correlation of neighbouring latent positions is below `threshold`.
 
     The local correlation regularisation of SSVAE (Liu et al., arXiv:2512.05394): channels are normalised over the
@@ -255,6 +257,8 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
+        first_frame_apart: Whether the first latent frame has windows of its own: it is that of a single frame. Without
+            it, its windows reach over time, as those of the others. Training passes what the autoencoder says.
 
     Raises:
         ValueError: The latent is too small, or an argument is out of range.
@@ -266,9 +270,13 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
-        parts = [_window_correlation(z[:, :, :1], 1)]
-        if z.shape[2] > 1:
-            parts.append(_window_correlation(z[:, :, 1:], min(2, z.shape[2] - 1)))
+        parts = []
+        rest = z
+        if first_frame_apart:
+            parts.append(_window_correlation(z[:, :, :1], 1))
+            rest = z[:, :, 1:]
+        if rest.shape[2] > 0:
+            parts.append(_window_correlation(rest, min(2, rest.shape[2])))
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 

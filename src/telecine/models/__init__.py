@@ -11,6 +11,7 @@ from telecine.models.interface import Reconstruction as Reconstruction
 from telecine.models.interface import VideoAutoencoder as VideoAutoencoder
 from telecine.models.latent import DeterministicPosterior as DeterministicPosterior
 from telecine.models.latent import DiagonalGaussian as DiagonalGaussian
+from telecine.models.latent import Moments as Moments
 from telecine.models.latent import Posterior as Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder as LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder as LinearAutoencoder

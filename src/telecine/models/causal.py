@@ -44,6 +44,7 @@ from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import with_older_flow
 from telecine.settings.validate import validate
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
@@ -229,6 +230,11 @@ class CausalAutoencoder(LatentAutoencoder):
         return self.config.in_channels
 
     @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame, as the configuration says."""
+        return self.config.first_frame_apart
+
+    @property
     def generates(self) -> bool:
         """Whether the decoder makes video of noise, and `decode` takes the noise."""
         return isinstance(self.decoder, FlowDecoder)
@@ -241,15 +247,16 @@ class CausalAutoencoder(LatentAutoencoder):
         self.sampler = Sampler() if self.generates else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
-    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+    def decode(self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None) -> Video:
         """Return the video `(B, C, T, s*h, s*w)`, not clamped.
 
         Args:
             latent: `(B, latent_channels, k, h, w)`, or cut to one of `nested_channels`.
-            noise: What a decoder that generates starts from, of the result's shape; by default that of `sampler`.
+            noise: What a decoder that generates starts from, of the result's shape.
+            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
 
         Raises:
-            ValueError: The latent has another shape.
+            ValueError: The latent has another shape, or there is no noise in training.
         """
         check_video("latent", latent)
         if latent.shape[1] in self.nested_channels:
@@ -261,16 +268,18 @@ class CausalAutoencoder(LatentAutoencoder):
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
             return cast(Video, self._call_decoder(latent))
-        first = int(self.config.first_frame_apart)
-        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
-        height = self.config.spatial_compression * latent.shape[3]
-        width = self.config.spatial_compression * latent.shape[4]
         if noise is None:
-            shape = (len(latent), self.in_channels, num_frames, height, width)
-            noise = self.sampler.noise(shape, self.position, latent.device)
-        frame_size = self.position.frame_size or (height, width)
+            noise = self.decoding_noise(self.decoded_shape(latent), generator, latent.device)
+        frame_size = self.position.frame_size or (noise.shape[3], noise.shape[4])
         levels = self.sampler.levels(self.config.flow.shift_of(*frame_size))
         return integrate(partial(self.decoder, latent), noise, levels)
+
+    def decoded_shape(self, latent: Tensor) -> tuple[int, int, int, int, int]:
+        """Return the shape `(B, C, T, H, W)` of the video of a latent."""
+        first = int(self.config.first_frame_apart)
+        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
+        space = self.config.spatial_compression
+        return len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4]
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target.
@@ -348,7 +357,7 @@ class CausalVAE(CausalAutoencoder):
 
     Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
     After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
-    training improves on that. The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the
+    training improves on that. The auxiliary losses are `{"kl_loss": the posterior's moments}`, or those of the
     discrete bottleneck. The networks work on patches of latent frames, and halve height and width as `Downsample`.
 
     Args:
@@ -475,6 +484,8 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
         raise argument_error("folder", contract, f"{architecture}, of an older version", remedy)
     values.pop(MEAN_KEY, None)
     values.pop(STD_KEY, None)
+    if isinstance(values.get("flow"), dict):
+        values["flow"] = with_older_flow(values["flow"])
     return validate(CausalVAEConfig, values)
 
 

@@ -18,7 +18,7 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import AuxLosses, LatentStatistics, Moments, Normalisation, Posterior
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import CONFIG_FILE, load_weights, save_model
@@ -59,10 +59,10 @@ class CustomAutoencoder(ProbedAutoencoder):
     """A user's module that reconstructs video, with the methods that training needs.
 
     The module's `forward(video)` maps `(B, C, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
-    clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
-    `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. Parameters of `forward`
-    named `sample_posterior`, false in validation, and `generator`, one for each clip, are passed. Optional members of
-    the module, see docs/own-model.md, replace defaults.
+    clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors or posteriors
+    such as `{"kl_loss": posterior}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. Parameters
+    of `forward` named `sample_posterior`, false in validation, and `generator`, one for each clip, are passed. Optional
+    members of the module, see docs/own-model.md, replace defaults.
 
     Args:
         module: The module, or what `torch.compile` returned for it.
@@ -113,6 +113,11 @@ class CustomAutoencoder(ProbedAutoencoder):
             contract = f"of the video's shape {tuple(video.shape)}"
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
         return result
+
+    @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame: the module's attribute, or true."""
+        return bool(getattr(self.module, "first_frame_apart", True))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -285,13 +290,21 @@ def _as_reconstruction(output: object) -> Reconstruction:
         video, losses = output
     elif isinstance(output, tuple) and len(output) == 3:
         video, losses, latent = output
-    are_losses = isinstance(losses, Mapping) and all(isinstance(loss, Tensor) for loss in losses.values())
+    aux: AuxLosses = {}
+    are_losses = isinstance(losses, Mapping)
+    if isinstance(losses, Mapping):
+        for name, loss in losses.items():
+            if isinstance(loss, Tensor):
+                aux[name] = loss.float()
+            elif hasattr(loss, "mean") and hasattr(loss, "logvar"):
+                aux[name] = Moments(at_least_float32(loss.mean), at_least_float32(loss.logvar))
+            else:
+                are_losses = False
     if not isinstance(video, Tensor) or not are_losses or not isinstance(latent, Tensor | None):
         remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
-        contract = "a video, or a tuple of a video, a dict of tensors and a latent"
+        contract = "a video, or a tuple of a video, a dict of losses and a latent"
         # Not a `ValueError`, which means an unsupported size while sizes are probed.
         raise argument_error("the module's output", contract, describe(output), remedy, OutputError)
-    assert isinstance(losses, Mapping)
     if latent is not None:
         latent = at_least_float32(latent)
-    return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()}, latent=latent)
+    return Reconstruction(video=video, aux=aux, latent=latent)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telecine.base.checks import check_count, check_fraction
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randn, seed_of
+from telecine.base.randomness import Generators, rand, randn, seed_of
 from telecine.base.shapes import Video
 from telecine.models.interface import ClipPosition
 from telecine.settings.autoencoder import FlowConfig
@@ -97,7 +97,11 @@ def random_levels(config: FlowConfig, video: Video, generator: Generators) -> Te
     if config.one_step:
         return torch.ones_like(normal)
     level = (config.level_mean + config.level_std * normal).sigmoid()
-    return _shifted(level, config.shift_of(*video.shape[-2:]))
+    level = _shifted(level, config.shift_of(*video.shape[-2:]))
+    if config.noise_fraction > 0:
+        draw = rand((len(video), 1), generator=generator, device=video.device)[:, 0]
+        level = torch.where(draw < config.noise_fraction, torch.ones_like(level), level)
+    return level
 
 
 def add_noise(video: Video, noise: Video, level: Tensor) -> Video:

@@ -15,7 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.bottleneck import Bottleneck
-from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import AuxLosses, LatentStatistics, Normalisation, Posterior
 from telecine.models.linear import LinearAutoencoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
@@ -25,8 +25,9 @@ class Reconstruction(NamedTuple):
 
     video: Video
     """The reconstruction, of the input's shape; near [-1, 1] but not clamped, so that no gradient is cut off."""
-    aux: dict[str, Tensor]
-    """Auxiliary losses by name, 0-d and float32, e.g. `{"kl_loss": ...}`. The objective multiplies them by a weight."""
+    aux: AuxLosses
+    """Auxiliary losses by name, which the objective multiplies by a weight: 0-d and float32, or the `Moments` of a
+    posterior, e.g. `{"kl_loss": moments}`, whose KL divergence the objective computes as its `nll_reduction` says."""
     latent: Tensor | None = None
     """The decoded latent, `(B, C, t, h, w)` in at least float32, with its graph: the posterior's sample or mode. None
     if the model does not return it; terms of the loss that read the latent then raise an error."""
@@ -99,6 +100,11 @@ class VideoAutoencoder(nn.Module, ABC):
     def in_channels(self) -> int:
         """Channels of the video and of its reconstruction; by default 3, RGB."""
         return 3
+
+    @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first frame of a latent is that of a single frame; true by default, as for causal models."""
+        return True
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """The latent: its posterior, which an encoder predicts, and the statistics by which generators normalise it."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,19 @@ Normalisation: TypeAlias = dict[str, float | list[float] | None]
 """Their values."""
 
 
+class Moments(NamedTuple):
+    """The moments of a normal posterior, whose KL divergence the objective computes: as a mean, or as a sum."""
+
+    mean: Tensor
+    """The means, with their graph."""
+    logvar: Tensor
+    """The logarithms of the variances, of the same shape."""
+
+
+AuxLosses: TypeAlias = dict[str, Tensor | Moments]
+"""Auxiliary losses by name: 0-d tensors, or the moments of the posterior for its KL divergence."""
+
+
 class Posterior(Protocol):
     """Distribution of the latent of a video."""
 
@@ -35,8 +48,8 @@ class Posterior(Protocol):
     def mode(self) -> Tensor:
         """Return the most likely latent."""
 
-    def aux(self) -> dict[str, Tensor]:
-        """Return the auxiliary losses of the latent by name, 0-d: its KL divergence, or a quantizer's losses."""
+    def aux(self) -> AuxLosses:
+        """Return the auxiliary losses of the latent by name: its moments for the KL divergence, or a quantizer's."""
 
 
 class DiagonalGaussian:
@@ -71,9 +84,9 @@ class DiagonalGaussian:
         """Return the KL divergence from N(0, 1), averaged over all elements: see `kl_to_standard_normal`."""
         return kl_to_standard_normal(mean=self.mean, logvar=self.logvar)
 
-    def aux(self) -> dict[str, Tensor]:
-        """Return `{"kl_loss": KL divergence}`."""
-        return {"kl_loss": self.kl()}
+    def aux(self) -> AuxLosses:
+        """Return `{"kl_loss": moments}`: the objective computes the divergence with its `nll_reduction`."""
+        return {"kl_loss": Moments(self.mean, self.logvar)}
 
 
 class DeterministicPosterior:
@@ -91,9 +104,9 @@ class DeterministicPosterior:
         """Return the latent; the graph is kept."""
         return self.latent
 
-    def aux(self) -> dict[str, Tensor]:
+    def aux(self) -> AuxLosses:
         """Return the quantizer's losses."""
-        return self.losses
+        return {**self.losses}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Autoencoders whose `forward` is encoding, sampling and decoding; their decoder may generate."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +9,11 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randint
+from telecine.base.randomness import Generators, randint, randn
 from telecine.base.shapes import Video
 from telecine.models.flow import Sampler
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import Posterior
+from telecine.models.latent import AuxLosses, Posterior
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -48,17 +49,21 @@ class LatentAutoencoder(VideoAutoencoder):
         if is_update and self.sampler is not None:
             output = self.denoise(latent, video, generator)
         else:
-            output = Reconstruction(*self.decode_with_losses(latent))
+            decoded, decoder_losses = self.decode_with_losses(latent)
+            output = Reconstruction(decoded, {**decoder_losses})
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             got = f"{tuple(output.video.shape)} from {type(getattr(self, 'module', self)).__name__}"
             remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
             raise argument_error("the reconstruction", contract, got, remedy)
         losses = self.losses_of(posterior) | output.aux
-        return output._replace(aux={name: at_least_float32(loss) for name, loss in losses.items()}, latent=latent)
+        for name, loss in losses.items():
+            if isinstance(loss, Tensor):
+                losses[name] = at_least_float32(loss)
+        return output._replace(aux=losses, latent=latent)
 
-    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
-        """Return the auxiliary losses of the latent by name, 0-d."""
+    def losses_of(self, posterior: Posterior) -> AuxLosses:
+        """Return the auxiliary losses of the latent by name."""
         return posterior.aux()
 
     def _with_nested_channels(self, latent: Tensor, generator: Generators) -> Tensor:
@@ -84,6 +89,47 @@ class LatentAutoencoder(VideoAutoencoder):
             NotImplementedError: A subclass with a `sampler` has to define it.
         """
         raise NotImplementedError
+
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped.
+
+        Args:
+            latent: The latent; it may have another height and width than those of training.
+            generator: Of a decoder with a `sampler`: one, or one for each clip, which draws its noise; None for the
+                noise of `sampler`, which is the same for all clips.
+
+        Raises:
+            ValueError: The latent does not fit, or a decoder with a `sampler` has no generator in training.
+        """
+        raise NotImplementedError
+
+    def decoding_noise(self, shape: Sequence[int], generator: Generators, device: torch.device) -> Video:
+        """Return the noise that `decode` starts from: drawn from a generator, or that of `sampler` without one.
+
+        Args:
+            shape: `(B, C, T, H, W)` of the video.
+            generator: One generator, or one for each clip; None for the noise of `sampler`, the same for all clips.
+            device: Where the noise is returned.
+
+        Raises:
+            ValueError: There is no generator while the model trains: it would learn one noise.
+        """
+        assert self.sampler is not None
+        if generator is not None:
+            return randn(shape, generator=generator, device=device)
+        self.check_not_training()
+        return self.sampler.noise(shape, self.position, device)
+
+    def check_not_training(self) -> None:
+        """Check that the model does not train, for a `decode` whose noise is that of `sampler`.
+
+        Raises:
+            ValueError: It does, with gradients.
+        """
+        if self.training and torch.is_grad_enabled():
+            contract = "that of the update for a decoder that draws noise, in training"
+            remedy = "Pass the update's generators, or call `eval()` for the noise of validation."
+            raise argument_error("generator", contract, "none", remedy)
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, and auxiliary losses of the decoder by name, 0-d."""

@@ -19,7 +19,7 @@ from telecine.base.yaml_files import read_yaml
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.causal import CausalAutoencoder, build_decoder
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
+from telecine.models.latent import NORMALISATION_KEYS, AuxLosses, ChannelMoments, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder, fit_decoder
 from telecine.models.lora import merge_low_rank
@@ -36,7 +36,7 @@ from telecine.models.pretrained import (
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
-from telecine.settings.autoencoder import with_presets
+from telecine.settings.autoencoder import with_older_flow, with_presets
 from telecine.settings.validate import validate
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
@@ -108,7 +108,7 @@ class Student(LatentAutoencoder):
             remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in a copy's config.json."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
-    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
+    def losses_of(self, posterior: Posterior) -> AuxLosses:
         """Return no losses, as the encoder is frozen."""
         return {}
 
@@ -283,7 +283,10 @@ def _read_student(folder: Path) -> _SavedStudent:
     _check_saved(values, DECODER_KEY, dict, "a group of settings", file)
     _check_saved(values, TEACHER_KEY, str, "a text", file)
     _check_saved(values, DIGEST_KEY, str, "a text", file)
-    config = validate(CausalVAEConfig, values.pop(DECODER_KEY), f"{DECODER_KEY}.")
+    decoder = values.pop(DECODER_KEY)
+    if isinstance(decoder.get("flow"), dict):
+        decoder["flow"] = with_older_flow(decoder["flow"])
+    config = validate(CausalVAEConfig, decoder, f"{DECODER_KEY}.")
     teacher = _find_teacher(folder, values.pop(TEACHER_KEY))
     digest = values.pop(DIGEST_KEY)
     return _SavedStudent(config, teacher, digest, normalisation=values)

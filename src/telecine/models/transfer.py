@@ -43,17 +43,17 @@ def check_source(name: str) -> None:
         raise argument_error("init", "a run or weights of a CausalVAE", f"{name!r}, {what}", remedy)
 
 
-def copy_from(name: str, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Copy the weights of the model of a name, see `check_source`, into a `CausalVAE`: see `copy_matching`.
+def load_source(name: str, into: nn.Module) -> CausalVAE:
+    """Return the model that `TrainConfig.init` names, see `check_source`, for a model that `copy_matching` copies into.
 
     Raises:
         ValueError: The name or the model is not that of a `CausalVAE`.
     """
-    if not isinstance(model, CausalVAE):
-        got = f"{name!r} with a {type(model).__name__}"
+    if not isinstance(into, CausalVAE):
+        got = f"{name!r} with a {type(into).__name__}"
         raise argument_error("init", "left out for a model that is no CausalVAE", got, "Load its weights yourself.")
     check_source(name)
-    return copy_matching(cast(CausalVAE, load_autoencoder(name)), into=model)
+    return cast(CausalVAE, load_autoencoder(name))
 
 
 @torch.no_grad()

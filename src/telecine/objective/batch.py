@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, TypeAlias, TypedDict
+from typing import Protocol, TypeAlias, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.losses.perceptual import pick_frames
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
+
+
+class Gaussian(Protocol):
+    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The means."""
+
+    @property
+    def logvar(self) -> Tensor:
+        """The logarithms of the variances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +52,14 @@ class Batch:
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
+    posterior: Gaussian | None  # that of the auxiliary losses
+    first_frame_apart: bool  # whether the first latent frame is that of a single frame
     decode: Decode | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
 
-class _Gaussian(Protocol):
-    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
-
-    mean: Tensor
-    logvar: Tensor
-
-
-AuxLoss: TypeAlias = Tensor | float | _Gaussian
+AuxLoss: TypeAlias = Tensor | float | Gaussian
 AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
 
 
@@ -76,6 +83,8 @@ class BatchOptions(TypedDict, total=False):
     of other terms, theirs are computed by the caller's `backward()`."""
     decode: Decode | None
     """The decoder, a function of a latent, for terms that decode a changed one."""
+    first_frame_apart: bool
+    """Whether the first frame of `latent` is that of a single frame, which is the default."""
 
 
 def make_batch(
@@ -93,13 +102,14 @@ def make_batch(
     grad_hook: Callable[[Tensor], None] | None = None,
     latent: Tensor | None = None,
     decode: Decode | None = None,
+    first_frame_apart: bool = True,
 ) -> Batch:
     """Return the checked inputs of the terms.
 
     Args:
         config: The settings of the objective.
         inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
-        regularization_log, ..., decode: See `BatchOptions`.
+        regularization_log, ..., first_frame_apart: See `BatchOptions`.
 
     Raises:
         ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
@@ -155,6 +165,8 @@ def make_batch(
         disc_real=disc_real,
         disc_fake=disc_fake,
         latent=latent,
+        posterior=_posterior_of(aux_losses),
+        first_frame_apart=first_frame_apart,
         decode=decode,
         background=background,
     )
@@ -193,6 +205,15 @@ def _clip_weights(
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
+
+
+def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
+    """Return the first posterior among auxiliary losses; None without one."""
+    values = aux_losses.values() if isinstance(aux_losses, Mapping) else [aux_losses]
+    for value in values:
+        if hasattr(value, "logvar"):
+            return cast(Gaussian, value)
+    return None
 
 
 def _named_aux_losses(

@@ -27,7 +27,17 @@ TERMS: dict[str, Callable[..., Any]] = {
     "alignment": Alignment,
 }
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
-BATCH_INPUTS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
+BATCH_INPUTS = (
+    "reconstruction",
+    "target",
+    "weight",
+    "mask",
+    "latent",
+    "posterior",
+    "first_frame_apart",
+    "decode",
+    "generator",
+)
 FEATURE_INPUTS = ("reconstruction_features", "target_features")
 
 
@@ -189,6 +199,8 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         weight=weight,
         mask=batch.mask,
         latent=batch.latent,
+        posterior=batch.posterior,
+        first_frame_apart=batch.first_frame_apart,
         decode=batch.decode,
         generator=batch.rng,
     )

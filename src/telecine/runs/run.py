@@ -59,6 +59,9 @@ class RunSummary:
     held_out: InstanceOf[str] = ""  # which files are held out; empty with `val_data`, and in older runs
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
+    # A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
+    # discriminator, LPIPS, and `init`; empty in older runs.
+    networks: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
@@ -78,6 +81,7 @@ class RunSummary:
             seconds=before.seconds,
             peak_memory=before.peak_memory,
             copied=self.copied or before.copied,
+            networks={**before.networks, **self.networks},
             validated_from=before.validated_from if before.validation == self.validation else step + 1,
         )
 

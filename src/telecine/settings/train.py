@@ -56,6 +56,8 @@ ChangeData: TypeAlias = Annotated[
     bool, "Resume although --data is other data than before. Without it, such a run is refused."
 ]
 _SECONDS_PER_YEAR = 31_536_000
+# Of updates, and of batches in one: the numbers of clips stay below 2^63.
+_MOST = 10**8
 # A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
 LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]
 
@@ -89,7 +91,11 @@ class OptimizerConfig:
 
 @group
 class TrainableConfig:
-    """Which weights are trained; all others are frozen."""
+    """Which weights are trained; all others are frozen.
+
+    Raises:
+        ValueError: A setting of LoRA differs from its default without LoRA.
+    """
 
     weights: Literal["all", "decoder", "lora"] = "all"
     """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
@@ -103,6 +109,16 @@ class TrainableConfig:
     """Rank of the LoRA updates."""
     lora_alpha: Positive = 16.0
     """Scale of the LoRA updates, times 1 / rank."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "lora":
+            return
+        contract = 'left out unless `weights` is "lora"'
+        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no low-rank updates."
+        if self.lora_rank != TrainableConfig.lora_rank:
+            raise argument_error("lora_rank", contract, self.lora_rank, remedy)
+        if self.lora_alpha != TrainableConfig.lora_alpha:
+            raise argument_error("lora_alpha", contract, self.lora_alpha, remedy)
 
 
 @group
@@ -135,19 +151,23 @@ class TrainConfig:
     new. Not with `model`, nor with LoRA."""
     output_dir: UserPath = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
-    steps: Count = 100_000
+    steps: Annotated[Count, Field(le=_MOST)] = 100_000
     """Total number of updates of the autoencoder."""
     batch_size: Count | Literal["auto"] = 4
     """Clips per forward pass in each process; "auto" plans the largest number that fits the device's free memory, and
     the run's `config.yaml` holds that number."""
-    gradient_accumulation_steps: Count = 1
+    gradient_accumulation_steps: Annotated[Count, Field(le=_MOST)] = 1
     """Number of such batches per update."""
     seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the networks' forward passes; losses are always computed in float32."""
+    """Precision of the networks' forward passes; losses are always computed in float32. "fp16" is for GPUs."""
+    allow_tf32: bool | None = None
+    """Whether updates may compute float32 in TF32 on NVIDIA's GPUs from Ampere on: faster, with factors of 10 bits.
+    Left out, PyTorch's default holds: in convolutions, and not in products of matrices. Validation and evaluation never
+    use it."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0

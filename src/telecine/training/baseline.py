@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import Clip
@@ -81,6 +82,7 @@ def measure_baseline(
     return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
 
 
+@tf32(False)
 @torch.no_grad()
 def measure_linear(
     linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device

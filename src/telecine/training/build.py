@@ -50,6 +50,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: If the process has used another device, nothing can be sharded, or a tracker is not installed.
     """
     device = pick_device(config.device)
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        # Accelerate would train in float32.
+        remedy = "Use bf16, or no: half precision with a loss scale is for GPUs."
+        raise argument_error("mixed_precision", "no or bf16 on a CPU", "fp16", remedy)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,

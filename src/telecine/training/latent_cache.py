@@ -20,7 +20,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.files import atomic_write, create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.find import check_output
@@ -237,8 +237,8 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
     path = folder / IDENTITY_FILE
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
-        return
+        create_json(path, identity)
+    # Another run may have created the file first.
     saved = {"clips.weighting": "frames"} | read_json(path)  # older versions had no other
     changed = [name for name, value in identity.items() if saved.get(name) != value]
     if changed:

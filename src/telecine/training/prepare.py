@@ -20,8 +20,9 @@ from telecine.data.find import check_output
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.latent import Normalisation
+from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
-from telecine.models.transfer import copy_from
+from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
@@ -53,8 +54,14 @@ from telecine.training.latent_cache import LatentCache, open_cache
 from telecine.training.logging import print_lines, print_warnings
 from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
 from telecine.training.records import Records
-from telecine.training.resume import SavedSettings, check_records
+from telecine.training.resume import SavedSettings, check_records, frozen_digests
 from telecine.training.state import TrainState
+from telecine.training.trainable import trains_encoder
+
+_ENCODER_CHANGES = (
+    "the encoder is trained, too: generators that were trained on latents of this model no longer fit; "
+    "--config decoder keeps its latents"
+)
 
 
 class LockedFolder:
@@ -225,6 +232,10 @@ def _find_start(
         if accelerator.is_main_process:
             summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
+        flow = config.causal_vae.flow
+        config = saved.with_levels(config)
+        if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
+            print_warnings(console, ["the levels of noise of `causal_vae.flow` stay as the run started"])
         saved.check_networks(config)
         if not change_data:
             saved.check_data(config.data, may_be_same=True)  # data in another place is compared once it is read
@@ -254,11 +265,7 @@ def _build(
         hub_repository = create_repository(config.hub_model_id or folder.files.folder.resolve().name)
 
     # The model, on the CPU.
-    model = build_autoencoder(config, start.module)
-    copied: dict[str, tuple[int, int]] = {}
-    if config.init is not None and not is_resumed:
-        copied = copy_from(config.init, model)
-        print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
+    model, copied, init_digest = _build_model(start, console)
 
     # The data.
     clips, data = _read_data(start, model, accelerator, console, change_data=change_data)
@@ -289,6 +296,7 @@ def _build(
         print_lines(console, [f"held out: {clips.held_out}"])
     if start.checkpoint is not None:
         print_lines(console, checkpointer.load(state, start.checkpoint))
+    networks = on_first_process(partial(_digests_of_frozen, start, state), accelerator)
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
 
     # The records up to the state's step.
@@ -301,6 +309,7 @@ def _build(
         seconds=0.0,
         peak_memory=None,
         copied=copied,
+        networks={**networks, **init_digest},
         **data,
     )
     records = Records(
@@ -334,6 +343,31 @@ def _build(
     folder.remove_residue()
     run.remove_old_checkpoints()
     return run
+
+
+def _build_model(start: Start, console: Console) -> tuple[VideoAutoencoder, dict[str, tuple[int, int]], dict[str, str]]:
+    """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
+    config = start.config
+    is_resumed = start.checkpoint is not None
+    model = build_autoencoder(config, start.module)
+    is_trained_on = config.model is not None and not config.random_weights and start.module is None
+    if is_trained_on and not is_resumed and trains_encoder(model):
+        print_lines(console, [_ENCODER_CHANGES])
+    if config.init is None or is_resumed:
+        return model, {}, {}
+    source = load_source(config.init, into=model)
+    assert isinstance(model, CausalVAE)
+    copied = copy_matching(source, into=model)
+    print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
+    return model, copied, {"init": digest_of_tensors(source.state_dict().items())}
+
+
+def _digests_of_frozen(start: Start, state: TrainState) -> dict[str, str]:
+    """Return digests of the networks that the run reads and does not train, after a check that they did not change."""
+    networks = frozen_digests({"autoencoder": state.autoencoder, "objective": state.objective})
+    if start.saved is not None:
+        start.saved.check_frozen_networks(start.summary, networks)
+    return networks
 
 
 def _read_data(

@@ -2,13 +2,19 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from telecine.base.checks import argument_error, describe
+from telecine.base.frozen import Frozen
+from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
+from telecine.settings.autoencoder import FlowConfig, with_older_flow
 from telecine.settings.data import HELD_OUT_SETTINGS
 from telecine.settings.parse import flat_items, merged, nested
 from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
@@ -31,12 +37,37 @@ def check_records(files: Run) -> list[str]:
     return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"]
 
 
+def frozen_digests(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return a digest of the weights of each frozen network inside of networks, by its dotted name."""
+    digests: dict[str, str] = {}
+    for prefix, network in networks.items():
+        for name, module in network.named_modules(prefix=prefix):
+            if isinstance(module, Frozen):
+                tensors = [(str(index), tensor) for index, tensor in enumerate(module.tensors())]
+                digests[name] = digest_of_tensors(tensors)
+    return digests
+
+
 class SavedSettings:
     """The settings of a checkpoint, which are compared with those of a run that resumes from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
+        autoencoder = self.values.get("causal_vae", {})
+        if "flow" in autoencoder:
+            autoencoder["flow"] = with_older_flow(autoencoder["flow"])
+
+    def with_levels(self, config: TrainConfig) -> TrainConfig:
+        """Return settings with the run's own noise levels where `config` has defaults: older versions had others."""
+        saved = self.values.get("causal_vae", {}).get("flow", {})
+        flow = config.causal_vae.flow
+        changes = {}
+        for name, value in saved.items():
+            is_default = getattr(flow, name, None) == getattr(FlowConfig, name, None)
+            if is_default and hasattr(flow, name):
+                changes[name] = value
+        return replace(config, causal_vae=replace(config.causal_vae, flow=replace(flow, **changes)))
 
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, except the model and the folder.
@@ -111,6 +142,24 @@ class SavedSettings:
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
+
+    def check_frozen_networks(self, before: RunSummary | None, networks: Mapping[str, str]) -> None:
+        """Check that the networks that the run reads and does not train are those of before.
+
+        Args:
+            before: The summary of the run before it was resumed; None if it was not recorded.
+            networks: What `frozen_digests` returns.
+
+        Raises:
+            ValueError: One has other weights: the run would go on with another teacher or other features.
+        """
+        if before is None:
+            return
+        changed = [name for name, digest in networks.items() if before.networks.get(name, digest) != digest]
+        if changed:
+            contract = f"those that the run in {self.folder} was trained with"
+            remedy = "Restore the files that they are loaded from, or use another --output_dir."
+            raise argument_error("the frozen networks", contract, f"other weights of {', '.join(changed)}", remedy)
 
     def check_networks(self, config: TrainConfig) -> None:
         """Check that no setting that changes the networks differs.

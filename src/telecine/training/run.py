@@ -13,6 +13,7 @@ from torch import nn
 
 from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import gigabytes, peak_memory
+from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
@@ -99,7 +100,7 @@ def train(
     console = console or PlainConsole()
     run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
-        with stop_on_signal(acknowledge=run.is_main) as stop:
+        with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
             train_to_the_end(run, stop)
         return finish(run)
     except torch.OutOfMemoryError as error:
@@ -191,7 +192,7 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed))
         run = prepare(changed, console or PlainConsole())
         try:
-            with stop_on_signal(acknowledge=run.is_main) as stop:
+            with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
                 validate(run, stop)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:

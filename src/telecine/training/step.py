@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.optim import Optimizer
 from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
-from telecine.losses import mse
-from telecine.models import Posterior
+from telecine.losses import Decode, mse
+from telecine.models import LatentAutoencoder, Posterior
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
 from telecine.objective.weights import Weights
@@ -133,11 +134,15 @@ def accumulate_gradients(
 
             # The losses of both networks.
             gradient = ReconstructionGradient(output.video)
+            decode: Decode = autoencoder.decode
+            if isinstance(autoencoder, LatentAutoencoder) and autoencoder.sampler is not None:
+                decode = partial(autoencoder.decode, generator=generators)
             options = BatchOptions(
                 generator=generators,
                 grad_hook=gradient.adversarial_hook,
                 latent=output.latent,
-                decode=autoencoder.decode,
+                decode=decode,
+                first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
             )
             if state.disc_optimizer is not None and weights.discriminators_train:

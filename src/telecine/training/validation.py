@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from telecine.base.precision import tf32
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latent_measures import code_usage, latent_summary
@@ -39,6 +40,7 @@ class Validation:
     clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
 
 
+@tf32(False)
 @torch.no_grad()
 def validate_model(
     model: VideoAutoencoder,
@@ -48,7 +50,7 @@ def validate_model(
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Reconstruct every clip from the mode of its posterior, and measure it. Every process has to call this.
+    """Reconstruct every clip from the mode of its posterior, and measure it, without TF32. Every process calls this.
 
     A model may have further ways to decode, whose metrics have names such as `psnr_4_steps`.
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
-from telecine.models import CausalVAE, load_autoencoder
+from telecine.models import CausalVAE, Moments, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
@@ -109,6 +109,21 @@ def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder)
     assert mean.grad.any()
 
 
+def test_the_term_of_the_latent_compares_posteriors(folder):
+    """Of the teacher's own posterior it is 0, whatever is sampled: it must not train the student's variance to 0."""
+    term = TeacherLatent("wan")
+    target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = DiffusersAutoencoder.from_pretrained("wan").encode(target)
+    student = Moments(expected.mean.clone(), expected.logvar.clone().requires_grad_())
+    value = term(latent=expected.sample(), target=target, posterior=student)
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    narrower = Moments(expected.mean, (expected.logvar - 2).requires_grad_())
+    term(latent=expected.sample(), target=target, posterior=narrower).backward()
+    assert (narrower.logvar.grad <= 0).all(), "a descent widens it"
+    assert narrower.logvar.grad.abs().sum() > 0
+
+
 def test_the_term_of_the_reconstruction(folder):
     term = TeacherReconstruction("wan")
     wan = DiffusersAutoencoder.from_pretrained("wan")
@@ -121,6 +136,19 @@ def test_the_term_of_the_reconstruction(folder):
     assert loss.item() == pytest.approx(0.25, rel=1e-5)
     loss.backward()
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
+    """It would be trained on two teachers."""
+    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
+    assert main([*command, "--steps", "1", "--output_dir", "run"]) == 0
+    before = Run(Path("run")).summary().networks
+    assert [name for name in before if "teacher_latent" in name]
+    assert main([*command, "--steps", "2", "--output_dir", "run"]) == 0
+    assert Run(Path("run")).summary().networks == before
+    tiny_model("wan", seed=1).save_pretrained("wan")
+    assert main([*command, "--steps", "3", "--output_dir", "run"]) == 2
+    assert "`the frozen networks` must be those that the run in" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -114,3 +114,9 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
 def test_a_memory_needs_a_unit(capsys):
     assert main(["plan", "--memory", "80"]) == 2
     assert "`--memory` must be a number with a unit (MB, MiB, GB, GiB), but got '80'" in capsys.readouterr().err
+
+
+def test_a_folder_whose_class_is_no_autoencoder_is_an_error(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    assert main(["plan", "--model", str(tmp_path), "--memory", "8GiB"]) == 2
+    assert "must be an autoencoder, with `encode` and `decode`, but got UNet2DCond" in capsys.readouterr().err

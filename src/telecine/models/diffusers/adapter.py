@@ -39,8 +39,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     """A diffusers autoencoder that can be trained: `forward` encodes, samples and decodes, with all gradients.
 
     Input and output are `(B, 3, T, H, W)` in [-1, 1] for every class, and the output is not clamped. Tiling and
-    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": KL divergence per
-    latent element}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. The accepted
+    slicing, which change outputs and gradients, are disabled. The auxiliary losses are `{"kl_loss": the
+    posterior's moments}`, a quantizer's losses, or none, e.g. for Cosmos, KVAE and finite scalar quantization. Accepted
     sizes and the last layer are found by passing tiny clips through the model. Image autoencoders process each frame of
     a clip separately: an image is a clip of one frame. In some classes (Wan, Qwen, Mochi), clips of one frame leave the
     weights that mix frames without a gradient. DDP then needs `find_unused_parameters=True`.
@@ -73,10 +73,27 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         check_input(self, video)
         return self.family.encode(self.module, video)
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped."""
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            generator: Of a decoder that removes noise: one, or one for each clip, which draws the noise of `sampler`'s
+                level, while PyTorch's default generator draws what the decoder adds itself. None for fixed noise.
+
+        Raises:
+            ValueError: There is no generator in training, and the decoder removes noise.
+        """
         check_video("latent", latent)
-        return self.decode_with_losses(latent)[0]
+        if self.sampler is None or generator is None:
+            if self.sampler is not None:
+                self.check_not_training()
+            return self.decode_with_losses(latent)[0]
+        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        if self.sampler.level:
+            noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+            latent = add_noise(latent, noise, level)
+        return self.family.decode(self.module, latent, level)[0]
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""
@@ -102,7 +119,16 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
-        return Reconstruction(*self.family.decode(self.module, add_noise(latent, noise, level), level))
+        decoded, losses = self.family.decode(self.module, add_noise(latent, noise, level), level)
+        return Reconstruction(decoded, {**losses})
+
+    @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame is that of a single frame, as the family or the configuration says."""
+        is_apart = self.family.first_frame_apart
+        if isinstance(is_apart, str):
+            return bool(getattr(self.module, is_apart))
+        return is_apart
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
@@ -117,9 +143,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         _, channels, latent_frames, rows, _ = latent_shape
-        is_apart = self.family.first_frame_apart
-        if isinstance(is_apart, str):
-            is_apart = bool(getattr(self.module, is_apart))
+        is_apart = self.first_frame_apart
         # Frames that belong to latent frames after the first one that is apart.
         num_others = num_frames - int(is_apart)
         latent_others = latent_frames - int(is_apart)

@@ -29,6 +29,8 @@ SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
 _MANY_POSITIONS = 64
 # Validations show latents from which noise of this level was removed, in one step.
 _SHOWN_LEVEL = 0.5
+# Levels of training: logit-normal, as figures of the probe compare only at the same ones.
+_LEVELS = FlowConfig(shift=1.0, noise_fraction=0.0)
 
 
 class LatentDenoiser(Student):
@@ -116,8 +118,13 @@ class LatentDenoiser(Student):
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
         return (latent - self.mean) / self.std
 
-    def decode(self, latent: Tensor) -> Video:
-        """Return the video of normalised latents `(B, C, t, h, w)`, not clamped."""
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video of normalised latents, not clamped.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            generator: Not used: the frozen autoencoder decodes with the noise of its own `sampler`, if it has one.
+        """
         return self.latent_model.decode(latent * self.std + self.mean)
 
     def forward(
@@ -139,7 +146,7 @@ class LatentDenoiser(Student):
             posterior = self.encode(video)
         latent = self.normalised(posterior.mode())
         if self.training:
-            level = random_levels(FlowConfig(), latent, generator)
+            level = random_levels(_LEVELS, latent, generator)
             noise = randn(latent.shape, generator=generator, device=latent.device)
         else:
             level = latent.new_full((len(latent),), _SHOWN_LEVEL)

@@ -116,19 +116,23 @@ class DiffusionDecoder(Student):
         """Weight of the map from the last features to the pixels of a patch."""
         return self.module.get_parameter("decoder.conv_out.weight")
 
-    def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
+    def decode(self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None) -> Video:
         """Return the video that `sampler` makes of noise and a latent, not clamped.
 
         Args:
             latent: `(B, C, 1 + k, h, w)`.
-            noise: What it starts from, of the result's shape; by default that of `sampler`.
+            noise: What it starts from, of the result's shape.
+            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
+
+        Raises:
+            ValueError: There is no noise in training.
         """
         check_video("latent", latent)
         if noise is None:
             time, space = self._compression
             num_frames = 1 + time * (latent.shape[2] - 1)
             shape = (len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4])
-            noise = self.sampler.noise(shape, self.position, latent.device)
+            noise = self.decoding_noise(shape, generator, latent.device)
         return integrate(self._denoiser(latent), noise, self.sampler.levels(1.0))
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:

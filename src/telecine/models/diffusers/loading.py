@@ -183,6 +183,11 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
         remedy = nearest(name, autoencoders) or remedy
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
     check_class(f"{CLASS_KEY} in {source}", cls)
+    if not callable(getattr(cls, "decode", None)):
+        contract = "an autoencoder, with `encode` and `decode`"
+        raise argument_error(
+            f"{CLASS_KEY} in {source}", contract, f"{name} without them", "Name the folder of its VAE."
+        )
     if cls.__name__ == "AutoencoderRAE" and not is_transformers_available():
         raise ImportError("The encoder of AutoencoderRAE needs transformers: `pip install transformers`.")
     return cls

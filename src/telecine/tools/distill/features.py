@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Scalar
+from telecine.base.randomness import Generators, randn
+from telecine.base.shapes import Scalar, Video
 from telecine.losses import Decode
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
 from telecine.models.causal import CausalAutoencoder
 from telecine.models.causal_blocks import ChannelNorm, Upsample
-from telecine.tools.distill.teacher import load_teacher
+from telecine.tools.distill.teacher import generates, load_teacher
 
 _SMALLEST_STD = 1e-3
 
@@ -79,25 +81,33 @@ class TeacherFeatures(nn.Module):
             projections.append(nn.Conv3d(channels[-1 - level], features[name].shape[1], 1))
         self.projections = nn.ModuleList(projections)
 
-    def forward(self, *, latent: Tensor, decode: Decode, weight: Tensor | None = None) -> Scalar:
+    def forward(
+        self, *, latent: Tensor, decode: Decode, generator: Generators = None, weight: Tensor | None = None
+    ) -> Scalar:
         """Return the error, 0-d.
 
         Args:
             latent: `(B, C, t, h, w)`.
             decode: The method of the student.
+            generator: Draws the noise that student and teacher share if one of them generates: one, or one for each
+                clip; PyTorch's default generator if None.
             weight: Weight of each clip, `(B,)`; None for 1.
 
         Raises:
             ValueError: `decode` is not the method of a decoder of telecine.
         """
-        student = getattr(decode, "__self__", None)
+        method = decode.func if isinstance(decode, partial) else decode  # training binds generators
+        student = getattr(method, "__self__", None)
         if not isinstance(student, CausalAutoencoder):
             remedy = "Use the term in `telecine distill`."
             raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
+        noise: Video | None = None
+        if student.generates or generates(self.teacher.module):
+            noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
         ends = _ends_of_resolutions(student)
         with _recorded_outputs(student.decoder.network, ends) as outputs:
-            decode(latent)
-        features = self.teacher_features(latent, [pair.layer for pair in self.pairs])
+            student.decode(latent, noise)
+        features = self.teacher_features(latent, [pair.layer for pair in self.pairs], noise)
         errors = []
         for pair, projection in zip(self.pairs, self.projections, strict=True):
             chunks = outputs[ends[pair.level]]
@@ -110,7 +120,7 @@ class TeacherFeatures(nn.Module):
         return torch.stack(errors).mean()
 
     @torch.no_grad()
-    def teacher_features(self, latent: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    def teacher_features(self, latent: Tensor, names: Iterable[str], noise: Video | None = None) -> dict[str, Tensor]:
         """Return the outputs `(B, c, T, H, W)` of layers of the teacher's decoder, in the order in which they end.
 
         Of a single latent frame, only layers that are called once are returned.
@@ -118,10 +128,14 @@ class TeacherFeatures(nn.Module):
         Args:
             latent: `(B, C, t, h, w)`.
             names: Of the layers, inside the decoder.
+            noise: What a teacher that generates starts from; by default that of its `sampler`.
         """
         teacher = self.teacher.module
         with _recorded_outputs(_decoder_of(teacher), names) as outputs:
-            teacher.decode(latent)
+            if generates(teacher):
+                teacher.decode(latent, noise)
+            else:
+                teacher.decode(latent)
         features: dict[str, Tensor] = {}
         for name, chunks in outputs.items():
             if latent.shape[2] == 1 and len(chunks) > 1:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from telecine.base.frozen import Frozen
-from telecine.base.randomness import Generators, randn
+from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
-from telecine.tools.distill.teacher import generates, load_teacher
+from telecine.tools.distill.teacher import draws_noise, load_teacher
 
 
 class TeacherReconstruction(nn.Module):
@@ -37,9 +37,8 @@ class TeacherReconstruction(nn.Module):
         """
         teacher = self.teacher.module
         with torch.no_grad():
-            if generates(teacher):
-                noise = randn(reconstruction.shape, generator=generator, device=latent.device)
-                target = teacher.decode(latent, noise)
+            if draws_noise(teacher):
+                target = teacher.decode(latent, generator=generator)
             else:
                 target = teacher.decode(latent)
         return l1(reconstruction=reconstruction, target=target, weight=weight)

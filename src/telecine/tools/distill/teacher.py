@@ -2,7 +2,7 @@
 
 from typing import TypeGuard
 
-from telecine.models import VideoAutoencoder, load_autoencoder
+from telecine.models import LatentAutoencoder, VideoAutoencoder, load_autoencoder
 from telecine.models.causal import CausalAutoencoder
 
 
@@ -12,6 +12,11 @@ def load_teacher(name: str, decode_steps: int = 1) -> VideoAutoencoder:
     if generates(teacher):
         teacher.set_decoding(steps=decode_steps)
     return teacher
+
+
+def draws_noise(teacher: VideoAutoencoder) -> TypeGuard[LatentAutoencoder]:
+    """Return whether a teacher's decoder has a `sampler`, and so draws the noise that it decodes with."""
+    return isinstance(teacher, LatentAutoencoder) and teacher.sampler is not None
 
 
 def generates(teacher: VideoAutoencoder) -> TypeGuard[CausalAutoencoder]:

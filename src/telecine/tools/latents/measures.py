@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
+from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.evaluation.latent_measures import (
     EPSILON,
@@ -36,6 +37,7 @@ _IN_SPACE = (3, 4)  # axes of a latent `(B, C, t, h, w)`
 _IN_TIME = (2,)
 
 
+@tf32(False)
 def measure_latent_spaces(
     models: Sequence[str | Path | nn.Module],
     config: LatentsConfig,
